@@ -1,0 +1,72 @@
+"""Perceiver IO: declare what goes in and what must come out; get one model that reads it, thinks, and writes it.
+
+Public names, in the order of the dataflow.
+"""
+
+from perceivers.core.attention import Mask
+from perceivers.core.interfaces import Coordinates, Indices, Points, Queries
+from perceivers.core.perceiver import (
+    Config,
+    DecoderConfig,
+    EncoderConfig,
+    LatentsConfig,
+    PerceiverIO,
+    ProcessorConfig,
+    Resampler,
+)
+from perceivers.core.positions import Fourier, Learned
+from perceivers.core.reading import Encoded
+from perceivers.core.tokens import Segment, Tokens
+from perceivers.modalities import (
+    Audio,
+    Flow,
+    FramePair,
+    Image,
+    Label,
+    Labels,
+    Numbers,
+    PointSet,
+    Records,
+    Series,
+    Text,
+    Vectors,
+    Video,
+)
+from perceivers.modalities.fields import Category, Number
+from perceivers.schema import Schema
+
+__all__ = [
+    "Audio",
+    "Category",
+    "Config",
+    "Coordinates",
+    "DecoderConfig",
+    "Encoded",
+    "EncoderConfig",
+    "Flow",
+    "Fourier",
+    "FramePair",
+    "Image",
+    "Indices",
+    "Label",
+    "Labels",
+    "LatentsConfig",
+    "Learned",
+    "Mask",
+    "Number",
+    "Numbers",
+    "PerceiverIO",
+    "PointSet",
+    "Points",
+    "ProcessorConfig",
+    "Queries",
+    "Records",
+    "Resampler",
+    "Schema",
+    "Segment",
+    "Series",
+    "Text",
+    "Tokens",
+    "Vectors",
+    "Video",
+]

@@ -1,0 +1,25 @@
+"""The command `perceivers`: a verb and its arguments. Wrong input gets one line and exit code 2."""
+
+import sys
+
+import tyro
+
+USER_ERROR = 2
+
+
+def main() -> None:
+    """Run the verb on the command line."""
+    # Imported here, so that a broken installation is an error with a message too.
+    from perceivers.cli.verbs import VERBS
+
+    try:
+        tyro.extras.subcommand_cli_from_dict(VERBS, prog="perceivers", description=__doc__)
+    except ValueError as error:
+        print(f"perceivers: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

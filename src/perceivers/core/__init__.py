@@ -1,0 +1,1 @@
+"""The architecture: arrays in, arrays out. Start with perceiver.py."""

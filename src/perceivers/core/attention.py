@@ -1,0 +1,204 @@
+"""Attention and the two blocks made of it, dense: all weights of a block at once. The oracle of every other order.
+
+Letters: B batch, T queries, S keys, H heads. A batch of 1 stands for "the same for every sample".
+Source: `Attention`, `CrossAttention`, `SelfAttention`, `MLP` of the official perceiver.py.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.core.initialisers import attention_linear
+
+LAYER_NORM_EPSILON = 1e-5
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # jax.nn.gelu's default, so all released models
+    "gelu_erf": F.gelu,  # what ports to PyTorch use; differs by at most 5e-4
+}
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What attention blocks have in common, wherever they stand."""
+
+    num_heads: int = 1
+    """Attention heads; must divide the widths of queries-and-keys and of values."""
+    qk_channels: int | None = None
+    """Width of queries and keys; None: that of what is attended to."""
+    v_channels: int | None = None
+    """Width of values; None: that of queries and keys."""
+    widening_factor: int = 1
+    """Hidden width of the MLP over its width."""
+    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+    """Activation of the MLP; the released models were trained with tanh GELU."""
+    dropout: float = 0.0
+    """Dropout after attention and after the MLP, in training."""
+    attention_dropout: float = 0.0
+    """Dropout of the attention weights, in training."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Who may attend to whom, True where valid: a rule by keys, by queries, by pairs, or several of them together."""
+
+    keys: Bool[Tensor, "#b s"] | None = None
+    """Keys that exist."""
+    queries: Bool[Tensor, "#b t"] | None = None
+    """Queries that exist; the others get the result of attending to nothing."""
+    pairs: Bool[Tensor, "#b t s"] | None = None
+    """Any relation of queries and keys."""
+
+    def scores(self) -> Bool[Tensor, "#b 1 #t s"] | None:
+        """Valid scores, broadcastable over heads (and queries where they do not matter); None: all."""
+        keys = None if self.keys is None else rearrange(self.keys, "b s -> b 1 1 s")
+        pairs = None if self.pairs is None else rearrange(self.pairs, "b t s -> b 1 t s")
+        if keys is None or pairs is None:
+            return pairs if keys is None else keys
+        return keys & pairs
+
+    def dead(self) -> Bool[Tensor, "#b 1 #t 1"] | None:
+        """Queries without one valid key, or that do not exist; None: none are."""
+        scores = self.scores()
+        dead = None if scores is None else ~scores.any(dim=-1, keepdim=True)
+        if self.queries is None:
+            return dead
+        absent = ~rearrange(self.queries, "b t -> b 1 t 1")
+        return absent if dead is None else absent | dead
+
+
+def attention_weights(
+    q: Float[Tensor, "b h t d"], k: Float[Tensor, "b h s d"], mask: Mask | None = None
+) -> Float[Tensor, "b h t s"]:
+    """softmax(q k' / sqrt(d)) over valid keys; 0 for dead queries. Statistics in at least float32."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+    valid, dead = (None, None) if mask is None else (mask.scores(), mask.dead())
+    if valid is not None:
+        scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    return weights if dead is None else weights.masked_fill(dead, 0)
+
+
+def attend(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s e"],
+    mask: Mask | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "b h t e"]:
+    """Weighted sums of values; exactly 0 for a query that has nothing to attend to (official `attend`)."""
+    if q.shape[-1] != v.shape[-1] or k.shape[-2] == 0:  # no fused kernel takes these
+        return F.dropout(attention_weights(q, k, mask), dropout) @ v
+    valid, dead = (None, None) if mask is None else (mask.scores(), mask.dead())
+    if valid is not None and dead is not None:
+        valid = valid | dead  # some kernels give NaN for a softmax over nothing
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=valid, dropout_p=dropout)
+    return attended if dead is None else attended.masked_fill(dead, 0)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries [B, T, F] to tokens [B, S, C], back in the queries' width."""
+
+    def __init__(self, query_channels: int, token_channels: int, config: BlockConfig) -> None:
+        super().__init__()
+        qk_channels = config.qk_channels or token_channels
+        v_channels = config.v_channels or qk_channels
+        for name, width in (("qk_channels", qk_channels), ("v_channels", v_channels)):
+            if width % config.num_heads:
+                raise ValueError(f"{name} = {width} is not a multiple of num_heads = {config.num_heads}")
+        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.query = attention_linear(query_channels, qk_channels)
+        self.key = attention_linear(token_channels, qk_channels)
+        self.value = attention_linear(token_channels, v_channels)
+        self.output = attention_linear(v_channels, query_channels)
+
+    def forward(
+        self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
+    ) -> Float[Tensor, "b t f"]:
+        """Attend; a batch of 1 on either side serves the whole batch of the other."""
+        q, k = self.queries_and_keys(queries, tokens)
+        v = self._heads(self.value(tokens)).expand(len(q), -1, -1, -1)
+        attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.output(rearrange(attended, "b h t d -> b t (h d)"))
+
+    def queries_and_keys(
+        self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"]
+    ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"]]:
+        """What the weights are computed from, split into heads."""
+        q, k = self._heads(self.query(queries)), self._heads(self.key(tokens))
+        batch = max(len(q), len(k))
+        return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1)
+
+    def _heads(self, x: Float[Tensor, "b t hd"]) -> Float[Tensor, "b h t d"]:
+        return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
+
+
+class MLP(nn.Module):
+    """Two linear maps with an activation between."""
+
+    def __init__(self, channels: int, config: BlockConfig) -> None:
+        super().__init__()
+        self.hidden = attention_linear(channels, config.widening_factor * channels)
+        self.output = attention_linear(config.widening_factor * channels, channels)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        """Same shape."""
+        return self.dropout(self.output(self.activation(self.hidden(x))))
+
+
+class CrossAttention(nn.Module):
+    """Queries take from tokens: attention, then an MLP, each behind a layer norm."""
+
+    def __init__(self, query_channels: int, token_channels: int, config: BlockConfig, query_residual: bool) -> None:
+        super().__init__()
+        self.query_residual = query_residual
+        self.query_norm = nn.LayerNorm(query_channels, eps=LAYER_NORM_EPSILON)
+        self.token_norm = nn.LayerNorm(token_channels, eps=LAYER_NORM_EPSILON)
+        self.attention = Attention(query_channels, token_channels, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.mlp_norm = nn.LayerNorm(query_channels, eps=LAYER_NORM_EPSILON)
+        self.mlp = MLP(query_channels, config)
+
+    def forward(
+        self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
+    ) -> Float[Tensor, "b t f"]:
+        """Updated queries. The residual adds the queries as they came, not their norm."""
+        x = self.dropout(self.attention(self.query_norm(queries), self.token_norm(tokens), mask))
+        x = queries + x if self.query_residual else x
+        return x + self.mlp(self.mlp_norm(x))
+
+    def weights(
+        self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
+    ) -> Float[Tensor, "b h t s"]:
+        """The attention map of this block: how much each query takes from each token."""
+        return attention_weights(
+            *self.attention.queries_and_keys(self.query_norm(queries), self.token_norm(tokens)), mask
+        )
+
+
+class SelfAttention(nn.Module):
+    """Latents take from one another; one layer norm feeds queries, keys and values."""
+
+    def __init__(self, channels: int, config: BlockConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPSILON)
+        self.attention = Attention(channels, channels, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.mlp_norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPSILON)
+        self.mlp = MLP(channels, config)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Updated latents."""
+        normed = self.norm(x)
+        x = x + self.dropout(self.attention(normed, normed))
+        return x + self.mlp(self.mlp_norm(x))

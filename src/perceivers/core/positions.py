@@ -1,0 +1,255 @@
+"""Where a token is: Fourier features or learned vectors, on any grid and at any coordinates.
+
+Coordinates here run from -1 to 1 along each axis; the axes come in the order of the array (row, then column).
+Source: the official position_encoding.py.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from perceivers.core.initialisers import plain_linear, trained_vector
+
+CoordinateRule = Literal["inclusive", "exclusive"]
+
+
+@dataclass(frozen=True)
+class Fourier:
+    """Sines and cosines of each coordinate, at frequencies from 1 to half the resolution, beside the coordinates."""
+
+    num_bands: int = 32
+    """Frequencies of each axis."""
+    max_resolution: int | tuple[int, ...] | None = None
+    """Samples along each axis that the highest frequency can tell apart; None: the size of the grid."""
+    sine_only: bool = False
+    """Leave the cosines out."""
+    with_coordinates: bool = True
+    """Begin with the coordinates themselves."""
+    project: int | None = None
+    """Width of a linear map of the features; None: no map."""
+    num_residual_layers: int = 0
+    """Residual linear layers after that, ReLU between them (official `n_extra_pos_mlp`)."""
+    kind: Literal["fourier"] = "fourier"
+    """Name in files."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One trained vector for each place of a grid; interpolated linearly at other places and on other grids."""
+
+    channels: int = 64
+    """Width of the vectors."""
+    project: int | None = None
+    """Width of a linear map of the vectors; None: no map."""
+    num_residual_layers: int = 0
+    """Residual linear layers after that, ReLU between them (official `n_extra_pos_mlp`)."""
+    kind: Literal["learned"] = "learned"
+    """Name in files."""
+
+
+PositionConfig = Fourier | Learned
+
+
+def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:
+    """Coordinates from places counted along an axis of `span` places, 0 to span - 1, fractions allowed.
+
+    "inclusive": from -1 to 1 with both ends. "exclusive": without the upper one (official rule for subsampled points).
+    """
+    return -1 + 2 * place / (max(span - 1, 1) if rule == "inclusive" else span)
+
+
+@dataclass(frozen=True)
+class GridPlaces:
+    """The places of a grid and their coordinates along each axis."""
+
+    size: tuple[int, ...]
+    """Places along each axis."""
+    span: tuple[int, ...] | None = None
+    """How many places reach from -1 to 1; None: all of them, whatever the size."""
+    rule: CoordinateRule = "inclusive"
+    """Whether both ends belong to it."""
+    device: torch.device | None = None
+    """Where coordinates are made."""
+
+    def axes(self) -> list[Float[Tensor, " n"]]:
+        """Coordinates of the places along each axis."""
+        # Phases reach 5e4 radians for audio: float64 where there is one. A table of an axis is small.
+        dtype = torch.float32 if self.device is not None and self.device.type == "mps" else torch.float64
+        spans = self.span or self.size
+        places = [torch.arange(n, device=self.device, dtype=dtype) for n in self.size]
+        return [to_unit(place, span, self.rule) for place, span in zip(places, spans, strict=True)]
+
+    def coordinates(self) -> Float[Tensor, "m axes"]:
+        """Coordinates of every place, row-major."""
+        return torch.stack(torch.meshgrid(*self.axes(), indexing="ij"), dim=-1).flatten(0, -2)
+
+
+@dataclass(frozen=True)
+class AxisTables:
+    """Position features on a grid [n_1, ..., n_d], each a function of one axis alone: a table for each axis."""
+
+    tables: tuple[Float[Tensor, "_ _"], ...]
+    """Features of the places along each axis."""
+    channels: tuple[tuple[int, ...], ...]
+    """Which of the features each table holds."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Size of the grid."""
+        return tuple(len(table) for table in self.tables)
+
+    @property
+    def num_channels(self) -> int:
+        """Width of the features, P."""
+        return sum(map(len, self.channels))
+
+    def dense(self, dtype: torch.dtype) -> Float[Tensor, "m p"]:
+        """Features of every place, row-major."""
+        features = torch.empty(*self.grid, self.num_channels, dtype=dtype, device=self.tables[0].device)
+        for axis, (table, channels) in enumerate(zip(self.tables, self.channels, strict=True)):
+            shape = [1] * len(self.tables)
+            shape[axis] = len(table)
+            features[..., list(channels)] = table.to(dtype).view(*shape, -1).expand(*self.grid, -1)
+        return features.flatten(0, -2)
+
+    def rows(self, index: Int[Tensor, "*b o"]) -> Float[Tensor, "*b o p"]:
+        """Features of some places, counted row-major."""
+        features = self.tables[0].new_empty(*index.shape, self.num_channels)
+        places = torch.unravel_index(index, self.grid)
+        for place, table, channels in zip(places, self.tables, self.channels, strict=True):
+            features[..., list(channels)] = table[place]
+        return features
+
+
+PositionFeatures = AxisTables | Tensor
+"""Features of places: tables of a grid's axes, or an array [M, P] or [B, M, P]."""
+
+
+def fourier_features(
+    coordinates: Float[Tensor, "*b axes"], max_resolution: Sequence[int], config: Fourier
+) -> Float[Tensor, "*b p"]:
+    """[coordinates, sines by axis then band, cosines likewise] (official `generate_fourier_features`)."""
+    bands = [
+        torch.linspace(1.0, resolution / 2, config.num_bands, dtype=coordinates.dtype, device=coordinates.device)
+        for resolution in max_resolution
+    ]
+    phases = math.pi * torch.cat([coordinates[..., [axis]] * band for axis, band in enumerate(bands)], dim=-1)
+    parts = [coordinates] if config.with_coordinates else []
+    parts += [phases.sin()] if config.sine_only else [phases.sin(), phases.cos()]
+    return torch.cat(parts, dim=-1)
+
+
+class FourierPositions(nn.Module):
+    """Fourier features of `axes` coordinates; no parameters."""
+
+    def __init__(self, axes: int, grid: Sequence[int] | None, config: Fourier) -> None:
+        super().__init__()
+        resolution = grid if config.max_resolution is None else config.max_resolution
+        if resolution is None:
+            raise ValueError("Fourier positions without a grid need max_resolution, e.g. Fourier(max_resolution=64)")
+        self.max_resolution = (resolution,) * axes if isinstance(resolution, int) else tuple(resolution)
+        if len(self.max_resolution) != axes:
+            raise ValueError(f"max_resolution {self.max_resolution} must have one number for each of {axes} axes")
+        self.config, self.axes = config, axes
+        self.channels = axes * ((1 if config.sine_only else 2) * config.num_bands + config.with_coordinates)
+
+    def on_grid(self, places: GridPlaces) -> AxisTables:
+        """Features of a grid, a table for each axis."""
+        tables = [
+            fourier_features(axis[:, None], [resolution], self.config)
+            for axis, resolution in zip(places.axes(), self.max_resolution, strict=True)
+        ]
+        return AxisTables(tuple(tables), tuple(self._channels_of(axis) for axis in range(self.axes)))
+
+    def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
+        """Features at any coordinates; computed in at least float32."""
+        precise = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
+        return fourier_features(precise, self.max_resolution, self.config)
+
+    def _channels_of(self, axis: int) -> tuple[int, ...]:
+        bands, first = self.config.num_bands, self.axes * self.config.with_coordinates
+        blocks = range(1 if self.config.sine_only else 2)
+        starts = [first + (block * self.axes + axis) * bands for block in blocks]
+        waves = itertools.chain.from_iterable(range(start, start + bands) for start in starts)
+        return (*((axis,) if self.config.with_coordinates else ()), *waves)
+
+
+class LearnedPositions(nn.Module):
+    """A trained vector for each place of a grid (official `TrainablePositionEncoding`)."""
+
+    def __init__(self, grid: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.grid, self.channels = tuple(grid), channels
+        self.table = trained_vector(math.prod(grid), channels)
+
+    def on_grid(self, places: GridPlaces) -> Tensor:
+        """Vectors [M, P] of a grid: the trained ones on their own grid, interpolated on another."""
+        return self.table if places.size == self.grid else self.at(replace(places, rule="inclusive").coordinates())
+
+    def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
+        """Linear interpolation between the 2^d trained vectors around each place; constant outside the grid."""
+        coordinates = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
+        sizes = torch.tensor(self.grid, device=coordinates.device)
+        places = ((coordinates + 1) / 2 * (sizes - 1)).clamp(min=torch.zeros_like(sizes), max=sizes - 1)
+        low = places.floor().long()
+        fraction = (places - low).to(self.table.dtype)
+        result = torch.zeros(*coordinates.shape[:-1], self.channels, dtype=self.table.dtype, device=self.table.device)
+        for corner in itertools.product((0, 1), repeat=len(self.grid)):
+            step = torch.tensor(corner, device=coordinates.device)
+            weight = torch.where(step == 1, fraction, 1 - fraction).prod(dim=-1, keepdim=True)
+            neighbour = torch.minimum(low + step, sizes - 1)
+            result = result + weight * self.table[_ravel(neighbour, self.grid)]
+        return result
+
+
+class Positions(nn.Module):
+    """Position features as configured: Fourier or learned, then perhaps projected and refined."""
+
+    def __init__(self, axes: int, grid: Sequence[int] | None, config: PositionConfig) -> None:
+        super().__init__()
+        self.source: FourierPositions | LearnedPositions
+        if isinstance(config, Fourier):
+            self.source = FourierPositions(axes, grid, config)
+        elif grid is None:
+            raise ValueError("learned positions need a grid; values at free coordinates take Fourier positions")
+        else:
+            self.source = LearnedPositions(grid, config.channels)
+        self.channels = config.project or self.source.channels
+        self.projection = plain_linear(self.source.channels, config.project) if config.project else None
+        self.residual_layers = nn.ModuleList(
+            plain_linear(self.channels, self.channels) for _ in range(config.num_residual_layers)
+        )
+
+    def on_grid(self, places: GridPlaces) -> PositionFeatures:
+        """Features of a whole grid, kept as tables of its axes where they are functions of one axis each."""
+        return self._refine(self.source.on_grid(places))
+
+    def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
+        """Features at any coordinates."""
+        features = self._refine(self.source.at(coordinates))
+        assert isinstance(features, Tensor)
+        return features
+
+    def _refine(self, features: PositionFeatures) -> PositionFeatures:
+        if self.projection is None and not self.residual_layers:
+            return features
+        dtype = next(self.parameters()).dtype
+        x = features.dense(dtype) if isinstance(features, AxisTables) else features.to(dtype)
+        x = x if self.projection is None else self.projection(x)
+        for number, layer in enumerate(self.residual_layers):
+            x = x.relu() if number else x
+            x = x + layer(x)
+        return x
+
+
+def _ravel(places: Int[Tensor, "*b axes"], grid: Sequence[int]) -> Int[Tensor, "*b"]:
+    index = torch.zeros_like(places[..., 0])
+    for axis, size in enumerate(grid):
+        index = index * size + places[..., axis]
+    return index

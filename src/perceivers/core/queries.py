@@ -1,0 +1,133 @@
+"""The ways to ask: trained queries, positions, the tokens of an input, the caller's own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from perceivers.core.initialisers import trained_vector
+from perceivers.core.interfaces import Coordinates, Indices, OutputQuery, Points, Queries
+from perceivers.core.positions import CoordinateRule, GridPlaces, PositionConfig, Positions, to_unit
+from perceivers.core.reading import Encoded
+from perceivers.core.tokens import Segment
+
+
+class LearnedQuery(OutputQuery):
+    """A trained vector for each of a fixed number of queries (official `ClassificationDecoder`)."""
+
+    def __init__(self, num_queries: int, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.table = trained_vector(num_queries, channels)
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """All of them, or those at Indices."""
+        return at_points(Segment(content=self.table[None]), points)
+
+
+class PositionQuery(OutputQuery):
+    """Positions of a grid: all of it, some of its places, or any place in between."""
+
+    def __init__(self, grid: Sequence[int], config: PositionConfig, rule: CoordinateRule = "inclusive") -> None:
+        super().__init__()
+        self.grid, self.rule = tuple(grid), rule
+        self.positions = Positions(len(self.grid), self.grid, config)
+        self.channels = self.positions.channels
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """Coordinates count places of the grid along each axis, from 0, fractions allowed."""
+        if isinstance(points, Coordinates):
+            unit = [to_unit(x, n, self.rule) for x, n in zip(points.coordinates.unbind(-1), self.grid, strict=True)]
+            return Segment(positions=self.positions.at(torch.stack(unit, dim=-1)), mask=points.mask)
+        positions = self.positions.on_grid(GridPlaces(self.grid, rule=self.rule, device=encoded.latents.device))
+        return at_points(Segment(positions=positions, grid=self.grid), points)
+
+
+class CoordinateQuery(OutputQuery):
+    """Positions of free coordinates; it must be told which."""
+
+    def __init__(self, axes: int, config: PositionConfig, to_unit: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.positions = Positions(axes, None, config)
+        self.channels = self.positions.channels
+        self.to_unit = to_unit
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """`to_unit` brings the data's coordinates to -1 to 1."""
+        if not isinstance(points, Coordinates):
+            raise ValueError("values at free coordinates have no whole: ask with points={name: Coordinates(...)}")
+        return Segment(positions=self.positions.at(self.to_unit(points.coordinates)), mask=points.mask)
+
+
+class InputQuery(OutputQuery):
+    """The tokens of an input, features and positions (official `FlowDecoder`)."""
+
+    def __init__(self, source: str, channels: int) -> None:
+        super().__init__()
+        self.source, self.channels = source, channels
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """One query for each token of the input, or those at Indices."""
+        if self.source is None or self.source not in encoded.sources:
+            raise ValueError(f"this output asks with input {self.source!r}, which was not given")
+        return at_points(encoded.sources[self.source], points)
+
+
+class GivenQuery(OutputQuery):
+    """Queries that the caller brings."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """Only Queries."""
+        if not isinstance(points, Queries):
+            raise ValueError("this output has no queries of its own: ask with points={name: Queries(...)}")
+        if points.queries.shape[-1] != self.channels:
+            raise ValueError(f"queries have {points.queries.shape[-1]} channels, expected {self.channels}")
+        return Segment(content=_batched(points.queries), mask=points.mask)
+
+
+class NoQuery(OutputQuery):
+    """One row that asks nothing, of no width, for decoders that need no queries."""
+
+    channels = 0
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """Nothing to choose."""
+        return at_points(Segment(content=encoded.latents.new_empty(1, 1, 0)), points)
+
+
+def no_query(name: str, query: OutputQuery) -> OutputQuery:
+    """In place of the query of an output of one row; ValueError for any other output."""
+    if not isinstance(query, LearnedQuery) or len(query.table) != 1:
+        raise ValueError(f"decoder.kind: average writes one row; output {name!r} has more, so it needs kind: query")
+    return NoQuery()
+
+
+def at_points(segment: Segment, points: Points | None) -> Segment:
+    """All of a segment's queries, or those at Indices; ValueError for other points."""
+    if points is None:
+        return segment
+    if not isinstance(points, Indices):
+        raise ValueError(f"this output can be asked at Indices only, not at {type(points).__name__}")
+    _check_places(points.index, segment.num_tokens)
+    rows = segment.rows(points.index)
+    if points.mask is None:
+        return rows
+    return replace(rows, mask=points.mask if rows.mask is None else rows.mask & points.mask)
+
+
+def _check_places(index: Int[Tensor, "*b o"], count: int) -> None:
+    if torch.compiler.is_compiling() or not index.numel():
+        return
+    low, high = (int(place) for place in index.aminmax())
+    if low < 0 or high >= count:
+        raise ValueError(f"index {low if low < 0 else high} is outside the {count} places of this output, from 0")
+
+
+def _batched(x: Float[Tensor, "*b o f"]) -> Float[Tensor, "b o f"]:
+    return x if x.ndim == 3 else x[None]

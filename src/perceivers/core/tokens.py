@@ -1,0 +1,134 @@
+"""Tokens: what the encoder reads and the decoder is asked with. They know how they are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from perceivers.core.positions import AxisTables, PositionFeatures
+
+
+@dataclass(frozen=True)
+class Segment:
+    """M tokens of one source: content, beside or plus position features, beside a constant. At least one of the three.
+
+    A batch of 1 (or positions without a batch) stands for "the same for every sample".
+    """
+
+    content: Float[Tensor, "#b m c"] | None = None
+    """What is there."""
+    positions: PositionFeatures | None = None
+    """Where it is."""
+    positions_added: bool = False
+    """Positions are added to the content instead of standing behind it."""
+    constant: Float[Tensor, " k"] | None = None
+    """The same for every token: padding to a common width."""
+    mask: Bool[Tensor, "#b m"] | None = None
+    """True where the token exists; None: all do."""
+    grid: tuple[int, ...] | None = None
+    """The grid that the M tokens form, row-major; None: they form none."""
+    stand_in: Float[Tensor, " width"] | None = None
+    """Mask token: what a hidden token is replaced with, in the full width."""
+    hidden: Bool[Tensor, "#b m"] | None = None
+    """True where the mask token replaces the token."""
+
+    @property
+    def num_tokens(self) -> int:
+        """M."""
+        if self.content is not None:
+            return self.content.shape[1]
+        assert self.positions is not None
+        if isinstance(self.positions, Tensor):
+            return self.positions.shape[-2]
+        return int(torch.Size(self.positions.grid).numel())
+
+    def dense(self, dtype: torch.dtype) -> Float[Tensor, "b m width"]:
+        """The array of tokens."""
+        content = None if self.content is None else self.content.to(dtype)
+        positions = self._positions(dtype)
+        if content is not None and positions is not None and self.positions_added:
+            parts = [content + positions]
+        else:
+            parts = [part for part in (content, positions) if part is not None]
+        if self.constant is not None:
+            parts.append(self.constant.to(dtype).expand(1, self.num_tokens, -1))
+        x = _join(parts, dim=-1)
+        if self.hidden is None:
+            return x
+        assert self.stand_in is not None
+        return torch.where(self.hidden[..., None], self.stand_in.to(dtype), x)
+
+    def rows(self, index: Int[Tensor, "*b o"]) -> "Segment":
+        """Some of the tokens, counted row-major; indices shared by the batch or of each sample."""
+        index = index if index.ndim == 2 else index[None]
+
+        def take(x: Tensor) -> Tensor:
+            batch = max(len(x), len(index))
+            rows = index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(batch, -1, *x.shape[2:])
+            return x.expand(batch, *x.shape[1:]).gather(1, rows)
+
+        positions = self.positions
+        if isinstance(positions, AxisTables):
+            positions = positions.rows(index)
+        elif positions is not None:
+            positions = take(positions if positions.ndim == 3 else positions[None])
+        return replace(
+            self,
+            content=None if self.content is None else take(self.content),
+            positions=positions,
+            mask=None if self.mask is None else take(self.mask),
+            hidden=None if self.hidden is None else take(self.hidden),
+            grid=None,
+        )
+
+    def _positions(self, dtype: torch.dtype) -> Tensor | None:
+        if self.positions is None:
+            return None
+        dense = self.positions.dense(dtype) if isinstance(self.positions, AxisTables) else self.positions.to(dtype)
+        return dense if dense.ndim == 3 else dense[None]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Segments of one width, one behind the other, by name."""
+
+    segments: Mapping[str, Segment] = field(default_factory=dict)
+
+    def dense(self, dtype: torch.dtype) -> Float[Tensor, "b m c"]:
+        """The array of all tokens."""
+        if not self.segments:
+            raise ValueError("no tokens: at least one input or output is needed")
+        return _join([segment.dense(dtype) for segment in self.segments.values()], dim=1)
+
+    def mask(self) -> Bool[Tensor, "b m"] | None:
+        """True where a token exists; None: all do."""
+        if all(segment.mask is None for segment in self.segments.values()):
+            return None
+        device = next(segment.mask.device for segment in self.segments.values() if segment.mask is not None)
+        masks = [
+            torch.ones(1, segment.num_tokens, dtype=torch.bool, device=device) if segment.mask is None else segment.mask
+            for segment in self.segments.values()
+        ]
+        return _join(masks, dim=1)
+
+    def split(self, x: Tensor, dim: int = 1) -> dict[str, Tensor]:
+        """Cut an array along its axis of tokens into the segments, by name."""
+        sizes = [segment.num_tokens for segment in self.segments.values()]
+        return dict(zip(self.segments, x.split(sizes, dim), strict=True))
+
+
+def as_tokens(x: Tokens | Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None = None) -> Tokens:
+    """A plain array [B, M, C], with a mask True where a token exists, is a valid Tokens."""
+    return x if isinstance(x, Tokens) else Tokens({"tokens": Segment(content=blank_where_absent(x, mask), mask=mask)})
+
+
+def blank_where_absent(x: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b m c"]:
+    """0 where there is no token: NaN in padding would spread even through a weight of 0."""
+    return x if mask is None else torch.where(mask[..., None], x, torch.zeros_like(x))
+
+
+def _join(parts: list[Tensor], dim: int) -> Tensor:
+    batch = max(len(part) for part in parts)
+    return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], dim) if len(parts) > 1 else parts[0]

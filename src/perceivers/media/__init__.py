@@ -1,0 +1,1 @@
+"""Files to raw arrays and back, and how to look at them."""

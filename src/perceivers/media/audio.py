@@ -1,0 +1,116 @@
+"""Sound: files to float32 [n, channels] and back, rate and channels changed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perceivers.media.image import library, one_line, regular_file, whole_file
+from perceivers.media.video import MAX_VALUES, RATES, check_sound, read_sound, sound_within
+
+# The kinds that libsndfile reads here; all others, MP3 too, are decoded by FFmpeg in a process of its own.
+_PLAIN = re.compile(rb"RIFF....WAVE|RF64....WAVE|riff\x2e\x91\xcf\x11|FORM....AIF[FC]|\.snd|caff|fLaC|OggS", re.DOTALL)
+
+# libsndfile reads what is there of a file cut short, and says so only in its log: "data : 120000 (should be 59978)".
+_SHORTENED = re.compile(r"^\s*(data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+# A program that writes to a pipe does not know the size when it writes the header, and puts one of these.
+_UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)
+
+_BLOCK = 1 << 16
+
+
+def read_audio(path: Path | str, max_values: int = MAX_VALUES) -> tuple[np.ndarray, int]:
+    """float32 [n, channels] from -1 to 1, and samples a second, of a sound file or of the sound of a film.
+
+    WAV, AIFF, AU, CAF, FLAC and Ogg through libsndfile; MP3, M4A, AAC and films through FFmpeg. `max_values` counts
+    all channels. Values beyond -1 and 1, which lossy codecs make, are clipped.
+    """
+    path = regular_file(path)
+    with path.open("rb", buffering=0) as file:
+        if not _PLAIN.match(file.read(12)):
+            return read_sound(path, max_values)
+        file.seek(0)
+        soundfile = library("soundfile")
+        try:
+            # By descriptor: a name could end in .raw, or not be UTF-8.
+            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                return _samples(sound, max_values), sound.samplerate
+        except (soundfile.SoundFileError, ValueError) as error:
+            raise ValueError(f"{path}: {_complaint(error)}") from None
+
+
+def write_audio(path: Path | str, samples: np.ndarray, rate: int) -> Path:
+    """Write float [n, channels] from -1 to 1 as a .wav of 16 bits; values beyond are clipped."""
+    path = Path(path)
+    if path.suffix.lower() != ".wav":
+        raise ValueError(f"{path}: sound is written as .wav")
+    _check_samples(samples)
+    try:
+        check_sound(samples.shape[1], rate)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if samples.size * 2 >= 1 << 32:
+        raise ValueError(f"{path}: {samples.size:,} samples of all channels, a .wav holds fewer than {1 << 31:,}")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path}: samples that are not finite")
+    values = np.rint(samples * np.float32(1 << 15)).clip(-(1 << 15), (1 << 15) - 1).astype(np.int16)
+    soundfile = library("soundfile")
+    with whole_file(path) as fresh:
+        try:
+            soundfile.write(fresh, values, rate, subtype="PCM_16", format="WAV")
+        except soundfile.SoundFileError as error:
+            raise ValueError(f"{path}: cannot be written: {one_line(error)}") from None
+    return path
+
+
+def to_rate(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """float32 [n, channels] at `rate` Hz as [round(n * wanted / rate), channels] at `wanted` Hz, band-limited."""
+    _check_samples(samples)
+    for value in (rate, wanted):
+        if not RATES[0] <= value <= RATES[1]:
+            raise ValueError(f"{value} Hz, expected {RATES[0]} to {RATES[1]}")
+    if rate == wanted:
+        return samples.astype(np.float32)
+    return library("soxr").resample(samples.astype(np.float32), rate, wanted)
+
+
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """[n, channels] to float32 [n, 1]: the mean of all channels, whatever they are.
+
+    It needs no knowledge of which channel is which and never leaves -1 to 1. Of 5.1 sound the bass channel counts as
+    one of six, and speech, mostly in the centre, comes out weaker than a film player's mix would make it.
+    """
+    _check_samples(samples)
+    return samples.mean(axis=1, dtype=np.float32, keepdims=True)
+
+
+def _samples(sound: Any, max_values: int) -> np.ndarray:
+    """All of an open SoundFile; ValueError if that is less than it declares."""
+    check_sound(sound.channels, sound.samplerate)
+    for name, declared, found in _SHORTENED.findall(sound.extra_info):
+        # Sizes of whole files, unlike those of the sound in them, are often off by a header.
+        slack = 16 if name.lower().startswith("riff") else 0
+        if int(declared) - int(found) > slack and int(declared) not in _UNKNOWN_SIZES:
+            raise ValueError(f"cut short: declares {declared} bytes of sound, holds {found}")
+    blocks, count = [], 0
+    while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block)
+        count += len(block)
+        if count * sound.channels > max_values:
+            raise ValueError(f"more than {max_values:,} samples of all channels")
+    if count == 0:
+        raise ValueError("holds no sound")
+    if count < sound.frames:
+        raise ValueError(f"cut short or damaged: {count} samples of {sound.frames}")
+    return sound_within(np.concatenate(blocks))
+
+
+def _check_samples(samples: np.ndarray) -> None:
+    if samples.ndim != 2 or 0 in samples.shape or not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(f"samples {samples.dtype} {samples.shape}, expected float (n, channels)")
+
+
+def _complaint(error: Exception) -> str:
+    """What libsndfile says, without the file's descriptor."""
+    return re.sub(r"^Error opening .*?: |^Error : ", "damaged, or not sound that is read here: ", one_line(error))

@@ -1,0 +1,371 @@
+"""Pictures: files to uint8 [H, W, 3] and back; sizes and the crop of evaluation. What all of `media` needs of files."""
+
+import math
+import os
+import stat
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+# Never all that Pillow knows: EPS runs Ghostscript; FITS, PDF, JPEG 2000 and others have been bombs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""Kinds of files that `read_image` reads, told by their content, not by their name."""
+
+MAX_PIXELS = 50_000_000
+"""Height times width that readers accept unless told otherwise."""
+
+_WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+_SETTINGS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4}
+_PNG_COLOURS = {channels: colour for colour, channels in _PNG_CHANNELS.items()}
+# First row, first column, step of rows, step of columns of the seven passes of an interlaced PNG.
+_PNG_PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
+def library(name: str) -> Any:
+    """A module of the extra `media`; ImportError that says how to get it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name} cannot be imported ({error}): pip install perceivers[media]") from None
+
+
+def regular_file(path: Path | str) -> Path:
+    """The path of an existing, readable, non-empty file; ValueError for anything else: folder, pipe, device."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: not a file")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    if status.st_size == 0:
+        raise ValueError(f"{path}: is empty")
+    return path
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """A file to write into beside `path`; it takes the place of `path` when all is written, or nothing changes."""
+    path = Path(path)
+    fresh: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".new.", suffix=path.suffix, dir=path.parent)
+        os.close(descriptor)
+        fresh = Path(name)
+        yield fresh
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if fresh is not None:
+            fresh.unlink(missing_ok=True)
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's exception says, without line breaks, cut to a readable length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 [H, W, 3], upright as its EXIF says, transparency over white, 16 bits scaled; the first of several."""
+    path = regular_file(path)
+    pillow = library("PIL.Image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd tags; a picture is read or refused
+        try:
+            image = pillow.open(path, formats=FORMATS)
+        except pillow.UnidentifiedImageError:
+            raise ValueError(f"{path}: not a picture that is read here ({', '.join(FORMATS)})") from None
+        except pillow.DecompressionBombError:
+            raise ValueError(f"{path}: over {max_pixels:,} pixels") from None
+        except Exception as error:  # a broken header raises nearly anything
+            raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
+        with image:
+            _check_size(path, image.width, image.height, max_pixels)
+            if image.format == "PNG" and _png_depth(path) == 16:
+                # Pillow drops the low byte of each of three channels.
+                pixels = _eight_bits(read_png16(path, max_pixels), image.info.get("transparency"))
+            else:
+                pixels = _decoded(path, image)
+            return _upright(pixels, _orientation(image))
+
+
+def write_image(path: Path | str, pixels: np.ndarray) -> Path:
+    """Write [H, W, 3], [H, W, 1] or [H, W], uint8 or float from 0 to 1, as the suffix says (WebP without loss)."""
+    path = Path(path)
+    kind = _WRITTEN.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: pictures are written as {', '.join(_WRITTEN)}")
+    pixels = _as_bytes(path, np.asarray(pixels))
+    pillow = library("PIL.Image")
+    with whole_file(path) as fresh:
+        pillow.fromarray(pixels).save(fresh, format=kind, **_SETTINGS.get(kind, {}))
+    return path
+
+
+def resize(
+    image: np.ndarray, size: tuple[int, int], kind: Literal["bicubic", "bilinear", "area"] = "bicubic"
+) -> np.ndarray:
+    """[H, W, C] to float32 [*size, C]: half-pixel centres, no antialiasing (but "area"), overshoot not clamped."""
+    if image.ndim != 3 or 0 in image.shape:
+        raise ValueError(f"image of shape {image.shape}, expected (H, W, C)")
+    if min(size) < 1:
+        raise ValueError(f"size {tuple(size)}, expected at least one pixel each way")
+    rows = _weighted_rows(image, *_taps(image.shape[0], size[0], kind))
+    columns = _weighted_rows(rows.swapaxes(0, 1), *_taps(image.shape[1], size[1], kind))
+    return np.ascontiguousarray(columns.swapaxes(0, 1))
+
+
+def imagenet_crop(image: np.ndarray, size: int = 224) -> np.ndarray:
+    """Evaluation crop of the official ImageNet models: central 7/8 of the short side, float32 [size, size, C] 0..255.
+
+    The offset rounds up; the cubic overshoots below 0 and above 255, as in training (official dataset.py).
+    """
+    height, width = image.shape[:2]
+    side = min(height, width) * 224 // 256
+    if side < 1:
+        raise ValueError(f"image of {height} x {width} pixels, expected at least 2 x 2")
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    return resize(image[top : top + side, left : left + side], (size, size))
+
+
+def read_png16(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint16 [H, W, channels] of a PNG of 16 bits: grey, grey and alpha, RGB or RGBA."""
+    path = regular_file(path)
+    with path.open("rb") as file:
+        width, height, depth, colour, interlaced = _png_header(path, file)
+        channels = _PNG_CHANNELS.get(colour)
+        if depth != 16 or channels is None or interlaced > 1:
+            raise ValueError(f"{path}: PNG of {depth} bits and colour type {colour}, expected 16 bits without palette")
+        _check_size(path, width, height, max_pixels)
+        passes = _PNG_PASSES if interlaced else ((0, 0, 1, 1),)
+        grids = [(slice(y, None, dy), slice(x, None, dx)) for y, x, dy, dx in passes if y < height and x < width]
+        shapes = [(len(range(height)[rows]), len(range(width)[columns])) for rows, columns in grids]
+        data = _png_data(path, file, sum(h * (1 + w * channels * 2) for h, w in shapes))
+    values = np.empty((height, width, channels * 2), np.uint8)
+    for grid, (h, w) in zip(grids, shapes, strict=True):
+        lines, data = np.split(data, [h * (1 + w * channels * 2)])
+        values[grid] = _unfiltered(path, lines.reshape(h, -1), channels * 2)
+    return values.view(">u2").astype(np.uint16)
+
+
+def write_png16(path: Path | str, values: np.ndarray) -> Path:
+    """Write uint16 [H, W, channels], one to four channels, as a PNG (Pillow writes 16 bits of grey alone)."""
+    path = Path(path)
+    if values.ndim != 3 or values.dtype != np.uint16 or values.shape[2] not in _PNG_COLOURS or 0 in values.shape:
+        raise ValueError(f"{path}: values {values.dtype} {values.shape}, expected uint16 (H, W, 1 to 4)")
+    height, width, channels = values.shape
+    lines = values.astype(">u2").view(np.uint8).reshape(height, -1)
+    above = np.vstack([np.zeros_like(lines[:1]), lines[:-1]])
+    filtered = np.hstack([np.full((height, 1), 2, np.uint8), lines - above])  # filter 2: difference from above
+    header = struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOURS[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b""))
+    with whole_file(path) as fresh, fresh.open("wb") as file:
+        file.write(_PNG_START)
+        for kind, data in parts:
+            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+    return path
+
+
+def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    if not 0 < width * height <= max_pixels:
+        raise ValueError(f"{path}: {width} x {height} pixels, expected 1 to {max_pixels:,}")
+
+
+def _decoded(path: Path, image: Any) -> np.ndarray:
+    """uint8 [H, W, 3] of a Pillow image."""
+    pillow = library("PIL.Image")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{path}: pixels of 32 bits have no known white; save it with 8 or 16 bits")
+    try:
+        image.load()
+        if image.mode.startswith("I;16"):
+            return _eight_bits(np.asarray(image)[:, :, None])
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = pillow.new("RGBA", image.size, "white")
+            image = pillow.alpha_composite(white, image)
+        return np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow's readers raise nearly anything on broken data
+        raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
+
+
+def _eight_bits(values: np.ndarray, transparent: Any = None) -> np.ndarray:
+    """[H, W, 1 to 4] of 16 bits, an even number of channels ending in alpha, to uint8 [H, W, 3] over white."""
+    channels = values.shape[2]
+    colours: np.ndarray = values[:, :, : channels - 1 + channels % 2].astype(np.float32)
+    if channels % 2 == 0:
+        colours = 65535 - (65535 - colours) * (values[:, :, -1:] / np.float32(65535))
+    if isinstance(transparent, int | tuple):  # one colour that stands for nothing
+        colours[(values == np.array(transparent)).all(axis=-1)] = 65535
+    return np.broadcast_to(np.rint(colours / 257).astype(np.uint8), (*values.shape[:2], 3)).copy()
+
+
+def _orientation(image: Any) -> int:
+    """EXIF orientation 1 to 8, 1 where there is none that can be read."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # the picture is sound even where its tags are not
+        return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo EXIF orientation: from 5 on rows and columns are swapped; then flips."""
+    pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+    pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+    return np.ascontiguousarray(pixels)
+
+
+def _as_bytes(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] or [H, W] of pixels to write; ValueError for other shapes and values."""
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or 0 in pixels.shape:
+        raise ValueError(f"{path}: pixels of shape {pixels.shape}, expected (H, W, 3), (H, W, 1) or (H, W)")
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(f"{path}: pixels are {pixels.dtype}, expected uint8, or float from 0 to 1")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(f"{path}: pixels from {low:g} to {high:g}, expected uint8, or float from 0 to 1")
+    return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _taps(length: int, wanted: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Input places [wanted, K] and their weights [wanted, K] for each output pixel; none outside the image.
+
+    Centres in float32 and 1,024 steps of the cubic, as TensorFlow's resize_bicubic_op.cc has them.
+    """
+    weights: np.ndarray
+    if kind == "area":
+        scale = length / wanted
+        starts = np.arange(wanted)[:, None] * scale
+        places = np.floor(starts).astype(np.int64) + np.arange(math.ceil(scale) + 1)
+        weights = (np.minimum(starts + scale, places + 1) - np.maximum(starts, places)).clip(0)
+    else:
+        half = np.float32(0.5)
+        centres = (np.arange(wanted, dtype=np.float32) + half) * (np.float32(length) / np.float32(wanted)) - half
+        first = np.floor(centres)
+        offset = centres - first
+        if kind == "bicubic":
+            places = first.astype(np.int64)[:, None] + np.arange(-1, 3)
+            weights = _keys(np.rint(offset * 1024) / 1024)
+        elif kind == "bilinear":
+            places = first.astype(np.int64)[:, None] + np.arange(2)
+            weights = np.stack([1 - offset, offset], axis=1)
+        else:
+            raise ValueError(f"kind {kind!r}, expected 'bicubic', 'bilinear' or 'area'")
+    weights = np.where((places >= 0) & (places < length), weights, 0)
+    return places.clip(0, length - 1), (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _keys(offset: np.ndarray) -> np.ndarray:
+    """Weights [n, 4] of Keys' cubic with a = -0.5 at the pixels from -1 to 2, for offsets [n] from pixel 0."""
+    a = -0.5
+    distance = np.abs(offset[:, None] - np.arange(-1, 3))
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return np.where(distance <= 1, near, far)
+
+
+def _weighted_rows(image: np.ndarray, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """float32 [n, W, C]: row i is the sum of rows `places[i]` of [H, W, C], weighted."""
+    total = np.zeros((len(places), *image.shape[1:]), np.float32)
+    for place, weight in zip(places.T, weights.T, strict=True):
+        total += weight[:, None, None] * image[place].astype(np.float32)
+    return total
+
+
+def _png_header(path: Path, file: BinaryIO) -> tuple[int, int, int, int, int]:
+    """Width, height, bits, colour type and interlacing."""
+    start = file.read(33)
+    if len(start) < 33 or start[:16] != _PNG_START + b"\0\0\0\rIHDR":
+        raise ValueError(f"{path}: not a PNG")
+    if zlib.crc32(start[12:29]) != int.from_bytes(start[29:], "big"):
+        raise ValueError(f"{path}: damaged PNG: checksum of the header")
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", start[16:29])
+    return width, height, depth, colour, interlaced
+
+
+def _png_depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return _png_header(path, file)[2]
+
+
+def _png_data(path: Path, file: BinaryIO, expected: int) -> np.ndarray:
+    """The decompressed bytes [expected] behind the header; never more are made than expected."""
+    unpacker, parts, size = zlib.decompressobj(), [], 0
+    while True:
+        head = file.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"IEND":
+            break
+        # A chunk longer than the data could be at its worst is no picture's: it is not read into memory.
+        if len(head) < 8 or (kind == b"IDAT" and length > 2 * expected + 65536):
+            raise ValueError(f"{path}: damaged PNG: ends early or lies about its length")
+        if kind != b"IDAT":
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        data, checksum = file.read(length), file.read(4)
+        if zlib.crc32(kind + data) != int.from_bytes(checksum, "big") or len(checksum) < 4:
+            raise ValueError(f"{path}: damaged PNG: checksum of the data, or cut short")
+        try:
+            parts.append(unpacker.decompress(data, expected + 1 - size))
+        except zlib.error as error:
+            raise ValueError(f"{path}: damaged PNG: {one_line(error)}") from None
+        size += len(parts[-1])
+        if size > expected:
+            break
+    if size != expected:
+        raise ValueError(f"{path}: damaged PNG: {size} bytes of pixels, its header needs {expected}")
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+def _unfiltered(path: Path, lines: np.ndarray, step: int) -> np.ndarray:
+    """uint8 [H, W, step] of the lines [H, 1 + W * step] of a PNG, the first byte of each naming its filter.
+
+    A pixel needs those to its left and above, so pixels of one anti-diagonal are computed together: W + H steps.
+    """
+    height, width = len(lines), (lines.shape[1] - 1) // step
+    filters = lines[:, :1].astype(np.int16)
+    if filters.max() > 4:
+        raise ValueError(f"{path}: damaged PNG: filter {filters.max()}")
+    # One row and one column of zeros before the first; flat, so that an anti-diagonal is a slice of step `width`.
+    values = np.zeros((height + 1, width + 1, step), np.int16)
+    values[1:, 1:] = lines[:, 1:].reshape(height, width, step)
+    flat = values.reshape(-1, step)
+    for diagonal in range(height + width - 1):
+        top, bottom = max(0, diagonal - width + 1), min(height, diagonal + 1)
+        start = (top + 1) * (width + 1) + diagonal - top + 1
+        stop = start + (bottom - top - 1) * width + 1
+        here, left, above, corner = (flat[start - back : stop - back : width] for back in (0, 1, width + 1, width + 2))
+        guesses = np.zeros_like(left), left, above, (left + above) >> 1, _paeth(left, above, corner)
+        here[:] = (here + np.choose(filters[top:bottom], guesses)) & 255
+    return values[1:, 1:].astype(np.uint8)
+
+
+def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """Whichever of the three is nearest to left + above - corner, in this order."""
+    to_left, to_above = np.abs(above - corner), np.abs(left - corner)
+    to_corner = np.abs(left + above - 2 * corner)
+    nearer = np.where(to_above <= to_corner, above, corner)
+    return np.where((to_left <= to_above) & (to_left <= to_corner), left, nearer)

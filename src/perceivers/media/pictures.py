@@ -1,0 +1,30 @@
+"""Arrays on a figure's axes."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def show_image(axes: "Axes", pixels: np.ndarray, value_range: tuple[float, float] | None = None) -> None:
+    """Draw [H, W, C]: colours if C is 3, else the mean over C in grey. NaN stays white."""
+    known = np.nan_to_num(pixels)
+    low, high = value_range or (float(known.min()), float(known.max()))
+    scaled = np.clip((pixels - low) / max(high - low, 1e-12), 0, 1)
+    if scaled.shape[-1] == 3:
+        axes.imshow(np.nan_to_num(scaled, nan=1.0))
+    else:
+        axes.imshow(scaled.mean(axis=-1), cmap="gray", vmin=0, vmax=1)
+    axes.set_axis_off()
+
+
+def show_text(axes: "Axes", text: str) -> None:
+    """Write plain text from the upper left corner; a character that the font lacks becomes a replacement character."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("monospace"))
+    drawn = "".join(c if c == "\n" or font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in text)
+    axes.text(0, 1, drawn, family="monospace", fontsize=8, va="top", parse_math=False)
+    axes.set_axis_off()

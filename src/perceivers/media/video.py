@@ -1,0 +1,490 @@
+"""Films: files to frames, their rate and their sound, and back.
+
+This file is also the program that decodes: a child process of limited memory and time, so that a broken or hostile
+file can crash nothing but that. It is run as it lies, without the package, so nothing of ours is imported above the
+functions: NumPy and av start in a fifth of a second, torch would take two.
+"""
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.util import find_spec
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif", "aac", "mp3", "ac3", "amr")
+"""FFmpeg's names of the kinds of files that are read, told by content; none of them names other files or addresses."""
+
+MAX_CHANNELS = 16
+"""Channels of sound that readers accept."""
+
+RATES = (1_000, 384_000)
+"""Lowest and highest rate of sound that readers accept, in Hz."""
+
+MAX_VALUES = 200_000_000
+"""Samples times channels that readers of sound accept unless told otherwise: 35 minutes of stereo at 48 kHz."""
+
+AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+"""Rates of sound that `write_video` takes, in Hz."""
+
+_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+_MEMORY = 4 << 30  # bytes of address space; frames do not gather there but in a file
+_HEADER = 4096  # bytes before the arrays in that file
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames at a steady rate and the sound of the same time."""
+
+    frames: np.ndarray
+    """uint8 [T, H, W, 3]."""
+    fps: float
+    """Frames a second."""
+    sound: np.ndarray | None = None
+    """float32 [n, channels] from -1 to 1, sample 0 at the start of frame 0; None: the film is silent."""
+    rate: int | None = None
+    """Samples of sound a second."""
+
+
+def read_video(
+    path: Path | str,
+    max_frames: int = 10_000,
+    max_pixels: int = 500_000_000,
+    start: int = 0,
+    frames: int | None = None,
+    max_seconds: float = 300.0,
+) -> Clip:
+    """Frames `start` to `start + frames` of a film (None: to its end) and their sound; ValueError if it has fewer.
+
+    A variable rate becomes steady: each frame shows the picture of its time. Turned as the file says. Sound at its own
+    rate with all its channels, cut or filled with silence to the time of the frames. Decoding begins at the film's
+    beginning, wherever `start` is. More than `max_frames`, or `max_pixels` in all frames together, are refused.
+    """
+    if start < 0 or (frames is not None and frames < 1):
+        raise ValueError(f"start {start} and frames {frames}, expected at least 0 and 1")
+    job = {"start": start, "frames": frames, "max_frames": max_frames, "max_pixels": max_pixels}
+    found, arrays = _decoded(path, {"what": "film", **job}, max_seconds, 3 * max_pixels + 4 * MAX_VALUES)
+    return Clip(arrays[0], found["fps"], *((arrays[1], found["rate"]) if len(arrays) > 1 else ()))
+
+
+def read_sound(path: Path | str, max_values: int = MAX_VALUES, max_seconds: float = 300.0) -> tuple[np.ndarray, int]:
+    """All sound of a film or sound file: float32 [n, channels] from -1 to 1, and its rate."""
+    job = {"what": "sound", "max_values": max_values}
+    found, (samples,) = _decoded(path, job, max_seconds, 4 * max_values)
+    return samples, found["rate"]
+
+
+def write_video(path: Path | str, clip: Clip) -> Path:
+    """Write an .mp4: H.264 (MPEG-4 where there is no encoder for it) and AAC; an odd side gets one more pixel."""
+    path = Path(path)
+    _check_clip(path, clip)
+    from perceivers.media.image import library, one_line, whole_file
+
+    av = library("av")
+    with whole_file(path) as fresh:
+        try:
+            with fresh.open("wb") as file, av.open(file, "w", format="mp4") as container:
+                _encode(av, container, clip)
+        except av.FFmpegError as error:
+            raise ValueError(f"{path}: cannot be encoded: {one_line(error)}") from None
+    return path
+
+
+def sound_within(samples: np.ndarray) -> np.ndarray:
+    """float32 samples, those beyond -1 and 1 clipped as a player does; ValueError if they are no sound at all."""
+    peak = float(np.abs(samples).max(initial=0.0))
+    if not peak <= 10:  # lossy codecs overshoot by a little, integers stored as floats by far; NaN fails too
+        raise ValueError(f"samples up to {peak:g}, expected -1 to 1")
+    return np.clip(samples, -1, 1, out=samples) if peak > 1 else samples
+
+
+def check_sound(channels: int, rate: int) -> None:
+    """ValueError unless sound of so many channels and such a rate is read here."""
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"{channels} channels of sound, expected 1 to {MAX_CHANNELS}")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"sound at {rate} Hz, expected {RATES[0]} to {RATES[1]}")
+
+
+def _decoded(path: Path | str, job: dict[str, Any], seconds: float, size: int) -> tuple[dict[str, Any], list[Any]]:
+    """What the child process found, and the arrays it wrote; ValueError with its complaint, or that it crashed."""
+    from perceivers.media.image import library, regular_file
+
+    path = regular_file(path)
+    if find_spec("av") is None:
+        library("av")
+    job = {"path": os.path.abspath(path), "seconds": seconds, "size": size + _HEADER, **job}
+    # The file has no name: it is gone when closed, whatever happens to either process.
+    with tempfile.TemporaryFile() as file:
+        try:
+            child = subprocess.run(
+                [sys.executable, "-P", __file__, json.dumps(job)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.DEVNULL,
+                timeout=seconds,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"{path}: not decoded within {seconds:g} seconds") from None
+        file.seek(0)
+        found = json.loads(file.read(_HEADER).rstrip(b"\0") or "{}")
+        if not found:
+            raise ValueError(f"{path}: its decoder stopped with status {child.returncode}: a damaged or hostile file")
+        if "error" in found:
+            raise ValueError(f"{path}: {found['error']}")
+        arrays, offset = [], _HEADER
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        for dtype, shape in found["arrays"]:
+            array = np.frombuffer(memory, dtype, int(np.prod(shape)), offset).reshape(shape)
+            offset += array.nbytes + -array.nbytes % 16
+            arrays.append(array)
+        return found, arrays
+
+
+def _check_clip(path: Path, clip: Clip) -> None:
+    """ValueError unless the clip can be written."""
+    frames, sound = clip.frames, clip.sound
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"{path}: films are written as .mp4")
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        raise ValueError(f"{path}: frames {frames.dtype} {frames.shape}, expected uint8 (T, H, W, 3)")
+    if not 0.01 <= clip.fps <= 1000:
+        raise ValueError(f"{path}: {clip.fps} frames a second, expected 0.01 to 1000")
+    if sound is None:
+        return
+    if sound.ndim != 2 or sound.shape[1] not in _LAYOUTS or not len(sound):
+        raise ValueError(f"{path}: sound of shape {sound.shape}, expected (n, channels), {list(_LAYOUTS)} channels")
+    if clip.rate not in AAC_RATES:
+        raise ValueError(f"{path}: sound at {clip.rate} Hz, expected one of {AAC_RATES}: see audio.to_rate")
+    if not np.isfinite(sound).all():
+        raise ValueError(f"{path}: sound that is not finite")
+
+
+def _encode(av: Any, container: Any, clip: Clip) -> None:
+    rate = Fraction(clip.fps).limit_denominator(1001)
+    frames = np.pad(clip.frames, ((0, 0), (0, clip.frames.shape[1] % 2), (0, clip.frames.shape[2] % 2), (0, 0)), "edge")
+    x264 = "libx264" in av.codecs_available
+    film = container.add_stream("libx264" if x264 else "mpeg4", rate=rate)
+    film.height, film.width, film.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+    film.codec_context.time_base = 1 / rate
+    film.codec_context.colorspace = 6  # BT.601, said in the file, so that all players show the same colours
+    film.options = {"crf": "18"} if x264 else {"qscale": "3"}
+    blocks: Iterator[Any] = iter(())
+    if clip.sound is not None and clip.rate is not None:
+        speech = container.add_stream("aac", rate=clip.rate, layout=_LAYOUTS[clip.sound.shape[1]])
+        blocks = _sound_packets(av, speech, clip.sound, max(1, round(clip.rate / clip.fps)))
+    for number, pixels in enumerate(frames):
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
+        picture.pts, picture.time_base = number, 1 / rate
+        container.mux(film.encode(picture))
+        for block in islice(blocks, 1):
+            container.mux(block)
+    container.mux(film.encode(None))
+    for block in blocks:
+        container.mux(block)
+
+
+def _sound_packets(av: Any, stream: Any, sound: np.ndarray, step: int) -> Iterator[Any]:
+    """Packets of sound, those of `step` samples at a time."""
+    for begin in range(0, len(sound), step):
+        block = np.ascontiguousarray(sound[begin : begin + step].T, np.float32)
+        samples = av.AudioFrame.from_ndarray(block, format="fltp", layout=stream.layout.name)
+        samples.rate, samples.pts, samples.time_base = stream.rate, begin, Fraction(1, stream.rate)
+        yield stream.encode(samples)
+    yield stream.encode(None)
+
+
+# From here on: the child process.
+
+
+class _UnreadableError(ValueError):
+    """A complaint about the file that is fit for the user."""
+
+
+def _serve() -> None:
+    """Do the job named on the command line; leave a header and arrays in the file that is standard output."""
+    job = json.loads(sys.argv[1])
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)  # what libraries print must not come between the pixels
+        out.write(bytes(_HEADER))
+        try:
+            _limit(job["seconds"], job["size"])
+            with open(job["path"], "rb") as file:
+                found = _film(file, job, out) if job["what"] == "film" else _whole_sound(file, job, out)
+        except _UnreadableError as error:
+            found = {"error": str(error)}
+        except MemoryError:
+            found = {"error": "needs more memory to decode than a film may"}
+        except Exception as error:  # the parent must get a line, whatever it is
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            found = {"error": f"cannot be decoded: {' '.join(reason.split())[:200]}"}
+        out.seek(0)
+        out.write(json.dumps(found).encode()[:_HEADER])
+
+
+def _limit(seconds: float, size: int) -> None:
+    """Bound memory, processor time and file size, where the system can; no core files."""
+    try:
+        import resource
+    except ImportError:
+        return
+    limits = {
+        resource.RLIMIT_AS: _MEMORY,
+        resource.RLIMIT_CPU: int(seconds) + 1,
+        resource.RLIMIT_FSIZE: size,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, limit in limits.items():
+        try:
+            resource.setrlimit(kind, (limit, limit))
+        except (ValueError, OSError):  # a lower limit is set already, or the system has none of this kind
+            continue
+
+
+def _container(file: BinaryIO) -> Any:
+    """The opened container, from its beginning; only kinds that cannot lead to other files."""
+    import av
+
+    file.seek(0)
+    try:
+        return av.open(file, container_options={"format_whitelist": ",".join(FORMATS)}, metadata_errors="ignore")
+    except av.FFmpegError:
+        names = "mp4, mov, mkv, webm, avi, mpeg, ts, flv, wmv, ogg, gif; sound alone: m4a, mp3, aac, ac3, amr"
+        raise _UnreadableError(f"damaged, or not a film that is read here ({names})") from None
+
+
+def _stream(container: Any, kind: str) -> Any:
+    """The first stream of a kind, cover pictures aside; None if there is none."""
+    covers = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC
+    streams = [s for s in container.streams if s.type == kind and not int(s.disposition) & covers]
+    if streams and streams[0].codec_context is None:
+        raise _UnreadableError(f"{kind} of a kind that is not decoded here")
+    return streams[0] if streams else None
+
+
+def _film(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
+    """Write frames, then sound; what the parent must know of both."""
+    with _container(file) as container:
+        stream = _stream(container, "video")
+        if stream is None:
+            raise _UnreadableError("sound without pictures" if _stream(container, "audio") else "no pictures")
+        index, (rate, even) = stream.index, _rate(container, stream)
+    with _container(file) as container:
+        shape, began = _write_frames(container, container.streams[index], rate, even, job, out)
+    found = {"fps": float(rate), "arrays": [("uint8", shape)]}
+    with _container(file) as container:
+        stream = _stream(container, "audio")
+        if stream is not None:
+            samples = _film_sound(container, stream, began, job["start"] / rate, shape[0] / rate)
+            out.write(bytes(-out.tell() % 16))
+            out.write(samples.data)
+            found |= {"rate": stream.rate, "arrays": [("uint8", shape), ("float32", samples.shape)]}
+    return found
+
+
+def _rate(container: Any, stream: Any) -> tuple[Fraction, bool]:
+    """Frames a second, and whether picture k is simply frame k: not so where the rate varies.
+
+    The time stamps decide, of display or of decoding (an AVI has only these): headers are often wrong about the rate.
+    """
+    declared = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= 240]
+    packets = [packet for packet in islice(container.demux(stream), 10_000) if packet.size and not packet.is_discard]
+    stamped = False
+    for stamps in ([packet.pts for packet in packets], [packet.dts for packet in packets]):
+        if len(stamps) < 2 or None in stamps:
+            continue
+        stamps = sorted(stamps)[: -32 if len(packets) > 9_000 else None]  # those in display order may stop at a gap
+        times = np.array([float((stamp - stamps[0]) * stream.time_base) for stamp in stamps])
+        mean = Fraction((len(times) - 1) / max(times[-1], 1e-9)).limit_denominator(1001)
+        for rate, slack in (*((rate, 0.25) for rate in declared), (mean, 0.5)):
+            if 0.01 <= rate <= 1000 and np.abs(times * float(rate) - np.arange(len(times))).max() < slack:
+                return rate, True
+        stamped = True
+        declared = declared or [mean]
+    if not declared or not 0.01 <= declared[0] <= 1000:
+        raise _UnreadableError("no frame rate, neither in its header nor in its time stamps")
+    return declared[0], not stamped
+
+
+def _write_frames(
+    container: Any, stream: Any, rate: Fraction, even: bool, job: dict[str, Any], out: BinaryIO
+) -> tuple[tuple[int, ...], float]:
+    """Write the frames asked for; their shape, and the time stamp of the film's first picture in seconds."""
+    start, wanted = job["start"], job["frames"]
+    limit = _frame_limit(stream, job)
+    if (wanted or (stream.frames - start if even else 0)) > limit:
+        raise _too_long(limit)
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(job["max_pixels"])}
+    pictures = container.decode(stream)
+    first = next(pictures, None)
+    if first is None:
+        raise _UnreadableError("no picture can be decoded")
+    began, end, count, shape = first.time or 0.0, 0, 0, (first.height, first.width)
+    for picture, begin, end in _shown(chain([first], pictures), began, rate, even):
+        stop = end if wanted is None else min(end, start + wanted)
+        if stop - start > limit:
+            raise _too_long(limit)
+        if (picture.height, picture.width) != shape:
+            raise _UnreadableError(
+                f"pictures of two sizes, {shape[1]} x {shape[0]} and {picture.width} x {picture.height}"
+            )
+        if stop > max(begin, start):
+            pixels = _pixels(picture)
+            for _ in range(max(begin, start), stop):
+                out.write(pixels.data)
+            count += stop - max(begin, start)
+        if wanted is not None and end >= start + wanted:
+            break
+    else:
+        _check_end(stream, end / rate, 2 / rate)
+    if count < (wanted or 1):
+        raise _UnreadableError(f"{end} frames, asked for {wanted or 'those'} from frame {start} on")
+    return (count, *pixels.shape), began
+
+
+def _frame_limit(stream: Any, job: dict[str, Any]) -> int:
+    """Frames that may be read."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if not 0 < width * height <= job["max_pixels"]:
+        raise _UnreadableError(
+            f"frames of {width} x {height}, expected at most {job['max_pixels']:,} pixels in all of them"
+        )
+    return min(job["max_frames"], job["max_pixels"] // (width * height))
+
+
+def _too_long(limit: int) -> _UnreadableError:
+    return _UnreadableError(f"more frames of this size than the limit, {limit}: ask for some of them")
+
+
+def _shown(pictures: Iterator[Any], began: float, rate: Fraction, even: bool) -> Iterator[tuple[Any, int, int]]:
+    """Each picture with the frame it is first shown at, and the frame that shows another."""
+    held, place = None, 0
+    for number, picture in enumerate(pictures):
+        time = None if even else picture.time
+        here = number if time is None else round((time - began) * float(rate))
+        if here < place:  # its time is past
+            continue
+        if held is not None and here > place:
+            yield held, place, here
+        held, place = picture, here
+    if held is not None:
+        seconds = 0 if even or not held.duration else held.duration * held.time_base
+        yield held, place, place + max(1, round(seconds * rate))
+
+
+def _check_end(stream: Any, end: Fraction | float, slack: Fraction | float) -> None:
+    """Complain if a stream ends, `end` seconds from its beginning, before its header says."""
+    declared = stream.duration * stream.time_base if stream.duration else 0
+    if declared - end > slack:
+        raise _UnreadableError(
+            f"cut short or damaged: {float(end):.2f} of {float(declared):.2f} seconds of {stream.type}"
+        )
+
+
+def _pixels(picture: Any) -> np.ndarray:
+    """uint8 [H, W, 3], upright as the file's display matrix says."""
+    if picture.is_corrupt:
+        raise _UnreadableError("damaged: a picture is decoded only in part")
+    pixels = picture.to_ndarray(format="rgb24", threads=1)
+    matrix = picture.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        (a, b, _), (c, d, _), _ = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3).tolist()
+        if min(abs(a) + abs(d), abs(b) + abs(c)) > 1 << 10:  # a turn by 90 degrees is 1 << 16
+            raise _UnreadableError("to be shown turned by other than quarters of a circle")
+        if abs(b) > abs(a):
+            pixels, a, d = pixels.swapaxes(0, 1), c, b
+        pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(pixels)
+
+
+def _film_sound(container: Any, stream: Any, began: float, start: Fraction, length: Fraction) -> np.ndarray:
+    """float32 [n, channels] of `length` seconds from `start`, counted from time stamp `began`; silence in gaps."""
+    channels, hertz = stream.channels, stream.rate
+    check_sound(channels, hertz)
+    begin = round(start * hertz)
+    count = round((start + length) * hertz) - begin
+    if count * channels > MAX_VALUES:
+        raise _UnreadableError(f"{count} samples of {channels} channels, expected at most {MAX_VALUES:,} in all")
+    samples = np.zeros((count, channels), np.float32)
+    end = first = None
+    for frame, block in _blocks(container, stream):
+        place = end if frame.time is None else round((frame.time - began) * hertz) - begin
+        # Time stamps are rounded: blocks are set end to end unless they are 20 ms apart.
+        place = end if end is not None and abs((place or 0) - end) * 50 < hertz else place or 0
+        first = place if first is None else first
+        end = place + len(block)
+        samples[max(place, 0) : max(end, 0)] = block[max(-place, 0) :][: max(count - max(place, 0), 0)]
+        if end >= count:
+            break
+    else:
+        if end is None:
+            raise _UnreadableError("its sound cannot be decoded")
+        _check_end(stream, (end - (first or 0)) / hertz, 0.5)
+    return samples
+
+
+def _whole_sound(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
+    """Write all sound; what the parent must know of it."""
+    with _container(file) as container:
+        stream = _stream(container, "audio")
+        if stream is None:
+            raise _UnreadableError("no sound")
+        channels, hertz = stream.channels, stream.rate
+        check_sound(channels, hertz)
+        count = 0
+        for _, block in _blocks(container, stream):
+            count += len(block)
+            if count * channels > job["max_values"]:
+                raise _UnreadableError(f"more than {job['max_values']:,} samples of all channels")
+            out.write(np.ascontiguousarray(block).data)
+        if count == 0:
+            raise _UnreadableError("its sound cannot be decoded")
+        _check_end(stream, count / hertz, 0.5)
+    return {"rate": hertz, "arrays": [("float32", (count, channels))]}
+
+
+def _blocks(container: Any, stream: Any) -> Iterator[tuple[Any, np.ndarray]]:
+    """Decoded frames of sound, each with its float32 [n, channels] from -1 to 1."""
+    channels, hertz = stream.channels, stream.rate
+    for frame in _sound_frames(container, stream):
+        if len(frame.layout.channels) != channels or frame.sample_rate != hertz:
+            raise _UnreadableError("channels or rate of its sound change on the way")
+        values = frame.to_ndarray()
+        values = values.T if frame.format.is_planar else values.reshape(-1, channels)
+        if values.dtype == np.uint8:
+            values = values.astype(np.float32) / 128 - 1
+        elif values.dtype.kind == "i":
+            values = values / np.float32(-float(np.iinfo(values.dtype).min))
+        yield frame, sound_within(values.astype(np.float32))
+
+
+def _sound_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Decoded frames; a first packet without its beginning is passed over, as films cut from longer ones have it."""
+    import av
+
+    found = False
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            if found:
+                raise
+            continue
+        found = found or bool(frames)
+        yield from frames
+
+
+if __name__ == "__main__":
+    _serve()

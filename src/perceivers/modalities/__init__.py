@@ -1,0 +1,12 @@
+"""Kinds of structure that can go in or come out, one file each."""
+
+from perceivers.modalities.flow import Flow, FramePair
+from perceivers.modalities.grid import Audio, Image, Series, Video
+from perceivers.modalities.label import Label, Labels, Numbers
+from perceivers.modalities.pointset import PointSet
+from perceivers.modalities.records import Records
+from perceivers.modalities.text import Text
+from perceivers.modalities.vectors import Vectors
+
+KINDS = (Image, Video, Series, Audio, PointSet, Records, Text, Label, Labels, Numbers, FramePair, Flow, Vectors)
+"""Every kind that a file may name, by its field `kind`."""

@@ -1,0 +1,67 @@
+"""Convolutional stems and upsamplers with the official padding; channels are last at their borders.
+
+Source: `Conv2DDownsample`, `Conv2DUpsample`, `Conv3DUpsample` of the official io_processors.py.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.core.initialisers import convolution_
+from perceivers.modalities.patches import pad_same
+
+
+class ConvStem(nn.Module):
+    """Layers of 7x7 convolution, batch norm, ReLU and 3x3 max-pool, each four times smaller along both axes."""
+
+    def __init__(self, in_channels: int, channels: int, downsample: int) -> None:
+        super().__init__()
+        num_layers = round(math.log(downsample, 4))
+        if num_layers < 1 or 4**num_layers != downsample:
+            raise ValueError(f"a convolutional stem makes images 4, 16, 64, ... times smaller, not {downsample}")
+        widths = [in_channels] + [channels] * num_layers
+        self.convolutions = nn.ModuleList(
+            convolution_(nn.Conv2d(c_in, c_out, 7, stride=2, bias=False)) for c_in, c_out in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1) for _ in range(num_layers))
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x k"]:
+        """Features of an image."""
+        x = x.movedim(-1, 1)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = norm(convolution(pad_same(x, (7, 7), (2, 2)))).relu()
+            x = F.max_pool2d(pad_same(x, (3, 3), (2, 2), value=-math.inf), 3, stride=2)
+        return x.movedim(1, -1)
+
+
+class ConvUpsample(nn.Module):
+    """Transposed convolutions of 4 along each axis with ReLU between, until each axis is `factors` times as large."""
+
+    def __init__(self, in_channels: int, channels: int, factors: Sequence[int]) -> None:
+        super().__init__()
+        doublings = [round(math.log2(factor)) for factor in factors]
+        if max(doublings) < 1 or [2**n for n in doublings] != list(factors):
+            raise ValueError(f"patch {tuple(factors)} of a convolutional output must be powers of two, not all 1")
+        kind = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(doublings)]
+        num_layers = max(doublings)
+        widths = [in_channels] + [channels * 2 ** (num_layers - 1 - layer) for layer in range(num_layers)]
+        # An axis that is already large enough keeps its size: stride 1.
+        self.strides = [[2 if layer < n else 1 for n in doublings] for layer in range(num_layers)]
+        self.convolutions = nn.ModuleList(
+            convolution_(kind(c_in, c_out, 4, stride=tuple(stride), padding=1)  # type: ignore[arg-type])
+            for (c_in, c_out), stride in zip(itertools.pairwise(widths), self.strides, strict=True)
+        )
+
+    def forward(self, x: Float[Tensor, "b *tokens c"]) -> Float[Tensor, "b *size k"]:
+        """Values of a larger grid."""
+        x = x.movedim(-1, 1)
+        for number, (convolution, stride) in enumerate(zip(self.convolutions, self.strides, strict=True)):
+            size = [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
+            x = convolution(x.relu() if number else x)
+            # "SAME" with stride 1 leaves out the last place, which torch's symmetric padding keeps.
+            x = x[(slice(None), slice(None), *map(slice, size))]
+        return x.movedim(1, -1)

@@ -1,0 +1,230 @@
+"""Types of a record's fields: numbers and categories, on their way in and out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.core.initialisers import embedding
+from perceivers.modalities.label import UNKNOWN, Label
+
+Column = Sequence[Any] | np.ndarray
+"""A field's values of several records, as a data set holds them."""
+
+
+class FieldType(ABC):
+    """What a field of a record answers."""
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether there is nothing left to learn from data before training."""
+
+    @abstractmethod
+    def fit(self, values: Sequence[Any]) -> "FieldType":
+        """Itself with what these known values tell filled in."""
+
+    @abstractmethod
+    def prepare(self, values: Column) -> np.ndarray:
+        """[M] as `known` and the encoding take it; None and NaN are unknown."""
+
+    @abstractmethod
+    def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
+        """True where a raw value is known."""
+
+    @abstractmethod
+    def build_encoding(self) -> "FieldEncoding":
+        """Raw values to features."""
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """Numbers of a decoder's row that make one value."""
+
+    @abstractmethod
+    def arrange(self, rows: Float[Tensor, "b m e"]) -> Tensor:
+        """Those numbers to the raw output."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
+        """Of each record; finite where the target is unknown."""
+
+    @abstractmethod
+    def show(self, value: Tensor) -> str:
+        """One raw or predicted value in a few characters."""
+
+
+class FieldEncoding(nn.Module, ABC):
+    """Raw values [B, M] of one field to features [B, M, channels]."""
+
+    channels: int
+
+    @abstractmethod
+    def forward(self, values: Tensor) -> Float[Tensor, "b m c"]:
+        """Features of known and of unknown values."""
+
+
+@dataclass(frozen=True)
+class Number(FieldType):
+    """A number: goes in as itself beside a one where it is known, comes out as itself."""
+
+    mean: float | None = None
+    """Subtracted on the way in, added on the way out. Fitted if None."""
+    std: float | None = None
+    """Divides on the way in, multiplies on the way out. Fitted if None."""
+    kind: Literal["number"] = "number"
+    """Name in files."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Mean and standard deviation are known."""
+        return self.mean is not None and self.std is not None
+
+    @property
+    def num_outputs(self) -> int:
+        """1."""
+        return 1
+
+    def fit(self, values: Sequence[Any]) -> "Number":
+        """Mean and standard deviation."""
+        numbers = np.asarray(values, np.float64)
+        mean = numbers.mean() if self.mean is None else self.mean
+        std = (numbers.std() or 1.0) if self.std is None else self.std
+        return replace(self, mean=float(mean), std=float(std))
+
+    def prepare(self, values: Column) -> np.ndarray:
+        """As float32; None becomes NaN."""
+        return np.asarray(values, np.float32)
+
+    def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
+        """Finite."""
+        return values.isfinite()
+
+    def build_encoding(self) -> "NumberEncoding":
+        """In units of `std`, and whether it is known."""
+        return NumberEncoding(self)
+
+    def normalise(self, values: Tensor) -> Tensor:
+        """Data's units to the network's."""
+        return (values - (self.mean or 0.0)) / (self.std or 1.0)
+
+    def arrange(self, rows: Float[Tensor, "b m 1"]) -> Float[Tensor, "b m"]:
+        """In the data's units."""
+        return rows[..., 0] * (self.std or 1.0) + (self.mean or 0.0)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
+        """Squared difference in units of `std`."""
+        true = torch.where(self.known(target), target, prediction)
+        return (self.normalise(prediction) - self.normalise(true)) ** 2
+
+    def show(self, value: Tensor) -> str:
+        """Four digits."""
+        return f"{float(value):.4g}" if bool(self.known(value)) else "?"
+
+
+@dataclass(frozen=True)
+class Category(FieldType):
+    """One class of several; a value that is none of them is unknown, since new ones turn up after training."""
+
+    classes: int | tuple[str, ...] = ()
+    """How many there are, or their names. Fitted (sorted) if empty."""
+    channels: int = 16
+    """As an input: width of the trained vector of each class, and of the one that says unknown."""
+    kind: Literal["category"] = "category"
+    """Name in files."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Classes are known."""
+        return bool(self.classes)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many classes there are."""
+        count = self.classes if isinstance(self.classes, int) else len(self.classes)
+        if not count:
+            raise ValueError("a category without classes: give classes=, or fit the schema to data first")
+        return count
+
+    def fit(self, values: Sequence[Any]) -> "Category":
+        """The names that occur, sorted; whole numbers stay numbers."""
+        return replace(self, classes=Label(classes=self.classes).fit(values).classes)
+
+    def prepare(self, values: Column) -> np.ndarray:
+        """Class numbers."""
+        number_of = self.classes if isinstance(self.classes, int) else {c: i for i, c in enumerate(self.classes)}
+        return np.array([self._number(value, number_of) for value in values], np.int64)
+
+    def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
+        """Not -1."""
+        return values != UNKNOWN
+
+    def build_encoding(self) -> "CategoryEncoding":
+        """A trained vector for each class."""
+        return CategoryEncoding(self)
+
+    def arrange(self, rows: Float[Tensor, "b m e"]) -> Float[Tensor, "b m e"]:
+        """Logits."""
+        return rows
+
+    def loss(self, prediction: Float[Tensor, "b m e"], target: Int[Tensor, "b m"]) -> Float[Tensor, "b m"]:
+        """Cross entropy."""
+        return F.cross_entropy(rearrange(prediction, "b m e -> b e m"), target.clamp(min=0), reduction="none")
+
+    def show(self, value: Tensor) -> str:
+        """Name of the class, of the most probable one for logits."""
+        number = int(value.argmax() if value.ndim else value)
+        if number == UNKNOWN:
+            return "?"
+        return str(number) if isinstance(self.classes, int) else self.classes[number]
+
+    def _number(self, value: Any, number_of: int | Mapping[str, int]) -> int:
+        if is_missing(value):
+            return UNKNOWN
+        if isinstance(number_of, int):
+            return int(value) if 0 <= int(value) < number_of else UNKNOWN
+        return number_of.get(str(value), UNKNOWN)
+
+
+Field = Number | Category
+
+
+class NumberEncoding(FieldEncoding):
+    """The number in units of its deviation, 0 where unknown; then a one where it is known."""
+
+    channels = 2
+
+    def __init__(self, field: Number) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, values: Float[Tensor, "b m"]) -> Float[Tensor, "b m 2"]:
+        """Finite, whatever the values."""
+        known = self.field.known(values)
+        number = torch.where(known, self.field.normalise(values), torch.zeros_like(values))
+        return torch.stack([number, known.to(values.dtype)], dim=-1)
+
+
+class CategoryEncoding(FieldEncoding):
+    """A trained vector for each class; the first one says unknown."""
+
+    def __init__(self, field: Category) -> None:
+        super().__init__()
+        self.channels = field.channels
+        self.embedding = embedding(1 + field.num_outputs, field.channels)
+
+    def forward(self, values: Int[Tensor, "b m"]) -> Float[Tensor, "b m c"]:
+        """Of class numbers from -1."""
+        return self.embedding(values - UNKNOWN)
+
+
+def is_missing(value: Any) -> bool:
+    """None, NaN or infinite."""
+    return value is None or (isinstance(value, float | np.floating) and not np.isfinite(value))

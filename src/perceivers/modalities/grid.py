@@ -1,0 +1,402 @@
+"""Values on an n-dimensional grid: images, video, audio, series.
+
+A raw batch is [B, *size, C] in the data's units, or {"values": that, "mask": [B, *size]}, True where there is a value.
+"""
+
+import math
+from abc import ABC
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from einops import reduce
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from perceivers.core.initialisers import plain_linear
+from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
+from perceivers.core.queries import PositionQuery
+from perceivers.core.reading import Encoded
+from perceivers.core.tokens import Segment
+from perceivers.media.pictures import show_image
+from perceivers.modalities.convolution import ConvStem, ConvUpsample
+from perceivers.modalities.kind import Kind, Raw, mean_where
+from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class Grid(Kind, ABC):
+    """Values on a grid of `axes` axes; coordinates to ask at count its query places along each axis, from 0."""
+
+    axes: ClassVar[int]
+    """Number of axes."""
+    stretched: ClassVar[bool] = True
+    """Positions span any grid from end to end; else steps keep the length they had at the trained size."""
+
+    size: int | tuple[int, ...] = 32
+    """Size it is trained at, along each axis; inputs may have any other."""
+    channels: int = 1
+    """Values at each place."""
+    patch: int | tuple[int, ...] = 1
+    """Places along each axis that make one token."""
+    stem: Literal["patches", "strided", "conv"] = "patches"
+    """How a patch becomes a token: all its values; its first place (inputs only); convolutions (outputs: upsampling)."""
+    embed: int | None = None
+    """Width of a linear map (or, for "conv", of the convolutions) that makes the content of a token; None: no map."""
+    positions: PositionConfig | None = field(default_factory=Fourier)
+    """Position features of tokens and queries; None: none."""
+    add_positions: bool = False
+    """Add positions to the content instead of putting them behind it."""
+    coordinate_rule: CoordinateRule = "inclusive"
+    """As an output: whether coordinates reach both ends of the grid; "exclusive" for the released video model."""
+    noise: float = 0.0
+    """As an input, in training: standard deviation of added noise, in units of `std`."""
+    num_points: int | None = None
+    """As an output, in training: random places of each sample that the loss looks at; None: all."""
+    loss_kind: Literal["mse", "l1"] = "mse"
+    """As an output: squared or absolute differences, in units of `std`."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted on the way in, added on the way out; of each channel or of all. Fitted if None."""
+    std: tuple[float, ...] | None = None
+    """Divided by on the way in, multiplied on the way out; of each channel or of all. Fitted if None."""
+    value_range: tuple[float, float] | None = None
+    """Lowest and highest value, for PSNR and pictures. Fitted if None."""
+
+    def __post_init__(self) -> None:
+        as_sizes(self.size, self.axes, "size")
+        as_sizes(self.patch, self.axes, "patch")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and len(value) not in (1, self.channels):
+                raise ValueError(f"{name} = {value} must have one number, or one for each of {self.channels} channels")
+        if self.stem == "conv" and self.axes == 1:
+            raise ValueError("stem: conv is for images and video")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Grid of tokens at the trained size."""
+        return token_grid(as_sizes(self.size, self.axes, "size"), self.steps)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """`patch` along each axis."""
+        return as_sizes(self.patch, self.axes, "patch")
+
+    def fit(self, values: Iterable[Any]) -> "Grid":
+        """Mean and standard deviation of each channel, and the range of values."""
+        count, total, squares, low, high = 0, np.zeros(self.channels), np.zeros(self.channels), math.inf, -math.inf
+        for value in values:
+            rows = self._array(value).reshape(-1, self.channels).astype(np.float64)
+            count, total, squares = count + len(rows), total + rows.sum(0), squares + (rows**2).sum(0)
+            low, high = min(low, rows.min(initial=math.inf)), max(high, rows.max(initial=-math.inf))
+        if not count:
+            return self
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        return replace(
+            self,
+            mean=self.mean or tuple(mean.tolist()),
+            std=self.std or tuple(np.where(std > 0, std, 1.0).tolist()),
+            value_range=self.value_range or (float(low), float(high)),
+        )
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+        """[*size, C] as float32; a missing axis of one channel is added."""
+        return self._array(value)
+
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
+        """The grid; in training with `num_points` a random choice of its places: {"values", "index"}."""
+        grid = self._array(value)
+        if not training or self.num_points is None:
+            return grid
+        rows = rows_of(space_to_depth(torch.from_numpy(grid)[None], self.steps))[0].numpy()
+        index = rng.choice(len(rows), min(self.num_points, len(rows)), replace=False)
+        return {"values": rows[index], "index": index}
+
+    def collate(self, values: Sequence[Any]) -> Raw:
+        """Grids of one size stacked; series padded to the longest; a missing one is masked (NaN in a target)."""
+        known = next(value for value in values if value is not None)
+        if isinstance(known, dict):
+            rows = [np.full_like(known["values"], np.nan) if v is None else v["values"] for v in values]
+            index = [np.zeros_like(known["index"]) if v is None else v["index"] for v in values]
+            return {"values": torch.from_numpy(np.stack(rows)), "index": torch.from_numpy(np.stack(index))}
+        sizes = {value.shape for value in values if value is not None}
+        if len(sizes) > 1 and self.axes > 1:
+            raise ValueError(f"one batch holds sizes {sorted(s[:-1] for s in sizes)}: crop or resize them to one")
+        if len(sizes) == 1 and all(value is not None for value in values):
+            return torch.from_numpy(np.stack(values))
+        size = np.max([shape[:-1] for shape in sizes], axis=0)
+        batch = np.full((len(values), *size, self.channels), np.nan, np.float32)
+        for row, value in enumerate(values):
+            if value is not None:
+                batch[row][tuple(map(slice, value.shape[:-1]))] = value
+        tensor = torch.from_numpy(batch)
+        return {"values": tensor, "mask": tensor.isfinite().all(dim=-1)}
+
+    def build_input(self) -> "GridInput":
+        """Tokens of patches with their positions."""
+        return GridInput(self)
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """A query for each patch, from its position."""
+        if self.positions is None:
+            raise ValueError("an output on a grid is asked by position: give it positions")
+        query = PositionQuery(self.grid, self.positions, self.coordinate_rule)
+        return WholeQuery(query) if self.stem == "conv" else query
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "GridOutput":
+        """Rows to patches to a grid."""
+        return GridOutput(self, channels)
+
+    def points(self, target: Raw) -> Points | None:
+        """The places that `target` chose."""
+        return Indices(target["index"]) if isinstance(target, Mapping) and "index" in target else None
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Mean difference in units of `std`, over values that are there."""
+        values = target["values"] if isinstance(target, Mapping) else target
+        # Unknown values must not reach the difference: a gradient through NaN is NaN, whatever hides it afterwards.
+        difference = self.normalise(prediction) - self.normalise(values.nan_to_num(0.0))
+        return mean_where(difference.abs() if self.loss_kind == "l1" else difference**2, values.isfinite())
+
+    def metrics(self) -> "dict[str, Metric]":
+        """PSNR where the range of values is known; else the root of the mean squared error."""
+        from torchmetrics import MeanSquaredError
+        from torchmetrics.image import PeakSignalNoiseRatio
+
+        if self.value_range is None:
+            return {"rmse": MeanSquaredError(squared=False)}
+        return {"psnr": PeakSignalNoiseRatio(data_range=self.value_range)}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Values that are there, flat."""
+        values = target["values"] if isinstance(target, Mapping) else target
+        valid = values.isfinite()
+        return prediction[valid], values[valid]
+
+    def normalise(self, values: Tensor) -> Tensor:
+        """Data's units to the network's; the channels may repeat within a row (patches)."""
+        return (values - self._statistic(self.mean, 0.0, values)) / self._statistic(self.std, 1.0, values)
+
+    def denormalise(self, values: Tensor) -> Tensor:
+        """The network's units to the data's."""
+        return values * self._statistic(self.std, 1.0, values) + self._statistic(self.mean, 0.0, values)
+
+    def _statistic(self, given: tuple[float, ...] | None, default: float, like: Tensor) -> Tensor:
+        each = like.new_tensor(given or (default,))
+        return each.repeat(like.shape[-1] // self.channels) if len(each) > 1 else each
+
+    def _array(self, value: Any) -> np.ndarray:
+        array = np.asarray(value, np.float32)
+        array = array[..., None] if array.ndim == self.axes and self.channels == 1 else array
+        if array.ndim != self.axes + 1 or array.shape[-1] != self.channels:
+            shape = ", ".join("HWT"[i] if self.axes == 2 else f"n{i + 1}" for i in range(self.axes))
+            raise ValueError(f"shape {array.shape} does not fit [{shape}, {self.channels}]")
+        return array
+
+
+class GridInput(InputAdapter):
+    """Tokens of a grid: each patch's content, and its position."""
+
+    def __init__(self, spec: Grid) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem: nn.Module | None = None
+        if spec.stem == "conv":
+            width = spec.embed or 64
+            *time, height_step, width_step = spec.steps
+            if height_step != width_step or time not in ([], [1]):
+                raise ValueError(
+                    f"patch {spec.steps}: a convolutional stem shrinks both sides alike and leaves time alone"
+                )
+            self.stem = ConvStem(spec.channels, width, width_step)
+        else:
+            width = spec.channels * (math.prod(spec.steps) if spec.stem == "patches" else 1)
+            if spec.embed is not None:
+                self.stem = plain_linear(width, spec.embed)
+        self.content_channels = spec.embed or width
+        self.positions = None if spec.positions is None else Positions(spec.axes, spec.grid, spec.positions)
+        position_channels = 0 if self.positions is None else self.positions.channels
+        content_channels = self.content_channels
+        if spec.add_positions and position_channels != content_channels:
+            raise ValueError(f"positions {position_channels} wide cannot be added to content {content_channels} wide")
+        self.channels = content_channels + (0 if spec.add_positions else position_channels)
+
+    def forward(self, raw: Raw) -> Segment:
+        """Tokens row-major."""
+        values, mask = (raw["values"], raw["mask"]) if isinstance(raw, Mapping) else (raw, None)
+        if values.ndim != self.spec.axes + 2 or values.shape[-1] != self.spec.channels:
+            sizes = ", ".join(f"n{axis + 1}" for axis in range(self.spec.axes))
+            raise ValueError(f"input of shape {tuple(values.shape)}, expected [B, {sizes}, {self.spec.channels}]")
+        x = self.spec.normalise(values)
+        if mask is not None:  # an unknown value in a patch that is partly known is the mean
+            x = torch.where(mask[..., None], x, torch.zeros_like(x))
+        if self.training and self.spec.noise:
+            x = x + self.spec.noise * torch.randn_like(x)
+        tokens = self._tokens(x)
+        grid = tuple(tokens.shape[1:-1])
+        return self._segment(rows_of(tokens), grid, self._token_mask(values, mask))
+
+    def absent(self, device: torch.device) -> Segment:
+        """Tokens of the trained size."""
+        grid = self.spec.grid
+        return self._segment(torch.zeros(1, math.prod(grid), self.content_channels, device=device), grid, None)
+
+    def _tokens(self, x: Float[Tensor, "b *size c"]) -> Float[Tensor, "b *tokens k"]:
+        spec = self.spec
+        if isinstance(self.stem, ConvStem):
+            frames = x.flatten(0, -4)
+            return self.stem(frames).unflatten(0, x.shape[:-3])
+        x = space_to_depth(x, spec.steps) if spec.stem == "patches" else strided(x, spec.steps)
+        return x if self.stem is None else self.stem(x)
+
+    def _token_mask(self, values: Tensor, mask: Bool[Tensor, " b *size"] | None) -> Bool[Tensor, "b m"] | None:
+        if mask is None:
+            return None
+        some = mask[..., None]
+        if self.spec.stem == "strided":
+            return rows_of(strided(some, self.spec.steps))[..., 0]
+        return reduce(rows_of(space_to_depth(some, self.spec.steps)), "b m p -> b m", "any")
+
+    def _segment(self, content: Tensor, grid: tuple[int, ...], mask: Tensor | None) -> Segment:
+        span = None if self.spec.stretched else self.spec.grid
+        places = GridPlaces(grid, span, device=content.device)
+        positions = None if self.positions is None else self.positions.on_grid(places)
+        return Segment(content, positions, self.spec.add_positions, mask=mask, grid=grid)
+
+
+class GridOutput(OutputAdapter):
+    """Rows to patches, patches to a grid, in the data's units."""
+
+    def __init__(self, spec: Grid, channels: int) -> None:
+        super().__init__()
+        size = as_sizes(spec.size, spec.axes, "size")
+        if spec.stem == "strided" or any(n % p for n, p in zip(size, spec.steps, strict=True)):
+            raise ValueError(f"an output of size {size} needs a patch that divides it, not {spec.steps} ({spec.stem})")
+        self.spec = spec
+        self.head: nn.Module
+        self.upsample: ConvUpsample | None = None
+        if spec.stem == "conv":
+            self.head = nn.Identity()
+            self.upsample = ConvUpsample(channels, spec.channels, spec.steps)
+        else:
+            self.head = plain_linear(channels, spec.channels * math.prod(spec.steps))
+
+    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *size c"]:
+        """[B, *size, C] if everything was asked for; else rows [B, O, values of a patch]."""
+        if queries.grid is None:
+            return self.spec.denormalise(rows)
+        tokens = rows.unflatten(1, queries.grid)
+        if self.upsample is not None:
+            return self.spec.denormalise(self.upsample(tokens))
+        return self.spec.denormalise(depth_to_space(tokens, self.spec.steps))
+
+
+class WholeQuery(OutputQuery):
+    """Queries of an output that mixes neighbours: all or nothing."""
+
+    def __init__(self, query: PositionQuery) -> None:
+        super().__init__()
+        self.query, self.channels = query, query.channels
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """The whole grid."""
+        if points is not None:
+            raise ValueError("this output mixes neighbouring places by convolution: decode it whole, without points")
+        return self.query(encoded, None)
+
+
+@dataclass(frozen=True)
+class Image(Grid):
+    """Pictures [H, W, C]."""
+
+    axes: ClassVar[int] = 2
+    channels: int = 3
+    """Values at each pixel."""
+    kind: Literal["image"] = "image"
+    """Name in files."""
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """The picture."""
+        show_image(axes, _values(sample), self.value_range)
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Image, list[Any]]":
+        """Five by seven, three channels; the second is missing."""
+        return cls(size=(5, 7), positions=Fourier(num_bands=3)), [rng.normal(size=(5, 7, 3)), None]
+
+
+@dataclass(frozen=True)
+class Video(Grid):
+    """Frames [T, H, W, C]."""
+
+    axes: ClassVar[int] = 3
+    size: int | tuple[int, ...] = (16, 32, 32)
+    """Size it is trained at, along each axis; inputs may have any other."""
+    channels: int = 3
+    """Values at each pixel."""
+    kind: Literal["video"] = "video"
+    """Name in files."""
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """Four frames side by side."""
+        values = _values(sample)
+        chosen = np.linspace(0, len(values) - 1, min(4, len(values))).astype(int)
+        show_image(axes, np.concatenate(list(values[chosen]), axis=1), self.value_range)
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Video, list[Any]]":
+        """Two frames of six by five in patches of 1 x 2 x 5."""
+        spec = cls(size=(2, 6, 5), patch=(1, 2, 5), positions=Fourier(num_bands=2))
+        return spec, [rng.normal(size=(2, 6, 5, 3)), rng.normal(size=(2, 6, 5, 3)), None]
+
+
+@dataclass(frozen=True)
+class Series(Grid):
+    """Channels over time [n, C], of any length; a step of time is the same in short and long ones."""
+
+    axes: ClassVar[int] = 1
+    stretched: ClassVar[bool] = False
+    size: int | tuple[int, ...] = 256
+    """Length it is trained at; inputs may have any other."""
+    kind: Literal["series"] = "series"
+    """Name in files."""
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """A line for each channel."""
+        axes.plot(_values(sample), linewidth=0.8)
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Series, list[Any]]":
+        """Ragged, two channels; one is missing."""
+        values = [rng.normal(size=(7, 2)), rng.normal(size=(11, 2)), None]
+        return cls(size=11, channels=2, positions=Fourier(num_bands=3)), values
+
+
+@dataclass(frozen=True)
+class Audio(Series):
+    """Samples over time [n, C], several to a token."""
+
+    size: int | tuple[int, ...] = 4096
+    """Samples it is trained at; inputs may have any other number, a multiple of `patch`."""
+    patch: int | tuple[int, ...] = 16
+    """Samples that make one token."""
+    kind: Literal["audio"] = "audio"  # type: ignore[assignment]
+    """Name in files."""
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Audio, list[Any]]":
+        """Ragged, in patches of five."""
+        return cls(size=35, patch=5, positions=Fourier(num_bands=3)), [rng.normal(size=35), rng.normal(size=20), None]
+
+
+def _values(sample: Raw) -> np.ndarray:
+    values = sample["values"] if isinstance(sample, Mapping) else sample
+    return values.detach().cpu().float().numpy()

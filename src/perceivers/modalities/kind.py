@@ -1,0 +1,131 @@
+"""What a kind of structure answers, both as an input and as an output. A new kind is one file and one line in KINDS."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.joining import check_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torchmetrics import Metric
+
+T = TypeVar("T")
+
+Raw = Any
+"""A batch as the model takes or gives it: a tensor with the batch first, or a dictionary of such tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(ABC):
+    """A declared input or output. The methods stand in the order in which data meets them."""
+
+    key: str | None = None
+    """Field of a record it is read from; None: its own name."""
+    weight: float = 1.0
+    """As an output: weight of its loss."""
+    drop_prob: float = 0.0
+    """As an input, in training: probability that a sample goes without it."""
+    mask_prob: float | None = None
+    """As an input: probability that a token is replaced by the trained mask token; None: there is no mask token."""
+    mask_at_eval: bool = False
+    """As an input: mask outside training too (released video model)."""
+
+    def fit(self, values: Iterable[Any]) -> "Kind":
+        """Itself with the statistics or the vocabulary of the training part filled in."""
+        return self
+
+    @abstractmethod
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> Any:
+        """One record's value, in the data's units, as `collate` takes it; all that is random comes from `rng`."""
+
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
+        """The same as an output: never corrupted. `prepared` holds the record's prepared inputs."""
+        return self.prepare(value, rng, training=False)
+
+    @abstractmethod
+    def collate(self, values: Sequence[Any]) -> Raw:
+        """A batch; None stands for a sample without it. Never called with None alone."""
+
+    def build_input(self) -> InputAdapter:
+        """Raw batch to tokens."""
+        raise ValueError(f"{type(self).__name__} cannot be an input")
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """Points to queries."""
+        raise ValueError(f"{type(self).__name__} cannot be an output")
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
+        """Rows of the decoder, E channels wide, to a raw batch."""
+        raise ValueError(f"{type(self).__name__} cannot be an output")
+
+    def points(self, target: Raw) -> Points | None:
+        """Where a batch of targets was measured; None: everywhere."""
+        return None
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Mean loss of a batch over what is there; 0 where nothing is."""
+        raise ValueError(f"{type(self).__name__} cannot be an output")
+
+    def metrics(self) -> "dict[str, Metric]":
+        """New metrics by name; each is updated with `compared(prediction, target)`."""
+        return {}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Predictions and targets of what is there, as the metrics take them."""
+        raise ValueError(f"{type(self).__name__} cannot be an output")
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """Draw one sample (of a raw batch, a target or a prediction)."""
+        axes.text(0.5, 0.5, str(sample), ha="center", va="center", wrap=True)
+        axes.set_axis_off()
+
+    @classmethod
+    @abstractmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Kind, list[Any]]":
+        """A small spec and at least two values for it: odd sizes, something missing, ragged where it can be."""
+
+
+def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
+    """The input that an output refers to; ValueError if there is none of that name."""
+    return inputs[check_names("input", [name], inputs)[0]]
+
+
+def named(name: str, function: Callable[..., T], *arguments: Any) -> T:
+    """What the function gives; its errors say what they are about."""
+    try:
+        return function(*arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def mean_where(loss: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the valid elements; 0 without any (a target may be absent in a whole batch)."""
+    loss = torch.where(valid, loss, torch.zeros_like(loss))
+    return loss.sum() / valid.sum().clamp(min=1)
+
+
+def pad_sequences(values: Sequence[np.ndarray | None], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Arrays [n_i, ...] to [B, max n, ...] and a mask [B, max n], True where there is something; None has nothing."""
+    known = next(value for value in values if value is not None)
+    longest = max(max(0 if value is None else len(value) for value in values), 1)
+    batch = np.zeros((len(values), length or longest, *known.shape[1:]), known.dtype)
+    mask = np.zeros(batch.shape[:2], bool)
+    for row, value in enumerate(values):
+        if value is not None:
+            batch[row, : len(value)] = value
+            mask[row, : len(value)] = True
+    return torch.from_numpy(batch), torch.from_numpy(mask)
+
+
+def sample_of(batch: Raw, index: int) -> Raw:
+    """One sample of a raw batch."""
+    if isinstance(batch, Mapping):
+        return {name: sample_of(value, index) for name, value in batch.items()}
+    return batch[index]

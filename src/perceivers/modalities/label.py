@@ -1,0 +1,329 @@
+"""What a whole sample is: one class, several labels, numbers.
+
+A raw batch is [B] class numbers (-1: unknown), [B, classes] zeros and ones, or [B, n] numbers (NaN: unknown).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.core.initialisers import plain_linear
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.queries import LearnedQuery
+from perceivers.core.tokens import Segment
+from perceivers.modalities.kind import Kind, Raw, mean_where
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torchmetrics import Metric
+
+UNKNOWN = -1
+"""Number of an unknown class."""
+
+
+@dataclass(frozen=True)
+class Label(Kind):
+    """One class of several; a record holds its name or its number."""
+
+    classes: int | tuple[str, ...] = ()
+    """How many there are, or their names. Fitted (sorted) if empty."""
+    query_channels: int = 256
+    """As an output: width of its trained query."""
+    smoothing: float = 0.0
+    """As an output: label smoothing of the loss."""
+    kind: Literal["label"] = "label"
+    """Name in files."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    def fit(self, values: Iterable[Any]) -> "Label":
+        """The names that occur, sorted; whole numbers stay numbers."""
+        if self.classes:
+            return self
+        found = set(values)
+        if all(isinstance(value, int | np.integer) for value in found):
+            return replace(self, classes=int(max(found, default=-1)) + 1)
+        return replace(self, classes=tuple(sorted(map(str, found))))
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> int:
+        """Its number."""
+        return class_number(value, self.classes)
+
+    def collate(self, values: Sequence[Any]) -> Tensor:
+        """[B] numbers, -1 where unknown."""
+        return torch.tensor([UNKNOWN if value is None else value for value in values])
+
+    def build_input(self) -> "OneHotInput":
+        """One token that holds a one in the place of its class (official `OneHotPreprocessor`)."""
+        return OneHotInput(self.num_classes)
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """One trained query."""
+        return LearnedQuery(1, self.query_channels)
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
+        """Logits [B, classes]."""
+        if not self.num_classes:
+            raise ValueError("a label without classes: give classes=, or fit the schema to data first")
+        return RowOutput(channels, self.num_classes)
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Cross entropy over samples whose class is known."""
+        loss = F.cross_entropy(prediction, target.clamp(min=0), reduction="none", label_smoothing=self.smoothing)
+        return mean_where(loss, target != UNKNOWN)
+
+    def metrics(self) -> "dict[str, Metric]":
+        """Fraction of right classes."""
+        from torchmetrics.classification import MulticlassAccuracy
+
+        return {"accuracy": MulticlassAccuracy(num_classes=max(self.num_classes, 2), average="micro")}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Most probable and true classes of known samples."""
+        known = target != UNKNOWN
+        return prediction[known].argmax(dim=-1), target[known]
+
+    def name_of(self, number: int) -> str:
+        """Name of a class."""
+        return str(number) if isinstance(self.classes, int) else self.classes[number]
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """Its name; of logits, the three most probable classes as bars."""
+        if sample.ndim == 0:
+            known = int(sample) != UNKNOWN
+            axes.text(0.5, 0.5, self.name_of(int(sample)) if known else "?", ha="center", va="center", fontsize=14)
+            axes.set_axis_off()
+            return
+        top = sample.detach().float().softmax(-1).topk(min(3, self.num_classes))
+        axes.barh([self.name_of(int(i)) for i in top.indices], top.values.cpu().numpy(), color="0.4")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Label, list[Any]]":
+        """Three named classes; one sample is unknown."""
+        return cls(classes=("cat", "dog", "eel"), query_channels=11), ["dog", "cat", None]
+
+
+@dataclass(frozen=True)
+class Labels(Kind):
+    """Any number of classes at once; a record holds a list of their names or numbers."""
+
+    classes: int | tuple[str, ...] = ()
+    """How many there are, or their names. Fitted (sorted) if empty."""
+    query_channels: int = 256
+    """As an output: width of its trained query."""
+    kind: Literal["labels"] = "labels"
+    """Name in files."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    def fit(self, values: Iterable[Any]) -> "Labels":
+        """The names that occur, sorted."""
+        fitted = Label(classes=self.classes).fit(name for value in values for name in value)
+        return replace(self, classes=fitted.classes)
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+        """Ones in the places of its classes."""
+        hot = np.zeros(self.num_classes, np.float32)
+        hot[[class_number(name, self.classes) for name in value]] = 1
+        return hot
+
+    def collate(self, values: Sequence[Any]) -> Tensor:
+        """[B, classes], NaN where unknown."""
+        return stack_known(values)
+
+    def build_input(self) -> "OneHotInput":
+        """One token that holds ones in the places of its classes."""
+        return OneHotInput(self.num_classes)
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """One trained query."""
+        return LearnedQuery(1, self.query_channels)
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
+        """Logits [B, classes]."""
+        return RowOutput(channels, self.num_classes)
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Binary cross entropy over known samples."""
+        known = target.isfinite()
+        return mean_where(
+            F.binary_cross_entropy_with_logits(prediction, target.nan_to_num(0.0), reduction="none"), known
+        )
+
+    def metrics(self) -> "dict[str, Metric]":
+        """Mean average precision over the classes."""
+        from torchmetrics.classification import MultilabelAveragePrecision
+
+        return {"mAP": MultilabelAveragePrecision(num_labels=self.num_classes)}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Logits and classes of known samples."""
+        known = target.isfinite().all(dim=-1)
+        return prediction[known], target[known].long()
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Labels, list[Any]]":
+        """Five numbered classes; one sample has none, one is unknown."""
+        return cls(classes=5, query_channels=7), [[0, 3], [], None]
+
+
+@dataclass(frozen=True)
+class Numbers(Kind):
+    """Numbers that belong to the whole sample; a record holds one, or a list of them."""
+
+    count: int = 1
+    """How many."""
+    query_channels: int = 256
+    """As an output: width of its trained query."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted on the way in, added on the way out. Fitted if None."""
+    std: tuple[float, ...] | None = None
+    """Divides on the way in, multiplies on the way out. Fitted if None."""
+    kind: Literal["numbers"] = "numbers"
+    """Name in files."""
+
+    def fit(self, values: Iterable[Any]) -> "Numbers":
+        """Mean and standard deviation of each."""
+        table = np.stack([self._array(value) for value in values]).astype(np.float64)
+        std = np.nanstd(table, axis=0)
+        return replace(
+            self,
+            mean=self.mean or tuple(np.nanmean(table, axis=0).tolist()),
+            std=self.std or tuple(np.where(std > 0, std, 1.0).tolist()),
+        )
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+        """[count] as float32."""
+        return self._array(value)
+
+    def collate(self, values: Sequence[Any]) -> Tensor:
+        """[B, count], NaN where unknown."""
+        return stack_known(values)
+
+    def build_input(self) -> "NumbersInput":
+        """One token that holds the numbers, and for each whether it is known."""
+        return NumbersInput(self)
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """One trained query."""
+        return LearnedQuery(1, self.query_channels)
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
+        """Numbers [B, count]."""
+        return RowOutput(channels, self.count, self.mean or (0.0,), self.std or (1.0,))
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Mean squared difference in units of `std`, over known numbers."""
+        std = prediction.new_tensor(self.std or (1.0,))
+        return mean_where(((prediction - target.nan_to_num(0.0)) / std) ** 2, target.isfinite())
+
+    def metrics(self) -> "dict[str, Metric]":
+        """Mean absolute error in the data's units, and the share of variance explained."""
+        from torchmetrics import MeanAbsoluteError, R2Score
+
+        return {"mae": MeanAbsoluteError(), "r2": R2Score()}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Known numbers, flat."""
+        known = target.isfinite()
+        return prediction[known], target[known]
+
+    def _array(self, value: Any) -> np.ndarray:
+        array = np.atleast_1d(np.asarray(value, np.float32))
+        if array.shape != (self.count,):
+            raise ValueError(f"{len(array)} numbers, expected {self.count}")
+        return array
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Numbers, list[Any]]":
+        """Three numbers, one of them unknown; one sample is unknown."""
+        return cls(count=3, query_channels=7), [[1.0, 2.0, -3.0], [0.5, float("nan"), 1.0], None]
+
+
+class OneHotInput(InputAdapter):
+    """One token that is as wide as there are classes; no position."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.channels = num_classes
+
+    def forward(self, raw: Tensor) -> Segment:
+        """From class numbers [B] or from ones and zeros [B, classes]."""
+        if raw.ndim == 1:
+            known = raw != UNKNOWN
+            hot = F.one_hot(raw.clamp(min=0), self.channels).float()
+        else:
+            known, hot = raw.isfinite().all(dim=-1), raw.nan_to_num(0.0)
+        return Segment(hot[:, None], mask=None if bool(known.all()) else known[:, None])
+
+    def absent(self, device: torch.device) -> Segment:
+        """One token."""
+        return Segment(torch.zeros(1, 1, self.channels, device=device))
+
+
+class NumbersInput(InputAdapter):
+    """One token: the numbers in units of their deviation, 0 where unknown, then ones where they are known."""
+
+    def __init__(self, spec: Numbers) -> None:
+        super().__init__()
+        self.spec, self.channels = spec, 2 * spec.count
+
+    def forward(self, raw: Float[Tensor, "b n"]) -> Segment:
+        """A sample without one known number has no token."""
+        mean, std = raw.new_tensor(self.spec.mean or (0.0,)), raw.new_tensor(self.spec.std or (1.0,))
+        known = raw.isfinite()
+        token = torch.cat([((raw - mean) / std).nan_to_num(0.0), known.to(raw.dtype)], dim=-1)
+        return Segment(token[:, None], mask=known.any(dim=-1, keepdim=True))
+
+    def absent(self, device: torch.device) -> Segment:
+        """One token."""
+        return Segment(torch.zeros(1, 1, self.channels, device=device))
+
+
+class RowOutput(OutputAdapter):
+    """The one row of an output that has one query."""
+
+    def __init__(
+        self, channels: int, width: int, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
+    ) -> None:
+        super().__init__()
+        self.head = plain_linear(channels, width)
+        self.mean, self.std = mean, std
+
+    def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
+        """[B, e]."""
+        return rows[:, 0] * rows.new_tensor(self.std) + rows.new_tensor(self.mean)
+
+
+def class_number(value: Any, classes: int | tuple[str, ...]) -> int:
+    """Number of a class given by name or number; ValueError if there is no such class."""
+    if isinstance(classes, int):
+        number = int(value)
+        if 0 <= number < classes:
+            return number
+        raise ValueError(f"class {value} is not one of 0 to {classes - 1}")
+    if str(value) in classes:
+        return classes.index(str(value))
+    if isinstance(value, int | np.integer) and 0 <= value < len(classes):
+        return int(value)
+    raise ValueError(f"class {value!r} is not one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}")
+
+
+def stack_known(values: Sequence[np.ndarray | None]) -> Tensor:
+    """[B, n]; NaN for None."""
+    known = next(value for value in values if value is not None)
+    return torch.from_numpy(np.stack([np.full_like(known, np.nan) if value is None else value for value in values]))

@@ -1,0 +1,179 @@
+"""Values at free coordinates: point clouds, pixels at random, sensors.
+
+A raw batch is {"coordinates": [B, M, axes], "values": [B, M, C], "mask": [B, M]}, all in the data's units.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from perceivers.core.initialisers import plain_linear
+from perceivers.core.interfaces import Coordinates, InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.positions import Fourier, Positions
+from perceivers.core.queries import CoordinateQuery
+from perceivers.core.tokens import Segment, blank_where_absent
+from perceivers.modalities.kind import Kind, Raw, mean_where, pad_sequences
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class PointSet(Kind):
+    """A set of points; a record holds {"coordinates": [M, axes], "values": [M, channels]}, M may differ."""
+
+    axes: int = 2
+    """Coordinates of a point."""
+    channels: int = 1
+    """Values of a point; 0: its place is all."""
+    bounds: tuple[tuple[float, float], ...] | None = None
+    """Lowest and highest coordinate along each axis, brought to -1 and 1. Fitted if None."""
+    positions: Fourier = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
+    """Position features; max_resolution is how many places along each axis they can tell apart."""
+    keep: tuple[float, float] = (1.0, 1.0)
+    """As an input: fraction of the points that is read, drawn between these for each sample; at least one point."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted from values on the way in, added on the way out. Fitted if None."""
+    std: tuple[float, ...] | None = None
+    """Divides values on the way in, multiplies on the way out. Fitted if None."""
+    kind: Literal["pointset"] = "pointset"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        if self.bounds is not None and len(self.bounds) != self.axes:
+            raise ValueError(f"bounds = {self.bounds} must have a pair for each of {self.axes} axes")
+        if not 0 <= self.keep[0] <= self.keep[1] <= 1:
+            raise ValueError(f"keep = {self.keep} must be two rising fractions between 0 and 1")
+
+    def fit(self, values: Iterable[Any]) -> "PointSet":
+        """Bounds of the coordinates, mean and standard deviation of the values."""
+        points = [value for value in values if len(value["coordinates"])]
+        if not points:
+            return self
+        places = np.concatenate([np.asarray(point["coordinates"], np.float64) for point in points])
+        numbers = np.concatenate([np.asarray(point["values"], np.float64) for point in points])
+        std = numbers.std(0)
+        bounds = tuple((float(low), float(high)) for low, high in zip(places.min(0), places.max(0), strict=True))
+        return replace(
+            self,
+            bounds=self.bounds or bounds,
+            mean=self.mean or tuple(numbers.mean(0).tolist()),
+            std=self.std or tuple(np.where(std > 0, std, 1.0).tolist()),
+        )
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
+        """Coordinates and values as float32, a random part of them under `keep` (outside training too)."""
+        points = self._arrays(value)
+        total = len(points["coordinates"])
+        if self.keep == (1.0, 1.0) or not total:
+            return points
+        count = max(1, round(rng.uniform(*self.keep) * total))
+        chosen = rng.choice(total, count, replace=False)
+        return {name: array[chosen] for name, array in points.items()}
+
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
+        """All points."""
+        return self._arrays(value)
+
+    def collate(self, values: Sequence[Any]) -> Raw:
+        """Padded to the largest set."""
+        coordinates, mask = pad_sequences([None if value is None else value["coordinates"] for value in values])
+        numbers, _ = pad_sequences([None if value is None else value["values"] for value in values])
+        return {"coordinates": coordinates, "values": numbers, "mask": mask}
+
+    def build_input(self) -> "PointSetInput":
+        """A token for each point: its values and its position."""
+        return PointSetInput(self)
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """A query for each place asked at."""
+        return CoordinateQuery(self.axes, self.positions, self.to_unit)
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "PointSetOutput":
+        """Rows to values."""
+        return PointSetOutput(self, channels)
+
+    def points(self, target: Raw) -> Points:
+        """Where the target was measured."""
+        return Coordinates(target["coordinates"], target["mask"])
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Mean squared difference in units of `std`, over points that exist."""
+        std = prediction.new_tensor(self.std or (1.0,))
+        return mean_where(((prediction - target["values"]) / std) ** 2, target["mask"][..., None].expand_as(prediction))
+
+    def metrics(self) -> "dict[str, Metric]":
+        """Root of the mean squared error, in the data's units."""
+        from torchmetrics import MeanSquaredError
+
+        return {"rmse": MeanSquaredError(squared=False)}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Values of points that exist."""
+        return prediction[target["mask"]], target["values"][target["mask"]]
+
+    def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
+        """The data's coordinates to -1 to 1."""
+        low, high = coordinates.new_tensor(self.bounds or ((-1.0, 1.0),) * self.axes).unbind(dim=-1)
+        return -1 + 2 * (coordinates - low) / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """The points by their first two coordinates, the first one downwards as rows are; grey by value, on blue."""
+        where = sample["coordinates"][sample["mask"]].detach().cpu().numpy()
+        shade = sample["values"][sample["mask"]].detach().float().mean(-1).cpu().numpy() if self.channels else None
+        across = where[:, 1] if self.axes > 1 else np.zeros(len(where))
+        axes.scatter(across, where[:, 0], c=shade, cmap="gray", s=24, marker="s")
+        (top, bottom), (left, right) = (self.bounds or ((-1.0, 1.0),) * 2)[:2] if self.axes > 1 else ((-1, 1), (-1, 1))
+        axes.set(xlim=(left - 0.5, right + 0.5), ylim=(bottom + 0.5, top - 0.5), xticks=[], yticks=[])
+        axes.set_facecolor("#33507a")
+        axes.set_aspect("equal")
+
+    def _arrays(self, value: Any) -> dict[str, np.ndarray]:
+        points = {name: np.asarray(value[name], np.float32) for name in ("coordinates", "values")}
+        count = len(points["coordinates"])
+        for name, width in (("coordinates", self.axes), ("values", self.channels)):
+            if points[name].shape != (count, width):
+                raise ValueError(f"{name} of shape {points[name].shape}, expected ({count}, {width})")
+        return points
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[PointSet, list[Any]]":
+        """Ragged, two values at three coordinates; one set is missing."""
+        values = [{"coordinates": rng.normal(size=(n, 3)), "values": rng.normal(size=(n, 2))} for n in (5, 7)]
+        return cls(axes=3, channels=2, positions=Fourier(num_bands=3, max_resolution=7)), [*values, None]
+
+
+class PointSetInput(InputAdapter):
+    """A token for each point: its values and its position."""
+
+    def __init__(self, spec: PointSet) -> None:
+        super().__init__()
+        self.spec = spec
+        self.positions = Positions(spec.axes, None, spec.positions)
+        self.channels = spec.channels + self.positions.channels
+
+    def forward(self, raw: Raw) -> Segment:
+        """Tokens in the order of the points."""
+        mask = raw.get("mask")
+        coordinates, values = (blank_where_absent(raw[name], mask) for name in ("coordinates", "values"))
+        mean, std = values.new_tensor(self.spec.mean or (0.0,)), values.new_tensor(self.spec.std or (1.0,))
+        return Segment((values - mean) / std, self.positions.at(self.spec.to_unit(coordinates)), mask=mask)
+
+
+class PointSetOutput(OutputAdapter):
+    """Rows to values in the data's units."""
+
+    def __init__(self, spec: PointSet, channels: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.head = plain_linear(channels, spec.channels)
+
+    def forward(self, rows: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
+        """In the order asked."""
+        return rows * rows.new_tensor(self.spec.std or (1.0,)) + rows.new_tensor(self.spec.mean or (0.0,))

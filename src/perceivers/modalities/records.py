@@ -1,0 +1,276 @@
+"""Sets of typed records: units of a game, rows of a table.
+
+A raw batch is {field: [B, M], ..., "mask": [B, M]}: numbers in the data's units (NaN: unknown) or class numbers (-1:
+unknown) of each field, and True where there is a record.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from perceivers.core.initialisers import plain_linear, trained_vector
+from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.queries import InputQuery, LearnedQuery
+from perceivers.core.tokens import Segment
+from perceivers.media.pictures import show_text
+from perceivers.modalities.fields import Category, Column, Field, Number, is_missing
+from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, named, pad_sequences
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class Records(Kind):
+    """A set of records: a list of dictionaries, a dictionary of columns, or one of single values (a set of one).
+
+    A value that is None, NaN or not there is unknown.
+    """
+
+    fields: dict[str, Field]
+    """Each field's type, by name."""
+    tokens: Literal["record", "field"] = "record"
+    """As an input: a token for each record, or for each field of each record (fields do not tell whose they are)."""
+    channels: int = 64
+    """As an input, under "field": width of a token."""
+    max_records: int | None = None
+    """Most records that a set can have; None: as an input, and as an output with `of`, any number, otherwise one."""
+    of: str | None = None
+    """As an output: the records input whose tokens ask, each for its own record; None: trained queries, in order."""
+    query_channels: int = 256
+    """As an output without `of`: width of the trained queries."""
+    kind: Literal["records"] = "records"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        if not self.fields:
+            raise ValueError("records need at least one field, e.g. fields={'health': Number()}")
+        if "mask" in self.fields:
+            raise ValueError("a field cannot be called 'mask', which says where records are: give it another name")
+
+    def fit(self, values: Iterable[Any]) -> "Records":
+        """Each field's statistics or classes; ValueError for a field whose values are all unknown."""
+        sets = [self._columns(value) for value in values]
+        if not sets:
+            return self
+        fitted = {name: self._fitted(name, [columns[name] for columns in sets]) for name in self.fields}
+        return replace(self, fields=fitted)
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
+        """A column [M] for each field: float32 or class numbers."""
+        columns = self._columns(value)
+        prepared = {name: named(f"field {name!r}", field.prepare, columns[name]) for name, field in self.fields.items()}
+        count = _count(prepared)
+        if self.max_records is not None and count > self.max_records:
+            raise ValueError(f"{count} records are more than max_records = {self.max_records}: raise it, or give fewer")
+        return prepared
+
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
+        """All records; with `of`, one for each of the input's (None without the input)."""
+        target = self.prepare(value, rng, training=False)
+        if self.of is None:
+            if _count(target) > self._num_queries:
+                raise ValueError(f"{_count(target)} records where {self._num_queries} can be asked: set max_records")
+            return target
+        source = prepared.get(self.of)
+        if source is not None and _count(source) != _count(target):
+            raise ValueError(f"{_count(target)} records, but {_count(source)} of input {self.of!r} ask for one each")
+        return None if source is None else target
+
+    def collate(self, values: Sequence[Any]) -> Raw:
+        """Padded to the largest set."""
+        batch = {}
+        for name in self.fields:
+            batch[name], mask = pad_sequences([None if value is None else value[name] for value in values])
+        return {**batch, "mask": mask}
+
+    def build_input(self) -> InputAdapter:
+        """A token for each record, or for each field of each."""
+        return RecordsInput(self) if self.tokens == "record" else FieldsInput(self)
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """The input's tokens, or a trained query for each record."""
+        if self.of is None:
+            return LearnedQuery(self._num_queries, self.query_channels)
+        source = input_of(inputs, self.of)
+        if not isinstance(source, RecordsInput):
+            raise ValueError(f"of = {self.of!r} must name a records input with tokens: record, a token for each record")
+        return InputQuery(self.of, source.channels)
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RecordsOutput":
+        """A row to the fields of a record."""
+        return RecordsOutput(self, channels)
+
+    def points(self, target: Raw) -> Points | None:
+        """As many records as the largest target has; with `of`, everywhere: the queries follow the input."""
+        mask = target["mask"]
+        return Indices(torch.arange(mask.shape[1], device=mask.device)) if self.of is None else None
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Mean over the fields of their means over known values: cross entropy, squared difference in units of std."""
+        losses = []
+        for name, field in self.fields.items():
+            loss = field.loss(_beside(prediction[name], target), target[name])
+            losses.append(mean_where(loss, self._known(name, target)))
+        return torch.stack(losses).mean()
+
+    def metrics(self) -> "dict[str, Metric]":
+        """Fraction of right classes in all categories together; without any, root mean square error in units of std."""
+        from torchmetrics import MeanSquaredError
+        from torchmetrics.classification import MulticlassAccuracy
+
+        if not self._categories:
+            return {"rmse": MeanSquaredError(squared=False)}
+        most = max(self.fields[name].num_outputs for name in self._categories)
+        return {"accuracy": MulticlassAccuracy(num_classes=max(most, 2), average="micro")}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Known values of all categories, else of all numbers in units of std, flat."""
+        pairs = [self._compared(name, prediction, target) for name in self._categories or self.fields]
+        return torch.cat([predicted for predicted, _ in pairs]), torch.cat([true for _, true in pairs])
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """A table, records downwards."""
+        exists = sample["mask"].tolist() if "mask" in sample else [True] * _count(sample)
+        columns = [
+            [name, *(field.show(value) for value, there in zip(sample[name], exists, strict=True) if there)]
+            for name, field in self.fields.items()
+        ]
+        widths = [max(map(len, column)) for column in columns]
+        rows = zip(*columns, strict=True)
+        show_text(axes, "\n".join("  ".join(map(str.ljust, row, widths)) for row in rows))
+
+    @property
+    def _num_queries(self) -> int:
+        return self.max_records or 1
+
+    @property
+    def _categories(self) -> list[str]:
+        return [name for name, field in self.fields.items() if isinstance(field, Category)]
+
+    def _columns(self, value: Any) -> dict[str, Column]:
+        if isinstance(value, Mapping):
+            lengths = {name: len(value[name]) for name in self.fields if name in value and np.ndim(value[name]) == 1}
+            if lengths:
+                return self._checked_columns(value, lengths)
+            value = [value]
+        for record in value:
+            if not isinstance(record, Mapping):
+                raise ValueError(f"a record must be a dictionary of its fields, not {type(record).__name__}")
+        return {name: [record.get(name) for record in value] for name in self.fields}
+
+    def _checked_columns(self, value: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Column]:
+        single = [name for name in self.fields if name not in lengths and value.get(name) is not None]
+        if single or len(set(lengths.values())) > 1:
+            found = [f"{name} has {length}" for name, length in lengths.items()]
+            found += [f"{name} is a single value" for name in single]
+            raise ValueError(f"columns must be equally long: {', '.join(found)}")
+        count = next(iter(lengths.values()))
+        return {name: value[name] if name in lengths else [None] * count for name in self.fields}
+
+    def _fitted(self, name: str, columns: Sequence[Column]) -> Field:
+        known = [value for column in columns for value in column if not is_missing(value)]
+        field = self.fields[name]
+        if not known and not field.is_fitted:
+            raise ValueError(f"field {name!r} is unknown in all records: check its name, or give what would be fitted")
+        return cast(Field, named(f"field {name!r}", field.fit, known)) if known else field
+
+    def _known(self, name: str, target: Raw) -> Bool[Tensor, "b m"]:
+        return self.fields[name].known(target[name]) & target["mask"]
+
+    def _compared(self, name: str, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        field, known = self.fields[name], self._known(name, target)
+        predicted, true = _beside(prediction[name], target)[known], target[name][known]
+        if isinstance(field, Category):
+            return predicted.argmax(dim=-1), true
+        return field.normalise(predicted), field.normalise(true)
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Records, list[Any]]":
+        """Ragged, as dictionaries and as columns, with unknown values; one set is missing."""
+        kinds = Category(classes=("probe", "stalker", "zealot"), channels=5)
+        units = [{"type": "probe", "health": 20.0}, {"type": "zealot"}, {"type": None, "health": 45.0}]
+        columns = {"type": ["stalker", "probe"], "health": [80.0, float("nan")]}
+        return cls({"type": kinds, "health": Number()}, max_records=3, query_channels=7), [units, columns, None]
+
+
+class RecordsInput(InputAdapter):
+    """A token for each record: its fields' features side by side."""
+
+    def __init__(self, spec: Records) -> None:
+        super().__init__()
+        self.encodings = FieldEncodings(spec)
+        self.channels = sum(self.encodings.widths)
+
+    def forward(self, raw: Raw) -> Segment:
+        """Tokens in the order of the records, which tells the model nothing."""
+        return Segment(torch.cat(self.encodings(raw), dim=-1), mask=raw.get("mask"))
+
+
+class FieldsInput(InputAdapter):
+    """A token for each field of each record: its features through a linear map, plus a vector that says which field."""
+
+    def __init__(self, spec: Records) -> None:
+        super().__init__()
+        self.channels = spec.channels
+        self.encodings = FieldEncodings(spec)
+        self.maps = nn.ModuleList(plain_linear(width, spec.channels) for width in self.encodings.widths)
+        self.names = trained_vector(len(spec.fields), spec.channels)
+
+    def forward(self, raw: Raw) -> Segment:
+        """Tokens record by record, in each the fields in their order."""
+        features = zip(self.maps, self.encodings(raw), strict=True)
+        tokens = torch.stack([linear(x.to(self.names.dtype)) for linear, x in features], dim=2) + self.names
+        mask = raw.get("mask")
+        mask = None if mask is None else repeat(mask, "b m -> b (m f)", f=len(self.maps))
+        return Segment(rearrange(tokens, "b m f c -> b (m f) c"), mask=mask)
+
+
+class FieldEncodings(nn.Module):
+    """All fields: raw columns by name to the features of each."""
+
+    def __init__(self, spec: Records) -> None:
+        super().__init__()
+        self.names = list(spec.fields)
+        # A list: names may hold dots or be those of methods, which modules by name cannot.
+        encodings = [field.build_encoding() for field in spec.fields.values()]
+        self.fields = nn.ModuleList(encodings)
+        self.widths = [encoding.channels for encoding in encodings]
+
+    def forward(self, raw: Raw) -> list[Float[Tensor, "b m _"]]:
+        """In the order of the fields; ValueError if one is not there."""
+        missing = [name for name in self.names if name not in raw]
+        if missing:
+            raise ValueError(f"the input has no {', '.join(missing)}: give all of {', '.join(self.names)}")
+        return [encoding(raw[name]) for name, encoding in zip(self.names, self.fields, strict=True)]
+
+
+class RecordsOutput(OutputAdapter):
+    """A row to the fields of a record: numbers in the data's units, logits of classes."""
+
+    def __init__(self, spec: Records, channels: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.widths = [field.num_outputs for field in spec.fields.values()]
+        self.head = plain_linear(channels, sum(self.widths))
+
+    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> dict[str, Tensor]:
+        """[B, O] or [B, O, classes] by field."""
+        parts = zip(self.spec.fields.items(), rows.split(self.widths, dim=-1), strict=True)
+        return {name: field.arrange(part) for (name, field), part in parts}
+
+
+def _count(columns: Mapping[str, Any]) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _beside(prediction: Float[Tensor, "b o ..."], target: Mapping[str, Tensor]) -> Float[Tensor, "b m ..."]:
+    # The largest input set of a batch may be one without a target.
+    return prediction[:, : target["mask"].shape[1]]

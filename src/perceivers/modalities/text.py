@@ -1,0 +1,281 @@
+"""Text, as UTF-8 bytes or through a tokenizer.
+
+A raw batch is {"ids": [B, M], "mask": [B, M], "masked": [B, M]}, True where there is a token and where a word was
+masked; as an input also plain ids [B, M]. Logits [B, M, vocabulary] come out.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.core.initialisers import embedding, plain_linear, trained_vector
+from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.positions import LearnedPositions
+from perceivers.core.queries import InputQuery, LearnedQuery, at_points
+from perceivers.core.reading import Encoded
+from perceivers.core.tokens import Segment
+from perceivers.media.pictures import show_text
+from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences
+from perceivers.modalities.tokenizers import tokenizer_of, word_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """A text; a record holds a string."""
+
+    length: int = 2048
+    """Most tokens that it can have; shorter texts stay short."""
+    tokenizer: str = "bytes"
+    """"bytes", or the path of a JSON file of the tokenizers library."""
+    vocab_size: int | None = None
+    """How many ids there are; None: as many as the tokenizer has. Fitted if None."""
+    channels: int = 256
+    """As an input: width of the embeddings and of the positions, which are added."""
+    overflow: Literal["error", "truncate", "crop"] = "error"
+    """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning."""
+    mask_words: float = 0.0
+    """As an input, in training: probability that a word (between white space) is masked, all its tokens at once."""
+    of: str | None = None
+    """As an output: the text input that it restores, token by token; None: a text of its own, from its start."""
+    query_channels: int = 256
+    """As an output: width of its trained queries, one for each of `length` places."""
+    tied: bool = True
+    """As an output with `of`: logits from the input's embeddings and a trained bias; otherwise from a linear map."""
+    kind: Literal["text"] = "text"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"length = {self.length} must be at least 1")
+        if not 0 <= self.mask_words <= 1:
+            raise ValueError(f"mask_words = {self.mask_words} must be a probability, between 0 and 1")
+
+    @property
+    def num_ids(self) -> int:
+        """How many ids there are."""
+        return self.vocab_size or tokenizer_of(self.tokenizer).vocab_size
+
+    def fit(self, values: Iterable[Any]) -> "Text":
+        """The tokenizer's number of ids, so that the model can be built without its file."""
+        return replace(self, vocab_size=self.num_ids)
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, Any]:
+        """Ids with words masked, where they were masked, and the token of the text that is the first of them.
+
+        Words are masked outside training too under `mask_at_eval`; always by MASK alone (paper F.3).
+        """
+        ids, characters = self._tokens(value)
+        part = self._part(len(ids), rng, training)
+        ids, masked = ids[part], np.zeros(len(ids[part]), bool)
+        if self.mask_words and (training or self.mask_at_eval):
+            words = word_numbers(value, characters[part])
+            # The last place is that of -1: white space is never masked.
+            masked = np.append(rng.random(words.max(initial=-1) + 1) < self.mask_words, False)[words]
+            ids = np.where(masked, tokenizer_of(self.tokenizer).mask_id, ids)
+        return {"ids": ids, "masked": masked, "start": part.start}
+
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
+        """True ids; with `of`, of the part that the input shows, and where it was masked (None without the input)."""
+        if self.of is None:
+            return replace(self, mask_words=0.0).prepare(value, rng, training=False)
+        source = prepared.get(self.of)
+        if source is None:
+            return None
+        ids = self._tokens(value)[0][source["start"] :][: len(source["ids"])]
+        if len(ids) != len(source["ids"]):
+            raise ValueError(
+                f"a text with {len(ids)} tokens where its input {self.of!r} has {len(source['ids'])}: with of = "
+                f"{self.of!r} it restores that text token by token; give it the same key, or leave `of` out"
+            )
+        return {**source, "ids": ids}
+
+    def collate(self, values: Sequence[Any]) -> Raw:
+        """Padded to the longest text."""
+        ids, mask = pad_sequences([None if value is None else value["ids"] for value in values])
+        masked, _ = pad_sequences([None if value is None else value["masked"] for value in values])
+        return {"ids": ids.masked_fill(~mask, tokenizer_of(self.tokenizer).pad_id), "mask": mask, "masked": masked}
+
+    def build_input(self) -> "TextInput":
+        """A token for each id: its embedding plus its position."""
+        return TextInput(self)
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """A trained query for each place; as many as the input has tokens, or all."""
+        if self.of is None:
+            return LearnedQuery(self.length, self.query_channels)
+        self._source(inputs)
+        return TextQuery(self.of, self.length, self.query_channels)
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "TextOutput":
+        """Rows to logits."""
+        if self.of is None or not self.tied:
+            return TextOutput(plain_linear(channels, self.num_ids))
+        tied_to = self._source(inputs).embedding
+        width = tied_to.embedding_dim
+        if width != channels:
+            raise ValueError(
+                f"tied logits need rows of the decoder as wide as the embeddings of input {self.of!r}, {width}, not "
+                f"{channels}: set decoder.query_channels = {width} (under decoder.join = pad: query_channels = {width} "
+                "of this output), or tied = false"
+            )
+        return TextOutput(TiedHead(tied_to))
+
+    def points(self, target: Raw) -> Points | None:
+        """As many places as the longest target has; with `of`, everywhere: the queries follow the input."""
+        ids = target["ids"]
+        return Indices(torch.arange(ids.shape[1], device=ids.device)) if self.of is None else None
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Cross entropy over masked tokens; over all tokens if the batch has no masked one."""
+        logits = rearrange(_beside(prediction, target), "b m v -> b v m")
+        return mean_where(F.cross_entropy(logits, target["ids"], reduction="none"), _asked(target))
+
+    def metrics(self) -> "dict[str, Metric]":
+        """Fraction of right tokens."""
+        from torchmetrics.classification import MulticlassAccuracy
+
+        return {"accuracy": MulticlassAccuracy(num_classes=self.num_ids, average="micro")}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Most probable and true ids of the tokens that the loss looks at."""
+        asked = _asked(target)
+        return _beside(prediction, target)[asked].argmax(dim=-1), target["ids"][asked]
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """The text, masked words in brackets; of logits, the most probable ids."""
+        show_text(axes, textwrap.fill(self._marked(sample), 60))
+
+    def _tokens(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
+        if not isinstance(value, str):
+            raise ValueError(f"a text must be a string, not {type(value).__name__}")
+        ids, characters = tokenizer_of(self.tokenizer).tokens(value)
+        if ids.max(initial=0) >= self.num_ids:
+            raise ValueError(f"the tokenizer gave id {ids.max()}, which vocab_size = {self.num_ids} does not reach")
+        return ids, characters
+
+    def _part(self, count: int, rng: np.random.Generator, training: bool) -> slice:
+        beyond = max(count - self.length, 0)
+        if beyond and self.overflow == "error":
+            raise ValueError(
+                f"a text of {count} tokens is longer than length = {self.length}: raise length, "
+                "or set overflow = truncate or overflow = crop"
+            )
+        start = int(rng.integers(beyond + 1)) if beyond and training and self.overflow == "crop" else 0
+        return slice(start, start + self.length)
+
+    def _source(self, inputs: Mapping[str, InputAdapter]) -> "TextInput":
+        source = input_of(inputs, str(self.of))
+        if not isinstance(source, TextInput):
+            raise ValueError(f"of = {self.of!r} must name a text input; that one is read by {type(source).__name__}")
+        for name in ("tokenizer", "num_ids", "length"):
+            theirs, own = getattr(source.spec, name), getattr(self, name)
+            if theirs != own:
+                raise ValueError(f"{name} = {own!r} must be that of the input it restores, {self.of!r}: {theirs!r}")
+        return source
+
+    def _marked(self, sample: Raw) -> str:
+        if isinstance(sample, Mapping):
+            ids, masked = sample["ids"][sample["mask"]], sample["masked"][sample["mask"]]
+        else:
+            ids = sample.argmax(dim=-1) if sample.ndim == 2 else sample
+            masked = torch.zeros_like(ids, dtype=torch.bool)
+        pieces = []
+        for hidden, run in groupby(zip(masked.tolist(), ids.tolist(), strict=True), key=itemgetter(0)):
+            text = tokenizer_of(self.tokenizer).decode([number for _, number in run])
+            pieces.append(f"[{text or '...'}]" if hidden else text)
+        return "".join(pieces)
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Text, list[Any]]":
+        """Ragged, with characters of several bytes; one is missing."""
+        return cls(length=23, channels=11, query_channels=7, mask_words=0.5), ["Grüße aus Köln", "π ≈ 3", None]
+
+
+class TextInput(InputAdapter):
+    """A token for each id: its embedding plus a trained vector for its place, counted from the start."""
+
+    def __init__(self, spec: Text) -> None:
+        super().__init__()
+        self.spec, self.channels = spec, spec.channels
+        self.embedding = embedding(spec.num_ids, spec.channels)
+        self.positions = LearnedPositions((spec.length,), spec.channels)
+
+    def forward(self, raw: Raw) -> Segment:
+        """Tokens in the order of the text; without a mask all of them count, padding too."""
+        ids, mask = (raw["ids"], raw.get("mask")) if isinstance(raw, Mapping) else (raw, None)
+        if ids.ndim != 2 or ids.is_floating_point():
+            raise ValueError(f"ids of shape {tuple(ids.shape)} and type {ids.dtype}, expected whole numbers [B, M]")
+        count = ids.shape[1]
+        if count > self.spec.length:
+            raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
+        return Segment(self.embedding(ids.long()), self.positions.table[:count], positions_added=True, mask=mask)
+
+
+class TextQuery(OutputQuery):
+    """A trained query for each place of a text input, counted from the start, where the input has a token."""
+
+    def __init__(self, source: str, length: int, channels: int) -> None:
+        super().__init__()
+        self.source, self.channels = source, channels
+        self.table = trained_vector(length, channels)
+        self.asked = InputQuery(source, channels)
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """As many as the input has tokens, or those at Indices; the input's mask is theirs."""
+        tokens = self.asked(encoded, None)
+        return at_points(Segment(content=self.table[None, : tokens.num_tokens], mask=tokens.mask), points)
+
+
+class TiedHead(nn.Module):
+    """Logits: products with an input's embeddings, and a trained bias (official `EmbeddingDecoder`)."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
+        # In a tuple it is not registered a second time; the module, not its weight, which `.to` may replace.
+        self._embedding = (embedding,)
+
+    @property
+    def weight(self) -> Tensor:
+        """[vocabulary, E]; belongs to the input."""
+        return self._embedding[0].weight
+
+    def forward(self, rows: Float[Tensor, "b o e"]) -> Float[Tensor, "b o v"]:
+        """One for each id."""
+        return F.linear(rows, self.weight, self.bias)
+
+
+class TextOutput(OutputAdapter):
+    """Rows to logits."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, rows: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
+        """One row for each place."""
+        return rows
+
+
+def _asked(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:
+    masked = target["masked"] & target["mask"]
+    return torch.where(masked.any(), masked, target["mask"])
+
+
+def _beside(prediction: Float[Tensor, "b o v"], target: Mapping[str, Tensor]) -> Float[Tensor, "b m v"]:
+    # The longest input of a batch may be one without a target.
+    return prediction[:, : target["ids"].shape[1]]

@@ -1,0 +1,116 @@
+"""Plain vectors, for tokens and queries that the caller makes. A raw input is [B, M, C], or {"values", "mask"}."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from perceivers.core.initialisers import plain_linear
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points, Queries
+from perceivers.core.queries import GivenQuery
+from perceivers.core.tokens import Segment, blank_where_absent
+from perceivers.modalities.kind import Kind, Raw, mean_where, pad_sequences
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class Vectors(Kind):
+    """Vectors in any order and number; as an output, one for each query that the caller brings."""
+
+    channels: int = 64
+    """Width of a vector."""
+    query_channels: int = 64
+    """As an output: width of the caller's queries."""
+    kind: Literal["vectors"] = "vectors"
+    """Name in files."""
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+        """[M, channels] as float32."""
+        vectors = np.asarray(value, np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self.channels:
+            raise ValueError(f"vectors of shape {vectors.shape}, expected (M, {self.channels})")
+        return vectors
+
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
+        """{"queries": [O, query_channels], "values": [O, channels]}."""
+        return {
+            "queries": np.asarray(value["queries"], np.float32),
+            "values": self.prepare(value["values"], rng, training=False),
+        }
+
+    def collate(self, values: Sequence[Any]) -> Raw:
+        """Padded to the largest set."""
+        known = next(value for value in values if value is not None)
+        names = ("queries", "values") if isinstance(known, Mapping) else ("values",)
+        batch = {}
+        for name in names:
+            arrays = [value[name] if isinstance(value, Mapping) else value for value in values]
+            batch[name], batch["mask"] = pad_sequences(arrays)
+        return batch
+
+    def build_input(self) -> "VectorsInput":
+        """The vectors as they are."""
+        return VectorsInput(self.channels)
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """The caller's queries."""
+        return GivenQuery(self.query_channels)
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "VectorsOutput":
+        """A linear map."""
+        return VectorsOutput(channels, self.channels)
+
+    def points(self, target: Raw) -> Points:
+        """The queries that stand beside the values."""
+        return Queries(target["queries"], target["mask"])
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Mean squared difference."""
+        return mean_where((prediction - target["values"]) ** 2, target["mask"][..., None].expand_as(prediction))
+
+    def metrics(self) -> "dict[str, Metric]":
+        """Root of the mean squared error."""
+        from torchmetrics import MeanSquaredError
+
+        return {"rmse": MeanSquaredError(squared=False)}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Vectors that exist."""
+        return prediction[target["mask"]], target["values"][target["mask"]]
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Vectors, list[Any]]":
+        """Ragged; one is missing."""
+        return cls(channels=5, query_channels=3), [rng.normal(size=(7, 5)), rng.normal(size=(2, 5)), None]
+
+
+class VectorsInput(InputAdapter):
+    """The vectors as they are."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, raw: Raw) -> Segment:
+        """Tokens in the order given."""
+        values, mask = (raw["values"], raw.get("mask")) if isinstance(raw, Mapping) else (raw, None)
+        if values.ndim != 3 or values.shape[-1] != self.channels:
+            raise ValueError(f"input of shape {tuple(values.shape)}, expected [B, M, {self.channels}]")
+        return Segment(blank_where_absent(values, mask), mask=mask)
+
+
+class VectorsOutput(OutputAdapter):
+    """A linear map of each row."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.head = plain_linear(channels, width)
+
+    def forward(self, rows: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
+        """One for each query."""
+        return rows

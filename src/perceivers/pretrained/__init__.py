@@ -1,0 +1,1 @@
+"""Weights of others: reading the files of DeepMind and Hugging Face."""

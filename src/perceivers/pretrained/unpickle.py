@@ -1,0 +1,324 @@
+"""Reading DeepMind's pickles without unpickling them.
+
+A pickle is a program for a small stack machine, and Python's machine imports and calls whatever the program names. The
+machine here knows only the opcodes that arrays in dictionaries need and the names in `NAMES`. It imports nothing and
+calls nothing of the file's choice: a name selects a case in `_called`, which makes a value of ours. There is no switch.
+"""
+
+import math
+import os
+import pickletools
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Name(Enum):
+    """What a name in a pickle stands for."""
+
+    MAPPING = auto()
+    """A class of mappings, called with a dictionary or nothing."""
+    BYTES = auto()
+    """How protocol 2 writes empty bytes."""
+    ENCODE = auto()
+    """How protocol 2 writes other bytes, as text."""
+    ARRAY = auto()
+    """NumPy's array class, named but never called."""
+    DTYPE = auto()
+    """NumPy's class of dtypes."""
+    EMPTY = auto()
+    """NumPy's function that makes an array to be filled."""
+    SCALAR = auto()
+    """NumPy's function that makes a scalar."""
+    BUFFER = auto()
+    """NumPy's function that makes an array of a buffer, in protocol 5."""
+    JAX = auto()
+    """JAX's function that makes a device array."""
+
+
+NAMES = {
+    "haiku._src.data_structures FlatMapping": Name.MAPPING,
+    "haiku._src.data_structures FlatMap": Name.MAPPING,
+    "haiku._src.data_structures frozendict": Name.MAPPING,
+    "collections OrderedDict": Name.MAPPING,
+    "__builtin__ bytes": Name.BYTES,
+    "builtins bytes": Name.BYTES,
+    "_codecs encode": Name.ENCODE,
+    "numpy ndarray": Name.ARRAY,
+    "numpy dtype": Name.DTYPE,
+    "numpy.core.multiarray _reconstruct": Name.EMPTY,
+    "numpy._core.multiarray _reconstruct": Name.EMPTY,
+    "numpy.core.multiarray scalar": Name.SCALAR,
+    "numpy._core.multiarray scalar": Name.SCALAR,
+    "numpy.core.numeric _frombuffer": Name.BUFFER,
+    "numpy._core.numeric _frombuffer": Name.BUFFER,
+    "jax._src.array _reconstruct_array": Name.JAX,
+    "jax._src.device_array reconstruct_device_array": Name.JAX,
+}
+"""Every name that a pickle may hold: module, space, name. Old JAX arrays pickle as NumPy's and need none."""
+
+CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+"""NumPy's codes of the dtypes that an array may have."""
+
+MOST_OPCODES, MOST_ARRAYS, MOST_AXES, LONGEST_AXIS, LONGEST_KEY = 200_000, 10_000, 32, 2**31, 500
+"""Limits. The largest released file needs less than a tenth of the opcodes and of the arrays."""
+
+
+def read_haiku(path: Path) -> tuple[Arrays, Arrays]:
+    """Parameters and state of a pickled haiku model, by "module/name"; ValueError if the file holds anything else.
+
+    The file holds either the parameters, as {module: {name: array}}, or both, as {"params": ..., "state": ...}. Arrays
+    are native and writable; one that the file shares between names stays shared.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("not a file")
+        with path.open("rb") as file:
+            root = _Machine().run(_Reader(file))
+        if isinstance(root, dict) and root.keys() == {"params", "state"}:
+            return _flat(root["params"]), _flat(root["state"])
+        return _flat(root), {}
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, Warning) as error:  # with warnings as errors, the parser's about escapes are no ValueError
+        raise ValueError(f"{path}: {one_line(error)}") from None
+
+
+def one_line(text: object) -> str:
+    """A message that may quote a hostile file, as one printable line that is not too long."""
+    line = " ".join(str(text).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line[:300])
+
+
+@dataclass(eq=False)
+class _Dtype:
+    """What becomes a dtype when its byte order comes."""
+
+    code: str
+    order: str | None = None
+
+
+@dataclass(eq=False)
+class _Array:
+    """What becomes an array when its shape and bytes come."""
+
+    value: np.ndarray | None = None
+
+
+class _Reader:
+    """A file that is asked for no more than it holds, so that a length that lies allocates nothing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.left = os.fstat(file.fileno()).st_size
+
+    def read(self, size: int) -> bytes:
+        if size > self.left:
+            raise ValueError(f"cut short or damaged: {size} bytes should follow, {self.left} do")
+        self.left -= size
+        return self.file.read(size)
+
+    def readline(self) -> bytes:
+        line = self.file.readline(LONGEST_KEY)
+        self.left -= len(line)
+        return line
+
+
+class _Machine:
+    """Stack, marks and memo of one pickle, and how many more bytes it may turn into values."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.budget = 0
+
+    def run(self, reader: _Reader) -> Any:
+        """The value that a pickle describes: dictionaries, arrays, and what these are made of."""
+        self.budget = 2 * reader.left  # text into bytes, and bytes into arrays
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, reader))):
+            if count == 0 and not (opcode.name == "PROTO" and argument in (2, 3, 4, 5)):
+                raise ValueError("not a pickle of protocol 2 to 5")
+            if count > MOST_OPCODES:
+                raise ValueError(f"more than {MOST_OPCODES} opcodes: not a pickle of a model's arrays")
+            self._step(opcode.name, argument)
+        if reader.left:
+            raise ValueError("goes on after its end")
+        if self.marks or len(self.stack) != 1:
+            raise ValueError("damaged: it holds more or less than one value")
+        return self.stack.pop()
+
+    def _step(self, opcode: str, argument: Any) -> None:
+        match opcode:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1":
+                self.stack.append(argument)
+            case "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8" | "SHORT_BINSTRING" | "BINSTRING":
+                self.stack.append(argument)
+            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
+                self.stack.append(argument)
+            case "EMPTY_DICT":
+                self.stack.append({})
+            case "EMPTY_TUPLE":
+                self.stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self._pop(int(opcode[-1]))))
+            case "MARK":
+                self.marks.append(self.stack)
+                self.stack = []
+            case "TUPLE":
+                items = self._since_mark()
+                self.stack.append(tuple(items))
+            case "SETITEM":
+                items = self._pop(2)
+                self._set_items(items)
+            case "SETITEMS":
+                items = self._since_mark()
+                self._set_items(items)
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self._top()
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self._top()
+            case "BINGET" | "LONG_BINGET":
+                if argument not in self.memo:
+                    raise ValueError(f"damaged: value {argument} is used before it is there")
+                self.stack.append(self.memo[argument])
+            case "GLOBAL":
+                self.stack.append(_named(argument))
+            case "STACK_GLOBAL":
+                module, name = self._pop(2)
+                if not (isinstance(module, str) and isinstance(name, str)):
+                    raise ValueError("names something by what is not text")
+                self.stack.append(_named(f"{module} {name}"))
+            case "REDUCE":
+                function, arguments = self._pop(2)
+                self.stack.append(self._called(function, arguments))
+            case "BUILD":
+                (state,) = self._pop(1)
+                self._fill(self._top(), state)
+            case _:
+                raise ValueError(f"opcode {opcode} has no place in a pickle of arrays; refused")
+
+    def _called(self, function: Any, arguments: Any) -> Any:
+        match function, arguments:
+            case Name.MAPPING, ():
+                return {}
+            case Name.MAPPING, (dict() as mapping,):
+                return mapping
+            case Name.BYTES, ():
+                return b""
+            case Name.ENCODE, (str() as text, "latin1"):
+                self._pay(len(text))
+                return text.encode("latin-1")
+            case Name.DTYPE, (str() as code, 0, 1) if code in CODES:  # 0 and 1 are also False and True
+                return _Dtype(code)
+            case Name.EMPTY, (Name.ARRAY, (0,), b"b" | "b"):
+                return _Array()
+            case Name.SCALAR, (_Dtype() as dtype, data):
+                return _Array(self._array(data, dtype, (), "C"))
+            case Name.BUFFER, (data, _Dtype() as dtype, shape, "C" | "F" as order):
+                return _Array(self._array(data, dtype, shape, order))
+            case Name.BUFFER, (data, _Dtype() as dtype, shape, "K", tuple() as axes):
+                value = self._array(data, dtype, shape, "C")
+                if set(map(type, axes)) - {int} or sorted(axes) != list(range(value.ndim)):
+                    raise ValueError("an array's axes are not in any order")
+                return _Array(value.transpose(axes).copy())
+            case Name.JAX, (Name.EMPTY as inner, inner_arguments, state, dict()):
+                array = self._called(inner, inner_arguments)
+                self._fill(array, state)
+                return array
+            case Name(), _:
+                raise ValueError(f"calls {function.name} as NumPy, JAX and haiku never do; refused")
+        raise ValueError("calls what cannot be called; refused")
+
+    def _fill(self, target: Any, state: Any) -> None:
+        match target, state:
+            case _Dtype(order=None), (3, "<" | ">" | "|" as order, None, None, None, -1, -1, 0):
+                target.order = order
+            case _Array(value=None), (1, shape, _Dtype() as dtype, 0 | 1 as fortran, data):
+                target.value = self._array(data, dtype, shape, "F" if fortran else "C")
+            case _:
+                raise ValueError("gives a state to what takes no such state; refused")
+
+    def _array(self, data: Any, dtype: _Dtype, shape: Any, order: Any) -> np.ndarray:
+        if isinstance(data, str):
+            data = data.encode("latin-1")  # how Python 3 reads what Python 2 wrote
+        if not isinstance(data, bytes | bytearray) or dtype.order is None:
+            raise ValueError("an array has no bytes or an unfinished dtype")
+        if not (isinstance(shape, tuple) and len(shape) <= MOST_AXES):
+            raise ValueError("an array's shape is no tuple of sizes")
+        if not all(type(size) is int and 0 <= size < LONGEST_AXIS for size in shape):
+            raise ValueError("an array's shape is no tuple of sizes")
+        kind = np.dtype(dtype.order + dtype.code)
+        if math.prod(shape) * kind.itemsize != len(data):
+            raise ValueError(f"an array of shape {shape} and dtype {kind} cannot hold {len(data)} bytes")
+        self._pay(len(data))
+        value = np.frombuffer(data, kind).reshape(shape, order=order)
+        return np.array(value, kind.newbyteorder("="), order="C")
+
+    def _pay(self, size: int) -> None:
+        self.budget -= size
+        if self.budget < 0:
+            raise ValueError("describes more bytes than it holds")
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._top()
+        if type(target) is not dict or len(items) % 2:
+            raise ValueError("damaged: it sets items of what has none")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not (isinstance(key, str) and len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
+                raise ValueError("a key is not the name of a module or an array")
+            if key in target:
+                raise ValueError(f"the key {key} is there twice")
+            target[key] = value
+
+    def _top(self) -> Any:
+        if not self.stack:
+            raise ValueError("damaged: its stack is empty")
+        return self.stack[-1]
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise ValueError("damaged: its stack is empty")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def _since_mark(self) -> list[Any]:
+        if not self.marks:
+            raise ValueError("damaged: its stack has no mark")
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+
+def _named(name: str) -> Name:
+    if name not in NAMES:
+        raise ValueError(f"names {name.replace(' ', '.')}, which has no place in a pickle of arrays; refused")
+    return NAMES[name]
+
+
+def _flat(modules: Any) -> Arrays:
+    flat: Arrays = {}
+    for module, arrays in _items(modules):
+        for name, array in _items(arrays):
+            key = f"{module}/{name}"
+            if not isinstance(array, _Array) or array.value is None:
+                raise ValueError(f"{key} is not an array")
+            if key in flat or len(flat) == MOST_ARRAYS:
+                raise ValueError(f"{key} is there twice, or is one array too many")
+            flat[key] = array.value
+    return flat
+
+
+def _items(mapping: Any) -> list[tuple[str, Any]]:
+    if not isinstance(mapping, dict):
+        raise ValueError("not a mapping of modules to mappings of names to arrays")
+    return list(mapping.items())

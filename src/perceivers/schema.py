@@ -1,0 +1,246 @@
+"""Schema: named inputs and outputs. Schemas, configs and recipes to and from JSON and YAML, errors naming the place."""
+
+import dataclasses
+import difflib
+import functools
+import json
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import yaml
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, with_config
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from perceivers.core.interfaces import Points
+from perceivers.core.joining import check_names, check_new_name
+from perceivers.modalities import KINDS
+from perceivers.modalities.kind import Kind, Raw, named
+
+Record = Mapping[str, Any]
+"""One sample as a data set gives it: fields by name."""
+
+T = TypeVar("T")
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _SchemaInFile(TypedDict):
+    inputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
+    outputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What goes in and what must come out."""
+
+    inputs: Mapping[str, Kind]
+    """Inputs by name."""
+    outputs: Mapping[str, Kind]
+    """Outputs by name."""
+
+    def __post_init__(self) -> None:
+        for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not specs:
+                raise ValueError(f"{side} is empty: name at least one")
+            for name in specs:
+                check_new_name(side, name)
+        for name, spec in self.outputs.items():
+            source = getattr(spec, "of", None)
+            if source is not None:
+                check_names(f"input in outputs.{name}.of:", [source], self.inputs)
+
+    def changed(self, name: str, **fields: Any) -> "Schema":
+        """The same schema with some fields of one input or output replaced."""
+        check_names("input or output", [name], [*self.inputs, *self.outputs])
+        inputs, outputs = (
+            {n: replace(spec, **fields) if n == name else spec for n, spec in specs.items()}
+            for specs in (self.inputs, self.outputs)
+        )
+        return type(self)(inputs, outputs)
+
+    def fit(self, records: Iterable[Record]) -> "Schema":
+        """The same schema with statistics and vocabularies of the training part filled in."""
+        records = list(records)
+
+        def fitted(name: str, spec: Kind) -> Kind:
+            values = [record[spec.key or name] for record in records if record.get(spec.key or name) is not None]
+            return spec.fit(values)
+
+        inputs = {name: fitted(name, spec) for name, spec in self.inputs.items()}
+        return type(self)(inputs, {name: fitted(name, spec) for name, spec in self.outputs.items()})
+
+    def prepare(self, record: Record, rng: np.random.Generator, training: bool) -> dict[str, dict[str, Any]]:
+        """One record as {"inputs", "targets"}, None for what it lacks; all that is random comes from `rng`."""
+        inputs: dict[str, Any] = {}
+        for name, spec in self.inputs.items():
+            value = record.get(spec.key or name)
+            # The draw is made for every record, so that what follows does not depend on what is missing.
+            dropped = rng.random() < spec.drop_prob and training
+            inputs[name] = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
+        targets = {}
+        for name, spec in self.outputs.items():
+            value = record.get(spec.key or name)
+            targets[name] = None if value is None else named(name, spec.target, value, rng, inputs, training)
+        return {"inputs": inputs, "targets": targets}
+
+    def collate(self, samples: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Raw]]:
+        """Prepared records as one batch; what no sample of it has is left out."""
+        batch: dict[str, dict[str, Raw]] = {}
+        for side, specs in (("inputs", self.inputs), ("targets", self.outputs)):
+            columns = {name: [sample[side][name] for sample in samples] for name in specs}
+            present = {name: values for name, values in columns.items() if any(v is not None for v in values)}
+            batch[side] = {name: named(name, specs[name].collate, values) for name, values in present.items()}
+        return batch
+
+    def points(self, targets: Mapping[str, Raw]) -> dict[str, Points]:
+        """Where each output must be asked, to be compared with its target."""
+        asked = {name: self.outputs[name].points(target) for name, target in targets.items()}
+        return {name: points for name, points in asked.items() if points is not None}
+
+    def losses(self, predictions: Mapping[str, Raw], targets: Mapping[str, Raw]) -> dict[str, Tensor]:
+        """Each output's loss times its weight; the training loss is their sum."""
+        return {
+            name: spec.weight * spec.loss(predictions[name], targets[name])
+            for name, spec in self.outputs.items()
+            if name in targets and name in predictions
+        }
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """In files, kinds come from the closed list alone."""
+        return core_schema.no_info_after_validator_function(
+            lambda sides: cls(**sides),
+            handler.generate_schema(_SchemaInFile),
+        )
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses as the dictionaries, lists, numbers and names that files hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple[str, ...], int] | None = None) -> T:
+    """A dataclass from plain values; ValueError naming the place (and the line) of the first thing that is wrong."""
+    try:
+        # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
+        return TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).validate_python([plain])[0]  # type: ignore[valid-type]
+    except ValidationError as error:
+        raise ValueError(_message(kind, plain, error, source, lines or {})) from None
+
+
+def to_yaml(value: Any) -> str:
+    """A dataclass as YAML."""
+    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
+
+
+def to_json(value: Any) -> str:
+    """A dataclass as JSON."""
+    return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_file(kind: type[T], path: str | Path) -> T:
+    """A dataclass from a YAML or JSON file; errors name file, line and place."""
+    path = Path(path)
+    plain, lines = read_plain(path)
+    return from_plain(kind, plain, str(path), lines)
+
+
+def read_plain(path: Path) -> tuple[Any, dict[tuple[str, ...], int]]:
+    """Content of a YAML or JSON file, and the line of each place in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, yaml.SafeLoader)  # JSON is YAML
+        lines: dict[tuple[str, ...], int] = {}
+        if node is not None:
+            _mark_lines(node, (), lines)
+        return yaml.safe_load(text), lines
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ValueError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def json_schema(kind: type[T]) -> dict[str, Any]:
+    """JSON schema of a dataclass, for editors that check what they write."""
+    full = TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).json_schema()  # type: ignore[valid-type]
+    return {**full["items"], "$defs": full.get("$defs", {})}
+
+
+def _mark_lines(node: yaml.Node, place: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
+    lines[place] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _mark_lines(value, (*place, str(key.value)), lines)
+            lines[(*place, str(key.value))] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            _mark_lines(value, (*place, str(number)), lines)
+
+
+def _message(kind: type, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
+    first = _relevant(error.errors(include_url=False))
+    place = _place(first, plain)
+    known = place
+    while known and known not in lines:
+        known = known[:-1]
+    where = ":".join(filter(None, [source, str(lines[known]) if known in lines else ""]))
+    return ": ".join(filter(None, [where, ".".join(place), _explain(kind, first)]))
+
+
+def _relevant(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    # A union without a discriminator reports every branch; those whose `kind` is another one are noise.
+    other = {error["loc"][:-1] for error in errors if error["type"] == "literal_error" and error["loc"][-1] == "kind"}
+    wanted = [error for error in errors if error["loc"][:-1] not in other]
+    return min(wanted or errors, key=lambda error: error["type"] == "none_required")
+
+
+def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
+    # Between the keys of the file stand names of classes and kinds that were tried: follow the file.
+    place: list[str] = []
+    node: Any = [plain]
+    for part in error["loc"]:
+        inside = part in node if isinstance(node, Mapping) else isinstance(node, list) and isinstance(part, int)
+        if inside or (error["type"].startswith("missing") and part == error["loc"][-1]):
+            place.append(str(part))
+            node = node[part] if inside else None
+    return tuple(place[1:])
+
+
+def _explain(kind: type, error: ErrorDetails) -> str:
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown field{_near(str(error['loc'][-1]), _field_names(json_schema(kind)))}"
+    if error["type"] == "union_tag_invalid":
+        tag = error["ctx"]["tag"]
+        return f"unknown kind {tag!r}{_near(tag, _kind_names())}; there are {', '.join(_kind_names())}"
+    if error["type"] == "union_tag_not_found":
+        return f"needs a kind: one of {', '.join(_kind_names())}"
+    message = error["msg"].removeprefix("Value error, ")
+    return message if isinstance(error["input"], Mapping) else f"{message}, not {error['input']!r}"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _kind_names() -> list[str]:
+    return [str(next(f.default for f in dataclasses.fields(kind) if f.name == "kind")) for kind in KINDS]
+
+
+def _field_names(schema: Any) -> set[str]:
+    if isinstance(schema, list):
+        return set().union(*map(_field_names, schema))
+    if not isinstance(schema, Mapping):
+        return set()
+    return set(schema.get("properties", ())).union(*map(_field_names, schema.values()))

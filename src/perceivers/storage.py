@@ -1,0 +1,146 @@
+"""Model folders and durable files: what is there is whole, what is being written is not there yet."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from perceivers.core.perceiver import Config, PerceiverIO
+from perceivers.schema import Schema, from_plain, to_plain
+
+FORMAT = 1
+"""Number of the format of model folders that this version writes."""
+
+WEIGHTS, DESCRIPTION, MANIFEST = "model.safetensors", "model.json", "manifest.json"
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, then put it in place: whole and on disk, or not there. An older one is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+    try:
+        write(fresh)
+        files = {path.name: _fingerprint(path) for path in sorted(fresh.iterdir())}
+        (fresh / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
+        for path in fresh.iterdir():
+            _to_disk(path)
+        _to_disk(fresh)
+        fresh.chmod(0o755)
+        if target.exists():
+            old = fresh.with_suffix(".old")
+            target.rename(old)
+            fresh.rename(target)
+            shutil.rmtree(old)
+        else:
+            fresh.rename(target)
+        _to_disk(target.parent)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file, whole and on disk, or leave the old one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, prefix=".", delete=False) as file:
+        file.write(text)
+    fresh = Path(file.name)
+    fresh.chmod(0o644)
+    _to_disk(fresh)
+    fresh.rename(target)
+    _to_disk(target.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError unless every file that the manifest names is there as it was written."""
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{folder / MANIFEST}: not a list of files")
+    for name, fingerprint in manifest.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing")
+        if _fingerprint(folder / name) != fingerprint:
+            raise ValueError(f"{folder / name} is not what was written: damaged or changed")
+
+
+def save_model(model: PerceiverIO, folder: Path) -> None:
+    """Write weights, schema and config as files into an existing folder."""
+    description = {
+        "format": FORMAT,
+        "perceivers": version("perceivers"),
+        "schema": to_plain(model.schema),
+        "config": to_plain(model.config),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    save_tensors(folder / WEIGHTS, model.state_dict())
+
+
+def load_model(folder: Path) -> PerceiverIO:
+    """The model of a folder, in evaluation mode; ValueError naming what is wrong with it."""
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else None
+        raise ValueError(f"{folder / DESCRIPTION}: format {found!r}, this version reads {FORMAT}")
+    source = str(folder / DESCRIPTION)
+    schema = from_plain(Schema, description.get("schema"), source)
+    model = PerceiverIO(schema, from_plain(Config, description.get("config"), source))
+    load_weights(model, load_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    return model.eval()
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a model; ValueError naming the first that is missing, left over or of another shape."""
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in weights:
+            raise ValueError(f"{source}: {name} is missing")
+        if weights[name].shape != tensor.shape:
+            raise ValueError(f"{source}: {name} is {list(weights[name].shape)}, the model's is {list(tensor.shape)}")
+    if extra := sorted(set(weights) - set(own)):
+        raise ValueError(f"{source}: {extra[0]} is not in the model")
+    model.load_state_dict(dict(weights))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors."""
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU; ValueError if it is none."""
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; ValueError naming the file if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def _fingerprint(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""One loop for any schema; optimisers and schedules of the paper; checkpoints."""

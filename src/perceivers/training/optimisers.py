@@ -1,0 +1,198 @@
+"""The paper's optimisers and learning-rate schedules (DeepMind, `perceiver/train/utils.py`)."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.optim.optimizer import ParamsT
+
+OptimiserKind = Literal["lamb", "adamw"]
+ScheduleKind = Literal["constant", "constant_cosine", "cosine", "steps"]
+Betas = tuple[float, float]
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
+_LAYERS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """What changes the parameters, and how far."""
+
+    kind: OptimiserKind = "lamb"
+    """Update rule: "lamb" (the paper's) or "adamw"."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, which the schedule scales."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; norms and biases of layers are exempt."""
+    betas: Betas = (0.9, 0.999)
+    """Decay of the running mean of the gradient and of its square."""
+    epsilon: float | None = None
+    """Added to the denominator; None is the official 1e-6 for lamb, 1e-8 for adamw."""
+    max_norm: float | None = 10.0
+    """Global gradient norm above which the training loop clips before the step; None never clips."""
+    decay_positions: bool = True
+    """Also decay learned positions, latents and queries."""
+
+    def __post_init__(self) -> None:
+        _check(self.kind in get_args(OptimiserKind), f"kind={self.kind!r} must be one of {get_args(OptimiserKind)}")
+        _check_rates(self.learning_rate, self.weight_decay, self.betas, _epsilon(self))
+        _check(self.max_norm is None or self.max_norm > 0, f"max_norm={self.max_norm} must be above 0, or None")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes over a run."""
+
+    kind: ScheduleKind = "cosine"
+    """Shape: "constant", "constant_cosine" (flat, then cosine), "cosine" (warm-up, then cosine) or "steps"."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up (cosine only)."""
+    initial_factor: float = 0.0
+    """Where the warm-up starts, as a fraction of the peak (cosine only)."""
+    final_factor: float = 0.0
+    """Where the cosine ends, as a fraction of the peak (cosine and constant_cosine)."""
+    constant_fraction: float = 0.5
+    """Part of the run before the cosine starts (constant_cosine only)."""
+    decay_points: tuple[float, ...] = (0.5, 0.8, 0.95)
+    """Parts of the run after which the rate drops (steps only)."""
+    decay_factor: float = 0.1
+    """What each drop multiplies the rate by (steps only)."""
+
+    def __post_init__(self) -> None:
+        _check(self.kind in get_args(ScheduleKind), f"kind={self.kind!r} must be one of {get_args(ScheduleKind)}")
+        _check(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
+        for name in ("initial_factor", "final_factor", "decay_factor"):
+            _check(0 <= getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be 0 or more, and finite")
+        _check(0 <= self.constant_fraction < 1, f"constant_fraction={self.constant_fraction} must be in [0, 1)")
+        _check(all(0 < p < 1 for p in self.decay_points), f"decay_points={self.decay_points} must lie between 0 and 1")
+        if self.warmup_steps and self.kind != "cosine":
+            text = f"warmup_steps={self.warmup_steps} has no effect on {self.kind!r}: only 'cosine' warms up"
+            warnings.warn(text, stacklevel=3)
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB (arXiv:1904.00962) as optax chains it: every tensor is scaled by its trust ratio, which is not clipped."""
+
+    def __init__(
+        self, params: ParamsT, lr: float, betas: Betas = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.0
+    ) -> None:
+        _check_rates(lr, weight_decay, betas, eps)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Change every parameter that has a gradient."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                updates = self._adam_updates(params, group)
+                if group["weight_decay"]:
+                    torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+                for param, update, ratio in zip(params, updates, _trust_ratios(params, updates), strict=True):
+                    param.addcmul_(update, ratio, value=-group["lr"])
+        return loss
+
+    def _adam_updates(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        grads = [param.grad for param in params if param.grad is not None]
+        states = [self._state_of(param) for param in params]
+        means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        beta1, beta2 = group["betas"]
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        # optax corrects in float32, which changes the first updates by 7e-6 of their size; torch and we in float64.
+        steps = [state["step"].add_(1).item() for state in states]
+        denominators = torch._foreach_div(squares, [1 - beta2**step for step in steps])
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, group["eps"])
+        updates = torch._foreach_div(means, [1 - beta1**step for step in steps])
+        torch._foreach_div_(updates, denominators)
+        return list(updates)
+
+    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
+        state = self.state[param]
+        if not state:
+            # Names and types are torch.optim.AdamW's, so that saving and sharding treat both alike.
+            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param))
+        return state
+
+
+def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """The optimiser of a model, in two groups: decayed parameters, then the others."""
+    decayed: dict[nn.Parameter, bool] = {}
+    for owner in model.modules():
+        for name, param in owner.named_parameters(recurse=False):
+            decayed[param] = decayed.get(param, False) or is_decayed(owner, name, config.decay_positions)
+    groups = [
+        {"params": [param for param, decays in decayed.items() if decays is wanted], "weight_decay": weight_decay}
+        for wanted, weight_decay in ((True, config.weight_decay), (False, 0.0))
+    ]
+    optimiser = Lamb if config.kind == "lamb" else torch.optim.AdamW
+    return optimiser(groups, lr=config.learning_rate, betas=config.betas, eps=_epsilon(config))
+
+
+def is_decayed(owner: nn.Module, name: str, decay_positions: bool) -> bool:
+    """Whether weight decay applies to the parameter that `owner` holds directly under `name`."""
+    if isinstance(owner, _NORMS):
+        return False
+    if isinstance(owner, _LAYERS):
+        return "bias" not in name
+    # A bias that is not a layer's is an output bias, as the official EmbeddingDecoder's, whose name is not exempt.
+    return decay_positions or name == "bias"
+
+
+def learning_rate(step: int, num_steps: int, optimiser: OptimiserConfig, schedule: ScheduleConfig) -> float:
+    """The learning rate of a step (from 0) of a run of `num_steps`; past its end, the final rate."""
+    _check(step >= 0, f"step={step} must be 0 or more")
+    _check(num_steps > 0, f"num_steps={num_steps} must be above 0")
+    return optimiser.learning_rate * _factor(step, num_steps, schedule)
+
+
+def _factor(step: int, num_steps: int, schedule: ScheduleConfig) -> float:
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "steps":
+        return schedule.decay_factor ** sum(step >= int(point * num_steps) for point in schedule.decay_points)
+    if schedule.kind == "constant_cosine":
+        return _cosine(step, int(schedule.constant_fraction * num_steps), num_steps, schedule.final_factor)
+    warmup = schedule.warmup_steps
+    _check(warmup < num_steps, f"warmup_steps={warmup} must be fewer than the run's num_steps={num_steps}")
+    if step < warmup:
+        return schedule.initial_factor + (1 - schedule.initial_factor) * step / warmup
+    return _cosine(step, warmup, num_steps, schedule.final_factor)
+
+
+def _cosine(step: int, start: int, end: int, final: float) -> float:
+    progress = min(max(step - start, 0) / (end - start), 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _trust_ratios(params: list[Tensor], updates: list[Tensor]) -> tuple[Tensor, ...]:
+    size, change = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
+    return torch.where((size == 0) | (change == 0), torch.ones_like(size), size / change).unbind()
+
+
+def _epsilon(config: OptimiserConfig) -> float:
+    if config.epsilon is not None:
+        return config.epsilon
+    return 1e-6 if config.kind == "lamb" else 1e-8
+
+
+def _check_rates(rate: float, weight_decay: float, betas: Betas, epsilon: float) -> None:
+    _check(0 <= rate < math.inf, f"learning rate {rate} must be 0 or more, and finite")
+    _check(0 <= weight_decay < math.inf, f"weight_decay={weight_decay} must be 0 or more, and finite")
+    _check(all(0 <= beta < 1 for beta in betas), f"betas={betas} must lie in [0, 1)")
+    _check(0 < epsilon < math.inf, f"epsilon={epsilon} must be above 0, and finite")
+
+
+def _check(valid: bool, message: str) -> None:
+    if not valid:
+        raise ValueError(message)

@@ -1,0 +1,80 @@
+"""Which records a step learns from: a function of (seed, step), so that a resumed run continues exactly.
+
+No worker and no loader holds a state; what is random in a record depends on (seed, epoch, record).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from perceivers.schema import Record, Schema
+
+Draw = tuple[int, int]
+"""(epoch, number of the record)."""
+
+
+@dataclass(frozen=True)
+class BatchOrder(Sampler[list[Draw]]):
+    """Batches of draws for steps `first` to `last`, of which process `rank` of `world` takes its share."""
+
+    seed: int
+    num_records: int
+    batch_size: int
+    first: int
+    last: int
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Each epoch is a permutation of its own; batches run across the borders of epochs."""
+        for step in range(self.first, self.last):
+            places = range(step * self.batch_size, (step + 1) * self.batch_size)
+            yield [self._draw(place) for place in places[self.rank :: self.world]]
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return max(self.last - self.first, 0)
+
+    def _draw(self, place: int) -> Draw:
+        epoch, offset = divmod(place, self.num_records)
+        return epoch, int(_permutation(self.seed, epoch, self.num_records)[offset])
+
+
+class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
+    """Records as the schema prepares them."""
+
+    def __init__(self, schema: Schema, records: Sequence[Record], seed: int, training: bool) -> None:
+        self.schema, self.records, self.seed, self.training = schema, records, seed, training
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, dict[str, Any]]:
+        """A record, prepared with random numbers of its own."""
+        epoch, number = draw if isinstance(draw, tuple) else (0, draw)
+        rng = np.random.default_rng((self.seed, epoch, number))
+        return self.schema.prepare(self.records[number], rng, self.training)
+
+
+def training_batches(
+    schema: Schema, records: Sequence[Record], order: BatchOrder, num_workers: int = 0
+) -> DataLoader[Any]:
+    """Collated training batches in this order."""
+    prepared = PreparedRecords(schema, records, order.seed, training=True)
+    return DataLoader(prepared, batch_sampler=order, collate_fn=schema.collate, num_workers=num_workers)
+
+
+def evaluation_batches(schema: Schema, records: Sequence[Record], batch_size: int, seed: int = 0) -> DataLoader[Any]:
+    """All records once, in their order."""
+    prepared = PreparedRecords(schema, records, seed, training=False)
+    return DataLoader(prepared, batch_size=batch_size, collate_fn=schema.collate)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size)

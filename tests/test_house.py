@@ -1,0 +1,115 @@
+"""The house stays a house: imports go one way, a forward pass stays short, the README shows what is there."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from perceivers import Image, Label, PerceiverIO, Schema
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "perceivers"
+
+FLOORS = [
+    ["core", "media"],
+    ["modalities"],
+    ["schema", "storage"],
+    ["data", "training", "pretrained"],
+    ["tasks"],
+    ["export", "serving"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+"""Each part may import from its own part and from the floors below."""
+
+NEIGHBOURS = {("storage", "schema")}
+"""Imports within a floor that are meant."""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(module):
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def floor_of(part):
+    return next(number for number, parts in enumerate(FLOORS) if part in parts)
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name for name in names if name.split(".")[0] == "perceivers")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports_of(path):
+        other = part_of(module)
+        allowed = other == own or floor_of(other) < floor_of(own) or (own, other) in NEIGHBOURS
+        assert allowed or own == "__main__", f"{own} imports {module}"
+
+
+def test_one_dense_forward_pass_opens_at_most_600_lines():
+    """Lines of all our functions that run when an image is classified."""
+    model = PerceiverIO(Schema({"image": Image(size=8)}, {"label": Label(classes=3)})).eval()
+    opened = lines_opened(lambda: model(torch.zeros(2, 8, 8, 3)))
+    assert 100 < sum(opened.values()) <= 600, opened
+
+
+def lines_opened(run):
+    """Lines of each function under the package that `run` calls."""
+    opened = {}
+
+    def note(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(str(PACKAGE)):
+            opened[f"{Path(code.co_filename).name}:{code.co_qualname}"] = len(inspect.getsourcelines(code)[0])
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return opened
+
+
+def test_functions_are_short_and_take_few_arguments():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name} is long"
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                assert len(arguments) <= 9, f"{path.name}: {node.name} takes {len(arguments)} arguments"
+
+
+def test_the_readme_shows_the_tree_as_it_is():
+    tree = re.search(r"```text\n(src/perceivers.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    shown = set(re.findall(r"(\w+\.py)", tree))
+    real = {path.name for path in FILES if path.name != "__init__.py"} | {"__init__.py"}
+    assert shown == real
+
+
+def readme_blocks():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", readme_blocks())
+def test_the_readmes_python_runs(block, tmp_path):
+    result = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_core_needs_no_extra():
+    """`import perceivers` works with the required dependencies alone."""
+    extras = ["lightning", "torchmetrics", "matplotlib", "sklearn", "PIL", "av", "transformers", "tokenizers"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import perceivers"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

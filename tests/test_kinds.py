@@ -1,0 +1,215 @@
+"""Every kind of structure keeps the same contract: these tests run over the table of kinds."""
+
+import numpy as np
+import pytest
+import torch
+
+from perceivers.core.interfaces import Indices
+from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.tokens import Segment
+from perceivers.modalities import KINDS, FramePair, Text, Vectors
+from perceivers.modalities.kind import Kind, sample_of
+from perceivers.schema import Schema, from_plain, to_plain
+
+SMALL = Config(
+    LatentsConfig(num_latents=7, channels=12),
+    EncoderConfig(num_heads=3),
+    ProcessorConfig(num_heads=2, num_layers=1),
+    DecoderConfig(num_heads=1),
+)
+
+
+def name_of(kind):
+    return kind.__name__
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def schema_of(kind):
+    """A schema with the kind as an input and as an output, as far as it can be either; and its example values."""
+    spec, values = kind.example(rng())
+    records = [{"it": value, "frames": np.zeros((2, 5, 7, 3)), "x": np.ones((2, 3))} for value in values]
+    other_input = {"frames": FramePair(size=(5, 7))} if hasattr(spec, "of") and spec.of == "frames" else {}
+    inputs = dict(other_input)
+    if can_be_input(spec):
+        inputs["it"] = spec
+    outputs = {"it": spec} if can_be_output(spec) else {}
+    if kind is Vectors:
+        outputs = {}  # as an output its records hold queries too: see test_perceiver.py
+    return Schema(inputs or {"x": Vectors(channels=3)}, outputs or {"out": Text(length=3, tied=False)}), records
+
+
+def can_be_input(spec):
+    return type(spec).build_input is not Kind.build_input
+
+
+def can_be_output(spec):
+    return type(spec).build_output is not Kind.build_output
+
+
+def batch_of(schema, records, training=True):
+    schema = schema.fit(records)
+    samples = [schema.prepare(record, np.random.default_rng(number), training) for number, record in enumerate(records)]
+    return schema, schema.collate(samples)
+
+
+@pytest.fixture(params=KINDS, ids=name_of)
+def kind(request):
+    return request.param
+
+
+def test_example_has_several_values_and_a_missing_one(kind):
+    _, values = kind.example(rng())
+    assert len(values) >= 2
+    assert values[-1] is None or any(value is None for value in values)
+
+
+def test_every_kind_is_an_input_or_an_output(kind):
+    schema, _ = schema_of(kind)
+    assert "it" in schema.inputs or "it" in schema.outputs
+
+
+def test_survives_files(kind):
+    schema, records = schema_of(kind)
+    fitted = schema.fit(records)
+    assert from_plain(Schema, to_plain(fitted)) == fitted
+
+
+def test_forward_loss_and_backward(kind):
+    torch.manual_seed(0)
+    schema, batch = batch_of(*schema_of(kind))
+    model = PerceiverIO(schema, SMALL)
+    predictions = model(batch["inputs"], schema.points(batch["targets"]))
+    losses = schema.losses(predictions, batch["targets"])
+    if not losses:
+        assert "it" not in schema.outputs
+        return
+    total = sum(losses.values())
+    assert total.ndim == 0
+    assert total.isfinite()
+    total.backward()
+    gradients = [p.grad for p in model.trunk.parameters()]
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients) or kind.__name__ == "Flow"
+
+
+def test_missing_sample_takes_part_in_nothing(kind):
+    """A batch row that lacks the input gives what a model without the input's tokens gives: finite, and no NaN."""
+    schema, records = schema_of(kind)
+    if "it" not in schema.inputs:
+        return
+    torch.manual_seed(0)
+    schema, batch = batch_of(schema, records, training=False)
+    model = PerceiverIO(schema, SMALL).eval()
+    latents = model.encode(batch["inputs"]).latents
+    assert latents.isfinite().all()
+
+
+def test_row_of_a_batch_equals_the_sample_alone(kind):
+    schema, records = schema_of(kind)
+    if "it" not in schema.inputs:
+        return
+    torch.manual_seed(0)
+    schema, batch = batch_of(schema, records, training=False)
+    model = PerceiverIO(schema, SMALL).eval()
+    together = model.encode(batch["inputs"]).latents
+    known = [number for number, record in enumerate(records) if record["it"] is not None]
+    for number in known:
+        _, alone = None, schema.collate([schema.prepare(records[number], np.random.default_rng(number), False)])
+        torch.testing.assert_close(together[number : number + 1], model.encode(alone["inputs"]).latents)
+
+
+def test_target_is_never_corrupted(kind):
+    """Preparing twice with different random numbers gives the same target."""
+    schema, records = schema_of(kind)
+    if "it" not in schema.outputs:
+        return
+    first, second = (schema.prepare(records[0], np.random.default_rng(seed), False)["targets"]["it"] for seed in (1, 2))
+    np.testing.assert_equal(first, second)
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples")
+def test_metrics_of_perfect_predictions_are_numbers(kind):
+    schema, records = schema_of(kind)
+    if "it" not in schema.outputs:
+        return
+    schema, batch = batch_of(schema, records, training=False)
+    spec, target = schema.outputs["it"], batch["targets"]["it"]
+    prediction = PerceiverIO(schema, SMALL).eval()(batch["inputs"], schema.points(batch["targets"]))["it"]
+    for metric in spec.metrics().values():
+        metric.update(*spec.compared(prediction, target))
+        assert torch.as_tensor(metric.compute()).isfinite()
+
+
+def test_chunks_equal_the_whole(kind):
+    schema, records = schema_of(kind)
+    if "it" not in schema.outputs:
+        return
+    torch.manual_seed(0)
+    schema, batch = batch_of(schema, records, training=False)
+    model = PerceiverIO(schema, SMALL).eval()
+    if schema.points(batch["targets"]):
+        return  # it has no whole
+    encoded = model.encode(batch["inputs"])
+    queries = model.output_query(encoded, {}, ["it"])
+    rows = model.decoder(queries, encoded.latents, model.output_adapter.heads)["it"]
+    pieces = []
+    for index in torch.arange(rows.shape[1]).split(3):
+        part = model.output_query(encoded, {"it": Indices(index)}, ["it"])
+        pieces.append(model.decoder(part, encoded.latents, model.output_adapter.heads)["it"])
+    torch.testing.assert_close(torch.cat(pieces, dim=1), rows)
+
+
+def test_picture_draws(kind):
+    from matplotlib.figure import Figure
+
+    schema, records = schema_of(kind)
+    _, batch = batch_of(schema, records, training=False)
+    for side, specs in (("inputs", schema.inputs), ("targets", schema.outputs)):
+        if "it" in specs and "it" in batch[side]:
+            axes = Figure().subplots()
+            specs["it"].picture(axes, sample_of(batch[side]["it"], 0))
+            assert axes.has_data() or axes.texts or axes.images
+
+
+def test_gradients_are_right_in_float64(kind):
+    """gradcheck from the content of tokens through adapter, trunk, query, decoder and head to the output."""
+    schema, records = schema_of(kind)
+    if "it" not in schema.inputs:
+        return
+    torch.manual_seed(0)
+    schema, batch = batch_of(schema, records, training=False)
+    adapter = schema.inputs["it"].build_input().double()
+    raw = _double(batch["inputs"]["it"])
+    leaf = _first_float(raw)
+    if leaf is None:
+        for leaf in list(adapter.parameters())[:1]:  # a one-hot label has neither numbers nor parameters
+            assert torch.autograd.gradcheck(lambda _: _dense(adapter(raw)), (leaf,), fast_mode=True)
+        return
+    known = leaf.nan_to_num(0.3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: _dense(adapter(_with_float(raw, x))), (known,), fast_mode=True)
+
+
+def _dense(segment: Segment):
+    return segment.dense(torch.float64)
+
+
+def _double(raw):
+    if isinstance(raw, dict):
+        return {name: _double(value) for name, value in raw.items()}
+    return raw.double() if raw.is_floating_point() else raw
+
+
+def _first_float(raw):
+    if isinstance(raw, dict):
+        return next((value for value in raw.values() if value.is_floating_point()), None)
+    return raw if raw.is_floating_point() else None
+
+
+def _with_float(raw, x):
+    if not isinstance(raw, dict):
+        return x
+    name = next(name for name, value in raw.items() if value.is_floating_point())
+    return {**raw, name: x}

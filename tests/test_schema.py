@@ -1,0 +1,130 @@
+"""Schemas and configs in files: round trips, and errors that name the place."""
+
+import json
+
+import numpy as np
+import pytest
+
+from perceivers.core.perceiver import Config, EncoderConfig
+from perceivers.core.positions import Fourier
+from perceivers.modalities import Flow, Image, Label, PointSet
+from perceivers.schema import Schema, from_file, from_plain, json_schema, to_json, to_plain, to_yaml
+from perceivers.tasks import TASKS, Recipe
+
+TEXT = """\
+inputs:
+  pixels: {kind: pointset, axes: 2, channels: 1, bounds: [[0, 7], [0, 7]], keep: [0.1, 1]}
+  image:
+    kind: image
+    size: 8
+    positions: {kind: fourier, num_bands: 4}
+outputs:
+  label: {kind: label, classes: 10}
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "schema.yaml"
+    file.write_text(TEXT)
+    return file
+
+
+def test_yaml_means_what_python_means(path):
+    assert from_file(Schema, path) == Schema(
+        inputs={
+            "pixels": PointSet(axes=2, channels=1, bounds=((0.0, 7.0), (0.0, 7.0)), keep=(0.1, 1.0)),
+            "image": Image(size=8, positions=Fourier(num_bands=4)),
+        },
+        outputs={"label": Label(classes=10)},
+    )
+
+
+@pytest.mark.parametrize("write", [to_yaml, to_json])
+def test_recipe_survives_files(write, tmp_path):
+    recipe = TASKS["digits"].recipe()
+    file = tmp_path / "recipe.txt"
+    file.write_text(write(recipe))
+    assert from_file(Recipe, file) == recipe
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("num_bands", "num_bans", ":6: inputs.image.positions.num_bans: unknown field; did you mean 'num_bands'?"),
+        ("kind: image", "kind: imag", ":3: inputs.image: unknown kind 'imag'; did you mean 'image'?"),
+        ("size: 8", "size: [1, 2, 3]", ":3: inputs.image: size = (1, 2, 3) must be one positive number, or 2 of them"),
+        ("num_bands: 4", "num_bands: many", ":6: inputs.image.positions.num_bands: Input should be a valid integer"),
+        ("kind: fourier", "kind: fury", ":6: inputs.image.positions.kind: Input should be 'fourier'"),
+        ("outputs:", "output:", ":1: outputs: Field required"),
+        ("kind: label, ", "", ":8: outputs.label: needs a kind: one of image"),
+        ("[0.1, 1]", "[1, 0.1]", ":2: inputs.pixels: keep = (1.0, 0.1) must be two rising fractions"),
+        ("[0.1, 1]", "[1, 0.1", ": not YAML"),
+        ("{kind: label, classes: 10}", "!!python/object/apply:os.system ['true']", ": not YAML"),
+    ],
+)
+def test_wrong_files_name_the_place(path, right, wrong, message):
+    path.write_text(TEXT.replace(right, wrong))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        from_file(Schema, path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.yaml: No such file"):
+        from_file(Schema, tmp_path / "none.yaml")
+
+
+def test_config_errors_name_the_place():
+    with pytest.raises(ValueError, match=r"encoder\.num_head: unknown field; did you mean 'num_heads'"):
+        from_plain(Config, {"encoder": {"num_head": 2}})
+    with pytest.raises(ValueError, match="no effect under join: pad"):
+        Config(encoder=EncoderConfig(join="pad", input_channels=5))
+
+
+def test_json_schema_lists_every_kind():
+    text = json.dumps(json_schema(Schema))
+    assert all(f'"{kind}"' in text for kind in ("image", "pointset", "records", "text", "flow", "vectors"))
+
+
+def test_an_output_must_name_an_input_that_exists():
+    with pytest.raises(ValueError, match="'frame'; there are frames; did you mean 'frames'"):
+        Schema({"frames": Image()}, {"flow": Flow(of="frame")})
+
+
+def test_names_must_be_identifiers():
+    with pytest.raises(ValueError, match="must be letters, digits and underscores"):
+        Schema({"a.b": Image()}, {"label": Label(classes=2)})
+
+
+def test_key_lets_input_and_target_read_one_field():
+    """Super-resolution, denoising and autoencoding are schemas: two entries read the same field."""
+    spec = Image(size=5, channels=1, noise=0.5)
+    copy = Image(size=5, channels=1, key="noisy")
+    schema = Schema({"noisy": spec, "also": copy}, {"clean": copy})
+    image = np.arange(25.0).reshape(5, 5)
+    prepared = schema.prepare({"noisy": image}, np.random.default_rng(0), training=True)
+    np.testing.assert_array_equal(prepared["targets"]["clean"][..., 0], image)
+    np.testing.assert_array_equal(prepared["inputs"]["also"], prepared["targets"]["clean"])
+
+
+def test_dropped_inputs_are_drawn_for_each_record():
+    schema = Schema({"a": Image(3, 1, drop_prob=0.5), "b": Image(3, 1)}, {"label": Label(classes=2)})
+    record = {"a": np.ones((3, 3)), "b": np.ones((3, 3)), "label": 1}
+    dropped = [schema.prepare(record, np.random.default_rng(n), True)["inputs"]["a"] is None for n in range(200)]
+    assert 60 < sum(dropped) < 140
+    assert not any(schema.prepare(record, np.random.default_rng(n), False)["inputs"]["a"] is None for n in range(20))
+
+
+def test_weights_scale_losses():
+    schema = Schema({"x": Image(3, 1)}, {"y": Label(classes=3, weight=1.0)})
+    import torch
+
+    logits, target = {"y": torch.tensor([[1.0, 2.0, 0.5]])}, {"y": torch.tensor([1])}
+    single = schema.losses(logits, target)["y"]
+    assert schema.changed("y", weight=0.25).losses(logits, target)["y"] == 0.25 * single
+
+
+def test_plain_values_are_plain():
+    json.dumps(to_plain(TASKS["digits"].recipe()))

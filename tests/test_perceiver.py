@@ -783,7 +783,7 @@ def test_the_original_perceiver_has_no_answer_of_several_rows() -> None:
     [
         (
             lambda: Config(encoder=EncoderConfig(num_reads=3), processor=ProcessorConfig(num_blocks=2)),
-            "encoder.num_reads = 3 needs as many processor.num_blocks, not 2",
+            "encoder.num_reads = 3 must be from 1 to processor.num_blocks = 2",
         ),
         (lambda: Config(encoder=EncoderConfig(join="pad", input_channels=7)), "encoder.input_channels has no effect"),
         (lambda: Config(decoder=DecoderConfig(join="pad", query_channels=7)), "decoder.query_channels has no effect"),

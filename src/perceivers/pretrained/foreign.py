@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from perceivers.pretrained.unpickle import LONGEST_KEY, MOST_OPCODES, one_line
+from perceivers.pretrained.unpickle import LONGEST_AXIS, LONGEST_KEY, MOST_OPCODES, one_line
 from perceivers.storage import WEIGHTS, load_tensors, read_json
 
 INDEX, CHECKPOINT = "model.safetensors.index.json", "pytorch_model.bin"
@@ -142,6 +142,8 @@ def _checked(found: object, size: int) -> dict[str, Tensor]:
             raise ValueError(f"{name} is not a dense tensor")
         if value.dtype not in NUMBERS.values():
             raise ValueError(f"{name} has dtype {value.dtype}, not one of plain numbers")
+        if max(value.shape, default=0) >= LONGEST_AXIS:  # beside an axis of size 0
+            raise ValueError(f"{name} is too long")
         left -= value.numel() * value.element_size()
         if left < 0:
             raise ValueError(f"{name} holds more than the file does")

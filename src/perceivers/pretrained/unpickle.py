@@ -11,7 +11,7 @@ import pickletools
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -62,11 +62,31 @@ NAMES = {
 }
 """Every name that a pickle may hold: module, space, name. Old JAX arrays pickle as NumPy's and need none."""
 
+VALUES = {
+    *("BININT", "BININT1", "BININT2", "LONG1"),
+    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+"""The opcodes that bring a number, a text or bytes."""
+
+STEPS = {
+    *("PROTO", "FRAME", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+    *("EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "MARK", "TUPLE"),
+    *("MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+}
+"""The opcodes that do something; see `_Machine`."""
+
+OPCODES = {
+    opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in VALUES | STEPS
+}
+"""Every opcode that a pickle may hold."""
+
 CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 """NumPy's codes of the dtypes that an array may have."""
 
-MOST_OPCODES, MOST_ARRAYS, MOST_AXES, LONGEST_AXIS, LONGEST_KEY = 200_000, 10_000, 32, 2**31, 500
-"""Limits. The largest released file needs less than a tenth of the opcodes and of the arrays."""
+MOST_OPCODES, MOST_ARRAYS, MOST_AXES, LONGEST_AXIS, LONGEST_KEY = 100_000, 10_000, 32, 2**31, 500
+"""Limits. The largest released file needs about a tenth of the opcodes and of the arrays."""
 
 
 def read_haiku(path: Path) -> tuple[Arrays, Arrays]:
@@ -80,12 +100,14 @@ def read_haiku(path: Path) -> tuple[Arrays, Arrays]:
             raise ValueError("not a file")
         with path.open("rb") as file:
             root = _Machine().run(_Reader(file))
-        if isinstance(root, dict) and root.keys() == {"params", "state"}:
-            return _flat(root["params"]), _flat(root["state"])
-        return _flat(root), {}
+        both = isinstance(root, dict) and root.keys() == {"params", "state"}
+        params, state = (_flat(root["params"]), _flat(root["state"])) if both else (_flat(root), {})
+        if not params:
+            raise ValueError("holds no arrays")
+        return params, state
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, Warning) as error:  # with warnings as errors, the parser's about escapes are no ValueError
+    except ValueError as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
 
 
@@ -141,12 +163,19 @@ class _Machine:
     def run(self, reader: _Reader) -> Any:
         """The value that a pickle describes: dictionaries, arrays, and what these are made of."""
         self.budget = 2 * reader.left  # text into bytes, and bytes into arrays
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, reader))):
-            if count == 0 and not (opcode.name == "PROTO" and argument in (2, 3, 4, 5)):
-                raise ValueError("not a pickle of protocol 2 to 5")
-            if count > MOST_OPCODES:
-                raise ValueError(f"more than {MOST_OPCODES} opcodes: not a pickle of a model's arrays")
-            self._step(opcode.name, argument)
+        if reader.read(1) != b"\x80" or reader.read(1) not in (b"\2", b"\3", b"\4", b"\5"):
+            raise ValueError("not a pickle of protocol 2 to 5")
+        for _ in range(MOST_OPCODES):
+            code = reader.read(1)
+            if code not in OPCODES:
+                raise ValueError(f"opcode {code!r} has no place in a pickle of arrays; refused")
+            opcode = OPCODES[code]
+            self._step(opcode.name, opcode.arg.reader(reader) if opcode.arg else None)
+            if opcode.name == "STOP":
+                return self._result(reader)
+        raise ValueError(f"more than {MOST_OPCODES} opcodes: not a pickle of a model's arrays")
+
+    def _result(self, reader: _Reader) -> Any:
         if reader.left:
             raise ValueError("goes on after its end")
         if self.marks or len(self.stack) != 1:
@@ -155,16 +184,8 @@ class _Machine:
 
     def _step(self, opcode: str, argument: Any) -> None:
         match opcode:
-            case "PROTO" | "FRAME" | "STOP":
-                pass
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1":
-                self.stack.append(argument)
-            case "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8" | "SHORT_BINSTRING" | "BINSTRING":
-                self.stack.append(argument)
-            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
-                self.stack.append(argument)
             case "EMPTY_DICT":
                 self.stack.append({})
             case "EMPTY_TUPLE":
@@ -204,8 +225,8 @@ class _Machine:
             case "BUILD":
                 (state,) = self._pop(1)
                 self._fill(self._top(), state)
-            case _:
-                raise ValueError(f"opcode {opcode} has no place in a pickle of arrays; refused")
+            case _ if opcode in VALUES:
+                self.stack.append(argument)
 
     def _called(self, function: Any, arguments: Any) -> Any:
         match function, arguments:

@@ -110,10 +110,10 @@ def dtype(code: str = "f4", state: bytes = PLAIN_STATE) -> bytes:
 
 def array(
     shape: bytes = part((3,)),
-    kind: bytes = dtype(),  # noqa: B008 - bytes do not change
-    data: bytes = binary(b"\0" * 12),  # noqa: B008
-    version: bytes = part(1),  # noqa: B008
-    fortran: bytes = part(False),  # noqa: B008
+    kind: bytes = dtype(),
+    data: bytes = binary(b"\0" * 12),
+    version: bytes = part(1),
+    fortran: bytes = part(False),
     empty: bytes = EMPTY,
 ) -> bytes:
     return empty + group(version, shape, kind, fortran, data) + b"b"
@@ -440,7 +440,9 @@ def states() -> Iterator[Hostile]:
     for target in (EMPTY, dtype(), array(), dtype("f4", b"")[:-1]):
         for state in (dictionary, part((None, {"value": 1})), b"N", b")", part((1,)), part(5), EMPTY, dtype()):
             yield of_haiku("state", PLACES["an array"](target + state + b"b"))
-    yield of_haiku("state", PLACES["an array"](array() + group(part(1), part((3,)), dtype(), b"\x89", binary(b"")) + b"b"))
+    yield of_haiku(
+        "state", PLACES["an array"](array() + group(part(1), part((3,)), dtype(), b"\x89", binary(b"")) + b"b")
+    )
     for arguments in ((b"}", b"}"), (part("x"),), (part((("a", 1),)),), (b"N",), (part(7),), (NDARRAY,), (EMPTY,)):
         yield of_haiku("state", program(call(flat, *arguments)))
         yield of_haiku("state", program(call(ordered, *arguments)))
@@ -451,16 +453,10 @@ def states() -> Iterator[Hostile]:
     yield of_haiku("state", PLACES["bytes"](call(named("builtins", "bytes"), part(12))))
     good = group(part(1), part((3,)), dtype(), b"\x89", binary(b"\0" * 12))
     start = group(NDARRAY, part((0,)), binary(b"b"))
-    for inner, arguments, state in (
-        (evil, part((TOUCH,)), good),
-        (RECONSTRUCT, part((TOUCH,)), good),
-        (flat, b")", good),
-        (jax, start, good),
-        (RECONSTRUCT, start, group(evil)),
-        (RECONSTRUCT, start, b"}"),
-        (NDARRAY, start, good),
-        (part("os.system"), start, good),
-    ):
+    cases = [(evil, part((TOUCH,)), good), (RECONSTRUCT, part((TOUCH,)), good), (flat, b")", good)]
+    cases += [(jax, start, good), (RECONSTRUCT, start, group(evil)), (RECONSTRUCT, start, b"}")]
+    cases += [(NDARRAY, start, good), (part("os.system"), start, good)]
+    for inner, arguments, state in cases:
         yield of_haiku("state", PLACES["an array"](call(jax, inner, arguments, state, b"}")))
     for extra in (b"N", b")", part("x"), evil, EMPTY):
         yield of_haiku("state", PLACES["an array"](call(jax, RECONSTRUCT, start, good, extra)))
@@ -487,7 +483,9 @@ def states() -> Iterator[Hostile]:
         for place in ("an array", "a module", "the whole", "the state", "a key"):
             if (place, value) not in (("a module", b"}"), ("the whole", b"}"), ("the state", b"}")):  # empty is no harm
                 yield of_haiku("state", PLACES[place](value))
-    for key in (part(1), b"N", part(b"w"), part(()), part(("w",)), text("w" * 600), text("w\n"), text("\u00e9"), NDARRAY):
+    cases = [part(1), b"N", part(b"w"), part(()), part(("w",)), text("w" * 600), text("w\n"), text("\u00e9")]
+    cases += [NDARRAY]
+    for key in cases:
         yield of_haiku("state", program(table({"m": b"}" + key + array() + b"s"})))
     yield of_haiku("state", program(b"}(" + 2 * (text("m") + table({"w": array()})) + b"u"))
     yield of_haiku("state", program(table({"a/b": table({"c": array()}), "a": table({"b/c": array()})})))
@@ -495,7 +493,9 @@ def states() -> Iterator[Hostile]:
 
 def registries() -> Iterator[Hostile]:
     """Extension codes, which the process that reads has registered for os.system, and persistent ids."""
-    for code in (b"\x82\xf0", b"\x83\xf0\0", b"\x84\xf0\0\0\0", b"\x82\0", b"\x83\0\0", b"\x84\xff\xff\xff\xff", b"\x82\x01"):
+    cases = [b"\x82\xf0", b"\x83\xf0\0", b"\x84\xf0\0\0\0", b"\x82\0", b"\x83\0\0", b"\x84\xff\xff\xff\xff"]
+    cases += [b"\x82\x01"]
+    for code in cases:
         for place in ("the whole", "an array", "nowhere"):
             yield of_haiku("registry", PLACES[place](code + part((TOUCH,)) + b"R"))
     for reference in (b"Pcanary\n", part("canary") + b"Q", part(("storage", "x", "0", "cpu", 1)) + b"Q", b"P\n", b"NQ"):
@@ -516,20 +516,28 @@ def lies() -> Iterator[Hostile]:
         yield one(array(shape=part((size,))))
         yield one(array(shape=part((size, 0))))
         yield one(array(empty=call(RECONSTRUCT, NDARRAY, part((size,)), binary(b"b"))))
-    for shape in ((2,), (4,), (3, 3), (2**32, 2**32), (2**16, 2**16, 2**16, 2**16), (2,) * 33, (1,) * 70, (3.0,), ("3",)):
+    cases = [(2,), (4,), (3, 3), (2**32, 2**32), (2**16, 2**16, 2**16, 2**16), (2,) * 33, (1,) * 70, (3.0,), ("3",)]
+    for shape in cases:
         yield one(array(shape=part(shape)))
-    for shape in (b"N", part(3), part("3"), EMPTY, group(EMPTY), part([3]), part({3: 3}), part((True,) * 3), part((-1, -3))):
+    cases = [b"N", part(3), part("3"), EMPTY, group(EMPTY), part([3]), part({3: 3}), part((True,) * 3)]
+    cases += [part((-1, -3))]
+    for shape in cases:
         yield one(array(shape=shape))
     yield one(array(shape=part((2**2000,) * 32)))
     yield one(array(shape=part((2**2000,) * 20_000)))
-    for base in (named("numpy", "matrix"), named("numpy", "memmap"), named("numpy", "recarray"), b"N", part("x"), dtype()):
+    cases = [named("numpy", "matrix"), named("numpy", "memmap"), named("numpy", "recarray"), b"N", part("x")]
+    cases += [dtype()]
+    for base in cases:
         yield one(array(empty=call(RECONSTRUCT, base, part((0,)), binary(b"b"))))
     for code in (b"O", b"c", b"V", b"\0", b"bb", b""):
         yield one(array(empty=call(RECONSTRUCT, NDARRAY, part((0,)), binary(code))))
-    codes = ("O", "O8", "|O", "V12", "S12", "U3", "M8", "m8", "m8[ns]", "c8", "c16", "f16", "f4,f4", "(3,)f4", "3f4", "x", "")
+    codes = ["O", "O8", "|O", "V12", "S12", "U3", "M8", "m8", "m8[ns]", "c8", "c16", "f16", "f4,f4", "(3,)f4"]
+    codes += ["3f4", "x", ""]
     for code in (*codes, "object", "float32", "=f4", "<f4", "bfloat16", "f4\0", "p", "P", "g", "?", "f", "V0", "S0"):
         yield one(array(kind=dtype(code)))
-    for arguments in (("f4", True, True), ("f4", False, False), ("f4",), ("f4", 0, 1, {}), ([("a", "O")], 0, 1), (None, 0, 1)):
+    cases = [("f4", True, True), ("f4", False, False), ("f4",), ("f4", 0, 1, {}), ([("a", "O")], 0, 1)]
+    cases += [(None, 0, 1)]
+    for arguments in cases:
         yield one(array(kind=call(named("numpy", "dtype"), *map(part, arguments)) + PLAIN_STATE + b"b"))
     for state in (
         (4, "<", None, None, None, -1, -1, 0, {"metadata": 1}),
@@ -566,28 +574,27 @@ def lies() -> Iterator[Hostile]:
 
 def bombs() -> Iterator[Hostile]:
     """Little files that unfold into much, or into what is deep or slow."""
-    one = array() + b"q\xf0"
-    keys = b"".join(text(str(number)) + b"h\xf0" for number in range(9000))
-    wide = b"}(" + keys + b"uq\xf1"
-    encode = named("_codecs", "encode") + b"q\xf2"
-    large = text("x" * 100_000) + b"q\xf3"
-    made = b"h\xf2h\xf3" + text("latin1") + b"\x86R0"
-    as_array = EMPTY + b"(" + part(1) + part((100_000,)) + dtype("u1") + b"\x89h\xf3tb"
+    first = array() + b"q\xf0"  # its number in the memo
+    wide = b"}(" + text("w") + first + b"".join(text(f"w{number}") + b"h\xf0" for number in range(9000)) + b"uq\xf1"
+    large = text("x" * 100_000) + b"q\xf2"
+    made = call(named("_codecs", "encode"), b"h\xf2", text("latin1"))
+    as_array = EMPTY + group(part(1), part((100_000,)), dtype("u1"), b"\x89", b"h\xf2") + b"b"
+    mapping = named("haiku._src.data_structures", "FlatMapping")
     twice = b"q\0h\0\x86"
     bodies = [
-        b")" + b"\x85" * 150_000,
+        b")" + b"\x85" * 90_000,
         b")" + twice * 60,
-        b")" + twice * 60_000,
+        b")" + twice * 30_000,
         b"N" + b"\x85" * 250_000,
-        b"}" + b")" + b"\x85" * 150_000 + b"Ns",
+        b"}" + b")" + b"\x85" * 90_000 + b"Ns",
         b"}" + b")" + twice * 60 + b"Ns",
-        b"}" + b"\x85q\0h\0\x86" * 50_000,
-        b"(" * 150_000,
-        b"(" * 150_000 + b"t" * 150_000,
-        b"]" + b"](e" * 50_000,
+        b"}" + b"\x85q\0h\0\x86" * 24_000,
+        b"(" * 90_000,
+        b"(" * 90_000 + b"t" * 90_000,
+        b"]" + b"](e" * 30_000,
         b"]" + b"q\0h\0h\0e" * 50,
         b"(l" + b"(lh\0a" * 50,
-        b"N" * 199_000,
+        b"N" * 99_000,
         b"N" * 300_000,
         b"\x8a\xff" + b"\x7f" * 255,
         b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6,
@@ -609,22 +616,23 @@ def bombs() -> Iterator[Hostile]:
         b"\x96" + struct.pack("<Q", 2**40) + b"x",
         b"\x95" + struct.pack("<Q", 2**62) + b"N",
         b"\x95\0\0\0\0\0\0\0\0" * 250_000 + b"N",
-        one + b"0" + wide + b"0}(" + b"".join(text(f"m{number}") + b"h\xf1" for number in range(9000)) + b"u",
-        one + b"0}" + b"q\1" + b"".join(text(f"m{number}") + b"h\1s" for number in range(9)),
-        encode + b"0" + large + b"0" + made * 20_000 + modules(),
-        large + b"0" + table({"m": table({f"w{number}": as_array for number in range(300)})}),
-        wide.replace(b"q\xf1", b"") + b"q\1" + named("haiku._src.data_structures", "FlatMapping") + b"h\1\x85R" * 50_000,
-        b"}" + (named("haiku._src.data_structures", "FlatMapping") + b"\x85R") * 3000,
-        b"".join(named("haiku._src.data_structures", "FlatMapping") for _ in range(3000)) + b"}" + b"\x85R" * 3000,
+        b"}(" + text("m") + wide + b"".join(text(f"m{number}") + b"h\xf1" for number in range(9000)) + b"u",
+        b"}q\1" + b"".join(text(f"m{number}") + b"h\1s" for number in range(9)),
+        group(large, *[made] * 9000),
+        table({"m": b"}(" + text("w") + array(data=large) + b"u"}),
+        group(large, table({"m": table({f"w{number}": as_array for number in range(300)})})),
+        b"(" + wide + mapping + b"h\xf1\x85R" * 20_000 + b"t",
+        b"(" + wide + (mapping + b"h\xf1\x85R") * 20_000 + b"t",
+        mapping * 3000 + wide + b"\x85R" * 3000,
         text("\U0010ffff" * 10**6),
-        modules() + b"0" + modules(),
+        modules() + modules(),
     ]
     for body in bodies:
         yield of_haiku("bomb", program(body))
-    for depth in (10, 1000, 100_000):
+    for depth in (10, 1000, 30_000, 100_000):
         yield of_haiku("bomb", program(b"".join(b"}" + text("m") for _ in range(depth)) + b"}" + b"s" * depth))
-    many = table({f"m{number}": one if number == 0 else b"h\xf0" for number in range(11_000)})
-    yield of_haiku("bomb", program(table({"m": many})))
+    many = b"".join(text(f"w{number}") + b"h\xf0" for number in range(11_000))
+    yield of_haiku("bomb", program(table({"m": b"}(" + text("w") + first + many + b"u"})))
 
 
 def opcodes() -> Iterator[Hostile]:
@@ -653,7 +661,11 @@ def oddities() -> Iterator[Hostile]:
     """What is no file at all, or a file of another kind."""
     good = tensors_file()
     other = {"": b"", "zeros": b"\0" * 5000, "text": b"Once upon a time\n" * 9, "stop": b".", "json": b"{}"}
-    other |= {"zip": archive(state_dict()), "safetensors": good, "npy": b"\x93NUMPY\x01\0v\0{'descr': '|O'}" + b" " * 99}
+    other |= {
+        "zip": archive(state_dict()),
+        "safetensors": good,
+        "npy": b"\x93NUMPY\x01\0v\0{'descr': '|O'}" + b" " * 99,
+    }
     other |= {"gzip": b"\x1f\x8b\x08" + b"\0" * 99, "pickle": program(modules())}
     suffixes = {"safetensors": "model.safetensors", "zip": "pytorch_model.bin", "pickle": "model.pystate"}
     for kind, content in other.items():
@@ -675,7 +687,9 @@ def oddities() -> Iterator[Hostile]:
 # Attacks on the reader of tensors.
 
 
-def tensors_file(header: Any = None, data: bytes = b"\0" * 24, length: int | None = None, raw: bytes | None = None) -> bytes:
+def tensors_file(
+    header: Any = None, data: bytes = b"\0" * 24, length: int | None = None, raw: bytes | None = None
+) -> bytes:
     """A safetensors file, honest unless told otherwise."""
     plain = {"a": entry("F32", [3], 0, 12), "b": entry("F32", [3], 12, 24)}
     encoded = json.dumps(plain if header is None else header).encode() if raw is None else raw
@@ -695,18 +709,24 @@ def safetensors() -> Iterator[Hostile]:
     good = tensors_file()
     for length in (0, 1, 7, 10**3, 10**8, 10**8 + 1, 2**31, 2**32, 2**40, 2**63, -1, -9):
         yield one(tensors_file(length=length))
-    raws = [b"", b"x", b"null", b"[]", b"7", b'"x"', b"{", b"{}x", b"\xff\xfe{}", b"\0" * 50, b"{'a': 1}", b'{"a": }', b"NaN"]
-    raws += [b"[" * 10**5, b'{"a":' * 10**5, b'{"a":' + b"[" * 50 + b"]" * 50 + b"}", b'{"\ud800": 1}'.replace(b"\\", b"")]
+    raws = [b"", b"x", b"null", b"[]", b"7", b'"x"', b"{", b"{}x", b"\xff\xfe{}", b"\0" * 50, b"{'a': 1}"]
+    raws += [b'{"a": }', b"NaN"]
+    raws += [b"[" * 10**5, b'{"a":' * 10**5, b'{"a":' + b"[" * 50 + b"]" * 50 + b"}"]
+    raws += [b'{"\ud800": 1}'.replace(b"\\", b"")]
     tensor = json.dumps(entry("F32", [3], 0, 12)).encode()
     raws += [b'{"a": ' + tensor + b', "a": ' + tensor + b"}", b" " * 10**6 + b"{}", b"{}" + b" " * 10**6 + b"x"]
     for raw in raws:
         yield one(tensors_file(raw=raw))
-    for shape in ([2], [4], [-3], [3.5], ["3"], [2**32, 2**32], [2**64], [2**63, 2], [3, 0], [0], [[3]], None, {}, "3", 3):
+    cases = [[2], [4], [-3], [3.5], ["3"], [2**32, 2**32], [2**64], [2**63, 2], [3, 0], [0], [[3]], None, {}, "3"]
+    cases += [3]
+    for shape in cases:
         yield one(tensors_file({"a": entry("F32", shape, 0, 12)}, b"\0" * 12))
     yield one(tensors_file({"a": entry("F32", [1] * 10_000 + [4], 0, 12)}, b"\0" * 12))
     yield one(tensors_file({"a": entry("F32", [2**62, 0], 0, 0)}, b""))
     yield one(tensors_file({"a": entry("F32", [2**62, 2**62, 0], 0, 0)}, b""))
-    for kind in ("O", "OBJ", "f32", "F8", "F4", "F6_E2M3", "F8_E8M0", "F8_E4M3", "C64", "U64", "", None, 7, "F32\0", "V"):
+    cases = ["O", "OBJ", "f32", "F8", "F4", "F6_E2M3", "F8_E8M0", "F8_E4M3", "C64", "U64", "", None, 7, "F32\0"]
+    cases += ["V"]
+    for kind in cases:
         yield one(tensors_file({"a": entry(kind, [3], 0, 12)}, b"\0" * 12))
     for kind, size in (("F8_E4M3", 3), ("F8_E5M2", 3), ("F8_E8M0", 3), ("C64", 24), ("U64", 24), ("U16", 6), ("F4", 2)):
         yield one(tensors_file({"a": entry(kind, [3], 0, size)}, b"\0" * size))
@@ -780,7 +800,9 @@ def checkpoints() -> Iterator[Hostile]:
     for number, entry_ in enumerate(CALLS[::2]):  # the first form that torch.save itself uses, then others
         form = list(FORMS.values())[number % 4 if number % 2 else 0]
         yield one(archive(state_dict(extra=form(*entry_))))
-    for kind in ("_rebuild_sparse_tensor", "_rebuild_qtensor", "_rebuild_device_tensor_from_numpy", "_rebuild_meta_tensor_no_storage"):
+    cases = ["_rebuild_sparse_tensor", "_rebuild_qtensor", "_rebuild_device_tensor_from_numpy"]
+    cases += ["_rebuild_meta_tensor_no_storage"]
+    for kind in cases:
         yield one(archive(state_dict(extra=call(named("torch._utils", kind), part(()), part(())))))
     indices = tensor(storage("LongStorage", "1", count=2), size=(1, 2), stride=(2, 1))
     for layout in ("sparse_coo", "sparse_csr"):
@@ -789,18 +811,24 @@ def checkpoints() -> Iterator[Hostile]:
         yield one(archive(state_dict(extra=sparse), {"m/data/0": b"\0" * 12, "m/data/1": b"\xff" * 16}))
     for kind in ("_load_from_bytes", "UntypedStorage", "TypedStorage"):
         yield one(archive(state_dict(extra=call(named("torch.storage", kind), part(10**10)))))
-    for kind in ("Tensor", "Size", "device", "FloatTensor", "float32", "per_tensor_affine", "FloatStorage", "LongStorage"):
+    cases = ["Tensor", "Size", "device", "FloatTensor", "float32", "per_tensor_affine", "FloatStorage"]
+    cases += ["LongStorage"]
+    for kind in cases:
         yield one(archive(state_dict(extra=call(named("torch", kind), part(10**10)))))
         yield one(archive(state_dict(extra=named("torch", kind) + part((10**10,)) + b"\x81")))
     for kind in ("ComplexFloatStorage", "QInt8Storage", "UntypedStorage", "ObjectStorage", "cuda.FloatStorage"):
         yield one(archive(state_dict(extra=tensor(storage(kind)))))
-    for module, name in (("collections", "Counter"), ("builtins", "bytearray"), ("builtins", "set"), ("_codecs", "encode")):
+    cases = [("collections", "Counter"), ("builtins", "bytearray"), ("builtins", "set"), ("_codecs", "encode")]
+    for module, name in cases:
         yield one(archive(state_dict(extra=call(named(module, name), part(10**11)))))
-    for size in ((4,), (10**12,), (2**40,), (2**62,), (2**63,), (2**40, 2**40), (-1,), (3, 3), "3", (3.0,), None, (0, 2**62)):
+    cases = [(4,), (10**12,), (2**40,), (2**62,), (2**63,), (2**40, 2**40), (-1,), (3, 3), "3", (3.0,), None]
+    cases += [(0, 2**62)]
+    for size in cases:
         strides = (1,) * len(size) if isinstance(size, tuple) else (1,)
         yield one(archive(state_dict(extra=tensor(size=size, stride=strides))))
-    for stride, size in (((0,), (10**12,)), ((0, 0), (10**6, 10**6)), ((-1,), (3,)), ((2,), (3,)), ((2**62,), (3,)), ((), (3,))):
-        yield one(archive(state_dict(extra=tensor(size=size, stride=stride))))
+    cases = [((0,), (10**12,)), ((0, 0), (10**6, 10**6)), ((-1,), (3,)), ((2,), (3,)), ((2**62,), (3,)), ((), (3,))]
+    for stride, size in cases:
+        yield one(archive(state_dict(extra=tensor(size=size, stride=stride))), may_pass=stride == ())
     for offset in (1, -1, 10**12, 2**62, 2**64, "0", None):
         yield one(archive(state_dict(extra=tensor(offset=offset))))
     for count in (2, 10**12, 2**61, 2**62, -1, -3, "3", None, 0):
@@ -814,8 +842,10 @@ def checkpoints() -> Iterator[Hostile]:
     callback = table({"0": named("torch._utils", "_rebuild_tensor_v2")})
     yield one(archive(state_dict(weight=tensor(grad=True, hooks=callback))), may_pass=True)
     for metadata in (part({"conj": True}), part({"neg": True}), part({"x": 1}), part(7), table({"neg": REBUILD})):
-        yield one(archive(state_dict(extra=tensor(metadata=metadata))))
-    for value in (part(7), part(None), part("x"), part({"a": {"b": 1}}), part([1]), part(1.5), storage(), REBUILD, part((1,))):
+        yield one(archive(state_dict(extra=tensor(metadata=metadata))), may_pass=True)
+    cases = [part(7), part(None), part("x"), part({"a": {"b": 1}}), part([1]), part(1.5), storage(), REBUILD]
+    cases += [part((1,))]
+    for value in cases:
         yield one(archive(state_dict(extra=value)))
         yield one(archive(program(value, protocol=2)))
     for key in (part(7), part(None), part(()), part(b"x"), text("x\ny"), text("x" * 9999), text("\u202e"), tensor()):
@@ -834,7 +864,9 @@ def checkpoints() -> Iterator[Hostile]:
     yield one(archive(state_dict(**many), {"m/data/0": b"\0" * 100_000}))
     for protocol in (0, 1, 3, 4, 5, 255):
         yield one(archive(program(tensor(), protocol=protocol)))
-    for name in ("m/code/x.py", "m/constants.pkl", "m/data/x", "m/DATA.PKL", "m/extra/x", "../../canary", "/canary", "m\\x", "x"):
+    cases = ["m/code/x.py", "m/constants.pkl", "m/data/x", "m/DATA.PKL", "m/extra/x", "../../canary", "/canary"]
+    cases += ["m\\x", "x"]
+    for name in cases:
         yield one(archive(state_dict(), more={name: b"cos\nsystem\n."}))
         yield one(archive(state_dict(), more={name + "/": b""}))
     for alignment in (b"x", b"9" * 5000, b"-1", b"0", b""):
@@ -851,7 +883,9 @@ def checkpoints() -> Iterator[Hostile]:
     yield one(archive(b""))
     yield one(archive(state_dict()[:-1]))
     yield one(archive(state_dict(), {}))
-    for old, new in ((struct.pack("<I", 12), b"\xff\xff\xff\x7f"), (b"PK\x01\x02", b"PK\x01\x03"), (b"PK\x05\x06", b"PK\x05\x07")):
+    cases = [(struct.pack("<I", 12), b"\xff\xff\xff\x7f"), (b"PK\x01\x02", b"PK\x01\x03")]
+    cases += [(b"PK\x05\x06", b"PK\x05\x07")]
+    for old, new in cases:
         yield one(good.replace(old, new))
     yield one(good + good)
     yield one(b"MZ" + good)
@@ -879,15 +913,20 @@ def shards() -> Iterator[Hostile]:
         return Hostile("shards", {"model.safetensors.index.json": raw, **files, **more}, "", links or {})
 
     traversals = ["../outside.safetensors", "/etc/passwd", "/etc/x.safetensors", "sub/x.safetensors", "./" + second]
-    traversals += ["..", ".", "", "sub", "\0", second + "\0", second + "\n", " " + second, "..\\" + second, "C:\\x.safetensors"]
-    traversals += ["file:///etc/passwd", "http://127.0.0.1:9/x.safetensors", "~/x.safetensors", "$HOME/x.safetensors", "%2e%2e/x"]
-    traversals += [".hidden.safetensors", "x.pystate", "missing.safetensors", "model.safetensors.index.json", "x" * 5000]
+    traversals += ["..", ".", "", "sub", "\0", second + "\0", second + "\n", " " + second, "..\\" + second]
+    traversals += ["C:\\x.safetensors"]
+    traversals += ["file:///etc/passwd", "http://127.0.0.1:9/x.safetensors", "~/x.safetensors"]
+    traversals += ["$HOME/x.safetensors", "%2e%2e/x"]
+    traversals += [".hidden.safetensors", "x.pystate", "missing.safetensors", "model.safetensors.index.json"]
+    traversals += ["x" * 5000]
     traversals += ["m\u043edel-00002-of-00002.safetensors", "\ud800.safetensors", "-rf.safetensors", second.upper()]
     for name in traversals:
         yield one({"weight_map": {**honest, "c": name}})
     for shard in (7, None, [second], {"name": second}, True, 1.5):
         yield one({"weight_map": {**honest, "c": shard}})
-    for index in ([], 7, None, "x", {}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": None}, {"weight_map": "x"}, [[]]):
+    cases = [[], 7, None, "x", {}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": None}]
+    cases += [{"weight_map": "x"}, [[]]]
+    for index in cases:
         yield one(index)
     yield one({"weight_map": {**honest, "d": second}})
     yield one({"weight_map": {"a": first, "b": first}} | {"metadata": {"total_size": -1}}, **{first: other})
@@ -897,11 +936,15 @@ def shards() -> Iterator[Hostile]:
     yield one({"weight_map": honest}, **{second: good})
     yield one({"weight_map": honest}, **{second: good[:40]})
     yield one({"weight_map": honest}, **{second: b"cos\nsystem\n(S'touch canary'\ntR."})
-    for raw in (b"", b"{", b"\xff", b"[" * 10**5, b'{"weight_map":' * 10**5, b"9" * 10**5, b'{"weight_map": NaN}', b"\0"):
+    cases = [b"", b"{", b"\xff", b"[" * 10**5, b'{"weight_map":' * 10**5, b"9" * 10**5, b'{"weight_map": NaN}']
+    cases += [b"\0"]
+    for raw in cases:
         yield one(raw)
     doubled = json.dumps({"weight_map": honest})[:-2] + f', "c": "{first}"}}}}'
     yield one(doubled.encode())
-    for target in ("/etc/passwd", "/dev/zero", "../outside.safetensors", "sub/x.safetensors", "missing", "FIFO", "z.safetensors"):
+    cases = ["/etc/passwd", "/dev/zero", "../outside.safetensors", "sub/x.safetensors", "missing", "FIFO"]
+    cases += ["z.safetensors"]
+    for target in cases:
         yield one({"weight_map": {**honest, "c": "z.safetensors"}}, {"z.safetensors": target})
 
 
@@ -909,7 +952,7 @@ def shards() -> Iterator[Hostile]:
 
 
 def damaged(pickles: Mapping[str, bytes]) -> Iterator[Hostile]:
-    """Good pickles cut short, with a bit flipped anywhere, with one flipped outside of numbers, and with bytes mixed up."""
+    """Good pickles cut short, with bits flipped anywhere or outside of numbers, and with parts left out or repeated."""
     for number, content in enumerate(pickles.values()):
         dice = random.Random(number)
         for _ in range(15):
@@ -964,10 +1007,10 @@ class Report:
 
 
 def watch(jobs: Mapping[str, tuple[str, Path]], sandbox: Path, timeout: float = 300) -> list[Report]:
-    """Read files, each with the reader named beside it, in a process of its own; what came of each, as far as it lived."""
+    """Read files, each with the reader named beside it, in a process of its own; what came of each while it lived."""
     listed = [[name, reader, str(path)] for name, (reader, path) in jobs.items()]
     ran = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", __file__],
+        [sys.executable, __file__],
         input=json.dumps(listed),
         cwd=sandbox,
         capture_output=True,
@@ -1024,9 +1067,14 @@ def _readers() -> dict[str, Callable[[Path], Any]]:
     from perceivers.pretrained.unpickle import read_haiku
 
     torch.set_num_threads(1)
+    repr(torch.zeros(1))  # as some of its messages do, which import what that needs
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}).encode()
     good: dict[str, bytes] = {"good.pystate": program(modules()), "good.safetensors": tensors_file()}
-    good |= {"good.bin": archive(state_dict()), "model.safetensors.index.json": index, "model-1.safetensors": tensors_file()}
+    good |= {
+        "good.bin": archive(state_dict()),
+        "model.safetensors.index.json": index,
+        "model-1.safetensors": tensors_file(),
+    }
     home = Hostile("warm", good).write(Path("warm"))
     assert _is_plain(read_haiku(home / "good.pystate"))
     assert all(_is_plain(read_torch(home / name)) for name in ("", "good.bin", "good.safetensors"))
@@ -1043,7 +1091,10 @@ def _is_plain(found: Any) -> bool:
     if isinstance(found, tuple):
         return len(found) == 2 and all(map(_is_plain, found))
     arrays = {name: np.asarray(array.double() if hasattr(array, "double") else array) for name, array in found.items()}
-    return all(isinstance(name, str) and array.dtype.kind in "biuf" and array.sum() is not None for name, array in arrays.items())
+    return all(
+        isinstance(name, str) and array.dtype.kind in "biuf" and array.sum() is not None
+        for name, array in arrays.items()
+    )
 
 
 def _unpickled(path: Path) -> Any:

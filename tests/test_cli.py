@@ -1,19 +1,23 @@
 """The command as a shell sees it: help, results, one line and exit code 2 for wrong input."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from perceivers.cli.verbs import VERBS
 
-QUICK = ["--set", "training.num_steps=3", "training.batch_size=8", "training.schedule.warmup_steps=1"]
+ROOT = Path(__file__).parent.parent
+QUICK = ["--set", "training.num_steps=3", "training.batch_size=8", "training.schedule.warmup_steps=1", "training.log_every=1"]
 
 
-def perceivers(*arguments):
+def perceivers(*arguments, cwd=None):
     command = [sys.executable, "-m", "perceivers", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def test_train_prints_scores_and_leaves_a_run(run):
         "report.html",
     }
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
     assert "nearest read pixel" in page
 
 
@@ -47,13 +51,19 @@ def test_evaluate_prints_the_same_scores(run):
     assert json.loads(again.stdout) == json.loads(result.stdout)
 
 
-def test_a_recipe_file_trains(run, tmp_path):
-    folder, _ = run
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text((folder / "recipe.yaml").read_text())
-    result = perceivers("train", recipe, "--out", tmp_path / "run")
+def test_the_recipe_of_the_documentation_trains_on_own_files(tmp_path):
+    """docs/recipes.md as a user would follow it; the speed is the slope of the signal, so it can be learned."""
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    (tmp_path / "mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
+    rng = np.random.default_rng(0)
+    for name, count in (("train.npz", 64), ("test.npz", 16)):
+        speed = rng.normal(size=count)
+        signal = speed[:, None, None] * np.linspace(-1, 1, 64)[:, None] + rng.normal(size=(count, 64, 3)) / 10
+        np.savez(tmp_path / name, signal=signal, speed=speed, colour=rng.choice(["red", "blue"], count))
+    result = perceivers("train", "mine.yaml", "--out", "runs/mine", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "accuracy" in result.stdout
+    assert json.loads(result.stdout)["held out"]["speed"]["r2"] > 0.5
+    assert (tmp_path / "runs" / "mine" / "report.html").read_text().count("data:image/png") == 2
 
 
 @pytest.mark.parametrize("verb", VERBS)

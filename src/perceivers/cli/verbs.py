@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from perceivers.schema import from_file
-from perceivers.tasks import TASKS, Recipe
+from perceivers.tasks import TASKS, Recipe, report
 from perceivers.tasks.recipe import evaluate_run, run_recipe
 from perceivers.training.evaluation import Scores
 
@@ -33,8 +33,8 @@ def train(
     task = TASKS.get(recipe)
     chosen = task.recipe() if task else _read_recipe(recipe)
     show(run_recipe(chosen.changed(set), out), json)
-    if task and task.report:
-        Console(stderr=json).print(f"Report: {task.report(out)}")
+    make_report = task.report if task else report
+    Console(stderr=json).print(f"Report: {make_report(out)}")
 
 
 def evaluate(run: Annotated[Path, tyro.conf.Positional], /, json: bool = False) -> None:

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-# Never all that Pillow knows: EPS runs Ghostscript; FITS, PDF, JPEG 2000 and others have been bombs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+# Never all that Pillow knows: EPS runs Ghostscript, FITS, PDF and JPEG 2000 have been bombs, libtiff prints on stderr.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Kinds of files that `read_image` reads, told by their content, not by their name."""
 
 MAX_PIXELS = 50_000_000
@@ -192,12 +192,8 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 def _decoded(path: Path, image: Any) -> np.ndarray:
     """uint8 [H, W, 3] of a Pillow image."""
     pillow = library("PIL.Image")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{path}: pixels of 32 bits have no known white; save it with 8 or 16 bits")
     try:
         image.load()
-        if image.mode.startswith("I;16"):
-            return _eight_bits(np.asarray(image)[:, :, None])
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = pillow.new("RGBA", image.size, "white")

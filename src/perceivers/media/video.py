@@ -36,7 +36,7 @@ MAX_VALUES = 200_000_000
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 """Rates of sound that `write_video` takes, in Hz."""
 
-_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1"}
 _MEMORY = 4 << 30  # bytes of address space; frames do not gather there but in a file
 _HEADER = 4096  # bytes before the arrays in that file
 
@@ -178,7 +178,7 @@ def _encode(av: Any, container: Any, clip: Clip) -> None:
     film.height, film.width, film.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
     film.codec_context.time_base = 1 / rate
     film.codec_context.colorspace = 6  # BT.601, said in the file, so that all players show the same colours
-    film.options = {"crf": "18"} if x264 else {"qscale": "3"}
+    film.options = {"crf": "18", "preset": "veryfast"} if x264 else {"qscale": "3"}
     blocks: Iterator[Any] = iter(())
     if clip.sound is not None and clip.rate is not None:
         speech = container.add_stream("aac", rate=clip.rate, layout=_LAYOUTS[clip.sound.shape[1]])

@@ -47,7 +47,7 @@ class Grid(Kind, ABC):
     patch: int | tuple[int, ...] = 1
     """Places along each axis that make one token."""
     stem: Literal["patches", "strided", "conv"] = "patches"
-    """How a patch becomes a token: all its values; its first place (inputs only); convolutions (outputs: upsampling)."""
+    """How a patch becomes a token: all its values; its first place (inputs); convolutions (outputs: upsampling)."""
     embed: int | None = None
     """Width of a linear map (or, for "conv", of the convolutions) that makes the content of a token; None: no map."""
     positions: PositionConfig | None = field(default_factory=Fourier)

@@ -86,6 +86,10 @@ class Kind(ABC):
         axes.text(0.5, 0.5, str(sample), ha="center", va="center", wrap=True)
         axes.set_axis_off()
 
+    def beside(self, prediction: Raw, target: Raw) -> Raw:
+        """A prediction as `picture` draws it, with what only the target knows of it (places, masks)."""
+        return prediction
+
     @classmethod
     @abstractmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Kind, list[Any]]":

@@ -134,6 +134,10 @@ class PointSet(Kind):
         axes.set_facecolor("#33507a")
         axes.set_aspect("equal")
 
+    def beside(self, prediction: Raw, target: Raw) -> Raw:
+        """At the target's places."""
+        return {**target, "values": prediction}
+
     def _arrays(self, value: Any) -> dict[str, np.ndarray]:
         points = {name: np.asarray(value[name], np.float32) for name in ("coordinates", "values")}
         count = len(points["coordinates"])

@@ -147,6 +147,11 @@ class Records(Kind):
         rows = zip(*columns, strict=True)
         show_text(axes, "\n".join("  ".join(map(str.ljust, row, widths)) for row in rows))
 
+    def beside(self, prediction: Raw, target: Raw) -> Raw:
+        """Records that the target has."""
+        count = len(target["mask"])
+        return {**{name: values[:count] for name, values in prediction.items()}, "mask": target["mask"]}
+
     @property
     def _num_queries(self) -> int:
         return self.max_records or 1

@@ -159,6 +159,10 @@ class Text(Kind):
         """The text, masked words in brackets; of logits, the most probable ids."""
         show_text(axes, textwrap.fill(self._marked(sample), 60))
 
+    def beside(self, prediction: Raw, target: Raw) -> Raw:
+        """Most probable ids of the target's tokens."""
+        return {**target, "ids": prediction[: len(target["ids"])].argmax(dim=-1)}
+
     def _tokens(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(value, str):
             raise ValueError(f"a text must be a string, not {type(value).__name__}")

@@ -62,15 +62,21 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: not a file")
     try:
-        if path.suffix == ".safetensors":
-            found = load_tensors(path)
-        else:
-            _check_checkpoint(path)
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = load_tensors(path) if path.suffix == ".safetensors" else _load_checkpoint(path)
         return _checked(found, path.stat().st_size)
     except Exception as error:  # of every kind: what other parsers make of hostile files is not for us to foresee
-        reason = one_line(error).removeprefix(f"{path}: ")
+        reason = one_line(str(error).removeprefix(f"{path}: "))
         raise ValueError(f"{path}: {reason or type(error).__name__}") from None
+
+
+def _load_checkpoint(path: Path) -> object:
+    _check_checkpoint(path)
+    try:
+        # Not mapped into memory: then torch.load would not compare the sizes of tensors with those of their parts.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]  # without the advice to load it all the same
+        raise ValueError(f"torch.load refuses it: {reason.partition(chr(10))[0]}") from None
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
@@ -105,18 +111,25 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _check_checkpoint(path: Path) -> None:
-    """ValueError unless the file is an archive of stored parts whose pickle names nothing but plain tensors."""
+    """ValueError unless the file is an archive of whole, uncompressed parts whose pickle names only plain tensors."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         names = [part.filename for part in parts]
-        if len(set(names)) < len(names) or len({name.split("/")[0] for name in names}) != 1:
-            raise ValueError("an archive with two parts of one name, or of two folders")
         for part in parts:
             if not CHECKPOINT_FILES.fullmatch(part.filename):
                 raise ValueError(f"holds {part.filename}, which has no place in a checkpoint of tensors; refused")
-            if part.compress_type != zipfile.ZIP_STORED or part.file_size > path.stat().st_size:
-                raise ValueError(f"{part.filename} is compressed, or larger than the file")
-        program = archive.read(f"{names[0].split('/')[0]}/data.pkl")
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{part.filename} is compressed, torch.save leaves its parts as they are")
+        if len(set(names)) < len(names) or len({name.split("/")[0] for name in names}) != 1:
+            raise ValueError("an archive with two parts of one name, or of two folders")
+        if min(part.header_offset for part in parts) or sum(part.file_size for part in parts) > path.stat().st_size:
+            raise ValueError("an archive whose parts overlap, or that begins with something else")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is not what was written: damaged or changed")
+        _check_program(archive.read(f"{names[0].split('/')[0]}/data.pkl"))
+
+
+def _check_program(program: bytes) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
         if count > MOST_OPCODES:
             raise ValueError(f"more than {MOST_OPCODES} opcodes: not a checkpoint of tensors")
@@ -128,7 +141,7 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def _checked(found: object, size: int) -> dict[str, Tensor]:
-    """The same mapping, its tensors without their past; ValueError for one that is not plain, or larger than its file."""
+    """The same mapping, its tensors without their past; ValueError for one that is not plain, or is too large."""
     left = 2 * size  # tied tensors are there twice
     if not isinstance(found, dict):
         raise ValueError(f"holds a {type(found).__name__}, not a mapping of names to tensors")

@@ -11,7 +11,7 @@ import pickletools
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -77,9 +77,7 @@ STEPS = {
 }
 """The opcodes that do something; see `_Machine`."""
 
-OPCODES = {
-    opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in VALUES | STEPS
-}
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in VALUES | STEPS}
 """Every opcode that a pickle may hold."""
 
 CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
@@ -170,7 +168,7 @@ class _Machine:
             if code not in OPCODES:
                 raise ValueError(f"opcode {code!r} has no place in a pickle of arrays; refused")
             opcode = OPCODES[code]
-            self._step(opcode.name, opcode.arg.reader(reader) if opcode.arg else None)
+            self._step(opcode.name, opcode.arg.reader(cast(BinaryIO, reader)) if opcode.arg else None)
             if opcode.name == "STOP":
                 return self._result(reader)
         raise ValueError(f"more than {MOST_OPCODES} opcodes: not a pickle of a model's arrays")
@@ -241,6 +239,8 @@ class _Machine:
                 return text.encode("latin-1")
             case Name.DTYPE, (str() as code, 0, 1) if code in CODES:  # 0 and 1 are also False and True
                 return _Dtype(code)
+            case Name.DTYPE, (str() as code, *_):
+                raise ValueError(f"dtype {code} is not one of plain numbers: {', '.join(sorted(CODES))}")
             case Name.EMPTY, (Name.ARRAY, (0,), b"b" | "b"):
                 return _Array()
             case Name.SCALAR, (_Dtype() as dtype, data):
@@ -333,8 +333,10 @@ def _flat(modules: Any) -> Arrays:
             key = f"{module}/{name}"
             if not isinstance(array, _Array) or array.value is None:
                 raise ValueError(f"{key} is not an array")
-            if key in flat or len(flat) == MOST_ARRAYS:
-                raise ValueError(f"{key} is there twice, or is one array too many")
+            if key in flat:
+                raise ValueError(f"{key} is there twice")
+            if len(flat) == MOST_ARRAYS:
+                raise ValueError(f"more than {MOST_ARRAYS} arrays: not a pickle of a model's arrays")
             flat[key] = array.value
     return flat
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perceivers.tasks import digits
 from perceivers.tasks.recipe import Recipe
+from perceivers.tasks.report import report
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Task:
 
     recipe: Callable[[], Recipe]
     """The recipe."""
-    report: Callable[[Path], Path] | None = None
+    report: Callable[[Path], Path] = report
     """Makes the report of a run of it, in its folder."""
 
 

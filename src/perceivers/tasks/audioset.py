@@ -5,8 +5,9 @@ from dataclasses import replace
 from perceivers.core.perceiver import DecoderConfig
 from perceivers.core.positions import Fourier
 from perceivers.modalities import Audio, Labels, Video
+from perceivers.preset import Preset
 from perceivers.schema import Schema
-from perceivers.tasks.preset import Preset, published
+from perceivers.tasks.published import published
 
 FRAMES, SIDE, SAMPLES, CLASSES = 32, 224, 61440, 527
 

@@ -20,16 +20,15 @@ from perceivers.modalities.kind import sample_of
 from perceivers.schema import Record, Schema
 from perceivers.storage import read_json
 from perceivers.tasks.recipe import METRICS, Recipe, changed_schema, load_run
+from perceivers.tasks.report import SHOWN, add_losses, predict, subplots
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.order import evaluation_batches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIDE = 8
 QUARTER = "a quarter of the pixels read"
-SHOWN = 6
 
 
 def recipe() -> Recipe:
@@ -69,7 +68,7 @@ def report(run: Path) -> Path:
     own, model = load_run(run)
     model.cpu()
     quarter = changed_schema(own.schema, own.evaluations[QUARTER])
-    batch, predictions = _predict(model, quarter, own.data.held_out())
+    batch, predictions = predict(model, quarter, own.data.held_out())
     unread = psnr_of_unread(own.data.training(), batch, predictions["image"])
 
     page = Report("Perceiver IO reads some pixels of a digit and writes its class and the whole picture")
@@ -94,6 +93,7 @@ def report(run: Path) -> Path:
         draw_attention(model, own.schema, own.data.held_out()),
         "How much each of eight latents takes from each pixel at the first read; the mean over heads, bright is much.",
     )
+    add_losses(page, run)
     return page.write(run / "report.html")
 
 
@@ -127,7 +127,7 @@ def draw_samples(model: PerceiverIO, schema: Schema, batch: dict[str, Any], pred
         finer = model.decode(encoded, points, outputs=["image"])["image"].unflatten(1, (4 * SIDE, 4 * SIDE))
 
     image, label, pixels = schema.outputs["image"], schema.outputs["label"], schema.inputs["pixels"]
-    figure, axes = _figure(SHOWN, ["digit", "read", "written", "written, 4 x finer", "class"])
+    figure, axes = subplots(SHOWN, ["digit", "read", "written", "written, 4 x finer", "class"])
     for row in range(SHOWN):
         image.picture(axes[row][0], batch["targets"]["image"][row])
         pixels.picture(axes[row][1], sample_of(batch["inputs"]["pixels"], row))
@@ -140,11 +140,11 @@ def draw_samples(model: PerceiverIO, schema: Schema, batch: dict[str, Any], pred
 def draw_attention(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> "Figure":
     """A row for each digit: the digit, then how much a latent takes from each of its pixels."""
     rows, latents = 4, 8
-    batch, _ = _predict(model, schema.changed("pixels", keep=(1.0, 1.0)), records[:rows])
+    batch, _ = predict(model, schema.changed("pixels", keep=(1.0, 1.0)), records[:rows])
     with torch.no_grad():
         maps = model.attention_maps(batch["inputs"])["encoder"]["pixels"].mean(dim=1)
     places = batch["inputs"]["pixels"]["coordinates"].long()
-    figure, axes = _figure(rows, ["digit", *(f"latent {number + 1}" for number in range(latents))], side=1.2)
+    figure, axes = subplots(rows, ["digit", *(f"latent {number + 1}" for number in range(latents))], side=1.2)
     for row in range(rows):
         schema.outputs["image"].picture(axes[row][0], batch["targets"]["image"][row])
         for latent in range(latents):
@@ -153,22 +153,6 @@ def draw_attention(model: PerceiverIO, schema: Schema, records: Sequence[Record]
             axes[row][latent + 1].imshow(heat.numpy(), cmap="magma")
             axes[row][latent + 1].set_axis_off()
     return figure
-
-
-def _predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:
-    batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
-    with torch.no_grad():
-        return batch, model(batch["inputs"])
-
-
-def _figure(rows: int, titles: Sequence[str], side: float = 1.6) -> "tuple[Figure, Any]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(side * len(titles), side * rows), layout="constrained")
-    axes = figure.subplots(rows, len(titles), squeeze=False)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
-    return figure, axes
 
 
 def _psnr(guess: np.ndarray, truth: np.ndarray, value_range: float = 16.0) -> float:

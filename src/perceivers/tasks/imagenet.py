@@ -6,8 +6,9 @@ from typing import Literal
 from perceivers.core.perceiver import DecoderConfig
 from perceivers.core.positions import Fourier, Learned
 from perceivers.modalities import Image, Label
+from perceivers.preset import Preset
 from perceivers.schema import Schema
-from perceivers.tasks.preset import Preset, published
+from perceivers.tasks.published import published
 
 Features = Literal["fourier", "learned", "conv"]
 

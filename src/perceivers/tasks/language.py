@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.modalities import Text
+from perceivers.preset import Preset
 from perceivers.schema import Schema
-from perceivers.tasks.preset import Preset
 
 WIDTH = 768
 """Of embeddings, queries and what the decoder writes."""

@@ -5,8 +5,9 @@ from dataclasses import replace
 from perceivers.core.perceiver import DecoderConfig
 from perceivers.core.positions import Fourier
 from perceivers.modalities import Audio, Label, Video
+from perceivers.preset import Preset
 from perceivers.schema import Schema
-from perceivers.tasks.preset import Preset, published
+from perceivers.tasks.published import published
 
 FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
 """Of a clip at 25 frames and 48,000 samples a second."""

@@ -1,8 +1,9 @@
 """Optical flow: a token for each pixel, asked for with the same tokens (paper section 4.2, H)."""
 
 from perceivers.modalities import Flow, FramePair
+from perceivers.preset import Preset
 from perceivers.schema import Schema
-from perceivers.tasks.preset import Preset, published
+from perceivers.tasks.published import published
 
 
 def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24) -> Preset:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from perceivers.preset import Preset
 from perceivers.tasks.audioset import audioset
 from perceivers.tasks.imagenet import config_b, imagenet, original_perceiver
 from perceivers.tasks.language import language
 from perceivers.tasks.multimodal import multimodal
 from perceivers.tasks.optical_flow import optical_flow
-from perceivers.tasks.preset import Preset
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The command `perceivers`: a verb and its arguments. Wrong input gets one line and exit code 2."""
 
+import os
 import sys
 
 import tyro
@@ -19,6 +20,8 @@ def main() -> None:
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -1,70 +1,9 @@
 """The verbs of the command. Their arguments are read by tyro: docstrings are the help."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-from rich.console import Console
-from rich.table import Table
+from perceivers.cli.info import info
+from perceivers.cli.training import evaluate, train
 
-from perceivers.schema import from_file
-from perceivers.tasks import TASKS, Recipe, report
-from perceivers.tasks.recipe import evaluate_run, run_recipe
-from perceivers.training.evaluation import Scores
-
-
-def train(
-    recipe: Annotated[str, tyro.conf.Positional],
-    /,
-    out: Path,
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
-    json: bool = False,
-) -> None:
-    """Train a recipe in a folder, or continue there; then evaluate it on held-out records and make its report.
-
-    Args:
-        recipe: Name of a task (digits), or a recipe file in YAML or JSON.
-        out: Folder of the run: recipe, log, checkpoints, metrics, report.
-        set: Settings that replace the recipe's, e.g. training.num_steps=200.
-        json: Print the scores as JSON.
-    """
-    task = TASKS.get(recipe)
-    chosen = task.recipe() if task else _read_recipe(recipe)
-    show(run_recipe(chosen.changed(set), out), json)
-    make_report = task.report if task else report
-    Console(stderr=json).print(f"Report: {make_report(out)}")
-
-
-def evaluate(run: Annotated[Path, tyro.conf.Positional], /, json: bool = False) -> None:
-    """Scores of a run's newest checkpoint on held-out records.
-
-    Args:
-        run: Folder of the run.
-        json: Print the scores as JSON.
-    """
-    show(evaluate_run(run), json)
-
-
-def show(scores: dict[str, Scores], as_json: bool) -> None:
-    """Print scores for people, or for programs."""
-    if as_json:
-        print(json.dumps(scores, indent=2))
-        return
-    table = Table("evaluation", "output", "metric", "score")
-    for evaluation, outputs in scores.items():
-        for output, metrics in outputs.items():
-            for metric, value in metrics.items():
-                table.add_row(evaluation, output, metric, f"{value:.4f}")
-    Console().print(table)
-
-
-def _read_recipe(name: str) -> Recipe:
-    if not Path(name).suffix:
-        raise ValueError(f"no task is called {name!r}: there are {', '.join(TASKS)}, or name a .yaml or .json file")
-    return from_file(Recipe, name)
-
-
-VERBS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate}
+VERBS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "info": info}
 """Every verb by name."""

@@ -8,6 +8,7 @@ functions: NumPy and av start in a fifth of a second, torch would take two.
 import json
 import mmap
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000,
 
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1"}
 _MEMORY = 4 << 30  # bytes of address space; frames do not gather there but in a file
+_STAMPS = 10_000  # pictures whose time stamps decide whether the rate varies
 _HEADER = 4096  # bytes before the arrays in that file
 
 
@@ -181,8 +183,8 @@ def _encode(av: Any, container: Any, clip: Clip) -> None:
     film.options = {"crf": "18", "preset": "veryfast"} if x264 else {"qscale": "3"}
     blocks: Iterator[Any] = iter(())
     if clip.sound is not None and clip.rate is not None:
-        speech = container.add_stream("aac", rate=clip.rate, layout=_LAYOUTS[clip.sound.shape[1]])
-        blocks = _sound_packets(av, speech, clip.sound, max(1, round(clip.rate / clip.fps)))
+        track = container.add_stream("aac", rate=clip.rate, layout=_LAYOUTS[clip.sound.shape[1]])
+        blocks = _sound_packets(av, track, clip.sound, max(1, round(clip.rate / clip.fps)))
     for number, pixels in enumerate(frames):
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
@@ -273,39 +275,74 @@ def _stream(container: Any, kind: str) -> Any:
     return streams[0] if streams else None
 
 
+@dataclass(frozen=True)
+class _Timing:
+    rate: Fraction
+    """Frames a second."""
+    even: bool
+    """Picture k is simply frame k: not so where the rate varies."""
+    span: float
+    """Seconds from the first to the last picture."""
+
+
 def _film(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
     """Write frames, then sound; what the parent must know of both."""
+    _check_trailer(file)
     with _container(file) as container:
         stream = _stream(container, "video")
         if stream is None:
             raise _UnreadableError("sound without pictures" if _stream(container, "audio") else "no pictures")
-        index, (rate, even) = stream.index, _rate(container, stream)
+        index, timing = stream.index, _timing(container, stream, whole=job["frames"] is None)
     with _container(file) as container:
-        shape, began = _write_frames(container, container.streams[index], rate, even, job, out)
-    found = {"fps": float(rate), "arrays": [("uint8", shape)]}
+        shape, began = _write_frames(container, container.streams[index], timing, job, out)
+    found = {"fps": float(timing.rate), "arrays": [("uint8", shape)]}
     with _container(file) as container:
         stream = _stream(container, "audio")
         if stream is not None:
-            samples = _film_sound(container, stream, began, job["start"] / rate, shape[0] / rate)
+            samples = _film_sound(container, stream, began, job["start"] / timing.rate, shape[0] / timing.rate)
             out.write(bytes(-out.tell() % 16))
             out.write(samples.data)
             found |= {"rate": stream.rate, "arrays": [("uint8", shape), ("float32", samples.shape)]}
     return found
 
 
-def _rate(container: Any, stream: Any) -> tuple[Fraction, bool]:
-    """Frames a second, and whether picture k is simply frame k: not so where the rate varies.
+def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
+    """When pictures are shown, from the file's packets, without decoding; complains of a whole file cut short."""
+    stamps: list[tuple[int | None, int | None]] = []
+    ends: dict[int, float] = {}
+    first, last = float("inf"), 0.0
+    for packet in container.demux():
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if not packet.size or packet.is_discard or stamp is None:
+            continue
+        time, seconds = float(stamp * packet.time_base), float((packet.duration or 0) * packet.time_base)
+        ends[packet.stream_index] = max(ends.get(packet.stream_index, 0.0), time + seconds)
+        if packet.stream_index == stream.index:
+            first, last = min(first, time), max(last, time)
+            stamps.append((packet.pts, packet.dts))
+            if len(stamps) == _STAMPS and not whole:
+                break
+    rate, even = _rate(stream, stamps[:_STAMPS])
+    if whole:
+        end = max(ends.get(stream.index, 0.0), last + float(1 / rate))  # packets may say nothing of their durations
+        _check_end(_declared(container, stream), end, 0.75 / float(rate), "pictures")
+        if _promises(container):
+            _check_end((container.duration or 0) / 1e6, max(ends.values(), default=0.0), 0.2, "film")
+    return _Timing(rate, even, max(0.0, last - first))
 
-    The time stamps decide, of display or of decoding (an AVI has only these): headers are often wrong about the rate.
+
+def _rate(stream: Any, stamps: list[tuple[int | None, int | None]]) -> tuple[Fraction, bool]:
+    """Frames a second, and whether they are even, from the time stamps of display and of decoding of some pictures.
+
+    An AVI has only those of decoding; what headers say of the rate is often wrong.
     """
     declared = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= 240]
-    packets = [packet for packet in islice(container.demux(stream), 10_000) if packet.size and not packet.is_discard]
     stamped = False
-    for stamps in ([packet.pts for packet in packets], [packet.dts for packet in packets]):
-        if len(stamps) < 2 or None in stamps:
+    for given in zip(*stamps, strict=True):
+        if len(given) < 2 or None in given:
             continue
-        stamps = sorted(stamps)[: -32 if len(packets) > 9_000 else None]  # those in display order may stop at a gap
-        times = np.array([float((stamp - stamps[0]) * stream.time_base) for stamp in stamps])
+        ordered = sorted(given)[: -32 if len(given) == _STAMPS else None]  # those of display may stop at a gap
+        times = np.array([float((stamp - ordered[0]) * stream.time_base) for stamp in ordered])
         mean = Fraction((len(times) - 1) / max(times[-1], 1e-9)).limit_denominator(1001)
         for rate, slack in (*((rate, 0.25) for rate in declared), (mean, 0.5)):
             if 0.01 <= rate <= 1000 and np.abs(times * float(rate) - np.arange(len(times))).max() < slack:
@@ -318,12 +355,12 @@ def _rate(container: Any, stream: Any) -> tuple[Fraction, bool]:
 
 
 def _write_frames(
-    container: Any, stream: Any, rate: Fraction, even: bool, job: dict[str, Any], out: BinaryIO
+    container: Any, stream: Any, timing: _Timing, job: dict[str, Any], out: BinaryIO
 ) -> tuple[tuple[int, ...], float]:
     """Write the frames asked for; their shape, and the time stamp of the film's first picture in seconds."""
     start, wanted = job["start"], job["frames"]
     limit = _frame_limit(stream, job)
-    if (wanted or (stream.frames - start if even else 0)) > limit:
+    if (wanted or (stream.frames - start if timing.even else 0)) > limit:
         raise _too_long(limit)
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(job["max_pixels"])}
@@ -331,15 +368,13 @@ def _write_frames(
     first = next(pictures, None)
     if first is None:
         raise _UnreadableError("no picture can be decoded")
-    began, end, count, shape = first.time or 0.0, 0, 0, (first.height, first.width)
-    for picture, begin, end in _shown(chain([first], pictures), began, rate, even):
+    began, end, count, size = first.time or 0.0, 0, 0, (first.width, first.height)
+    for picture, begin, end in _shown(chain([first], pictures), began, timing):
         stop = end if wanted is None else min(end, start + wanted)
         if stop - start > limit:
             raise _too_long(limit)
-        if (picture.height, picture.width) != shape:
-            raise _UnreadableError(
-                f"pictures of two sizes, {shape[1]} x {shape[0]} and {picture.width} x {picture.height}"
-            )
+        if (picture.width, picture.height) != size:
+            raise _UnreadableError(f"pictures of two sizes, {size} and {(picture.width, picture.height)}")
         if stop > max(begin, start):
             pixels = _pixels(picture)
             for _ in range(max(begin, start), stop):
@@ -348,7 +383,7 @@ def _write_frames(
         if wanted is not None and end >= start + wanted:
             break
     else:
-        _check_end(stream, end / rate, 2 / rate)
+        _check_end(timing.span, float((end - 1) / timing.rate), 1.25 / float(timing.rate), "pictures")
     if count < (wanted or 1):
         raise _UnreadableError(f"{end} frames, asked for {wanted or 'those'} from frame {start} on")
     return (count, *pixels.shape), began
@@ -368,29 +403,52 @@ def _too_long(limit: int) -> _UnreadableError:
     return _UnreadableError(f"more frames of this size than the limit, {limit}: ask for some of them")
 
 
-def _shown(pictures: Iterator[Any], began: float, rate: Fraction, even: bool) -> Iterator[tuple[Any, int, int]]:
+def _shown(pictures: Iterator[Any], began: float, timing: _Timing) -> Iterator[tuple[Any, int, int]]:
     """Each picture with the frame it is first shown at, and the frame that shows another."""
     held, place = None, 0
     for number, picture in enumerate(pictures):
-        time = None if even else picture.time
-        here = number if time is None else round((time - began) * float(rate))
+        time = None if timing.even else picture.time
+        here = number if time is None else round((time - began) * float(timing.rate))
         if here < place:  # its time is past
             continue
         if held is not None and here > place:
             yield held, place, here
         held, place = picture, here
     if held is not None:
-        seconds = 0 if even or not held.duration else held.duration * held.time_base
-        yield held, place, place + max(1, round(seconds * rate))
+        seconds = 0 if timing.even or not held.duration else held.duration * held.time_base
+        yield held, place, place + max(1, round(seconds * timing.rate))
 
 
-def _check_end(stream: Any, end: Fraction | float, slack: Fraction | float) -> None:
-    """Complain if a stream ends, `end` seconds from its beginning, before its header says."""
-    declared = stream.duration * stream.time_base if stream.duration else 0
+def _promises(container: Any) -> bool:
+    """Whether this kind of file says at its beginning how long it is; what others say is guessed from their size."""
+    return container.format.name.split(",")[0] in ("mov", "matroska", "avi", "flv", "asf")
+
+
+def _declared(container: Any, stream: Any) -> float:
+    """Seconds that the file promises of a stream; 0 if it does not."""
+    if not _promises(container):
+        return 0.0
+    if container.format.name == "avi" and stream.type == "video":  # its duration is guessed anew for a file cut short
+        return float(stream.frames * stream.time_base)
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    clock = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # Matroska
+    return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) if clock else 0.0
+
+
+def _check_end(declared: float, end: float, slack: float, what: str) -> None:
+    """Complain if something ends before the file says."""
     if declared - end > slack:
-        raise _UnreadableError(
-            f"cut short or damaged: {float(end):.2f} of {float(declared):.2f} seconds of {stream.type}"
-        )
+        raise _UnreadableError(f"cut short or damaged: {end:.2f} of {declared:.2f} seconds of {what}")
+
+
+def _check_trailer(file: BinaryIO) -> None:
+    """Complain of a GIF without its last byte: it does not say how long it is."""
+    file.seek(0)
+    if file.read(3) == b"GIF":
+        file.seek(-min(1024, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        if not file.read().rstrip(b"\0\r\n").endswith(b";"):
+            raise _UnreadableError("cut short: a GIF without its end")
 
 
 def _pixels(picture: Any) -> np.ndarray:
@@ -431,7 +489,8 @@ def _film_sound(container: Any, stream: Any, began: float, start: Fraction, leng
     else:
         if end is None:
             raise _UnreadableError("its sound cannot be decoded")
-        _check_end(stream, (end - (first or 0)) / hertz, 0.5)
+        seconds = max(end - (first or 0), end + begin) / hertz
+        _check_end(_declared(container, stream), seconds, 0.2, "sound")
     return samples
 
 
@@ -451,7 +510,7 @@ def _whole_sound(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str
             out.write(np.ascontiguousarray(block).data)
         if count == 0:
             raise _UnreadableError("its sound cannot be decoded")
-        _check_end(stream, count / hertz, 0.5)
+        _check_end(_declared(container, stream), count / hertz, 0.2, "sound")
     return {"rate": hertz, "arrays": [("float32", (count, channels))]}
 
 

@@ -1,6 +1,6 @@
 """Two frames in, the displacement of each pixel of the first out.
 
-Raw: frames [B, 2, H, W, C] from -1 to 1; flow [B, H, W, 2] in pixels, (right, down), NaN where unknown.
+Raw: frames [B, 2, H, W, C] from -1 to 1, or {"values": those, "mask": [B]}; flow [B, H, W, 2] in pixels, (right, down), NaN where unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,8 +55,15 @@ class FramePair(Kind):
         return frames
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Pairs of one size stacked; a missing one is NaN and its tokens masked."""
-        return stack_grids(values)
+        """Pairs of one size stacked; with a missing one {"values", "mask" [B]}."""
+        frames = stack_grids(values)
+        if all(value is not None for value in values):
+            return frames
+        return {"values": frames.nan_to_num(0.0), "mask": torch.tensor([value is not None for value in values])}
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Zeros."""
+        return torch.zeros(batch_size, 2, *as_sizes(self.size, 2, "size"), self.channels, device=device)
 
     def build_input(self) -> "FramePairInput":
         """A token for each pixel."""
@@ -64,7 +71,8 @@ class FramePair(Kind):
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Both frames side by side."""
-        show_image(axes, torch.cat(list(sample), dim=1).cpu().numpy(), (-1.0, 1.0))
+        frames = sample["values"] if isinstance(sample, Mapping) else sample
+        show_image(axes, torch.cat(list(frames), dim=1).cpu().numpy(), (-1.0, 1.0))
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[FramePair, list[Any]]":
@@ -140,18 +148,18 @@ class FramePairInput(InputAdapter):
         self.positions = Positions(2, as_sizes(spec.size, 2, "size"), spec.positions)
         self.channels = (spec.embed or width) + self.positions.channels
 
-    def forward(self, raw: Float[Tensor, "b 2 h w c"]) -> Segment:
-        """Tokens row-major; a pair with a missing pixel has none."""
-        if raw.shape[-1] != self.spec.channels:
-            raise ValueError(f"frames of shape {tuple(raw.shape)}, expected [B, 2, H, W, {self.spec.channels}]")
-        known = raw.isfinite().all()
-        mask = None if bool(known) else raw.isfinite().flatten(1).all(1, keepdim=True)
-        grid = (raw.shape[2], raw.shape[3])
-        patches = surrounding_patches(raw.nan_to_num(0.0), self.spec.patch)
+    def forward(self, raw: Raw) -> Segment:
+        """Tokens row-major; a missing pair has none."""
+        frames, mask = (raw["values"], raw["mask"]) if isinstance(raw, Mapping) else (raw, None)
+        if frames.ndim != 5 or frames.shape[1] != 2 or frames.shape[-1] != self.spec.channels:
+            raise ValueError(f"frames of shape {tuple(frames.shape)}, expected [B, 2, H, W, {self.spec.channels}]")
+        grid = (frames.shape[2], frames.shape[3])
+        patches = surrounding_patches(frames, self.spec.patch)
         content = rows_of(rearrange(space_to_depth(patches, (2, 1, 1)), "b 1 h w c -> b h w c"))
         content = content if self.embed is None else self.embed(content)
-        positions = self.positions.on_grid(GridPlaces(grid, device=raw.device))
-        return Segment(content, positions, mask=None if mask is None else mask.expand(-1, grid[0] * grid[1]), grid=grid)
+        positions = self.positions.on_grid(GridPlaces(grid, device=frames.device))
+        mask = None if mask is None else mask[:, None].expand(-1, grid[0] * grid[1])
+        return Segment(content, positions, mask=mask, grid=grid)
 
 
 class FlowOutput(OutputAdapter):

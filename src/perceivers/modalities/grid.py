@@ -140,6 +140,10 @@ class Grid(Kind, ABC):
         tensor = torch.from_numpy(batch)
         return {"values": tensor, "mask": tensor.isfinite().all(dim=-1)}
 
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Zeros."""
+        return torch.zeros(batch_size, *as_sizes(self.size, self.axes, "size"), self.channels, device=device)
+
     def build_input(self) -> "GridInput":
         """Tokens of patches with their positions."""
         return GridInput(self)

@@ -53,6 +53,10 @@ class Kind(ABC):
     def collate(self, values: Sequence[Any]) -> Raw:
         """A batch; None stands for a sample without it. Never called with None alone."""
 
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """A raw input of the trained size, its content irrelevant; ValueError if the kind has no size of its own."""
+        raise ValueError(f"{type(self).__name__} has no size of its own")
+
     def build_input(self) -> InputAdapter:
         """Raw batch to tokens."""
         raise ValueError(f"{type(self).__name__} cannot be an input")

@@ -62,6 +62,10 @@ class Label(Kind):
         """[B] numbers, -1 where unknown."""
         return torch.tensor([UNKNOWN if value is None else value for value in values])
 
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Class 0."""
+        return torch.zeros(batch_size, dtype=torch.long, device=device)
+
     def build_input(self) -> "OneHotInput":
         """One token that holds a one in the place of its class (official `OneHotPreprocessor`)."""
         return OneHotInput(self.num_classes)
@@ -268,7 +272,7 @@ class OneHotInput(InputAdapter):
             hot = F.one_hot(raw.clamp(min=0), self.channels).float()
         else:
             known, hot = raw.isfinite().all(dim=-1), raw.nan_to_num(0.0)
-        return Segment(hot[:, None], mask=None if bool(known.all()) else known[:, None])
+        return Segment(hot[:, None], mask=known[:, None])
 
     def absent(self, device: torch.device) -> Segment:
         """One token."""

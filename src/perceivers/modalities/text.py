@@ -109,6 +109,10 @@ class Text(Kind):
         masked, _ = pad_sequences([None if value is None else value["masked"] for value in values])
         return {"ids": ids.masked_fill(~mask, tokenizer_of(self.tokenizer).pad_id), "mask": mask, "masked": masked}
 
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """The first id, everywhere."""
+        return torch.zeros(batch_size, self.length, dtype=torch.long, device=device)
+
     def build_input(self) -> "TextInput":
         """A token for each id: its embedding plus its position."""
         return TextInput(self)

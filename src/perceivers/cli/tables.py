@@ -1,0 +1,27 @@
+"""Results for people as tables, for programs as JSON."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print `plain` as JSON, or the rows as a table; both to the standard output."""
+    if as_json:
+        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def in_units(value: float, units: Sequence[str] = ("", "K", "M", "B", "T")) -> str:
+    """A large number in three or four digits with a unit of thousands."""
+    step = 0
+    while abs(value) >= 1000 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    return f"{value:.4g}{units[step]}"

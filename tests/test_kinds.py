@@ -1,5 +1,7 @@
 """Every kind of structure keeps the same contract: these tests run over the table of kinds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -213,3 +215,15 @@ def _with_float(raw, x):
         return x
     name = next(name for name, value in raw.items() if value.is_floating_point())
     return {**raw, name: x}
+
+
+@pytest.mark.parametrize("join", ["pad", "project"])
+def test_decoding_in_chunks_changes_nothing(kind, join):
+    schema, records = schema_of(kind)
+    torch.manual_seed(0)
+    schema, batch = batch_of(schema, records, training=False)
+    config = replace(SMALL, encoder=replace(SMALL.encoder, join=join, num_heads=1), decoder=DecoderConfig(join=join))
+    model = PerceiverIO(schema, config).eval()
+    encoded, points = model.encode(batch["inputs"]), schema.points(batch["targets"])
+    whole, chunked = model.decode(encoded, points), model.decode(encoded, points, chunk_size=3)
+    torch.testing.assert_close(chunked, whole)

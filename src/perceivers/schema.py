@@ -119,6 +119,15 @@ class Schema:
         )
 
 
+def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
+    """The first input or output of a kind, with its name; ValueError if there is none."""
+    for name, spec in specs.items():
+        if isinstance(spec, kind):
+            return name, spec
+    found = ", ".join(f"{name} ({type(spec).__name__})" for name, spec in specs.items())
+    raise ValueError(f"the model has no {kind.__name__}, only {found}")
+
+
 def to_plain(value: Any) -> Any:
     """Dataclasses as the dictionaries, lists, numbers and names that files hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

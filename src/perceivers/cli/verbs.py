@@ -4,6 +4,15 @@ from collections.abc import Callable
 
 from perceivers.cli.info import info
 from perceivers.cli.training import evaluate, train
+from perceivers.cli.use import autoencode, classify, fill_mask, flow
 
-VERBS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "info": info}
+VERBS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "info": info,
+    "fill-mask": fill_mask,
+    "classify": classify,
+    "flow": flow,
+    "autoencode": autoencode,
+}
 """Every verb by name."""

@@ -1,7 +1,7 @@
 """Several named inputs as one set of tokens, several named outputs as one set of queries, and back."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -110,11 +110,22 @@ class OutputQueries(nn.Module):
 
     def forward(self, encoded: Encoded, points: Mapping[str, Points], names: Iterable[str] | None) -> Tokens:
         """Queries for these points of these outputs, in one width; None: all but those asking with an absent input."""
+        own = self.own(encoded, points, names)
+        return Tokens({name: self.join(name, segment) for name, segment in own.segments.items()})
+
+    def own(self, encoded: Encoded, points: Mapping[str, Points], names: Iterable[str] | None) -> Tokens:
+        """The same, each output's queries in their own width."""
         check_names("output", points, self.queries)
         if names is None:
             names = [name for name, query in self.queries.items() if query.source in (None, *encoded.sources)]
-        check_names("output", names, self.queries)
-        return Tokens({name: self.join(name, self.queries[name](encoded, points.get(name))) for name in names})
+        names = check_names("output", names, self.queries)
+        return Tokens({name: self.queries[name](encoded, points.get(name)) for name in names})
+
+    def pieces(self, own: Tokens, size: int) -> Iterator[Tokens]:
+        """Queries of `own` in one width, at most `size` at a time, output after output."""
+        for name, segment in own.segments.items():
+            for index in torch.arange(segment.num_tokens, device=segment.device).split(size):
+                yield Tokens({name: self.join(name, segment.rows(index))})
 
 
 class OutputAdapters(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -269,11 +270,22 @@ class PerceiverIO(nn.Module):
         encoded: Encoded,
         points: Mapping[str, Points] | None = None,
         outputs: Iterable[str] | None = None,
+        chunk_size: int | None = None,
     ) -> dict[str, Any]:
-        """Write these outputs (None: all), each at its points (None: everywhere). Rows do not depend on one another."""
-        queries = self.output_query(encoded, points or {}, outputs)
-        rows = self.decoder(queries, encoded.latents, self.output_adapter.heads)
-        return self.output_adapter(rows, queries)
+        """Write these outputs (None: all), each at its points (None: everywhere).
+
+        Rows do not depend on one another: `chunk_size` queries at a time (None: all) take less memory, nothing else.
+        """
+        heads = self.output_adapter.heads
+        if chunk_size is None:
+            queries = self.output_query(encoded, points or {}, outputs)
+            return self.output_adapter(self.decoder(queries, encoded.latents, heads), queries)
+        queries = self.output_query.own(encoded, points or {}, outputs)
+        pieces: dict[str, list[Tensor]] = {name: [] for name in queries.segments}
+        for piece in self.output_query.pieces(queries, chunk_size):
+            for name, rows in self.decoder(piece, encoded.latents, heads).items():
+                pieces[name].append(rows)
+        return self.output_adapter({name: torch.cat(rows, dim=1) for name, rows in pieces.items()}, queries)
 
     def attention_maps(
         self, raw: Mapping[str, Any] | Tensor, points: Mapping[str, Points] | None = None

@@ -44,6 +44,14 @@ class Segment:
             return self.positions.shape[-2]
         return int(torch.Size(self.positions.grid).numel())
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        positions = self.positions.tables[0] if isinstance(self.positions, AxisTables) else self.positions
+        part = self.content if self.content is not None else positions
+        assert part is not None
+        return part.device
+
     def dense(self, dtype: torch.dtype) -> Float[Tensor, "b m width"]:
         """The array of tokens."""
         content = None if self.content is None else self.content.to(dtype)

@@ -1,8 +1,9 @@
 """Sound: files to float32 [n, channels] and back, rate and channels changed."""
 
+import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,17 +28,21 @@ def read_audio(path: Path | str, max_values: int = MAX_VALUES) -> tuple[np.ndarr
     all channels. Values beyond -1 and 1, which lossy codecs make, are clipped.
     """
     path = regular_file(path)
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         if not _PLAIN.match(file.read(12)):
             return read_sound(path, max_values)
-        file.seek(0)
         soundfile = library("soundfile")
         try:
-            # By descriptor: a name could end in .raw, or not be UTF-8.
+            _check_ogg(file)
+            # By descriptor, since a name may end in .raw, or not be UTF-8.
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
                 return _samples(sound, max_values), sound.samplerate
-        except (soundfile.SoundFileError, ValueError) as error:
-            raise ValueError(f"{path}: {_complaint(error)}") from None
+        except soundfile.SoundFileError as error:
+            reason = re.sub(r"^(Error opening .*?: |Error : )*", "", one_line(error))
+            raise ValueError(f"{path}: damaged, or of a kind that is not read here: {reason}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 def write_audio(path: Path | str, samples: np.ndarray, rate: int) -> Path:
@@ -85,6 +90,17 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
     return samples.mean(axis=1, dtype=np.float32, keepdims=True)
 
 
+def _check_ogg(file: BinaryIO) -> None:
+    """ValueError for an Ogg file without its last page: it does not say anywhere how long it is."""
+    file.seek(0)
+    if file.read(4) == b"OggS":
+        file.seek(-min(1 << 17, os.fstat(file.fileno()).st_size), os.SEEK_END)  # a page has at most half of this
+        end = file.read()
+        page = end[end.rfind(b"OggS") :]  # 27 bytes, the last of them a count of lengths, the lengths, the data
+        if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+            raise ValueError("cut short: an Ogg file without its last page")
+
+
 def _samples(sound: Any, max_values: int) -> np.ndarray:
     """All of an open SoundFile; ValueError if that is less than it declares."""
     check_sound(sound.channels, sound.samplerate)
@@ -92,7 +108,7 @@ def _samples(sound: Any, max_values: int) -> np.ndarray:
         # Sizes of whole files, unlike those of the sound in them, are often off by a header.
         slack = 16 if name.lower().startswith("riff") else 0
         if int(declared) - int(found) > slack and int(declared) not in _UNKNOWN_SIZES:
-            raise ValueError(f"cut short: declares {declared} bytes of sound, holds {found}")
+            raise ValueError(f"cut short: {found} bytes of the {declared} that its header declares")
     blocks, count = [], 0
     while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
         blocks.append(block)
@@ -109,8 +125,3 @@ def _samples(sound: Any, max_values: int) -> np.ndarray:
 def _check_samples(samples: np.ndarray) -> None:
     if samples.ndim != 2 or 0 in samples.shape or not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"samples {samples.dtype} {samples.shape}, expected float (n, channels)")
-
-
-def _complaint(error: Exception) -> str:
-    """What libsndfile says, without the file's descriptor."""
-    return re.sub(r"^Error opening .*?: |^Error : ", "damaged, or not sound that is read here: ", one_line(error))

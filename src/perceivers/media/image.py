@@ -116,7 +116,10 @@ def write_image(path: Path | str, pixels: np.ndarray) -> Path:
     pixels = _as_bytes(path, np.asarray(pixels))
     pillow = library("PIL.Image")
     with whole_file(path) as fresh:
-        pillow.fromarray(pixels).save(fresh, format=kind, **_SETTINGS.get(kind, {}))
+        try:
+            pillow.fromarray(pixels).save(fresh, format=kind, **_SETTINGS.get(kind, {}))
+        except ValueError as error:  # as of a WebP, which has at most 16,383 pixels each way
+            raise ValueError(f"{path}: cannot be written: {one_line(error)}") from None
     return path
 
 

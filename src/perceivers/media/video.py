@@ -164,8 +164,8 @@ def _check_clip(path: Path, clip: Clip) -> None:
         raise ValueError(f"{path}: {clip.fps} frames a second, expected 0.01 to 1000")
     if sound is None:
         return
-    if sound.ndim != 2 or sound.shape[1] not in _LAYOUTS or not len(sound):
-        raise ValueError(f"{path}: sound of shape {sound.shape}, expected (n, channels), {list(_LAYOUTS)} channels")
+    if sound.ndim != 2 or sound.shape[1] not in _LAYOUTS or not len(sound) or sound.dtype.kind != "f":
+        raise ValueError(f"{path}: sound {sound.dtype} {sound.shape}, expected float (n, 1 to {len(_LAYOUTS)})")
     if clip.rate not in AAC_RATES:
         raise ValueError(f"{path}: sound at {clip.rate} Hz, expected one of {AAC_RATES}: see audio.to_rate")
     if not np.isfinite(sound).all():
@@ -262,8 +262,8 @@ def _container(file: BinaryIO) -> Any:
     try:
         return av.open(file, container_options={"format_whitelist": ",".join(FORMATS)}, metadata_errors="ignore")
     except av.FFmpegError:
-        names = "mp4, mov, mkv, webm, avi, mpeg, ts, flv, wmv, ogg, gif; sound alone: m4a, mp3, aac, ac3, amr"
-        raise _UnreadableError(f"damaged, or not a film that is read here ({names})") from None
+        names = "mp4, mov, mkv, webm, avi, mpeg, ts, flv, wmv, ogg, gif, m4a, mp3, aac, ac3, amr"
+        raise _UnreadableError(f"damaged, or no film or sound of a kind that is read here ({names})") from None
 
 
 def _stream(container: Any, kind: str) -> Any:
@@ -281,8 +281,8 @@ class _Timing:
     """Frames a second."""
     even: bool
     """Picture k is simply frame k: not so where the rate varies."""
-    span: float
-    """Seconds from the first to the last picture."""
+    last: float
+    """Time stamp of the last picture, in seconds."""
 
 
 def _film(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
     """When pictures are shown, from the file's packets, without decoding; complains of a whole file cut short."""
     stamps: list[tuple[int | None, int | None]] = []
     ends: dict[int, float] = {}
-    first, last = float("inf"), 0.0
+    last = 0.0
     for packet in container.demux():
         stamp = packet.dts if packet.pts is None else packet.pts
         if not packet.size or packet.is_discard or stamp is None:
@@ -318,7 +318,7 @@ def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
         time, seconds = float(stamp * packet.time_base), float((packet.duration or 0) * packet.time_base)
         ends[packet.stream_index] = max(ends.get(packet.stream_index, 0.0), time + seconds)
         if packet.stream_index == stream.index:
-            first, last = min(first, time), max(last, time)
+            last = max(last, time)
             stamps.append((packet.pts, packet.dts))
             if len(stamps) == _STAMPS and not whole:
                 break
@@ -328,7 +328,7 @@ def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
         _check_end(_declared(container, stream), end, 0.75 / float(rate), "pictures")
         if _promises(container):
             _check_end((container.duration or 0) / 1e6, max(ends.values(), default=0.0), 0.2, "film")
-    return _Timing(rate, even, max(0.0, last - first))
+    return _Timing(rate, even, last)
 
 
 def _rate(stream: Any, stamps: list[tuple[int | None, int | None]]) -> tuple[Fraction, bool]:
@@ -383,7 +383,7 @@ def _write_frames(
         if wanted is not None and end >= start + wanted:
             break
     else:
-        _check_end(timing.span, float((end - 1) / timing.rate), 1.25 / float(timing.rate), "pictures")
+        _check_end(timing.last, began + float((end - 1) / timing.rate), 1.25 / float(timing.rate), "pictures")
     if count < (wanted or 1):
         raise _UnreadableError(f"{end} frames, asked for {wanted or 'those'} from frame {start} on")
     return (count, *pixels.shape), began
@@ -440,6 +440,13 @@ def _check_end(declared: float, end: float, slack: float, what: str) -> None:
     """Complain if something ends before the file says."""
     if declared - end > slack:
         raise _UnreadableError(f"cut short or damaged: {end:.2f} of {declared:.2f} seconds of {what}")
+
+
+def _counts_frames(file: BinaryIO) -> bool:
+    """Whether an MP3 begins with the count of its frames; else its duration is guessed from its size."""
+    file.seek(0)
+    start = file.read(1 << 18)
+    return b"Xing" in start or b"Info" in start
 
 
 def _check_trailer(file: BinaryIO) -> None:
@@ -510,7 +517,10 @@ def _whole_sound(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str
             out.write(np.ascontiguousarray(block).data)
         if count == 0:
             raise _UnreadableError("its sound cannot be decoded")
-        _check_end(_declared(container, stream), count / hertz, 0.2, "sound")
+        declared = _declared(container, stream)
+        if container.format.name == "mp3" and _counts_frames(file):
+            declared = float(stream.duration * stream.time_base)
+        _check_end(declared, count / hertz, 0.2, "sound")
     return {"rate": hertz, "arrays": [("float32", (count, channels))]}
 
 

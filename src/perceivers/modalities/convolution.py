@@ -6,7 +6,7 @@ Source: `Conv2DDownsample`, `Conv2DUpsample`, `Conv3DUpsample` of the official i
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,15 +15,20 @@ from torch.nn import functional as F
 from perceivers.core.initialisers import convolution_
 from perceivers.modalities.patches import pad_same
 
+ConvPadding = Literal["same", "symmetric"]
+
 
 class ConvStem(nn.Module):
-    """Layers of 7x7 convolution, batch norm, ReLU and 3x3 max-pool, each four times smaller along both axes."""
+    """Layers of 7x7 convolution, batch norm, ReLU and 3x3 max-pool, each four times smaller along both axes.
 
-    def __init__(self, in_channels: int, channels: int, downsample: int) -> None:
+    "same": as JAX pads, the odd element behind. "symmetric": as transformers pads, 3 elements on either side of the
+    convolution's input and none around the pool's, so that 224 x 224 places become 55 x 55 instead of 56 x 56.
+    """
+
+    def __init__(self, in_channels: int, channels: int, downsample: int, padding: ConvPadding = "same") -> None:
         super().__init__()
-        num_layers = round(math.log(downsample, 4))
-        if num_layers < 1 or 4**num_layers != downsample:
-            raise ValueError(f"a convolutional stem makes images 4, 16, 64, ... times smaller, not {downsample}")
+        num_layers = stem_layers(downsample)
+        self.padding = padding
         widths = [in_channels] + [channels] * num_layers
         self.convolutions = nn.ModuleList(
             convolution_(nn.Conv2d(c_in, c_out, 7, stride=2, bias=False)) for c_in, c_out in itertools.pairwise(widths)
@@ -33,10 +38,26 @@ class ConvStem(nn.Module):
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x k"]:
         """Features of an image."""
         x = x.movedim(-1, 1)
+        same = self.padding == "same"
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = norm(convolution(pad_same(x, (7, 7), (2, 2)))).relu()
-            x = F.max_pool2d(pad_same(x, (3, 3), (2, 2), value=-math.inf), 3, stride=2)
+            x = norm(convolution(pad_same(x, (7, 7), (2, 2)) if same else F.pad(x, (3, 3, 3, 3)))).relu()
+            x = F.max_pool2d(pad_same(x, (3, 3), (2, 2), value=-math.inf) if same else x, 3, stride=2)
         return x.movedim(1, -1)
+
+
+def stem_layers(downsample: int) -> int:
+    """How many layers of a convolutional stem make an image that much smaller; ValueError if none do."""
+    num_layers = round(math.log(downsample, 4))
+    if num_layers < 1 or 4**num_layers != downsample:
+        raise ValueError(f"a convolutional stem makes images 4, 16, 64, ... times smaller, not {downsample}")
+    return num_layers
+
+
+def symmetric_size(size: int, downsample: int) -> int:
+    """Places along an axis behind a stem with symmetric padding."""
+    for _ in range(stem_layers(downsample)):
+        size = ((size + 1) // 2 - 1) // 2
+    return size
 
 
 class ConvUpsample(nn.Module):

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
 
-NETWORK_UNIT = 20 / 100
-"""Pixels of one unit of the network's output: the official decoder divides by 100, the official notebook times 20."""
+RESCALE = 100
+"""What the official decoder divides the network's output by."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class Flow(Kind):
 
     of: str = "frames"
     """The frame pair."""
+    scale: float = 20.0
+    """Pixels of one unit of the official decoder's output (official notebook); 1 gives what transformers gives."""
     kind: Literal["flow"] = "flow"
     """Name in files."""
 
@@ -106,12 +108,12 @@ class Flow(Kind):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "FlowOutput":
         """Pixels."""
-        return FlowOutput(channels)
+        return FlowOutput(channels, self.scale / RESCALE)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean distance in network units (neither paper nor code states the loss: a choice of ours)."""
         known = target.isfinite().all(dim=-1)
-        difference = (prediction - target.nan_to_num(0.0)) / NETWORK_UNIT
+        difference = (prediction - target.nan_to_num(0.0)) / (self.scale / RESCALE)
         return mean_where(torch.linalg.vector_norm(difference, dim=-1), known)
 
     def metrics(self) -> "dict[str, Metric]":
@@ -165,13 +167,14 @@ class FramePairInput(InputAdapter):
 class FlowOutput(OutputAdapter):
     """Two numbers a pixel, in pixels; the network starts at no motion."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, unit: float) -> None:
         super().__init__()
+        self.unit = unit  # pixels of one unit of the head's output
         self.head = plain_linear(channels, 2, zero=True)
 
     def forward(self, rows: Float[Tensor, "b o 2"], queries: Segment) -> Float[Tensor, "b *grid 2"]:
         """[B, H, W, 2], or rows [B, O, 2] if only some pixels were asked for."""
-        rows = rows * NETWORK_UNIT
+        rows = rows * self.unit
         return rows if queries.grid is None else rows.unflatten(1, queries.grid)
 
 

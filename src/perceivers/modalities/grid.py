@@ -22,7 +22,7 @@ from perceivers.core.queries import PositionQuery
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_image
-from perceivers.modalities.convolution import ConvStem, ConvUpsample
+from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
 from perceivers.modalities.kind import Kind, Raw, mean_where
 from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
 
@@ -68,6 +68,8 @@ class Grid(Kind, ABC):
     """Divided by on the way in, multiplied on the way out; of each channel or of all. Fitted if None."""
     value_range: tuple[float, float] | None = None
     """Lowest and highest value, for PSNR and pictures. Fitted if None."""
+    conv_padding: ConvPadding = "same"
+    """As an input with stem "conv": padding as in JAX, where the models were trained; or as in transformers."""
 
     def __post_init__(self) -> None:
         as_sizes(self.size, self.axes, "size")
@@ -78,11 +80,16 @@ class Grid(Kind, ABC):
                 raise ValueError(f"{name} = {value} must have one number, or one for each of {self.channels} channels")
         if self.stem == "conv" and self.axes == 1:
             raise ValueError("stem: conv is for images and video")
+        if self.conv_padding != "same" and self.stem != "conv":
+            raise ValueError(f"conv_padding: {self.conv_padding} has no effect without stem: conv; leave it out")
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Grid of tokens at the trained size."""
-        return token_grid(as_sizes(self.size, self.axes, "size"), self.steps)
+        size = as_sizes(self.size, self.axes, "size")
+        if self.conv_padding == "symmetric":
+            return tuple(n if p == 1 else symmetric_size(n, p) for n, p in zip(size, self.steps, strict=True))
+        return token_grid(size, self.steps)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -220,7 +227,7 @@ class GridInput(InputAdapter):
                 raise ValueError(
                     f"patch {spec.steps}: a convolutional stem shrinks both sides alike and leaves time alone"
                 )
-            self.stem = ConvStem(spec.channels, width, width_step)
+            self.stem = ConvStem(spec.channels, width, width_step, spec.conv_padding)
         else:
             width = spec.channels * (math.prod(spec.steps) if spec.stem == "patches" else 1)
             if spec.embed is not None:
@@ -287,6 +294,8 @@ class GridOutput(OutputAdapter):
         self.spec = spec
         self.head: nn.Module
         self.upsample: ConvUpsample | None = None
+        if spec.conv_padding != "same":
+            raise ValueError(f"conv_padding: {spec.conv_padding} is for inputs; leave it out of an output")
         if spec.stem == "conv":
             self.head = nn.Identity()
             self.upsample = ConvUpsample(channels, spec.channels, spec.steps)

@@ -96,6 +96,11 @@ class Label(Kind):
         known = target != UNKNOWN
         return prediction[known].argmax(dim=-1), target[known]
 
+    def ranking(self, probabilities: Float[Tensor, " classes"], count: int) -> list[tuple[str, float]]:
+        """Names and probabilities of the most probable classes."""
+        top = probabilities.topk(min(count, len(probabilities)))
+        return [(self.name_of(int(i)), float(p)) for i, p in zip(top.indices, top.values, strict=True)]
+
     def name_of(self, number: int) -> str:
         """Name of a class."""
         return str(number) if isinstance(self.classes, int) else self.classes[number]

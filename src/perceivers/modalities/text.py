@@ -55,6 +55,8 @@ class Text(Kind):
     """As an output: width of its trained queries, one for each of `length` places."""
     tied: bool = True
     """As an output with `of`: logits from the input's embeddings and a trained bias; otherwise from a linear map."""
+    mask_queries: bool = True
+    """As an output with `of`: places where the input has no token find nothing; otherwise they ask (transformers)."""
     kind: Literal["text"] = "text"
     """Name in files."""
 
@@ -122,7 +124,7 @@ class Text(Kind):
         if self.of is None:
             return LearnedQuery(self.length, self.query_channels)
         self._source(inputs)
-        return TextQuery(self.of, self.length, self.query_channels)
+        return TextQuery(self.of, self.length, self.query_channels, self.mask_queries)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "TextOutput":
         """Rows to logits."""
@@ -236,16 +238,17 @@ class TextInput(InputAdapter):
 class TextQuery(OutputQuery):
     """A trained query for each place of a text input, counted from the start, where the input has a token."""
 
-    def __init__(self, source: str, length: int, channels: int) -> None:
+    def __init__(self, source: str, length: int, channels: int, masked: bool = True) -> None:
         super().__init__()
-        self.source, self.channels = source, channels
+        self.source, self.channels, self.masked = source, channels, masked
         self.table = trained_vector(length, channels)
         self.asked = InputQuery(source, channels)
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """As many as the input has tokens, or those at Indices; the input's mask is theirs."""
+        """As many as the input has tokens, or those at Indices; the input's mask is theirs, if they are masked."""
         tokens = self.asked(encoded, None)
-        return at_points(Segment(content=self.table[None, : tokens.num_tokens], mask=tokens.mask), points)
+        mask = tokens.mask if self.masked else None
+        return at_points(Segment(content=self.table[None, : tokens.num_tokens], mask=mask), points)
 
 
 class TiedHead(nn.Module):

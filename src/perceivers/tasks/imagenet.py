@@ -1,13 +1,20 @@
 """ImageNet classification with Fourier, learned and convolutional features (paper section 4.5, A.1, A.2, Table 7)."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
-from perceivers.core.perceiver import DecoderConfig
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from perceivers.core.perceiver import DecoderConfig, PerceiverIO
 from perceivers.core.positions import Fourier, Learned
+from perceivers.media.image import imagenet_crop
 from perceivers.modalities import Image, Label
+from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
-from perceivers.schema import Schema
+from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
 
 Features = Literal["fourier", "learned", "conv"]
@@ -57,3 +64,20 @@ def _image(features: Features) -> Image:
 
 def _schema(image: Image) -> Schema:
     return Schema(inputs={"image": image}, outputs={"label": Label(classes=1000, query_channels=1024)})
+
+
+def classify(
+    model: PerceiverIO, images: Iterable[UInt8[np.ndarray, "h w 3"]], num_classes: int = 5
+) -> Iterator[list[tuple[str, float]]]:
+    """The most probable classes of each picture, cut and resized as the paper's are for evaluation."""
+    name, picture = find_kind(model.schema.inputs, Image)
+    output, label = find_kind(model.schema.outputs, Label)
+    height, width = as_sizes(picture.size, 2, "size")
+    if height != width or picture.channels != 3:
+        found = f"{height} x {width} x {picture.channels}"
+        raise ValueError(f"pictures can be cut for square models of 3 channels, not for {found}")
+    parameter = next(model.parameters())
+    for image in images:
+        raw = torch.from_numpy(imagenet_crop(image, height))[None].to(parameter)
+        with torch.no_grad():
+            yield label.ranking(model({name: raw})[output][0].double().softmax(dim=-1), num_classes)

@@ -1,13 +1,27 @@
 """Video, sound and label in, the same three out of one set of latents (paper section 4.3, I)."""
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
-from perceivers.core.perceiver import DecoderConfig
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+
+from perceivers.core.perceiver import DecoderConfig, PerceiverIO
 from perceivers.core.positions import Fourier
+from perceivers.media.audio import to_mono, to_rate
+from perceivers.media.image import resize
+from perceivers.media.video import Clip
 from perceivers.modalities import Audio, Label, Video
+from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
-from perceivers.schema import Schema
+from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
+
+FPS, RATE = 25, 48_000
+"""Frames and samples of sound a second that the released model was trained on."""
 
 FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
 """Of a clip at 25 frames and 48,000 samples a second."""
@@ -51,3 +65,81 @@ def multimodal(num_latents: int = 784) -> Preset:
         ),
         config=replace(config, encoder=replace(config.encoder, min_padding=4)),
     )
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a clip became on its way through the latents."""
+
+    clip: Clip
+    """Frames and sound."""
+    classes: list[tuple[str, float]]
+    """What it shows, most probable first; the mean over its parts."""
+
+
+def autoencode(
+    model: PerceiverIO,
+    clip: Clip,
+    memory: int = 2 << 30,
+    num_classes: int = 5,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Reconstruction:
+    """A clip of any size, length and rates, cut to a square and read in parts of the model's length.
+
+    `memory` bounds the bytes that writing takes beside the model's own; `track` may show progress over the parts.
+    """
+    inputs, outputs = model.schema.inputs, model.schema.outputs
+    (video, film), (audio, sounds), (label, labels) = (
+        find_kind(inputs, Video),
+        find_kind(inputs, Audio),
+        find_kind(outputs, Label),
+    )
+    length, side, _ = as_sizes(film.size, 3, "size")
+    (samples,) = as_sizes(sounds.size, 1, "size")
+    frames, sound = standard_frames(clip, side), standard_sound(clip, Fraction(samples * FPS, length))
+    count = len(frames)
+    parts = -(-count // length)
+    frames = np.pad(frames, [(0, parts * length - count), (0, 0), (0, 0), (0, 0)], mode="edge")
+    sound = np.pad(sound, [(0, max(parts * samples - len(sound), 0)), (0, 0)])[: parts * samples]
+    parameter = next(model.parameters())
+    written, heard, logits = [], [], []
+    for part in track(range(parts)):
+        pixels = torch.from_numpy(frames[part * length : (part + 1) * length])[None].to(parameter) / 255
+        wave = torch.from_numpy(sound[part * samples : (part + 1) * samples])[None].to(parameter)
+        with torch.no_grad():
+            encoded = model.encode({video: pixels, audio: wave})
+            raw = model.decode(encoded, chunk_size=queries_within(model, memory))
+        written.append((raw[video][0].clamp(0, 1) * 255).round().byte().cpu().numpy())
+        heard.append(raw[audio][0].clamp(-1, 1).float().cpu().numpy())
+        logits.append(raw[label][0].double().cpu())
+    kept = round(count * samples / length)
+    rebuilt = Clip(np.concatenate(written)[:count], float(FPS), np.concatenate(heard)[:kept], samples * FPS // length)
+    return Reconstruction(rebuilt, labels.ranking(torch.stack(logits).softmax(-1).mean(0), num_classes))
+
+
+def standard_frames(clip: Clip, side: int) -> UInt8[np.ndarray, "t side side 3"]:
+    """Frames at 25 a second (the nearest in time), the centre square of each resized (official notebook)."""
+    count = max(round(len(clip.frames) * FPS / clip.fps), 1)
+    nearest = np.minimum(np.round(np.arange(count) * clip.fps / FPS).astype(int), len(clip.frames) - 1)
+    height, width = clip.frames.shape[1:3]
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    cut = clip.frames[:, top : top + square, left : left + square]
+    small = {n: np.clip(np.round(resize(cut[n], (side, side), "bilinear")), 0, 255) for n in np.unique(nearest)}
+    return np.stack([small[n] for n in nearest]).astype(np.uint8)
+
+
+def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
+    """One channel at the model's rate; a silent film has silence."""
+    wanted = int(rate)
+    if clip.sound is None or clip.rate is None:
+        return np.zeros((round(len(clip.frames) / clip.fps * wanted), 1), np.float32)
+    return to_rate(rearrange(to_mono(clip.sound), "... -> (...) 1"), clip.rate, wanted).astype(np.float32)
+
+
+def queries_within(model: PerceiverIO, memory: int) -> int:
+    """How many queries can be written at once in so many bytes."""
+    query, latents = model.output_query.channels, model.config.latents
+    # Of a query: itself, its norm, the block's output, its norm, MLP and sum; q, values and scores; the rows.
+    floats = 8 * query + 4 * latents.channels + latents.num_latents + model.decoder.output_channels
+    return max(memory // (4 * floats), 1)

@@ -1,9 +1,23 @@
 """Optical flow: a token for each pixel, asked for with the same tokens (paper section 4.2, H)."""
 
+from collections.abc import Callable, Iterable
+from itertools import product
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Flow, FramePair
+from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
-from perceivers.schema import Schema
+from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
+
+OVERLAP = 20
+"""Pixels that neighbouring tiles share, at least (official notebook)."""
+
+Places = Iterable[tuple[int, int]]
 
 
 def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24) -> Preset:
@@ -12,3 +26,49 @@ def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24) -> Pr
         schema=Schema(inputs={"frames": FramePair(size=(368, 496))}, outputs={"flow": Flow(of="frames")}),
         config=published(latents, layers, heads=16),
     )
+
+
+def estimate_flow(
+    model: PerceiverIO,
+    first: UInt8[np.ndarray, "h w 3"],
+    second: UInt8[np.ndarray, "h w 3"],
+    track: Callable[[Places], Places] = iter,
+) -> Float[np.ndarray, "h w 2"]:
+    """Where each pixel of the first frame went, in pixels (right, down); frames of any size, in tiles of the model's.
+
+    Tiles stand where the official notebook puts them, each once, and are blended by their distance from the border.
+    `track` may show progress over the tiles.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"frames of different sizes: {first.shape[:2]} and {second.shape[:2]}")
+    name, spec = find_kind(model.schema.inputs, FramePair)
+    output, _ = find_kind(model.schema.outputs, Flow)
+    height, width = as_sizes(spec.size, 2, "size")
+    size = first.shape[:2]
+    short = [(0, max(tile - n, 0)) for tile, n in zip((height, width), size, strict=True)]
+    frames = np.pad(np.stack([first, second]), [(0, 0), *short, (0, 0)], mode="edge").astype(np.float32) / 255 * 2 - 1
+    parameter = next(model.parameters())
+    weight = blend_weights(height, width)
+    total = np.zeros((*frames.shape[1:3], 3))
+    origins = list(product(tile_origins(frames.shape[1], height), tile_origins(frames.shape[2], width)))
+    for top, left in track(origins):
+        window = np.s_[top : top + height, left : left + width]
+        tile = torch.from_numpy(frames[:, *window])[None].to(parameter)
+        with torch.no_grad():
+            flow = model({name: tile})[output][0].double().cpu().numpy()
+        total[window] += np.concatenate([flow * weight, weight], axis=-1)
+    blended = total[..., :2] / total[..., 2:]
+    return blended[: size[0], : size[1]].astype(np.float32)
+
+
+def tile_origins(length: int, tile: int, overlap: int = OVERLAP) -> list[int]:
+    """Where tiles begin along an axis: each `tile - overlap` pixels, the last one at the end; none of them twice."""
+    return sorted({origin for origin in range(0, length, tile - overlap) if origin + tile <= length} | {length - tile})
+
+
+def blend_weights(height: int, width: int) -> Float[np.ndarray, "h w 1"]:
+    """Distance of each pixel of a tile from its nearest border."""
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    down = np.minimum(rows + 1, height - rows)
+    across = np.minimum(columns + 1, width - columns)
+    return np.minimum(down, across)[..., None].astype(float)

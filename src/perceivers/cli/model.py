@@ -1,0 +1,55 @@
+"""Which model a verb uses, and where."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from perceivers.core.joining import check_names
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.pretrained.hub import from_pretrained
+from perceivers.tasks.presets import PRESETS
+from perceivers.tasks.recipe import load_run
+from perceivers.training.loop import seed_step
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The weights and the device."""
+
+    model: str | None = None
+    """Folder of a model or of a run, or a hub repository owner/name; with --random-weights a published model."""
+    random_weights: int | None = None
+    """Seed of random weights: shows that everything runs, and how fast; the results mean nothing."""
+    offline: bool = False
+    """Use only what has been fetched before."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it runs."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Numbers it computes with."""
+
+    def load(self, published: str) -> PerceiverIO:
+        """The model, ready to use; `published` is the name of the one that random weights stand in for."""
+        model = self._model(published).eval().requires_grad_(False)
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            return model.to(device, getattr(torch, self.dtype))
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+
+    def _model(self, published: str) -> PerceiverIO:
+        if self.random_weights is not None:
+            name = check_names("model", [self.model or published], PRESETS)[0]
+            print(f"random weights (seed {self.random_weights}): the result means nothing", file=sys.stderr)
+            seed_step(self.random_weights)
+            return PRESETS[name].preset().build()
+        if self.model is None:
+            raise ValueError(f"give --model FOLDER, or --random-weights SEED to try {published} without weights")
+        run = Path(self.model)
+        return (
+            load_run(run)[1] if (run / "recipe.yaml").is_file() else from_pretrained(self.model, offline=self.offline)
+        )

@@ -1,0 +1,154 @@
+"""The verbs that use a model on files: `fill-mask`, `classify`, `flow`, `autoencode`."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from perceivers.cli.model import ModelChoice
+from perceivers.cli.tables import show
+from perceivers.media.flow import flow_colours, write_flow
+from perceivers.media.image import read_image, write_image
+from perceivers.media.video import Clip, read_video, write_video
+from perceivers.tasks.imagenet import classify as classify_images
+from perceivers.tasks.language import fill_mask as fill_text
+from perceivers.tasks.multimodal import autoencode as autoencode_clip
+from perceivers.tasks.optical_flow import estimate_flow
+from perceivers.training.progress import progress_bar
+
+T = TypeVar("T")
+
+Choice = Annotated[ModelChoice, tyro.conf.OmitArgPrefixes]
+Text = Annotated[str, tyro.conf.Positional]
+Paths = Annotated[tuple[Path, ...], tyro.conf.Positional]
+OnePath = Annotated[Path, tyro.conf.Positional]
+
+
+def fill_mask(
+    text: Text, /, choice: Choice = ModelChoice(), ranges: tuple[str, ...] = (), top: int = 5, json: bool = False
+) -> None:
+    """What may stand in the masked places of a text.
+
+    Args:
+        text: A text with [MASK] in place of each unknown byte (token).
+        choice: The weights and the device.
+        ranges: Bytes to mask, first to behind the last, e.g. 52:61.
+        top: Candidates for each masked run.
+        json: Print as JSON.
+    """
+    spans = [_range(part) for part in ranges]
+    filled = fill_text(choice.load("language"), text, spans, top)
+    rows = [(f"{f.start}:{f.stop}", repr(text), f"{p:.3g}") for f in filled for text, p in f.candidates]
+    show([asdict(f) for f in filled], json, ["bytes", "candidate", "probability"], rows)
+
+
+def classify(images: Paths, /, choice: Choice = ModelChoice(), top: int = 5, json: bool = False) -> None:
+    """The most probable classes of pictures.
+
+    Args:
+        images: Picture files.
+        choice: The weights and the device.
+        top: Classes for each picture.
+        json: Print as JSON.
+    """
+    if not images:
+        raise ValueError("name at least one picture file")
+    pixels = [read_image(path) for path in images]
+    model = choice.load("imagenet-fourier")
+    rankings = classify_images(model, _tracked(pixels, "pictures"), top)
+    found = dict(zip(map(str, images), rankings, strict=True))
+    rows = [(path, name, f"{p:.3f}") for path, ranking in found.items() for name, p in ranking]
+    show(found, json, ["picture", "class", "probability"], rows)
+
+
+def flow(files: Paths, /, out: Path, choice: Choice = ModelChoice(), full: float | None = None) -> None:
+    """Optical flow of two pictures, or of each frame of a film to the next.
+
+    Args:
+        files: Two pictures of one size, or one film.
+        out: What to write: .flo or KITTI .png (16 bits) beside a picture of colours, or .mp4 for a film.
+        choice: The weights and the device.
+        full: Distance in pixels that has full colour; the largest, if not given (24 for a film).
+    """
+    if len(files) == 1:
+        _flow_film(files[0], out, choice, full or 24.0)
+    elif len(files) == 2:
+        _flow_pair(*files, out, choice, full)
+    else:
+        raise ValueError(f"{len(files)} files: give two pictures, or one film")
+
+
+def autoencode(
+    film: OnePath, /, out: Path, choice: Choice = ModelChoice(), memory: int = 2048, top: int = 5, json: bool = False
+) -> None:
+    """A film with sound through the latents and back: its reconstruction, and what it shows.
+
+    Args:
+        film: Film file.
+        out: Film to write (.mp4).
+        choice: The weights and the device.
+        memory: Megabytes that writing may take beside the model.
+        top: Classes.
+        json: Print the classes as JSON.
+    """
+    if memory < 1:
+        raise ValueError(f"memory = {memory} must be at least 1 megabyte")
+    if out.suffix != ".mp4":
+        raise ValueError(f"{out}: a film is written as .mp4")
+    clip = read_video(film)
+    rebuilt = autoencode_clip(choice.load("multimodal"), clip, memory << 20, top, _tracker("parts"))
+    write_video(out, rebuilt.clip)
+    Console(stderr=True).print(f"Written: {out}")
+    show(rebuilt.classes, json, ["class", "probability"], [(name, f"{p:.3f}") for name, p in rebuilt.classes])
+
+
+def _flow_pair(first: Path, second: Path, out: Path, choice: ModelChoice, full: float | None) -> None:
+    if out.suffix not in (".flo", ".png"):
+        raise ValueError(f"{out}: the flow of two pictures is written as .flo or .png")
+    frames = read_image(first), read_image(second)
+    field = estimate_flow(choice.load("optical-flow"), *frames, track=_tracker("tiles"))
+    picture = out.with_name(f"{out.stem}.colours.png")
+    write_flow(out, field)
+    write_image(picture, flow_colours(field, full))
+    distance = np.linalg.norm(field, axis=-1)
+    Console().print(
+        f"Written: {out}, {picture}; pixels move {distance.mean():.3g} on average, {distance.max():.3g} at most"
+    )
+
+
+def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float) -> None:
+    if out.suffix != ".mp4":
+        raise ValueError(f"{out}: the flow of a film is written as .mp4")
+    clip = read_video(film)
+    if len(clip.frames) < 2:
+        raise ValueError(f"{film}: one frame has no flow, a film of at least two is needed")
+    model = choice.load("optical-flow")
+    pairs = list(zip(clip.frames, clip.frames[1:], strict=False))
+    colours = [flow_colours(estimate_flow(model, *pair), full) for pair in _tracked(pairs, "frames")]
+    frames = np.stack([np.round(np.asarray(c) * 255) if c.dtype.kind == "f" else c for c in colours]).astype(np.uint8)
+    write_video(out, Clip(frames, clip.fps))
+    Console().print(f"Written: {out}, {len(frames)} frames")
+
+
+def _range(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None:
+        raise ValueError(f"range {text!r} must be first:behind-the-last, e.g. 52:61")
+    return int(match[1]), int(match[2])
+
+
+def _tracker(what: str) -> Callable[[Iterable[T]], Iterable[T]]:
+    return lambda items: _tracked(list(items), what)
+
+
+def _tracked(items: list[T], what: str) -> Iterable[T]:
+    with progress_bar() as progress:
+        task = progress.add_task(what, total=len(items), note="")
+        for item in items:
+            yield item
+            progress.advance(task)

@@ -1,0 +1,94 @@
+"""Model folders by name: from a folder, from the hub, to both."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.schema import to_yaml
+from perceivers.storage import (
+    MANIFEST,
+    check_folder,
+    load_model,
+    read_json,
+    save_model,
+    write_folder,
+    write_text,
+)
+
+FILES = ["*.json", "*.safetensors", "README.md"]
+"""What is fetched of a hub repository; nothing in it is ever run."""
+
+
+def from_pretrained(name: str | Path, revision: str | None = None, offline: bool = False) -> PerceiverIO:
+    """The model of a folder, or of a hub repository "owner/name", in evaluation mode.
+
+    A repository's hashes are recorded when it is first used and must be the same ever after.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _fetched(str(name), revision, offline)
+        check_folder(folder)
+        _check_known(f"{name}@{revision or 'main'}", folder / MANIFEST)
+    elif (folder / MANIFEST).exists():
+        check_folder(folder)
+    return load_model(folder)
+
+
+def save_pretrained(model: PerceiverIO, folder: Path) -> None:
+    """Write a model folder, whole or not at all; an older one is replaced."""
+
+    def write(fresh: Path) -> None:
+        save_model(model, fresh)
+        (fresh / "README.md").write_text(model_card(model), encoding="utf-8")
+
+    write_folder(Path(folder), write)
+
+
+def push_to_hub(model: PerceiverIO, name: str, folder: Path, token: str | None = None) -> str:
+    """Save to `folder` and upload it as repository "owner/name"; gives its address."""
+    from huggingface_hub import HfApi
+
+    save_pretrained(model, folder)
+    api = HfApi(token=token)
+    api.create_repo(name, exist_ok=True)
+    return str(api.upload_folder(repo_id=name, folder_path=folder))
+
+
+def model_card(model: PerceiverIO) -> str:
+    """What a model is, for people and for the hub."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        "---\nlibrary_name: perceivers\nlicense: apache-2.0\n---\n\n"
+        f"A Perceiver IO of {count:,} parameters.\n\n"
+        '```python\nfrom perceivers import from_pretrained\n\nmodel = from_pretrained("this folder or repository")\n```\n\n'
+        f"```yaml\n{to_yaml(model.schema)}\n{to_yaml(model.config)}```\n"
+    )
+
+
+def _fetched(name: str, revision: str | None, offline: bool) -> Path:
+    if name.count("/") != 1:
+        raise ValueError(f"{name}: no such folder, and not a hub repository like owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise ValueError(f"{name}: no such folder; to fetch from the hub: pip install 'perceivers[hub]'") from None
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=offline, allow_patterns=FILES))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{name}: no such folder, and not to be had from the hub: {error}") from None
+
+
+def _check_known(name: str, manifest: Path) -> None:
+    path = Path(os.environ.get("PERCEIVERS_CACHE", Path.home() / ".cache" / "perceivers")) / "known.json"
+    known: Mapping[str, Any] = read_json(path) if path.exists() else {}
+    found = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    if known.get(name, found) != found:
+        raise ValueError(f"{name} has changed since it was first used: remove its line in {path} to accept it")
+    if name not in known:
+        import json
+
+        write_text(path, json.dumps({**known, name: found}, indent=2) + "\n")

@@ -33,6 +33,7 @@ from perceivers.modalities import (
     Video,
 )
 from perceivers.modalities.fields import Category, Number
+from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
 from perceivers.schema import Schema
 
 __all__ = [
@@ -69,4 +70,7 @@ __all__ = [
     "Tokens",
     "Vectors",
     "Video",
+    "from_pretrained",
+    "push_to_hub",
+    "save_pretrained",
 ]

@@ -11,7 +11,7 @@ from perceivers.core.joining import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.tasks.presets import PRESETS
-from perceivers.tasks.recipe import load_run
+from perceivers.tasks.recipe import RECIPE, load_run
 from perceivers.training.loop import seed_step
 
 
@@ -49,7 +49,6 @@ class ModelChoice:
             return PRESETS[name].preset().build()
         if self.model is None:
             raise ValueError(f"give --model FOLDER, or --random-weights SEED to try {published} without weights")
-        run = Path(self.model)
-        return (
-            load_run(run)[1] if (run / "recipe.yaml").is_file() else from_pretrained(self.model, offline=self.offline)
-        )
+        if (Path(self.model) / RECIPE).is_file():
+            return load_run(Path(self.model))[1]
+        return from_pretrained(self.model, offline=self.offline)

@@ -23,6 +23,8 @@ from perceivers.training.progress import progress_bar
 
 T = TypeVar("T")
 
+DEFAULT = ModelChoice()
+
 Choice = Annotated[ModelChoice, tyro.conf.OmitArgPrefixes]
 Text = Annotated[str, tyro.conf.Positional]
 Paths = Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -30,7 +32,7 @@ OnePath = Annotated[Path, tyro.conf.Positional]
 
 
 def fill_mask(
-    text: Text, /, choice: Choice = ModelChoice(), ranges: tuple[str, ...] = (), top: int = 5, json: bool = False
+    text: Text, /, choice: Choice = DEFAULT, ranges: tuple[str, ...] = (), top: int = 5, json: bool = False
 ) -> None:
     """What may stand in the masked places of a text.
 
@@ -47,7 +49,7 @@ def fill_mask(
     show([asdict(f) for f in filled], json, ["bytes", "candidate", "probability"], rows)
 
 
-def classify(images: Paths, /, choice: Choice = ModelChoice(), top: int = 5, json: bool = False) -> None:
+def classify(images: Paths, /, choice: Choice = DEFAULT, top: int = 5, json: bool = False) -> None:
     """The most probable classes of pictures.
 
     Args:
@@ -66,7 +68,7 @@ def classify(images: Paths, /, choice: Choice = ModelChoice(), top: int = 5, jso
     show(found, json, ["picture", "class", "probability"], rows)
 
 
-def flow(files: Paths, /, out: Path, choice: Choice = ModelChoice(), full: float | None = None) -> None:
+def flow(files: Paths, /, out: Path, choice: Choice = DEFAULT, full: float | None = None) -> None:
     """Optical flow of two pictures, or of each frame of a film to the next.
 
     Args:
@@ -84,7 +86,7 @@ def flow(files: Paths, /, out: Path, choice: Choice = ModelChoice(), full: float
 
 
 def autoencode(
-    film: OnePath, /, out: Path, choice: Choice = ModelChoice(), memory: int = 2048, top: int = 5, json: bool = False
+    film: OnePath, /, out: Path, choice: Choice = DEFAULT, memory: int = 2048, top: int = 5, json: bool = False
 ) -> None:
     """A film with sound through the latents and back: its reconstruction, and what it shows.
 
@@ -116,9 +118,8 @@ def _flow_pair(first: Path, second: Path, out: Path, choice: ModelChoice, full: 
     write_flow(out, field)
     write_image(picture, flow_colours(field, full))
     distance = np.linalg.norm(field, axis=-1)
-    Console().print(
-        f"Written: {out}, {picture}; pixels move {distance.mean():.3g} on average, {distance.max():.3g} at most"
-    )
+    moved = f"pixels move {distance.mean():.3g} on average, {distance.max():.3g} at most"
+    Console().print(f"Written: {out}, {picture}; {moved}")
 
 
 def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float) -> None:

@@ -1,6 +1,7 @@
 """Two frames in, the displacement of each pixel of the first out.
 
-Raw: frames [B, 2, H, W, C] from -1 to 1, or {"values": those, "mask": [B]}; flow [B, H, W, 2] in pixels, (right, down), NaN where unknown.
+Raw: frames [B, 2, H, W, C] from -1 to 1, or {"values": those, "mask": [B]}; flow [B, H, W, 2] in pixels, (right, down),
+NaN where unknown.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
 """Model folders by name: from a folder, from the hub, to both."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ def model_card(model: PerceiverIO) -> str:
     return (
         "---\nlibrary_name: perceivers\nlicense: apache-2.0\n---\n\n"
         f"A Perceiver IO of {count:,} parameters.\n\n"
-        '```python\nfrom perceivers import from_pretrained\n\nmodel = from_pretrained("this folder or repository")\n```\n\n'
+        '```python\nfrom perceivers import from_pretrained\n\nmodel = from_pretrained("this folder")\n```\n\n'
         f"```yaml\n{to_yaml(model.schema)}\n{to_yaml(model.config)}```\n"
     )
 
@@ -89,6 +90,4 @@ def _check_known(name: str, manifest: Path) -> None:
     if known.get(name, found) != found:
         raise ValueError(f"{name} has changed since it was first used: remove its line in {path} to accept it")
     if name not in known:
-        import json
-
         write_text(path, json.dumps({**known, name: found}, indent=2) + "\n")

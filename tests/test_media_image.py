@@ -46,9 +46,14 @@ def damaged(good: bytes, count: int) -> Iterator[bytes]:
 
 def complaint(read: Callable[[Path], object], path: Path) -> str:
     """What a reader says of a bad file: one line that names it."""
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=": ") as error:
         read(path)
-    line = str(error.value)
+    return one_line_about(path, error.value)
+
+
+def one_line_about(path: Path, error: ValueError) -> str:
+    """The text of an error, if it is one line that names the file."""
+    line = str(error)
     assert line.startswith(f"{path}: "), line
     assert "\n" not in line
     assert len(line) < len(str(path)) + 250
@@ -60,11 +65,9 @@ def read_damaged(read: Callable[[Path], np.ndarray], good: bytes, path: Path, co
     for data in damaged(good, count):
         path.write_bytes(data)
         try:
-            array = read(path)
-        except ValueError:
-            complaint(read, path)
-        else:
-            assert array.size
+            assert read(path).size
+        except ValueError as error:
+            one_line_about(path, error)
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -77,7 +80,8 @@ def refuse_what_is_no_file(read: Callable[[Path], object], folder: Path, suffix:
     assert "not a file" in complaint(read, folder / f"pipe{suffix}")
     (folder / f"loop{suffix}").symlink_to(folder / f"loop{suffix}")
     complaint(read, folder / f"loop{suffix}")
-    for name, data in (("empty", b""), ("text", b"no more than words\n" * 99), ("noise", np.random.bytes(5000))):
+    noise = np.random.default_rng(0).bytes(5000)
+    for name, data in (("empty", b""), ("text", b"no more than words\n" * 99), ("noise", noise)):
         (folder / f"{name}{suffix}").write_bytes(data)
         assert ("is empty" in complaint(read, folder / f"{name}{suffix}")) == (name == "empty")
 
@@ -103,7 +107,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, depth: int, colour: int, data: bytes, interlaced: int = 0, extra: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, depth: int, colour: int, data: bytes, interlaced: int = 0, extra: bytes = b""
+) -> bytes:
     """A PNG put together by hand; `data` before compression."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
@@ -319,7 +325,8 @@ def test_bombs(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     before = memory()
     for name in os.listdir(tmp_path):
-        assert ("pixels" in complaint(read_image, tmp_path / name)) == ("data" not in name)
+        line = complaint(read_image, tmp_path / name)
+        assert ("lies about" in line or "more than" in line) if "data" in name else "pixels" in line
     assert memory() - before < 64 << 20
 
 
@@ -356,7 +363,7 @@ def test_damaged_files(kind: str, count: int, tmp_path: Path, capfd: pytest.Capt
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
 def test_cut_files_are_refused(kind: str, tmp_path: Path) -> None:
     good = encoded(Image.fromarray(photo()), kind)
-    for length in np.linspace(1, len(good) - 20, 13).astype(int):
+    for length in np.linspace(1, 0.95 * len(good), 13).astype(int):
         (tmp_path / "a").write_bytes(good[:length])
         complaint(read_image, tmp_path / "a")
 

@@ -335,7 +335,8 @@ def _png_data(path: Path, file: BinaryIO, expected: int) -> np.ndarray:
         if size > expected:
             break
     if size != expected:
-        raise ValueError(f"{path}: damaged PNG: {size} bytes of pixels, its header needs {expected}")
+        found = f"more than {expected}" if size > expected else f"{size} of {expected}"
+        raise ValueError(f"{path}: damaged PNG: {found} bytes of pixels")
     return np.frombuffer(b"".join(parts), np.uint8)
 
 

@@ -19,6 +19,7 @@ from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.positions import Fourier, GridPlaces, PositionConfig, Positions
 from perceivers.core.queries import InputQuery
 from perceivers.core.tokens import Segment
+from perceivers.media.flow import flow_colours
 from perceivers.media.pictures import show_image
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where
 from perceivers.modalities.patches import as_sizes, rows_of, space_to_depth, surrounding_patches
@@ -131,7 +132,7 @@ class Flow(Kind):
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Hue is direction, saturation is distance."""
-        axes.imshow(flow_colours(sample.detach().cpu().float()).numpy())
+        axes.imshow(flow_colours(sample.detach().cpu().float().numpy()))
         axes.set_axis_off()
 
     @classmethod
@@ -177,18 +178,6 @@ class FlowOutput(OutputAdapter):
         """[B, H, W, 2], or rows [B, O, 2] if only some pixels were asked for."""
         rows = rows * self.unit
         return rows if queries.grid is None else rows.unflatten(1, queries.grid)
-
-
-def flow_colours(flow: Float[Tensor, "h w 2"], full: float | None = None) -> Float[Tensor, "h w 3"]:
-    """Colour wheel: hue by direction, saturation by distance over `full` (None: the largest); white where unknown."""
-    from matplotlib.colors import hsv_to_rgb
-
-    known = flow.isfinite().all(dim=-1)
-    flow = flow.nan_to_num(0.0)
-    distance = torch.linalg.vector_norm(flow, dim=-1)
-    hue = torch.atan2(flow[..., 1], flow[..., 0]) / (2 * torch.pi) % 1
-    saturation = (distance / max(full or float(distance.max()), 1e-6)).clamp(0, 1) * known
-    return torch.from_numpy(hsv_to_rgb(torch.stack([hue, saturation, torch.ones_like(hue)], dim=-1).numpy()))
 
 
 def stack_grids(values: Sequence[np.ndarray | None]) -> Tensor:

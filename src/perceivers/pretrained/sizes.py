@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from perceivers.core.positions import Fourier
-from perceivers.modalities.patches import as_sizes
+from perceivers.modalities.grid import Grid
+from perceivers.modalities.kind import Kind
 from perceivers.preset import Preset
 
 Weights = Mapping[str, Tensor]
@@ -47,12 +48,17 @@ def changed(preset: Preset, values: Mapping[str, Any]) -> Preset:
 
 
 def widths(weights: Weights, stage: str) -> dict[str, int]:
-    """Widths of a stage's block: of what asks, of what is asked, of queries and keys, of values, of the MLP's inside."""
+    """Widths of a stage's block: of what asks, what is asked, queries and keys, values, and within the MLP."""
     block = STAGES[stage]
     qk_channels, asking = weights[f"{block}.attention.query.weight"].shape
     v_channels, asked = weights[f"{block}.attention.value.weight"].shape
     hidden = len(weights[f"{block}.mlp.hidden.weight"])
     return {"asking": asking, "asked": asked, "qk": qk_channels, "v": v_channels, "hidden": hidden}
+
+
+def axes_of(spec: Kind) -> int:
+    """How many axes an image, a video, a sound or a pair of frames has."""
+    return spec.axes if isinstance(spec, Grid) else 2
 
 
 def _replaced(node: Any, path: list[str], value: Any) -> Any:
@@ -185,7 +191,7 @@ def _bands(preset: Preset, path: str, width: int, content: int) -> Values:
     positions = value_at(preset, f"{path}.positions")
     if not isinstance(positions, Fourier):
         raise ValueError(f"{path}.positions must be Fourier positions, as those of the released model are")
-    axes = len(as_sizes(value_at(preset, f"{path}.size"), ..., "size"))
+    axes = axes_of(value_at(preset, path))
     waves = axes * (1 if positions.sine_only else 2)
     bands, rest = divmod(width - content - axes * positions.with_coordinates, waves)
     if rest or bands < 1:

@@ -31,7 +31,7 @@ def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24) -> Pr
 def estimate_flow(
     model: PerceiverIO,
     first: UInt8[np.ndarray, "h w 3"],
-    second: UInt8[np.ndarray, "h w 3"],
+    second: UInt8[np.ndarray, "_ _ 3"],
     track: Callable[[Places], Places] = iter,
 ) -> Float[np.ndarray, "h w 2"]:
     """Where each pixel of the first frame went, in pixels (right, down); frames of any size, in tiles of the model's.

@@ -1,0 +1,139 @@
+"""Weights of the released models from DeepMind's, Hugging Face's and krasserm's formats, and to Hugging Face's."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from perceivers.preset import Preset
+from perceivers.pretrained.huggingface import OPTIONS, class_names, read_config, written_config
+from perceivers.pretrained.matching import check_names, count_layers, family_of, pairs, to_ours, to_theirs
+from perceivers.pretrained.names import Column
+from perceivers.pretrained.sizes import OUTPUT, STAGES, Values, changed, sized, value_at
+
+Converted = tuple[Preset, dict[str, Tensor]]
+"""The preset with the sizes of the arrays, and the state of the model it builds."""
+
+KERNEL = "input_adapter.adapters.image.stem.convolutions.0.weight"
+
+KERNEL_KEY = "conv_kernel_transposed"
+"""A key of ours in config.json."""
+
+
+def from_haiku(
+    preset: Preset, params: Mapping[str, np.ndarray | Tensor], state: Mapping[str, np.ndarray | Tensor]
+) -> Converted:
+    """From DeepMind's arrays by "module/name", as `read_haiku` gives them.
+
+    What shapes tell is taken from them; the rest is the preset's: heads, blocks, highest frequencies, sizes of
+    pictures, patches. ValueError naming the first array that is missing, left over or does not fit, or the other model.
+    """
+    if both := sorted(params.keys() & state.keys()):
+        raise ValueError(f"{both[0]} is both a parameter and a state")
+    return _converted(preset, "haiku", {**params, **state})
+
+
+def from_huggingface(
+    preset: Preset,
+    weights: Mapping[str, Tensor],
+    hf_config: Mapping[str, Any] | None = None,
+    conv_kernel_transposed: bool | None = None,
+) -> Converted:
+    """From the weights of one of transformers' classes, as `read_torch` gives them, and its config.json.
+
+    What shapes tell is taken from them, then what config.json tells, the rest is the preset's. In the hub's file the
+    kernel of the convolution has rows and columns exchanged; `conv_kernel_transposed` says whether it has here. None:
+    as config.json says, where `to_huggingface` wrote it, else as in the hub's file.
+    """
+    config = {} if hf_config is None else hf_config
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config.json holds a {type(config).__name__}, not a table")
+    preset = changed(preset, read_config(_family(preset), config))
+    preset, converted = _converted(preset, "huggingface", weights)
+    if conv_kernel_transposed is None:
+        conv_kernel_transposed = config.get(KERNEL_KEY) is not False
+    if KERNEL in converted and conv_kernel_transposed:
+        converted[KERNEL] = converted[KERNEL].mT.contiguous()
+    return _with_class_names(preset, config), converted
+
+
+def from_krasserm(preset: Preset, weights: Mapping[str, Tensor]) -> Converted:
+    """From the weights of krasserm's perceiver-io: its masked language model, image classifier and optical flow."""
+    names = {name: re.sub(r"^(backend_model|model)\.", "", name) for name in weights}
+    # The wrapper around the decoder's attention is the residual.
+    residual = any(name.startswith("1.cross_attn.0.module.") for name in names.values())
+    names = {name: re.sub(r"^1\.cross_attn\.0\.(?!module\.)", r"\g<0>module.", short) for name, short in names.items()}
+    if len(set(names.values())) < len(names):
+        raise ValueError("the same array is there with and without the name of a wrapper")
+    preset = changed(preset, {"config.decoder.query_residual": residual})
+    return _converted(preset, "krasserm", {names[name]: array for name, array in weights.items()})
+
+
+def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and the content of config.json, which transformers' class loads; ValueError naming what it cannot say.
+
+    Warns where that class would compute something else than the preset says, see `huggingface_options`.
+    """
+    family = _family(preset)
+    converted = to_theirs(family, "huggingface", weights)
+    _check_shapes(preset, family, "ours", weights)
+    config = written_config(preset, family, weights)
+    if KERNEL in weights:
+        config[KERNEL_KEY] = False
+    for path, value in OPTIONS[family].items():
+        if value_at(preset, path) != value:
+            warnings.warn(f"transformers computes with {path} = {value}, not {value_at(preset, path)}", stacklevel=2)
+    return converted, config
+
+
+def huggingface_options(preset: Preset) -> Preset:
+    """The preset computing as transformers does with the hub's config.json: other GELU, residual, padding, masks, unit.
+
+    All else is the same; only a text without a single token differs (attention to nothing: theirs is a mean, ours 0).
+    """
+    activations: Values = {f"config.{stage}.activation": "gelu_erf" for stage in STAGES}
+    return changed(preset, activations | OPTIONS[_family(preset)])
+
+
+def _converted(preset: Preset, column: Column, arrays: Mapping[str, Any]) -> Converted:
+    family, found = _family(preset), family_of(arrays, column)
+    if found != family:
+        raise ValueError(f"these are the arrays of the model {found}, the preset is one of {family}")
+    weights = to_ours(family, column, arrays)
+    preset = sized(preset, family, weights)
+    _check_shapes(preset, family, column, arrays)
+    return preset, weights
+
+
+def _family(preset: Preset) -> str:
+    names = preset.build("meta").state_dict()
+    try:
+        family = family_of(names, "ours")
+        check_names(family, pairs(family, "ours", count_layers(family, "ours", names)), names)
+    except ValueError as error:
+        raise ValueError(f"a preset of which no weights were released: {error}") from None
+    return family
+
+
+def _check_shapes(preset: Preset, family: str, column: Column, arrays: Mapping[str, Any]) -> None:
+    model = preset.build("meta").state_dict()
+    for pair in pairs(family, column, count_layers(family, column, arrays)):
+        expected = list(pair.rule.to_theirs(model[pair.ours]).shape)
+        if pair.theirs in arrays and (seen := list(arrays[pair.theirs].shape)) != expected:
+            raise ValueError(
+                f"{pair.theirs} has shape {seen}; beside the other arrays, and with this preset, it should be {expected}"
+            )
+
+
+def _with_class_names(preset: Preset, config: Mapping[str, Any]) -> Preset:
+    names = class_names(config)
+    if (
+        not names
+        or "label" not in preset.schema.outputs
+        or len(names) != value_at(preset, f"{OUTPUT}label").num_classes
+    ):
+        return preset
+    return changed(preset, {f"{OUTPUT}label.classes": names})

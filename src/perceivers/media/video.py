@@ -362,8 +362,10 @@ def _write_frames(
     limit = _frame_limit(stream, job)
     if (wanted or (stream.frames - start if timing.even else 0)) > limit:
         raise _too_long(limit)
-    stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(job["max_pixels"])}
+    context = stream.codec_context
+    context.thread_count = 1
+    # What is inside may be of another size than the header's. FFmpeg counts pixels with wide margins.
+    context.options = {"max_pixels": str(2 * (context.width + 256) * (context.height + 256))}
     pictures = container.decode(stream)
     first = next(pictures, None)
     if first is None:

@@ -124,7 +124,7 @@ def _check_shapes(preset: Preset, family: str, column: Column, arrays: Mapping[s
         expected = list(pair.rule.to_theirs(model[pair.ours]).shape)
         if pair.theirs in arrays and (seen := list(arrays[pair.theirs].shape)) != expected:
             raise ValueError(
-                f"{pair.theirs} has shape {seen}; beside the other arrays, and with this preset, it should be {expected}"
+                f"{pair.theirs} has shape {seen}; with this preset, beside the other arrays, it should be {expected}"
             )
 
 

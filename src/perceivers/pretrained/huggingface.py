@@ -103,10 +103,12 @@ MOST_BLOCKS, LARGEST, LONGEST_NAME = 1000, 2**31, 500
 
 
 def read_config(family: str, config: Mapping[str, Any]) -> Values:
-    """What config.json tells; ValueError if it is absurd.
+    """What config.json tells, if there is one; ValueError if it is absurd.
 
     Its activation is not read: the hub's files say erf GELU, but DeepMind trained with tanh.
     """
+    if not config:
+        return {}
     values: Values = {"config.decoder.num_heads": DECODER_HEADS[family]}
     for key, path in (TRUNK_KEYS | KEYS[family]).items():
         if key in config:

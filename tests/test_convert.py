@@ -1,0 +1,407 @@
+"""Weights of others become ours: the recorded models with the recorded outputs, and nothing missing or left over."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from test_models import ask_flow, ask_imagenet, ask_video
+
+from perceivers.modalities import Label
+from perceivers.pretrained.convert import from_haiku, from_huggingface, from_krasserm, to_huggingface
+from perceivers.pretrained.matching import count_layers, pairs, to_theirs
+from perceivers.pretrained.names import FAMILIES
+from perceivers.pretrained.sizes import changed, value_at
+from perceivers.pretrained.unpickle import read_haiku
+from perceivers.storage import load_weights
+from perceivers.tasks.presets import PRESETS
+from reference_files import REFERENCE, read, relative_error, under
+
+TOLERANCE = 1e-5
+
+IMAGE = {"schema.inputs.image.mean": None, "schema.inputs.image.std": None}
+"""The recorded pictures are in the network's units."""
+
+BLOCKS = {"config.processor.num_heads": 4, "config.processor.num_blocks": 2}
+
+CLIP = {
+    f"schema.{side}.{name}": value
+    for side in ("inputs", "outputs")
+    for name, value in {
+        "image.size": (2, 8, 8),
+        "image.positions.max_resolution": (2, 2, 2),
+        "audio.size": 64,
+        "audio.positions.max_resolution": 64,
+    }.items()
+}
+
+RECORDED = {
+    "mlm": ("language", {f"config.{stage}.num_heads": 4 for stage in ("encoder", "processor", "decoder")}),
+    "imagenet_fourier": (
+        "imagenet-fourier",
+        IMAGE | BLOCKS | {"schema.inputs.image.size": 12, "schema.inputs.image.positions.max_resolution": 12},
+    ),
+    "imagenet_learned": ("imagenet-learned", IMAGE | BLOCKS),
+    "imagenet_conv": (
+        "imagenet-conv",
+        IMAGE | BLOCKS | {"schema.inputs.image.size": 32, "schema.inputs.image.positions.max_resolution": 8},
+    ),
+    "flow": ("optical-flow", {"schema.inputs.frames.size": (12, 16), "config.processor.num_heads": 4}),
+    "video": ("multimodal", CLIP | {"config.processor.num_heads": 4}),
+}
+"""The preset of each recorded model, and what shapes do not tell."""
+
+RELEASED = [name for name, published in PRESETS.items() if published.released]
+
+WITH_KRASSERM = ["mlm", "imagenet_fourier", "flow"]
+
+
+def ask_mlm(model, given):
+    return {"y": model({"text": {"ids": given["inputs"], "mask": given["input_mask"].bool()}})["restored"]}
+
+
+ASK = {"mlm": ask_mlm, "flow": ask_flow, "video": ask_video}
+
+
+def preset_of(name):
+    """For a recorded model: the released preset with what shapes cannot tell."""
+    preset, values = RECORDED[name]
+    return changed(PRESETS[preset].preset(), values)
+
+
+@functools.cache
+def converted(name):
+    """Ours, from the recorded arrays; not to be changed."""
+    recorded = read(name)
+    return from_haiku(preset_of(name), under("param:", recorded), under("state:", recorded))
+
+
+def theirs(name, column):
+    """The recorded model as others would have it, and its preset."""
+    preset, weights = converted(name)
+    return preset, to_theirs(RECORDED[name][0], column, weights)
+
+
+def built(preset, weights):
+    model = preset.build()
+    load_weights(model, weights, "converted")
+    return model.eval()
+
+
+def assert_as_recorded(name, model):
+    recorded = read(name)
+    with torch.no_grad():
+        outputs = ASK.get(name, ask_imagenet)(model, under("in:", recorded))
+    expected = under("out:", recorded)
+    assert outputs.keys() == expected.keys()
+    for key, output in outputs.items():
+        assert relative_error(output, expected[key]) <= TOLERANCE, key
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_models_compute_what_was_recorded(name):
+    assert_as_recorded(name, built(*converted(name)))
+
+
+@pytest.mark.parametrize("name", ["mlm", "imagenet_conv", "flow"])
+def test_pickles_too(name):
+    preset, weights = from_haiku(preset_of(name), *read_haiku(REFERENCE / "pickles" / f"{name}.pystate"))
+    assert_same_weights(weights, converted(name)[1])
+    assert_as_recorded(name, built(preset, weights))
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_sizes_are_those_that_were_recorded(name):
+    """Only what shapes do not tell was given."""
+    preset, weights = converted(name)
+    assert preset.config.processor.num_layers == 2
+    assert preset.config.latents.num_latents == weights["trunk.latents"].shape[0] < 10
+    if name == "video":
+        assert [preset.schema.inputs[i].positions.num_bands for i in ("audio", "image")] == [6, 3]
+        assert [preset.schema.outputs[i].positions.num_bands for i in ("audio", "image")] == [6, 3]
+        assert (preset.config.encoder.min_padding, preset.config.decoder.min_padding) == (4, 2)
+        assert preset.schema.outputs["label"] == Label(classes=7, query_channels=40, weight=0.0001)
+    if name == "imagenet_learned":
+        assert preset.schema.inputs["image"].size == 12
+
+
+@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("column", ["haiku", "huggingface"])
+def test_tables_name_every_array_of_the_released_models_once(name, column):
+    """At full size, without memory; and the sizes that the shapes tell are the preset's."""
+    preset = PRESETS[name].preset()
+    weights = preset.build("meta").state_dict()
+    arrays = to_theirs(name, column, weights)
+    assert len(arrays) == len(weights)
+    again, same = from_haiku(preset, arrays, {}) if column == "haiku" else from_huggingface(preset, arrays)
+    assert again == preset
+    assert {name: x.shape for name, x in same.items()} == {name: x.shape for name, x in weights.items()}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_haiku_names_and_layouts_are_the_official_ones(name):
+    """Back from ours, every array that DeepMind's code reads is there as it was."""
+    recorded = read(name)
+    needed = {key: array for key, array in under("param:", recorded).items()}
+    for key, array in under("state:", recorded).items():
+        if key.endswith(("/average", "mean_ema/counter")):
+            needed[key] = array.long() if key.endswith("counter") else array
+    assert_same_weights(theirs(name, "haiku")[1], needed)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_to_huggingface_names_and_back_is_exact(name):
+    preset, arrays = theirs(name, "huggingface")
+    again, weights = from_huggingface(preset, arrays, conv_kernel_transposed=False)
+    assert again == preset
+    assert_same_weights(weights, converted(name)[1])
+
+
+def test_the_kernel_of_the_hub_is_transposed_unless_config_json_or_the_caller_says_otherwise():
+    preset, arrays = theirs("imagenet_conv", "huggingface")
+    kernel = arrays["perceiver.input_preprocessor.convnet.conv.weight"]
+
+    def read_with(**options):
+        return from_huggingface(preset, arrays, **options)[1][
+            "input_adapter.adapters.image.stem.convolutions.0.weight"
+        ]
+
+    assert torch.equal(read_with(), kernel.transpose(2, 3))
+    assert torch.equal(read_with(conv_kernel_transposed=True), kernel.transpose(2, 3))
+    assert torch.equal(read_with(hf_config={"conv_kernel_transposed": False}), kernel)
+    assert torch.equal(read_with(conv_kernel_transposed=False), kernel)
+
+
+KRASSERM = {
+    "mlm": ["0.input_adapter.txt_embedding.weight", "0.input_adapter.pos_embedding.weight"]
+    + ["1.output_query_provider._query", "1.output_adapter.bias"],
+    "imagenet_fourier": ["1.output_query_provider._query"]
+    + ["1.output_adapter.linear.weight", "1.output_adapter.linear.bias"],
+    "flow": ["0.input_adapter.linear.weight", "0.input_adapter.linear.bias"]
+    + ["1.output_adapter.linear.weight", "1.output_adapter.linear.bias"],
+}
+"""His names, as the state of his modules (perceiver-io 0.11.0) lists them; see `krasserm_names` for the rest."""
+
+
+def krasserm_names(name):
+    """Names of all arrays of a model of his with two layers."""
+
+    def block(prefix, attention, norms):
+        linears = [f"{attention}attention.{x}_proj" for x in "qkvo"] + ["1.module.0", "1.module.1", "1.module.3"]
+        return {
+            f"{prefix}.{module}.{x}"
+            for module in [f"{attention}{norm}" for norm in norms] + linears
+            for x in ("weight", "bias")
+        }
+
+    cross = ["q_norm", "kv_norm"]
+    names = {"0.latent_provider._query", *KRASSERM[name]} | block("0.cross_attn_1", "0.module.", cross)
+    names |= block("0.self_attn_1.0", "0.module.", ["norm"]) | block("0.self_attn_1.1", "0.module.", ["norm"])
+    return names | block("1.cross_attn", "0.module." if name == "imagenet_fourier" else "0.", cross)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "backend_model."])
+@pytest.mark.parametrize("name", WITH_KRASSERM)
+def test_krasserms_models_convert(name, prefix):
+    preset, arrays = theirs(name, "krasserm")
+    residual = name == "imagenet_fourier"
+    if not residual:
+        arrays = {key.replace("1.cross_attn.0.module.", "1.cross_attn.0."): array for key, array in arrays.items()}
+    assert arrays.keys() == krasserm_names(name)
+    arrays["0.input_adapter.position_encoding.position_encoding"] = torch.zeros(144, 22)
+    again, weights = from_krasserm(preset_of(name), {prefix + key: array for key, array in arrays.items()})
+    assert again == preset
+    assert again.config.decoder.query_residual == residual
+    assert_same_weights(weights, converted(name)[1])
+
+
+def test_krasserm_has_no_other_models():
+    with pytest.raises(ValueError, match="the model language, the preset is one of multimodal"):
+        from_krasserm(preset_of("video"), theirs("mlm", "krasserm")[1])
+
+
+def test_weights_are_copies():
+    """What readers give may be views of a file."""
+    preset, arrays = theirs("mlm", "huggingface")
+    _, weights = from_huggingface(preset, arrays)
+    for array in arrays.values():
+        array.zero_()
+    assert all(weight.any() for weight in weights.values())
+    assert all(weight.is_contiguous() for weight in weights.values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_two_rows_name_the_same_array(name):
+    columns = ["ours", "haiku", "huggingface"] + ["krasserm"] * bool(FAMILIES[name][0].krasserm)
+    for column in columns:
+        names = [pair.theirs for pair in pairs(name, column, 12)]
+        assert len(set(names)) == len(names)
+        assert count_layers(name, column, names) == 12
+
+
+FROM = {
+    "haiku": lambda preset, arrays: from_haiku(preset, arrays, {}),
+    "huggingface": from_huggingface,
+    "krasserm": from_krasserm,
+}
+
+
+@pytest.fixture(params=[(name, c) for name in RECORDED for c in FROM if c != "krasserm" or name in WITH_KRASSERM])
+def case(request):
+    """A model of theirs, and how it is read."""
+    name, column = request.param
+    preset, arrays = theirs(name, column)
+    return preset, arrays, FROM[column]
+
+
+def test_each_missing_array_is_named(case):
+    preset, arrays, convert = case
+    for name in [*arrays][:: len(arrays) // 7]:
+        rest = {key: array for key, array in arrays.items() if key != name}
+        if not name.endswith(("counter", "num_batches_tracked")):
+            with pytest.raises(ValueError, match=f"^{name} is missing: the model"):
+                convert(preset, rest)
+
+
+def test_an_array_that_is_left_over_is_named(case):
+    preset, arrays, convert = case
+    for name in ("other/w", "perceiver.encoder.cross_attention.attention.self.query.scale", "0.cross_attn_n.0.x"):
+        with pytest.raises(ValueError, match=f"^{name} is left over: the model"):
+            convert(preset, arrays | {name: torch.zeros(3)})
+
+
+def test_each_array_of_a_wrong_shape_is_named(case):
+    """One place more along the last axis; a size that is told elsewhere, so that something else seems wrong, is rare."""
+    preset, arrays, convert = case
+    for name in [*arrays][:: len(arrays) // 11]:
+        wrong = torch.zeros(*arrays[name].shape[:-1], (arrays[name].shape or (0,))[-1] + 1)
+        with pytest.raises(ValueError, match="^[^\n]*$"):
+            convert(preset, arrays | {name: wrong})
+        with pytest.raises(ValueError, match=f"^{name} has shape"):
+            convert(preset, arrays | {name: arrays[name][None]})
+        with pytest.raises(ValueError, match=f"^{name} has shape"):
+            convert(preset, arrays | {name: arrays[name].new_zeros((0,) * max(arrays[name].ndim, 1))})
+
+
+def test_the_array_that_does_not_fit_the_others_is_named():
+    preset, arrays = theirs("mlm", "haiku")
+    name = "perceiver_encoder/~/self_attention_1/mlp/linear/w"
+    with pytest.raises(ValueError, match=rf"^{name} has shape \[48, 49\]; with this .* should be \[48, 48\]$"):
+        from_haiku(preset, arrays | {name: torch.zeros(48, 49)}, {})
+
+
+def test_whole_numbers_are_no_weights():
+    preset, arrays = theirs("mlm", "haiku")
+    with pytest.raises(ValueError, match=r"^embed/embeddings holds torch.int32, not floating-point numbers$"):
+        from_haiku(preset, arrays | {"embed/embeddings": np.zeros((262, 32), np.int32)}, {})
+
+
+def test_an_array_cannot_be_parameter_and_state():
+    arrays = theirs("mlm", "haiku")[1]
+    with pytest.raises(ValueError, match="both a parameter and a state"):
+        from_haiku(preset_of("mlm"), arrays, {"embed/embeddings": arrays["embed/embeddings"]})
+
+
+@pytest.mark.parametrize("column", ["haiku", "huggingface"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_preset_of_another_model_is_refused(name, column):
+    for other in RECORDED:
+        if other != name:
+            with pytest.raises(ValueError, match=f"the model {RECORDED[name][0]}, the preset is one of"):
+                FROM[column](preset_of(other), theirs(name, column)[1])
+
+
+def test_other_arrays_are_refused():
+    for column, convert in FROM.items():
+        with pytest.raises(ValueError, match=f"^not the arrays of one of the models .* as {column} names them$"):
+            convert(PRESETS["language"].preset(), {"a": torch.zeros(3), "b/c": torch.zeros(2, 2)})
+
+
+def test_a_preset_without_released_weights_is_refused():
+    for name in ("perceiver-fourier", "audioset-512"):
+        with pytest.raises(ValueError, match="^a preset of which no weights were released: "):
+            from_haiku(PRESETS[name].preset(), theirs("imagenet_fourier", "haiku")[1], {})
+
+
+def test_heads_that_do_not_divide_are_named():
+    preset = changed(preset_of("mlm"), {"config.encoder.num_heads": 7})
+    with pytest.raises(ValueError, match="qk_channels = 16 is not a multiple of num_heads = 7"):
+        from_haiku(preset, theirs("mlm", "haiku")[1], {})
+
+
+def test_values_have_paths():
+    preset = PRESETS["multimodal"].preset()
+    other = changed(preset, {"schema.inputs.image.positions.num_bands": 5, "config.decoder.num_heads": 3})
+    assert value_at(other, "schema.inputs.image.positions.num_bands") == 5
+    assert value_at(other, "config.decoder.num_heads") == 3
+    assert value_at(other, "schema.outputs.image") == value_at(preset, "schema.outputs.image")
+
+
+CONFIG = {"num_blocks": 3, "num_self_attention_heads": 2, "num_cross_attention_heads": 2, "use_query_residual": False}
+
+
+def test_config_json_tells_what_shapes_do_not():
+    preset, arrays = theirs("imagenet_fourier", "huggingface")
+    names = {str(number): name for number, name in enumerate("abcdefghij")}
+    preset = changed(preset, {"schema.outputs.label.classes": 11})
+    again, _ = from_huggingface(preset, arrays, {**CONFIG, "num_cross_attention_heads": 1, "id2label": names})
+    assert again.config.processor.num_blocks == 3
+    assert again.config.processor.num_heads == 2
+    assert not again.config.encoder.query_residual
+    assert again.schema.outputs["label"].classes == tuple("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"num_blocks": 10**7}, "num_blocks = 10000000 is more than 1000"),
+        ({"num_blocks": "2"}, "num_blocks = '2' is not a positive whole number"),
+        ({"num_blocks": True}, "num_blocks = True is not"),
+        ({"num_self_attention_heads": 0}, "num_self_attention_heads = 0 is not"),
+        ({"num_self_attention_heads": [2]}, r"num_self_attention_heads = \[2\] is not"),
+        ({"num_cross_attention_heads": 1.5}, "num_cross_attention_heads = 1.5 is not"),
+        ({"use_query_residual": "no"}, "use_query_residual = 'no' is not true or false"),
+        ({"id2label": {"0": 3}}, "id2label is not a table"),
+        ({"id2label": {"zero": "a"}}, "id2label is not a table"),
+        ({"id2label": {"0": "a\nb"}}, "id2label is not a table"),
+        (["model_type"], "config.json holds a list, not a table"),
+    ],
+)
+def test_lies_in_config_json_are_named(lie, message):
+    with pytest.raises(ValueError, match=f"^config.json(:)? .*{message.removeprefix('config.json ')}"):
+        from_huggingface(*theirs("imagenet_fourier", "huggingface"), lie)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("mlm", {}, "config.decoder.num_heads = 4, only with 8"),
+        ("mlm", {"config.decoder.num_heads": 8}, "decoder queries and keys of width = 16, only with 256"),
+        ("imagenet_fourier", {}, "inputs.image.positions = Fourier.num_bands=5"),
+        ("imagenet_fourier", {"schema.inputs.image.channels": 1}, "image.channels = 1, only with 3"),
+        ("imagenet_learned", {}, "image.embed = 16, only with 256"),
+        ("imagenet_conv", {}, "inputs.image.positions = Fourier.num_bands=5"),
+        ("flow", {}, "inputs.frames.positions = Fourier.num_bands=4"),
+        ("flow", {"config.decoder.activation": "gelu_erf"}, "an activation of its own for each stage"),
+        ("video", {}, "inputs.audio.positions = Fourier.num_bands=6"),
+    ],
+)
+def test_what_transformers_cannot_say_is_named(name, values, message):
+    preset, weights = converted(name)
+    with pytest.raises(ValueError, match=f"^transformers has no .*{message}"):
+        to_huggingface(changed(preset, values), weights)
+
+
+def test_to_huggingface_wants_the_presets_weights():
+    preset, weights = converted("mlm")
+    with pytest.raises(ValueError, match="trunk.latents is missing"):
+        to_huggingface(preset, {name: x for name, x in weights.items() if name != "trunk.latents"})
+    with pytest.raises(ValueError, match=r"trunk.latents has shape \[9, 48\]"):
+        to_huggingface(preset, weights | {"trunk.latents": torch.zeros(9, 48)})

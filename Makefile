@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint proof clean
+.PHONY: run test lint parity proof clean
 
 run: $(VENV)/train.stamp
 	$(BIN)/perceivers train digits --out runs/digits
@@ -16,8 +16,11 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+parity: $(VENV)/dev.stamp
+	$(BIN)/python tests/parity.py
+
 proof: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 clean:
 	rm -rf $(VENV) runs

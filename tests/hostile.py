@@ -440,9 +440,8 @@ def states() -> Iterator[Hostile]:
     for target in (EMPTY, dtype(), array(), dtype("f4", b"")[:-1]):
         for state in (dictionary, part((None, {"value": 1})), b"N", b")", part((1,)), part(5), EMPTY, dtype()):
             yield of_haiku("state", PLACES["an array"](target + state + b"b"))
-    yield of_haiku(
-        "state", PLACES["an array"](array() + group(part(1), part((3,)), dtype(), b"\x89", binary(b"")) + b"b")
-    )
+    good = group(part(1), part((3,)), dtype(), b"\x89", binary(b"\0" * 12))
+    yield of_haiku("state", PLACES["an array"](array() + good + b"b"))
     for arguments in ((b"}", b"}"), (part("x"),), (part((("a", 1),)),), (b"N",), (part(7),), (NDARRAY,), (EMPTY,)):
         yield of_haiku("state", program(call(flat, *arguments)))
         yield of_haiku("state", program(call(ordered, *arguments)))
@@ -451,7 +450,6 @@ def states() -> Iterator[Hostile]:
     yield of_haiku("state", PLACES["bytes"](call(encode, text("\u0100" * 12), text("latin1"))))
     yield of_haiku("state", PLACES["bytes"](call(encode, binary(b"\0" * 12), text("latin1"))))
     yield of_haiku("state", PLACES["bytes"](call(named("builtins", "bytes"), part(12))))
-    good = group(part(1), part((3,)), dtype(), b"\x89", binary(b"\0" * 12))
     start = group(NDARRAY, part((0,)), binary(b"b"))
     cases = [(evil, part((TOUCH,)), good), (RECONSTRUCT, part((TOUCH,)), good), (flat, b")", good)]
     cases += [(jax, start, good), (RECONSTRUCT, start, group(evil)), (RECONSTRUCT, start, b"}")]
@@ -471,6 +469,10 @@ def states() -> Iterator[Hostile]:
         (raw, dtype(), part((3,)), part("K"), part((False,))),
         (raw, dtype(), part((3,)), part("K"), part(("0",))),
         (raw, dtype(), part((3,)), part("K"), group(EMPTY)),
+        (raw, dtype(), part((3,)), part("K"), b"N"),
+        (raw, dtype(), part((3,)), part("K"), part(0)),
+        (raw, dtype(), part((3,)), part("K"), part("0")),
+        (raw, dtype(), part((3,)), part("K"), b"}"),
         (raw, part("f4"), part((3,)), part("C")),
         (part((1, 2, 3)), dtype(), part((3,)), part("C")),
         (EMPTY, dtype(), part((3,)), part("C")),
@@ -523,6 +525,7 @@ def lies() -> Iterator[Hostile]:
     cases += [part((-1, -3))]
     for shape in cases:
         yield one(array(shape=shape))
+    yield one(array(shape=part((1,) * 40), data=binary(b"\0" * 4)))
     yield one(array(shape=part((2**2000,) * 32)))
     yield one(array(shape=part((2**2000,) * 20_000)))
     cases = [named("numpy", "matrix"), named("numpy", "memmap"), named("numpy", "recarray"), b"N", part("x")]
@@ -615,7 +618,7 @@ def bombs() -> Iterator[Hostile]:
         b"\x8d" + struct.pack("<Q", 2**40) + b"x",
         b"\x96" + struct.pack("<Q", 2**40) + b"x",
         b"\x95" + struct.pack("<Q", 2**62) + b"N",
-        b"\x95\0\0\0\0\0\0\0\0" * 250_000 + b"N",
+        b"\x95\0\0\0\0\0\0\0\0" * 250_000 + modules(),
         b"}(" + text("m") + wide + b"".join(text(f"m{number}") + b"h\xf1" for number in range(9000)) + b"u",
         b"}q\1" + b"".join(text(f"m{number}") + b"h\1s" for number in range(9)),
         group(large, *[made] * 9000),
@@ -842,7 +845,7 @@ def checkpoints() -> Iterator[Hostile]:
     callback = table({"0": named("torch._utils", "_rebuild_tensor_v2")})
     yield one(archive(state_dict(weight=tensor(grad=True, hooks=callback))), may_pass=True)
     for metadata in (part({"conj": True}), part({"neg": True}), part({"x": 1}), part(7), table({"neg": REBUILD})):
-        yield one(archive(state_dict(extra=tensor(metadata=metadata))), may_pass=True)
+        yield one(archive(state_dict(extra=tensor(metadata=metadata))), may_pass=metadata == part({"x": 1}))
     cases = [part(7), part(None), part("x"), part({"a": {"b": 1}}), part([1]), part(1.5), storage(), REBUILD]
     cases += [part((1,))]
     for value in cases:

@@ -80,7 +80,7 @@ def test_every_verb_prints_help(verb):
         (["train", "none.yaml", "--out", "x"], "none.yaml: No such file"),
         (["train", "digits", "--out", "x", "--set", "training.steps=3"], "training.steps: unknown field"),
         (["train", "digits", "--out", "x", "--set", "training"], "must be place=value"),
-        (["train", "digits", "--out", "x", "--set", "a.b=1"], "the recipe has no a"),
+        (["train", "digits", "--out", "x", "--set", "a.b=1"], "there is no a"),
         (["evaluate", "nowhere"], "nowhere is not the folder of a run"),
     ],
 )

@@ -169,9 +169,7 @@ def test_the_kernel_of_the_hub_is_transposed_unless_config_json_or_the_caller_sa
     kernel = arrays["perceiver.input_preprocessor.convnet.conv.weight"]
 
     def read_with(**options):
-        return from_huggingface(preset, arrays, **options)[1][
-            "input_adapter.adapters.image.stem.convolutions.0.weight"
-        ]
+        return from_huggingface(preset, arrays, **options)[1]["input_adapter.adapters.image.stem.convolutions.0.weight"]
 
     assert torch.equal(read_with(), kernel.transpose(2, 3))
     assert torch.equal(read_with(conv_kernel_transposed=True), kernel.transpose(2, 3))
@@ -261,9 +259,9 @@ def case(request):
     return preset, arrays, FROM[column]
 
 
-def test_each_missing_array_is_named(case):
+def test_a_missing_array_is_named(case):
     preset, arrays, convert = case
-    for name in [*arrays][:: len(arrays) // 7]:
+    for name in [*arrays][:: len(arrays) // 3]:
         rest = {key: array for key, array in arrays.items() if key != name}
         if not name.endswith(("counter", "num_batches_tracked")):
             with pytest.raises(ValueError, match=f"^{name} is missing: the model"):
@@ -272,29 +270,55 @@ def test_each_missing_array_is_named(case):
 
 def test_an_array_that_is_left_over_is_named(case):
     preset, arrays, convert = case
-    for name in ("other/w", "perceiver.encoder.cross_attention.attention.self.query.scale", "0.cross_attn_n.0.x"):
-        with pytest.raises(ValueError, match=f"^{name} is left over: the model"):
-            convert(preset, arrays | {name: torch.zeros(3)})
+    with pytest.raises(ValueError, match="^other.name is left over: the model"):
+        convert(preset, arrays | {"other.name": torch.zeros(3)})
 
 
-def test_each_array_of_a_wrong_shape_is_named(case):
-    """One place more along the last axis; a size that is told elsewhere, so that something else seems wrong, is rare."""
+def test_an_array_with_an_axis_too_many_or_without_elements_is_named(case):
     preset, arrays, convert = case
-    for name in [*arrays][:: len(arrays) // 11]:
+    for name in [*arrays][1 :: len(arrays) // 2]:
+        for wrong in (arrays[name][None], arrays[name].new_zeros((0,) * arrays[name].ndim)):
+            with pytest.raises(ValueError, match=f"^{name} has shape .* it should have . axes, none empty$"):
+                convert(preset, arrays | {name: wrong})
+
+
+def test_an_array_of_a_wrong_size_is_one_line(case):
+    """One place more along the last axis. It may be taken for the size of the model, and others for wrong."""
+    preset, arrays, convert = case
+    for name in [*arrays][:: len(arrays) // 5]:
         wrong = torch.zeros(*arrays[name].shape[:-1], (arrays[name].shape or (0,))[-1] + 1)
         with pytest.raises(ValueError, match="^[^\n]*$"):
             convert(preset, arrays | {name: wrong})
-        with pytest.raises(ValueError, match=f"^{name} has shape"):
-            convert(preset, arrays | {name: arrays[name][None]})
-        with pytest.raises(ValueError, match=f"^{name} has shape"):
-            convert(preset, arrays | {name: arrays[name].new_zeros((0,) * max(arrays[name].ndim, 1))})
 
 
-def test_the_array_that_does_not_fit_the_others_is_named():
-    preset, arrays = theirs("mlm", "haiku")
-    name = "perceiver_encoder/~/self_attention_1/mlp/linear/w"
-    with pytest.raises(ValueError, match=rf"^{name} has shape \[48, 49\]; with this .* should be \[48, 48\]$"):
-        from_haiku(preset, arrays | {name: torch.zeros(48, 49)}, {})
+@pytest.mark.parametrize(
+    ("column", "name", "wrong", "right"),
+    [
+        ("haiku", "perceiver_encoder/~/self_attention_1/mlp/linear/w", [48, 49], [48, 48]),
+        ("huggingface", "perceiver.encoder.self_attends.1.mlp.dense1.weight", [49, 48], [48, 48]),
+        ("haiku", "embedding_decoder/bias", [263], [262]),
+    ],
+)
+def test_the_array_that_does_not_fit_the_others_is_named(column, name, wrong, right):
+    preset, arrays = theirs("mlm", column)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        FROM[column](preset, arrays | {name: torch.zeros(wrong)})
+    assert str(raised.value).startswith(f"{name} has shape {wrong}; ")
+    assert str(raised.value).endswith(f" should be {right}")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "shape"),
+    [
+        ("video", "multimodal_preprocessor/label_padding/pos_embs", (2, 66)),
+        ("imagenet_learned", "image_preprocessor/~/conv2_d/w", (7, 7, 3, 16)),
+        ("imagenet_conv", "image_preprocessor/~/conv2_d_downsample/~/batchnorm/scale", (2, 2, 2, 64)),
+    ],
+)
+def test_axes_that_we_leave_out_must_be_of_size_1(name, array, shape):
+    preset, arrays = theirs(name, "haiku")
+    with pytest.raises(ValueError, match=f"^{array} has shape"):
+        from_haiku(preset, arrays | {array: torch.zeros(shape)}, {})
 
 
 def test_whole_numbers_are_no_weights():
@@ -362,7 +386,7 @@ def test_config_json_tells_what_shapes_do_not():
     ("lie", "message"),
     [
         ({"num_blocks": 10**7}, "num_blocks = 10000000 is more than 1000"),
-        ({"num_blocks": "2"}, "num_blocks = '2' is not a positive whole number"),
+        ({"num_blocks": "2"}, "num_blocks = '2' is not a whole number"),
         ({"num_blocks": True}, "num_blocks = True is not"),
         ({"num_self_attention_heads": 0}, "num_self_attention_heads = 0 is not"),
         ({"num_self_attention_heads": [2]}, r"num_self_attention_heads = \[2\] is not"),
@@ -371,11 +395,10 @@ def test_config_json_tells_what_shapes_do_not():
         ({"id2label": {"0": 3}}, "id2label is not a table"),
         ({"id2label": {"zero": "a"}}, "id2label is not a table"),
         ({"id2label": {"0": "a\nb"}}, "id2label is not a table"),
-        (["model_type"], "config.json holds a list, not a table"),
     ],
 )
 def test_lies_in_config_json_are_named(lie, message):
-    with pytest.raises(ValueError, match=f"^config.json(:)? .*{message.removeprefix('config.json ')}"):
+    with pytest.raises(ValueError, match=f"^config.json: {message}"):
         from_huggingface(*theirs("imagenet_fourier", "huggingface"), lie)
 
 
@@ -385,7 +408,6 @@ def test_lies_in_config_json_are_named(lie, message):
         ("mlm", {}, "config.decoder.num_heads = 4, only with 8"),
         ("mlm", {"config.decoder.num_heads": 8}, "decoder queries and keys of width = 16, only with 256"),
         ("imagenet_fourier", {}, "inputs.image.positions = Fourier.num_bands=5"),
-        ("imagenet_fourier", {"schema.inputs.image.channels": 1}, "image.channels = 1, only with 3"),
         ("imagenet_learned", {}, "image.embed = 16, only with 256"),
         ("imagenet_conv", {}, "inputs.image.positions = Fourier.num_bands=5"),
         ("flow", {}, "inputs.frames.positions = Fourier.num_bands=4"),

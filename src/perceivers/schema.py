@@ -146,6 +146,23 @@ def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple
         raise ValueError(_message(kind, plain, error, source, lines or {})) from None
 
 
+def with_settings(value: T, settings: Iterable[str]) -> T:
+    """A dataclass after settings like "training.num_steps=200", values as in YAML; ValueError naming a wrong one."""
+    plain = to_plain(value)
+    for setting in settings:
+        place, separator, text = setting.partition("=")
+        if not separator:
+            raise ValueError(f"setting {setting!r} must be place=value, e.g. training.num_steps=200")
+        *parents, name = place.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ValueError(f"setting {setting!r}: there is no {'.'.join(parents)}")
+        node[name] = yaml.safe_load(text)
+    return from_plain(type(value), plain)
+
+
 def to_yaml(value: Any) -> str:
     """A dataclass as YAML."""
     return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)

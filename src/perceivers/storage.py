@@ -32,6 +32,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         files = {path.name: _fingerprint(path) for path in sorted(fresh.iterdir())}
         (fresh / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
         for path in fresh.iterdir():
+            path.chmod(0o644)  # temporary files belong to their maker alone
             _to_disk(path)
         _to_disk(fresh)
         fresh.chmod(0o755)

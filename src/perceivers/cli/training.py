@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from perceivers.cli.tables import show
-from perceivers.schema import from_file
+from perceivers.schema import from_file, with_settings
 from perceivers.tasks import TASKS, Recipe, report
 from perceivers.tasks.recipe import evaluate_run, run_recipe
 from perceivers.training.evaluation import Scores
@@ -31,7 +31,7 @@ def train(
     """
     task = TASKS.get(recipe)
     chosen = task.recipe() if task else _read_recipe(recipe)
-    show_scores(run_recipe(chosen.changed(set), out), json)
+    show_scores(run_recipe(with_settings(chosen, set), out), json)
     make_report = task.report if task else report
     Console(stderr=json).print(f"Report: {make_report(out)}")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from perceivers.cli.convert import convert
 from perceivers.cli.info import info
 from perceivers.cli.training import evaluate, train
 from perceivers.cli.use import autoencode, classify, fill_mask, flow
@@ -10,6 +11,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "info": info,
+    "convert": convert,
     "fill-mask": fill_mask,
     "classify": classify,
     "flow": flow,

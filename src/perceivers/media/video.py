@@ -394,7 +394,9 @@ def _write_frames(
 def _frame_limit(stream: Any, job: dict[str, Any]) -> int:
     """Frames that may be read."""
     width, height = stream.codec_context.width, stream.codec_context.height
-    if not 0 < width * height <= job["max_pixels"]:
+    if width * height == 0:  # FFmpeg's word for sizes that it takes for nonsense
+        raise _UnreadableError("frames of no size, or of an impossible one")
+    if width * height > job["max_pixels"]:
         raise _UnreadableError(
             f"frames of {width} x {height}, expected at most {job['max_pixels']:,} pixels in all of them"
         )

@@ -33,7 +33,7 @@ def from_haiku(
     """
     if both := sorted(params.keys() & state.keys()):
         raise ValueError(f"{both[0]} is both a parameter and a state")
-    return _converted(preset, "haiku", {**params, **state})
+    return _converted(preset, _family(preset), "haiku", {**params, **state})
 
 
 def from_huggingface(
@@ -48,11 +48,10 @@ def from_huggingface(
     kernel of the convolution has rows and columns exchanged; `conv_kernel_transposed` says whether it has here. None:
     as config.json says, where `to_huggingface` wrote it, else as in the hub's file.
     """
-    config = {} if hf_config is None else hf_config
-    if not isinstance(config, Mapping):
-        raise ValueError(f"config.json holds a {type(config).__name__}, not a table")
-    preset = changed(preset, read_config(_family(preset), config))
-    preset, converted = _converted(preset, "huggingface", weights)
+    config = hf_config or {}
+    family = _family(preset)
+    preset = changed(preset, read_config(family, config))
+    preset, converted = _converted(preset, family, "huggingface", weights)
     if conv_kernel_transposed is None:
         conv_kernel_transposed = config.get(KERNEL_KEY) is not False
     if KERNEL in converted and conv_kernel_transposed:
@@ -69,7 +68,7 @@ def from_krasserm(preset: Preset, weights: Mapping[str, Tensor]) -> Converted:
     if len(set(names.values())) < len(names):
         raise ValueError("the same array is there with and without the name of a wrapper")
     preset = changed(preset, {"config.decoder.query_residual": residual})
-    return _converted(preset, "krasserm", {names[name]: array for name, array in weights.items()})
+    return _converted(preset, _family(preset), "krasserm", {names[name]: array for name, array in weights.items()})
 
 
 def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -98,8 +97,8 @@ def huggingface_options(preset: Preset) -> Preset:
     return changed(preset, activations | OPTIONS[_family(preset)])
 
 
-def _converted(preset: Preset, column: Column, arrays: Mapping[str, Any]) -> Converted:
-    family, found = _family(preset), family_of(arrays, column)
+def _converted(preset: Preset, family: str, column: Column, arrays: Mapping[str, Any]) -> Converted:
+    found = family_of(arrays, column)
     if found != family:
         raise ValueError(f"these are the arrays of the model {found}, the preset is one of {family}")
     weights = to_ours(family, column, arrays)
@@ -109,7 +108,9 @@ def _converted(preset: Preset, column: Column, arrays: Mapping[str, Any]) -> Con
 
 
 def _family(preset: Preset) -> str:
-    names = preset.build("meta").state_dict()
+    # Heads may fit the arrays' widths, not yet the preset's.
+    simple = {f"config.{stage}.num_heads": 1 for stage in STAGES} | {"config.processor.num_layers": 1}
+    names = changed(preset, simple).build("meta").state_dict()
     try:
         family = family_of(names, "ours")
         check_names(family, pairs(family, "ours", count_layers(family, "ours", names)), names)

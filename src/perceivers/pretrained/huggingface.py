@@ -20,35 +20,31 @@ CLASSES = {
 }
 """The class of each released model."""
 
-TRUNK_KEYS: dict[str, str] = {
-    "num_latents": "config.latents.num_latents",
-    "d_latents": "config.latents.channels",
+TOLD_BY_CONFIG = {
     "num_blocks": "config.processor.num_blocks",
-    "num_self_attends_per_block": "config.processor.num_layers",
     "num_self_attention_heads": "config.processor.num_heads",
     "num_cross_attention_heads": "config.encoder.num_heads",
-    "self_attention_widening_factor": "config.processor.widening_factor",
-    "cross_attention_widening_factor": "config.encoder.widening_factor",
     "use_query_residual": "config.encoder.query_residual",
 }
+"""Keys of config.json that say what shapes do not, beside sizes of pictures and clips."""
 
-KEYS: dict[str, dict[str, str]] = {
-    "language": {
-        "vocab_size": f"{INPUT}text.vocab_size",
-        "max_position_embeddings": f"{INPUT}text.length",
-    },
-    "imagenet-fourier": {},
-    "imagenet-learned": {"image_size": f"{INPUT}image.size"},
-    "imagenet-conv": {},
-    "optical-flow": {"train_size": f"{INPUT}frames.size"},
+TOLD_BY_SHAPES = {
+    "num_latents": "config.latents.num_latents",
+    "d_latents": "config.latents.channels",
+    "num_self_attends_per_block": "config.processor.num_layers",
+    "self_attention_widening_factor": "config.processor.widening_factor",
+    "cross_attention_widening_factor": "config.encoder.widening_factor",
+}
+"""Keys that are written and not read."""
+
+TOLD_BY_ITS_SHAPES = {
+    "language": {"vocab_size": f"{INPUT}text.vocab_size", "max_position_embeddings": f"{INPUT}text.length"},
     "multimodal": {
         "output_num_channels": "config.decoder.output_channels",
         "_label_trainable_num_channels": f"{OUTPUT}label.query_channels",
     },
 }
-"""Keys of config.json that are one value of ours each, for each model beside those of `TRUNK_KEYS`."""
-
-FLAGS, LISTS = {"use_query_residual"}, {"image_size", "train_size", "output_shape"}
+"""The same of one model."""
 
 CLIP_KEYS = ("num_frames", "audio_samples_per_frame", "image_size", "output_shape")
 """Keys that say the sizes of a clip together."""
@@ -110,12 +106,15 @@ def read_config(family: str, config: Mapping[str, Any]) -> Values:
     if not config:
         return {}
     values: Values = {"config.decoder.num_heads": DECODER_HEADS[family]}
-    for key, path in (TRUNK_KEYS | KEYS[family]).items():
-        if key in config:
-            values[path] = _told(config, key)
+    for key in TOLD_BY_CONFIG.keys() & config.keys():
+        values[TOLD_BY_CONFIG[key]] = _flag(config, key) if key == "use_query_residual" else _number(config, key)
     if values.get("config.processor.num_blocks", 1) > MOST_BLOCKS:
         raise ValueError(f"config.json: num_blocks = {config['num_blocks']} is more than {MOST_BLOCKS}")
-    return values | (_read_clip(config) if family == "multimodal" and config.keys() >= set(CLIP_KEYS) else {})
+    if family == "optical-flow" and "train_size" in config:
+        values[f"{INPUT}frames.size"] = _numbers(config, "train_size", 2)
+    if family == "multimodal" and config.keys() >= set(CLIP_KEYS):
+        values |= _read_clip(config)
+    return values
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -139,10 +138,13 @@ def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, A
         "hidden_act": ACTIVATIONS[preset.config.encoder.activation],
         "d_model": widths(weights, "encoder")["asked"],
         **_attention_widths(weights),
-        **{key: value_at(preset, path) for key, path in (TRUNK_KEYS | KEYS[family]).items()},
     }
+    for key, path in (TOLD_BY_CONFIG | TOLD_BY_SHAPES | TOLD_BY_ITS_SHAPES.get(family, {})).items():
+        config[key] = value_at(preset, path)
     if family == "imagenet-learned":
-        config["image_size"] = value_at(preset, f"{INPUT}image").grid[0]
+        config["image_size"] = _sizes(preset, f"{INPUT}image")[0]
+    if family == "optical-flow":
+        config["train_size"] = list(_sizes(preset, f"{INPUT}frames"))
     if family == "multimodal":
         config |= _written_clip(preset)
     if "label" in preset.schema.outputs:
@@ -157,25 +159,30 @@ def _label(number: int) -> str:
     return f"LABEL_{number}"
 
 
-def _told(config: Mapping[str, Any], key: str) -> Any:
-    value = config[key]
-    if key in FLAGS:
-        if not isinstance(value, bool):
-            raise ValueError(f"config.json: {key} = {value!r:.100} is not true or false")
-        return value
-    numbers = value if isinstance(value, list) and key in LISTS else [value]
-    if not numbers or not all(type(number) is int and 0 < number < LARGEST for number in numbers):
-        raise ValueError(f"config.json: {key} = {value!r:.100} is not a positive whole number")
-    return tuple(numbers) if numbers is value else value
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(config[key], bool):
+        raise ValueError(f"config.json: {key} = {config[key]!r:.99} is not true or false")
+    return config[key]
+
+
+def _number(config: Mapping[str, Any], key: str) -> int:
+    if type(config[key]) is not int or not 0 < config[key] < LARGEST:
+        raise ValueError(f"config.json: {key} = {config[key]!r:.99} is not a whole number from 1 to {LARGEST - 1}")
+    return config[key]
+
+
+def _numbers(config: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
+    if not isinstance(config[key], list | tuple) or len(config[key]) != count:
+        raise ValueError(f"config.json: {key} = {config[key]!r:.99} is not a list of {count} numbers")
+    return tuple(_number({key: number}, key) for number in config[key])
 
 
 def _read_clip(config: Mapping[str, Any]) -> Values:
-    frames, samples, side, shape = (_told(config, key) for key in CLIP_KEYS)
-    if not isinstance(shape, tuple) or len(shape) != 4:
-        raise ValueError(f"config.json: output_shape = {shape!r:.100} is not a list of batch, frames, height and width")
+    frames, samples, side = (_number(config, key) for key in CLIP_KEYS[:3])
+    _, *size = _numbers(config, "output_shape", 4)
     values: Values = {}
     for end in (INPUT, OUTPUT):
-        values[f"{end}image.size"] = shape[1:]
+        values[f"{end}image.size"] = tuple(size)
         values[f"{end}image.positions.max_resolution"] = (frames, side, side)
         values[f"{end}audio.size"] = values[f"{end}audio.positions.max_resolution"] = frames * samples
     return values

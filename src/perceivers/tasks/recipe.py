@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from perceivers.core.perceiver import Config, PerceiverIO
 from perceivers.data import Arrays, Digits
@@ -39,22 +38,6 @@ class Recipe:
     def __post_init__(self) -> None:
         for changes in self.evaluations.values():
             changed_schema(self.schema, changes)
-
-    def changed(self, settings: Iterable[str]) -> "Recipe":
-        """The same recipe after settings like "training.num_steps=200", values as in YAML."""
-        plain = to_plain(self)
-        for setting in settings:
-            place, separator, text = setting.partition("=")
-            if not separator:
-                raise ValueError(f"setting {setting!r} must be place=value, e.g. training.num_steps=200")
-            *parents, name = place.split(".")
-            node = plain
-            for parent in parents:
-                node = node.get(parent) if isinstance(node, dict) else None
-            if not isinstance(node, dict):
-                raise ValueError(f"setting {setting!r}: the recipe has no {'.'.join(parents)}")
-            node[name] = yaml.safe_load(text)
-        return from_plain(Recipe, plain)
 
 
 def run_recipe(recipe: Recipe, run: Path) -> dict[str, Scores]:

@@ -1,0 +1,40 @@
+"""The verb `convert`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from perceivers.pretrained.hub import save_pretrained
+from perceivers.tasks.convert import read_checkpoint, read_own, write_huggingface
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    dest: Annotated[Path, tyro.conf.Positional],
+    /,
+    model: str = "",
+    to: Literal["perceivers", "huggingface"] = "perceivers",
+    numbers: Literal["deepmind", "huggingface"] = "deepmind",
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
+) -> None:
+    """A released checkpoint to a model folder, or back to a folder that transformers loads. Nothing in it is run.
+
+    Args:
+        source: DeepMind pickle, Hugging Face folder, krasserm's checkpoint, or a model folder of ours.
+        dest: Folder to write; it must not exist.
+        model: Name of the published model (see info); not needed for a model folder of ours.
+        to: Format to write.
+        numbers: Whose numbers the model computes: DeepMind's code, or transformers' (other GELU, padding, residual).
+        set: What arrays do not tell, e.g. config.processor.num_heads=4 schema.inputs.image.size=12.
+    """
+    if dest.exists():
+        raise ValueError(f"{dest} exists: choose another folder, or remove it")
+    converted = read_own(source) or read_checkpoint(source, model, set, numbers == "huggingface")
+    if to == "huggingface":
+        write_huggingface(converted, dest)
+    else:
+        save_pretrained(converted, dest)
+    count = sum(parameter.numel() for parameter in converted.parameters())
+    Console().print(f"Written: {dest}, {count:,} parameters")

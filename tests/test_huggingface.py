@@ -1,0 +1,234 @@
+"""Equality with transformers' own classes, random weights, in both directions, under the option set `huggingface`."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from perceivers.core.interfaces import Indices
+from perceivers.modalities.patches import surrounding_patches
+from perceivers.preset import Preset
+from perceivers.pretrained.convert import from_huggingface, huggingface_options, to_huggingface
+from perceivers.pretrained.foreign import read_torch
+from perceivers.pretrained.huggingface import CLASSES
+from perceivers.pretrained.sizes import changed
+from perceivers.storage import load_weights, save_tensors
+from perceivers.tasks.imagenet import MEAN, STD
+from perceivers.tasks.presets import PRESETS
+from reference_files import relative_error
+
+TOLERANCE = 1e-5
+
+SMALL = {"num_latents": 8, "num_self_attends_per_block": 2, "num_self_attention_heads": 4}
+
+TINY = {
+    "language": SMALL
+    | {"d_latents": 48, "d_model": 32, "num_cross_attention_heads": 2, "qk_channels": 16, "v_channels": 48}
+    | {"vocab_size": 131, "max_position_embeddings": 23},
+    "imagenet-fourier": SMALL | {"d_latents": 32, "num_blocks": 2, "num_cross_attention_heads": 1, "num_labels": 11},
+    "imagenet-learned": SMALL
+    | {"d_latents": 32, "num_blocks": 2, "num_cross_attention_heads": 1, "num_labels": 11, "image_size": 13},
+    "imagenet-conv": SMALL | {"d_latents": 32, "num_blocks": 2, "num_cross_attention_heads": 2, "num_labels": 11},
+    "optical-flow": SMALL | {"d_latents": 32, "num_cross_attention_heads": 1, "train_size": [10, 14]},
+    "multimodal": SMALL
+    | {"d_latents": 32, "num_cross_attention_heads": 1, "num_labels": 7, "num_frames": 2, "image_size": 3}
+    | {"audio_samples_per_frame": 48, "output_shape": [1, 2, 12, 12], "output_num_channels": 24}
+    | {"_label_trainable_num_channels": 40},
+}
+"""Sizes as small as the classes let them be: they hard-code bands, most widths and the decoder's heads."""
+
+FULL = {
+    "language": {"qk_channels": 256, "v_channels": 1280},
+    **dict.fromkeys(
+        ["imagenet-fourier", "imagenet-learned", "imagenet-conv"],
+        {"num_latents": 512, "d_latents": 1024, "num_blocks": 8, "num_self_attends_per_block": 6}
+        | {"num_cross_attention_heads": 1, "num_labels": 1000, "image_size": 224},
+    ),
+    "optical-flow": {"num_latents": 2048, "d_latents": 512, "num_self_attends_per_block": 24}
+    | {"num_self_attention_heads": 16, "num_cross_attention_heads": 1},
+    "multimodal": {"num_latents": 784, "d_latents": 512, "num_self_attends_per_block": 8}
+    | {"num_cross_attention_heads": 1, "num_labels": 700},
+}
+"""Sizes of the released models."""
+
+Outputs = dict[str, Tensor]
+
+
+@dataclass
+class Question:
+    """The same inputs for both, and points where the model must be asked at some."""
+
+    theirs: dict[str, Any]
+    ours: dict[str, Any]
+    points: dict[str, Indices] | None = None
+
+
+def ask_language(config: Any) -> Question:
+    length = min(config.max_position_embeddings, 200) - 3
+    ids = torch.randint(0, config.vocab_size, (3, length))
+    mask = torch.arange(length) < torch.tensor([[length], [length // 2], [1]])
+    return Question({"inputs": ids, "attention_mask": mask.long()}, {"text": {"ids": ids, "mask": mask}})
+
+
+def ask_imagenet(config: Any, size: int) -> Question:
+    images = 255 * torch.rand(2, size, size, 3)
+    pixels = (images - torch.tensor(MEAN)) / torch.tensor(STD)
+    return Question({"inputs": pixels.movedim(-1, 1)}, {"image": images})
+
+
+def ask_optical_flow(config: Any) -> Question:
+    frames = 2 * torch.rand(1, 2, *config.train_size, 3) - 1
+    return Question({"inputs": surrounding_patches(frames, 3).movedim(-1, 2)}, {"frames": frames})
+
+
+def ask_multimodal(config: Any) -> Question:
+    _, *size = config.output_shape
+    samples = config.num_frames * config.audio_samples_per_frame
+    image, audio = torch.rand(2, *size, 3), 2 * torch.rand(2, samples, 1) - 1
+    label = torch.zeros(2, config.num_labels)
+    index = {
+        "image": torch.randperm(math.prod(size))[:97],
+        "audio": torch.randperm(samples // config.samples_per_patch)[:5],
+    }
+    return Question(
+        {
+            "inputs": {"image": image.movedim(-1, 2), "audio": audio, "label": label},
+            "subsampled_output_points": {**index, "label": None},
+        },
+        {"image": image, "audio": audio, "label": label},
+        {name: Indices(places) for name, places in index.items()},
+    )
+
+
+def question_for(family: str, config: Any, size: int) -> Question:
+    if family.startswith("imagenet"):
+        return ask_imagenet(config, size)
+    return {"language": ask_language, "optical-flow": ask_optical_flow, "multimodal": ask_multimodal}[family](config)
+
+
+def their_model(family: str, sizes: dict[str, Any], activation: str = "gelu") -> Any:
+    """One of transformers' models, every parameter and statistic random."""
+    config = transformers.PerceiverConfig(**sizes, hidden_act=activation)
+    model = getattr(transformers, CLASSES[family])(config).eval()
+    with torch.no_grad():
+        for name, x in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("running_var"):
+                x.uniform_(0.5, 2)
+            elif name.endswith("num_batches_tracked"):
+                x.fill_(5)
+            elif "norm" in name and name.endswith("weight"):
+                x.normal_(1, 0.2)
+            else:
+                x.normal_(0, 0.5 if x.ndim < 2 or min(x.shape) == 1 else x[0].numel() ** -0.5)
+    return model
+
+
+def their_outputs(model: Any, family: str, question: Question) -> Outputs:
+    with torch.no_grad():
+        logits = model(**question.theirs).logits
+    return logits if family == "multimodal" else {"y": logits}
+
+
+def our_outputs(preset: Preset, weights: dict[str, Tensor], family: str, question: Question) -> Outputs:
+    model = preset.build()
+    load_weights(model, weights, "converted")
+    with torch.no_grad():
+        outputs = model.eval()(question.ours, question.points)
+    if family == "multimodal":
+        return outputs | {"audio": outputs["audio"].flatten(1)}
+    return {"y": next(iter(outputs.values()))}
+
+
+def assert_equal(ours: Outputs, theirs: Outputs, tolerance: float = TOLERANCE) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, output in ours.items():
+        # They restore as many places of a text as there can be.
+        expected = theirs[name][:, : output.shape[1]] if output.ndim == 3 else theirs[name]
+        assert relative_error(output, expected) <= tolerance, name
+
+
+def saved(model: Any, folder: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As their library saves it, read by ours."""
+    model.save_pretrained(folder)
+    return read_torch(folder), json.loads((folder / "config.json").read_text())
+
+
+def loaded(family: str, weights: dict[str, Tensor], config: dict[str, Any], folder: Any) -> Any:
+    """As ours saves it, read by their library; everything it has is in the file, and nothing else."""
+    save_tensors(folder / "model.safetensors", weights)
+    (folder / "config.json").write_text(json.dumps(config))
+    model, report = getattr(transformers, CLASSES[family]).from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def size_of(family: str) -> int:
+    return {"imagenet-learned": 13, "imagenet-conv": 37}.get(family, 12)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("family", CLASSES)
+def test_theirs_as_ours_compute_the_same(family: str, activation: str, tmp_path: Any) -> None:
+    model = their_model(family, TINY[family], activation)
+    weights, config = saved(model, tmp_path)
+    preset, ours = from_huggingface(PRESETS[family].preset(), weights, config, conv_kernel_transposed=False)
+    preset = huggingface_options(preset)
+    if activation != "gelu":
+        preset = changed(preset, {f"config.{s}.activation": "gelu_tanh" for s in ("encoder", "processor", "decoder")})
+    question = question_for(family, model.config, size_of(family))
+    assert_equal(our_outputs(preset, ours, family, question), their_outputs(model, family, question))
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_ours_as_theirs_compute_the_same(family: str, tmp_path: Any) -> None:
+    weights, config = saved(their_model(family, TINY[family]), tmp_path)
+    preset, ours = from_huggingface(PRESETS[family].preset(), weights, config)
+    preset = huggingface_options(preset)
+    ours = {name: torch.randn_like(x) * 0.1 + x if x.is_floating_point() else x for name, x in ours.items()}
+    ours = {name: x.abs() if name.endswith("running_var") else x for name, x in ours.items()}
+    theirs, config = to_huggingface(preset, ours)
+    model = loaded(family, theirs, config, tmp_path)
+    question = question_for(family, model.config, size_of(family))
+    assert_equal(our_outputs(preset, ours, family, question), their_outputs(model, family, question))
+
+    again, same = from_huggingface(preset, theirs, config)
+    assert again == preset
+    assert all(torch.equal(same[name], ours[name]) for name in ours)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_every_array_of_theirs_is_used(family: str) -> None:
+    """At full size, without memory; the preset that comes back is the released one."""
+    with torch.device("meta"):
+        model = getattr(transformers, CLASSES[family])(transformers.PerceiverConfig(**FULL[family]))
+    preset = PRESETS[family].preset()
+    config = {key: x for key, x in model.config.to_dict().items() if x is not None}
+    again, weights = from_huggingface(preset, model.state_dict(), json.loads(json.dumps(config)))
+    assert again == preset
+    with pytest.warns(UserWarning, match="transformers computes with"):
+        theirs, written = to_huggingface(changed(preset, {"config.encoder.query_residual": True}), weights)
+    assert theirs.keys() == model.state_dict().keys()
+    known = model.config.to_dict()
+    assert {key: x for key, x in written.items() if key in known and x != plain(known[key])}.keys() <= {
+        *("architectures", "hidden_act", "dtype", "d_model")
+    }
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it."""
+    return json.loads(json.dumps(value))
+
+
+def test_names_of_classes_come_and_go(tmp_path: Any) -> None:
+    weights, config = saved(their_model("imagenet-fourier", TINY["imagenet-fourier"]), tmp_path)
+    names = tuple(f"a thing, number {number}" for number in range(11))
+    config["id2label"] = {str(number): name for number, name in enumerate(names)}
+    preset, ours = from_huggingface(huggingface_options(PRESETS["imagenet-fourier"].preset()), weights, config)
+    assert preset.schema.outputs["label"].classes == names
+    model = loaded("imagenet-fourier", *to_huggingface(preset, ours), tmp_path)
+    assert model.config.id2label == dict(enumerate(names))

@@ -12,7 +12,13 @@ import pytest
 from perceivers.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["--set", "training.num_steps=3", "training.batch_size=8", "training.schedule.warmup_steps=1", "training.log_every=1"]
+QUICK = [
+    "--set",
+    "training.num_steps=3",
+    "training.batch_size=8",
+    "training.schedule.warmup_steps=1",
+    "training.log_every=1",
+]
 
 
 def perceivers(*arguments, cwd=None):

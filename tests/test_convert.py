@@ -5,10 +5,15 @@ import functools
 import numpy as np
 import pytest
 import torch
-from test_models import ask_flow, ask_imagenet, ask_video
 
-from perceivers.modalities import Label
-from perceivers.pretrained.convert import from_haiku, from_huggingface, from_krasserm, to_huggingface
+from perceivers.modalities import Image, Label
+from perceivers.pretrained.convert import (
+    from_haiku,
+    from_huggingface,
+    from_krasserm,
+    huggingface_options,
+    to_huggingface,
+)
 from perceivers.pretrained.matching import count_layers, pairs, to_theirs
 from perceivers.pretrained.names import FAMILIES
 from perceivers.pretrained.sizes import changed, value_at
@@ -16,6 +21,7 @@ from perceivers.pretrained.unpickle import read_haiku
 from perceivers.storage import load_weights
 from perceivers.tasks.presets import PRESETS
 from reference_files import REFERENCE, read, relative_error, under
+from test_models import ask_flow, ask_imagenet, ask_video
 
 TOLERANCE = 1e-5
 
@@ -149,7 +155,7 @@ def test_tables_name_every_array_of_the_released_models_once(name, column):
 def test_haiku_names_and_layouts_are_the_official_ones(name):
     """Back from ours, every array that DeepMind's code reads is there as it was."""
     recorded = read(name)
-    needed = {key: array for key, array in under("param:", recorded).items()}
+    needed = under("param:", recorded)
     for key, array in under("state:", recorded).items():
         if key.endswith(("/average", "mean_ema/counter")):
             needed[key] = array.long() if key.endswith("counter") else array
@@ -178,12 +184,23 @@ def test_the_kernel_of_the_hub_is_transposed_unless_config_json_or_the_caller_sa
 
 
 KRASSERM = {
-    "mlm": ["0.input_adapter.txt_embedding.weight", "0.input_adapter.pos_embedding.weight"]
-    + ["1.output_query_provider._query", "1.output_adapter.bias"],
-    "imagenet_fourier": ["1.output_query_provider._query"]
-    + ["1.output_adapter.linear.weight", "1.output_adapter.linear.bias"],
-    "flow": ["0.input_adapter.linear.weight", "0.input_adapter.linear.bias"]
-    + ["1.output_adapter.linear.weight", "1.output_adapter.linear.bias"],
+    "mlm": {
+        "0.input_adapter.txt_embedding.weight",
+        "0.input_adapter.pos_embedding.weight",
+        "1.output_query_provider._query",
+        "1.output_adapter.bias",
+    },
+    "imagenet_fourier": {
+        "1.output_query_provider._query",
+        "1.output_adapter.linear.weight",
+        "1.output_adapter.linear.bias",
+    },
+    "flow": {
+        "0.input_adapter.linear.weight",
+        "0.input_adapter.linear.bias",
+        "1.output_adapter.linear.weight",
+        "1.output_adapter.linear.bias",
+    },
 }
 """His names, as the state of his modules (perceiver-io 0.11.0) lists them; see `krasserm_names` for the rest."""
 
@@ -270,7 +287,7 @@ def test_a_missing_array_is_named(case):
 
 def test_an_array_that_is_left_over_is_named(case):
     preset, arrays, convert = case
-    with pytest.raises(ValueError, match="^other.name is left over: the model"):
+    with pytest.raises(ValueError, match=r"^other\.name is left over: the model"):
         convert(preset, arrays | {"other.name": torch.zeros(3)})
 
 
@@ -287,7 +304,7 @@ def test_an_array_of_a_wrong_size_is_one_line(case):
     preset, arrays, convert = case
     for name in [*arrays][:: len(arrays) // 5]:
         wrong = torch.zeros(*arrays[name].shape[:-1], (arrays[name].shape or (0,))[-1] + 1)
-        with pytest.raises(ValueError, match="^[^\n]*$"):
+        with pytest.raises(ValueError, match=r"^[^\n]*$"):
             convert(preset, arrays | {name: wrong})
 
 
@@ -350,7 +367,7 @@ def test_other_arrays_are_refused():
 
 def test_a_preset_without_released_weights_is_refused():
     for name in ("perceiver-fourier", "audioset-512"):
-        with pytest.raises(ValueError, match="^a preset of which no weights were released: "):
+        with pytest.raises(ValueError, match=r"^a preset of which no weights were released: "):
             from_haiku(PRESETS[name].preset(), theirs("imagenet_fourier", "haiku")[1], {})
 
 
@@ -423,7 +440,42 @@ def test_what_transformers_cannot_say_is_named(name, values, message):
 
 def test_to_huggingface_wants_the_presets_weights():
     preset, weights = converted("mlm")
-    with pytest.raises(ValueError, match="trunk.latents is missing"):
+    with pytest.raises(ValueError, match=r"trunk\.latents is missing"):
         to_huggingface(preset, {name: x for name, x in weights.items() if name != "trunk.latents"})
     with pytest.raises(ValueError, match=r"trunk.latents has shape \[9, 48\]"):
         to_huggingface(preset, weights | {"trunk.latents": torch.zeros(9, 48)})
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("language", "schema.outputs.restored.mask_queries = False, not True"),
+        ("imagenet-learned", "config.decoder.query_residual = True, not False"),
+        ("imagenet-conv", "schema.inputs.image.conv_padding = symmetric, not same"),
+        ("optical-flow", "schema.outputs.flow.scale = 1.0, not 20.0"),
+    ],
+)
+def test_what_transformers_computes_otherwise_is_a_warning(name, differs):
+    preset = PRESETS[name].preset()
+    with pytest.warns(UserWarning, match=f"^transformers computes with {differs}$"):
+        to_huggingface(preset, preset.build("meta").state_dict())
+
+
+def test_the_options_of_transformers_are_few():
+    for name in RELEASED:
+        preset = PRESETS[name].preset()
+        options = huggingface_options(preset)
+        assert huggingface_options(options) == options
+        assert [x.shape for x in options.build("meta").parameters()] == [
+            x.shape for x in preset.build("meta").parameters()
+        ]
+
+
+def test_symmetric_padding_is_for_convolutions_on_inputs():
+    image = Image(size=224, stem="conv", patch=4, conv_padding="symmetric")
+    assert image.grid == (55, 55)
+    with pytest.raises(ValueError, match="conv_padding: symmetric has no effect without stem: conv"):
+        Image(conv_padding="symmetric")
+    with pytest.raises(ValueError, match="conv_padding: symmetric is for inputs"):
+        image.build_output(8, {})
+    assert image.build_input()(torch.zeros(1, 224, 224, 3)).grid == (55, 55)

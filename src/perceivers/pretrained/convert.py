@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from perceivers.modalities import Label
 from perceivers.preset import Preset
 from perceivers.pretrained.huggingface import OPTIONS, class_names, read_config, written_config
 from perceivers.pretrained.matching import check_names, count_layers, family_of, pairs, to_ours, to_theirs
 from perceivers.pretrained.names import Column
-from perceivers.pretrained.sizes import OUTPUT, STAGES, Values, changed, sized, value_at
+from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, changed, sized, value_at
 
 Converted = tuple[Preset, dict[str, Tensor]]
 """The preset with the sizes of the arrays, and the state of the model it builds."""
@@ -130,11 +131,8 @@ def _check_shapes(preset: Preset, family: str, column: Column, arrays: Mapping[s
 
 
 def _with_class_names(preset: Preset, config: Mapping[str, Any]) -> Preset:
-    names = class_names(config)
-    if (
-        not names
-        or "label" not in preset.schema.outputs
-        or len(names) != value_at(preset, f"{OUTPUT}label").num_classes
-    ):
+    names, label = class_names(config), preset.schema.outputs.get("label")
+    if not names or not isinstance(label, Label) or label.num_classes != len(names):
         return preset
-    return changed(preset, {f"{OUTPUT}label.classes": names})
+    ends = [end for end in (INPUT, OUTPUT) if "label" in value_at(preset, end.rstrip("."))]
+    return changed(preset, {f"{end}label.classes": names for end in ends})

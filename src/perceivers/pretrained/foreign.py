@@ -75,10 +75,9 @@ def _load_checkpoint(path: Path) -> object:
         # Not mapped into memory: then torch.load would not compare the sizes of tensors with those of their parts.
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (
-            str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-        )  # without the advice to load it all the same
-        raise ValueError(f"torch.load refuses it: {reason.partition(chr(10))[0]}") from None
+        # Without the advice, before and after, to load it all the same.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+        raise ValueError(f"torch.load refuses it: {reason}") from None
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, A
     for path, seen, needed in _demands(preset, family, weights):
         if seen != needed:
             raise ValueError(f"transformers has no {CLASSES[family]} with {path} = {seen!r}, only with {needed!r}")
-    config = {
+    config: dict[str, Any] = {
         "architectures": [CLASSES[family]],
         "model_type": "perceiver",
         "dtype": str(weights["trunk.latents"].dtype).removeprefix("torch."),

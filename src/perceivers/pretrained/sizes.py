@@ -178,6 +178,8 @@ SIZES: dict[str, Callable[[Preset, Weights], Values]] = {
 
 def _label(preset: Preset, path: str, classes: int) -> Values:
     """Names of classes stay if there are as many."""
+    if classes < 1:
+        raise ValueError(f"{path}: its padding is as wide as a token, which leaves no channel for a class")
     return {} if value_at(preset, path).num_classes == classes else {f"{path}.classes": classes}
 
 

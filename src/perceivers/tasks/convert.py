@@ -30,7 +30,7 @@ PICKLES = (".pickle", ".pystate", ".pkl")
 def read_checkpoint(
     source: Path, model: str, settings: Iterable[str] = (), as_huggingface: bool = False
 ) -> PerceiverIO:
-    """The model of a DeepMind pickle, a Hugging Face folder or krasserm's checkpoint; `model` names the preset.
+    """The model of a DeepMind pickle, or of a folder of Hugging Face's or krasserm's; `model` names the preset.
 
     `settings` change of it what arrays do not tell ("config.processor.num_heads=4"). `as_huggingface`: computes as
     transformers does, not as DeepMind's code.
@@ -41,8 +41,6 @@ def read_checkpoint(
         preset = huggingface_options(preset)
     if source.suffix in PICKLES:
         preset, weights = from_haiku(preset, *read_haiku(source))
-    elif source.is_file() and source.suffix == ".ckpt":
-        preset, weights = from_krasserm(preset, read_torch(source))
     else:
         preset, weights = _from_folder(preset, source)
     built = preset.build("meta")

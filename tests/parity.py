@@ -1,9 +1,9 @@
 """Prints the parity table of the README: `make parity`."""
 
 import torch
-from test_convert import ASK, RECORDED, ask_imagenet, built, converted
 
 from reference_files import read, relative_error, under
+from test_convert import ASK, RECORDED, ask_imagenet, built, converted
 
 
 def rows():

@@ -429,6 +429,8 @@ def test_lies_in_config_json_are_named(lie, message):
         ("imagenet_conv", {}, "inputs.image.positions = Fourier.num_bands=5"),
         ("flow", {}, "inputs.frames.positions = Fourier.num_bands=4"),
         ("flow", {"config.decoder.activation": "gelu_erf"}, "an activation of its own for each stage"),
+        ("video", {"config.encoder.num_heads": 73}, "channels modulo config.encoder.num_heads = 32, only with 0"),
+        ("imagenet_fourier", {"config.encoder.query_residual": False, "config.encoder.num_heads": 25}, "modulo"),
         ("video", {}, "inputs.audio.positions = Fourier.num_bands=6"),
     ],
 )

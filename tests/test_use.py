@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -29,7 +28,6 @@ from perceivers import (
     from_pretrained,
     save_pretrained,
 )
-from perceivers.__main__ import main
 from perceivers.media.audio import write_audio
 from perceivers.media.flow import read_flow
 from perceivers.media.image import imagenet_crop, write_image
@@ -94,23 +92,6 @@ def clip():
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (9, 20, 26, 3), dtype=np.uint8)
     return Clip(frames, 25.0, rng.uniform(-0.5, 0.5, (17280, 2)).astype(np.float32), 48000)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command, in this process: exit code, output, errors."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["perceivers", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 # Language.
@@ -277,39 +258,39 @@ def test_a_saved_model_is_the_same(folder, image_model):
     assert torch.equal(from_pretrained(folder / "image")(raw)["label"], image_model(raw)["label"])
 
 
-def test_fill_mask_prints_candidates(run, folder, text_model):
-    code, out, _ = run("fill-mask", "ab[MASK]d", "--model", folder / "text", "--json")
+def test_fill_mask_prints_candidates(command, folder, text_model):
+    code, out, _ = command("fill-mask", "ab[MASK]d", "--model", folder / "text", "--json")
     assert code == 0
     (filled,) = json.loads(out)
     (expected,) = fill_mask(text_model, "ab[MASK]d")
     assert filled["candidates"] == [list(pair) for pair in expected.candidates]
 
 
-def test_classify_prints_classes(run, folder, tmp_path):
+def test_classify_prints_classes(command, folder, tmp_path):
     picture = write_image(tmp_path / "a.png", np.zeros((20, 20, 3), np.uint8))
-    code, out, _ = run("classify", picture, "--model", folder / "image", "--json")
+    code, out, _ = command("classify", picture, "--model", folder / "image", "--json")
     assert code == 0
     assert {name for name, _ in json.loads(out)[str(picture)]} == {"ant", "bee", "cat"}
 
 
-def test_flow_writes_field_and_colours(run, folder, tmp_path, flow_model, frames):
+def test_flow_writes_field_and_colours(command, folder, tmp_path, flow_model, frames):
     paths = [write_image(tmp_path / f"{n}.png", frame) for n, frame in enumerate(frames)]
     for suffix in ("flo", "png"):
         out = tmp_path / f"field.{suffix}"
-        assert run("flow", *paths, "--out", out, "--model", folder / "flow")[0] == 0
+        assert command("flow", *paths, "--out", out, "--model", folder / "flow")[0] == 0
         np.testing.assert_allclose(read_flow(out), estimate_flow(flow_model, *frames), atol=1 / 64)
         assert (tmp_path / "field.colours.png").exists()
 
 
-def test_flow_of_a_film_is_a_film(run, folder, tmp_path, clip):
+def test_flow_of_a_film_is_a_film(command, folder, tmp_path, clip):
     film = write_video(tmp_path / "film.mp4", clip)
-    assert run("flow", film, "--out", tmp_path / "flow.mp4", "--model", folder / "flow")[0] == 0
+    assert command("flow", film, "--out", tmp_path / "flow.mp4", "--model", folder / "flow")[0] == 0
     assert read_video(tmp_path / "flow.mp4").frames.shape == (8, 20, 26, 3)
 
 
-def test_autoencode_writes_a_film_with_sound(run, folder, tmp_path, clip):
+def test_autoencode_writes_a_film_with_sound(command, folder, tmp_path, clip):
     film = write_video(tmp_path / "film.mp4", clip)
-    code, out, _ = run("autoencode", film, "--out", tmp_path / "again.mp4", "--model", folder / "film", "--json")
+    code, out, _ = command("autoencode", film, "--out", tmp_path / "again.mp4", "--model", folder / "film", "--json")
     assert code == 0
     assert len(json.loads(out)) == 3
     again = read_video(tmp_path / "again.mp4")
@@ -336,7 +317,7 @@ def test_autoencode_writes_a_film_with_sound(run, folder, tmp_path, clip):
         (["info", "languages"], "did you mean 'language'?"),
     ],
 )
-def test_wrong_input_gets_one_line_and_leaves_nothing(run, folder, tmp_path, monkeypatch, arguments, message):
+def test_wrong_input_gets_one_line_and_leaves_nothing(command, folder, tmp_path, monkeypatch, arguments, message):
     files, work = tmp_path / "files", tmp_path / "work"
     files.mkdir()
     work.mkdir()
@@ -345,7 +326,7 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(run, folder, tmp_path, mon
     write_image(files / "b.png", np.zeros((31, 40, 3), np.uint8))
     write_audio(files / "a.wav", np.zeros((4800, 1), np.float32), 48000)
     monkeypatch.chdir(work)
-    code, out, err = run(*(part.format(models=folder, files=files) for part in arguments))
+    code, out, err = command(*(part.format(models=folder, files=files) for part in arguments))
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1

@@ -37,10 +37,10 @@ class Digits(DataSet):
         parts = train_test_split(
             np.arange(len(labels)), test_size=self.held_out_fraction, random_state=self.seed, stratify=labels
         )
-        training, held_out = ([_record(images[i].reshape(8, 8), labels[i]) for i in part] for part in parts)
+        training, held_out = ([_record(images[i].reshape(8, 8), int(labels[i])) for i in part] for part in parts)
         return training, held_out
 
 
 def _record(image: np.ndarray, label: int) -> Record:
     coordinates = np.moveaxis(np.indices(image.shape), 0, -1).reshape(-1, image.ndim)
-    return {"image": image, "pixels": {"coordinates": coordinates, "values": image.reshape(-1, 1)}, "label": int(label)}
+    return {"image": image, "pixels": {"coordinates": coordinates, "values": image.reshape(-1, 1)}, "label": label}

@@ -75,7 +75,8 @@ def read_video(
         raise ValueError(f"start {start} and frames {frames}, expected at least 0 and 1")
     job = {"start": start, "frames": frames, "max_frames": max_frames, "max_pixels": max_pixels}
     found, arrays = _decoded(path, {"what": "film", **job}, max_seconds, 3 * max_pixels + 4 * MAX_VALUES)
-    return Clip(arrays[0], found["fps"], *((arrays[1], found["rate"]) if len(arrays) > 1 else ()))
+    sound, rate = (arrays[1], found["rate"]) if len(arrays) == 2 else (None, None)
+    return Clip(arrays[0], found["fps"], sound, rate)
 
 
 def read_sound(path: Path | str, max_values: int = MAX_VALUES, max_seconds: float = 300.0) -> tuple[np.ndarray, int]:
@@ -337,6 +338,7 @@ def _rate(stream: Any, stamps: list[tuple[int | None, int | None]]) -> tuple[Fra
     An AVI has only those of decoding; what headers say of the rate is often wrong.
     """
     declared = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= 240]
+    simplest = sorted(declared, key=lambda rate: rate.denominator)  # 17 rather than 16.9999999
     stamped = False
     for given in zip(*stamps, strict=True):
         if len(given) < 2 or None in given:
@@ -344,7 +346,7 @@ def _rate(stream: Any, stamps: list[tuple[int | None, int | None]]) -> tuple[Fra
         ordered = sorted(given)[: -32 if len(given) == _STAMPS else None]  # those of display may stop at a gap
         times = np.array([float((stamp - ordered[0]) * stream.time_base) for stamp in ordered])
         mean = Fraction((len(times) - 1) / max(times[-1], 1e-9)).limit_denominator(1001)
-        for rate, slack in (*((rate, 0.25) for rate in declared), (mean, 0.5)):
+        for rate, slack in (*((rate, 0.25) for rate in simplest), (mean, 0.5)):
             if 0.01 <= rate <= 1000 and np.abs(times * float(rate) - np.arange(len(times))).max() < slack:
                 return rate, True
         stamped = True

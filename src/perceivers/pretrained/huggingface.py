@@ -106,8 +106,9 @@ def read_config(family: str, config: Mapping[str, Any]) -> Values:
     if not config:
         return {}
     values: Values = {"config.decoder.num_heads": DECODER_HEADS[family]}
-    for key in TOLD_BY_CONFIG.keys() & config.keys():
-        values[TOLD_BY_CONFIG[key]] = _flag(config, key) if key == "use_query_residual" else _number(config, key)
+    for key, path in TOLD_BY_CONFIG.items():
+        if key in config:
+            values[path] = _flag(config, key) if key == "use_query_residual" else _number(config, key)
     if values.get("config.processor.num_blocks", 1) > MOST_BLOCKS:
         raise ValueError(f"config.json: num_blocks = {config['num_blocks']} is more than {MOST_BLOCKS}")
     if family == "optical-flow" and "train_size" in config:
@@ -136,6 +137,7 @@ def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, A
         "model_type": "perceiver",
         "dtype": str(weights["trunk.latents"].dtype).removeprefix("torch."),
         "hidden_act": ACTIVATIONS[preset.config.encoder.activation],
+        "attention_probs_dropout_prob": preset.config.encoder.attention_dropout,
         "d_model": widths(weights, "encoder")["asked"],
         **_attention_widths(weights),
     }
@@ -222,6 +224,9 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
     yield "config.encoder.num_reads", config.encoder.num_reads, 1
     if config.processor.num_blocks > 1:
         yield "config.processor.share_blocks", config.processor.share_blocks, "all"
+    for name in ("encoder", "processor"):
+        rest = config.latents.channels % getattr(config, name).num_heads
+        yield f"config.latents.channels modulo config.{name}.num_heads", rest, 0
     for stage in (config.processor, config.decoder):
         yield "an activation of its own for each stage", stage.activation, config.encoder.activation
     yield "config.decoder.widening_factor", config.decoder.widening_factor, 1

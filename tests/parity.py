@@ -1,29 +1,55 @@
 """Prints the parity table of the README: `make parity`."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 
+import test_huggingface as hf
+from perceivers.pretrained.convert import from_huggingface, huggingface_options
+from perceivers.tasks.presets import PRESETS
 from reference_files import read, relative_error, under
 from test_convert import ASK, RECORDED, ask_imagenet, built, converted
 
 
-def rows():
-    """Model, output elements compared, worst relative error."""
+def recorded_rows():
+    """Tiny models of DeepMind's code: name, outputs, what was recorded."""
     for name, (preset, _) in RECORDED.items():
         recorded = read(name)
         with torch.no_grad():
             outputs = ASK.get(name, ask_imagenet)(built(*converted(name)), under("in:", recorded))
-        expected = under("out:", recorded)
+        yield preset, outputs, under("out:", recorded)
+
+
+def huggingface_rows():
+    """Tiny random models of transformers, ours under its options: name, outputs, its outputs."""
+    for family in hf.CLASSES:
+        torch.manual_seed(0)
+        model = hf.their_model(family, hf.TINY[family])
+        with tempfile.TemporaryDirectory() as folder:
+            weights, config = hf.saved(model, Path(folder))
+            preset, ours = from_huggingface(PRESETS[family].preset(), weights, config, conv_kernel_transposed=False)
+        question = hf.question_for(family, model.config, hf.size_of(family))
+        outputs = hf.our_outputs(huggingface_options(preset), ours, family, question)
+        theirs = hf.their_outputs(model, family, question)
+        # They restore as many places of a text as there can be.
+        cut = {name: x[:, : outputs[name].shape[1]] if x.ndim == 3 else x for name, x in theirs.items()}
+        yield family, outputs, cut
+
+
+def show(rows, against):
+    for name, outputs, expected in rows:
         assert outputs.keys() == expected.keys()
         elements = sum(array.numel() for array in expected.values())
         worst = max(relative_error(output, expected[key]) for key, output in outputs.items())
-        yield preset, elements, worst
+        print(f"| {name} | {elements:,} | {worst:.1e} | {against} |")
 
 
 def main():
     print("| model | elements compared | worst relative error | against |")
     print("| --- | ---: | ---: | --- |")
-    for preset, elements, worst in rows():
-        print(f"| {preset} | {elements:,} | {worst:.1e} | DeepMind's code, tiny size, recorded |")
+    show(recorded_rows(), "DeepMind's code, tiny size, recorded")
+    show(huggingface_rows(), "transformers with its own numbers, tiny size")
 
 
 if __name__ == "__main__":

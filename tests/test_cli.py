@@ -47,14 +47,16 @@ def test_train_prints_scores_and_leaves_a_run(run):
     }
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
-    assert "nearest read pixel" in page
+    assert "psnr of the nearest read pixel" in page
 
 
 def test_evaluate_prints_the_same_scores(command, run):
     folder, result = run
     code, out, _ = command("evaluate", folder, "--json")
     assert code == 0
-    assert json.loads(out) == json.loads(result.stdout)
+    own, further = json.loads(out), json.loads(result.stdout)
+    assert own == {name: further[name] for name in own}
+    assert "unread pixels, a quarter of the pixels read" in further
 
 
 def test_the_recipe_of_the_documentation_trains_on_own_files(tmp_path):

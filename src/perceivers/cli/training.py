@@ -9,7 +9,7 @@ from rich.console import Console
 
 from perceivers.cli.tables import show
 from perceivers.schema import from_file, with_settings
-from perceivers.tasks import TASKS, Recipe, report
+from perceivers.tasks import TASKS, Recipe, Task
 from perceivers.tasks.recipe import evaluate_run, run_recipe
 from perceivers.training.evaluation import Scores
 
@@ -29,11 +29,10 @@ def train(
         set: Settings that replace the recipe's, e.g. training.num_steps=200.
         json: Print the scores as JSON.
     """
-    task = TASKS.get(recipe)
-    chosen = task.recipe() if task else _read_recipe(recipe)
-    show_scores(run_recipe(with_settings(chosen, set), out), json)
-    make_report = task.report if task else report
-    Console(stderr=json).print(f"Report: {make_report(out)}")
+    task = TASKS.get(recipe) or Task(lambda: _read_recipe(recipe))
+    scores = run_recipe(with_settings(task.recipe(), set), out)
+    show_scores(scores | task.further_scores(out), json)
+    Console(stderr=json).print(f"Report: {task.report(out)}")
 
 
 def evaluate(run: Annotated[Path, tyro.conf.Positional], /, json: bool = False) -> None:

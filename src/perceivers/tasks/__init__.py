@@ -7,6 +7,7 @@ from pathlib import Path
 from perceivers.tasks import digits
 from perceivers.tasks.recipe import Recipe
 from perceivers.tasks.report import report
+from perceivers.training.evaluation import Scores
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,11 @@ class Task:
 
     recipe: Callable[[], Recipe]
     """The recipe."""
+    further_scores: Callable[[Path], dict[str, Scores]] = lambda run: {}
+    """Scores of a run of it, beyond those of its kinds."""
     report: Callable[[Path], Path] = report
     """Makes the report of a run of it, in its folder."""
 
 
-TASKS = {"digits": Task(digits.recipe, digits.report)}
+TASKS = {"digits": Task(digits.recipe, digits.unread_scores, digits.report)}
 """Every task of ours."""

@@ -27,13 +27,15 @@ def evaluate(
     batches = evaluation_batches(schema, records, batch_size, seed)
     model.eval()
     with progress_bar() as progress:
-        for batch in progress.track(batches, description="evaluation", task_id=progress.add_task("", note="")):
+        task = progress.add_task("evaluation", total=len(batches), note="")
+        for batch in batches:
             batch = move_data_to_device(batch, device)
             predictions = model(batch["inputs"], schema.points(batch["targets"]))
             for name in predictions.keys() & batch["targets"].keys():
                 compared = schema.outputs[name].compared(predictions[name], batch["targets"][name])
                 for metric in metrics[name].values():
                     metric.to(device).update(*compared)
+            progress.advance(task)
     return {name: {key: _value(metric) for key, metric in own.items()} for name, own in metrics.items()}
 
 

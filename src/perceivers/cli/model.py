@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from perceivers.core.initialisers import truncated_normal_
 from perceivers.core.joining import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.pretrained.hub import from_pretrained
@@ -46,7 +47,11 @@ class ModelChoice:
             name = check_names("model", [self.model or published], PRESETS)[0]
             print(f"random weights (seed {self.random_weights}): the result means nothing", file=sys.stderr)
             seed_step(self.random_weights)
-            return PRESETS[name].preset().build()
+            model = PRESETS[name].preset().build()
+            for parameter in model.parameters():
+                if parameter.ndim > 1 and not parameter.any():  # a head that starts at 0 would hide everything
+                    truncated_normal_(parameter, parameter.shape[-1] ** -0.5)
+            return model
         if self.model is None:
             raise ValueError(f"give --model FOLDER, or --random-weights SEED to try {published} without weights")
         if (Path(self.model) / RECIPE).is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -93,13 +94,21 @@ def load_model(folder: Path) -> PerceiverIO:
         raise ValueError(f"{folder / DESCRIPTION}: format {found!r}, this version reads {FORMAT}")
     source = str(folder / DESCRIPTION)
     schema = from_plain(Schema, description.get("schema"), source)
-    model = PerceiverIO(schema, from_plain(Config, description.get("config"), source))
-    load_weights(model, load_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    config = from_plain(Config, description.get("config"), source)
+    try:
+        with torch.device("meta"):  # shapes alone: what the file says must not take memory before it has been checked
+            model = PerceiverIO(schema, config)
+    except (RuntimeError, TypeError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"{source}: no model has these sizes: {str(error).splitlines()[0]}") from None
+    load_weights(model, load_tensors(folder / WEIGHTS), str(folder / WEIGHTS), assign=True)
     return model.eval()
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights into a model; ValueError naming the first that is missing, left over or of another shape."""
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, assign: bool = False) -> None:
+    """Put weights into a model; ValueError naming the first that is missing, left over or of another shape.
+
+    They are copied into the model's own tensors, or `assign`ed in their place, for a model that has shapes alone.
+    """
     own = model.state_dict()
     for name, tensor in own.items():
         if name not in weights:
@@ -108,7 +117,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             raise ValueError(f"{source}: {name} is {list(weights[name].shape)}, the model's is {list(tensor.shape)}")
     if extra := sorted(set(weights) - set(own)):
         raise ValueError(f"{source}: {extra[0]} is not in the model")
-    model.load_state_dict(dict(weights))
+    # Copies lie where torch puts tensors: products of numbers that lie otherwise in memory differ in the last bit.
+    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=assign)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Published models have the published sizes."""
 
 import pytest
+import torch
 
 from perceivers.schema import Schema, from_plain, to_plain
 from perceivers.tasks.presets import PRESETS
@@ -40,3 +41,15 @@ def test_schemas_survive_files(name):
 
 def test_six_models_are_released():
     assert sum(published.released for published in PRESETS.values()) == 6
+
+
+@pytest.mark.slow
+def test_full_size_makes_a_forward_pass(name):
+    """Real numbers through every published model, outputs in chunks."""
+    preset = PRESETS[name].preset()
+    model = preset.build().eval()
+    raw = {name: spec.blank(1, torch.device("cpu")) for name, spec in preset.schema.inputs.items()}
+    with torch.no_grad():
+        outputs = model.decode(model.encode(raw), chunk_size=32768)
+    assert outputs
+    assert all(output.isfinite().all() for output in outputs.values())

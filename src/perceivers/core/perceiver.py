@@ -156,7 +156,7 @@ class Resampler(nn.Module):
         block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         self.latents = trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
         self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(read_of) + 1))
-        self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of, default=-1) + 1))
+        self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of) + 1))
         self._read_of, self._block_of = read_of, block_of
 
     @property
@@ -166,7 +166,7 @@ class Resampler(nn.Module):
         for number, block in enumerate(self._block_of):
             stages += [self.encoder[self._read_of[number]]] if number < len(self._read_of) else []
             stages += [self.processor[block]]
-        return stages or [self.encoder[0]]
+        return stages
 
     def forward(
         self, tokens: Tokens | Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None = None

@@ -7,8 +7,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from perceivers.media.decoder import MAX_VALUES, RATES, check_sound, sound_within
 from perceivers.media.image import library, one_line, regular_file, whole_file
-from perceivers.media.video import MAX_VALUES, RATES, check_sound, read_sound, sound_within
+from perceivers.media.video import read_sound
 
 # The kinds that libsndfile reads here; all others, MP3 too, are decoded by FFmpeg in a process of its own.
 _PLAIN = re.compile(rb"RIFF....WAVE|RF64....WAVE|riff\x2e\x91\xcf\x11|FORM....AIF[FC]|\.snd|caff|fLaC|OggS", re.DOTALL)

@@ -83,6 +83,23 @@ def _changed(model):
     return model
 
 
+def test_a_repository_of_another_library_says_how_to_convert_it(hub):
+    repository, _ = hub
+    (repository / "model.json").unlink()
+    with pytest.raises(ValueError, match="perceivers convert owner/model FOLDER --model NAME"):
+        from_pretrained("owner/model")
+
+
+def test_convert_fetches_what_is_no_folder(command, hub, tmp_path):
+    _, asked = hub
+    code, _, err = command("convert", "owner/model", tmp_path / "dest", "--model", "language")
+    assert code == 2  # the frozen model is none of the released ones
+    assert len(err.strip().splitlines()) == 1
+    ((name, options),) = asked
+    assert name == "owner/model"
+    assert "config.json" in options["allow_patterns"]
+
+
 @pytest.mark.parametrize("name", ["owner/other", "nowhere", "a/b/c"])
 def test_what_is_nowhere_is_an_error_of_one_line(hub, name):
     with pytest.raises(ValueError, match="no such folder, and not") as caught:

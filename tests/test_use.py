@@ -332,3 +332,14 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(command, folder, tmp_path,
     assert len(err.strip().splitlines()) == 1
     assert not out
     assert not list(work.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_numbers_than_float32(folder, dtype, frames, clip):
+    """Every verb's function computes in them; bfloat16 stays near float32."""
+    text, image, flow, film = (from_pretrained(folder / name).to(dtype) for name in ("text", "image", "flow", "film"))
+    assert fill_mask(text, "ab[MASK]d")[0].candidates
+    assert next(classify(image, [frames[0]]))
+    field, expected = (estimate_flow(m, *frames) for m in (flow, from_pretrained(folder / "flow")))
+    assert np.abs(field - expected).max() <= 0.1 * np.abs(expected).max()
+    assert np.isfinite(autoencode(film, clip).clip.sound).all()

@@ -22,7 +22,7 @@ def convert(
     """A released checkpoint to a model folder, or back to a folder that transformers loads. Nothing in it is run.
 
     Args:
-        source: DeepMind pickle, folder of Hugging Face's or krasserm's model, or a model folder of ours.
+        source: DeepMind pickle, folder or hub name of Hugging Face's or krasserm's model, or a model folder of ours.
         dest: Folder to write; it must not exist.
         model: Name of the published model (see info); not needed for a model folder of ours.
         to: Format to write.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -68,7 +69,7 @@ def classify(images: Paths, /, choice: Choice = DEFAULT, top: int = 5, json: boo
     show(found, json, ["picture", "class", "probability"], rows)
 
 
-def flow(files: Paths, /, out: Path, choice: Choice = DEFAULT, full: float | None = None) -> None:
+def flow(files: Paths, /, out: Path, choice: Choice = DEFAULT, full: float | None = None, json: bool = False) -> None:
     """Optical flow of two pictures, or of each frame of a film to the next.
 
     Args:
@@ -76,13 +77,15 @@ def flow(files: Paths, /, out: Path, choice: Choice = DEFAULT, full: float | Non
         out: What to write: .flo or KITTI .png (16 bits) beside a picture of colours, or .mp4 for a film.
         choice: The weights and the device.
         full: Distance in pixels that has full colour; the largest, if not given (24 for a film).
+        json: Print what was written as JSON.
     """
     if len(files) == 1:
-        _flow_film(files[0], out, choice, full or 24.0)
+        found = _flow_film(files[0], out, choice, full or 24.0)
     elif len(files) == 2:
-        _flow_pair(*files, out, choice, full)
+        found = _flow_pair(*files, out, choice, full)
     else:
         raise ValueError(f"{len(files)} files: give two pictures, or one film")
+    show(found, json, ["", ""], [(name, f"{v:.3g}" if isinstance(v, float) else str(v)) for name, v in found.items()])
 
 
 def autoencode(
@@ -109,7 +112,7 @@ def autoencode(
     show(rebuilt.classes, json, ["class", "probability"], [(name, f"{p:.3f}") for name, p in rebuilt.classes])
 
 
-def _flow_pair(first: Path, second: Path, out: Path, choice: ModelChoice, full: float | None) -> None:
+def _flow_pair(first: Path, second: Path, out: Path, choice: ModelChoice, full: float | None) -> dict[str, str | float]:
     if out.suffix not in (".flo", ".png"):
         raise ValueError(f"{out}: the flow of two pictures is written as .flo or .png")
     frames = read_image(first), read_image(second)
@@ -118,22 +121,21 @@ def _flow_pair(first: Path, second: Path, out: Path, choice: ModelChoice, full: 
     write_flow(out, field)
     write_image(picture, flow_colours(field, full))
     distance = np.linalg.norm(field, axis=-1)
-    moved = f"pixels move {distance.mean():.3g} on average, {distance.max():.3g} at most"
-    Console().print(f"Written: {out}, {picture}; {moved}")
+    moved = {"mean distance": float(distance.mean()), "largest distance": float(distance.max())}
+    return {"flow": str(out), "colours": str(picture), **moved}
 
 
-def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float) -> None:
+def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float) -> dict[str, str | float]:
     if out.suffix != ".mp4":
         raise ValueError(f"{out}: the flow of a film is written as .mp4")
     clip = read_video(film)
     if len(clip.frames) < 2:
         raise ValueError(f"{film}: one frame has no flow, a film of at least two is needed")
     model = choice.load("optical-flow")
-    pairs = list(zip(clip.frames, clip.frames[1:], strict=False))
+    pairs = list(pairwise(clip.frames))
     colours = [flow_colours(estimate_flow(model, *pair), full) for pair in _tracked(pairs, "frames")]
-    frames = np.stack([np.round(np.asarray(c) * 255) if c.dtype.kind == "f" else c for c in colours]).astype(np.uint8)
-    write_video(out, Clip(frames, clip.fps))
-    Console().print(f"Written: {out}, {len(frames)} frames")
+    write_video(out, Clip((np.stack(colours) * 255).round().astype(np.uint8), clip.fps))
+    return {"film": str(out), "frames": len(colours)}
 
 
 def _range(text: str) -> tuple[int, int]:

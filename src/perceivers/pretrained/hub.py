@@ -10,6 +10,7 @@ from typing import Any
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import to_yaml
 from perceivers.storage import (
+    DESCRIPTION,
     MANIFEST,
     check_folder,
     load_model,
@@ -30,7 +31,11 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
     """
     folder = Path(name)
     if not folder.is_dir():
-        folder = _fetched(str(name), revision, offline)
+        folder = fetched(str(name), FILES, revision, offline)
+        if not (folder / DESCRIPTION).exists():
+            raise ValueError(
+                f"{name} is no model of ours: perceivers convert {name} FOLDER --model NAME makes one of it"
+            )
         check_folder(folder)
         _check_known(f"{name}@{revision or 'main'}", folder / MANIFEST)
     elif (folder / MANIFEST).exists():
@@ -69,7 +74,8 @@ def model_card(model: PerceiverIO) -> str:
     )
 
 
-def _fetched(name: str, revision: str | None, offline: bool) -> Path:
+def fetched(name: str, files: list[str], revision: str | None = None, offline: bool = False) -> Path:
+    """The folder that holds these files of a hub repository "owner/name"; fetched only once."""
     if name.count("/") != 1:
         raise ValueError(f"{name}: no such folder, and not a hub repository like owner/name")
     try:
@@ -78,7 +84,7 @@ def _fetched(name: str, revision: str | None, offline: bool) -> Path:
     except ImportError:
         raise ValueError(f"{name}: no such folder; to fetch from the hub: pip install 'perceivers[hub]'") from None
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=offline, allow_patterns=FILES))
+        return Path(snapshot_download(name, revision=revision, local_files_only=offline, allow_patterns=files))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{name}: no such folder, and not to be had from the hub: {error}") from None
 

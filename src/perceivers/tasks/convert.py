@@ -18,11 +18,14 @@ from perceivers.pretrained.convert import (
     to_huggingface,
 )
 from perceivers.pretrained.foreign import read_torch
-from perceivers.pretrained.hub import from_pretrained
+from perceivers.pretrained.hub import fetched, from_pretrained
 from perceivers.pretrained.unpickle import read_haiku
 from perceivers.schema import Schema, with_settings
 from perceivers.storage import DESCRIPTION, WEIGHTS, read_json, write_folder
 from perceivers.tasks.presets import PRESETS
+
+THEIR_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
+"""What is fetched of a repository of Hugging Face's or krasserm's."""
 
 PICKLES = (".pickle", ".pystate", ".pkl")
 
@@ -42,7 +45,7 @@ def read_checkpoint(
     if source.suffix in PICKLES:
         preset, weights = from_haiku(preset, *read_haiku(source))
     else:
-        preset, weights = _from_folder(preset, source)
+        preset, weights = _from_folder(preset, source if source.exists() else fetched(str(source), THEIR_FILES))
     built = preset.build("meta")
     built.load_state_dict(weights, assign=True)
     return built.eval()

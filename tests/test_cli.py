@@ -105,6 +105,14 @@ def test_wrong_options_exit_with_2():
     assert perceivers("nonsense").returncode == 2
 
 
+def test_training_again_continues_a_finished_run(command, run):
+    """The recipe in the folder is the recipe that was asked for, fitted statistics and all."""
+    folder, result = run
+    code, out, _ = command("train", "digits", "--out", folder, *QUICK, "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads(result.stdout)
+
+
 def test_another_recipe_in_the_same_folder_is_refused(command, run):
     folder, _ = run
     before = (folder / "recipe.yaml").read_text()

@@ -162,6 +162,12 @@ def test_lying_descriptions_are_errors_of_one_line(folder, lie):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_manifest_cannot_name_files_elsewhere(folder):
+    (folder / "manifest.json").write_text('{"../hub": {}}')
+    with pytest.raises(ValueError, match="is no name of a file beside it"):
+        from_pretrained(folder)
+
+
 @pytest.mark.parametrize("number", range(20))
 def test_damaged_weights_are_errors_or_numbers(folder, number):
     (folder / "manifest.json").unlink()

@@ -68,6 +68,8 @@ def check_folder(folder: Path) -> None:
     if not isinstance(manifest, dict):
         raise ValueError(f"{folder / MANIFEST}: not a list of files")
     for name, fingerprint in manifest.items():
+        if Path(name).name != name:
+            raise ValueError(f"{folder / MANIFEST}: {name!r} is no name of a file beside it")
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing")
         if _fingerprint(folder / name) != fingerprint:

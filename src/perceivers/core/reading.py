@@ -17,8 +17,3 @@ class Encoded:
     """The latents after processing."""
     sources: Mapping[str, Segment] = field(default_factory=dict)
     """Tokens of the inputs that an output asks from (optical flow asks with its own input), in their own width."""
-
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        return len(self.latents)

@@ -119,11 +119,11 @@ def mean_where(loss: Tensor, valid: Tensor) -> Tensor:
     return loss.sum() / valid.sum().clamp(min=1)
 
 
-def pad_sequences(values: Sequence[np.ndarray | None], length: int | None = None) -> tuple[Tensor, Tensor]:
+def pad_sequences(values: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
     """Arrays [n_i, ...] to [B, max n, ...] and a mask [B, max n], True where there is something; None has nothing."""
     known = next(value for value in values if value is not None)
     longest = max(max(0 if value is None else len(value) for value in values), 1)
-    batch = np.zeros((len(values), length or longest, *known.shape[1:]), known.dtype)
+    batch = np.zeros((len(values), longest, *known.shape[1:]), known.dtype)
     mask = np.zeros(batch.shape[:2], bool)
     for row, value in enumerate(values):
         if value is not None:

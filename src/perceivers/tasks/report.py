@@ -54,7 +54,7 @@ def add_losses(page: Report, run: Path) -> None:
     lines = read_log(run)
     if not lines:
         return
-    figure, ((axes,),) = subplots(1, ["training loss"], side=5)
+    figure, ((axes,),) = subplots(1, ["training loss"], side=5.0)
     for name in lines[0]["losses"]:
         axes.plot([line["step"] for line in lines], [line["losses"].get(name, torch.nan) for line in lines], label=name)
     axes.set_yscale("log")

@@ -948,9 +948,9 @@ def test_dropout_is_of_training_only(section: str, field: str) -> None:
     assert not torch.equal(model.train()(pixels)["label"], model(pixels)["label"])
 
 
-def test_encoded_knows_its_batch(everything: PerceiverIO, raw: dict[str, Any]) -> None:
-    """And keeps the tokens of those inputs only that an output asks with."""
+def test_encoded_keeps_what_outputs_ask_with(everything: PerceiverIO, raw: dict[str, Any]) -> None:
+    """The latents, and the tokens of those inputs only that an output asks with."""
     encoded = everything.encode(raw)
     assert isinstance(encoded, Encoded)
-    assert encoded.batch_size == B
+    assert encoded.latents.shape[0] == B
     assert list(encoded.sources) == ["frames"]

@@ -5,7 +5,8 @@ A function of shapes, kind of device and memory limit alone, never of free memor
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ ELEMENT, EXPONENTIAL = 30, 60
 BLOCK_WORK = 10_000_000
 """What a block costs beside its work, in multiply-adds."""
 
-BLOCK_SCORES = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Scores of a block where no limit asks for fewer: so many stay in a cache, or fill a device."""
+BLOCK_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Scores and channels of a block where no limit asks for fewer: so many stay in a cache, or fill a device."""
 
 ONE_HOT = 8
 """Rows of a block of the separable order, about; their one-hot code is part of a product."""
@@ -62,6 +63,67 @@ class Cost:
     def bytes(self, block_size: int) -> int:
         """Memory beside inputs and outputs."""
         return self.fixed_bytes + max(block_size, self.unit) * self.token_bytes
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Of each token: multiply-adds, passes over numbers, numbers held. Once: multiply-adds, numbers kept."""
+
+    products: int = 0
+    passes: int = 0
+    held: int = 0
+    fixed: int = 0
+    kept: int = 0
+
+    def __add__(self, other: "_Count") -> "_Count":
+        return _Count(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Of a cross-attention and a segment: latents, heads times latents, widths; of a token, own and in common."""
+
+    latents: int
+    questions: int
+    qk: int
+    v: int
+    channels: int
+    own: int
+    varying: int
+    width: int
+    projected: bool
+
+    def asking(self, order: Order) -> _Count:
+        """Tokens and their scores, softmax included."""
+        softmax = _Count(passes=3 * self.questions, held=2 * self.questions)
+        if order.startswith("separable"):
+            return softmax + _Count(
+                products=self.questions * self.varying + (self.channels * self.varying if self.projected else 0),
+                passes=2 * self.questions + 3 * self.varying + (3 * self.channels if self.projected else 0),
+                held=self.varying + (self.channels if self.projected else 0),
+                fixed=self.channels * self.latents * self.qk + self.questions * self.own * self.width,
+                kept=2 * self.questions * (self.own + self.width),
+            )
+        made = _Count(
+            products=self.own * self.channels if self.projected else 0,
+            passes=4 * self.channels,
+            held=2 * self.channels + (self.own if self.projected else 0),
+        )
+        if order.startswith("absorbed"):
+            folded = self.questions * self.channels
+            asked = _Count(products=folded, fixed=self.channels * self.latents * self.qk, kept=folded)
+        else:
+            asked = _Count(products=(self.channels + self.latents) * self.qk, held=self.qk + self.v)
+        return softmax + made + asked
+
+    def reading(self, order: Order) -> _Count:
+        """What follows the scores when reading: sums of values."""
+        if order in ("dense", "projected"):
+            return _Count(products=(self.channels + self.latents) * self.v, kept=2 * self.latents * self.v)
+        after = _Count(fixed=self.channels * self.latents * self.v)
+        if order == "separable":
+            return after + _Count(products=self.questions * self.varying, passes=2 * self.questions)
+        return after + _Count(products=self.questions * self.channels, kept=2 * self.questions * self.channels)
 
 
 @dataclass(frozen=True)
@@ -119,72 +181,68 @@ class Case:
         separable = isinstance(positions, AxisTables) and len(positions.tables) > 1 and not self.segment.positions_added
         return len(positions.tables[-1]) if separable and isinstance(positions, AxisTables) else 0
 
-    def _cost(self, order: str) -> Cost:
-        attention, segment = self.cross.attention, self.segment
-        samples = max(len(self.latents), segment.batch_size)
-        tokens, latents = segment.num_tokens, self.latents.shape[-2]
-        questions = attention.num_heads * latents
-        qk, v = attention.query.out_features, attention.value.out_features
-        channels = (attention.key if self.tail is None else attention.query).in_features
-        own = segment.own_channels
-        content = 0 if segment.content is None else segment.content.shape[-1]
-        rows = min(ONE_HOT, tokens // self.width) if self.width else 0
-
-        # Of a token: products, passes over numbers, numbers held. First itself and its scores, then what it finds.
-        if order.startswith("separable"):
-            compact = content + rows + 2
-            products, passes, held = questions * compact, 3 * content + 2 * questions, compact
-            if segment.projection is not None:
-                products, passes, held = products + channels * (content + rows), passes + 3 * channels, held + channels
-            fixed = latents * qk * channels + questions * own * self.width
-            kept = questions * (2 * own + 2 * self.width)
-        else:
-            made = own * channels if segment.projection is not None else 0
-            products, passes, held = made, 4 * channels, 2 * channels + (own if made else 0)
-            if order.startswith("absorbed"):
-                products, fixed, kept = (
-                    products + questions * channels,
-                    latents * qk * channels,
-                    3 * questions * channels,
-                )
-            else:
-                products, held = products + (channels + latents) * qk, held + qk + v
-                fixed, kept = 0, latents * (qk + v)
-        passes, held = passes + 3 * questions, held + 2 * questions
-        if self.tail is None:
-            if order == "separable":
-                products, passes = products + questions * compact, passes + 2 * questions
-            else:
-                products += questions * channels if order == "absorbed" else (channels + latents) * v
-            fixed += latents * v * channels if order in ("absorbed", "separable") else 0
-        else:
-            hidden, last = self.cross.mlp.hidden.out_features, [m for m in self.tail if isinstance(m, nn.Linear)]
-            written = last[-1].out_features if last else channels
-            if order.endswith("folded"):
-                columns = hidden + min(channels, v + 1) + written
-                products, held = products + questions * columns + hidden * written, held + columns + hidden
-                fixed, kept = fixed + channels * v * v + latents * v * columns, kept + questions * columns
-            else:
-                products += 2 * channels * hidden + sum(m.weight.numel() for m in last)
-                products += questions * channels if order in ("absorbed", "separable") else (latents + channels) * v
-                passes, held = passes + 8 * channels, held + 4 * channels + hidden + written
-                fixed, kept = fixed + latents * v * channels, kept + questions * channels
-
-        item = max(self.latents.dtype.itemsize, 4)
-        multiply_adds = samples * (tokens * products + fixed)
-        work = multiply_adds + samples * tokens * (ELEMENT * passes + EXPONENTIAL * questions)
-        if order == "dense":
-            return Cost(int(work), int(multiply_adds), item * samples * held, 0, tokens)
-        work += samples * BLOCK_WORK * math.ceil(tokens / self.default_block(order))
-        factor = GRADIENT if torch.is_grad_enabled() else 1
-        unit = self.width if order.startswith("separable") else 1
-        return Cost(int(work), int(multiply_adds), item * factor * held, item * factor * kept, unit)
-
-    def default_block(self, order: str) -> int:
+    def default_block(self, order: Order) -> int:
         """Tokens of a block where no limit asks for fewer."""
-        questions = self.cross.attention.num_heads * self.latents.shape[-2]
-        size = max(BLOCK_SCORES.get(self.latents.device.type, 1 << 21) // questions, 1)
+        sizes = self.sizes
+        size = max(
+            BLOCK_NUMBERS.get(self.latents.device.type, BLOCK_NUMBERS["cpu"]) // (sizes.questions + sizes.channels), 1
+        )
         return min(size, max(ONE_HOT * self.width, size // 16)) if order.startswith("separable") else size
+
+    @cached_property
+    def sizes(self) -> "_Sizes":
+        """Of all that takes part."""
+        attention, segment = self.cross.attention, self.segment
+        content = 0 if segment.content is None else segment.content.shape[-1]
+        return _Sizes(
+            latents=self.latents.shape[-2],
+            questions=attention.num_heads * self.latents.shape[-2],
+            qk=attention.query.out_features,
+            v=attention.value.out_features,
+            channels=(attention.key if self.tail is None else attention.query).in_features,
+            own=segment.own_channels,
+            varying=content + (min(ONE_HOT, segment.num_tokens // self.width) if self.width else 0) + 2,
+            width=self.width,
+            projected=segment.projection is not None,
+        )
+
+    def _cost(self, order: Order) -> Cost:
+        sizes, samples = self.sizes, max(len(self.latents), self.segment.batch_size)
+        count = sizes.asking(order) + (sizes.reading(order) if self.tail is None else self._writing(order))
+        tokens, item = self.segment.num_tokens, max(self.latents.dtype.itemsize, 4)
+        multiply_adds = samples * (tokens * count.products + count.fixed)
+        work = multiply_adds + samples * tokens * (ELEMENT * count.passes + EXPONENTIAL * sizes.questions)
+        if order == "dense":
+            return Cost(work, multiply_adds, item * samples * count.held, 0, tokens)
+        work += samples * BLOCK_WORK * -(-tokens // self.default_block(order))
+        item *= GRADIENT if torch.is_grad_enabled() else 1
+        unit = self.width if order.startswith("separable") else 1
+        return Cost(work, multiply_adds, item * count.held, item * count.kept, unit)
+
+    def _writing(self, order: Order) -> "_Count":
+        """What follows the scores when writing: sums of values, the MLP, the maps behind it."""
+        sizes, hidden = self.sizes, self.cross.mlp.hidden.out_features
+        maps = [module for module in self.tail or () if isinstance(module, nn.Linear)]
+        written = maps[-1].out_features if maps else sizes.channels
+        keys_and_values = sizes.latents * (sizes.qk + sizes.v)
+        if order.endswith("folded"):
+            columns = hidden + min(sizes.channels, sizes.v + 1) + written
+            return _Count(
+                products=sizes.questions * columns + hidden * written,
+                held=columns + hidden,
+                fixed=sizes.channels * sizes.v**2 + sizes.latents * sizes.v * columns,
+                kept=keys_and_values + sizes.questions * columns,
+            )
+        rest = _Count(
+            products=2 * sizes.channels * hidden + sum(linear.weight.numel() for linear in maps),
+            passes=8 * sizes.channels,
+            held=4 * sizes.channels + hidden + written,
+            kept=keys_and_values,
+        )
+        if order in ("dense", "projected"):
+            return rest + _Count(products=(sizes.latents + sizes.channels) * sizes.v)
+        columns = sizes.questions * sizes.channels
+        return rest + _Count(products=columns, fixed=sizes.latents * sizes.v * sizes.channels, kept=columns)
 
     def choose(self, plan: Plan, dense: bool) -> Choice | None:
         """The cheapest order, or the one that is forced, within the limit; None if none is possible.

@@ -129,7 +129,7 @@ class Read(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Updated latents; in the cheapest order that the plan allows."""
         choices = plan_reading(self.cross_attention, latents, tokens, plan)
-        if any(choice.order == "dense" for choice in choices.values()):
+        if not choices:
             return self.cross_attention(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
         return self.update(latents, sum_states(self._states(latents, tokens, choices).values()))
 
@@ -247,18 +247,16 @@ class Decoder(nn.Module):
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Rows [B, O, e] of each output, after its head."""
         tails = {name: (self.output, heads[name]) for name in queries.segments}
-        choices = plan_writing(self.cross_attention, latents, queries, tails, plan)
-        together = Tokens({name: s for name, s in queries.segments.items() if choices[name].order == "dense"})
         rows = {
             name: orders.write(
                 self.cross_attention, queries.segments[name], latents, tails[name], choice.order, choice.block_size
             )
-            for name, choice in choices.items()
-            if choice.order != "dense"
+            for name, choice in plan_writing(self.cross_attention, latents, queries, tails, plan).items()
         }
-        if together.segments:
-            x = self.cross_attention(together.dense(latents.dtype), latents, Mask(queries=together.mask()))
-            rows |= {name: heads[name](part) for name, part in together.split(self.output(x)).items()}
+        dense = Tokens({name: segment for name, segment in queries.segments.items() if name not in rows})
+        if dense.segments:
+            x = self.cross_attention(dense.dense(latents.dtype), latents, Mask(queries=dense.mask()))
+            rows |= {name: heads[name](part) for name, part in dense.split(self.output(x)).items()}
         return {name: rows[name] for name in queries.segments}
 
     def attention_map(self, queries: Tokens, latents: Float[Tensor, "b n d"]) -> dict[str, Float[Tensor, "b h _ n"]]:

@@ -10,7 +10,7 @@ import tyro
 
 from benchmarks.measuring import gemm_rate, machine
 from benchmarks.processes import Failed, Report, Setting, Worker
-from benchmarks.results import Measured, RowResult, differences, judge, markdown, write
+from benchmarks.results import Measured, RowResult, differences, judge, section, write
 from benchmarks.workloads import ROWS, Row
 from perceivers.core.joining import check_names
 
@@ -51,7 +51,7 @@ def benchmark(
     here, titles, results = machine(device), {name: row.title for name, row in ROWS.items()}, {}
     for name in names:
         results[name] = run_row(name, ROWS[name], setting, 1 if quick else repeats, limit)
-        print(markdown(here, {name: results[name]}, titles).split("\n\n", 2)[2], flush=True)
+        print(section(titles[name], results[name]), end="\n\n", flush=True)
         if out or not quick:
             path = write(out or FOLDER, "-".join(_labels(setting)), here, results, titles)
     if out or not quick:
@@ -67,11 +67,13 @@ def _labels(setting: Setting) -> list[str]:
 
 def run_row(name: str, row: Row, setting: Setting, repeats: int, limit: float) -> RowResult:
     """Measure a row: each contender in its process, all of them in turn, `repeats` times."""
-    result = RowResult(name, row.flops(setting), gemm_rate(setting.device, setting.dtype))
+    result = RowResult(name, gemm_rate(setting.device, setting.dtype))
+    counts = {contender: row.counts.get(contender, row.count) for contender in row.contenders}
+    flops = {count: count.flops(setting) for count in set(counts.values())}
     workers: dict[str, Worker] = {}
     try:
         for contender, build in row.contenders.items():
-            result.contenders[contender] = Measured()
+            result.contenders[contender] = Measured(flops=flops[counts[contender]])
             try:
                 workers[contender] = Worker(build, setting, limit)
             except Failed as failed:

@@ -1,6 +1,7 @@
 """Who is measured: ours, and each peer that can be imported, with our weights where its functions take them."""
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from perceivers.pretrained.convert import to_huggingface
 from perceivers.pretrained.huggingface import CLASSES
 from perceivers.pretrained.matching import to_theirs
 from perceivers.pretrained.names import DERIVED
-from perceivers.pretrained.sizes import widths
+from perceivers.pretrained.sizes import INPUT, OUTPUT, value_at, widths
 from perceivers.tasks.imagenet import MEAN, STD
 
 DROPOUT = 0.1
@@ -78,13 +79,9 @@ def huggingface(work: Work, setting: Setting) -> Program:
 def huggingface_in_chunks(work: Work, setting: Setting, chunks: int) -> Program:
     """Its video model as its documentation decodes it: a part of the places at a time, all encoded again for each."""
     model, question = _huggingface(work, setting)
-    preset = preset_of(work, setting.quick)
-    image, audio = (preset.schema.outputs[name] for name in ("image", "audio"))
-    chunks = 3 if setting.quick else chunks
-    places = [
-        torch.arange(torch.Size(spec.grid).numel(), device=setting.device).tensor_split(chunks)
-        for spec in (image, audio)
-    ]
+    outputs, chunks = preset_of(work, setting.quick).schema.outputs, 3 if setting.quick else chunks
+    grids: list[Any] = [outputs[name] for name in ("image", "audio")]
+    places = [torch.arange(math.prod(spec.grid), device=setting.device).tensor_split(chunks) for spec in grids]
 
     def decode(image: Tensor, audio: Tensor) -> Outputs:
         asked = {"image": image, "audio": audio, "label": None}
@@ -111,7 +108,7 @@ def huggingface_kept(work: Work, setting: Setting) -> Program:
 
 def _huggingface(
     work: Work, setting: Setting, weights: bool = True, dropout: float = 0.0
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     import transformers
 
     preset = preset_of(work, setting.quick)
@@ -122,7 +119,8 @@ def _huggingface(
     model = getattr(transformers, CLASSES[work.family])(transformers.PerceiverConfig.from_dict(config)).eval()
     if weights:
         model.load_state_dict(theirs)
-    return model.to(setting.device, setting.dtype), moved(HUGGINGFACE_INPUTS[work.family](preset, raw), setting)
+        model.to(setting.device, setting.dtype)
+    return model, moved(HUGGINGFACE_INPUTS[work.family](preset, raw), setting)
 
 
 def _ids(preset: Preset, raw: Any) -> dict[str, Any]:
@@ -138,7 +136,7 @@ def _frame_patches(preset: Preset, raw: Any) -> dict[str, Any]:
 
 
 def _clip(preset: Preset, raw: Any) -> dict[str, Any]:
-    label = torch.zeros(len(raw["label"]), preset.schema.inputs["label"].num_classes)
+    label = torch.zeros(len(raw["label"]), value_at(preset, f"{OUTPUT}label.num_classes"))
     return {"inputs": {"image": raw["image"].movedim(-1, 2), "audio": raw["audio"], "label": label}}
 
 
@@ -154,7 +152,7 @@ HUGGINGFACE_INPUTS: Mapping[str, Callable[[Preset, Any], dict[str, Any]]] = {
 
 
 def krasserm(work: Work, setting: Setting) -> Program:
-    """krasserm's perceiver-io 0.11."""
+    """The perceiver-io 0.11 of krasserm."""
     preset = preset_of(work, setting.quick)
     weights, raw = build(preset).state_dict(), inputs_of(preset, setting.batch or work.batch)
     model = KRASSERM[work.family](preset, weights).eval()
@@ -163,7 +161,7 @@ def krasserm(work: Work, setting: Setting) -> Program:
         names = {name.replace("1.cross_attn.0.module.", "1.cross_attn.0."): x for name, x in names.items()}
     report = model.load_state_dict(names, strict=False)
     left = [name for name in report.missing_keys if not name.endswith(DERIVED["krasserm"])]
-    assert not left and not report.unexpected_keys, (left, report.unexpected_keys)
+    assert not left + report.unexpected_keys
     model = model.to(setting.device, setting.dtype)
     (inputs,) = moved(HUGGINGFACE_INPUTS[work.family](preset, raw), setting).values()
     inputs = inputs.movedim(1, -1) if work.family == "imagenet-fourier" else inputs
@@ -211,7 +209,7 @@ def _latents(preset: Preset) -> dict[str, int]:
 
 def _krasserm_language(preset: Preset, weights: Mapping[str, Tensor]) -> nn.Module:
     package = _krasserm_package("text.mlm")
-    text, (encoder, decoder) = preset.schema.inputs["text"], _stages(preset, weights)
+    text, (encoder, decoder) = value_at(preset, f"{INPUT}text"), _stages(preset, weights)
     size = {"vocab_size": text.num_ids, "max_seq_len": text.length}
     config = package.MaskedLanguageModelConfig(
         package.TextEncoderConfig(num_input_channels=text.channels, **size, **encoder),
@@ -223,7 +221,7 @@ def _krasserm_language(preset: Preset, weights: Mapping[str, Tensor]) -> nn.Modu
 
 def _krasserm_imagenet(preset: Preset, weights: Mapping[str, Tensor]) -> nn.Module:
     package = _krasserm_package("vision.image_classifier")
-    label, (encoder, decoder) = preset.schema.outputs["label"], _stages(preset, weights)
+    label, (encoder, decoder) = value_at(preset, f"{OUTPUT}label"), _stages(preset, weights)
     config = package.ImageClassifierConfig(
         package.ImageEncoderConfig(image_shape=(224, 224, 3), num_frequency_bands=64, **encoder),
         package.ClassificationDecoderConfig(
@@ -236,7 +234,7 @@ def _krasserm_imagenet(preset: Preset, weights: Mapping[str, Tensor]) -> nn.Modu
 
 def _krasserm_flow(preset: Preset, weights: Mapping[str, Tensor]) -> nn.Module:
     package = _krasserm_package("vision.optical_flow")
-    size, (encoder, decoder) = preset.schema.inputs["frames"].size, _stages(preset, weights)
+    size, (encoder, decoder) = value_at(preset, f"{INPUT}frames.size"), _stages(preset, weights)
     config = package.OpticalFlowConfig(
         package.OpticalFlowEncoderConfig(image_shape=size, **encoder),
         package.OpticalFlowDecoderConfig(image_shape=size, **decoder),
@@ -254,25 +252,25 @@ KRASSERM: Mapping[str, Callable[[Preset, Mapping[str, Tensor]], nn.Module]] = {
 
 
 def lucidrains(work: Work, setting: Setting) -> Program:
-    """lucidrains' perceiver-pytorch: another function of the same sizes (wider gated MLPs, no biases), given tokens."""
+    """The perceiver-pytorch of lucidrains: another function of the same sizes (wider gated MLPs), given tokens."""
     from perceiver_pytorch import PerceiverIO as Theirs
 
-    preset = preset_of(work, setting.quick)
-    model, raw = build(preset), inputs_of(preset, setting.batch or work.batch)
-    config, width = preset.config, widths(model.state_dict(), "processor")
+    preset, batch = preset_of(work, setting.quick), setting.batch or work.batch
+    model, config = build(preset), preset.config
+    weights = model.state_dict()
     with torch.no_grad():
-        tokens, queries = _tokens_and_queries(model, raw)
+        tokens, queries = (x.expand(batch, -1, -1) for x in _tokens_and_queries(model, inputs_of(preset, batch)))
     theirs = Theirs(
         depth=config.processor.num_layers * config.processor.num_blocks,
         dim=tokens.shape[-1],
         queries_dim=queries.shape[-1],
-        logits_dim=next(iter(model.output_adapter.heads.values())).weight.shape[0],
+        logits_dim=_width(model),
         num_latents=config.latents.num_latents,
         latent_dim=config.latents.channels,
         cross_heads=config.encoder.num_heads,
         latent_heads=config.processor.num_heads,
-        cross_dim_head=widths(model.state_dict(), "encoder")["v"] // config.encoder.num_heads,
-        latent_dim_head=width["v"] // config.processor.num_heads,
+        cross_dim_head=widths(weights, "encoder")["v"] // config.encoder.num_heads,
+        latent_dim_head=widths(weights, "processor")["v"] // config.processor.num_heads,
         weight_tie_layers=config.processor.num_blocks > 1,
         decoder_ff=True,
     )
@@ -280,6 +278,14 @@ def lucidrains(work: Work, setting: Setting) -> Program:
     tokens, queries = moved([tokens, queries], setting)
     program = program_of(work, theirs, lambda: theirs(tokens, queries=queries))
     return replace(program, outputs=lambda results: {}, note="another function of the same sizes")
+
+
+def _width(model: PerceiverIO) -> int:
+    """Of the only output."""
+    (head,) = model.output_adapter.heads.values()
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    return len(weight)
 
 
 def _tokens_and_queries(model: PerceiverIO, raw: Any) -> tuple[Tensor, Tensor]:

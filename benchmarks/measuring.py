@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional as F
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -107,13 +106,6 @@ def _give_back_freed_memory() -> None:
     # What malloc keeps would be used again unseen.
     if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
-
-
-def touch_kernels() -> None:
-    """Load what torch loads at the first use of its kernels, so that no contender's memory has it."""
-    x = torch.ones(2, 1, 64, 64, requires_grad=True)
-    y = F.gelu(F.layer_norm(F.linear(x, torch.ones(64, 64)), (64,)).softmax(-1) @ x)
-    F.scaled_dot_product_attention(y, y, y).sum().backward()
 
 
 def kept_for_backward(forward: Callable[[], Any], weights: Sequence[Tensor]) -> int:

@@ -1,7 +1,7 @@
 """Which model a row measures, its random weights and its inputs: the same for every contender."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -98,9 +98,11 @@ def inputs_of(preset: Preset, batch: int) -> dict[str, Any]:
 
 
 def _random(spec: Kind, batch: int, generator: torch.Generator) -> Any:
-    blank = spec.blank(batch, torch.device("cpu"))
     if isinstance(spec, Text):
         return {"ids": torch.randint(0, spec.num_ids, (batch, spec.length), generator=generator)}
+    blank = spec.blank(batch, torch.device("cpu"))
+    if not blank.is_floating_point():  # the label of a clip, which the released model never sees
+        return blank
     values = torch.rand(blank.shape, generator=generator)
     if isinstance(spec, FramePair):
         return 2 * values - 1

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.measuring import MemoryMeter, available_bytes, seconds_of, touch_kernels
+from benchmarks.measuring import MemoryMeter, available_bytes, seconds_of
 
 Outputs = Mapping[str, Tensor]
+
+MOST = 0.9
+"""Share of the memory that is there that a contender may have."""
 
 FEW = 4
 """Pieces that are run where all of them would take too long."""
@@ -73,7 +76,7 @@ class Report:
     """Of the program, and whether it was measured on a few pieces."""
 
 
-class Failed(Exception):
+class Failed(Exception):  # noqa: N818, not an error of ours
     """A contender could not be measured, and why."""
 
 
@@ -128,7 +131,7 @@ def _serve(connection: Connection, contender: Contender, setting: Setting) -> No
     connection.send("imported")
     limit = _limit_memory() if setting.device == "cpu" else None
     try:
-        touch_kernels()
+        _load_kernels(contender, setting)
         program, report = measured(contender(setting), setting)
         connection.send(report)
         while connection.recv():
@@ -137,6 +140,12 @@ def _serve(connection: Connection, contender: Contender, setting: Setting) -> No
         return
     except Exception as error:
         connection.send(_reason(error, limit))
+
+
+def _load_kernels(contender: Contender, setting: Setting) -> None:
+    """Run at the tiny size: what is loaded at the first use of anything is no contender's memory."""
+    for piece in contender(replace(setting, quick=True, batch=1)).pieces:
+        piece()
 
 
 def measured(program: Program, setting: Setting) -> tuple[Program, Report]:
@@ -168,17 +177,21 @@ def _seconds(program: Program, device: str) -> float:
 
 
 def _limit_memory() -> int | None:
-    """Let this process ask for as much memory as there is, so that it is told so instead of being killed."""
+    """Let this process ask for no more memory than there is, so that it is told so instead of being killed."""
     available = available_bytes()
-    if available is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (available, available))
-    return available
+    if available is None:
+        return None
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = int(available * MOST)
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return limit
 
 
 def _reason(error: Exception, limit: int | None) -> Failed:
     if isinstance(error, ImportError):
         return Failed(f"not installed: {error.name or error}")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error):
-        return Failed("needs more memory than there is" + (f", {limit / 1e9:.1f} GB" if limit else ""))
+        return Failed(f"needs more than {limit / 1e9:.1f} GB of memory" if limit else "needs more memory than there is")
     line = str(error).strip().splitlines()
     return Failed(f"{type(error).__name__}: {line[0] if line else ''}")

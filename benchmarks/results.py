@@ -26,6 +26,8 @@ class Measured:
     """Of what it returned, part of the memory."""
     difference: float | None = None
     """Largest relative difference of its outputs from the first contender's; None: not comparable."""
+    flops: int = 0
+    """Operations of its work as written."""
     note: str = ""
     """What a reader must know, or why it could not be measured."""
 
@@ -41,8 +43,6 @@ class RowResult:
 
     name: str
     """Of the row."""
-    flops: int
-    """Operations of the work as written."""
     gemm_rate: float
     """Operations a second of a large matrix product, measured beside it."""
     contenders: dict[str, Measured] = field(default_factory=dict)
@@ -52,8 +52,8 @@ class RowResult:
 
     def share(self, name: str) -> float | None:
         """Operations as written, a second, over the rate of matrix products; above 1 where fewer were done."""
-        seconds = self.contenders[name].median
-        return None if seconds is None else self.flops / seconds / self.gemm_rate
+        measured = self.contenders[name]
+        return None if measured.median is None else measured.flops / measured.median / self.gemm_rate
 
 
 @dataclass
@@ -198,24 +198,29 @@ def markdown(machine: Machine, results: Mapping[str, RowResult], titles: Mapping
     lines = [
         f"# Benchmarks, {date.today()}",
         "",
-        f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB; {versions}. One thread; load "
-        f"of the machine when it began: {machine.load:.1f}. Seconds are medians of the process's CPU seconds, ratios "
-        "medians of ratios of the same turn; memory is the peak above the process with its model and inputs. The share "
-        "is of the rate of a large matrix product in the same run, for the operations of the model as written: above "
-        "100 % where an order of attention needs fewer. Weights are random, the same for all.",
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB; {versions}. One thread; "
+        f"load of the machine when it began: {machine.load:.1f}. Seconds are medians of the process's CPU seconds, "
+        "ratios medians of ratios of the same turn; memory is the peak above the process with its model and inputs. "
+        "GFLOP are those of the model as written, the share is of the rate of a large matrix product in the same run: "
+        "above 100 % where an order of attention needs fewer. Weights are random, the same for all; the difference is "
+        "the largest from the first's outputs, relative to the largest of them.",
     ]
     for name, result in results.items():
-        lines += ["", f"## {titles[name]}", "", *_table(result), "", *_targets(result)]
-    return "\n".join(lines).rstrip() + "\n"
+        lines += ["", section(titles[name], result)]
+    return "\n".join(lines) + "\n"
+
+
+def section(title: str, result: RowResult) -> str:
+    """The table of a row, and what was reached."""
+    return "\n".join([f"## {title}", "", *_table(result), "", *_targets(result)]).rstrip()
 
 
 def _table(result: RowResult) -> list[str]:
-    rate, work = f"{result.gemm_rate / 1e9:,.0f}", f"{result.flops / 1e9:,.0f}"
     head = [
-        f"`{result.name}`: {work} GFLOP as written; matrix products run at {rate} GFLOP/s.",
+        f"`{result.name}`; matrix products run at {result.gemm_rate / 1e9:,.0f} GFLOP/s.",
         "",
-        "| | seconds | ratio to the first | share | memory | difference | note |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| | GFLOP | seconds | ratio to the first | share | memory | difference | note |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     first = next(iter(result.contenders))
     return head + [_line(result, name, first) for name in result.contenders]
@@ -225,6 +230,7 @@ def _line(result: RowResult, name: str, first: str) -> str:
     measured, ratio, share = result.contenders[name], ratio_of(result, name, first), result.share(name)
     cells = [
         name,
+        f"{measured.flops / 1e9:,.0f}",
         "" if measured.median is None else f"{measured.median:.3g}",
         "" if ratio is None else f"{ratio.median:.2f}",
         "" if share is None else f"{share:.0%}",

@@ -1,7 +1,7 @@
 """The table: what is measured, who measures it, and what is to be reached."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -23,8 +23,7 @@ MB = 1e6
 
 OURS, HF = "ours", "Hugging Face"
 
-TRAINING = 3
-"""Operations of a forward and a backward pass, in forward passes."""
+FORWARD, CHECKPOINTED = "ours, forward", "ours, checkpointed"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Target:
     """What is to be reached."""
 
     measure: Literal["time", "memory", "slope", "growth"]
-    """Seconds; bytes; slope of log time over log size; bytes that memory grows from the smallest size to the largest."""
+    """Seconds; bytes; slope of log time over log size; bytes that memory grows by from the smallest size on."""
     at_most: float
     """Times what `against` takes; without it the measure itself."""
     against: str | None = None
@@ -41,6 +40,23 @@ class Target:
     """Whose."""
     within_noise: bool = False
     """The better quartile of the turns is enough."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Operations of a work as written, by whatever order it is done."""
+
+    preset: Callable[[bool], Preset]
+    """The model; the argument: at a tiny size."""
+    work: Work
+    """What it does."""
+
+    def flops(self, setting: Setting) -> int:
+        """Of matrix products, two for each multiply-add; a backward pass counts as two forward passes."""
+        counted = costs(self.preset(setting.quick))
+        read = sum(counted.stages[stage][1] for stage in ("input_adapter", "trunk.encoder"))
+        once = {"forward": counted.flops, "reading": read, "training": 3 * counted.flops}[self.work.part]
+        return once * (setting.batch or self.work.batch)
 
 
 @dataclass(frozen=True)
@@ -53,23 +69,12 @@ class Row:
     """Who does it, by name; outputs are compared with those of the first."""
     targets: Sequence[Target]
     """What is to be reached."""
-    preset: Callable[[bool], Preset]
-    """The model whose operations are counted, as written; the argument: at a tiny size."""
-    batch: int = 1
-    """Samples at once."""
-    passes: int = 1
-    """How many forward passes the work is worth; 3 with the backward pass."""
-    reading_only: bool = False
-    """Only the operations of reading count."""
+    count: Count
+    """Its operations."""
+    counts: Mapping[str, Count] = field(default_factory=dict)
+    """Operations of contenders that do something else."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Where growth is measured: the size that each contender has."""
-
-    def flops(self, setting: Setting) -> int:
-        """Operations of the work as written, by whatever order it is done."""
-        counted = costs(self.preset(setting.quick))
-        stages = ("input_adapter", "trunk.encoder")
-        once = sum(counted.stages[stage][1] for stage in stages) if self.reading_only else counted.flops
-        return once * self.passes * (setting.batch or self.batch)
 
 
 def faster(times: float, than: str) -> Target:
@@ -92,21 +97,24 @@ def _released(
 ) -> Row:
     contenders: dict[str, Contender] = {OURS: partial(own, work)}
     if checkpointed:
-        contenders["ours, checkpointed"] = partial(own, work, checkpointed=True)
+        contenders[CHECKPOINTED] = partial(own, work, checkpointed=True)
     return Row(
         title,
         contenders | dict(peers),
         targets,
-        partial(preset_of, work),
-        batch=work.batch,
-        passes=TRAINING if work.part == "training" else 1,
-        reading_only=work.part == "reading",
+        _count(work),
+        {FORWARD: _count(replace(work, part="forward"))},
     )
 
 
+def _count(work: Work) -> Count:
+    return Count(partial(preset_of, work), work)
+
+
 def _peers(work: Work, *more: str) -> dict[str, Contender]:
-    known = {"krasserm": krasserm, "lucidrains": lucidrains}
-    return {HF: partial(huggingface, work)} | {name: partial(known[name], work) for name in more}
+    known: dict[str, Callable[[Work, Setting], Program]] = {"krasserm": krasserm, "lucidrains": lucidrains}
+    peers: dict[str, Contender] = {HF: partial(huggingface, work)}
+    return peers | {name: partial(known[name], work) for name in more}
 
 
 def _flow() -> Row:
@@ -160,16 +168,15 @@ def _language(batch: int) -> Row:
 def _train_flow() -> Row:
     work = Work("optical-flow", part="training")
     peers: dict[str, Contender] = {
-        "ours, forward": partial(own, Work("optical-flow")),
+        FORWARD: partial(own, Work("optical-flow")),
         HF: partial(huggingface_kept, work),
     }
-    return _released("training step, one flow pair", work, peers, [Target("time", 6, "ours, forward"), memory(1600)])
+    return _released("training step, one flow pair", work, peers, [Target("time", 6, FORWARD), memory(1600)])
 
 
 def _train(family: str, title: str) -> Row:
     work = Work(family, part="training")
-    of = "ours, checkpointed"
-    targets = [Target("time", 1.4, OURS, of), Target("memory", 0.25, HF, of)]
+    targets = [Target("time", 1.4, OURS, CHECKPOINTED), Target("memory", 0.25, HF, CHECKPOINTED)]
     return _released(f"training step, {title}", work, _peers(work), targets, checkpointed=True)
 
 
@@ -196,7 +203,7 @@ def _million() -> Row:
         "10^6 inputs and 10^6 outputs",
         {OURS: partial(draw, preset), "plain": partial(draw, preset, plain=True)},
         [faster(4, "plain"), memory(100)],
-        preset,
+        Count(preset, DRAWING),
     )
 
 
@@ -210,8 +217,9 @@ def _growth(of: Literal["inputs", "outputs"]) -> Row:
         f"growth with the number of {of}",
         {name: partial(draw, preset, compared=False) for name, preset in presets.items()},
         [Target("slope", 1.05), Target("growth", 5 * MB)],
-        presets["10^6"],
-        sizes=sizes,
+        Count(presets["10^6"], DRAWING),
+        {name: Count(preset, DRAWING) for name, preset in presets.items()},
+        sizes,
     )
 
 

@@ -55,7 +55,7 @@ TINY: dict[str, Values] = {
     | {f"config.{stage}.v_channels": 48 for stage in ("encoder", "processor")}
     | {f"{end}.{name}": n for end in (f"{INPUT}text", f"{OUTPUT}restored") for name, n in (("length", 23),)}
     | {f"{INPUT}text.channels": 32, f"{OUTPUT}restored.channels": 32, f"{OUTPUT}restored.query_channels": 32},
-    "imagenet-fourier": _NARROW | _CLASSES,
+    "imagenet-fourier": _NARROW | _CLASSES | {f"{INPUT}image.size": 12},
     "imagenet-learned": _NARROW | _CLASSES | {f"{INPUT}image.size": 13},
     "imagenet-conv": _NARROW | _CLASSES | {f"{INPUT}image.size": 37},
     "optical-flow": _NARROW | {f"{INPUT}frames.size": (10, 14)},

@@ -139,7 +139,7 @@ def _serve(connection: Connection, contender: Contender, setting: Setting) -> No
     except EOFError:
         return
     except Exception as error:
-        connection.send(_reason(error, limit))
+        connection.send(reason_of(error, limit))
 
 
 def _load_kernels(contender: Contender, setting: Setting) -> None:
@@ -188,7 +188,8 @@ def _limit_memory() -> int | None:
     return limit
 
 
-def _reason(error: Exception, limit: int | None) -> Failed:
+def reason_of(error: Exception, limit: int | None) -> Failed:
+    """Why a contender could not be measured, in a line; `limit` of its memory in bytes."""
     if isinstance(error, ImportError):
         return Failed(f"not installed: {error.name or error}")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error):

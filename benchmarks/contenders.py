@@ -113,8 +113,8 @@ def _huggingface(
 
     preset = preset_of(work, setting.quick)
     raw = inputs_of(preset, setting.batch or work.batch)
-    ours = preset.build("meta").state_dict() if not weights else build(preset).state_dict()
-    theirs, config = to_huggingface(preset, ours)
+    model = build(preset) if weights else preset.build("meta")
+    theirs, config = to_huggingface(preset, model.state_dict())
     config["attention_probs_dropout_prob"] = dropout
     model = getattr(transformers, CLASSES[work.family])(transformers.PerceiverConfig.from_dict(config)).eval()
     if weights:

@@ -100,12 +100,14 @@ class Worker:
 
     def seconds(self) -> float:
         """Of one more run; Failed if it does not end in time, and then for good."""
+        self.failed = True
         try:
             self.connection.send("run")
-            return self._receive(self.limit)
-        except Failed:
-            self.failed = True
-            raise
+        except OSError:
+            raise self._ended() from None
+        seconds = self._receive(self.limit)
+        self.failed = False
+        return seconds
 
     def stop(self) -> None:
         """End the process."""
@@ -118,12 +120,15 @@ class Worker:
             raise Failed(f"took longer than {limit:.0f} s")
         try:
             message = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            raise Failed(f"its process ended with code {self.process.exitcode}") from None
+        except (EOFError, OSError):
+            raise self._ended() from None
         if isinstance(message, Failed):
             raise message
         return message
+
+    def _ended(self) -> Failed:
+        self.process.join()
+        return Failed(f"its process ended with code {self.process.exitcode}")
 
 
 def _serve(connection: Connection, contender: Contender, setting: Setting) -> None:

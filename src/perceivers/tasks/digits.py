@@ -20,10 +20,11 @@ from perceivers.modalities.kind import sample_of
 from perceivers.schema import Record, Schema
 from perceivers.storage import read_json
 from perceivers.tasks.recipe import METRICS, Recipe, changed_schema, load_run
-from perceivers.tasks.report import SHOWN, add_losses, predict, subplots
+from perceivers.tasks.report import add_losses, predict
+from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores
-from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.pictures import SHOWN, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

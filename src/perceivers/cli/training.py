@@ -36,7 +36,7 @@ def train(
 
 
 def evaluate(run: Annotated[Path, tyro.conf.Positional], /, json: bool = False) -> None:
-    """Scores of a run's newest checkpoint on held-out records.
+    """Scores of a run's best (without validation, newest) checkpoint on held-out records.
 
     Args:
         run: Folder of the run.

@@ -13,9 +13,10 @@ from perceivers.core.perceiver import Config, PerceiverIO
 from perceivers.data import Arrays, Digits
 from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
 from perceivers.storage import load_model, write_text
+from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores, evaluate
-from perceivers.training.loop import TrainingConfig, seed_step, train
-from perceivers.training.state import latest_checkpoint
+from perceivers.training.loop import seed_step, train
+from perceivers.training.state import best_checkpoint
 
 RECIPE, METRICS = "recipe.yaml", "metrics.json"
 
@@ -47,12 +48,13 @@ def run_recipe(recipe: Recipe, run: Path) -> dict[str, Scores]:
     _claim(run, fitted)
     seed_step(recipe.training.seed)
     model = PerceiverIO(fitted.schema, fitted.config)
-    train(model, training, recipe.training, run)
+    if not train(model, training, recipe.training, run):
+        raise SystemExit(0)  # what comes is the first process's
     return evaluate_run(run)
 
 
 def evaluate_run(run: Path) -> dict[str, Scores]:
-    """Scores of a run's newest checkpoint on held-out records, by name of the evaluation; also written to a file."""
+    """Scores of a run's best checkpoint on held-out records, by name of the evaluation; also written to a file."""
     recipe, model = load_run(run)
     held_out = recipe.data.held_out()
     schemas = {"held out": recipe.schema}
@@ -63,10 +65,10 @@ def evaluate_run(run: Path) -> dict[str, Scores]:
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
-    """Recipe and newest model of a run; ValueError if there is none."""
+    """Recipe and best model of a run (the newest, if it has no validation); ValueError if there is none."""
     if not (run / RECIPE).is_file():
         raise ValueError(f"{run} is not the folder of a run: it has no {RECIPE}")
-    checkpoint = latest_checkpoint(run)
+    checkpoint = best_checkpoint(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
     model = load_model(checkpoint)

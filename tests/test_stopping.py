@@ -93,14 +93,22 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):
+    """Until the first one ends, even if it was killed and a worker of it lives on."""
     fabric = launch(TrainingConfig(accelerator="cpu"))
-    with (
-        only_user(tmp_path, fabric),
-        pytest.raises(ValueError, match="in use by another training"),
-        only_user(tmp_path, fabric),
-    ):
+    ready, said = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with only_user(tmp_path, fabric):
+            os.fork()  # a worker
+            os.write(said, b"1")
+            time.sleep(3)
+        os._exit(0)
+    os.read(ready, 1)
+    with pytest.raises(ValueError, match="in use by another training"), only_user(tmp_path, fabric):
         pass
-    with only_user(tmp_path, fabric):  # the first is gone
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with only_user(tmp_path, fabric):
         pass
 
 

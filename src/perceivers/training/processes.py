@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -76,25 +76,22 @@ def shard(module: nn.Module, mesh: Any) -> nn.Module:
 def only_user(run: Path, fabric: "Fabric") -> Iterator[None]:
     """Within: no other training may use the run folder (ValueError if one does), and leftovers of killed ones are gone.
 
-    The lock is the system's own: it ends with its holder, however that ends.
+    The lock is the system's own: it ends with its holder, however that ends, and is not passed on to its workers.
     """
     make_folder(run / "checkpoints")
-    descriptor = os.open(run, os.O_RDONLY)
-    try:
-        free = fabric.broadcast(_lock(descriptor) if fabric.is_global_zero else True)
+    with (run / "checkpoints" / ".lock").open("w") as file:
+        free = fabric.broadcast(_lock(file) if fabric.is_global_zero else True)
         if not free:
             raise ValueError(f"{run} is in use by another training")
         if fabric.is_global_zero:
             sweep(run)
             sweep(run / "checkpoints")
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(file: IO[str]) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

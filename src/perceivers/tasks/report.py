@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.report import Report
 from perceivers.schema import Record, Schema
-from perceivers.storage import read_json
-from perceivers.tasks.recipe import METRICS, load_run
-from perceivers.training.evaluation import Scores
+from perceivers.tasks.recipe import load_run
+from perceivers.tasks.results import read_scores
 from perceivers.training.log import read_log
 from perceivers.training.order import evaluation_batches
 from perceivers.training.pictures import SHOWN, draw_samples, subplots
@@ -33,7 +32,7 @@ def report(run: Path) -> Path:
 
 def add_scores(page: Report, run: Path) -> None:
     """Every metric of every evaluation."""
-    scores = cast(dict[str, Scores], read_json(run / METRICS))
+    scores = read_scores(run)
     page.heading("Scores")
     rows = {
         f"{output}, {metric}": [f"{evaluation[output][metric]:.4g}" for evaluation in scores.values()]

@@ -41,6 +41,7 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
         objective = Objective(model)
         learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
         learner.mark_forward_method("predict")
+        learner.train()
         optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser))
         state = TrainingState.start(model, optimiser.optimizer, fabric, config.average_decay)
         checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)

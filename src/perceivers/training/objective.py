@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Schema
@@ -24,6 +25,14 @@ class Objective(nn.Module):
     def schema(self) -> Schema:
         """What goes in and what must come out."""
         return cast(Schema, self.model.schema)
+
+    def train(self, mode: bool = True) -> "Objective":
+        """Training mode, or evaluation mode; frozen batch norms keep their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _NormBase) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss of each output, in float32 at least; a batch without targets has one that is 0."""

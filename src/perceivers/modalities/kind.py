@@ -77,6 +77,12 @@ class Kind(ABC):
         """Mean loss of a batch over what is there; 0 where nothing is."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
+    def num_terms(self, target: Raw) -> Tensor:
+        """How many elements (to a constant factor) the loss of a batch is a mean over; so that parts can be weighed."""
+        if isinstance(target, Mapping):
+            return target["mask"].sum() if "mask" in target else target["values"].isfinite().sum()
+        return target.isfinite().sum() if target.is_floating_point() else (target >= 0).sum()
+
     def metrics(self) -> "dict[str, Metric]":
         """New metrics by name; each is updated with `compared(prediction, target)`."""
         return {}

@@ -150,6 +150,10 @@ class Text(Kind):
         logits = rearrange(_beside(prediction, target), "b m v -> b v m")
         return mean_where(F.cross_entropy(logits, target["ids"], reduction="none"), _asked(target))
 
+    def num_terms(self, target: Raw) -> Tensor:
+        """Tokens that the loss looks at."""
+        return _asked(target).sum()
+
     def metrics(self) -> "dict[str, Metric]":
         """Fraction of right tokens."""
         from torchmetrics.classification import MulticlassAccuracy

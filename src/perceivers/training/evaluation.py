@@ -7,6 +7,7 @@ import torch
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Record, Schema
+from perceivers.training.objective import counts
 from perceivers.training.order import evaluation_batches
 from perceivers.training.progress import progress_bar
 
@@ -19,8 +20,6 @@ def evaluate(
     model: PerceiverIO, records: Sequence[Record], schema: Schema | None = None, batch_size: int = 128, seed: int = 0
 ) -> Scores:
     """Scores over all records; `schema` prepares them (None: the model's own), e.g. with another corruption."""
-    from lightning.fabric.utilities import move_data_to_device  # an extra, and slow to import
-
     schema = schema or cast(Schema, model.schema)
     device = next(model.parameters()).device
     metrics = {name: spec.metrics() for name, spec in schema.outputs.items()}
@@ -29,7 +28,7 @@ def evaluate(
     with progress_bar() as progress:
         task = progress.add_task("evaluation", total=len(batches), note="")
         for batch in batches:
-            batch = move_data_to_device(batch, device)
+            batch = _moved(batch, device)
             predictions = model(batch["inputs"], schema.points(batch["targets"]))
             for name in predictions.keys() & batch["targets"].keys():
                 compared = schema.outputs[name].compared(predictions[name], batch["targets"][name])
@@ -39,5 +38,29 @@ def evaluate(
     return {name: {key: _value(metric) for key, metric in own.items()} for name, own in metrics.items()}
 
 
+def _moved(batch: Any, device: torch.device) -> Any:
+    from lightning.fabric.utilities import move_data_to_device  # an extra, and slow to import
+
+    return move_data_to_device(batch, device)
+
+
 def _value(metric: Any) -> float:
     return float(metric.compute()) if metric.update_called else float("nan")
+
+
+@torch.no_grad()
+def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) -> float:
+    """The training loss over all records, as if they were one batch; in sharded training every process computes it."""
+    schema = learner.schema
+    device = next(learner.parameters()).device
+    sums = counted = torch.zeros(len(schema.outputs), dtype=torch.double)
+    learner.eval()
+    for batch in evaluation_batches(schema, records, batch_size):
+        losses = learner(_moved(batch, device))
+        count = counts(schema, batch)
+        sums = sums + count * torch.stack(
+            [losses.get(name, torch.tensor(0.0)).double().cpu() for name in schema.outputs]
+        )
+        counted = counted + count
+    learner.train()
+    return float((sums / counted.clamp(min=1)).sum())

@@ -152,7 +152,7 @@ def _folded(asked: Float[Tensor, "h n d"], linear: Float[Tensor, "h d c"]) -> Fl
 def write(
     cross: CrossAttention,
     queries: Segment,
-    latents: Float[Tensor, "b n d"],
+    latents: Float[Tensor, "#b n d"],
     tail: Sequence[nn.Module],
     order: Order,
     block_size: int,

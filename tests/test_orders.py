@@ -13,8 +13,10 @@ from torch import Tensor
 
 from cross_cases import TAILS, Crossing, Make, largest_error, makes, reading, with_gradients, writing
 from perceivers.core import orders, rows
-from perceivers.core.orders import Order
+from perceivers.core.orders import Order, _sums
 from perceivers.core.reading import ReadState
+from perceivers.core.rows import Block, Rows
+from perceivers.core.tokens import Segment
 
 EXACT = 1e-10
 
@@ -52,3 +54,131 @@ def test_writing_agrees_with_the_dense_path(make: Make, tail: str, block_size: i
     crossing = writing(make, tail, seed)
     for order in crossing.orders:
         assert_agreement(crossing, order, block_size)
+
+
+# What is hard: precision, scores of very different size, tokens that are not there.
+
+GRID = Make(grid=(3, 7), mask="some", batch=3, content_batch=3, padding=2, residual=False)
+
+CASES = {
+    "grid": GRID,
+    "grid, projected": replace(GRID, projected=True, heads=2, hidden=True),
+    "vectors": replace(GRID, positions="none", content=7, heads=3, residual=True),
+}
+
+every_crossing = pytest.mark.parametrize(
+    "crossing",
+    [build(make) for build, make in itertools.product((reading, writing), CASES.values())],
+    ids=[f"{what}, {name}" for what, name in itertools.product(("reading", "writing"), CASES)],
+)
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float]:
+    """Of the result and of all gradients together, relative to their length."""
+    parts = [["result"], [name for name in expected if name != "result"]]
+
+    def length(arrays: dict[str, Tensor], names: list[str]) -> float:
+        return float(torch.cat([arrays[name].flatten() for name in names]).norm())
+
+    difference = {name: found[name] - x for name, x in expected.items()}
+    one, two = (length(difference, names) / length(expected, names) for names in parts)
+    return one, two
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@every_crossing
+def test_errors_are_within_twice_those_of_the_dense_path(crossing: Crossing, dtype: torch.dtype) -> None:
+    low = crossing.to(dtype)
+    exact = low.to(torch.float64)
+    expected = with_gradients(exact, exact.dense())
+    allowed = distance(with_gradients(low, low.dense()), expected)
+    for order in low.orders:
+        errors = distance(with_gradients(low, low.ordered(order, 5)), expected)
+        for error, own in zip(errors, allowed, strict=True):
+            assert error <= 2 * max(own, torch.finfo(dtype).eps), order
+
+
+class GivenRows(Rows):
+    """Scores and values as they are given."""
+
+    per_token = ("scores", "values")
+
+    def __init__(self, scores: Tensor, values: Tensor) -> None:
+        super().__init__(Segment(scores[None]), scores.dtype)
+        self.tensors = {"scores": scores, "values": values}
+
+    def look(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor]:
+        return tensors["scores"].clone(), tensors["values"]
+
+    def gather(self, seen: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        return weights.sum(-2, keepdim=True), seen.mT @ weights
+
+
+@pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
+@pytest.mark.parametrize("step", [50.0, 5.0, 0.5, -0.5, -5.0, -50.0])
+def test_scores_of_any_size(step: float, shift: float) -> None:
+    """They rise or fall from token to token, and so the reference from block to block; far from 0 too."""
+    scores = shift + step * torch.arange(13.0)
+    scores = torch.stack([scores, scores.flip(0), torch.full((13,), -torch.inf)], -1)
+    scores[:5, 0] = -torch.inf
+    scores.requires_grad_()
+    values = torch.randn(13, 3)
+    expected = values.T @ scores[:, :2].softmax(0)
+    (expected_gradient,) = torch.autograd.grad((expected * values[:3, :2]).sum(), scores)
+    for block_size in (1, 2, 13):
+        reference, total, weighted = _sums(GivenRows(scores, values), block_size)
+        assert torch.equal(total[:, 2], torch.zeros(1))
+        assert torch.equal(weighted[:, 2], torch.zeros(3))
+        found = weighted[:, :2] / total[:, :2]
+        assert torch.allclose(found, expected, atol=1e-6)
+        whole = scores.logsumexp(0)[:2]
+        assert torch.allclose(reference[0, :2] + total[0, :2].log(), whole, rtol=1e-6, atol=1e-6)
+        (gradient,) = torch.autograd.grad((found * values[:3, :2]).sum(), scores)
+        assert torch.allclose(gradient[:, :2], expected_gradient[:, :2], atol=1e-6)
+        assert torch.equal(gradient[:, 2], torch.zeros(13))
+
+
+def test_a_reference_is_raised_seldom() -> None:
+    """Scores a little above it are in range: states of all block sizes are the same numbers, not only the same sums."""
+    scores = torch.arange(7.0)[:, None]
+    assert float(_sums(GivenRows(scores, scores), 1)[0]) == 0
+    assert float(_sums(GivenRows(2 * scores, scores), 1)[0]) == 10
+
+
+# Exactness of another kind: bits.
+
+
+@every_crossing
+def test_bits_do_not_depend_on_the_rest_of_the_batch(crossing: Crossing) -> None:
+    crossing = crossing.to(torch.float32)
+    for order in crossing.orders:
+        whole = parts_of(crossing, order)
+        assert all(map(torch.equal, whole, parts_of(crossing, order)))
+        for number in range(crossing.segment.batch_size):
+            own = parts_of(crossing.sample(number), order)
+            assert all(torch.equal(x, all_of[number : number + 1]) for x, all_of in zip(own, whole, strict=True)), order
+
+
+def parts_of(crossing: Crossing, order: Order) -> tuple[Tensor, ...]:
+    """What is made of each sample alone: maps of latents that have been read are products over the batch."""
+    if crossing.tail is not None:
+        return (crossing.ordered(order, 5),)
+    state = orders.read(crossing.cross, crossing.latents, crossing.segment, order, 5)
+    return state.reference, state.denominator, state.weighted
+
+
+@every_crossing
+def test_block_size_changes_rounding_only(crossing: Crossing) -> None:
+    for order in crossing.orders:
+        one, *others = (crossing.ordered(order, block_size) for block_size in (100, 21, 8, 1))
+        assert all((one - other).abs().max() <= 1e-13 * one.abs().max() for other in others)
+
+
+@every_crossing
+def test_gradients_are_those_of_finite_differences(crossing: Crossing) -> None:
+    """Of sums that are made again to be differentiated."""
+    crossing = crossing.sample(1).to(torch.float64)
+    leaves = {name: leaf for name, leaf in crossing.leaves.items() if "mlp" not in name}
+    for order in crossing.orders:
+        # Numerical differentiation changes the leaves in place.
+        assert torch.autograd.gradcheck(lambda *_, order=order: crossing.ordered(order, 8), (*leaves.values(),), fast_mode=True)

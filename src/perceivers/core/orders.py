@@ -218,7 +218,7 @@ def _projected_finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tai
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
         found = output(rearrange(weights @ values, "h m e -> m (h e)").to(output.weight.dtype))
-        return _through(tail, cross.finish((found if queries is None else queries)[None], found[None])[0])
+        return _followed(cross, tail, queries, found)
 
     return finish
 
@@ -233,8 +233,7 @@ def _finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequenc
         found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features].to(
             output.weight.dtype
         ) + output.bias
-        queries = found if queries is None else queries.to(found)  # not looked at without a residual
-        return _through(tail, cross.finish(queries[None], found[None])[0])
+        return _followed(cross, tail, queries, found)
 
     return finish
 
@@ -284,8 +283,10 @@ def _composed(tail: Sequence[nn.Module], channels: int, like: Tensor) -> tuple[T
     return weight, bias
 
 
-def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    for module in modules:
+def _followed(cross: CrossAttention, tail: Sequence[nn.Module], queries: Tensor | None, found: Tensor) -> Tensor:
+    queries = found if queries is None else queries.to(found)  # not looked at without a residual
+    x = cross.finish(queries[None], found[None])[0]
+    for module in tail:
         x = module(x)
     return x
 

@@ -114,6 +114,23 @@ class GivenRows(Rows):
         return weights.sum(-2, keepdim=True), seen.mT @ weights
 
 
+@every_crossing
+def test_autocast_costs_no_more_precision_than_on_the_dense_path(crossing: Crossing) -> None:
+    single = crossing.to(torch.float32)
+    exact = single.to(torch.float64)
+    expected = with_gradients(exact, exact.dense())
+
+    def errors(run: Callable[[], Tensor]) -> tuple[float, float]:
+        with torch.autocast("cpu", torch.bfloat16):
+            result = run()
+        return distance(with_gradients(single, result), expected)
+
+    allowed = errors(single.dense)
+    for order in single.orders:
+        found = errors(lambda order=order: single.ordered(order, 5))
+        assert all(error <= 2 * own for error, own in zip(found, allowed, strict=True)), order
+
+
 @pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("step", [50.0, 5.0, 0.5, -0.5, -5.0, -50.0])
 def test_scores_of_any_size(step: float, shift: float) -> None:
@@ -181,4 +198,6 @@ def test_gradients_are_those_of_finite_differences(crossing: Crossing) -> None:
     leaves = {name: leaf for name, leaf in crossing.leaves.items() if "mlp" not in name}
     for order in crossing.orders:
         # Numerical differentiation changes the leaves in place.
-        assert torch.autograd.gradcheck(lambda *_, order=order: crossing.ordered(order, 8), (*leaves.values(),), fast_mode=True)
+        assert torch.autograd.gradcheck(
+            lambda *_, order=order: crossing.ordered(order, 8), (*leaves.values(),), fast_mode=True
+        )

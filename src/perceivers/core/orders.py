@@ -56,19 +56,18 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, rows: Rows, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(rows.tensors, tensors, strict=True))
         reference, sums = None, None
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            for block in blocks:
-                scores, seen = rows.look(rows.cut(named, block), block)
-                top = scores.amax(-2, keepdim=True)
-                if reference is None or sums is None:
-                    reference = top.clamp(min=NOTHING_SEEN)
-                else:
-                    raised = torch.where(top > reference + HEADROOM, top, reference)
-                    if not torch.equal(raised, reference):
-                        scale = (reference - raised).exp()
-                        sums, reference = [x.mul_(scale) for x in sums], raised
-                found = rows.gather(seen, scores.sub_(reference).exp_())
-                sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
+        for block in blocks:
+            scores, seen = rows.look(rows.cut(named, block), block)
+            top = scores.amax(-2, keepdim=True)
+            if reference is None or sums is None:
+                reference = top.clamp(min=NOTHING_SEEN)
+            else:
+                raised = torch.where(top > reference + HEADROOM, top, reference)
+                if not torch.equal(raised, reference):
+                    scale = (reference - raised).exp()
+                    sums, reference = [x.mul_(scale) for x in sums], raised
+            found = rows.gather(seen, scores.sub_(reference).exp_())
+            sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
         assert reference is not None
         assert sums is not None
         ctx.rows, ctx.blocks = rows, blocks
@@ -104,29 +103,30 @@ def read(
     dtype = torch.promote_types(latents.dtype, torch.float32)
     heads = attention.num_heads
     query = rearrange(attention.query(cross.query_norm(latents)).to(dtype), "b n (h d) -> b h n d", h=heads)
-    query = query / math.sqrt(query.shape[-1])
-    key, _ = _behind_norm(attention.key, norm, heads, dtype)
-    value, value_bias = _behind_norm(attention.value, norm, heads, dtype)
-    if not segment.num_tokens:
-        shape = (max(len(latents), segment.batch_size), heads, query.shape[-2])
-        return ReadState(
-            query.new_full(shape, NOTHING_SEEN), query.new_zeros(shape), query.new_zeros(*shape, value.shape[1])
-        )
-    states = []
-    for number in range(max(len(latents), segment.batch_size)):
-        own, asked = segment.sample(number), query[number % len(query)]
-        rows: Rows
-        if order == "projected":
-            rows = ProjectedRows(own, asked, key, value)
-            reference, total, found = _sums(rows, block_size)
-            weighted = found.mT
-        else:
-            rows = (SeparableRows if order == "separable" else AbsorbedRows)(own, _folded(asked, key))
-            reference, total, *sums = _sums(rows, block_size)
-            taken = rearrange(rows.expand(sums), "c (h n) -> h n c", h=heads)
-            weighted = taken @ value.mT
-            reference, total = (rearrange(x, "1 (h n) -> h 1 n", h=heads) for x in (reference, total))
-        states.append((reference[:, 0], total[:, 0], weighted + total.mT * value_bias[:, None]))
+    with torch.autocast(latents.device.type, enabled=False):
+        query = query / math.sqrt(query.shape[-1])
+        key, _ = _behind_norm(attention.key, norm, heads, dtype)
+        value, value_bias = _behind_norm(attention.value, norm, heads, dtype)
+        if not segment.num_tokens:
+            shape = (max(len(latents), segment.batch_size), heads, query.shape[-2])
+            return ReadState(
+                query.new_full(shape, NOTHING_SEEN), query.new_zeros(shape), query.new_zeros(*shape, value.shape[1])
+            )
+        states = []
+        for number in range(max(len(latents), segment.batch_size)):
+            own, asked = segment.sample(number), query[number % len(query)]
+            rows: Rows
+            if order == "projected":
+                rows = ProjectedRows(own, asked, key, value)
+                reference, total, found = _sums(rows, block_size)
+                weighted = found.mT
+            else:
+                rows = (SeparableRows if order == "separable" else AbsorbedRows)(own, _folded(asked, key))
+                reference, total, *sums = _sums(rows, block_size)
+                taken = rearrange(rows.expand(sums), "c (h n) -> h n c", h=heads)
+                weighted = taken @ value.mT
+                reference, total = (rearrange(x, "1 (h n) -> h 1 n", h=heads) for x in (reference, total))
+            states.append((reference[:, 0], total[:, 0], weighted + total.mT * value_bias[:, None]))
     return ReadState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
 
@@ -164,22 +164,23 @@ def write(
         rearrange(linear(normed), "b n (h d) -> b h n d", h=heads)
         for linear in (cross.attention.key, cross.attention.value)
     )
-    query, bias = _behind_norm(cross.attention.query, cross.query_norm, heads, dtype)
-    written = []
-    for number in range(max(len(latents), queries.batch_size)):
-        own, values = queries.sample(number), value[number % len(value)].to(dtype)
-        asked = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
-        added = (asked @ bias[..., None]).flatten()
-        if order == "projected":
-            rows: Rows = ProjectedRows(own, asked, query, added=added)
-        else:
-            kind = SeparableRows if order.startswith("separable") else AbsorbedRows
-            rows = kind(own, _folded(asked, query), added)
-        if order.endswith("folded"):
-            finish = _folded_finish(cross, values, tail)
-        else:
-            finish = (_projected_finish if order == "projected" else _finish)(cross, values, tail)
-        written.append(_in_blocks(rows, block_size, _writer(cross, rows, finish)))
+    with torch.autocast(latents.device.type, enabled=False):
+        query, bias = _behind_norm(cross.attention.query, cross.query_norm, heads, dtype)
+        written = []
+        for number in range(max(len(latents), queries.batch_size)):
+            own, values = queries.sample(number), value[number % len(value)].to(dtype)
+            asked = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
+            added = (asked @ bias[..., None]).flatten()
+            if order == "projected":
+                rows: Rows = ProjectedRows(own, asked, query, added=added)
+            else:
+                kind = SeparableRows if order.startswith("separable") else AbsorbedRows
+                rows = kind(own, _folded(asked, query), added)
+            if order.endswith("folded"):
+                finish = _folded_finish(cross, values, tail)
+            else:
+                finish = (_projected_finish if order == "projected" else _finish)(cross, values, tail)
+            written.append(_in_blocks(rows, block_size, _writer(cross, rows, finish)))
     return torch.stack(written).to(latents.dtype)
 
 
@@ -189,13 +190,12 @@ def _in_blocks(rows: Rows, block_size: int, writer: Writer) -> Float[Tensor, "o 
     sizes = [stop - start for start, stop in blocks]
     pieces = {name: x.split(sizes) if name in rows.per_token else [x] * len(sizes) for name, x in rows.tensors.items()}
     written = []
-    with torch.autocast(rows.device.type, enabled=False):
-        for number, block in enumerate(blocks):
-            part = {name: piece[number] for name, piece in pieces.items()}
-            if torch.is_grad_enabled():
-                written.append(checkpoint(writer, part, block, use_reentrant=False))
-            else:
-                written.append(writer(part, block))
+    for number, block in enumerate(blocks):
+        part = {name: piece[number] for name, piece in pieces.items()}
+        if torch.is_grad_enabled():
+            written.append(checkpoint(writer, part, block, use_reentrant=False))
+        else:
+            written.append(writer(part, block))
     return torch.cat(written)
 
 

@@ -245,15 +245,11 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def with_gradients(crossing: Crossing, result: Tensor) -> dict[str, Tensor]:
-    """A result and the gradients of a sum of it, all in float64; 0 where there is none."""
+    """A result and the gradients of a sum of it, all in float64; everything has one, if only of 0."""
     generator = torch.Generator().manual_seed(7)
     leaves = crossing.leaves
     total = (result.double() * normal(generator, *result.shape)).sum()
-    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    gradients = {
-        name: torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
-    }
+    gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
     return {name: x.detach().double() for name, x in {"result": result, **gradients}.items()}
 
 

@@ -105,13 +105,17 @@ def read(
     query = rearrange(attention.query(cross.query_norm(latents)).to(dtype), "b n (h d) -> b h n d", h=heads)
     with torch.autocast(latents.device.type, enabled=False):
         query = query / math.sqrt(query.shape[-1])
-        key, _ = _behind_norm(attention.key, norm, heads, dtype)
+        key, key_bias = _behind_norm(attention.key, norm, heads, dtype)
         value, value_bias = _behind_norm(attention.value, norm, heads, dtype)
+        # The softmax cancels the keys' bias; its gradient is 0 and not None, which data parallelism would wait for.
+        value_bias = value_bias + key_bias[:, :0].sum()
         if not segment.num_tokens:
-            shape = (max(len(latents), segment.batch_size), heads, query.shape[-2])
-            return ReadState(
-                query.new_full(shape, NOTHING_SEEN), query.new_zeros(shape), query.new_zeros(*shape, value.shape[1])
-            )
+            # Gradients are 0 and not None: processes of a group, one of which has nothing to read, wait for each other.
+            parts = [*AbsorbedRows(segment.sample(0), _folded(query[0], key)).tensors.values(), value, value_bias]
+            nothing = torch.stack([x.flatten()[:0].sum(dtype=dtype) for x in parts]).sum()
+            zeros = nothing.expand(max(len(latents), segment.batch_size), heads, query.shape[-2])
+            weighted = zeros[..., None].expand(-1, -1, -1, value.shape[1])
+            return ReadState(torch.full_like(zeros, NOTHING_SEEN), zeros, weighted)
         states = []
         for number in range(max(len(latents), segment.batch_size)):
             own, asked = segment.sample(number), query[number % len(query)]
@@ -285,10 +289,10 @@ def _composed(tail: Sequence[nn.Module], channels: int, like: Tensor) -> tuple[T
 
 def _followed(cross: CrossAttention, tail: Sequence[nn.Module], queries: Tensor | None, found: Tensor) -> Tensor:
     queries = found if queries is None else queries.to(found)  # not looked at without a residual
-    x = cross.finish(queries[None], found[None])[0]
+    x = cross.finish(queries[None], found[None])
     for module in tail:
         x = module(x)
-    return x
+    return x[0]
 
 
 def _plain(linear: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

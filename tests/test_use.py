@@ -216,7 +216,9 @@ def test_frames_of_different_sizes_are_an_error(flow_model, frames):
 
 
 def test_memory_changes_nothing_but_memory(film_model, clip):
-    roomy, tight = autoencode(film_model, clip), autoencode(film_model, clip, memory=1 << 16)
+    roomy = autoencode(film_model, clip)
+    film_model.memory_limit = 1 << 19
+    tight = autoencode(film_model, clip)
     assert np.abs(roomy.clip.frames.astype(int) - tight.clip.frames).max() <= 1
     np.testing.assert_allclose(roomy.clip.sound, tight.clip.sound, atol=1e-5)
     assert [name for name, _ in roomy.classes] == [name for name, _ in tight.classes]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.core.initialisers import plain_linear, trained_vector
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens
 
@@ -79,7 +79,9 @@ class InputAdapters(nn.Module):
             if len(self.adapters) != 1:
                 raise ValueError(f"several inputs: give a dictionary of {', '.join(self.adapters)}")
             return {next(iter(self.adapters)): raw}
-        check_names("input", raw, self.adapters)
+        for name in check_names("input", raw, self.adapters):
+            if isinstance(raw[name], Part) and not self.adapters[name].reads_parts:
+                raise ValueError(f"input {name!r} is no grid of independent tokens: give it whole, not as a Part")
         return {name: value for name, value in raw.items() if value is not None}
 
     def _absent(self, name: str) -> Segment | None:
@@ -130,6 +132,14 @@ class OutputAdapters(nn.Module):
     def heads(self) -> dict[str, nn.Module]:
         """The head of each output."""
         return {name: adapter.get_submodule("head") for name, adapter in self.adapters.items()}
+
+    def share(self, queries: Tokens, rank: int, world: int) -> Tokens:
+        """The queries of one of `world` processes; ValueError for an output whose rows depend on one another."""
+        for name in queries.segments:
+            if self.adapters[name].mixes_neighbours:
+                raise ValueError(f"output {name!r} mixes neighbouring places: decode it whole, on one process")
+        shares = {name: segment.share(rank, world) for name, segment in queries.segments.items()}
+        return Tokens({name: segment for name, segment in shares.items() if segment.num_tokens})
 
     def forward(self, rows: Mapping[str, Tensor], queries: Tokens) -> dict[str, Any]:
         """Raw outputs."""

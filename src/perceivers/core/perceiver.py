@@ -129,7 +129,7 @@ class Read(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Updated latents; in the cheapest order that the plan allows."""
         choices = plan_reading(self.cross_attention, latents, tokens, plan)
-        if any(choice.order == "dense" for choice in choices.values()):
+        if not choices:
             return self.cross_attention(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
         return self.update(latents, sum_states(self._states(latents, tokens, choices).values()))
 
@@ -247,18 +247,16 @@ class Decoder(nn.Module):
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Rows [B, O, e] of each output, after its head."""
         tails = {name: (self.output, heads[name]) for name in queries.segments}
-        choices = plan_writing(self.cross_attention, latents, queries, tails, plan)
-        together = Tokens({name: s for name, s in queries.segments.items() if choices[name].order == "dense"})
         rows = {
             name: orders.write(
                 self.cross_attention, queries.segments[name], latents, tails[name], choice.order, choice.block_size
             )
-            for name, choice in choices.items()
-            if choice.order != "dense"
+            for name, choice in plan_writing(self.cross_attention, latents, queries, tails, plan).items()
         }
-        if together.segments:
-            x = self.cross_attention(together.dense(latents.dtype), latents, Mask(queries=together.mask()))
-            rows |= {name: heads[name](part) for name, part in together.split(self.output(x)).items()}
+        dense = Tokens({name: segment for name, segment in queries.segments.items() if name not in rows})
+        if dense.segments:
+            x = self.cross_attention(dense.dense(latents.dtype), latents, Mask(queries=dense.mask()))
+            rows |= {name: heads[name](part) for name, part in dense.split(self.output(x)).items()}
         return {name: rows[name] for name in queries.segments}
 
     def attention_map(self, queries: Tokens, latents: Float[Tensor, "b n d"]) -> dict[str, Float[Tensor, "b h _ n"]]:
@@ -288,6 +286,9 @@ class AverageDecoder(nn.Module):
 
 class PerceiverIO(nn.Module):
     """One model for what a schema declares: `model(raw)` gives raw outputs by name."""
+
+    memory_limit: int | None = None
+    """Bytes that reading and writing may take where a call says nothing else; None: what is fastest."""
 
     def __init__(self, schema: SchemaLike, config: Config | None = None) -> None:
         super().__init__()
@@ -343,8 +344,8 @@ class PerceiverIO(nn.Module):
     ) -> Encoded:
         """Read and process the inputs; chunk after chunk if they come as an iterable of parts of them.
 
-        Beside inputs and model, reading takes `memory_limit` bytes at most (None: what is fastest). `order` forces how
-        attention is computed (core/orders.py); every order gives the same.
+        Beside inputs and model, each reading takes `memory_limit` bytes at most; `order` forces how attention is
+        computed (core/orders.py). Both change the time and the last bits alone.
         """
         if not isinstance(raw, Mapping | Tensor):
             reading = Reading()
@@ -353,7 +354,7 @@ class PerceiverIO(nn.Module):
             missing = {name: None for name in self.input_adapter.mask_probs if name not in reading.states}
             return self.process(reading + self.read(missing, memory_limit, order) if missing else reading)
         tokens, own = self.input_adapter(raw)
-        return Encoded(self.trunk(tokens, None, Plan(memory_limit, order)), self._sources(own))
+        return Encoded(self.trunk(tokens, None, self._plan(memory_limit, order)), self._sources(own))
 
     def read(
         self, raw: Mapping[str, Any] | Tensor, memory_limit: int | None = None, order: Order | None = None
@@ -365,7 +366,7 @@ class PerceiverIO(nn.Module):
         tokens, own = self.input_adapter(
             raw, missing=[] if isinstance(raw, Tensor) else [n for n in raw if raw[n] is None]
         )
-        return Reading(self.trunk.read(tokens, Plan(memory_limit, order)), self._sources(own))
+        return Reading(self.trunk.read(tokens, self._plan(memory_limit, order)), self._sources(own))
 
     def process(self, reading: Reading) -> Encoded:
         """What `encode` gives for all that was read."""
@@ -378,10 +379,16 @@ class PerceiverIO(nn.Module):
         outputs: Iterable[str] | None = None,
         memory_limit: int | None = None,
         order: Order | None = None,
+        share: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
-        """Write these outputs (None: all), each at its points (None: everywhere); limit and order: `encode`."""
+        """Write these outputs (None: all), each at its points (None: everywhere); limit and order: `encode`.
+
+        `share` (rank, world): of each output the part of one of several processes, if it gets any; of a grid slices of
+        its first axis.
+        """
         queries = self.output_query(encoded, points or {}, outputs)
-        rows = self.decoder(queries, encoded.latents, self.output_adapter.heads, Plan(memory_limit, order))
+        queries = queries if share is None else self.output_adapter.share(queries, *share)
+        rows = self.decoder(queries, encoded.latents, self.output_adapter.heads, self._plan(memory_limit, order))
         return self.output_adapter(rows, queries)
 
     def attention_maps(
@@ -398,6 +405,9 @@ class PerceiverIO(nn.Module):
                 self.output_query(encoded, points or {}, None), encoded.latents
             )
         return maps
+
+    def _plan(self, memory_limit: int | None, order: Order | None) -> Plan:
+        return Plan(self.memory_limit if memory_limit is None else memory_limit, order)
 
     def _sources(self, own: Mapping[str, Segment]) -> dict[str, Segment]:
         return {name: segment for name, segment in own.items() if name in self._asked_with}

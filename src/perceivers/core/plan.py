@@ -41,6 +41,11 @@ class Plan:
     order: Order | None = None
     """Order of every attention that it is possible for; None: the cheapest."""
 
+    @property
+    def always_dense(self) -> bool:
+        """Where nothing is to be chosen; a compiler is given the dense order, whose graph does not grow with blocks."""
+        return self.order == "dense" or torch.compiler.is_compiling()
+
 
 FASTEST = Plan()
 
@@ -279,19 +284,16 @@ def plan_states(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Pl
 
 
 def plan_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice]:
-    """A choice for each segment: dense for all or for none, since its softmax runs over all of them."""
-    dense = {
-        name: Choice("dense", segment.num_tokens, Case(cross, latents, segment, None).costs())
-        for name, segment in tokens.segments.items()
-    }
-    if plan.order == "dense" or torch.compiler.is_compiling():
-        return dense
+    """A choice for each segment; none if all are dense: all are or none, since the softmax runs over all of them."""
+    if plan.always_dense:
+        return {}
     states = plan_states(cross, latents, tokens, plan)
     if states is None:
-        return dense
-    fits = plan.memory_limit is None or sum(choice.bytes for choice in dense.values()) <= plan.memory_limit
-    cheaper = sum(choice.cost.work for choice in dense.values()) <= sum(choice.cost.work for choice in states.values())
-    return dense if plan.order is None and fits and cheaper else states
+        return {}
+    dense = [Case(cross, latents, segment, None).costs()["dense"] for segment in tokens.segments.values()]
+    fits = plan.memory_limit is None or sum(cost.bytes(0) for cost in dense) <= plan.memory_limit
+    cheaper = sum(cost.work for cost in dense) <= sum(choice.cost.work for choice in states.values())
+    return {} if plan.order is None and fits and cheaper else states
 
 
 def plan_writing(
@@ -301,11 +303,9 @@ def plan_writing(
     tails: Mapping[str, Sequence[nn.Module]],
     plan: Plan,
 ) -> dict[str, Choice]:
-    """A choice for each output's queries."""
-    plan = Plan(order="dense") if torch.compiler.is_compiling() else plan
-    choices = {}
-    for name, segment in queries.segments.items():
-        choice = Case(cross, latents, segment, tails[name]).choose(plan, dense=True)
-        assert choice is not None
-        choices[name] = choice
-    return choices
+    """A choice for the queries of each output that is not dense."""
+    if plan.always_dense:
+        return {}
+    cases = {name: Case(cross, latents, segment, tails[name]) for name, segment in queries.segments.items()}
+    choices = {name: case.choose(plan, dense=True) for name, case in cases.items()}
+    return {name: choice for name, choice in choices.items() if choice is not None and choice.order != "dense"}

@@ -122,13 +122,31 @@ class Segment:
             positions = positions.rows(torch.arange(start, stop, device=self.device))
         elif positions is not None:
             positions = positions[..., start:stop, :]
+        return self._between(start, stop, positions, None)
+
+    def share(self, rank: int, world: int) -> "Segment":
+        """The part of one of `world` processes: neighbouring tokens; of a grid, slices of its first axis."""
+        positions, grid = self.positions, self.grid
+        if grid is None:
+            return self.block(self.num_tokens * rank // world, self.num_tokens * (rank + 1) // world)
+        first, last = (grid[0] * number // world for number in (rank, rank + 1))
+        inside = self.num_tokens // grid[0]
+        if isinstance(positions, AxisTables):
+            positions = replace(positions, tables=(positions.tables[0][first:last], *positions.tables[1:]))
+        elif positions is not None:
+            positions = positions[..., first * inside : last * inside, :]
+        return self._between(first * inside, last * inside, positions, (last - first, *grid[1:]))
+
+    def _between(
+        self, start: int, stop: int, positions: PositionFeatures | None, grid: tuple[int, ...] | None
+    ) -> "Segment":
         return replace(
             self,
             content=None if self.content is None else self.content[:, start:stop],
             positions=positions,
             mask=None if self.mask is None else self.mask[:, start:stop],
             hidden=None if self.hidden is None else self.hidden[:, start:stop],
-            grid=None,
+            grid=grid,
         )
 
     def sample(self, number: int) -> "Segment":

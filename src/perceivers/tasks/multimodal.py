@@ -80,13 +80,12 @@ class Reconstruction:
 def autoencode(
     model: PerceiverIO,
     clip: Clip,
-    memory: int = 2 << 30,
     num_classes: int = 5,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Reconstruction:
     """A clip of any size, length and rates, cut to a square and read in parts of the model's length.
 
-    `memory` bounds the bytes that reading and writing take beside the model; `track` may show progress over the parts.
+    `model.memory_limit` bounds what reading and writing take; `track` may show progress over the parts.
     """
     inputs, outputs = model.schema.inputs, model.schema.outputs
     (video, film), (audio, sounds), (label, labels) = (
@@ -107,8 +106,8 @@ def autoencode(
         pixels = torch.from_numpy(frames[part * length : (part + 1) * length])[None].to(parameter) / 255
         wave = torch.from_numpy(sound[part * samples : (part + 1) * samples])[None].to(parameter)
         with torch.no_grad():
-            encoded = model.encode({video: pixels, audio: wave}, memory)
-            raw = model.decode(encoded, memory_limit=memory)
+            encoded = model.encode({video: pixels, audio: wave})
+            raw = model.decode(encoded)
         written.append((raw[video][0].clamp(0, 1) * 255).round().byte().cpu().numpy())
         heard.append(raw[audio][0].clamp(-1, 1).float().cpu().numpy())
         logits.append(raw[label][0].double().cpu())

@@ -1,19 +1,12 @@
 """The released models compile without a break and export with any batch; encoding and decoding are separate programs."""
 
-import shutil
-from collections.abc import Callable
 from typing import Any
 
-import pytest
-import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded
-from reference_files import relative_error
-from test_convert import RECORDED, built, converted
 
 TOLERANCE = 1e-5
 

@@ -19,7 +19,6 @@ from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.grid import Image
 from perceivers.modalities.label import Label
 from perceivers.modalities.vectors import Vectors
-from perceivers.schema import Schema
 from test_orders import many
 from test_perceiver import build
 

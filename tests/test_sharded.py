@@ -1,6 +1,5 @@
 """Each process of a group reads a part of the inputs; what comes out, and every gradient, is as in one process."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +120,6 @@ def process(rank: int, processes: int, rendezvous: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("processes", SIZES)
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_read_together(processes: int, tmp_path: Path) -> None:
     multiprocessing.spawn(process, (processes, tmp_path / "rendezvous"), nprocs=processes)

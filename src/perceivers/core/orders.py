@@ -18,7 +18,8 @@ One sample at a time: its bits do not depend on the others. m tokens of a block,
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from einops import rearrange
@@ -48,6 +49,8 @@ Writer = Callable[[dict[str, Tensor], Block], Float[Tensor, "m e"]]
 Finish = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None], Float[Tensor, "m e"]]
 """Makes decoded rows from attention weights, and queries where they are added to what is found."""
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 
 class _Sums(torch.autograd.Function):
     """Sums over all blocks, exponentials relative to a reference; the gradient makes each block again."""
@@ -56,18 +59,19 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, rows: Rows, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(rows.tensors, tensors, strict=True))
         reference, sums = None, None
-        for block in blocks:
-            scores, seen = rows.look(rows.cut(named, block), block)
-            top = scores.amax(-2, keepdim=True)
-            if reference is None or sums is None:
-                reference = top.clamp(min=NOTHING_SEEN)
-            else:
-                raised = torch.where(top > reference + HEADROOM, top, reference)
-                if not torch.equal(raised, reference):
-                    scale = (reference - raised).exp()
-                    sums, reference = [x.mul_(scale) for x in sums], raised
-            found = rows.gather(seen, scores.sub_(reference).exp_())
-            sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            for block in blocks:
+                scores, seen = rows.look(rows.cut(named, block), block)
+                top = scores.amax(-2, keepdim=True)
+                if reference is None or sums is None:
+                    reference = top.clamp(min=NOTHING_SEEN)
+                else:
+                    raised = torch.where(top > reference + HEADROOM, top, reference)
+                    if not torch.equal(raised, reference):
+                        scale = (reference - raised).exp()
+                        sums, reference = [x.mul_(scale) for x in sums], raised
+                found = rows.gather(seen, scores.sub_(reference).exp_())
+                sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
         assert reference is not None
         assert sums is not None
         ctx.rows, ctx.blocks = rows, blocks
@@ -95,6 +99,18 @@ class _Sums(torch.autograd.Function):
         return None, None, *(found.get(name) for name in named)
 
 
+def _without_autocast(function: Function) -> Function:
+    """Only the layers before and behind may lose precision: sums and statistics need float32."""
+
+    @wraps(function)
+    def call(cross: CrossAttention, *given: Any) -> Any:
+        with torch.autocast(cross.mlp.output.weight.device.type, enabled=False):
+            return function(cross, *given)
+
+    return cast(Function, call)
+
+
+@_without_autocast
 def read(
     cross: CrossAttention, latents: Float[Tensor, "#b n f"], segment: Segment, order: Order, block_size: int
 ) -> ReadState:
@@ -102,35 +118,35 @@ def read(
     attention, norm = cross.attention, cross.token_norm
     dtype = torch.promote_types(latents.dtype, torch.float32)
     heads = attention.num_heads
-    query = rearrange(attention.query(cross.query_norm(latents)).to(dtype), "b n (h d) -> b h n d", h=heads)
-    with torch.autocast(latents.device.type, enabled=False):
-        query = query / math.sqrt(query.shape[-1])
-        key, key_bias = _behind_norm(attention.key, norm, heads, dtype)
-        value, value_bias = _behind_norm(attention.value, norm, heads, dtype)
-        # The softmax cancels the keys' bias; its gradient is 0 and not None, which data parallelism would wait for.
-        value_bias = value_bias + key_bias[:, :0].sum()
-        if not segment.num_tokens:
-            # Gradients are 0 and not None: processes of a group, one of which has nothing to read, wait for each other.
-            parts = [*AbsorbedRows(segment.sample(0), _folded(query[0], key)).tensors.values(), value, value_bias]
-            nothing = torch.stack([x.flatten()[:0].sum(dtype=dtype) for x in parts]).sum()
-            zeros = nothing.expand(max(len(latents), segment.batch_size), heads, query.shape[-2])
-            weighted = zeros[..., None].expand(-1, -1, -1, value.shape[1])
-            return ReadState(torch.full_like(zeros, NOTHING_SEEN), zeros, weighted)
-        states = []
-        for number in range(max(len(latents), segment.batch_size)):
-            own, asked = segment.sample(number), query[number % len(query)]
-            rows: Rows
-            if order == "projected":
-                rows = ProjectedRows(own, asked, key, value)
-                reference, total, found = _sums(rows, block_size)
-                weighted = found.mT
-            else:
-                rows = (SeparableRows if order == "separable" else AbsorbedRows)(own, _folded(asked, key))
-                reference, total, *sums = _sums(rows, block_size)
-                taken = rearrange(rows.expand(sums), "c (h n) -> h n c", h=heads)
-                weighted = taken @ value.mT
-                reference, total = (rearrange(x, "1 (h n) -> h 1 n", h=heads) for x in (reference, total))
-            states.append((reference[:, 0], total[:, 0], weighted + total.mT * value_bias[:, None]))
+    query = attention.query(cross.query_norm(latents.to(attention.query.weight.dtype)))
+    query = rearrange(query.to(dtype), "b n (h d) -> b h n d", h=heads)
+    query = query / math.sqrt(query.shape[-1])
+    key, key_bias = _behind_norm(attention.key, norm, heads, dtype)
+    value, value_bias = _behind_norm(attention.value, norm, heads, dtype)
+    # The softmax cancels the keys' bias; its gradient is 0 and not None, which data parallelism would wait for.
+    value_bias = value_bias + key_bias[:, :0].sum()
+    if not segment.num_tokens:
+        # Gradients are 0 and not None: processes of a group, one of which has nothing to read, wait for one another.
+        parts = [*AbsorbedRows(segment.sample(0), _folded(query[0], key)).tensors.values(), value, value_bias]
+        nothing = torch.stack([x.flatten()[:0].sum(dtype=dtype) for x in parts]).sum()
+        zeros = nothing.expand(max(len(latents), segment.batch_size), heads, query.shape[-2])
+        weighted = zeros[..., None].expand(-1, -1, -1, value.shape[1])
+        return ReadState(torch.full_like(zeros, NOTHING_SEEN), zeros, weighted)
+    states = []
+    for number in range(max(len(latents), segment.batch_size)):
+        own, asked = segment.sample(number), query[number % len(query)]
+        rows: Rows
+        if order == "projected":
+            rows = ProjectedRows(own, asked, key, value)
+            reference, total, found = _sums(rows, block_size)
+            weighted = found.mT
+        else:
+            rows = (SeparableRows if order == "separable" else AbsorbedRows)(own, _folded(asked, key))
+            reference, total, *sums = _sums(rows, block_size)
+            taken = rearrange(rows.expand(sums), "c (h n) -> h n c", h=heads)
+            weighted = taken @ value.mT
+            reference, total = (rearrange(x, "1 (h n) -> h 1 n", h=heads) for x in (reference, total))
+        states.append((reference[:, 0], total[:, 0], weighted + total.mT * value_bias[:, None]))
     return ReadState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
 
@@ -153,6 +169,7 @@ def _folded(asked: Float[Tensor, "h n d"], linear: Float[Tensor, "h d c"]) -> Fl
     return folded - folded.mean(0)
 
 
+@_without_autocast
 def write(
     cross: CrossAttention,
     queries: Segment,
@@ -163,28 +180,27 @@ def write(
 ) -> Float[Tensor, "b o e"]:
     """What queries find in the latents, behind the maps that follow (`tail`), `block_size` queries at a time."""
     heads, dtype = cross.attention.num_heads, torch.promote_types(latents.dtype, torch.float32)
-    normed = cross.token_norm(latents)
+    normed = cross.token_norm(latents.to(cross.attention.key.weight.dtype))
     key, value = (
         rearrange(linear(normed), "b n (h d) -> b h n d", h=heads)
         for linear in (cross.attention.key, cross.attention.value)
     )
-    with torch.autocast(latents.device.type, enabled=False):
-        query, bias = _behind_norm(cross.attention.query, cross.query_norm, heads, dtype)
-        written = []
-        for number in range(max(len(latents), queries.batch_size)):
-            own, values = queries.sample(number), value[number % len(value)].to(dtype)
-            asked = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
-            added = (asked @ bias[..., None]).flatten()
-            if order == "projected":
-                rows: Rows = ProjectedRows(own, asked, query, added=added)
-            else:
-                kind = SeparableRows if order.startswith("separable") else AbsorbedRows
-                rows = kind(own, _folded(asked, query), added)
-            if order.endswith("folded"):
-                finish = _folded_finish(cross, values, tail)
-            else:
-                finish = (_projected_finish if order == "projected" else _finish)(cross, values, tail)
-            written.append(_in_blocks(rows, block_size, _writer(cross, rows, finish)))
+    query, bias = _behind_norm(cross.attention.query, cross.query_norm, heads, dtype)
+    written = []
+    for number in range(max(len(latents), queries.batch_size)):
+        own, values = queries.sample(number), value[number % len(value)].to(dtype)
+        asked = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
+        added = (asked @ bias[..., None]).flatten()
+        if order == "projected":
+            rows: Rows = ProjectedRows(own, asked, query, added=added)
+        else:
+            kind = SeparableRows if order.startswith("separable") else AbsorbedRows
+            rows = kind(own, _folded(asked, query), added)
+        if order.endswith("folded"):
+            finish = _folded_finish(cross, values, tail)
+        else:
+            finish = (_projected_finish if order == "projected" else _finish)(cross, values, tail)
+        written.append(_in_blocks(rows, block_size, _writer(cross, rows, finish)))
     return torch.stack(written).to(latents.dtype)
 
 
@@ -194,12 +210,13 @@ def _in_blocks(rows: Rows, block_size: int, writer: Writer) -> Float[Tensor, "o 
     sizes = [stop - start for start, stop in blocks]
     pieces = {name: x.split(sizes) if name in rows.per_token else [x] * len(sizes) for name, x in rows.tensors.items()}
     written = []
-    for number, block in enumerate(blocks):
-        part = {name: piece[number] for name, piece in pieces.items()}
-        if torch.is_grad_enabled():
-            written.append(checkpoint(writer, part, block, use_reentrant=False))
-        else:
-            written.append(writer(part, block))
+    with torch.autocast(rows.device.type, enabled=False):
+        for number, block in enumerate(blocks):
+            part = {name: piece[number] for name, piece in pieces.items()}
+            if torch.is_grad_enabled():
+                written.append(checkpoint(writer, part, block, use_reentrant=False))
+            else:
+                written.append(writer(part, block))
     return torch.cat(written)
 
 
@@ -222,7 +239,8 @@ def _projected_finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tai
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
         found = output(rearrange(weights @ values, "h m e -> m (h e)").to(output.weight.dtype))
-        return _followed(cross, tail, queries, found)
+        queries = found if queries is None else queries.to(found)
+        return _through(tail, cross.finish(queries[None], found[None]))[0]
 
     return finish
 
@@ -237,7 +255,8 @@ def _finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequenc
         found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features].to(
             output.weight.dtype
         ) + output.bias
-        return _followed(cross, tail, queries, found)
+        queries = found if queries is None else queries.to(found)  # not looked at without a residual
+        return _through(tail, cross.finish(queries[None], found[None]))[0]
 
     return finish
 
@@ -287,12 +306,10 @@ def _composed(tail: Sequence[nn.Module], channels: int, like: Tensor) -> tuple[T
     return weight, bias
 
 
-def _followed(cross: CrossAttention, tail: Sequence[nn.Module], queries: Tensor | None, found: Tensor) -> Tensor:
-    queries = found if queries is None else queries.to(found)  # not looked at without a residual
-    x = cross.finish(queries[None], found[None])
-    for module in tail:
+def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
         x = module(x)
-    return x[0]
+    return x
 
 
 def _plain(linear: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

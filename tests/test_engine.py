@@ -144,6 +144,14 @@ def test_recomputing_keeps_less(records, schema):
     assert kept[1] < 0.9 * kept[0]
 
 
+def test_a_memory_limit_reaches_the_model(tmp_path):
+    """In megabytes; what it does there is tested in test_plan.py."""
+    model = trained(small_records(), tmp_path, 1, memory_limit=3)
+    assert model.memory_limit == 3_000_000
+    with pytest.raises(ValueError, match="memory_limit = 0 must be at least 1 megabyte"):
+        TrainingConfig(memory_limit=0)
+
+
 @pytest.mark.slow
 def test_a_compiled_run_is_close(tmp_path):
     """In a process of its own: what checks the types of the other tests is not for the compiler."""

@@ -44,6 +44,8 @@ class TrainingConfig:
     """Numbers of the forward and backward pass."""
     recompute: bool = False
     """Activation checkpointing: self-attention layers run again in the backward pass, to save memory."""
+    memory_limit: int | None = None
+    """Megabytes that each reading and writing may take beside inputs, outputs and weights; None: what is fastest."""
     compile: bool = False
     """Use torch.compile: slower to start, then faster."""
 
@@ -51,6 +53,8 @@ class TrainingConfig:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise ValueError(f"memory_limit = {self.memory_limit} must be at least 1 megabyte, or None")
         self.check_processes(self.devices)
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay = {self.average_decay} must be in [0, 1), or None")

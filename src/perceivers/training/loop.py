@@ -36,6 +36,7 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
     True in the first process, which goes on alone. Raises Stopped after a signal and the checkpoint it asks for.
     """
     records, validation = split(records, config)
+    model.memory_limit = None if config.memory_limit is None else config.memory_limit * 1_000_000
     fabric = launch(config)
     with recomputed(model, config.recompute), stop_signals() as stop, only_user(run, fabric):
         objective = Objective(model)

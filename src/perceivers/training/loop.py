@@ -21,7 +21,7 @@ from perceivers.training.objective import Batch, Objective, counts, parts
 from perceivers.training.optimisers import build_optimiser
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
 from perceivers.training.pictures import SHOWN, draw_samples
-from perceivers.training.processes import launch, only_user
+from perceivers.training.processes import launched, only_user
 from perceivers.training.recompute import recomputed
 from perceivers.training.state import TrainingState, latest_checkpoint
 from perceivers.training.stopping import Stopped, stop_signals
@@ -36,8 +36,12 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
     True in the first process, which goes on alone. Raises Stopped after a signal and the checkpoint it asks for.
     """
     records, validation = split(records, config)
-    fabric = launch(config)
-    with recomputed(model, config.recompute), stop_signals() as stop, only_user(run, fabric):
+    with (
+        launched(config) as fabric,
+        only_user(run, fabric),
+        recomputed(model, config.recompute),
+        stop_signals() as stop,
+    ):
         objective = Objective(model)
         learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
         learner.mark_forward_method("predict")

@@ -1,8 +1,11 @@
 """Two processes against one: the same losses, the same weights, checkpoints of sharded models, shares without gaps."""
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import traceback
 
 import pytest
@@ -147,6 +150,23 @@ def test_processes_agree_that_a_loss_is_not_finite(records, tmp_path):
 
     together(2, run)
     assert latest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard_model", ["false", "true"])
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_the_command_trains_in_two_processes(tmp_path, torchrun, shard_model):
+    """Started by torchrun, or by itself; the first process alone evaluates and reports."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
+    settings = ["num_steps=2", "batch_size=8", "schedule.warmup_steps=1", "accelerator=cpu", "log_every=1"]
+    settings += [f"shard_model={shard_model}", "devices=1" if torchrun else "devices=2"]
+    command = [sys.executable, *start, "-m", "perceivers", "train", "digits", "--json", "--out", str(tmp_path), "--set"]
+    command += [f"training.{setting}" for setting in settings]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert result.returncode == 0, result.stderr
+    assert "all pixels read" in json.loads(result.stdout)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Record, Schema
@@ -21,14 +22,14 @@ def evaluate(
 ) -> Scores:
     """Scores over all records; `schema` prepares them (None: the model's own), e.g. with another corruption."""
     schema = schema or cast(Schema, model.schema)
-    device = next(model.parameters()).device
+    device = device_of(model)
     metrics = {name: spec.metrics() for name, spec in schema.outputs.items()}
     batches = evaluation_batches(schema, records, batch_size, seed)
     model.eval()
     with progress_bar() as progress:
         task = progress.add_task("evaluation", total=len(batches), note="")
         for batch in batches:
-            batch = _moved(batch, device)
+            batch = on_device(batch, device)
             predictions = model(batch["inputs"], schema.points(batch["targets"]))
             for name in predictions.keys() & batch["targets"].keys():
                 compared = schema.outputs[name].compared(predictions[name], batch["targets"][name])
@@ -38,29 +39,34 @@ def evaluate(
     return {name: {key: _value(metric) for key, metric in own.items()} for name, own in metrics.items()}
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+@torch.no_grad()
+def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) -> float:
+    """The training loss over all records, as if they were one batch; in sharded training every process computes it."""
+    schema = learner.schema
+    sums = torch.zeros(len(schema.outputs), dtype=torch.double)
+    counted = torch.zeros_like(sums)
+    learner.eval()
+    for batch in evaluation_batches(schema, records, batch_size):
+        losses = learner(on_device(batch, device_of(learner)))
+        count = counts(schema, batch, torch.device("cpu"))
+        counted += count
+        for number, name in enumerate(schema.outputs):
+            sums[number] += count[number] * losses[name].item() if name in losses else 0.0
+    learner.train()
+    return float((sums / counted.clamp(min=1)).sum())
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on this device."""
     from lightning.fabric.utilities import move_data_to_device  # an extra, and slow to import
 
     return move_data_to_device(batch, device)
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters of a module are."""
+    return next(module.parameters()).device
+
+
 def _value(metric: Any) -> float:
     return float(metric.compute()) if metric.update_called else float("nan")
-
-
-@torch.no_grad()
-def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) -> float:
-    """The training loss over all records, as if they were one batch; in sharded training every process computes it."""
-    schema = learner.schema
-    device = next(learner.parameters()).device
-    sums = counted = torch.zeros(len(schema.outputs), dtype=torch.double)
-    learner.eval()
-    for batch in evaluation_batches(schema, records, batch_size):
-        losses = learner(_moved(batch, device))
-        count = counts(schema, batch)
-        sums = sums + count * torch.stack(
-            [losses.get(name, torch.tensor(0.0)).double().cpu() for name in schema.outputs]
-        )
-        counted = counted + count
-    learner.train()
-    return float((sums / counted.clamp(min=1)).sum())

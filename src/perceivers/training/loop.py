@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Record
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import validation_loss
+from perceivers.training.evaluation import device_of, on_device, validation_loss
 from perceivers.training.log import Log
 from perceivers.training.objective import Batch, Objective, counts, parts
 from perceivers.training.optimisers import build_optimiser
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
 from perceivers.training.pictures import SHOWN, draw_samples
-from perceivers.training.processes import launch, only_user
+from perceivers.training.processes import launched, only_user
 from perceivers.training.recompute import recomputed
 from perceivers.training.state import TrainingState, latest_checkpoint
 from perceivers.training.stopping import Stopped, stop_signals
@@ -37,8 +37,12 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
     """
     records, validation = split(records, config)
     model.memory_limit = None if config.memory_limit is None else config.memory_limit * 1_000_000
-    fabric = launch(config)
-    with recomputed(model, config.recompute), stop_signals() as stop, only_user(run, fabric):
+    with (
+        launched(config) as fabric,
+        only_user(run, fabric),
+        recomputed(model, config.recompute),
+        stop_signals() as stop,
+    ):
         objective = Objective(model)
         learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
         learner.mark_forward_method("predict")
@@ -101,16 +105,16 @@ def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict
     Each part counts as much as it has elements that its losses are means over: as if the batch were in one piece.
     """
     schema, pieces = learner.schema, parts(batch, number)
-    own = [counts(schema, piece).to(fabric.device) for piece in pieces]
+    own = [counts(schema, piece, fabric.device) for piece in pieces]
     total = fabric.all_reduce(torch.stack(own).sum(dim=0), reduce_op="sum")
     if not total.any():
         raise ValueError("no record of the batch has a target")
+    whole = dict(zip(schema.outputs, total.clamp(min=1), strict=True))
     losses: dict[str, Tensor] = {name: torch.zeros((), device=fabric.device) for name in schema.outputs}
     for piece, count in zip(pieces, own, strict=True):
-        share = dict(zip(schema.outputs, zip(fabric.world_size * count, total.clamp(min=1), strict=True), strict=True))
+        part = dict(zip(schema.outputs, fabric.world_size * count, strict=True))  # gradients are means over processes
         with fabric.no_backward_sync(learner, enabled=piece is not pieces[-1]):
-            found = learner(piece)
-            weighted = {name: loss * (share[name][0].to(loss.dtype) / share[name][1]) for name, loss in found.items()}
+            weighted = {name: loss * part[name] / whole[name] for name, loss in learner(piece).items()}
             fabric.backward(torch.stack(list(weighted.values())).sum())
         losses |= {name: losses[name] + loss.detach() for name, loss in weighted.items()}
     means = fabric.all_reduce(torch.stack(list(losses.values())), reduce_op="mean").tolist()
@@ -118,11 +122,12 @@ def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict
 
 
 def clip(fabric: "Fabric", learner: Any, optimiser: Any, config: TrainingConfig) -> float:
-    """Clip the gradient to the norm the optimiser allows; its norm before."""
+    """Clip the gradient to the norm the optimiser allows; its norm before. 0 where 16-mixed skips the step."""
     limit = config.optimiser.max_norm or math.inf
     norm = fabric.clip_gradients(learner, optimiser, max_norm=limit, error_if_nonfinite=False)
     assert norm is not None
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    found = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return found if config.precision != "16-mixed" or math.isfinite(found) else 0.0
 
 
 def check_finite(step: int, losses: Mapping[str, float], norm: float, checkpoint: Path | None) -> None:
@@ -135,10 +140,12 @@ def check_finite(step: int, losses: Mapping[str, float], norm: float, checkpoint
         raise ValueError(f"step {step}: the {what} is not finite ({found}, norm {norm:g}): {advice}")
 
 
+@torch.no_grad()
 def show(log: Log, step: int, learner: Any, records: Sequence[Record]) -> None:
     """Draw what the model makes of a few records."""
     batch = next(iter(evaluation_batches(learner.schema, records[:SHOWN], SHOWN)))
-    log.picture(step, draw_samples(learner.schema, batch, learner.predict(batch)))
+    predictions = on_device(learner.predict(on_device(batch, device_of(learner))), torch.device("cpu"))
+    log.picture(step, draw_samples(learner.schema, batch, predictions))
 
 
 def seed_step(*parts: int) -> None:

@@ -40,9 +40,8 @@ class Objective(nn.Module):
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             losses = self.schema.losses(predictions, targets)
         if not losses:  # other processes may have targets: this one's gradient is 0
-            return dict.fromkeys(
-                list(self.schema.outputs)[:1], 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
-            )
+            nothing = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
+            return {next(iter(self.schema.outputs)): nothing}
         return losses
 
     def predict(self, batch: Batch) -> dict[str, Any]:
@@ -50,10 +49,12 @@ class Objective(nn.Module):
         return _precise(self.model(batch["inputs"], self.schema.points(batch["targets"])))
 
 
-def counts(schema: Schema, batch: Batch) -> Tensor:
+def counts(schema: Schema, batch: Batch, device: torch.device) -> Tensor:
     """How many elements the loss of each output is a mean over, 0 for one without a target."""
     found = {name: schema.outputs[name].num_terms(target) for name, target in batch["targets"].items()}
-    return torch.stack([found.get(name, torch.tensor(0)) for name in schema.outputs])
+    return torch.stack(
+        [found[name].to(device) if name in found else torch.tensor(0, device=device) for name in schema.outputs]
+    )
 
 
 def parts(batch: Batch, number: int) -> Sequence[Batch]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
+import torch.distributed
 from torch import nn
 
 from perceivers.core.attention import SelfAttention
@@ -17,6 +18,17 @@ from perceivers.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+
+@contextmanager
+def launched(config: TrainingConfig) -> Iterator["Fabric"]:
+    """Within: the processes of a run work together; behind it each is alone again."""
+    fabric = launch(config)
+    try:
+        yield fabric
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def launch(config: TrainingConfig) -> "Fabric":

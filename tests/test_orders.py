@@ -257,7 +257,7 @@ MUTATIONS: list[tuple[Order, str, Any, str, int | None]] = [
     ("separable-folded", "writing", orders, "_plain", 0),
     ("separable-folded", "writing", orders, "_plain", 1),
     ("absorbed-folded", "writing", orders, "_aligned", None),
-    ("projected", "writing", orders, "_followed", None),
+    ("projected", "writing", orders, "_through", None),
     ("absorbed", "reading", ReadState, "attended", None),
 ]
 """Order, where, what, which of its results."""

@@ -1,4 +1,4 @@
-"""The released models compile without a break and export with any batch; encoding and decoding are two programs."""
+"""The released models compile without a break and export with any batch; encode and decode are separate programs."""
 
 from typing import Any
 

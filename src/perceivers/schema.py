@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import torch
 import yaml
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, with_config
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
@@ -101,6 +102,12 @@ class Schema:
         """Where each output must be asked, to be compared with its target."""
         asked = {name: self.outputs[name].points(target) for name, target in targets.items()}
         return {name: points for name, points in asked.items() if points is not None}
+
+    def blank(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
+        """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant."""
+        raw = {name: named(name, spec.blank, batch_size, device) for name, spec in self.inputs.items()}
+        points = {name: spec.blank_points(batch_size, device) for name, spec in self.outputs.items()}
+        return raw, {name: asked for name, asked in points.items() if asked is not None}
 
     def losses(self, predictions: Mapping[str, Raw], targets: Mapping[str, Raw]) -> dict[str, Tensor]:
         """Each output's loss times its weight; the training loss is their sum."""
@@ -224,11 +231,15 @@ def _message(kind: type, plain: Any, error: ValidationError, source: str, lines:
     return ": ".join(filter(None, [where, ".".join(place), _explain(kind, first)]))
 
 
+_LAST = ("dataclass_type", "none_required")
+"""Errors of the branches of a union that tell least: what else is wrong comes first."""
+
+
 def _relevant(errors: Sequence[ErrorDetails]) -> ErrorDetails:
     # A union without a discriminator reports every branch; those whose `kind` is another one are noise.
     other = {error["loc"][:-1] for error in errors if error["type"] == "literal_error" and error["loc"][-1] == "kind"}
     wanted = [error for error in errors if error["loc"][:-1] not in other]
-    return min(wanted or errors, key=lambda error: error["type"] == "none_required")
+    return min(wanted or errors, key=lambda error: _LAST.index(error["type"]) if error["type"] in _LAST else -1)
 
 
 def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
@@ -260,8 +271,13 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def kind_name(kind: Kind | type[Kind]) -> str:
+    """What files call a kind; the name of its class if they do not know it."""
+    return str(getattr(kind, "kind", type(kind).__name__))
+
+
 def _kind_names() -> list[str]:
-    return [str(next(f.default for f in dataclasses.fields(kind) if f.name == "kind")) for kind in KINDS]
+    return [kind_name(kind) for kind in KINDS]
 
 
 def _field_names(schema: Any) -> set[str]:

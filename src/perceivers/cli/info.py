@@ -4,14 +4,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from perceivers.cli.tables import in_units, show
+from perceivers.cli.tables import MEMORY, in_units, show
 from perceivers.core.joining import check_names
 from perceivers.schema import to_plain, to_yaml
 from perceivers.tasks.costs import Costs, costs
 from perceivers.tasks.presets import PRESETS
 from perceivers.training.progress import progress_bar
-
-MEMORY = ("B", "kB", "MB", "GB")
 
 
 def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: bool = False) -> None:

@@ -8,8 +8,9 @@ import tyro
 from rich.console import Console
 
 from perceivers.cli.tables import show
-from perceivers.schema import from_file, with_settings
+from perceivers.schema import with_settings
 from perceivers.tasks import TASKS, Recipe, Task
+from perceivers.tasks.declaration import read_declaration
 from perceivers.tasks.recipe import evaluate_run, run_recipe
 from perceivers.training.evaluation import Scores
 
@@ -59,4 +60,4 @@ def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
 def _read_recipe(name: str) -> Recipe:
     if not Path(name).suffix:
         raise ValueError(f"no task is called {name!r}: there are {', '.join(TASKS)}, or name a .yaml or .json file")
-    return from_file(Recipe, name)
+    return read_declaration(name)

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 from perceivers.cli.convert import convert
 from perceivers.cli.info import info
+from perceivers.cli.schema import schema
 from perceivers.cli.training import evaluate, train
 from perceivers.cli.use import autoencode, classify, fill_mask, flow
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
+    "schema": schema,
     "info": info,
     "convert": convert,
     "fill-mask": fill_mask,

@@ -21,6 +21,9 @@ T = TypeVar("T")
 Raw = Any
 """A batch as the model takes or gives it: a tensor with the batch first, or a dictionary of such tensors."""
 
+NOMINAL = 64
+"""Elements of a blank set: sets have no size of their own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kind(ABC):
@@ -54,8 +57,12 @@ class Kind(ABC):
         """A batch; None stands for a sample without it. Never called with None alone."""
 
     def blank(self, batch_size: int, device: torch.device) -> Raw:
-        """A raw input of the trained size, its content irrelevant; ValueError if the kind has no size of its own."""
-        raise ValueError(f"{type(self).__name__} has no size of its own")
+        """A raw input of the trained size (a set of NOMINAL elements), its content irrelevant."""
+        raise ValueError(f"{type(self).__name__} cannot be an input")
+
+    def blank_points(self, batch_size: int, device: torch.device) -> Points | None:
+        """Where an output that has no whole is asked, NOMINAL times; None: it has a whole."""
+        return None
 
     def build_input(self) -> InputAdapter:
         """Raw batch to tokens."""

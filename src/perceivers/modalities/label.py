@@ -68,7 +68,7 @@ class Label(Kind):
 
     def build_input(self) -> "OneHotInput":
         """One token that holds a one in the place of its class (official `OneHotPreprocessor`)."""
-        return OneHotInput(self.num_classes)
+        return OneHotInput(fitted_count(self.num_classes))
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
         """One trained query."""
@@ -76,9 +76,7 @@ class Label(Kind):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
         """Logits [B, classes]."""
-        if not self.num_classes:
-            raise ValueError("a label without classes: give classes=, or fit the schema to data first")
-        return RowOutput(channels, self.num_classes)
+        return RowOutput(channels, fitted_count(self.num_classes))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Cross entropy over samples whose class is known."""
@@ -154,9 +152,13 @@ class Labels(Kind):
         """[B, classes], NaN where unknown."""
         return stack_known(values)
 
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """No class."""
+        return torch.zeros(batch_size, self.num_classes, device=device)
+
     def build_input(self) -> "OneHotInput":
         """One token that holds ones in the places of its classes."""
-        return OneHotInput(self.num_classes)
+        return OneHotInput(fitted_count(self.num_classes))
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
         """One trained query."""
@@ -164,7 +166,7 @@ class Labels(Kind):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
         """Logits [B, classes]."""
-        return RowOutput(channels, self.num_classes)
+        return RowOutput(channels, fitted_count(self.num_classes))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Binary cross entropy over known samples."""
@@ -222,6 +224,10 @@ class Numbers(Kind):
     def collate(self, values: Sequence[Any]) -> Tensor:
         """[B, count], NaN where unknown."""
         return stack_known(values)
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Zeros."""
+        return torch.zeros(batch_size, self.count, device=device)
 
     def build_input(self) -> "NumbersInput":
         """One token that holds the numbers, and for each whether it is known."""
@@ -316,6 +322,13 @@ class RowOutput(OutputAdapter):
     def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
         """[B, e]."""
         return rows[:, 0] * rows.new_tensor(self.std) + rows.new_tensor(self.mean)
+
+
+def fitted_count(num_classes: int) -> int:
+    """The number of classes; ValueError if there is none yet."""
+    if not num_classes:
+        raise ValueError("a label without classes: give classes=, or fit the schema to data first")
+    return num_classes
 
 
 def class_number(value: Any, classes: int | tuple[str, ...]) -> int:

@@ -17,7 +17,7 @@ from perceivers.core.interfaces import Coordinates, InputAdapter, OutputAdapter,
 from perceivers.core.positions import Fourier, Positions
 from perceivers.core.queries import CoordinateQuery
 from perceivers.core.tokens import Segment, blank_where_absent
-from perceivers.modalities.kind import Kind, Raw, mean_where, pad_sequences
+from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,6 +86,17 @@ class PointSet(Kind):
         coordinates, mask = pad_sequences([None if value is None else value["coordinates"] for value in values])
         numbers, _ = pad_sequences([None if value is None else value["values"] for value in values])
         return {"coordinates": coordinates, "values": numbers, "mask": mask}
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Points at the origin."""
+        coordinates, values = (
+            torch.zeros(batch_size, NOMINAL, width, device=device) for width in (self.axes, self.channels)
+        )
+        return {"coordinates": coordinates, "values": values}
+
+    def blank_points(self, batch_size: int, device: torch.device) -> Points:
+        """At the origin."""
+        return Coordinates(torch.zeros(batch_size, NOMINAL, self.axes, device=device))
 
     def build_input(self) -> "PointSetInput":
         """A token for each point: its values and its position."""

@@ -20,7 +20,7 @@ from perceivers.core.queries import InputQuery, LearnedQuery
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
 from perceivers.modalities.fields import Category, Column, Field, Number, is_missing
-from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, named, pad_sequences
+from perceivers.modalities.kind import NOMINAL, Kind, Raw, input_of, mean_where, named, pad_sequences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,6 +90,12 @@ class Records(Kind):
         for name in self.fields:
             batch[name], mask = pad_sequences([None if value is None else value[name] for value in values])
         return {**batch, "mask": mask}
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Records of which nothing is known, `max_records` or NOMINAL."""
+        unknown = [None] * (self.max_records or NOMINAL)
+        columns = {name: torch.from_numpy(field.prepare(unknown)) for name, field in self.fields.items()}
+        return {name: column.to(device).repeat(batch_size, 1) for name, column in columns.items()}
 
     def build_input(self) -> InputAdapter:
         """A token for each record, or for each field of each."""

@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from perceivers.core.perceiver import Config, PerceiverIO
 from perceivers.data import Arrays, Digits
-from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
+from perceivers.preset import Preset, auto_config
+from perceivers.schema import Record, Schema, from_file, from_plain, to_plain, to_yaml
 from perceivers.storage import load_model, write_text
 from perceivers.training.evaluation import Scores, evaluate
 from perceivers.training.loop import TrainingConfig, seed_step, train
@@ -28,8 +29,8 @@ class Recipe:
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""
-    config: Config = field(default_factory=Config)
-    """Sizes of the model."""
+    config: Config | Literal["auto"] = "auto"
+    """Sizes of the model; "auto": those that suit the schema."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it learns."""
     evaluations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -43,12 +44,18 @@ class Recipe:
 def run_recipe(recipe: Recipe, run: Path) -> dict[str, Scores]:
     """Train a recipe in a folder, or continue there, and evaluate it; writes recipe, log, checkpoints and metrics."""
     training = recipe.data.training()
-    fitted = dataclasses.replace(recipe, schema=recipe.schema.fit(training))
-    _claim(run, fitted)
+    preset = preset_of(recipe, training)
+    _claim(run, dataclasses.replace(recipe, schema=preset.schema, config=preset.config))
     seed_step(recipe.training.seed)
-    model = PerceiverIO(fitted.schema, fitted.config)
+    model = preset.build()
     train(model, training, recipe.training, run)
     return evaluate_run(run)
+
+
+def preset_of(recipe: Recipe, training: Sequence[Record] = ()) -> Preset:
+    """A recipe's model: its schema fitted to these records, its sizes decided."""
+    schema = recipe.schema.fit(training) if training else recipe.schema
+    return Preset(schema, auto_config(schema) if recipe.config == "auto" else recipe.config)
 
 
 def evaluate_run(run: Path) -> dict[str, Scores]:

@@ -5,7 +5,7 @@ import difflib
 import functools
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.modalities import KINDS
+from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, Raw, named
 
 Record = Mapping[str, Any]
@@ -64,28 +65,39 @@ class Schema:
         )
         return type(self)(inputs, outputs)
 
-    def fit(self, records: Iterable[Record]) -> "Schema":
+    def read(self, record: Record) -> dict[str, Any]:
+        """A record's values as {"inputs", "targets"}, None for what it lacks; ValueError for an unreadable one."""
+        sides = {"inputs": self.inputs, "targets": self.outputs}
+        return {
+            side: {name: _value(record, name, spec) for name, spec in specs.items()} for side, specs in sides.items()
+        }
+
+    def fit(self, records: Sequence[Record]) -> "Schema":
         """The same schema with statistics and vocabularies of the training part filled in."""
-        records = list(records)
 
         def fitted(name: str, spec: Kind) -> Kind:
-            values = [record[spec.key or name] for record in records if record.get(spec.key or name) is not None]
-            return spec.fit(values)
+            values = (_value(record, name, spec) for record in records)
+            return named(name, spec.fit, (value for value in values if value is not None))
 
         inputs = {name: fitted(name, spec) for name, spec in self.inputs.items()}
         return type(self)(inputs, {name: fitted(name, spec) for name, spec in self.outputs.items()})
 
-    def prepare(self, record: Record, rng: np.random.Generator, training: bool) -> dict[str, dict[str, Any]]:
-        """One record as {"inputs", "targets"}, None for what it lacks; all that is random comes from `rng`."""
+    def prepare(
+        self, record: Record, rng: np.random.Generator, training: bool, outputs: Collection[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """One record as {"inputs", "targets"}, None for what it lacks and for targets of other outputs than these.
+
+        All that is random comes from `rng`.
+        """
         inputs: dict[str, Any] = {}
         for name, spec in self.inputs.items():
-            value = record.get(spec.key or name)
+            value = _value(record, name, spec)
             # The draw is made for every record, so that what follows does not depend on what is missing.
             dropped = rng.random() < spec.drop_prob and training
             inputs[name] = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
         targets = {}
         for name, spec in self.outputs.items():
-            value = record.get(spec.key or name)
+            value = _value(record, name, spec) if outputs is None or name in outputs else None
             targets[name] = None if value is None else named(name, spec.target, value, rng, inputs, training)
         return {"inputs": inputs, "targets": targets}
 
@@ -124,6 +136,11 @@ class Schema:
             lambda sides: cls(**sides),
             handler.generate_schema(_SchemaInFile),
         )
+
+
+def _value(record: Record, name: str, spec: Kind) -> Any:
+    value = record.get(spec.key or name)
+    return named(name, spec.read, value, record.files) if isinstance(record, Row) and value is not None else value
 
 
 def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:

@@ -1,13 +1,15 @@
 """The verb `schema`: what a schema file says, what editors should know of it."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from perceivers.cli.tables import MEMORY, in_units, show
+from perceivers.data import Table
+from perceivers.data.sifting import read_parts
 from perceivers.schema import kind_name, to_plain
 from perceivers.tasks.declaration import declaration_schema, read_declaration
 from perceivers.tasks.recipe import preset_of
@@ -20,6 +22,8 @@ class Check:
 
     file: tyro.conf.Positional[Path]
     """Schema or recipe file in YAML or JSON."""
+    data: str | None = None
+    """Data in place of the file's, to which the schema is fitted."""
     picture: Path | None = None
     """Also draw the dataflow into this file (.png, .svg or .pdf)."""
     json: bool = False
@@ -27,7 +31,9 @@ class Check:
 
     def run(self) -> None:
         """Print a table."""
-        recipe = read_declaration(self.file)
+        recipe = read_declaration(self.file, self.data)
+        if recipe.data != Table():
+            recipe = replace(recipe, schema=read_parts(recipe.data, recipe.schema).schema)
         found = describe(preset_of(recipe), recipe.training.batch_size)
         if self.picture is not None:
             write_picture(found, self.picture)

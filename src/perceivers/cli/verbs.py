@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from perceivers.cli.convert import convert
 from perceivers.cli.info import info
+from perceivers.cli.predict import predict
 from perceivers.cli.schema import schema
 from perceivers.cli.training import evaluate, train
 from perceivers.cli.use import autoencode, classify, fill_mask, flow
@@ -11,6 +12,7 @@ from perceivers.cli.use import autoencode, classify, fill_mask, flow
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "schema": schema,
     "info": info,
     "convert": convert,

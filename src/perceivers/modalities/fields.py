@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.core.initialisers import embedding
+from perceivers.modalities.cells import number
+from perceivers.modalities.kind import rounded
 from perceivers.modalities.label import UNKNOWN, Label
 
 Column = Sequence[Any] | np.ndarray
@@ -26,6 +28,10 @@ class FieldType(ABC):
     @abstractmethod
     def is_fitted(self) -> bool:
         """Whether there is nothing left to learn from data before training."""
+
+    @abstractmethod
+    def read(self, cell: Any) -> Any:
+        """A table's cell, never None, as a value; ValueError if it is none of this type."""
 
     @abstractmethod
     def fit(self, values: Sequence[Any]) -> "FieldType":
@@ -55,6 +61,10 @@ class FieldType(ABC):
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
         """Of each record; finite where the target is unknown."""
+
+    @abstractmethod
+    def cell(self, prediction: Tensor) -> Any:
+        """One predicted value as a plain one for a table."""
 
     @abstractmethod
     def show(self, value: Tensor) -> str:
@@ -92,6 +102,10 @@ class Number(FieldType):
         """1."""
         return 1
 
+    def read(self, cell: Any) -> float:
+        """A number."""
+        return number(cell)
+
     def fit(self, values: Sequence[Any]) -> "Number":
         """Mean and standard deviation."""
         numbers = np.asarray(values, np.float64)
@@ -124,6 +138,10 @@ class Number(FieldType):
         true = torch.where(self.known(target), target, prediction)
         return (self.normalise(prediction) - self.normalise(true)) ** 2
 
+    def cell(self, prediction: Tensor) -> float:
+        """The number."""
+        return rounded(prediction)
+
     def show(self, value: Tensor) -> str:
         """Four digits."""
         return f"{float(value):.4g}" if bool(self.known(value)) else "?"
@@ -153,6 +171,10 @@ class Category(FieldType):
             raise ValueError("a category without classes: give classes=, or fit the schema to data first")
         return count
 
+    def read(self, cell: Any) -> str:
+        """Its name, also where the table holds a number."""
+        return str(cell)
+
     def fit(self, values: Sequence[Any]) -> "Category":
         """The names that occur, sorted; whole numbers stay numbers."""
         return replace(self, classes=Label(classes=self.classes).fit(values).classes)
@@ -178,6 +200,10 @@ class Category(FieldType):
         """Cross entropy."""
         return F.cross_entropy(rearrange(prediction, "b m e -> b e m"), target.clamp(min=0), reduction="none")
 
+    def cell(self, prediction: Tensor) -> str:
+        """The most probable class."""
+        return self.show(prediction)
+
     def show(self, value: Tensor) -> str:
         """Name of the class, of the most probable one for logits."""
         number = int(value.argmax() if value.ndim else value)
@@ -189,7 +215,8 @@ class Category(FieldType):
         if is_missing(value):
             return UNKNOWN
         if isinstance(number_of, int):
-            return int(value) if 0 <= int(value) < number_of else UNKNOWN
+            place = number(value)
+            return int(place) if 0 <= place < number_of else UNKNOWN
         return number_of.get(str(value), UNKNOWN)
 
 

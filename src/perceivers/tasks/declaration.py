@@ -3,22 +3,31 @@
 from pathlib import Path
 from typing import Any
 
-from perceivers.data import Arrays, DataSet
+from perceivers.data import Table
+from perceivers.data.arrays import ARRAY_FILES
 from perceivers.schema import Schema, from_plain, json_schema, read_plain, to_plain
 from perceivers.tasks.recipe import Recipe
 
 SIDES = ("inputs", "outputs")
 
 
-def read_declaration(path: str | Path, data: DataSet | None = None) -> Recipe:
-    """The recipe that a file declares, with this data in place of its own; errors name file, line and place."""
+def read_declaration(path: str | Path, data: str | None = None) -> Recipe:
+    """The recipe that a file declares, learning from `data` if given; errors name file, line and place."""
     plain, lines = read_plain(Path(path))
-    if isinstance(plain, dict) and "schema" not in plain and any(side in plain for side in SIDES):
+    if not isinstance(plain, dict):
+        plain = {}
+    if "schema" not in plain and any(side in plain for side in SIDES):
         schema = from_plain(Schema, {side: plain.pop(side) for side in SIDES if side in plain}, str(path), lines)
         plain["schema"] = to_plain(schema)
-    if isinstance(plain, dict):
-        plain |= {"data": to_plain(data)} if data is not None else {"data": plain.get("data", to_plain(Arrays()))}
-    return from_plain(Recipe, plain, str(path), lines)
+    own = plain.get("data", to_plain(Table()))
+    return from_plain(Recipe, {**plain, "data": _data_at(data, own) if data else own}, str(path), lines)
+
+
+def _data_at(path: str, own: Any) -> dict[str, Any]:
+    """A table, a folder of files, or arrays, read as the file's own data of that kind would be."""
+    kind, field = ("arrays", "training_file") if path.endswith(ARRAY_FILES) else ("table", "file")
+    kept = own if isinstance(own, dict) and own.get("kind") == kind else {"kind": kind}
+    return {**kept, field: path, "held_out_file": ""}
 
 
 def declaration_schema() -> dict[str, Any]:

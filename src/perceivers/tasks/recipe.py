@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,22 +10,23 @@ from typing import Any, Literal
 import torch
 
 from perceivers.core.perceiver import Config, PerceiverIO
-from perceivers.data import Arrays, Digits
+from perceivers.data import Arrays, DataSet, Digits, Table
+from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.preset import Preset, auto_config
-from perceivers.schema import Record, Schema, from_file, from_plain, to_plain, to_yaml
+from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
 from perceivers.storage import load_model, write_text
 from perceivers.training.evaluation import Scores, evaluate
 from perceivers.training.loop import TrainingConfig, seed_step, train
 from perceivers.training.state import latest_checkpoint
 
-RECIPE, METRICS = "recipe.yaml", "metrics.json"
+RECIPE, METRICS, UNREADABLE = "recipe.yaml", "metrics.json", "unreadable.jsonl"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays
+    data: Digits | Arrays | Table
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""
@@ -43,25 +44,27 @@ class Recipe:
 
 def run_recipe(recipe: Recipe, run: Path) -> dict[str, Scores]:
     """Train a recipe in a folder, or continue there, and evaluate it; writes recipe, log, checkpoints and metrics."""
-    training = recipe.data.training()
-    preset = preset_of(recipe, training)
+    parts = read_parts(recipe.data, recipe.schema)
+    preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
     _claim(run, dataclasses.replace(recipe, schema=preset.schema, config=preset.config))
+    if parts.unreadable:
+        lines = [json.dumps(to_plain(row), ensure_ascii=False) + "\n" for row in parts.unreadable]
+        write_text(run / UNREADABLE, "".join(lines))
     seed_step(recipe.training.seed)
     model = preset.build()
-    train(model, training, recipe.training, run)
+    train(model, parts.training, recipe.training, run)
     return evaluate_run(run)
 
 
-def preset_of(recipe: Recipe, training: Sequence[Record] = ()) -> Preset:
-    """A recipe's model: its schema fitted to these records, its sizes decided."""
-    schema = recipe.schema.fit(training) if training else recipe.schema
-    return Preset(schema, auto_config(schema) if recipe.config == "auto" else recipe.config)
+def preset_of(recipe: Recipe) -> Preset:
+    """A recipe's model, its sizes decided."""
+    return Preset(recipe.schema, auto_config(recipe.schema) if recipe.config == "auto" else recipe.config)
 
 
 def evaluate_run(run: Path) -> dict[str, Scores]:
     """Scores of a run's newest checkpoint on held-out records, by name of the evaluation; also written to a file."""
     recipe, model = load_run(run)
-    held_out = recipe.data.held_out()
+    held_out = read_held_out(recipe.data, recipe.schema)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
     scores = {name: evaluate(model, held_out, schema) for name, schema in schemas.items()}
@@ -78,6 +81,11 @@ def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
     model = load_model(checkpoint)
     return from_file(Recipe, run / RECIPE), model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def data_of(run: Path) -> DataSet | None:
+    """What a run was trained on; None for a folder that is none of a run."""
+    return from_file(Recipe, run / RECIPE).data if (run / RECIPE).is_file() else None
 
 
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:

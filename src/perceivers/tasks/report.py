@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.data.sifting import read_held_out
 from perceivers.media.report import Report
 from perceivers.modalities.kind import sample_of
 from perceivers.schema import Record, Schema
@@ -28,7 +29,7 @@ def report(run: Path) -> Path:
     recipe, model = load_run(run)
     page = Report(f"Run {run.name}")
     add_scores(page, run)
-    batch, predictions = predict(model.cpu(), recipe.schema, recipe.data.held_out()[:SHOWN])
+    batch, predictions = predict(model.cpu(), recipe.schema, read_held_out(recipe.data, recipe.schema)[:SHOWN])
     page.heading("Samples, held out")
     page.figure(
         draw_samples(recipe.schema, batch, predictions), "Inputs; then of each output what is true and written."

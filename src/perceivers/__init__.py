@@ -32,8 +32,9 @@ from perceivers.modalities import (
     Vectors,
     Video,
 )
-from perceivers.modalities.fields import Category, Number
+from perceivers.modalities.fields import Category, Date, Number
 from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
+from perceivers.proposal import from_example
 from perceivers.schema import Schema
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Category",
     "Config",
     "Coordinates",
+    "Date",
     "DecoderConfig",
     "Encoded",
     "EncoderConfig",
@@ -70,6 +72,7 @@ __all__ = [
     "Tokens",
     "Vectors",
     "Video",
+    "from_example",
     "from_pretrained",
     "push_to_hub",
     "save_pretrained",

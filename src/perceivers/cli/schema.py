@@ -12,6 +12,7 @@ from perceivers.data import Table
 from perceivers.data.sifting import read_parts
 from perceivers.schema import kind_name, to_plain
 from perceivers.tasks.declaration import declaration_schema, read_declaration
+from perceivers.tasks.proposing import proposed_recipe
 from perceivers.tasks.recipe import preset_of
 from perceivers.tasks.wiring import Wiring, describe, write_picture
 
@@ -55,11 +56,29 @@ class Json:
         print(json.dumps(declaration_schema(), indent=2))
 
 
-Action = Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Json, tyro.conf.subcommand("json")]
+@dataclass(frozen=True)
+class Propose:
+    """Look at data and print a commented recipe for it, which `perceivers train` takes as it is."""
+
+    data: tyro.conf.Positional[str]
+    """Table (.csv, .tsv, .parquet, .jsonl), folder of files with classes as sub-folders, or arrays."""
+    predict: tuple[str, ...] = ()
+    """Columns that are to be predicted; else one called label, target, class or y, or the last."""
+
+    def run(self) -> None:
+        """Print it."""
+        print(proposed_recipe(self.data, self.predict), end="")
+
+
+Action = (
+    Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Propose, tyro.conf.subcommand("propose")]
+    | Annotated[Json, tyro.conf.subcommand("json")]
+)
 
 
 def schema(action: Annotated[Action, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes]) -> None:
-    """Check a schema file, or print the JSON schema of such files.
+    """Check a schema file, propose one for data, or print the JSON schema of such files.
 
     Args:
         action: What to do.

@@ -353,6 +353,12 @@ class Image(Grid):
     kind: Literal["image"] = "image"
     """Name in files."""
 
+    @staticmethod
+    def file_size(path: Path) -> tuple[int, int]:
+        """Height and width of a picture's file."""
+        height, width, _ = read_image(path).shape
+        return height, width
+
     def read_file(self, path: Path) -> np.ndarray:
         """A picture, values 0 to 255, brought to `size`; of one channel in shades of grey."""
         return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
@@ -433,6 +439,12 @@ class Audio(Series):
     """Samples a second that sound files are brought to; None: they stay as they are."""
     kind: Literal["audio"] = "audio"  # type: ignore[assignment]
     """Name in files."""
+
+    @staticmethod
+    def file_length(path: Path) -> tuple[int, int]:
+        """Number of samples of a sound's file, and how many a second has."""
+        samples, rate = read_audio(path)
+        return len(samples), rate
 
     def read_file(self, path: Path) -> np.ndarray:
         """The first `size` samples of a sound, or all with silence behind them to whole tokens; one channel: mixed."""

@@ -19,6 +19,7 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities import (
     Audio,
+    Estimate,
     Flow,
     FramePair,
     Image,
@@ -46,6 +47,7 @@ __all__ = [
     "DecoderConfig",
     "Encoded",
     "EncoderConfig",
+    "Estimate",
     "Flow",
     "Fourier",
     "FramePair",

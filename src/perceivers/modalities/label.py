@@ -275,7 +275,7 @@ class Numbers(Kind):
         """One trained query."""
         return LearnedQuery(1, self.query_channels)
 
-    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Numbers [B, count]."""
         return RowOutput(channels, self.count, self.mean or (0.0,), self.std or (1.0,))
 

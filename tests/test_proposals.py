@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from perceivers import Date, Image, Label, Numbers, Records, Series, from_example
+from perceivers.data.rows import read_rows
 from perceivers.data.writing import write_rows
 from perceivers.media.audio import write_audio
 from perceivers.media.image import write_image
@@ -103,6 +104,10 @@ def test_a_proposed_recipe_says_what_was_seen_and_trains_as_it_is(command, tmp_p
     code, out, err = command("train", tmp_path / "mine.yaml", "--out", tmp_path / "run", *QUICK, "--json")
     assert code == 0, err
     assert set(json.loads(out)["held out"]) == {"label", "price"}
+    assert command("predict", tmp_path / "run", path, "-o", tmp_path / "out.csv")[0] == 0
+    predicted = [dict(row) for row in read_rows(tmp_path / "out.csv")]
+    assert len(predicted) == 40
+    assert all(row["label"] in ("x", "y") and float(row["price"]) for row in predicted)
 
 
 def test_a_folder_of_pictures_is_proposed_by_its_classes(tmp_path):

@@ -1,5 +1,7 @@
 """A preset: the schema and the sizes of a model, before there are weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,8 +25,17 @@ class Preset:
 
     def build(self, device: str = "cpu") -> PerceiverIO:
         """The model, newly initialised; device "meta" makes shapes alone, in no time and no memory."""
-        with torch.device(device):
+        with torch.device(device), only_value_errors():
             return PerceiverIO(self.schema, self.config)
+
+
+@contextmanager
+def only_value_errors() -> Iterator[None]:
+    """ValueError for sizes that no model can have, of which torch complains in other ways."""
+    try:
+        yield
+    except (RuntimeError, TypeError, OverflowError, ZeroDivisionError, MemoryError) as error:
+        raise ValueError(f"no model has these sizes: {str(error).splitlines()[0]}") from None
 
 
 class Rows(NamedTuple):
@@ -39,8 +50,8 @@ class Rows(NamedTuple):
 def wiring(schema: Schema) -> tuple[dict[str, Rows], dict[str, Rows]]:
     """Tokens of each input and queries of each output, by name; ValueError for a schema that must be fitted first."""
     device = torch.device("meta")
-    raw, points = schema.blank(1, device)
-    with device, torch.no_grad():
+    with device, torch.no_grad(), only_value_errors():
+        raw, points = schema.blank(1, device)
         inputs = {name: named(name, spec.build_input) for name, spec in schema.inputs.items()}
         segments = {name: adapter(raw[name]) for name, adapter in inputs.items()}
         encoded = Encoded(torch.zeros(1, 1, 1), segments)

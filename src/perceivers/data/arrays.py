@@ -4,6 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -67,7 +68,7 @@ def read_arrays(path: str) -> list[Record]:
 
 def _npz(path: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: np.atleast_1d(file[name]) for name in file.files}
     except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path or 'no file named'}: not an .npz file of plain arrays: {error}") from None

@@ -148,7 +148,8 @@ class PointSet(Kind):
     def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
         """The data's coordinates to -1 to 1."""
         low, high = coordinates.new_tensor(self.bounds or ((-1.0, 1.0),) * self.axes).unbind(dim=-1)
-        return -1 + 2 * (coordinates - low) / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
+        span = torch.where(high > low, high - low, torch.ones_like(low))  # an axis of one place has no length
+        return -1 + 2 * (coordinates - low) / span
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """The points by their first two coordinates, the first one downwards as rows are; grey by value, on blue."""

@@ -3,8 +3,9 @@
 from perceivers.data.arrays import Arrays
 from perceivers.data.dataset import DataSet
 from perceivers.data.digits import Digits
+from perceivers.data.table import Table
 
-DATASETS = (Digits, Arrays)
+DATASETS = (Digits, Arrays, Table)
 """Every data set that a recipe file may name, by its field `kind`."""
 
-__all__ = ["DATASETS", "Arrays", "DataSet", "Digits"]
+__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "Table"]

@@ -1,15 +1,18 @@
 """A recipe says all about a run: data, schema, sizes, training. A run is a recipe in a folder."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from perceivers.core.perceiver import Config, PerceiverIO
-from perceivers.data import Arrays, Digits
+from perceivers.data import Arrays, DataSet, Digits, Table
+from perceivers.data.sifting import read_held_out, read_parts
+from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
 from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
@@ -19,19 +22,19 @@ from perceivers.training.evaluation import Scores, evaluate
 from perceivers.training.loop import seed_step, train
 from perceivers.training.state import best_checkpoint, checkpoints
 
-RECIPE = "recipe.yaml"
+RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays
+    data: Digits | Arrays | Table
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""
-    config: Config = field(default_factory=Config)
-    """Sizes of the model."""
+    config: Config | Literal["auto"] = "auto"
+    """Sizes of the model; "auto": those that suit the schema."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it learns."""
     evaluations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -53,24 +56,32 @@ def run_recipe(recipe: Recipe, run: Path, tell: Callable[[str], None] = lambda l
 
     `tell` is called with what is worth knowing before it starts. Only the first process returns.
     """
-    training = recipe.data.training()
-    fitted = dataclasses.replace(recipe, schema=recipe.schema.fit(training))
+    parts = read_parts(recipe.data, recipe.schema)
+    preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
     seed_step(recipe.training.seed)
-    model = PerceiverIO(fitted.schema, fitted.config)
+    model = preset.build()
     freeze(model, recipe.freeze)
     if recipe.start_from is not None and not checkpoints(run):
         loaded, fresh = transfer(model, find_model(recipe.start_from))
         tell(f"loaded from {recipe.start_from}: {', '.join(loaded) or 'nothing'}")
         tell(f"fresh: {', '.join(fresh) or 'nothing'}")
-    _claim(run, fitted)
-    if not train(model, training, recipe.training, run):
+    _claim(run, dataclasses.replace(recipe, schema=preset.schema, config=preset.config))
+    if parts.unreadable:
+        lines = [json.dumps(to_plain(row), ensure_ascii=False) + "\n" for row in parts.unreadable]
+        write_text(run / UNREADABLE, "".join(lines))
+    if not train(model, parts.training, recipe.training, run):
         raise SystemExit(0)  # what comes is the first process's
+
+
+def preset_of(recipe: Recipe) -> Preset:
+    """A recipe's model, its sizes decided."""
+    return Preset(recipe.schema, auto_config(recipe.schema) if recipe.config == "auto" else recipe.config)
 
 
 def evaluate_run(run: Path) -> dict[str, Scores]:
     """Scores of a run's best checkpoint (without validation, the newest) on held-out records, by evaluation."""
     recipe, model = load_run(run)
-    held_out = recipe.data.held_out()
+    held_out = read_held_out(recipe.data, recipe.schema)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
     return {name: evaluate(model, held_out, schema) for name, schema in schemas.items()}
@@ -95,6 +106,11 @@ def read_recipe(run: Path) -> Recipe:
 def find_model(name: str, offline: bool = False) -> PerceiverIO:
     """The model of a run's folder, of a model's folder or of a hub repository."""
     return load_run(Path(name))[1] if (Path(name) / RECIPE).is_file() else from_pretrained(name, offline=offline)
+
+
+def data_of(run: Path) -> DataSet | None:
+    """What a run was trained on; None for a folder that is none of a run."""
+    return read_recipe(run).data if (run / RECIPE).is_file() else None
 
 
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.data.sifting import read_held_out
 from perceivers.media.report import Report
 from perceivers.schema import Record, Schema
 from perceivers.tasks.recipe import load_run
@@ -21,7 +22,7 @@ def report(run: Path) -> Path:
     recipe, model = load_run(run)
     page = Report(f"Run {run.name}")
     add_scores(page, run)
-    batch, predictions = predict(model.cpu(), recipe.schema, recipe.data.held_out()[:SHOWN])
+    batch, predictions = predict(model.cpu(), recipe.schema, read_held_out(recipe.data, recipe.schema)[:SHOWN])
     page.heading("Samples, held out")
     page.figure(
         draw_samples(recipe.schema, batch, predictions), "Inputs; then of each output what is true and written."

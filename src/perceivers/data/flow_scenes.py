@@ -6,16 +6,16 @@ occlusion are exact, in both directions. Places are (x, y): right and down, in p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch.nn import functional as F
 
-from perceivers.data.dataset import DataSet
+from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.media.image import read_image
 from perceivers.schema import Record
 
@@ -69,41 +69,31 @@ class FlowScenes(DataSet):
         if not 0 <= self.growth <= 1:
             raise ValueError(f"growth = {self.growth} must be from 0 to 1, a part of the training records")
 
-    def training(self) -> "SceneRecords":
+    def training(self) -> Sequence[Record]:
         """Scenes of the first part."""
-        return SceneRecords(self, TRAINING, self.num_training)
+        return LazyRecords(self.num_training, self._training_record)
 
-    def held_out(self) -> "SceneRecords":
+    def held_out(self) -> Sequence[Record]:
         """Scenes of the second part."""
-        return SceneRecords(self, HELD_OUT, self.num_held_out)
+        return LazyRecords(self.num_held_out, partial(make_record, self, HELD_OUT))
+
+    def _training_record(self, number: int) -> Record:
+        scene, backward = divmod(number, 2) if self.both_ways else (number, 0)
+        progress = number / (self.num_training * self.growth) if self.growth else 1.0
+        return make_record(self, TRAINING, scene, min(0.1 + 0.9 * progress, 1.0), bool(backward))
 
 
-class SceneRecords(Sequence[Record]):
-    """Records that are made when they are asked for."""
-
-    def __init__(self, data: FlowScenes, part: int, count: int) -> None:
-        self.data, self.part, self.count = data, part, count
-
-    def __len__(self) -> int:
-        """Number of records."""
-        return self.count
-
-    @overload
-    def __getitem__(self, number: int) -> Record: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Record]: ...
-    def __getitem__(self, number: int | slice) -> Record | list[Record]:
-        """A record, always the same one."""
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(self.count))]
-        if not 0 <= number < self.count:
-            raise IndexError(number)
-        training, data = self.part == TRAINING, self.data
-        scene, backward = divmod(number, 2) if training and data.both_ways else (number, 0)
-        progress = number / (self.count * data.growth) if training and data.growth else 1.0
-        rng = np.random.default_rng((data.seed, self.part, scene))
-        layers = make_layers(rng, data, photos_of(data.photos)[self.part], min(0.1 + 0.9 * progress, 1.0))
-        return make_record(rng, data, layers, bool(backward))
+def make_record(data: FlowScenes, part: int, scene: int, difficulty: float = 1.0, backward: bool = False) -> Record:
+    """A scene's frames, flow from the first to the second, and what of the first the second does not show."""
+    rng = np.random.default_rng((data.seed, part, scene))
+    layers = make_layers(rng, data, photos_of(data.photos)[part], difficulty)
+    views = [View(layers, data.size, second) for second in ((True, False) if backward else (False, True))]
+    flow, occluded = views[0].flow_to(views[1])
+    frames = np.stack([view.colours() for view in views])
+    contrast, brightness = difficulty * rng.uniform(-data.brightness, data.brightness, (2, 2, 1, 1, 1))
+    frames = (frames - 0.5) * (1 + contrast) + 0.5 + brightness / 2
+    frames = frames + difficulty * rng.uniform(0, data.noise) * rng.normal(size=frames.shape)
+    return {"frames": (frames.clip(0, 1) * 2 - 1).astype(np.float32), "flow": flow, "occluded": occluded}
 
 
 @dataclass(frozen=True)
@@ -203,24 +193,16 @@ class Layer:
         return np.ones(len(places), bool) if self.shape is None else self.shape.contains(places)
 
 
-def make_record(rng: np.random.Generator, data: FlowScenes, layers: Sequence[Layer], backward: bool) -> Record:
-    """Frames, flow from the first to the second, and what of the first the second does not show."""
-    views = [View(layers, data.size, second) for second in ((True, False) if backward else (False, True))]
-    flow, occluded = views[0].flow_to(views[1])
-    frames = np.stack([view.colours() for view in views])
-    contrast, brightness = rng.uniform(-data.brightness, data.brightness, (2, 2, 1, 1, 1))
-    frames = (frames - 0.5) * (1 + contrast) + 0.5 + brightness / 2
-    frames = frames + rng.uniform(0, data.noise) * rng.normal(size=frames.shape)
-    return {"frames": (frames.clip(0, 1) * 2 - 1).astype(np.float32), "flow": flow, "occluded": occluded}
-
-
 class View:
     """One of the two frames: which layer each pixel shows."""
 
     def __init__(self, layers: Sequence[Layer], size: tuple[int, int], second: bool) -> None:
         self.layers, self.size = layers, size
-        self.from_first: list[Callable[[Places], Places]] = [l.motion.forward if second else _stay for l in layers]
-        self.to_first: list[Callable[[Places], Places]] = [l.motion.backward if second else _stay for l in layers]
+        self.from_first: list[Callable[[Places], Places]] = [_stay] * len(layers)
+        self.to_first: list[Callable[[Places], Places]] = [_stay] * len(layers)
+        if second:
+            self.from_first = [layer.motion.forward for layer in layers]
+            self.to_first = [layer.motion.backward for layer in layers]
         self.places = np.stack(np.meshgrid(*map(np.arange, size[::-1])), axis=-1).reshape(-1, 2).astype(float)
         self.front = self.front_at(self.places)
 
@@ -322,8 +304,8 @@ def random_pattern(rng: np.random.Generator, size: int = 64) -> Float[torch.Tens
 def photos_of(folder: str) -> tuple[Photos, Photos]:
     """For training scenes and for held-out ones: photos and smaller copies, [3, H, W] from 0 to 1."""
     photos: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    for picture in _read_photos(folder):
-        picture = torch.from_numpy(picture.copy()).movedim(-1, 0).float()[None] / 255
+    for pixels in _read_photos(folder):
+        picture = torch.from_numpy(pixels.copy()).movedim(-1, 0).float()[None] / 255
         for shrink in (1, 2, 4):
             if min(picture.shape[2:]) >= 64 * shrink:
                 smaller = F.avg_pool2d(picture, shrink)[0]

@@ -20,12 +20,12 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class FlowCurriculum:
-    """Passes over the pairs, to be taken in the order of the records; every number of augmentation is RAFT's."""
+    """Passes over the pairs, for a loop that takes records in their order; every number of augmentation is RAFT's."""
 
     size: tuple[int, int] = (368, 496)
     """Height and width of the crops."""
-    num_passes: int = 480
-    """Passes over all pairs; in the first phase a pair counts twice, forward and backward."""
+    num_records: int = 480 * 400_000
+    """All records of a run, passes over the pairs one after the other (paper: 480 epochs of 400,000)."""
     plain_part: float = 0.1
     """Part of all records that come without augmentation, forward and backward (length: ours)."""
     growth_part: float = 0.4
@@ -56,7 +56,7 @@ class FlowCurriculum:
 
 def learned_pairs(pairs: Sequence[Record], curriculum: FlowCurriculum) -> Sequence[Record]:
     """All that a curriculum makes of some pairs over its passes, from first to last; each a function of its number."""
-    count = len(pairs) * curriculum.num_passes
+    count = curriculum.num_records
 
     def make(number: int) -> Record:
         rng = np.random.default_rng((curriculum.seed, number))

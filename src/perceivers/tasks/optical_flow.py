@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.core.positions import Fourier
 from perceivers.modalities import Flow, FramePair
 from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
@@ -20,12 +22,29 @@ OVERLAP = 20
 Places = Iterable[tuple[int, int]]
 
 
-def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24) -> Preset:
+Variant = Literal["3x3", "3x3-separate", "1x1", "1x1-separate", "conv", "conv-separate"]
+"""How frames become tokens (paper, table 16): a pixel's surroundings of 3 x 3 or 1 x 1, or a convolutional stem with
+convex upsampling behind; a token holds both frames, or one of them."""
+
+
+def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24, variant: Variant = "3x3") -> Preset:
     """The released model, by default; 1024 latents and 16 layers are the paper's light one."""
     return Preset(
-        schema=Schema(inputs={"frames": FramePair(size=(368, 496))}, outputs={"flow": Flow(of="frames")}),
+        schema=flow_schema(variant, (368, 496)),
         config=published(latents, layers, heads=16),
     )
+
+
+def flow_schema(variant: Variant, size: tuple[int, int], num_bands: int = 64) -> Schema:
+    """Two frames of this size in, displacements out."""
+    frames = FramePair(
+        size=size,
+        stem="conv" if variant.startswith("conv") else "patches",
+        patch=1 if variant.startswith("1x1") else 3,
+        separate=variant.endswith("separate"),
+        positions=Fourier(num_bands=num_bands),
+    )
+    return Schema(inputs={"frames": frames}, outputs={"flow": Flow(of="frames")})
 
 
 def estimate_flow(

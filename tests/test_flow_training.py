@@ -1,0 +1,142 @@
+"""The recipes of optical flow and what needs no training."""
+
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from perceivers.data import FlowPairs, FlowScenes
+from perceivers.modalities import Flow
+from perceivers.schema import from_plain, to_plain
+from perceivers.tasks import TASKS
+from perceivers.tasks.flow_training import RECIPES, as_bytes, compare, no_motion, paper, report, rivals, side_by_side
+from perceivers.tasks.optical_flow import Variant, optical_flow
+from perceivers.tasks.recipe import Recipe, run_recipe
+from perceivers.training.loop import TrainingConfig
+
+
+def test_metrics_by_hand():
+    """Errors of 5, 0 and 4 pixels, one unknown; Fl counts those above 3 pixels and above 5 percent of the truth."""
+    target = np.array([[[3, 4], [1, 1], [96, 0], [np.nan, np.nan]]], np.float32)
+    guess = np.array([[[0, 0], [1, 1], [100, 0], [9, 9]]], np.float32)
+    records = [{"frames": np.zeros((2, 1, 4, 3), np.float32), "flow": target}]
+    scores = compare(records, {"guess": lambda frames: guess, "no motion": no_motion}, Flow())
+    assert scores["guess"] == pytest.approx({"epe": 3.0, "fl": 1 / 3})
+    assert scores["no motion"]["epe"] == pytest.approx((5 + 2**0.5 + 96) / 3)
+    assert scores["no motion"]["fl"] == pytest.approx(2 / 3)
+
+
+def test_opencv_finds_a_shift():
+    """Both of OpenCV's rivals know right from down, and pixels from anything else."""
+    pytest.importorskip("cv2")
+    from sklearn.datasets import load_sample_image
+
+    photo = load_sample_image("china.jpg")[100:300, 100:300]
+    frames = np.stack([photo[10:170, 10:170], photo[8:168, 7:167]])  # moves 3 to the right and 2 down
+    for name, estimate in rivals().items():
+        middle = estimate(frames)[40:120, 40:120].reshape(-1, 2)
+        if name != "no motion":
+            assert np.median(middle, axis=0) == pytest.approx([3, 2], abs=0.2), name
+
+
+def test_bytes_are_the_pictures():
+    frames = np.array([-1, 0, 1], np.float32).reshape(1, 1, 3, 1).repeat(2, 0).repeat(3, 3)
+    assert as_bytes(frames)[0, 0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_files(name):
+    assert name in TASKS
+    recipe = RECIPES[name]()
+    assert from_plain(Recipe, to_plain(recipe)) == recipe
+
+
+def test_the_papers_run_is_the_papers():
+    """Facts of section H: 480 epochs of 400,000 pairs in batches of 512, LAMB at 4e-4 with a cosine."""
+    recipe = paper()
+    training, data = recipe.training, recipe.data
+    assert training.num_steps * training.batch_size == 480 * 400_000
+    assert isinstance(data, FlowPairs)
+    assert data.curriculum.num_records == 480 * 400_000
+    assert (training.optimiser.kind, training.optimiser.learning_rate) == ("lamb", 4e-4)
+    assert (training.schedule.kind, training.schedule.warmup_steps) == ("cosine", 0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "channels", "queries"),
+    [
+        ("3x3", 322, 182_528),
+        ("3x3-separate", 451, 182_528),
+        ("1x1", 322, 182_528),
+        ("1x1-separate", 451, 182_528),
+        ("conv", 322, 11_408),
+        ("conv-separate", 451, 11_408),
+    ],
+)
+def test_sizes_of_the_papers_variants(variant, channels, queries):
+    """Paper, table 5: widths of tokens and numbers of queries, at full size."""
+    model = optical_flow((2048, 512), 1, variant).build("meta")
+    frames = model.input_adapter.adapters["frames"]
+    tokens = frames(torch.zeros(1, 2, 368, 496, 3, device="meta"))
+    assert model.input_adapter.channels == channels
+    assert tokens.num_tokens == queries * (2 if variant.endswith("separate") else 1)
+    assert np.prod(tokens.grid[-2:]) == queries
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_variants_give_flow_of_each_pixel(variant):
+    """A step changes the answer; what is not asked for separately is refused only where neighbours mix."""
+    torch.manual_seed(0)
+    recipe = side_by_side(variant)
+    model = optical_flow((5, 16), 1, variant)
+    model = replace(model, schema=recipe.schema).build().eval()
+    frames = torch.rand(2, 2, 8, 12, 3) * 2 - 1
+    flow = model({"frames": frames})["flow"]
+    assert flow.shape == (2, 8, 12, 2)
+    assert not flow.any()
+    (flow - 1).abs().mean().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= parameter.grad
+    assert model({"frames": frames})["flow"].any()
+
+
+def test_separate_frames_are_asked_with_the_first():
+    """Tokens of the second frame are read but do not ask: queries are those of a pair with another second frame."""
+    torch.manual_seed(0)
+    model = replace(optical_flow((5, 16), 1), schema=side_by_side("3x3-separate").schema).build().eval()
+    frames = torch.rand(2, 2, 5, 7, 3)
+    changed = torch.stack([frames[:, 0], torch.rand(2, 5, 7, 3)], dim=1)
+    asked = []
+    for pair in (frames, changed):
+        encoded = model.encode({"frames": pair})
+        asked.append(model.output_query(encoded, {}, None).dense(torch.float32))
+    assert torch.equal(*asked)
+    assert asked[0].shape[1] == 35
+    first, second = (model.encode({"frames": pair}).latents for pair in (frames, changed))
+    assert not torch.equal(first, second)
+
+
+def test_a_run_from_end_to_end(tmp_path):
+    recipe = replace(
+        side_by_side("conv"),
+        data=FlowScenes(size=(12, 16), num_training=20, num_held_out=7),
+        training=TrainingConfig(num_steps=2, batch_size=4, log_every=1, accelerator="cpu"),
+    )
+    scores = run_recipe(recipe, tmp_path)
+    assert set(scores["held out"]["flow"]) == {"epe", "fl"}
+    further = TASKS["flow-conv"].further_scores(tmp_path)
+    assert further["no motion"]["flow"]["epe"] > 0
+    page = report(tmp_path).read_text()
+    assert "no motion" in page
+    assert page.count("<img") >= 2
+
+
+def test_a_frame_pair_that_a_stem_cannot_halve_twice_is_refused():
+    model = side_by_side("conv").schema
+    frames = model.inputs["frames"].build_input()
+    with pytest.raises(ValueError, match="multiples of 4"):
+        frames(torch.zeros(1, 2, 10, 12, 3))

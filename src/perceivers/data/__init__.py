@@ -5,8 +5,9 @@ from perceivers.data.dataset import DataSet
 from perceivers.data.digits import Digits
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.flow_scenes import FlowScenes
+from perceivers.data.starcraft import StarCraft
 
-DATASETS = (Digits, Arrays, FlowScenes, FlowPairs)
+DATASETS = (Digits, Arrays, FlowScenes, FlowPairs, StarCraft)
 """Every data set that a recipe file may name, by its field `kind`."""
 
-__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes"]
+__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "StarCraft"]

@@ -6,7 +6,7 @@ occlusion are exact, in both directions. Places are (x, y): right and down, in p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -122,6 +122,11 @@ class Motion:
     homography: Float[np.ndarray, "3 3"]
     waves: tuple[Wave, ...] = ()
 
+    @cached_property
+    def inverse(self) -> Float[np.ndarray, "3 3"]:
+        """Of the homography."""
+        return np.linalg.inv(self.homography)
+
     def forward(self, places: Places) -> Places:
         """From the first frame to the second."""
         for wave in self.waves:
@@ -130,7 +135,7 @@ class Motion:
 
     def backward(self, places: Places) -> Places:
         """From the second frame to the first."""
-        places = transformed(np.linalg.inv(self.homography), places)
+        places = transformed(self.inverse, places)
         for wave in reversed(self.waves):
             places = places - wave.shift(places)
         return places
@@ -149,7 +154,7 @@ class Shape:
     def contains(self, places: Places) -> Bool[np.ndarray, " p"]:
         """Whether places lie inside."""
         offset = places - self.centre
-        near = np.flatnonzero((offset**2).sum(axis=1) <= self.radii.max() ** 2)
+        near = np.flatnonzero(offset[:, 0] ** 2 + offset[:, 1] ** 2 <= self.radii.max() ** 2)
         offset = offset[near]
         corners = self.radii[:, None] * np.stack([np.cos(self.angles), np.sin(self.angles)], axis=1)
         after = np.searchsorted(self.angles, np.arctan2(offset[:, 1], offset[:, 0])) % len(corners)
@@ -227,7 +232,8 @@ class View:
         for number in np.unique(self.front):
             shown = self.front == number
             there[shown] = other.from_first[number](self.to_first[number](self.places[shown]))
-        outside = ((there < 0) | (there > np.array(self.size[::-1]) - 1)).any(axis=1)
+        x, y = there.T
+        outside = (x < 0) | (y < 0) | (x > self.size[1] - 1) | (y > self.size[0] - 1)
         occluded = outside | (other.front_at(there) > self.front)
         return (there - self.places).astype(np.float32).reshape(*self.size, 2), occluded.reshape(self.size)
 

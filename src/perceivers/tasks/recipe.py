@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from perceivers.core.perceiver import Config, PerceiverIO
-from perceivers.data import Arrays, Digits, FlowPairs, FlowScenes
+from perceivers.data import Arrays, Digits, FlowPairs, FlowScenes, StarCraft
 from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
 from perceivers.storage import load_model, write_text
 from perceivers.training.evaluation import Scores, evaluate
@@ -24,7 +24,7 @@ RECIPE, METRICS = "recipe.yaml", "metrics.json"
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays | FlowScenes | FlowPairs
+    data: Digits | Arrays | FlowScenes | FlowPairs | StarCraft
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""

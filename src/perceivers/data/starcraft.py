@@ -1,0 +1,165 @@
+"""StarCraft II replays as snapshots: the units that live, some of their types hidden, and both players' statistics.
+
+Replays' own "tracker" events hold this; sc2reader reads them. Games, not snapshots, are training or held out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.schema import Record
+
+STATISTICS = {
+    "minerals": "minerals_current",
+    "gas": "vespene_current",
+    "income": "minerals_collection_rate",
+    "workers": "workers_active_count",
+    "army": "minerals_used_current_army",
+}
+"""What is told of each player: our name of a statistic, and sc2reader's."""
+
+NEUTRAL = 0
+"""Owner of what belongs to no player; the players are 1 and 2."""
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class StarCraft(DataSet):
+    """Records of one time of a game, each ten seconds: "units", "hidden", "statistics", "time" in seconds.
+
+    Units are columns: type (None where hidden), owner, x and y in cells of the map, age in seconds; "hidden" holds the
+    types of those whose type is hidden, None elsewhere.
+    """
+
+    folder: str = "starcraft"
+    """Holds the .SC2Replay files."""
+    held_out_every: int = 5
+    """Each so many-th game, by name of its file, is held out."""
+    max_units: int = 512
+    """Units of a snapshot; of more, those of the players that are oldest are kept (paper: 512)."""
+    hidden_part: float = 0.15
+    """Part of the players' units whose types are hidden."""
+    num_passes: int = 1
+    """Records of each training snapshot, which hide other types each."""
+    seed: int = 0
+    """Of what is hidden."""
+    kind: Literal["starcraft"] = "starcraft"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        if self.held_out_every < 2:
+            raise ValueError(f"held_out_every = {self.held_out_every} must be at least 2, for a game to learn from")
+
+    def training(self) -> Sequence[Record]:
+        """Snapshots of most games."""
+        snapshots = self._snapshots(False)
+        return LazyRecords(self.num_passes * len(snapshots), lambda number: self._record(snapshots, number))
+
+    def held_out(self) -> Sequence[Record]:
+        """Snapshots of the other games."""
+        snapshots = self._snapshots(True)
+        return LazyRecords(len(snapshots), lambda number: self._record(snapshots, number))
+
+    def _snapshots(self, held_out: bool) -> list[Record]:
+        games = replays(self.folder)
+        return [
+            snapshot
+            for number, game in enumerate(games)
+            if ((number + 1) % self.held_out_every == 0) == held_out
+            for snapshot in game
+        ]
+
+    def _record(self, snapshots: Sequence[Record], number: int) -> Record:
+        rng = np.random.default_rng((self.seed, number))
+        snapshot = snapshots[number % len(snapshots)]
+        order = np.argsort(snapshot["units"]["owner"] == NEUTRAL, kind="stable")[: self.max_units]
+        units = {name: column[order] for name, column in snapshot["units"].items()}
+        hides = (rng.random(len(order)) < self.hidden_part) & (units["owner"] != NEUTRAL)
+        shown = {**units, "type": np.where(hides, None, units["type"])}
+        return {**snapshot, "units": shown, "hidden": {"type": np.where(hides, units["type"], None)}}
+
+
+@lru_cache(maxsize=2)
+def replays(folder: str) -> tuple[tuple[Record, ...], ...]:
+    """Snapshots of each game of a folder, games by the names of their files; ValueError if there is none."""
+    paths = sorted(Path(folder).glob("*.SC2Replay"))
+    if not paths:
+        raise ValueError(f"{folder}: holds no .SC2Replay files")
+    return tuple(tuple(snapshots_of(events_of(path))) for path in paths)
+
+
+def events_of(path: Path) -> list[Any]:
+    """Tracker events of a replay; ValueError if it has none."""
+    try:
+        import sc2reader
+    except ImportError as error:
+        raise ImportError(f"sc2reader cannot be imported ({error}): pip install perceivers[starcraft]") from None
+    try:
+        replay = sc2reader.load_replay(str(path), load_level=3)
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise ValueError(f"{path}: not a replay that sc2reader reads: {str(error).splitlines()[:1]}") from None
+    if not getattr(replay, "tracker_events", None):
+        raise ValueError(f"{path}: has no tracker events: only replays of version 2.0.8 and later do")
+    return list(replay.tracker_events)
+
+
+@dataclass
+class Unit:
+    """What the events so far tell of a unit."""
+
+    type: str
+    owner: int
+    x: int
+    y: int
+    born: int
+    """Seconds."""
+
+
+def snapshots_of(events: Sequence[Any]) -> Iterator[Record]:
+    """Units and statistics each time that statistics of both players are told."""
+    units: dict[int, Unit] = {}
+    statistics: dict[int, dict[str, float]] = {}
+    for event in events:
+        if event.name == "PlayerStatsEvent":
+            statistics[event.pid] = {name: float(getattr(event, key)) for name, key in STATISTICS.items()}
+            if event.pid == 2 and event.second and {1, 2} <= statistics.keys():
+                told = {f"{name}_{pid}": statistics[pid][name] for pid in (1, 2) for name in STATISTICS}
+                yield {"units": columns_of(units, event.second), "statistics": told, "time": float(event.second)}
+        else:
+            follow(units, event)
+
+
+def follow(units: dict[int, Unit], event: Any) -> None:
+    """What an event changes of the units, by their index."""
+    if event.name in ("UnitBornEvent", "UnitInitEvent"):
+        if not event.unit_type_name.startswith("Beacon"):  # of the interface, not of the world
+            owner = event.control_pid if event.control_pid in (1, 2) else NEUTRAL
+            units[event.unit_id_index] = Unit(event.unit_type_name, owner, event.x, event.y, event.second)
+    elif event.name == "UnitDiedEvent":
+        units.pop(event.unit_id_index, None)
+    elif event.name == "UnitPositionsEvent":
+        for index, (x, y) in event.positions:
+            if index in units:
+                units[index].x, units[index].y = x, y
+    elif getattr(event, "unit_id_index", None) in units:
+        unit = units[event.unit_id_index]
+        unit.type = getattr(event, "unit_type_name", unit.type)
+        unit.owner = getattr(event, "control_pid", unit.owner)
+
+
+def columns_of(units: dict[int, Unit], time: int) -> Columns:
+    """A column for each property, units in the order of their birth."""
+    living = list(units.values())
+    return {
+        "type": np.array([unit.type for unit in living], object),
+        "owner": np.array([unit.owner for unit in living], int),
+        "x": np.array([unit.x for unit in living], np.float32),
+        "y": np.array([unit.y for unit in living], np.float32),
+        "age": np.array([time - unit.born for unit in living], np.float32),
+    }

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from perceivers.core.interfaces import Indices
 from perceivers.data import FlowPairs, FlowScenes
 from perceivers.modalities import Flow
+from perceivers.modalities.flow import convex_upsample
 from perceivers.schema import from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.flow_training import RECIPES, as_bytes, compare, no_motion, paper, report, rivals, side_by_side
@@ -85,9 +87,28 @@ def test_sizes_of_the_papers_variants(variant, channels, queries):
     assert np.prod(tokens.grid[-2:]) == queries
 
 
+def test_convex_upsampling_by_hand():
+    """Each fine pixel picks one of the nine coarse ones around its own, row by row; beyond the border there is 0."""
+    coarse = torch.arange(1.0, 7).reshape(1, 2, 3, 1)  # 1 2 3 over 4 5 6
+    chosen = torch.tensor([4, 5, 3, 1])  # of its own block's four pixels: itself, right, left, above
+    logits = torch.zeros(1, 2, 3, 9, 4)
+    logits[..., chosen, range(4)] = 1e3
+    fine = convex_upsample(coarse, logits.flatten(3), 2)
+    expected = [[1, 2, 2, 3, 3, 0], [0, 0, 1, 0, 2, 0], [4, 5, 5, 6, 6, 0], [0, 1, 4, 2, 5, 3]]
+    assert fine[0, ..., 0].tolist() == expected
+
+
+def test_convex_upsampling_mixes_and_never_exceeds():
+    torch.manual_seed(0)
+    coarse = torch.rand(2, 5, 7, 2)
+    fine = convex_upsample(coarse, torch.randn(2, 5, 7, 9 * 16), 4)
+    assert fine.shape == (2, 20, 28, 2)
+    assert 0 <= fine.min() <= fine.max() <= coarse.max()
+
+
 @pytest.mark.parametrize("variant", get_args(Variant))
 def test_variants_give_flow_of_each_pixel(variant):
-    """A step changes the answer; what is not asked for separately is refused only where neighbours mix."""
+    """At first no motion, after a step some; single pixels are refused where neighbours mix."""
     torch.manual_seed(0)
     recipe = side_by_side(variant)
     model = optical_flow((5, 16), 1, variant)
@@ -96,6 +117,9 @@ def test_variants_give_flow_of_each_pixel(variant):
     flow = model({"frames": frames})["flow"]
     assert flow.shape == (2, 8, 12, 2)
     assert not flow.any()
+    if variant.startswith("conv"):
+        with pytest.raises(ValueError, match="decode the whole flow"):
+            model({"frames": frames}, {"flow": Indices(torch.arange(3))})
     (flow - 1).abs().mean().backward()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -22,6 +22,8 @@ from perceivers.tasks.starcraft import (
     rival_scores,
     schema,
     small,
+    time_means,
+    type_counts,
 )
 from perceivers.training.loop import TrainingConfig
 
@@ -66,7 +68,7 @@ def games(monkeypatch):
     monkeypatch.setattr(
         starcraft, "replays", lambda folder: tuple(tuple(snapshots_of(some_game(number))) for number in range(6))
     )
-    return StarCraft(held_out_every=3, hidden_part=0.5, num_passes=3)
+    return StarCraft(held_out_every=3)
 
 
 def columns(snapshot):
@@ -76,44 +78,38 @@ def columns(snapshot):
 
 def test_units_are_followed_through_events():
     first, second, third = snapshots_of(some_game(0))
-    assert columns(first) == [("MineralField", 0, 5, 6, 10), ("Drone", 1, 10, 20, 10), ("Probe", 2, 30, 40, 6)]
-    assert columns(second) == [
-        ("MineralField", 0, 5, 6, 20),
-        ("Egg", 1, 11, 21, 20),
-        ("Probe", 1, 30, 40, 16),
-        ("Gateway", 2, 31, 41, 7),
-    ]
-    assert [row[0] for row in columns(third)] == ["MineralField", "Probe", "Gateway", "Zergling"]
+    assert columns(first) == [("Drone", 1, 10, 20, 10), ("Probe", 2, 30, 40, 6)]
+    assert columns(second) == [("Egg", 1, 11, 21, 20), ("Probe", 1, 30, 40, 16), ("Gateway", 2, 31, 41, 7)]
+    assert [row[0] for row in columns(third)] == ["Probe", "Gateway", "Zergling"]
     assert [snapshot["time"] for snapshot in (first, second, third)] == [10, 20, 30]
     assert (second["statistics"]["workers_1"], second["statistics"]["workers_2"]) == (14, 15)
 
 
 def test_what_is_hidden_is_told_once_only(games):
-    records = list(games.training())
-    assert len(records) == 4 * 3 * 3
-    hidden_parts = []
-    for record in records:
-        shown, hidden = record["units"]["type"], record["hidden"]["type"]
-        assert all((one is None) != (other is None) for one, other in zip(shown, hidden, strict=True))
-        players = record["units"]["owner"] != 0
-        assert all(name is None for name in hidden[~players])
-        hidden_parts.append(np.mean([name is not None for name in hidden[players]]))
-    assert 0.35 < np.mean(hidden_parts) < 0.65
-    snapshots = len(records) // 3
-    assert any(list(records[n]["hidden"]["type"]) != list(records[n + snapshots]["hidden"]["type"]) for n in range(12))
+    """A type is either in the input or in the target; other ones are hidden each time, about as many as asked for."""
+    records = games.training()
+    fitted = schema().fit(records)
+    hidden = []
+    for seed in range(50):
+        sample = fitted.prepare(records[1], np.random.default_rng(seed), training=True)
+        shown, target = sample["inputs"]["units"]["type"], sample["targets"]["hidden"]["type"]
+        assert ((shown == -1) != (target == -1)).all()
+        truth = np.where(shown == -1, target, shown)
+        assert [fitted.outputs["hidden"].fields["type"].classes[n] for n in truth] == ["Egg", "Probe", "Gateway"]
+        hidden.append(shown == -1)
+    assert 0.08 < np.mean(hidden) < 0.25
+    assert len({tuple(one) for one in hidden}) > 2
 
 
 def test_games_are_apart(games):
-    """The first unit's place tells the game: each third one is held out."""
-    places = [{float(record["units"]["x"][0]) for record in part} for part in (games.training(), games.held_out())]
-    assert {12.0, 15.0} <= places[1]
-    assert not places[0] & {12.0, 15.0}
+    """The drone's place tells the game: each third one is held out."""
+    places = [{record["units"]["x"][0] for record in part[::3]} for part in (games.training(), games.held_out())]
+    assert places == [{10, 11, 13, 14}, {12, 15}]
 
 
-def test_the_most_units_are_kept_of_the_players(games):
+def test_the_oldest_units_are_kept(games):
     record = replace(games, max_units=2).held_out()[1]
-    assert record["units"]["owner"].tolist() == [1, 1]
-    assert len(record["hidden"]["type"]) == 2
+    assert record["units"]["type"].tolist() == ["Egg", "Probe"]
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
@@ -191,10 +187,17 @@ def test_a_run_from_end_to_end(games, tmp_path):
 
 
 def test_guesses_by_hand(games):
-    """The most frequent type of each player is at least as good as that of all."""
-    from perceivers.tasks.starcraft import rivals
-
-    training, held_out = games.training(), games.held_out()
-    scores = rivals(schema().fit(training), training, held_out)
-    one, other = (scores[f"most frequent type{end}"]["hidden"]["accuracy"] for end in ("", " of each player"))
-    assert other >= one
+    """Player 1 has a drone, an egg and two probes over time; player 2 a probe, two gateways and a zergling."""
+    training = games.training()[:3]
+    fitted = schema().fit(training)
+    counts = type_counts(fitted, training)
+    classes = fitted.outputs["hidden"].fields["type"].classes
+    assert dict(zip(classes, counts[1].tolist(), strict=True)) == {
+        "Drone": 1,
+        "Egg": 1,
+        "Gateway": 0,
+        "Probe": 2,
+        "Zergling": 0,
+    }
+    assert counts[2, classes.index("Gateway")] == 2
+    assert time_means(training * 2)[20.0]["workers_2"] == 15

@@ -1,4 +1,4 @@
-"""StarCraft II replays as snapshots: the units that live, some of their types hidden, and both players' statistics.
+"""StarCraft II replays as snapshots: the players' units that live, and both players' statistics.
 
 Replays' own "tracker" events hold this; sc2reader reads them. Games, not snapshots, are training or held out.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.data.dataset import DataSet
 from perceivers.schema import Record
 
 STATISTICS = {
@@ -23,18 +23,17 @@ STATISTICS = {
 }
 """What is told of each player: our name of a statistic, and sc2reader's."""
 
-NEUTRAL = 0
-"""Owner of what belongs to no player; the players are 1 and 2."""
+PLAYERS = (1, 2)
+"""Owners, as replays number them."""
 
 Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class StarCraft(DataSet):
-    """Records of one time of a game, each ten seconds: "units", "hidden", "statistics", "time" in seconds.
+    """Records of one time of a game, each ten seconds: "units", "statistics", "time" in seconds.
 
-    Units are columns: type (None where hidden), owner, x and y in cells of the map, age in seconds; "hidden" holds the
-    types of those whose type is hidden, None elsewhere.
+    Units are columns: type, owner, x and y in cells of the map, age in seconds.
     """
 
     folder: str = "starcraft"
@@ -42,13 +41,7 @@ class StarCraft(DataSet):
     held_out_every: int = 5
     """Each so many-th game, by name of its file, is held out."""
     max_units: int = 512
-    """Units of a snapshot; of more, those of the players that are oldest are kept (paper: 512)."""
-    hidden_part: float = 0.15
-    """Part of the players' units whose types are hidden."""
-    num_passes: int = 1
-    """Records of each training snapshot, which hide other types each."""
-    seed: int = 0
-    """Of what is hidden."""
+    """Units of a snapshot; of more, the oldest are kept (paper: 512)."""
     kind: Literal["starcraft"] = "starcraft"
     """Name in files."""
 
@@ -56,33 +49,20 @@ class StarCraft(DataSet):
         if self.held_out_every < 2:
             raise ValueError(f"held_out_every = {self.held_out_every} must be at least 2, for a game to learn from")
 
-    def training(self) -> Sequence[Record]:
+    def training(self) -> list[Record]:
         """Snapshots of most games."""
-        snapshots = self._snapshots(False)
-        return LazyRecords(self.num_passes * len(snapshots), lambda number: self._record(snapshots, number))
+        return [self._cut(snapshot) for game in self._games(False) for snapshot in game]
 
-    def held_out(self) -> Sequence[Record]:
+    def held_out(self) -> list[Record]:
         """Snapshots of the other games."""
-        snapshots = self._snapshots(True)
-        return LazyRecords(len(snapshots), lambda number: self._record(snapshots, number))
+        return [self._cut(snapshot) for game in self._games(True) for snapshot in game]
 
-    def _snapshots(self, held_out: bool) -> list[Record]:
-        games = replays(self.folder)
-        return [
-            snapshot
-            for number, game in enumerate(games)
-            if ((number + 1) % self.held_out_every == 0) == held_out
-            for snapshot in game
-        ]
+    def _games(self, held_out: bool) -> list[Sequence[Record]]:
+        games = enumerate(replays(self.folder), start=1)
+        return [game for number, game in games if (number % self.held_out_every == 0) == held_out]
 
-    def _record(self, snapshots: Sequence[Record], number: int) -> Record:
-        rng = np.random.default_rng((self.seed, number))
-        snapshot = snapshots[number % len(snapshots)]
-        order = np.argsort(snapshot["units"]["owner"] == NEUTRAL, kind="stable")[: self.max_units]
-        units = {name: column[order] for name, column in snapshot["units"].items()}
-        hides = (rng.random(len(order)) < self.hidden_part) & (units["owner"] != NEUTRAL)
-        shown = {**units, "type": np.where(hides, None, units["type"])}
-        return {**snapshot, "units": shown, "hidden": {"type": np.where(hides, units["type"], None)}}
+    def _cut(self, snapshot: Record) -> Record:
+        return {**snapshot, "units": {name: column[: self.max_units] for name, column in snapshot["units"].items()}}
 
 
 @lru_cache(maxsize=2)
@@ -128,8 +108,8 @@ def snapshots_of(events: Sequence[Any]) -> Iterator[Record]:
     for event in events:
         if event.name == "PlayerStatsEvent":
             statistics[event.pid] = {name: float(getattr(event, key)) for name, key in STATISTICS.items()}
-            if event.pid == 2 and event.second and {1, 2} <= statistics.keys():
-                told = {f"{name}_{pid}": statistics[pid][name] for pid in (1, 2) for name in STATISTICS}
+            if event.pid == PLAYERS[-1] and event.second and statistics.keys() >= set(PLAYERS):
+                told = {f"{name}_{pid}": statistics[pid][name] for pid in PLAYERS for name in STATISTICS}
                 yield {"units": columns_of(units, event.second), "statistics": told, "time": float(event.second)}
         else:
             follow(units, event)
@@ -139,8 +119,8 @@ def follow(units: dict[int, Unit], event: Any) -> None:
     """What an event changes of the units, by their index."""
     if event.name in ("UnitBornEvent", "UnitInitEvent"):
         if not event.unit_type_name.startswith("Beacon"):  # of the interface, not of the world
-            owner = event.control_pid if event.control_pid in (1, 2) else NEUTRAL
-            units[event.unit_id_index] = Unit(event.unit_type_name, owner, event.x, event.y, event.second)
+            unit = Unit(event.unit_type_name, event.control_pid, event.x, event.y, event.second)
+            units[event.unit_id_index] = unit
     elif event.name == "UnitDiedEvent":
         units.pop(event.unit_id_index, None)
     elif event.name == "UnitPositionsEvent":
@@ -154,8 +134,8 @@ def follow(units: dict[int, Unit], event: Any) -> None:
 
 
 def columns_of(units: dict[int, Unit], time: int) -> Columns:
-    """A column for each property, units in the order of their birth."""
-    living = list(units.values())
+    """A column for each property of the players' units, in the order of their birth."""
+    living = sorted((unit for unit in units.values() if unit.owner in PLAYERS), key=lambda unit: unit.born)
     return {
         "type": np.array([unit.type for unit in living], object),
         "owner": np.array([unit.owner for unit in living], int),

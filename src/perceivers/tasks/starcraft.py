@@ -5,15 +5,14 @@ players' statistics are read from replays: `perceivers train starcraft --out run
 (five minutes on two cores; expect more types right than the most frequent one of each side gives).
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +27,7 @@ from perceivers.core.perceiver import (
     Resampler,
 )
 from perceivers.data import StarCraft
-from perceivers.data.starcraft import STATISTICS
+from perceivers.data.starcraft import PLAYERS, STATISTICS
 from perceivers.modalities import Records
 from perceivers.modalities.fields import Category, Number
 from perceivers.schema import Record, Schema
@@ -36,9 +35,18 @@ from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.training.evaluation import Scores
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.order import evaluation_batches
+
+Batch = Mapping[str, Any]
+
+BATCH = 128
+"""Records of a batch in evaluation."""
 
 ENTITY_CHANNELS, FEATURE_CHANNELS = 256, 128
 """Widths of an entity as it comes in and goes out, and of its features, with which it is asked for (paper)."""
+
+HIDDEN = 0.15
+"""Part of the units whose types are hidden."""
 
 ENCODER = Config(
     latents=LatentsConfig(num_latents=32, channels=512),
@@ -109,8 +117,9 @@ def schema() -> Schema:
             **{name: Number() for name in ("x", "y", "age")},
         },
         max_records=512,
+        hide={"type": HIDDEN},
     )
-    hidden = Records(fields={"type": Category()}, of="units")
+    hidden = Records(key="units", fields={"type": Category()}, of="units", hidden_only=True)
     statistics = Records(
         fields={f"{name}_{pid}": Number() for pid in (1, 2) for name in STATISTICS}, query_channels=128
     )
@@ -121,7 +130,7 @@ def paper() -> Recipe:
     """The paper's encoder and ImageNet's hyperparameters (its section B names no others), on hidden types: ours."""
     steps = 137_625
     return Recipe(
-        data=StarCraft(num_passes=1000),
+        data=StarCraft(),
         schema=schema(),
         config=ENCODER,
         training=TrainingConfig(
@@ -137,7 +146,7 @@ def paper() -> Recipe:
 def small() -> Recipe:
     """Five minutes on two cores."""
     return Recipe(
-        data=StarCraft(num_passes=20),
+        data=StarCraft(),
         schema=schema(),
         config=Config(
             latents=LatentsConfig(num_latents=32, channels=64),
@@ -157,41 +166,57 @@ def small() -> Recipe:
 def rival_scores(run: Path) -> dict[str, Scores]:
     """What training games tell without looking: the most frequent type, and means of the statistics at each time."""
     recipe, _ = load_run(run)
-    assert isinstance(recipe.data, StarCraft)
-    once = replace(recipe.data, num_passes=1)
-    return rivals(recipe.schema, once.training(), once.held_out())
+    return rivals(recipe.schema, recipe.data.training(), recipe.data.held_out())
 
 
 def rivals(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:
-    """Their scores on held-out records, as the outputs' own metrics have them."""
-    most, most_of = frequent_types(training)
-    means = time_means(training)
+    """Their scores on held-out records, as the outputs' own metrics have them; the same types are hidden."""
+    counts, means = type_counts(fitted, training), time_means(training)
+    most, most_of = counts.sum(dim=0).argmax(), counts.argmax(dim=1)
 
-    def same(record: Record) -> dict[str, list[str]]:
-        return {"type": [most] * len(record["units"]["owner"])}
+    def of_all(batch: Batch, first: int) -> dict[str, Tensor]:
+        owner = batch["inputs"]["units"]["owner"]
+        return {"type": F.one_hot(most.expand_as(owner), counts.shape[1]).float()}
 
-    def by_owner(record: Record) -> dict[str, list[str]]:
-        return {"type": [most_of.get(owner, most) for owner in record["units"]["owner"]]}
+    def of_owner(batch: Batch, first: int) -> dict[str, Tensor]:
+        owner = batch["inputs"]["units"]["owner"].clamp(min=0)
+        return {"type": F.one_hot(most_of[owner], counts.shape[1]).float()}
 
-    def nearest(record: Record) -> dict[str, float]:
-        return means[min(means, key=lambda time: abs(time - record["time"]))]
+    def at_time(batch: Batch, first: int) -> dict[str, Tensor]:
+        times = [record["time"] for record in held_out[first : first + len(batch["targets"]["statistics"]["mask"])]]
+        nearest = [means[min(means, key=lambda time: abs(time - own))] for own in times]
+        return {name: torch.tensor([[mean[name]] for mean in nearest]) for name in nearest[0]}
 
-    return {
-        "most frequent type": {"hidden": guess_scores(fitted, "hidden", held_out, same)},
-        "most frequent type of each player": {"hidden": guess_scores(fitted, "hidden", held_out, by_owner)},
-        "means at the same time": {"statistics": guess_scores(fitted, "statistics", held_out, nearest)},
+    guesses = {
+        "most frequent type": ("hidden", of_all),
+        "most frequent type of each player": ("hidden", of_owner),
+        "means at the same time": ("statistics", at_time),
     }
+    return {rival: {name: guess_scores(fitted, name, held_out, guess)} for rival, (name, guess) in guesses.items()}
 
 
-def frequent_types(records: Iterable[Record]) -> tuple[str, dict[int, str]]:
-    """The most frequent hidden type, and that of each owner."""
-    counts: dict[int, Counter[str]] = defaultdict(Counter)
+def guess_scores(
+    fitted: Schema, name: str, records: Sequence[Record], guess: Callable[[Batch, int], dict[str, Tensor]]
+) -> dict[str, float]:
+    """Metrics of one output, of what `guess` writes for a batch that begins at this record."""
+    spec, metrics = fitted.outputs[name], fitted.outputs[name].metrics()
+    for number, batch in enumerate(evaluation_batches(fitted, records, BATCH)):
+        compared = spec.compared(guess(batch, number * BATCH), batch["targets"][name])
+        for metric in metrics.values():
+            metric.update(*compared)
+    return {key: float(metric.compute()) for key, metric in metrics.items()}
+
+
+def type_counts(fitted: Schema, records: Iterable[Record]) -> Int[Tensor, "owners types"]:
+    """How often each owner has each type."""
+    spec = fitted.outputs["hidden"]
+    assert isinstance(spec, Records)
+    kind = spec.fields["type"]
+    counts = torch.zeros(max(PLAYERS) + 1, kind.num_outputs, dtype=torch.long)
     for record in records:
-        for owner, name in zip(record["units"]["owner"], record["hidden"]["type"], strict=True):
-            if name is not None:
-                counts[int(owner)][name] += 1
-    total = sum(counts.values(), Counter[str]())
-    return total.most_common(1)[0][0], {owner: count.most_common(1)[0][0] for owner, count in counts.items()}
+        owners, types = (torch.as_tensor(x) for x in (record["units"]["owner"], kind.prepare(record["units"]["type"])))
+        counts.index_put_((owners, types), torch.ones_like(types), accumulate=True)
+    return counts
 
 
 def time_means(records: Iterable[Record]) -> dict[float, dict[str, float]]:
@@ -203,24 +228,6 @@ def time_means(records: Iterable[Record]) -> dict[float, dict[str, float]]:
         time: {name: float(np.mean([one[name] for one in group])) for name in group[0]}
         for time, group in groups.items()
     }
-
-
-def guess_scores(
-    fitted: Schema, name: str, records: Iterable[Record], guess: Callable[[Record], Any]
-) -> dict[str, float]:
-    """Metrics of an output of records, of guesses in the data's own form."""
-    spec = fitted.outputs[name]
-    assert isinstance(spec, Records)
-    metrics, rng = spec.metrics(), np.random.default_rng(0)
-    for record in records:
-        target, guessed = (spec.collate([spec.prepare(value, rng, False)]) for value in (record[name], guess(record)))
-        for field, kind in spec.fields.items():
-            if isinstance(kind, Category):
-                guessed[field] = F.one_hot(guessed[field].clamp(min=0), kind.num_outputs).float()
-        compared = spec.compared(guessed, target)
-        for metric in metrics.values() if len(compared[1]) else ():
-            metric.update(*compared)
-    return {key: float(metric.compute()) for key, metric in metrics.items()}
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"starcraft": small, "starcraft-paper": paper}

@@ -14,7 +14,7 @@ from perceivers.modalities.flow import convex_upsample
 from perceivers.schema import from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.flow_training import RECIPES, as_bytes, compare, no_motion, paper, report, rivals, side_by_side
-from perceivers.tasks.optical_flow import Variant, optical_flow
+from perceivers.tasks.optical_flow import Variant, estimate_flow, fetched_back, optical_flow
 from perceivers.tasks.recipe import Recipe, run_recipe
 from perceivers.training.loop import TrainingConfig
 
@@ -126,6 +126,30 @@ def test_variants_give_flow_of_each_pixel(variant):
             if parameter.grad is not None:
                 parameter -= parameter.grad
     assert model({"frames": frames})["flow"].any()
+
+
+def test_fetching_back_undoes_a_shift():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (11, 13, 3), np.uint8)
+    flow = np.broadcast_to(np.array([2, -1], np.float32), (11, 13, 2))
+    fetched = fetched_back(np.roll(image, (-1, 2), (0, 1)), flow)
+    assert np.array_equal(fetched[1:, :-2], image[1:, :-2])
+
+
+def test_levels_add_up():
+    """A model that always says one pixel to the right: half the size says two of them, and the rest one more."""
+    recipe = side_by_side("3x3")
+    model = replace(optical_flow((5, 16), 1), schema=recipe.schema).build().eval()
+    torch.nn.init.constant_(model.output_adapter.adapters["flow"].head.bias, 0)
+    with torch.no_grad():
+        model.output_adapter.adapters["flow"].head.bias[0] = 5  # units of 0.2 pixels
+    frames = np.zeros((2, 37, 41, 3), np.uint8)
+    for levels, moved in ((1, 1.0), (2, 1 + 1.0 * 41 / 21), (3, 1 + (1 + 1.0 * 21 / 11) * 41 / 21)):
+        flow = estimate_flow(model, *frames, levels=levels)
+        np.testing.assert_allclose(flow[..., 0], moved, rtol=1e-5)
+        assert not flow[..., 1].any()
+    with pytest.raises(ValueError, match="cannot be halved"):
+        estimate_flow(model, *frames[:, :2, :2], levels=2)
 
 
 def test_separate_frames_are_asked_with_the_first():

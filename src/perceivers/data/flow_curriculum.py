@@ -119,14 +119,14 @@ def magnified(
     curriculum: FlowCurriculum,
     strength: float,
 ) -> tuple[Float[np.ndarray, "2 _ _ c"], Float[np.ndarray, "_ _ 2"]]:
-    """Resized, each axis by a factor of its own, never below the crop."""
-    size = np.array(flow.shape[:2])
-    factor = np.full(2, 2 ** (strength * rng.uniform(*curriculum.scale)))
-    if rng.random() < curriculum.spatial_prob:
-        factor *= 2 ** (strength * rng.uniform(-curriculum.stretch, curriculum.stretch, 2))
-    new = np.maximum(np.rint(size * factor), curriculum.size).astype(int)
-    if rng.random() >= curriculum.spatial_prob or (new == size).all():
+    """Perhaps resized, each axis by a factor of its own, never below the crop."""
+    if rng.random() >= curriculum.spatial_prob:
         return frames, flow
+    size = np.array(flow.shape[:2])
+    power = np.full(2, rng.uniform(*curriculum.scale))
+    if rng.random() < curriculum.spatial_prob:
+        power += rng.uniform(-curriculum.stretch, curriculum.stretch, 2)
+    new = np.maximum(np.rint(size * 2 ** (strength * power)), curriculum.size).astype(int)
     height, width = int(new[0]), int(new[1])
     frames = np.stack([resize(frame, (height, width), "bilinear") for frame in frames])
     return frames, resize(flow, (height, width), "bilinear") * (new / size)[::-1].astype(np.float32)

@@ -227,6 +227,7 @@ class FlowOutput(OutputAdapter):
         super().__init__()
         self.unit = unit  # pixels of one unit of the head's output
         self.shrink = shrink
+        self.mixes_neighbours = shrink > 1
         # The paper does not say where the weights of the combination come from: beside the flow, our choice.
         self.head = plain_linear(channels, 2 if shrink == 1 else 2 + 9 * shrink**2, zero=True)
 

@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint parity proof clean
+.PHONY: run test lint parity benchmark proof clean
 
 run: $(VENV)/train.stamp
 	$(BIN)/perceivers train digits --out runs/digits
@@ -18,6 +18,9 @@ lint: $(VENV)/dev.stamp
 
 parity: $(VENV)/dev.stamp
 	$(BIN)/python tests/parity.py
+
+benchmark: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks
 
 proof: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"

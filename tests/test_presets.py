@@ -50,6 +50,6 @@ def test_full_size_makes_a_forward_pass(name):
     model = preset.build().eval()
     raw = {name: spec.blank(1, torch.device("cpu")) for name, spec in preset.schema.inputs.items()}
     with torch.no_grad():
-        outputs = model.decode(model.encode(raw), chunk_size=32768)
+        outputs = model.decode(model.encode(raw), memory_limit=1 << 30)
     assert outputs
     assert all(output.isfinite().all() for output in outputs.values())

@@ -4,7 +4,8 @@ Public names, in the order of the dataflow.
 """
 
 from perceivers.core.attention import Mask
-from perceivers.core.interfaces import Coordinates, Indices, Points, Queries
+from perceivers.core.explain import explain
+from perceivers.core.interfaces import Coordinates, Indices, Part, Points, Queries
 from perceivers.core.perceiver import (
     Config,
     DecoderConfig,
@@ -15,7 +16,7 @@ from perceivers.core.perceiver import (
     Resampler,
 )
 from perceivers.core.positions import Fourier, Learned
-from perceivers.core.reading import Encoded
+from perceivers.core.reading import Encoded, Reading, ReadState
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities import (
     Audio,
@@ -56,11 +57,14 @@ __all__ = [
     "Mask",
     "Number",
     "Numbers",
+    "Part",
     "PerceiverIO",
     "PointSet",
     "Points",
     "ProcessorConfig",
     "Queries",
+    "ReadState",
+    "Reading",
     "Records",
     "Resampler",
     "Schema",
@@ -70,6 +74,7 @@ __all__ = [
     "Tokens",
     "Vectors",
     "Video",
+    "explain",
     "from_pretrained",
     "push_to_hub",
     "save_pretrained",

@@ -1,12 +1,17 @@
-"""The verb `info`: what models there are, and what they cost."""
+"""The verbs `info` and `explain`: what models there are, what they cost, and how they would be computed."""
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, cast
 
+import torch
 import tyro
 
 from perceivers.cli.tables import in_units, show
+from perceivers.core.explain import explain as explain_orders
 from perceivers.core.joining import check_names
-from perceivers.schema import to_plain, to_yaml
+from perceivers.core.plan import Order
+from perceivers.pretrained.hub import from_pretrained
+from perceivers.schema import Schema, to_plain, to_yaml
 from perceivers.tasks.costs import Costs, costs
 from perceivers.tasks.presets import PRESETS
 from perceivers.training.progress import progress_bar
@@ -63,6 +68,46 @@ def show_one(name: str, as_json: bool) -> None:
     if not as_json:
         print(f"Memory of a sample, float32 on a CPU, weights included: {in_units(cost.peak_bytes, MEMORY)}\n")
         print(to_yaml(preset.schema))
+
+
+def explain(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    batch_size: int = 1,
+    memory_limit: int | None = None,
+    order: Order | None = None,
+    training: bool = False,
+    json: bool = False,
+) -> None:
+    """Which order each cross-attention of a model takes on its trained size, and what the others would cost.
+
+    Args:
+        model: Name of a published model, or a model folder.
+        batch_size: Samples.
+        memory_limit: Megabytes that an attention may take beside its inputs and outputs.
+        order: Order of every attention that it is possible for.
+        training: With gradients.
+        json: Print as JSON.
+    """
+    built = PRESETS[model].preset().build("meta") if model in PRESETS else from_pretrained(model).to("meta")
+    inputs = cast(Schema, built.schema).inputs
+    raw = {name: spec.blank(batch_size, torch.device("meta")) for name, spec in inputs.items()}
+    limit = None if memory_limit is None else memory_limit * 1_000_000
+    with torch.set_grad_enabled(training):
+        found = explain_orders(built.train(training), raw, memory_limit=limit, order=order)
+    rows = [
+        (
+            row.name if name == row.order else "",
+            f"{row.tokens:,}" if name == row.order else "",
+            f"{name}, {row.block_size:,} at a time" if name == row.order else name,
+            in_units(2 * cost.multiply_adds),
+            f"{cost.work / row.costs[row.order].work:.2f}",
+            in_units(cost.bytes(row.block_size), MEMORY),
+        )
+        for row in found
+        for name, cost in sorted(row.costs.items(), key=lambda item: (item[0] != row.order, item[1].work))
+    ]
+    show([asdict(row) for row in found], json, ["attention", "tokens", "order", "FLOPs", "work", "memory"], rows)
 
 
 def _plain(name: str, cost: Costs) -> dict[str, Any]:

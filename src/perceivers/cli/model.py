@@ -30,10 +30,17 @@ class ModelChoice:
     """Where it runs."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Numbers it computes with."""
+    memory_limit: int | None = None
+    """Megabytes that reading or writing may take beside the model, its inputs and outputs; without it, the fastest."""
+
+    def __post_init__(self) -> None:
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise ValueError(f"memory limit = {self.memory_limit} must be at least 1 megabyte")
 
     def load(self, published: str) -> PerceiverIO:
         """The model, ready to use; `published` is the name of the one that random weights stand in for."""
         model = self._model(published).eval().requires_grad_(False)
+        model.memory_limit = None if self.memory_limit is None else self.memory_limit * 1_000_000
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

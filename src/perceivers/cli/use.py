@@ -88,25 +88,20 @@ def flow(files: Paths, /, out: Path, choice: Choice = DEFAULT, full: float | Non
     show(found, json, ["", ""], [(name, f"{v:.3g}" if isinstance(v, float) else str(v)) for name, v in found.items()])
 
 
-def autoencode(
-    film: OnePath, /, out: Path, choice: Choice = DEFAULT, memory: int = 2048, top: int = 5, json: bool = False
-) -> None:
+def autoencode(film: OnePath, /, out: Path, choice: Choice = DEFAULT, top: int = 5, json: bool = False) -> None:
     """A film with sound through the latents and back: its reconstruction, and what it shows.
 
     Args:
         film: Film file.
         out: Film to write (.mp4).
         choice: The weights and the device.
-        memory: Megabytes that writing may take beside the model.
         top: Classes.
         json: Print the classes as JSON.
     """
-    if memory < 1:
-        raise ValueError(f"memory = {memory} must be at least 1 megabyte")
     if out.suffix != ".mp4":
         raise ValueError(f"{out}: a film is written as .mp4")
     clip = read_video(film)
-    rebuilt = autoencode_clip(choice.load("multimodal"), clip, memory << 20, top, _tracker("parts"))
+    rebuilt = autoencode_clip(choice.load("multimodal"), clip, top, _tracker("parts"))
     write_video(out, rebuilt.clip)
     Console(stderr=True).print(f"Written: {out}")
     show(rebuilt.classes, json, ["class", "probability"], [(name, f"{p:.3f}") for name, p in rebuilt.classes])

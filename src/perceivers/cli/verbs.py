@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from perceivers.cli.convert import convert
-from perceivers.cli.info import info
+from perceivers.cli.info import explain, info
 from perceivers.cli.training import evaluate, train
 from perceivers.cli.use import autoencode, classify, fill_mask, flow
 
@@ -11,6 +11,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "info": info,
+    "explain": explain,
     "convert": convert,
     "fill-mask": fill_mask,
     "classify": classify,

@@ -173,7 +173,11 @@ class CrossAttention(nn.Module):
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b t f"]:
         """Updated queries. The residual adds the queries as they came, not their norm."""
-        x = self.dropout(self.attention(self.query_norm(queries), self.token_norm(tokens), mask))
+        return self.finish(queries, self.attention(self.query_norm(queries), self.token_norm(tokens), mask))
+
+    def finish(self, queries: Float[Tensor, "#b t f"], found: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
+        """Queries updated with what attention found for them."""
+        x = self.dropout(found)
         x = queries + x if self.query_residual else x
         return x + self.mlp(self.mlp_norm(x))
 

@@ -47,11 +47,25 @@ Points = Indices | Coordinates | Queries
 """How an output is asked; None in its place means everything."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring values of an input on a grid, to be read apart from the others."""
+
+    values: Any
+    """As the whole input would be given."""
+    start: tuple[int, ...]
+    """Where along each axis of the whole they begin."""
+    size: tuple[int, ...] | None = None
+    """Size of the whole; None: the size it is trained at."""
+
+
 class InputAdapter(nn.Module, ABC):
     """Turns one raw input into tokens."""
 
     channels: int
     """Width of the tokens, C."""
+    reads_parts: bool = False
+    """Whether it takes a Part: no token depends on its neighbours, and each knows its place."""
 
     @abstractmethod
     def forward(self, raw: Any) -> Segment:
@@ -80,6 +94,8 @@ class OutputAdapter(nn.Module, ABC):
 
     head: nn.Module
     """Applied to each row by the decoder: [B, O, E] to [B, O, e]."""
+    mixes_neighbours: bool = False
+    """Whether a value depends on several rows: then it is decoded whole."""
 
     @abstractmethod
     def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> Any:

@@ -1,7 +1,7 @@
 """Several named inputs as one set of tokens, several named outputs as one set of queries, and back."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.core.initialisers import plain_linear, trained_vector
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens
 
@@ -39,8 +39,7 @@ class Join(nn.Module):
         if name in self.projections:
             linear = self.projections[name]
             assert isinstance(linear, nn.Linear)
-            dense = segment.dense(linear.weight.dtype)
-            return replace(segment, content=linear(dense), positions=None)
+            return replace(segment, projection=(linear.weight, linear.bias))
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
 
@@ -55,19 +54,22 @@ class InputAdapters(nn.Module):
         self.channels = join.channels
         self.mask_tokens = nn.ParameterDict({name: trained_vector(join.channels) for name in mask_probs})
 
-    def forward(self, raw: Mapping[str, Any] | Tensor) -> tuple[Tokens, dict[str, Segment]]:
+    def forward(
+        self, raw: Mapping[str, Any] | Tensor, missing: Iterable[str] | None = None
+    ) -> tuple[Tokens, dict[str, Segment]]:
         """All tokens in one width; and each input's own, before they were joined and hidden.
 
         An input that is not given (absent or None) is left out; one that has a mask token is hidden instead, also in
-        single samples that lack it.
+        single samples that lack it. With `missing`, of those not given only these are hidden.
         """
         given = self._by_name(raw)
         own = {name: adapter(given[name]) for name, adapter in self.adapters.items() if name in given}
-        if not own:
+        if not own and not missing:
             raise ValueError(f"no input given: the model reads {', '.join(self.adapters)}")
         joined = {}
         for name in self.adapters:
-            segment = own[name] if name in own else self._absent(name)
+            hidden = missing is None or name in missing
+            segment = own[name] if name in own else self._absent(name) if hidden else None
             if segment is not None:
                 joined[name] = self._hide(name, self.join(name, segment), absent=name not in own)
         return Tokens(joined), own
@@ -77,7 +79,9 @@ class InputAdapters(nn.Module):
             if len(self.adapters) != 1:
                 raise ValueError(f"several inputs: give a dictionary of {', '.join(self.adapters)}")
             return {next(iter(self.adapters)): raw}
-        check_names("input", raw, self.adapters)
+        for name in check_names("input", raw, self.adapters):
+            if isinstance(raw[name], Part) and not self.adapters[name].reads_parts:
+                raise ValueError(f"input {name!r} is no grid of independent tokens: give it whole, not as a Part")
         return {name: value for name, value in raw.items() if value is not None}
 
     def _absent(self, name: str) -> Segment | None:
@@ -110,22 +114,11 @@ class OutputQueries(nn.Module):
 
     def forward(self, encoded: Encoded, points: Mapping[str, Points], names: Iterable[str] | None) -> Tokens:
         """Queries for these points of these outputs, in one width; None: all but those asking with an absent input."""
-        own = self.own(encoded, points, names)
-        return Tokens({name: self.join(name, segment) for name, segment in own.segments.items()})
-
-    def own(self, encoded: Encoded, points: Mapping[str, Points], names: Iterable[str] | None) -> Tokens:
-        """The same, each output's queries in their own width."""
         check_names("output", points, self.queries)
         if names is None:
             names = [name for name, query in self.queries.items() if query.source in (None, *encoded.sources)]
         names = check_names("output", names, self.queries)
-        return Tokens({name: self.queries[name](encoded, points.get(name)) for name in names})
-
-    def pieces(self, own: Tokens, size: int) -> Iterator[Tokens]:
-        """Queries of `own` in one width, at most `size` at a time, output after output."""
-        for name, segment in own.segments.items():
-            for index in torch.arange(segment.num_tokens, device=segment.device).split(size):
-                yield Tokens({name: self.join(name, segment.rows(index))})
+        return Tokens({name: self.join(name, self.queries[name](encoded, points.get(name))) for name in names})
 
 
 class OutputAdapters(nn.Module):
@@ -139,6 +132,14 @@ class OutputAdapters(nn.Module):
     def heads(self) -> dict[str, nn.Module]:
         """The head of each output."""
         return {name: adapter.get_submodule("head") for name, adapter in self.adapters.items()}
+
+    def share(self, queries: Tokens, rank: int, world: int) -> Tokens:
+        """The queries of one of `world` processes; ValueError for an output whose rows depend on one another."""
+        for name in queries.segments:
+            if self.adapters[name].mixes_neighbours:
+                raise ValueError(f"output {name!r} mixes neighbouring places: decode it whole, on one process")
+        shares = {name: segment.share(rank, world) for name, segment in queries.segments.items()}
+        return Tokens({name: segment for name, segment in shares.items() if segment.num_tokens})
 
     def forward(self, rows: Mapping[str, Tensor], queries: Tokens) -> dict[str, Any]:
         """Raw outputs."""

@@ -8,17 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from perceivers.core import orders
 from perceivers.core.attention import BlockConfig, CrossAttention, Mask, SelfAttention
 from perceivers.core.initialisers import POSITION_STD, plain_linear, trained_vector, zero_
 from perceivers.core.interfaces import Points, SchemaLike
 from perceivers.core.joining import InputAdapters, Join, JoinRule, OutputAdapters, OutputQueries, check_new_name
+from perceivers.core.plan import FASTEST, Choice, Order, Plan, plan_reading, plan_states, plan_writing
 from perceivers.core.queries import no_query
-from perceivers.core.reading import Encoded
-from perceivers.core.tokens import Tokens, as_tokens
+from perceivers.core.reading import Encoded, Reading, ReadState, sum_states
+from perceivers.core.tokens import Segment, Tokens, as_tokens
 
 Sharing = Literal["none", "all", "all_but_first"]
 
@@ -120,9 +121,37 @@ class Read(nn.Module):
         encoder = config.encoder
         self.cross_attention = CrossAttention(config.latents.channels, input_channels, encoder, encoder.query_residual)
 
-    def forward(self, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> Float[Tensor, "b n d"]:
-        """Updated latents."""
-        return self.cross_attention(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
+    def forward(
+        self,
+        latents: Float[Tensor, "#b n d"],
+        tokens: Tokens,
+        plan: Plan = FASTEST,
+    ) -> Float[Tensor, "b n d"]:
+        """Updated latents; in the cheapest order that the plan allows."""
+        choices = plan_reading(self.cross_attention, latents, tokens, plan)
+        if not choices:
+            return self.cross_attention(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
+        return self.update(latents, sum_states(self._states(latents, tokens, choices).values()))
+
+    def states(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan) -> dict[str, ReadState]:
+        """What the latents take from each segment, to be added up."""
+        choices = plan_states(self.cross_attention, latents, tokens, plan)
+        if choices is None:
+            raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
+        return self._states(latents, tokens, choices)
+
+    def update(self, latents: Float[Tensor, "#b n d"], state: ReadState) -> Float[Tensor, "b n d"]:
+        """Latents updated with all that they have taken."""
+        found = self.cross_attention.attention.output(state.attended().to(latents.dtype))
+        return self.cross_attention.finish(latents, found)
+
+    def _states(
+        self, latents: Float[Tensor, "#b n d"], tokens: Tokens, choices: Mapping[str, Choice]
+    ) -> dict[str, ReadState]:
+        return {
+            name: orders.read(self.cross_attention, latents, segment, choices[name].order, choices[name].block_size)
+            for name, segment in tokens.segments.items()
+        }
 
     def attention_map(self, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
         """How much each latent takes from each token of each input."""
@@ -139,8 +168,8 @@ class Process(nn.Module):
             SelfAttention(config.latents.channels, config.processor) for _ in range(config.processor.num_layers)
         )
 
-    def forward(self, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> Float[Tensor, "b n d"]:
-        """Updated latents; the tokens are not looked at."""
+    def forward(self, latents: Float[Tensor, "#b n d"]) -> Float[Tensor, "b n d"]:
+        """Updated latents."""
         for layer in self.layers:
             latents = layer(latents)
         return latents
@@ -169,12 +198,33 @@ class Resampler(nn.Module):
         return stages
 
     def forward(
-        self, tokens: Tokens | Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None = None
+        self,
+        tokens: Tokens | Float[Tensor, "b m c"],
+        mask: Bool[Tensor, "b m"] | None = None,
+        plan: Plan = FASTEST,
     ) -> Float[Tensor, "b n d"]:
         """Latents from tokens [B, M, C]; the mask is True where a token exists."""
         tokens, latents = as_tokens(tokens, mask), self.latents[None]
         for stage in self.stages:
-            latents = stage(latents, tokens)
+            latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
+        return latents
+
+    def read(self, tokens: Tokens, plan: Plan = FASTEST) -> dict[str, ReadState]:
+        """What the first read takes from each segment; ValueError if there are more reads, which depend on it."""
+        first, *later = (stage for stage in self.stages if isinstance(stage, Read))
+        if later:
+            raise ValueError(
+                f"the inputs are read {1 + len(later)} times: states of one read alone cannot be processed"
+            )
+        return first.states(self.latents[None], tokens, plan)
+
+    def process(self, state: ReadState) -> Float[Tensor, "b n d"]:
+        """Latents from the sum of all states that were read."""
+        read, *processes = self.stages
+        assert isinstance(read, Read)
+        latents = read.update(self.latents[None], state)
+        for process in processes:
+            latents = process(latents)
         return latents
 
 
@@ -189,11 +239,25 @@ class Decoder(nn.Module):
         self.output = plain_linear(query_channels, self.output_channels) if decoder.output_channels else nn.Identity()
 
     def forward(
-        self, queries: Tokens, latents: Float[Tensor, "b n d"], heads: Mapping[str, nn.Module]
+        self,
+        queries: Tokens,
+        latents: Float[Tensor, "b n d"],
+        heads: Mapping[str, nn.Module],
+        plan: Plan = FASTEST,
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Rows [B, O, e] of each output, after its head."""
-        x = self.cross_attention(queries.dense(latents.dtype), latents, Mask(queries=queries.mask()))
-        return {name: heads[name](rows) for name, rows in queries.split(self.output(x)).items()}
+        tails = {name: (self.output, heads[name]) for name in queries.segments}
+        rows = {
+            name: orders.write(
+                self.cross_attention, queries.segments[name], latents, tails[name], choice.order, choice.block_size
+            )
+            for name, choice in plan_writing(self.cross_attention, latents, queries, tails, plan).items()
+        }
+        dense = Tokens({name: segment for name, segment in queries.segments.items() if name not in rows})
+        if dense.segments:
+            x = self.cross_attention(dense.dense(latents.dtype), latents, Mask(queries=dense.mask()))
+            rows |= {name: heads[name](part) for name, part in dense.split(self.output(x)).items()}
+        return {name: rows[name] for name in queries.segments}
 
     def attention_map(self, queries: Tokens, latents: Float[Tensor, "b n d"]) -> dict[str, Float[Tensor, "b h _ n"]]:
         """How much each query of each output takes from each latent."""
@@ -209,15 +273,22 @@ class AverageDecoder(nn.Module):
         self.output_channels = config.latents.channels
 
     def forward(
-        self, queries: Tokens, latents: Float[Tensor, "b n d"], heads: Mapping[str, nn.Module]
+        self,
+        queries: Tokens,
+        latents: Float[Tensor, "b n d"],
+        heads: Mapping[str, nn.Module],
+        plan: Plan = FASTEST,
     ) -> dict[str, Float[Tensor, "b _ _"]]:
-        """Rows [B, O, e] of each output, after its head."""
+        """Rows [B, O, e] of each output, after its head; there is nothing to limit."""
         mean = latents.mean(dim=1, keepdim=True)
         return {name: heads[name](mean.expand(-1, q.num_tokens, -1)) for name, q in queries.segments.items()}
 
 
 class PerceiverIO(nn.Module):
     """One model for what a schema declares: `model(raw)` gives raw outputs by name."""
+
+    memory_limit: int | None = None
+    """Bytes that reading and writing may take where a call says nothing else; None: what is fastest."""
 
     def __init__(self, schema: SchemaLike, config: Config | None = None) -> None:
         super().__init__()
@@ -255,37 +326,70 @@ class PerceiverIO(nn.Module):
             zero_(*self.output_adapter.heads.values())
         self._asked_with = {query.source for query in queries.values() if query.source is not None}
 
-    def forward(self, raw: Mapping[str, Any] | Tensor, points: Mapping[str, Points] | None = None) -> dict[str, Any]:
+    def forward(
+        self,
+        raw: Mapping[str, Any] | Tensor,
+        points: Mapping[str, Points] | None = None,
+        memory_limit: int | None = None,
+        order: Order | None = None,
+    ) -> dict[str, Any]:
         """Raw inputs by name (or the only one) to raw outputs by name, everywhere or at points."""
-        return self.decode(self.encode(raw), points)
+        return self.decode(self.encode(raw, memory_limit, order), points, None, memory_limit, order)
 
-    def encode(self, raw: Mapping[str, Any] | Tensor) -> Encoded:
-        """Read and process the inputs."""
+    def encode(
+        self,
+        raw: Mapping[str, Any] | Tensor | Iterable[Mapping[str, Any]],
+        memory_limit: int | None = None,
+        order: Order | None = None,
+    ) -> Encoded:
+        """Read and process the inputs; chunk after chunk if they come as an iterable of parts of them.
+
+        Beside inputs and model, each reading takes `memory_limit` bytes at most; `order` forces how attention is
+        computed (core/orders.py). Both change the time and the last bits alone.
+        """
+        if not isinstance(raw, Mapping | Tensor):
+            reading = Reading()
+            for chunk in raw:
+                reading = reading + self.read(chunk, memory_limit, order)
+            missing = {name: None for name in self.input_adapter.mask_probs if name not in reading.states}
+            return self.process(reading + self.read(missing, memory_limit, order) if missing else reading)
         tokens, own = self.input_adapter(raw)
-        latents = self.trunk(tokens)
-        return Encoded(latents, {name: segment for name, segment in own.items() if name in self._asked_with})
+        return Encoded(self.trunk(tokens, None, self._plan(memory_limit, order)), self._sources(own))
+
+    def read(
+        self, raw: Mapping[str, Any] | Tensor, memory_limit: int | None = None, order: Order | None = None
+    ) -> Reading:
+        """What the latents take from these inputs alone, to be added to what they take from others.
+
+        An input given as None is read as missing. ValueError if the model reads more than once.
+        """
+        tokens, own = self.input_adapter(
+            raw, missing=[] if isinstance(raw, Tensor) else [n for n in raw if raw[n] is None]
+        )
+        return Reading(self.trunk.read(tokens, self._plan(memory_limit, order)), self._sources(own))
+
+    def process(self, reading: Reading) -> Encoded:
+        """What `encode` gives for all that was read."""
+        return Encoded(self.trunk.process(reading.total()), reading.sources)
 
     def decode(
         self,
         encoded: Encoded,
         points: Mapping[str, Points] | None = None,
         outputs: Iterable[str] | None = None,
-        chunk_size: int | None = None,
+        memory_limit: int | None = None,
+        order: Order | None = None,
+        share: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
-        """Write these outputs (None: all), each at its points (None: everywhere).
+        """Write these outputs (None: all), each at its points (None: everywhere); limit and order: `encode`.
 
-        Rows do not depend on one another: `chunk_size` queries at a time (None: all) take less memory, nothing else.
+        `share` (rank, world): of each output the part of one of several processes, if it gets any; of a grid slices of
+        its first axis.
         """
-        heads = self.output_adapter.heads
-        if chunk_size is None:
-            queries = self.output_query(encoded, points or {}, outputs)
-            return self.output_adapter(self.decoder(queries, encoded.latents, heads), queries)
-        queries = self.output_query.own(encoded, points or {}, outputs)
-        pieces: dict[str, list[Tensor]] = {name: [] for name in queries.segments}
-        for piece in self.output_query.pieces(queries, chunk_size):
-            for name, rows in self.decoder(piece, encoded.latents, heads).items():
-                pieces[name].append(rows)
-        return self.output_adapter({name: torch.cat(rows, dim=1) for name, rows in pieces.items()}, queries)
+        queries = self.output_query(encoded, points or {}, outputs)
+        queries = queries if share is None else self.output_adapter.share(queries, *share)
+        rows = self.decoder(queries, encoded.latents, self.output_adapter.heads, self._plan(memory_limit, order))
+        return self.output_adapter(rows, queries)
 
     def attention_maps(
         self, raw: Mapping[str, Any] | Tensor, points: Mapping[str, Points] | None = None
@@ -301,6 +405,12 @@ class PerceiverIO(nn.Module):
                 self.output_query(encoded, points or {}, None), encoded.latents
             )
         return maps
+
+    def _plan(self, memory_limit: int | None, order: Order | None) -> Plan:
+        return Plan(self.memory_limit if memory_limit is None else memory_limit, order)
+
+    def _sources(self, own: Mapping[str, Segment]) -> dict[str, Segment]:
+        return {name: segment for name, segment in own.items() if name in self._asked_with}
 
 
 def _shared(number: int, sharing: Sharing) -> int:

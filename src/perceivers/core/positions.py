@@ -72,6 +72,8 @@ class GridPlaces:
     """Places along each axis."""
     span: tuple[int, ...] | None = None
     """How many places reach from -1 to 1; None: all of them, whatever the size."""
+    start: tuple[int, ...] | None = None
+    """Number of the first place along each axis; None: 0."""
     rule: CoordinateRule = "inclusive"
     """Whether both ends belong to it."""
     device: torch.device | None = None
@@ -81,8 +83,11 @@ class GridPlaces:
         """Coordinates of the places along each axis."""
         # Phases reach 5e4 radians for audio: float64 where there is one. A table of an axis is small.
         dtype = torch.float32 if self.device is not None and self.device.type == "mps" else torch.float64
-        spans = self.span or self.size
-        places = [torch.arange(n, device=self.device, dtype=dtype) for n in self.size]
+        spans, starts = self.span or self.size, self.start or (0,) * len(self.size)
+        places = [
+            torch.arange(start, start + n, device=self.device, dtype=dtype)
+            for start, n in zip(starts, self.size, strict=True)
+        ]
         return [to_unit(place, span, self.rule) for place, span in zip(places, spans, strict=True)]
 
     def coordinates(self) -> Float[Tensor, "m axes"]:
@@ -190,7 +195,13 @@ class LearnedPositions(nn.Module):
 
     def on_grid(self, places: GridPlaces) -> Tensor:
         """Vectors [M, P] of a grid: the trained ones on their own grid, interpolated on another."""
-        return self.table if places.size == self.grid else self.at(replace(places, rule="inclusive").coordinates())
+        if places.size == self.grid:
+            return self.table
+        starts = places.start or (0,) * len(self.grid)
+        ends = [start + n for start, n in zip(starts, places.size, strict=True)]
+        if places.span == self.grid and all(end <= n for end, n in zip(ends, self.grid, strict=True)):
+            return self.table.unflatten(0, self.grid)[tuple(map(slice, starts, ends))].flatten(0, -2)
+        return self.at(replace(places, rule="inclusive").coordinates())
 
     def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Linear interpolation between the 2^d trained vectors around each place; constant outside the grid."""

@@ -1,12 +1,113 @@
-"""What reading leaves behind."""
+"""What reading leaves behind. Reading is a sum over tokens: states of different tokens can be added, in any order."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
 
+import torch
+import torch.distributed as dist
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce as all_reduce_with_gradient
 
 from perceivers.core.tokens import Segment
+
+NOTHING_SEEN = -1e30
+"""Reference of a state of no tokens: finite, so that a difference of two of them is 0 and not NaN."""
+
+
+@dataclass(frozen=True)
+class ReadState:
+    """What the latents take from some tokens, before it is divided by what they take in all.
+
+    With score s and value v of each token: sums of exp(s - reference) and of exp(s - reference) v.
+    """
+
+    reference: Float[Tensor, "b h n"]
+    """About the largest score so far; it keeps exponentials in range and cancels in every result."""
+    denominator: Float[Tensor, "b h n"]
+    """Sum of exponentials."""
+    weighted: Float[Tensor, "b h n e"]
+    """Sum of values, weighted with exponentials."""
+
+    def __add__(self, other: "ReadState") -> "ReadState":
+        """What they take from both sets of tokens."""
+        common = torch.maximum(self.reference, other.reference)
+        one, two = self.relative_to(common), other.relative_to(common)
+        return ReadState(common, one.denominator + two.denominator, one.weighted + two.weighted)
+
+    def relative_to(self, reference: Float[Tensor, "b h n"]) -> "ReadState":
+        """The same state, counted from another reference."""
+        scale = (self.reference - reference).exp()
+        return ReadState(reference, self.denominator * scale, self.weighted * scale[..., None])
+
+    def attended(self) -> Float[Tensor, "b n he"]:
+        """The weighted mean of the values, heads side by side; 0 where there was no token."""
+        seen = self.denominator > 0
+        mean = self.weighted / torch.where(seen, self.denominator, 1)[..., None]
+        return rearrange(mean, "b h n e -> b n (h e)")
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> "ReadState":
+        """The sum of the states of all processes of a group; O(N D) numbers travel.
+
+        The gradient is summed too: average the gradients of weights over the processes, as data parallelism does.
+        """
+        common = self.reference.clone()
+        dist.all_reduce(common, dist.ReduceOp.MAX, group=group)
+        own = self.relative_to(common)
+        group = group or dist.group.WORLD
+        sums = (all_reduce_with_gradient(part, group=group) for part in (own.denominator, own.weighted))
+        return ReadState(common, *sums)
+
+
+def sum_states(states: Iterable[ReadState]) -> ReadState:
+    """Of at least one."""
+    return reduce(operator.add, states)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the latents take from each input. Add readings, leave inputs out, put others in; then process them."""
+
+    states: Mapping[str, ReadState] = field(default_factory=dict)
+    """By input."""
+    sources: Mapping[str, Segment] = field(default_factory=dict)
+    """Tokens of the inputs that an output asks with."""
+
+    def __add__(self, other: "Reading") -> "Reading":
+        """Everything that either has read; what both have of an input are different tokens of it."""
+        both = {name: self.states[name] + other.states[name] for name in self.states if name in other.states}
+        if twice := set(self.sources) & set(other.sources):
+            raise ValueError(f"an output asks with the tokens of {', '.join(twice)}: read that input in one piece")
+        return Reading({**self.states, **other.states, **both}, {**self.sources, **other.sources})
+
+    def without(self, *names: str) -> "Reading":
+        """As if these inputs had never been read."""
+        if unknown := [name for name in names if name not in self.states]:
+            raise ValueError(f"{', '.join(unknown)} was not read; there are {', '.join(self.states)}")
+        return Reading(
+            {name: state for name, state in self.states.items() if name not in names},
+            {name: source for name, source in self.sources.items() if name not in names},
+        )
+
+    def total(self) -> ReadState:
+        """The state of all inputs together."""
+        if not self.states:
+            raise ValueError("nothing was read")
+        return sum_states(self.states.values())
+
+    def shares(self) -> dict[str, Float[Tensor, "b h n"]]:
+        """Which part of its attention each latent gives to each input; they add up to 1 where anything was read."""
+        total = self.total()
+        whole = torch.where(total.denominator > 0, total.denominator, 1)
+        parts = {name: state.relative_to(total.reference) for name, state in self.states.items()}
+        return {name: state.denominator / whole for name, state in parts.items()}
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Reading":
+        """The sum of the readings of all processes of a group, each of which has read a part of the same inputs."""
+        return replace(self, states={name: state.all_reduce(group) for name, state in self.states.items()})
 
 
 @dataclass(frozen=True)

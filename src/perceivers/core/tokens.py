@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceivers.core.positions import AxisTables, PositionFeatures
 
@@ -25,6 +26,8 @@ class Segment:
     """Positions are added to the content instead of standing behind it."""
     constant: Float[Tensor, " k"] | None = None
     """The same for every token: padding to a common width."""
+    projection: tuple[Float[Tensor, "width own"], Float[Tensor, " width"]] | None = None
+    """Weight and bias of a linear map of all that to a common width; not made until it is asked for."""
     mask: Bool[Tensor, "#b m"] | None = None
     """True where the token exists; None: all do."""
     grid: tuple[int, ...] | None = None
@@ -45,6 +48,24 @@ class Segment:
         return int(torch.Size(self.positions.grid).numel())
 
     @property
+    def own_channels(self) -> int:
+        """Width before a projection."""
+        content = 0 if self.content is None else self.content.shape[-1]
+        positions = self.positions
+        beside = (
+            0
+            if positions is None or (self.positions_added and content)
+            else (positions.num_channels if isinstance(positions, AxisTables) else positions.shape[-1])
+        )
+        return content + beside + (0 if self.constant is None else len(self.constant))
+
+    @property
+    def batch_size(self) -> int:
+        """B; 1 if it is the same for every sample."""
+        positions = self.positions if isinstance(self.positions, Tensor) and self.positions.ndim == 3 else None
+        return max([1, *(len(part) for part in (self.content, positions, self.mask, self.hidden) if part is not None)])
+
+    @property
     def device(self) -> torch.device:
         """Where it is."""
         positions = self.positions.tables[0] if isinstance(self.positions, AxisTables) else self.positions
@@ -63,6 +84,9 @@ class Segment:
         if self.constant is not None:
             parts.append(self.constant.to(dtype).expand(1, self.num_tokens, -1))
         x = _join(parts, dim=-1)
+        if self.projection is not None:
+            weight, bias = self.projection
+            x = F.linear(x, weight.to(dtype), bias.to(dtype))
         if self.hidden is None:
             return x
         assert self.stand_in is not None
@@ -89,6 +113,57 @@ class Segment:
             mask=None if self.mask is None else take(self.mask),
             hidden=None if self.hidden is None else take(self.hidden),
             grid=None,
+        )
+
+    def block(self, start: int, stop: int) -> "Segment":
+        """Neighbouring tokens, counted row-major, without a copy."""
+        positions = self.positions
+        if isinstance(positions, AxisTables):
+            positions = positions.rows(torch.arange(start, stop, device=self.device))
+        elif positions is not None:
+            positions = positions[..., start:stop, :]
+        return self._between(start, stop, positions, None)
+
+    def share(self, rank: int, world: int) -> "Segment":
+        """The part of one of `world` processes: neighbouring tokens; of a grid, slices of its first axis."""
+        positions, grid = self.positions, self.grid
+        if grid is None:
+            return self.block(self.num_tokens * rank // world, self.num_tokens * (rank + 1) // world)
+        first, last = (grid[0] * number // world for number in (rank, rank + 1))
+        inside = self.num_tokens // grid[0]
+        if isinstance(positions, AxisTables):
+            positions = replace(positions, tables=(positions.tables[0][first:last], *positions.tables[1:]))
+        elif positions is not None:
+            positions = positions[..., first * inside : last * inside, :]
+        return self._between(first * inside, last * inside, positions, (last - first, *grid[1:]))
+
+    def _between(
+        self, start: int, stop: int, positions: PositionFeatures | None, grid: tuple[int, ...] | None
+    ) -> "Segment":
+        return replace(
+            self,
+            content=None if self.content is None else self.content[:, start:stop],
+            positions=positions,
+            mask=None if self.mask is None else self.mask[:, start:stop],
+            hidden=None if self.hidden is None else self.hidden[:, start:stop],
+            grid=grid,
+        )
+
+    def sample(self, number: int) -> "Segment":
+        """One sample of the batch, as a batch of one."""
+
+        def take(x: Tensor) -> Tensor:
+            return x[number : number + 1] if len(x) > 1 else x
+
+        positions = self.positions
+        if isinstance(positions, Tensor) and positions.ndim == 3:
+            positions = take(positions)
+        return replace(
+            self,
+            content=None if self.content is None else take(self.content),
+            positions=positions,
+            mask=None if self.mask is None else take(self.mask),
+            hidden=None if self.hidden is None else take(self.hidden),
         )
 
     def _positions(self, dtype: torch.dtype) -> Tensor | None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from perceivers.core.initialisers import plain_linear
-from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
 from perceivers.core.queries import PositionQuery
 from perceivers.core.reading import Encoded
@@ -218,7 +218,7 @@ class GridInput(InputAdapter):
 
     def __init__(self, spec: Grid) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.reads_parts = spec, spec.stem != "conv"
         self.stem: nn.Module | None = None
         if spec.stem == "conv":
             width = spec.embed or 64
@@ -240,8 +240,9 @@ class GridInput(InputAdapter):
             raise ValueError(f"positions {position_channels} wide cannot be added to content {content_channels} wide")
         self.channels = content_channels + (0 if spec.add_positions else position_channels)
 
-    def forward(self, raw: Raw) -> Segment:
+    def forward(self, raw: Raw | Part) -> Segment:
         """Tokens row-major."""
+        raw, part = (raw.values, raw) if isinstance(raw, Part) else (raw, None)
         values, mask = (raw["values"], raw["mask"]) if isinstance(raw, Mapping) else (raw, None)
         if values.ndim != self.spec.axes + 2 or values.shape[-1] != self.spec.channels:
             sizes = ", ".join(f"n{axis + 1}" for axis in range(self.spec.axes))
@@ -253,12 +254,13 @@ class GridInput(InputAdapter):
             x = x + self.spec.noise * torch.randn_like(x)
         tokens = self._tokens(x)
         grid = tuple(tokens.shape[1:-1])
-        return self._segment(rows_of(tokens), grid, self._token_mask(values, mask))
+        return self._segment(rows_of(tokens), self._places(grid, part, tokens.device), self._token_mask(values, mask))
 
     def absent(self, device: torch.device) -> Segment:
         """Tokens of the trained size."""
         grid = self.spec.grid
-        return self._segment(torch.zeros(1, math.prod(grid), self.content_channels, device=device), grid, None)
+        content = torch.zeros(1, math.prod(grid), self.content_channels, device=device)
+        return self._segment(content, self._places(grid, None, device), None)
 
     def _tokens(self, x: Float[Tensor, "b *size c"]) -> Float[Tensor, "b *tokens k"]:
         spec = self.spec
@@ -276,11 +278,24 @@ class GridInput(InputAdapter):
             return rows_of(strided(some, self.spec.steps))[..., 0]
         return reduce(rows_of(space_to_depth(some, self.spec.steps)), "b m p -> b m", "any")
 
-    def _segment(self, content: Tensor, grid: tuple[int, ...], mask: Tensor | None) -> Segment:
-        span = None if self.spec.stretched else self.spec.grid
-        places = GridPlaces(grid, span, device=content.device)
+    def _places(self, grid: tuple[int, ...], part: Part | None, device: torch.device) -> GridPlaces:
+        spec = self.spec
+        if part is None:
+            return GridPlaces(grid, None if spec.stretched else spec.grid, device=device)
+        whole = as_sizes(spec.size if part.size is None else part.size, spec.axes, "size of the whole")
+        if len(part.start) != spec.axes or any(
+            n < 0 or n % step for n, step in zip(part.start, spec.steps, strict=True)
+        ):
+            raise ValueError(f"a part begins at {part.start}: it must begin with a patch, at multiples of {spec.steps}")
+        span = token_grid(whole, spec.steps) if spec.stretched else spec.grid
+        first = tuple(place // step for place, step in zip(part.start, spec.steps, strict=True))
+        if spec.stretched and any(at + n > m for at, n, m in zip(first, grid, span, strict=True)):
+            raise ValueError(f"a part of {grid} patches from patch {first} reaches beyond the whole of {span}")
+        return GridPlaces(grid, span, first, device=device)
+
+    def _segment(self, content: Tensor, places: GridPlaces, mask: Tensor | None) -> Segment:
         positions = None if self.positions is None else self.positions.on_grid(places)
-        return Segment(content, positions, self.spec.add_positions, mask=mask, grid=grid)
+        return Segment(content, positions, self.spec.add_positions, mask=mask, grid=places.size)
 
 
 class GridOutput(OutputAdapter):
@@ -298,7 +313,7 @@ class GridOutput(OutputAdapter):
             raise ValueError(f"conv_padding: {spec.conv_padding} is for inputs; leave it out of an output")
         if spec.stem == "conv":
             self.head = nn.Identity()
-            self.upsample = ConvUpsample(channels, spec.channels, spec.steps)
+            self.upsample, self.mixes_neighbours = ConvUpsample(channels, spec.channels, spec.steps), True
         else:
             self.head = plain_linear(channels, spec.channels * math.prod(spec.steps))
 

@@ -80,13 +80,12 @@ class Reconstruction:
 def autoencode(
     model: PerceiverIO,
     clip: Clip,
-    memory: int = 2 << 30,
     num_classes: int = 5,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Reconstruction:
     """A clip of any size, length and rates, cut to a square and read in parts of the model's length.
 
-    `memory` bounds the bytes that writing takes beside the model's own; `track` may show progress over the parts.
+    `model.memory_limit` bounds what reading and writing take; `track` may show progress over the parts.
     """
     inputs, outputs = model.schema.inputs, model.schema.outputs
     (video, film), (audio, sounds), (label, labels) = (
@@ -108,7 +107,7 @@ def autoencode(
         wave = torch.from_numpy(sound[part * samples : (part + 1) * samples])[None].to(parameter)
         with torch.no_grad():
             encoded = model.encode({video: pixels, audio: wave})
-            raw = model.decode(encoded, chunk_size=queries_within(model, memory))
+            raw = model.decode(encoded)
         written.append((raw[video][0].clamp(0, 1) * 255).round().byte().cpu().numpy())
         heard.append(raw[audio][0].clamp(-1, 1).float().cpu().numpy())
         logits.append(raw[label][0].double().cpu())
@@ -135,11 +134,3 @@ def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
     if clip.sound is None or clip.rate is None:
         return np.zeros((round(len(clip.frames) / clip.fps * wanted), 1), np.float32)
     return to_rate(rearrange(to_mono(clip.sound), "... -> (...) 1"), clip.rate, wanted).astype(np.float32)
-
-
-def queries_within(model: PerceiverIO, memory: int) -> int:
-    """How many queries can be written at once in so many bytes."""
-    query, latents = model.output_query.channels, model.config.latents
-    # Of a query: itself, its norm, the block's output, its norm, MLP and sum; q, values and scores; the rows.
-    floats = 8 * query + 4 * latents.channels + latents.num_latents + model.decoder.output_channels
-    return max(memory // (4 * floats), 1)

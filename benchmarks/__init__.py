@@ -1,0 +1,1 @@
+"""Speed and memory beside the other implementations: `python -m benchmarks`."""

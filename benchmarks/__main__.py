@@ -1,0 +1,121 @@
+"""The command `python -m benchmarks`: measures rows of the table in workloads.py and writes what came out."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from benchmarks.measuring import gemm_rate, machine
+from benchmarks.processes import Failed, Report, Setting, Worker
+from benchmarks.results import Measured, RowResult, differences, judge, section, write
+from benchmarks.workloads import ROWS, Row
+from perceivers.core.joining import check_names
+
+FOLDER = Path("docs/benchmarks")
+
+
+def benchmark(
+    rows: tuple[str, ...] = (),
+    repeats: int = 5,
+    quick: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    batch: int | None = None,
+    limit: float = 3600.0,
+    longest: float = 300.0,
+    out: Path | None = None,
+) -> None:
+    """Speed and memory of this library beside the other implementations that can be imported.
+
+    Args:
+        rows: Names of rows; all without it.
+        repeats: How often all contenders of a row take a turn.
+        quick: Tiny sizes and one turn, to see that everything runs.
+        device: Where to run.
+        dtype: Of weights and inputs.
+        batch: Samples at once; as many as the row says without it.
+        limit: Seconds that one run of a contender may take, its building included.
+        longest: Seconds; what comes in pieces and would take longer is extrapolated from a few of them.
+        out: Folder of the dated files; docs/benchmarks without it, and nothing is written under --quick.
+    """
+    names = check_names("row", rows or ROWS, ROWS)
+    if repeats < 1 or (batch is not None and batch < 1):
+        raise ValueError(f"repeats = {repeats} and batch = {batch} must be at least 1")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU")
+    torch.set_num_threads(1)
+    setting = Setting(device, getattr(torch, dtype), batch, quick, longest)
+    here, titles, results = machine(device), {name: row.title for name, row in ROWS.items()}, {}
+    for name in names:
+        results[name] = run_row(name, ROWS[name], setting, 1 if quick else repeats, limit)
+        print(section(titles[name], results[name]), end="\n\n", flush=True)
+        if out or not quick:
+            path = write(out or FOLDER, "-".join(_labels(setting)), here, results, titles)
+    if out or not quick:
+        print(f"written: {path}")
+
+
+def _labels(setting: Setting) -> list[str]:
+    """What tells one file of a day from another."""
+    usual = setting.dtype == torch.float32
+    dtype = [] if usual else [str(setting.dtype).removeprefix("torch.")]
+    return [setting.device, *dtype, *([f"batch-{setting.batch}"] if setting.batch else []), *["quick"] * setting.quick]
+
+
+def run_row(name: str, row: Row, setting: Setting, repeats: int, limit: float) -> RowResult:
+    """Measure a row: each contender in its process, all of them in turn, `repeats` times."""
+    result = RowResult(name, gemm_rate(setting.device, setting.dtype))
+    counts = {contender: row.counts.get(contender, row.count) for contender in row.contenders}
+    flops = {count: count.flops(setting) for count in set(counts.values())}
+    workers: dict[str, Worker] = {}
+    try:
+        for contender, build in row.contenders.items():
+            result.contenders[contender] = Measured(flops=flops[counts[contender]])
+            try:
+                workers[contender] = Worker(build, setting, limit)
+            except Failed as failed:
+                result.contenders[contender].note = str(failed)
+        _note_reports(result, {contender: worker.report for contender, worker in workers.items()})
+        for _ in range(repeats):
+            _take_turns(result, workers)
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    result.targets = [judge(target, row, result) for target in row.targets]
+    return result
+
+
+def _note_reports(result: RowResult, reports: Mapping[str, Report]) -> None:
+    found = differences(reports)
+    for contender, report in reports.items():
+        measured = result.contenders[contender]
+        measured.memory_bytes, measured.result_bytes = report.memory_bytes, report.result_bytes
+        measured.note, measured.difference = report.note, found.get(contender)
+
+
+def _take_turns(result: RowResult, workers: Mapping[str, Worker]) -> None:
+    """One run of each; one that fails has no seconds at all, so that turns stay pairs."""
+    for contender, worker in workers.items():
+        measured = result.contenders[contender]
+        if worker.report.seconds is None or worker.failed:
+            continue
+        try:
+            measured.seconds.append(worker.seconds())
+        except Failed as failed:
+            measured.seconds, measured.note = [], str(failed)
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit code 2."""
+    try:
+        tyro.cli(benchmark, prog="benchmarks")
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

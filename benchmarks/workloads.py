@@ -1,0 +1,239 @@
+"""The table: what is measured, who measures it, and what is to be reached."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+from benchmarks.contenders import (
+    huggingface,
+    huggingface_in_chunks,
+    huggingface_kept,
+    krasserm,
+    lucidrains,
+    own,
+    own_program,
+)
+from benchmarks.models import Work, build, inputs_of, picture, preset_of
+from benchmarks.processes import Contender, Program, Setting
+from perceivers.preset import Preset
+from perceivers.tasks.costs import costs
+
+MB = 1e6
+
+OURS, HF = "ours", "Hugging Face"
+
+FORWARD, CHECKPOINTED = "ours, forward", "ours, checkpointed"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be reached."""
+
+    measure: Literal["time", "memory", "slope", "growth"]
+    """Seconds; bytes; slope of log time over log size; bytes that memory grows by from the smallest size on."""
+    at_most: float
+    """Times what `against` takes; without it the measure itself."""
+    against: str | None = None
+    """A contender."""
+    of: str = OURS
+    """Whose."""
+    within_noise: bool = False
+    """The better quartile of the turns is enough."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Operations of a work as written, by whatever order it is done."""
+
+    preset: Callable[[bool], Preset]
+    """The model; the argument: at a tiny size."""
+    work: Work
+    """What it does."""
+
+    def flops(self, setting: Setting) -> int:
+        """Of matrix products, two for each multiply-add; a backward pass counts as two forward passes."""
+        counted = costs(self.preset(setting.quick))
+        read = sum(counted.stages[stage][1] for stage in ("input_adapter", "trunk.encoder"))
+        once = {"forward": counted.flops, "reading": read, "training": 3 * counted.flops}[self.work.part]
+        return once * (setting.batch or self.work.batch)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    title: str
+    """What is done."""
+    contenders: Mapping[str, Contender]
+    """Who does it, by name; outputs are compared with those of the first."""
+    targets: Sequence[Target]
+    """What is to be reached."""
+    count: Count
+    """Its operations."""
+    counts: Mapping[str, Count] = field(default_factory=dict)
+    """Operations of contenders that do something else."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Where growth is measured: the size that each contender has."""
+
+
+def faster(times: float, than: str) -> Target:
+    """So many times as fast."""
+    return Target("time", 1 / times, than)
+
+
+def not_slower(than: str) -> Target:
+    """Within noise."""
+    return Target("time", 1.0, than, within_noise=True)
+
+
+def memory(megabytes: float) -> Target:
+    """At most."""
+    return Target("memory", megabytes * MB)
+
+
+def _released(
+    title: str, work: Work, peers: Mapping[str, Contender], targets: Sequence[Target], checkpointed: bool = False
+) -> Row:
+    contenders: dict[str, Contender] = {OURS: partial(own, work)}
+    if checkpointed:
+        contenders[CHECKPOINTED] = partial(own, work, checkpointed=True)
+    return Row(
+        title,
+        contenders | dict(peers),
+        targets,
+        _count(work),
+        {FORWARD: _count(replace(work, part="forward"))},
+    )
+
+
+def _count(work: Work) -> Count:
+    return Count(partial(preset_of, work), work)
+
+
+def _peers(work: Work, *more: str) -> dict[str, Contender]:
+    known: dict[str, Callable[[Work, Setting], Program]] = {"krasserm": krasserm, "lucidrains": lucidrains}
+    peers: dict[str, Contender] = {HF: partial(huggingface, work)}
+    return peers | {name: partial(known[name], work) for name in more}
+
+
+def _flow() -> Row:
+    work = Work("optical-flow")
+    return _released(
+        "optical flow 368x496",
+        work,
+        _peers(work, "krasserm", "lucidrains"),
+        [faster(3.5, HF), faster(3, "krasserm"), memory(170)],
+    )
+
+
+def _video() -> Row:
+    work = Work("multimodal", memory_limit=int(100 * MB))
+    documented, best = f"{HF}, 128 chunks", f"{HF}, 8 chunks"
+    peers = {
+        documented: partial(huggingface_in_chunks, work, chunks=128),
+        best: partial(huggingface_in_chunks, work, chunks=8),
+    }
+    return _released(
+        "video clip, everything decoded", work, peers, [faster(20, documented), faster(5, best), memory(140)]
+    )
+
+
+def _imagenet() -> dict[str, Row]:
+    whole, reading = Work("imagenet-fourier"), Work("imagenet-fourier", part="reading")
+    conv, learned = Work("imagenet-conv"), Work("imagenet-learned")
+    close = [not_slower(HF), Target("memory", 0.7, HF)]
+    return {
+        "imagenet-fourier": _released(
+            "ImageNet, Fourier features",
+            whole,
+            _peers(whole, "krasserm", "lucidrains"),
+            [faster(1.2, HF), memory(45)],
+        ),
+        "imagenet-reading": _released(
+            "ImageNet, Fourier features, reading alone", reading, _peers(reading), [faster(5, HF)]
+        ),
+        "imagenet-conv": _released("ImageNet, convolutional", conv, _peers(conv), close),
+        "imagenet-learned": _released("ImageNet, learned positions", learned, _peers(learned), []),
+    }
+
+
+def _language(batch: int) -> Row:
+    work = Work("language", batch)
+    peers = _peers(work, "krasserm", "lucidrains")
+    targets = [not_slower(HF), not_slower("krasserm"), Target("memory", 0.7, HF)]
+    return _released(f"language, 2048 bytes, batch {batch}", work, peers, targets)
+
+
+def _train_flow() -> Row:
+    work = Work("optical-flow", part="training")
+    peers: dict[str, Contender] = {
+        FORWARD: partial(own, Work("optical-flow")),
+        HF: partial(huggingface_kept, work),
+    }
+    return _released("training step, one flow pair", work, peers, [Target("time", 6, FORWARD), memory(1600)])
+
+
+def _train(family: str, title: str) -> Row:
+    work = Work(family, part="training")
+    targets = [Target("time", 1.4, OURS, CHECKPOINTED), Target("memory", 0.25, HF, CHECKPOINTED)]
+    return _released(f"training step, {title}", work, _peers(work), targets, checkpointed=True)
+
+
+def sketch(inputs: int, outputs: int, latents: tuple[int, int], quick: bool) -> Preset:
+    """A picture of so many pixels to one of so many; a thousandth of them to try."""
+    share = 1000 if quick else 1
+    return picture(max(inputs // share, 64), max(outputs // share, 64), latents)
+
+
+def draw(preset: Callable[[bool], Preset], setting: Setting, plain: bool = False, compared: bool = True) -> Program:
+    """Read a picture and write one."""
+    built = preset(setting.quick)
+    program = own_program(DRAWING, setting, build(built), inputs_of(built, setting.batch or 1), plain=plain)
+    return program if compared else Program(program.pieces)
+
+
+DRAWING = Work("picture", memory_limit=int(64 * MB))
+"""How pictures of any size are read and written."""
+
+
+def _million() -> Row:
+    preset = partial(sketch, 10**6, 10**6, (512, 512))
+    return Row(
+        "10^6 inputs and 10^6 outputs",
+        {OURS: partial(draw, preset), "plain": partial(draw, preset, plain=True)},
+        [faster(4, "plain"), memory(100)],
+        Count(preset, DRAWING),
+    )
+
+
+def _growth(of: Literal["inputs", "outputs"]) -> Row:
+    sizes = {f"10^{power}": 10**power for power in (5, 6, 7)}
+    presets = {
+        name: partial(sketch, *((size, 64) if of == "inputs" else (64, size)), (128, 256))
+        for name, size in sizes.items()
+    }
+    return Row(
+        f"growth with the number of {of}",
+        {name: partial(draw, preset, compared=False) for name, preset in presets.items()},
+        [Target("slope", 1.05), Target("growth", 5 * MB)],
+        Count(presets["10^6"], DRAWING),
+        {name: Count(preset, DRAWING) for name, preset in presets.items()},
+        sizes,
+    )
+
+
+ROWS: dict[str, Row] = {
+    "optical-flow": _flow(),
+    "video": _video(),
+    **_imagenet(),
+    "language": _language(1),
+    "language-batch-8": _language(8),
+    "train-optical-flow": _train_flow(),
+    "train-imagenet-fourier": _train("imagenet-fourier", "ImageNet, Fourier features"),
+    "train-language": _train("language", "language"),
+    "million": _million(),
+    "growth-inputs": _growth("inputs"),
+    "growth-outputs": _growth("outputs"),
+}
+"""Every line by name."""

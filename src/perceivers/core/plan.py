@@ -1,0 +1,311 @@
+"""Which order each cross-attention takes: the cheapest by a count of its work that fits into the memory allowed.
+
+A function of shapes, kind of device and memory limit alone, never of free memory or of clocks: the same everywhere.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.core.attention import CrossAttention
+from perceivers.core.orders import Order, is_linear
+from perceivers.core.positions import AxisTables
+from perceivers.core.tokens import Segment, Tokens
+
+ELEMENT, EXPONENTIAL = 30, 60
+"""What a pass over a number, and an exponential, cost in multiply-adds of a product (measured on a CPU)."""
+
+BLOCK_WORK = 10_000_000
+"""What a block costs beside its work, in multiply-adds."""
+
+BLOCK_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Scores and channels of a block where no limit asks for fewer: so many stay in a cache, or fill a device."""
+
+ONE_HOT = 8
+"""Rows of a block of the separable order, about; their one-hot code is part of a product."""
+
+GRADIENT = 3
+"""How many times the memory a block takes when it is made again for its gradient."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the choice of orders must respect."""
+
+    memory_limit: int | None = None
+    """Bytes that an attention may take beside its inputs and outputs; None: take what is fastest."""
+    order: Order | None = None
+    """Order of every attention that it is possible for; None: the cheapest."""
+
+    @property
+    def always_dense(self) -> bool:
+        """Where nothing is to be chosen; a compiler is given the dense order, whose graph does not grow with blocks."""
+        return self.order == "dense" or torch.compiler.is_compiling()
+
+
+FASTEST = Plan()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an order takes for one segment."""
+
+    work: int
+    """Multiply-adds of its products, and everything else as the multiply-adds that take as long."""
+    multiply_adds: int
+    """Those of its products alone."""
+    token_bytes: int
+    """Memory of a token of a block."""
+    fixed_bytes: int
+    """Memory that does not depend on the block."""
+    unit: int
+    """Tokens of the smallest block."""
+
+    def bytes(self, block_size: int) -> int:
+        """Memory beside inputs and outputs."""
+        return self.fixed_bytes + max(block_size, self.unit) * self.token_bytes
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Of each token: multiply-adds, passes over numbers, numbers held. Once: multiply-adds, numbers kept."""
+
+    products: int = 0
+    passes: int = 0
+    held: int = 0
+    fixed: int = 0
+    kept: int = 0
+
+    def __add__(self, other: "_Count") -> "_Count":
+        return _Count(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Of a cross-attention and a segment: latents, heads times latents, widths; of a token, own and in common."""
+
+    latents: int
+    questions: int
+    qk: int
+    v: int
+    channels: int
+    own: int
+    varying: int
+    width: int
+    projected: bool
+
+    def asking(self, order: Order) -> _Count:
+        """Tokens and their scores, softmax included."""
+        softmax = _Count(passes=3 * self.questions, held=2 * self.questions)
+        if order.startswith("separable"):
+            return softmax + _Count(
+                products=self.questions * self.varying + (self.channels * self.varying if self.projected else 0),
+                passes=2 * self.questions + 3 * self.varying + (3 * self.channels if self.projected else 0),
+                held=self.varying + (self.channels if self.projected else 0),
+                fixed=self.channels * self.latents * self.qk + self.questions * self.own * self.width,
+                kept=2 * self.questions * (self.own + self.width),
+            )
+        made = _Count(
+            products=self.own * self.channels if self.projected else 0,
+            passes=4 * self.channels,
+            held=2 * self.channels + (self.own if self.projected else 0),
+        )
+        if order.startswith("absorbed"):
+            folded = self.questions * self.channels
+            asked = _Count(products=folded, fixed=self.channels * self.latents * self.qk, kept=folded)
+        else:
+            asked = _Count(products=(self.channels + self.latents) * self.qk, held=self.qk + self.v)
+        return softmax + made + asked
+
+    def reading(self, order: Order) -> _Count:
+        """What follows the scores when reading: sums of values."""
+        if order in ("dense", "projected"):
+            return _Count(products=(self.channels + self.latents) * self.v, kept=2 * self.latents * self.v)
+        after = _Count(fixed=self.channels * self.latents * self.v)
+        if order == "separable":
+            return after + _Count(products=self.questions * self.varying, passes=2 * self.questions)
+        return after + _Count(products=self.questions * self.channels, kept=2 * self.questions * self.channels)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a cross-attention treats the tokens of one segment."""
+
+    order: Order
+    """The order taken."""
+    block_size: int
+    """Tokens of a block, about."""
+    costs: Mapping[Order, Cost]
+    """Of every order that is possible, this one too."""
+
+    @property
+    def cost(self) -> Cost:
+        """Of the order taken."""
+        return self.costs[self.order]
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken beside inputs and outputs."""
+        return self.cost.bytes(self.block_size)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cross-attention, the latents on one side of it, and the segment on the other."""
+
+    cross: CrossAttention
+    """The block."""
+    latents: Tensor
+    """Of them the shape alone."""
+    segment: Segment
+    """Tokens or queries; of them the shapes alone."""
+    tail: Sequence[nn.Module] | None
+    """When writing: what follows the block. None: reading."""
+
+    def costs(self) -> dict[Order, Cost]:
+        """Of every order that is possible."""
+        attention = self.cross.attention
+        orders: list[Order] = ["dense"]
+        if not (attention.training and (attention.dropout or (self.tail is not None and self.cross.dropout.p))):
+            orders += ["projected", "absorbed"]
+            if self.width and not (self.tail is not None and self.cross.query_residual):
+                orders.append("separable")
+        if self.tail is not None and not self.cross.query_residual and is_linear(self.tail):
+            folded: dict[Order, Order] = {"absorbed": "absorbed-folded", "separable": "separable-folded"}
+            orders += [folded[order] for order in orders if order in folded]
+        return {order: self._cost(order) for order in orders}
+
+    @property
+    def width(self) -> int:
+        """Tokens of a row, where tokens are sums of functions of row and column; else 0."""
+        positions = self.segment.positions
+        separable = isinstance(positions, AxisTables) and len(positions.tables) > 1 and not self.segment.positions_added
+        return len(positions.tables[-1]) if separable and isinstance(positions, AxisTables) else 0
+
+    def default_block(self, order: Order) -> int:
+        """Tokens of a block where no limit asks for fewer."""
+        sizes = self.sizes
+        size = max(
+            BLOCK_NUMBERS.get(self.latents.device.type, BLOCK_NUMBERS["cpu"]) // (sizes.questions + sizes.channels), 1
+        )
+        return min(size, max(ONE_HOT * self.width, size // 16)) if order.startswith("separable") else size
+
+    @cached_property
+    def sizes(self) -> "_Sizes":
+        """Of all that takes part."""
+        attention, segment = self.cross.attention, self.segment
+        content = 0 if segment.content is None else segment.content.shape[-1]
+        return _Sizes(
+            latents=self.latents.shape[-2],
+            questions=attention.num_heads * self.latents.shape[-2],
+            qk=attention.query.out_features,
+            v=attention.value.out_features,
+            channels=(attention.key if self.tail is None else attention.query).in_features,
+            own=segment.own_channels,
+            varying=content + (min(ONE_HOT, segment.num_tokens // self.width) if self.width else 0) + 2,
+            width=self.width,
+            projected=segment.projection is not None,
+        )
+
+    def _cost(self, order: Order) -> Cost:
+        sizes, samples = self.sizes, max(len(self.latents), self.segment.batch_size)
+        count = sizes.asking(order) + (sizes.reading(order) if self.tail is None else self._writing(order))
+        tokens, item = self.segment.num_tokens, max(self.latents.dtype.itemsize, 4)
+        multiply_adds = samples * (tokens * count.products + count.fixed)
+        work = multiply_adds + samples * tokens * (ELEMENT * count.passes + EXPONENTIAL * sizes.questions)
+        if order == "dense":
+            return Cost(work, multiply_adds, item * samples * count.held, 0, tokens)
+        work += samples * BLOCK_WORK * -(-tokens // self.default_block(order))
+        item *= GRADIENT if torch.is_grad_enabled() else 1
+        unit = self.width if order.startswith("separable") else 1
+        return Cost(work, multiply_adds, item * count.held, item * count.kept, unit)
+
+    def _writing(self, order: Order) -> "_Count":
+        """What follows the scores when writing: sums of values, the MLP, the maps behind it."""
+        sizes, hidden = self.sizes, self.cross.mlp.hidden.out_features
+        maps = [module for module in self.tail or () if isinstance(module, nn.Linear)]
+        written = maps[-1].out_features if maps else sizes.channels
+        keys_and_values = sizes.latents * (sizes.qk + sizes.v)
+        if order.endswith("folded"):
+            columns = hidden + min(sizes.channels, sizes.v + 1) + written
+            return _Count(
+                products=sizes.questions * columns + hidden * written,
+                held=columns + hidden,
+                fixed=sizes.channels * sizes.v**2 + sizes.latents * sizes.v * columns,
+                kept=keys_and_values + sizes.questions * columns,
+            )
+        rest = _Count(
+            products=2 * sizes.channels * hidden + sum(linear.weight.numel() for linear in maps),
+            passes=8 * sizes.channels,
+            held=4 * sizes.channels + hidden + written,
+            kept=keys_and_values,
+        )
+        if order in ("dense", "projected"):
+            return rest + _Count(products=(sizes.latents + sizes.channels) * sizes.v)
+        columns = sizes.questions * sizes.channels
+        return rest + _Count(products=columns, fixed=sizes.latents * sizes.v * sizes.channels, kept=columns)
+
+    def choose(self, plan: Plan, dense: bool) -> Choice | None:
+        """The cheapest order, or the one that is forced, within the limit; None if none is possible.
+
+        ValueError if none fits.
+        """
+        costs = self.costs()
+        allowed = {order: cost for order, cost in costs.items() if dense or order != "dense"}
+        allowed = {plan.order: allowed[plan.order]} if plan.order in allowed else allowed
+        if not allowed:
+            return None
+        limit = math.inf if plan.memory_limit is None else plan.memory_limit
+        fitting = {order: cost for order, cost in allowed.items() if cost.bytes(cost.unit) <= limit}
+        if not fitting:
+            least = min(cost.bytes(cost.unit) for cost in allowed.values())
+            raise ValueError(f"memory limit of {limit / 1e6:.3g} MB: this needs at least {least / 1e6:.3g} MB")
+        order = min(fitting, key=lambda name: fitting[name].work)
+        cost = fitting[order]
+        if order == "dense":
+            return Choice(order, cost.unit, costs)
+        room = (limit - cost.fixed_bytes) / cost.token_bytes
+        return Choice(order, max(int(min(self.default_block(order), room)), cost.unit), costs)
+
+
+def plan_states(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice] | None:
+    """A choice for each segment that makes a state to be added up; None where dropout of weights forbids it."""
+    choices = {}
+    for name, segment in tokens.segments.items():
+        choice = Case(cross, latents, segment, None).choose(plan, dense=False)
+        if choice is None:
+            return None
+        choices[name] = choice
+    return choices
+
+
+def plan_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice]:
+    """A choice for each segment; none if all are dense: all are or none, since the softmax runs over all of them."""
+    if plan.always_dense:
+        return {}
+    states = plan_states(cross, latents, tokens, plan)
+    if states is None:
+        return {}
+    dense = [Case(cross, latents, segment, None).costs()["dense"] for segment in tokens.segments.values()]
+    fits = plan.memory_limit is None or sum(cost.bytes(0) for cost in dense) <= plan.memory_limit
+    cheaper = sum(cost.work for cost in dense) <= sum(choice.cost.work for choice in states.values())
+    return {} if plan.order is None and fits and cheaper else states
+
+
+def plan_writing(
+    cross: CrossAttention,
+    latents: Tensor,
+    queries: Tokens,
+    tails: Mapping[str, Sequence[nn.Module]],
+    plan: Plan,
+) -> dict[str, Choice]:
+    """A choice for the queries of each output that is not dense."""
+    if plan.always_dense:
+        return {}
+    cases = {name: Case(cross, latents, segment, tails[name]) for name, segment in queries.segments.items()}
+    choices = {name: case.choose(plan, dense=True) for name, case in cases.items()}
+    return {name: choice for name, choice in choices.items() if choice is not None and choice.order != "dense"}

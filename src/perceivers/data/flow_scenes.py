@@ -32,8 +32,8 @@ TRAINING_WIDTH = 0.75
 class FlowScenes(DataSet):
     """Records of "frames" [2, H, W, 3] from -1 to 1, "flow" [H, W, 2] in pixels and "occluded" [H, W].
 
-    The fields down from `motion` are difficulties; in training they grow from a tenth over the first `growth` of the
-    records, for a loop that takes records in their order.
+    Motion, deformation, change of light and noise are difficulties: in training they grow from a tenth over the first
+    `growth` of the records, for a loop that takes records in their order.
     """
 
     size: tuple[int, int] = (64, 96)

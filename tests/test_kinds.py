@@ -230,3 +230,18 @@ def test_decoding_in_chunks_changes_nothing(kind, join):
         model.decode(encoded, points, memory_limit=1 << 20, order="projected"),
     )
     torch.testing.assert_close(chunked, whole)
+
+
+def test_terms_of_rows_add_up_to_those_of_the_batch(kind):
+    """So that parts of a batch can be weighed; a sample without a target has none."""
+    schema, records = schema_of(kind)
+    if "it" not in schema.outputs:
+        pytest.skip("no output")
+    schema, batch = batch_of(schema, records)
+    spec, target = schema.outputs["it"], batch["targets"]["it"]
+    rows = [
+        spec.num_terms({k: v[n : n + 1] for k, v in target.items()} if isinstance(target, dict) else target[n : n + 1])
+        for n in range(len(records))
+    ]
+    assert spec.num_terms(target) == sum(rows) > 0
+    assert [int(row) for row, record in zip(rows, records, strict=True) if record["it"] is None] == [0]

@@ -63,7 +63,9 @@ class Segment:
     def batch_size(self) -> int:
         """B; 1 if it is the same for every sample."""
         positions = self.positions if isinstance(self.positions, Tensor) and self.positions.ndim == 3 else None
-        return max([1, *(part.shape[0] for part in (self.content, positions, self.mask, self.hidden) if part is not None)])
+        return max(
+            [1, *(part.shape[0] for part in (self.content, positions, self.mask, self.hidden) if part is not None)]
+        )
 
     @property
     def device(self) -> torch.device:

@@ -27,7 +27,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from perceivers.core.attention import LAYER_NORM_EPSILON, CrossAttention
 from perceivers.core.reading import NOTHING_SEEN, ReadState
@@ -49,6 +48,9 @@ Writer = Callable[[dict[str, Tensor], Block], Float[Tensor, "m e"]]
 Finish = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None], Float[Tensor, "m e"]]
 """Makes decoded rows from attention weights, and queries where they are added to what is found."""
 
+Made = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""What a block gave, and the gradients of that."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -57,21 +59,19 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Rows, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
-        named = dict(zip(rows.tensors, tensors, strict=True))
         reference, sums = None, None
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            for block in blocks:
-                scores, seen = rows.look(rows.cut(named, block), block)
-                top = scores.amax(-2, keepdim=True)
-                if reference is None or sums is None:
-                    reference = top.clamp(min=NOTHING_SEEN)
-                else:
-                    raised = torch.where(top > reference + HEADROOM, top, reference)
-                    if not torch.equal(raised, reference):
-                        scale = (reference - raised).exp()
-                        sums, reference = [x.mul_(scale) for x in sums], raised
-                found = rows.gather(seen, scores.sub_(reference).exp_())
-                sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
+        for block in blocks:
+            scores, seen = rows.look(rows.cut(rows.tensors, block), block)
+            top = scores.amax(-2, keepdim=True)
+            if reference is None or sums is None:
+                reference = top.clamp(min=NOTHING_SEEN)
+            else:
+                raised = torch.where(top > reference + HEADROOM, top, reference)
+                if not torch.equal(raised, reference):
+                    scale = (reference - raised).exp()
+                    sums, reference = [x.mul_(scale) for x in sums], raised
+            found = rows.gather(seen, scores.sub_(reference).exp_())
+            sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
         assert reference is not None
         assert sums is not None
         ctx.rows, ctx.blocks = rows, blocks
@@ -82,21 +82,70 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        reference, *tensors = ctx.saved_tensors
-        rows: Rows = ctx.rows
-        named = {name: x.detach() for name, x in zip(rows.tensors, tensors, strict=True)}
-        wanted = [name for name, needed in zip(named, ctx.needs_input_grad[2:], strict=True) if needed]
-        found = {name: torch.zeros_like(named[name]) for name in wanted}
-        for block in ctx.blocks:
-            part = {name: x.detach().requires_grad_(name in wanted) for name, x in rows.cut(named, block).items()}
-            with torch.enable_grad(), torch.autocast(reference.device.type, enabled=False):
-                scores, seen = rows.look(part, block)
-                sums = rows.gather(seen, (scores - reference).exp())
-            inner = torch.autograd.grad(sums, [part[name] for name in wanted], gradients, allow_unused=True)
-            for total, own in zip(rows.cut(found, block).values(), inner, strict=True):
-                if own is not None:
-                    total += own
-        return None, None, *(found.get(name) for name in named)
+        rows, reference = ctx.rows, ctx.saved_tensors[0]
+
+        def again(part: dict[str, Tensor], block: Block) -> Made:
+            scores, seen = rows.look(part, block)
+            return rows.gather(seen, (scores - reference).exp()), gradients
+
+        return None, None, *_gradients(rows, ctx.blocks, (), ctx.needs_input_grad[2:], again)
+
+
+class _Rows(torch.autograd.Function):
+    """What `writer` makes of all blocks, one behind the other; the gradient makes each block again.
+
+    `others`: the tensors that the writer uses beside those of `rows`, parameters too, none made of another.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Rows, blocks: list[Block], writer: Writer, others: tuple[Tensor, ...], *tensors: Tensor
+    ) -> Tensor:
+        written = None
+        for block in blocks:
+            found = writer(rows.cut(rows.tensors, block), block)
+            # One array for all: many small ones between large ones would keep the heap from being used again.
+            written = found.new_empty(rows.segment.num_tokens, found.shape[-1]) if written is None else written
+            written[slice(*block)] = found
+        assert written is not None
+        ctx.rows, ctx.blocks, ctx.writer, ctx.others = rows, blocks, writer, others
+        ctx.save_for_backward(*tensors)
+        return written
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        def again(part: dict[str, Tensor], block: Block) -> Made:
+            return (ctx.writer(part, block),), (gradient[slice(*block)],)
+
+        found = _gradients(ctx.rows, ctx.blocks, ctx.others, ctx.needs_input_grad[4:], again)
+        return None, None, None, None, *found
+
+
+def _gradients(
+    rows: Rows,
+    blocks: list[Block],
+    others: Sequence[Tensor],
+    needed: Sequence[bool],
+    again: Callable[[dict[str, Tensor], Block], Made],
+) -> list[Tensor | None]:
+    """Gradients of the tensors of `rows`, then of the others, where needed, by making each block again."""
+    count = len(rows.tensors)
+    names = [name for name, wanted in zip(rows.tensors, needed[:count], strict=True) if wanted]
+    beside = [x for x, wanted in zip(others, needed[count:], strict=True) if wanted]
+    own = {name: torch.zeros_like(rows.tensors[name]) for name in names}
+    of_others = [torch.zeros_like(x) for x in beside]
+    for block in blocks:
+        cut = rows.cut(rows.tensors, block)
+        part = {name: x.detach().requires_grad_(name in own) for name, x in cut.items()}
+        with torch.enable_grad(), torch.autocast(rows.device.type, enabled=False):
+            made, gradients = again(part, block)
+        found = torch.autograd.grad(made, [*(part[name] for name in names), *beside], gradients, allow_unused=True)
+        for total, more in zip([*rows.cut(own, block).values(), *of_others], found, strict=True):
+            if more is not None:
+                total += more
+    gradients_of = iter([*own.values(), *of_others])
+    return [next(gradients_of) if wanted else None for wanted in needed]
 
 
 def _without_autocast(function: Function) -> Function:
@@ -197,27 +246,12 @@ def write(
             kind = SeparableRows if order.startswith("separable") else AbsorbedRows
             rows = kind(own, _folded(asked, query), added)
         if order.endswith("folded"):
-            finish = _folded_finish(cross, values, tail)
+            finish, others = _folded_finish(cross, values, tail)
         else:
-            finish = (_projected_finish if order == "projected" else _finish)(cross, values, tail)
-        written.append(_in_blocks(rows, block_size, _writer(cross, rows, finish)))
+            finish, others = (_projected_finish if order == "projected" else _finish)(cross, values, tail)
+        writer = _writer(cross, rows, finish)
+        written.append(_Rows.apply(rows, blocks_of(rows, block_size), writer, others, *rows.tensors.values(), *others))
     return torch.stack(written).to(latents.dtype)
-
-
-def _in_blocks(rows: Rows, block_size: int, writer: Writer) -> Float[Tensor, "o e"]:
-    blocks = blocks_of(rows, block_size)
-    # Split once: the gradient of a slice is as large as the whole, for each block.
-    sizes = [stop - start for start, stop in blocks]
-    pieces = {name: x.split(sizes) if name in rows.per_token else [x] * len(sizes) for name, x in rows.tensors.items()}
-    written = []
-    with torch.autocast(rows.device.type, enabled=False):
-        for number, block in enumerate(blocks):
-            part = {name: piece[number] for name, piece in pieces.items()}
-            if torch.is_grad_enabled():
-                written.append(checkpoint(writer, part, block, use_reentrant=False))
-            else:
-                written.append(writer(part, block))
-    return torch.cat(written)
 
 
 def _writer(cross: CrossAttention, rows: Rows, finish: Finish) -> Writer:
@@ -233,7 +267,9 @@ def _writer(cross: CrossAttention, rows: Rows, finish: Finish) -> Writer:
     return writer
 
 
-def _projected_finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]) -> Finish:
+def _projected_finish(
+    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
+) -> tuple[Finish, tuple[Tensor, ...]]:
     """As the dense path."""
     output = cross.attention.output
 
@@ -242,26 +278,29 @@ def _projected_finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tai
         queries = found if queries is None else queries.to(found)
         return _through(tail, cross.finish(queries[None], found[None]))[0]
 
-    return finish
+    return finish, (values, *_parameters(output, cross.mlp_norm, cross.mlp, *tail))
 
 
-def _finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]) -> Finish:
+def _finish(
+    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
+) -> tuple[Finish, tuple[Tensor, ...]]:
     """The output map is applied to the values; all that follows, to each query."""
     output = cross.attention.output
     weight = output.weight.to(values.dtype).unflatten(-1, (len(values), -1))
     columns = _aligned(torch.einsum("hne,fhe->hnf", values, weight).flatten(0, 1))
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
-        found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features].to(
-            output.weight.dtype
-        ) + output.bias
+        found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features]
+        found = found.to(output.bias.dtype) + output.bias
         queries = found if queries is None else queries.to(found)  # not looked at without a residual
         return _through(tail, cross.finish(queries[None], found[None]))[0]
 
-    return finish
+    return finish, (columns, output.bias, *_parameters(cross.mlp_norm, cross.mlp, *tail))
 
 
-def _folded_finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]) -> Finish:
+def _folded_finish(
+    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
+) -> tuple[Finish, tuple[Tensor, ...]]:
     """All linear maps are applied to the values; what remains for a query is one activation and one norm.
 
     With u what attention finds, tail(u + mlp(norm u)) needs u behind the tail, behind the MLP's first map, and its
@@ -288,7 +327,7 @@ def _folded_finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tail: 
         scale = torch.rsqrt((rooted * rooted).sum(-1, keepdim=True) / len(output[0]) + LAYER_NORM_EPSILON)
         return torch.addmm(plain + bias, mlp.activation(torch.addcmul(hidden_bias, inner, scale)), after.T)
 
-    return finish
+    return finish, (columns, constants, hidden_bias, after, bias)
 
 
 def is_linear(tail: Sequence[nn.Module]) -> bool:
@@ -310,6 +349,10 @@ def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
     return x
+
+
+def _parameters(*modules: nn.Module) -> list[Tensor]:
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def _plain(linear: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,12 @@
 from perceivers.data.arrays import Arrays
 from perceivers.data.dataset import DataSet
 from perceivers.data.digits import Digits
+from perceivers.data.flow_pairs import FlowPairs
+from perceivers.data.flow_scenes import FlowScenes
+from perceivers.data.starcraft import StarCraft
+from perceivers.data.table import Table
 
-DATASETS = (Digits, Arrays)
+DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft)
 """Every data set that a recipe file may name, by its field `kind`."""
 
-__all__ = ["DATASETS", "Arrays", "DataSet", "Digits"]
+__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "StarCraft", "Table"]

@@ -1,8 +1,9 @@
 """What a data set is: two sequences of records, for training and held out. A new one is one file and one table line."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from perceivers.schema import Record
 
@@ -18,3 +19,23 @@ class DataSet(ABC):
     @abstractmethod
     def held_out(self) -> Sequence[Record]:
         """Records that training never sees."""
+
+
+class LazyRecords(Sequence[Record]):
+    """Records that are made when they are asked for, by their number."""
+
+    def __init__(self, count: int, make: Callable[[int], Record]) -> None:
+        self.numbers, self.make = range(count), make
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Record]: ...
+    def __getitem__(self, place: int | slice) -> Record | list[Record]:
+        """One record, or some."""
+        numbers = self.numbers[place]
+        return self.make(numbers) if isinstance(numbers, int) else [self.make(number) for number in numbers]

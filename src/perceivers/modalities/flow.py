@@ -4,25 +4,27 @@ Raw: frames [B, 2, H, W, C] from -1 to 1, or {"values": those, "mask": [B]}; flo
 NaN where unknown.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceivers.core.initialisers import plain_linear
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.positions import Fourier, GridPlaces, PositionConfig, Positions
-from perceivers.core.queries import InputQuery
+from perceivers.core.queries import InputQuery, at_points
+from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.flow import flow_colours
 from perceivers.media.pictures import show_image
+from perceivers.modalities.convolution import ConvStem
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where
-from perceivers.modalities.patches import as_sizes, rows_of, space_to_depth, surrounding_patches
+from perceivers.modalities.patches import as_sizes, rows_of, surrounding_patches, token_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +33,16 @@ if TYPE_CHECKING:
 RESCALE = 100
 """What the official decoder divides the network's output by."""
 
+SHRINK = 4
+"""How many times smaller than the frames the grid behind a convolutional stem is, along each axis."""
+
+BAD_PIXELS, BAD_PART = 3.0, 0.05
+"""Fl counts a pixel whose error is above both this many pixels and this part of the true displacement (KITTI 2015)."""
+
 
 @dataclass(frozen=True)
 class FramePair(Kind):
-    """Two frames, a token for each pixel: its surroundings in both, and its place."""
+    """Two frames, a token for each pixel: its surroundings in both, and its place (variants: paper section H)."""
 
     size: int | tuple[int, int] = (368, 496)
     """Height and width it is trained at; inputs may have any other."""
@@ -43,9 +51,13 @@ class FramePair(Kind):
     patch: int = 3
     """Side of the surroundings of a pixel that its token holds, of each frame; zeros beyond the border."""
     embed: int | None = 64
-    """Width of a linear map of both surroundings; None: no map."""
+    """Width of a linear map of the surroundings, or of the convolutional stem; None: no map, or 64."""
+    stem: Literal["patches", "conv"] = "patches"
+    """What becomes a token: a pixel's surroundings, or convolution and max-pool, on a grid four times smaller."""
+    separate: bool = False
+    """A token for each pixel of each frame, placed in time too; otherwise one token holds both frames."""
     positions: PositionConfig = field(default_factory=lambda: Fourier(num_bands=64))
-    """Position features of the pixels."""
+    """Position features of the tokens."""
     kind: Literal["frame_pair"] = "frame_pair"
     """Name in files."""
 
@@ -84,7 +96,10 @@ class FramePair(Kind):
 
 @dataclass(frozen=True)
 class Flow(Kind):
-    """Displacement of each pixel of the first frame, asked for with the frames' own tokens."""
+    """Displacement of each pixel of the first frame, asked for with that frame's own tokens.
+
+    Behind a convolutional stem each pixel is a convex combination of its nine nearest tokens' answers, as in RAFT.
+    """
 
     of: str = "frames"
     """The frame pair."""
@@ -105,12 +120,13 @@ class Flow(Kind):
         return stack_grids(values)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """The frames' tokens."""
-        return InputQuery(self.of, input_of(inputs, self.of).channels)
+        """The first frame's tokens."""
+        return FirstFrameQuery(self.of, _frame_pair(inputs, self.of))
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "FlowOutput":
         """Pixels."""
-        return FlowOutput(channels, self.scale / RESCALE)
+        coarse = _frame_pair(inputs, self.of).spec.stem == "conv"
+        return FlowOutput(channels, self.scale / RESCALE, SHRINK if coarse else 1)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean distance in network units (neither paper nor code states the loss: a choice of ours)."""
@@ -119,16 +135,13 @@ class Flow(Kind):
         return mean_where(torch.linalg.vector_norm(difference, dim=-1), known)
 
     def metrics(self) -> "dict[str, Metric]":
-        """Mean end-point error in pixels."""
-        from torchmetrics import MeanAbsoluteError
-
-        return {"epe": MeanAbsoluteError()}
+        """Mean end-point error in pixels, and the part of pixels where it is large (KITTI's Fl)."""
+        return {"epe": _mean_of(end_point_error), "fl": _mean_of(is_bad)}
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Distances of known pixels, beside 0."""
+        """Displacements of known pixels [P, 2]."""
         known = target.isfinite().all(dim=-1)
-        distance = torch.linalg.vector_norm(prediction[known] - target[known], dim=-1)
-        return distance, torch.zeros_like(distance)
+        return prediction[known], target[known]
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Hue is direction, saturation is distance."""
@@ -142,42 +155,127 @@ class Flow(Kind):
 
 
 class FramePairInput(InputAdapter):
-    """A token for each pixel: its surroundings in both frames through a linear map, and its place."""
+    """A token for each pixel, or place of a coarser grid, of both frames together or of each."""
 
     def __init__(self, spec: FramePair) -> None:
         super().__init__()
         self.spec = spec
-        width = 2 * spec.patch**2 * spec.channels
-        self.embed = None if spec.embed is None else plain_linear(width, spec.embed)
-        self.positions = Positions(2, as_sizes(spec.size, 2, "size"), spec.positions)
-        self.channels = (spec.embed or width) + self.positions.channels
+        frames, size = 1 if spec.separate else 2, as_sizes(spec.size, 2, "size")
+        self.stem: ConvStem | None = None
+        self.embed: nn.Linear | None = None
+        if spec.stem == "conv":
+            width = spec.embed or 64
+            self.stem = ConvStem(frames * spec.channels, width, SHRINK)
+            size = token_grid(size, (SHRINK, SHRINK))
+        else:
+            width = frames * spec.patch**2 * spec.channels
+            if spec.embed is not None:
+                self.embed, width = plain_linear(width, spec.embed), spec.embed
+        grid = (2, *size) if spec.separate else size
+        self.positions = Positions(len(grid), grid, spec.positions)
+        self.channels = width + self.positions.channels
 
     def forward(self, raw: Raw) -> Segment:
-        """Tokens row-major; a missing pair has none."""
+        """Tokens row-major, the first frame's first; a missing pair has none."""
         frames, mask = (raw["values"], raw["mask"]) if isinstance(raw, Mapping) else (raw, None)
         if frames.ndim != 5 or frames.shape[1] != 2 or frames.shape[-1] != self.spec.channels:
             raise ValueError(f"frames of shape {tuple(frames.shape)}, expected [B, 2, H, W, {self.spec.channels}]")
-        grid = (frames.shape[2], frames.shape[3])
-        patches = surrounding_patches(frames, self.spec.patch)
-        content = rows_of(rearrange(space_to_depth(patches, (2, 1, 1)), "b 1 h w c -> b h w c"))
-        content = content if self.embed is None else self.embed(content)
+        content = self._content(frames)
+        grid = tuple(content.shape[1:-1]) if self.spec.separate else tuple(content.shape[2:-1])
         positions = self.positions.on_grid(GridPlaces(grid, device=frames.device))
-        mask = None if mask is None else mask[:, None].expand(-1, grid[0] * grid[1])
+        content = rows_of(content)
+        mask = None if mask is None else mask[:, None].expand(-1, content.shape[1])
         return Segment(content, positions, mask=mask, grid=grid)
+
+    def _content(self, frames: Float[Tensor, "b 2 h w c"]) -> Float[Tensor, "b t y x k"]:
+        joined = (lambda x: x) if self.spec.separate else (lambda x: rearrange(x, "b t h w c -> b 1 h w (t c)"))
+        if self.stem is not None:
+            if any(n % SHRINK for n in frames.shape[2:4]):
+                raise ValueError(
+                    f"frames of {tuple(frames.shape[2:4])} must be multiples of {SHRINK}: crop or pad them"
+                )
+            frames = joined(frames)
+            return self.stem(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        patches = joined(surrounding_patches(frames, self.spec.patch))
+        return patches if self.embed is None else self.embed(patches)
+
+
+class FirstFrameQuery(OutputQuery):
+    """The tokens of a frame pair that belong to the first frame; all of them where a token holds both."""
+
+    def __init__(self, source: str, frames: FramePairInput) -> None:
+        super().__init__()
+        self.source, self.channels = source, frames.channels
+        self.separate, self.whole = frames.spec.separate, frames.spec.stem == "conv"
+        self.query = InputQuery(source, frames.channels)
+
+    def forward(self, encoded: Encoded, points: Points | None) -> Segment:
+        """One query for each token, or those at Indices."""
+        if self.whole and points is not None:
+            raise ValueError("convex upsampling mixes neighbouring places: decode the whole flow, without points")
+        tokens = self.query(encoded, None)
+        if self.separate and tokens.grid is not None:
+            first = torch.arange(tokens.num_tokens // 2, device=tokens.device)
+            tokens = replace(tokens.rows(first), grid=tokens.grid[1:])
+        return at_points(tokens, points)
 
 
 class FlowOutput(OutputAdapter):
     """Two numbers a pixel, in pixels; the network starts at no motion."""
 
-    def __init__(self, channels: int, unit: float) -> None:
+    def __init__(self, channels: int, unit: float, shrink: int) -> None:
         super().__init__()
         self.unit = unit  # pixels of one unit of the head's output
-        self.head = plain_linear(channels, 2, zero=True)
+        self.shrink = shrink
+        self.mixes_neighbours = shrink > 1
+        # The paper does not say where the weights of the combination come from: beside the flow, our choice.
+        self.head = plain_linear(channels, 2 if shrink == 1 else 2 + 9 * shrink**2, zero=True)
 
-    def forward(self, rows: Float[Tensor, "b o 2"], queries: Segment) -> Float[Tensor, "b *grid 2"]:
+    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *grid 2"]:
         """[B, H, W, 2], or rows [B, O, 2] if only some pixels were asked for."""
-        rows = rows * self.unit
-        return rows if queries.grid is None else rows.unflatten(1, queries.grid)
+        if queries.grid is None:
+            return rows * self.unit
+        grid = rows.unflatten(1, queries.grid)
+        flow = grid[..., :2] * self.unit
+        return flow if self.shrink == 1 else convex_upsample(flow, grid[..., 2:], self.shrink)
+
+
+def convex_upsample(
+    coarse: Float[Tensor, "b y x c"], logits: Float[Tensor, "b y x k"], factor: int
+) -> Float[Tensor, "b h w c"]:
+    """A grid `factor` times finer: each place weighs the 3 x 3 coarse ones around it, 0 beyond the border (RAFT)."""
+    weights = rearrange(logits, "b y x (n p q) -> b y x n p q", n=9, p=factor).softmax(dim=3)
+    around = rearrange(surrounding_patches(coarse[:, None], 3), "b 1 y x (n c) -> b y x n c", n=9)
+    fine = torch.einsum("byxnpq,byxnc->bypxqc", weights, around)
+    return rearrange(fine, "b y p x q c -> b (y p) (x q) c")
+
+
+def end_point_error(prediction: Float[Tensor, "*b 2"], target: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b"]:
+    """Distance of displacements in pixels."""
+    return torch.linalg.vector_norm(prediction - target, dim=-1)
+
+
+def is_bad(prediction: Float[Tensor, "*b 2"], target: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b"]:
+    """1 where Fl counts a pixel, else 0."""
+    error, size = end_point_error(prediction, target), torch.linalg.vector_norm(target, dim=-1)
+    return ((error > BAD_PIXELS) & (error > BAD_PART * size)).to(error.dtype)
+
+
+def _mean_of(function: Callable[[Tensor, Tensor], Tensor]) -> "Metric":
+    from torchmetrics import MeanMetric
+
+    class MeanOf(MeanMetric):
+        def update(self, prediction: Tensor, target: Tensor) -> None:
+            super().update(function(prediction, target))
+
+    return MeanOf()
+
+
+def _frame_pair(inputs: Mapping[str, InputAdapter], name: str) -> FramePairInput:
+    source = input_of(inputs, name)
+    if not isinstance(source, FramePairInput):
+        raise ValueError(f"of = {name!r} must name a frame pair")
+    return source
 
 
 def stack_grids(values: Sequence[np.ndarray | None]) -> Tensor:

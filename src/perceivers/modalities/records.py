@@ -4,6 +4,7 @@ A raw batch is {field: [B, M], ..., "mask": [B, M]}: numbers in the data's units
 unknown) of each field, and True where there is a record.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.joining import check_names
 from perceivers.core.queries import InputQuery, LearnedQuery
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
+from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.fields import Category, Column, Field, Number, is_missing
-from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, named, pad_sequences
+from perceivers.modalities.kind import NOMINAL, Kind, Raw, input_of, mean_where, named, pad_sequences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +49,10 @@ class Records(Kind):
     """As an output: the records input whose tokens ask, each for its own record; None: trained queries, in order."""
     query_channels: int = 256
     """As an output without `of`: width of the trained queries."""
+    hide: dict[str, float] = dataclasses.field(default_factory=dict)
+    """As an input: probability that a value of a field is hidden, as if unknown; in evaluation too."""
+    hidden_only: bool = False
+    """As an output with `of`: only values that are unknown to the input count."""
     kind: Literal["records"] = "records"
     """Name in files."""
 
@@ -54,6 +61,14 @@ class Records(Kind):
             raise ValueError("records need at least one field, e.g. fields={'health': Number()}")
         if "mask" in self.fields:
             raise ValueError("a field cannot be called 'mask', which says where records are: give it another name")
+        check_names("field in hide:", self.hide, self.fields)
+        if self.hidden_only and self.of is None:
+            raise ValueError("hidden_only needs `of`, the input that hides values")
+
+    def read(self, cell: Any, files: Files) -> dict[str, list[Any]]:
+        """A list of objects or an object of lists; under the key "*" the whole row is a set of one."""
+        columns = self._columns(plain(cell))
+        return {name: [self._read(name, one) for one in columns[name]] for name in self.fields}
 
     def fit(self, values: Iterable[Any]) -> "Records":
         """Each field's statistics or classes; ValueError for a field whose values are all unknown."""
@@ -70,6 +85,8 @@ class Records(Kind):
         count = _count(prepared)
         if self.max_records is not None and count > self.max_records:
             raise ValueError(f"{count} records are more than max_records = {self.max_records}: raise it, or give fewer")
+        for name, probability in self.hide.items():
+            prepared[name] = self._without(name, prepared[name], rng.random(count) < probability)
         return prepared
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
@@ -82,7 +99,10 @@ class Records(Kind):
         source = prepared.get(self.of)
         if source is not None and _count(source) != _count(target):
             raise ValueError(f"{_count(target)} records, but {_count(source)} of input {self.of!r} ask for one each")
-        return None if source is None else target
+        if source is None or not self.hidden_only:
+            return None if source is None else target
+        shown = {name: field.known(torch.from_numpy(source[name])).numpy() for name, field in self.fields.items()}
+        return {name: self._without(name, target[name], shown[name]) for name in self.fields}
 
     def collate(self, values: Sequence[Any]) -> Raw:
         """Padded to the largest set."""
@@ -90,6 +110,18 @@ class Records(Kind):
         for name in self.fields:
             batch[name], mask = pad_sequences([None if value is None else value[name] for value in values])
         return {**batch, "mask": mask}
+
+    def cells(self, sample: Raw) -> dict[str, Any]:
+        """A list of records; the fields of a set of one stand beside."""
+        count = _count(sample)
+        records = [{name: field.cell(sample[name][i]) for name, field in self.fields.items()} for i in range(count)]
+        return records[0] if self.of is None and self._num_queries == 1 else {"": records}
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Records of which nothing is known, `max_records` or NOMINAL."""
+        unknown = [None] * (self.max_records or NOMINAL)
+        columns = {name: torch.from_numpy(field.prepare(unknown)) for name, field in self.fields.items()}
+        return {name: column.to(device).repeat(batch_size, 1) for name, column in columns.items()}
 
     def build_input(self) -> InputAdapter:
         """A token for each record, or for each field of each."""
@@ -179,6 +211,12 @@ class Records(Kind):
             raise ValueError(f"columns must be equally long: {', '.join(found)}")
         count = next(iter(lengths.values()))
         return {name: value[name] if name in lengths else [None] * count for name in self.fields}
+
+    def _read(self, name: str, cell: Any) -> Any:
+        return None if is_missing(cell) else named(f"field {name!r}", self.fields[name].read, cell)
+
+    def _without(self, name: str, column: np.ndarray, where: np.ndarray) -> np.ndarray:
+        return np.where(where, self.fields[name].prepare([None]), column)
 
     def _fitted(self, name: str, columns: Sequence[Column]) -> Field:
         known = [value for column in columns for value in column if not is_missing(value)]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perceivers.tasks import digits
+from perceivers.tasks import digits, flow_training, starcraft
 from perceivers.tasks.recipe import Recipe
 from perceivers.tasks.report import report
 from perceivers.training.evaluation import Scores
@@ -22,5 +22,12 @@ class Task:
     """Makes the report of a run of it, in its folder."""
 
 
-TASKS = {"digits": Task(digits.recipe, digits.unread_scores, digits.report)}
+TASKS = {
+    "digits": Task(digits.recipe, digits.unread_scores, digits.report),
+    **{
+        name: Task(recipe, flow_training.rival_scores, flow_training.report)
+        for name, recipe in flow_training.RECIPES.items()
+    },
+    **{name: Task(recipe, starcraft.rival_scores) for name, recipe in starcraft.RECIPES.items()},
+}
 """Every task of ours."""

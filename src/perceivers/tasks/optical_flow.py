@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from torch.nn import functional as F
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.core.positions import Fourier
+from perceivers.media.image import resize
 from perceivers.modalities import Flow, FramePair
 from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
@@ -20,12 +24,29 @@ OVERLAP = 20
 Places = Iterable[tuple[int, int]]
 
 
-def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24) -> Preset:
+Variant = Literal["3x3", "3x3-separate", "1x1", "1x1-separate", "conv", "conv-separate"]
+"""How frames become tokens (paper, table 16): a pixel's surroundings of 3 x 3 or 1 x 1, or a convolutional stem with
+convex upsampling behind; a token holds both frames, or one of them."""
+
+
+def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24, variant: Variant = "3x3") -> Preset:
     """The released model, by default; 1024 latents and 16 layers are the paper's light one."""
     return Preset(
-        schema=Schema(inputs={"frames": FramePair(size=(368, 496))}, outputs={"flow": Flow(of="frames")}),
+        schema=flow_schema(variant, (368, 496)),
         config=published(latents, layers, heads=16),
     )
+
+
+def flow_schema(variant: Variant, size: tuple[int, int], num_bands: int = 64) -> Schema:
+    """Two frames of this size in, displacements out."""
+    frames = FramePair(
+        size=size,
+        stem="conv" if variant.startswith("conv") else "patches",
+        patch=1 if variant.startswith("1x1") else 3,
+        separate=variant.endswith("separate"),
+        positions=Fourier(num_bands=num_bands),
+    )
+    return Schema(inputs={"frames": frames}, outputs={"flow": Flow(of="frames")})
 
 
 def estimate_flow(
@@ -33,14 +54,48 @@ def estimate_flow(
     first: UInt8[np.ndarray, "h w 3"],
     second: UInt8[np.ndarray, "_ _ 3"],
     track: Callable[[Places], Places] = iter,
+    levels: int = 1,
 ) -> Float[np.ndarray, "h w 2"]:
     """Where each pixel of the first frame went, in pixels (right, down); frames of any size, in tiles of the model's.
 
-    Tiles stand where the official notebook puts them, each once, and are blended by their distance from the border.
-    `track` may show progress over the tiles.
+    With more `levels`, frames of half the size come first, with one level less; what they find is fetched back, and
+    the model finds what is left: motion 2^(levels - 1) times as far as what the model was trained on.
+    `track` may show progress over the tiles of a level.
     """
     if first.shape != second.shape:
         raise ValueError(f"frames of different sizes: {first.shape[:2]} and {second.shape[:2]}")
+    if levels == 1:
+        return tiled_flow(model, first, second, track)
+    half = ((first.shape[0] + 1) // 2, (first.shape[1] + 1) // 2)
+    if min(half) < 2:
+        raise ValueError(f"frames of {first.shape[0]} x {first.shape[1]} pixels cannot be halved: use fewer levels")
+    one, other = (np.rint(resize(frame, half, "area")).astype(np.uint8) for frame in (first, second))
+    coarse = estimate_flow(model, one, other, track, levels - 1)
+    stretch = np.array([first.shape[1] / half[1], first.shape[0] / half[0]], np.float32)
+    flow = resize(coarse, first.shape[:2], "bilinear") * stretch
+    return flow + tiled_flow(model, first, fetched_back(second, flow), track)
+
+
+def fetched_back(second: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "h w 2"]) -> UInt8[np.ndarray, "h w 3"]:
+    """What the second frame shows where the flow leads, interpolated linearly; its border where that is outside."""
+    height, width = flow.shape[:2]
+    places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + flow
+    unit = torch.from_numpy((places / np.array([width - 1, height - 1]) * 2 - 1).astype(np.float32))[None]
+    image = torch.from_numpy(second.astype(np.float32)).movedim(-1, 0)[None]
+    fetched = F.grid_sample(image, unit, padding_mode="border", align_corners=True)
+    return fetched[0].movedim(0, -1).round().to(torch.uint8).numpy()
+
+
+def tiled_flow(
+    model: PerceiverIO,
+    first: UInt8[np.ndarray, "h w 3"],
+    second: UInt8[np.ndarray, "_ _ 3"],
+    track: Callable[[Places], Places] = iter,
+) -> Float[np.ndarray, "h w 2"]:
+    """One level of `estimate_flow`.
+
+    Tiles stand where the official notebook puts them, each once, and are blended by their distance from the border.
+    """
     name, spec = find_kind(model.schema.inputs, FramePair)
     output, _ = find_kind(model.schema.outputs, Flow)
     height, width = as_sizes(spec.size, 2, "size")

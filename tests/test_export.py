@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 from torch.export import Dim, export
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -84,6 +85,7 @@ def assert_close(found: Any, expected: Any) -> None:
 
 
 def check_compiled(name: str, backend: str) -> None:
+    inductor_config.compile_threads = 1  # no processes of its own
     for program, given in programs(name, batch=2, asked=3):
         torch.compiler.reset()
         with torch.no_grad():

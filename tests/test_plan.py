@@ -82,7 +82,7 @@ def peak(crossing: Crossing, choice: Choice) -> int:
         return max(forward, memory.peak - before - own - sum(map(size_of, gradients)))
 
 
-@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=pytest.mark.slow)])
 @every_crossing
 def test_memory_stays_within_the_limit(crossing: Crossing, gradient: bool) -> None:
     with torch.set_grad_enabled(gradient):

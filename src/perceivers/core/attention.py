@@ -125,7 +125,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b t f"]:
         """Attend; a batch of 1 on either side serves the whole batch of the other."""
         q, k = self.queries_and_keys(queries, tokens)
-        v = self._heads(self.value(tokens)).expand(len(q), -1, -1, -1)
+        v = self._heads(self.value(tokens)).expand(q.shape[0], -1, -1, -1)
         attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.output(rearrange(attended, "b h t d -> b t (h d)"))
 
@@ -134,7 +134,7 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"]]:
         """What the weights are computed from, split into heads."""
         q, k = self._heads(self.query(queries)), self._heads(self.key(tokens))
-        batch = max(len(q), len(k))
+        batch = max(q.shape[0], k.shape[0])
         return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1)
 
     def _heads(self, x: Float[Tensor, "b t hd"]) -> Float[Tensor, "b h t d"]:

@@ -248,7 +248,10 @@ class Case:
         work += samples * BLOCK_WORK * -(-tokens // self.default_block(order))
         item *= GRADIENT if torch.is_grad_enabled() else 1
         unit = self.width if order.startswith("separable") else 1
-        return Cost(work, multiply_adds, item * count.held, item * count.kept, unit)
+        # The gradient of the content is put together from those of its samples.
+        content = self.segment.content
+        grown = 2 * content.nbytes if torch.is_grad_enabled() and content is not None and content.requires_grad else 0
+        return Cost(work, multiply_adds, item * count.held, item * count.kept + grown, unit)
 
     def _writing(self, order: Order) -> "_Count":
         """What follows the scores when writing: sums of values, the MLP, the maps behind it."""

@@ -63,7 +63,9 @@ class Segment:
     def batch_size(self) -> int:
         """B; 1 if it is the same for every sample."""
         positions = self.positions if isinstance(self.positions, Tensor) and self.positions.ndim == 3 else None
-        return max([1, *(len(part) for part in (self.content, positions, self.mask, self.hidden) if part is not None)])
+        return max(
+            [1, *(part.shape[0] for part in (self.content, positions, self.mask, self.hidden) if part is not None)]
+        )
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +99,7 @@ class Segment:
         index = index if index.ndim == 2 else index[None]
 
         def take(x: Tensor) -> Tensor:
-            batch = max(len(x), len(index))
+            batch = max(x.shape[0], index.shape[0])
             rows = index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(batch, -1, *x.shape[2:])
             return x.expand(batch, *x.shape[1:]).gather(1, rows)
 
@@ -213,5 +215,5 @@ def blank_where_absent(x: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | No
 
 
 def _join(parts: list[Tensor], dim: int) -> Tensor:
-    batch = max(len(part) for part in parts)
+    batch = max(part.shape[0] for part in parts)
     return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], dim) if len(parts) > 1 else parts[0]

@@ -19,6 +19,7 @@ from perceivers.tasks.starcraft import (
     EntityEncoder,
     PerceiverEntities,
     TransformerEntities,
+    report,
     rival_scores,
     rivals,
     schema,
@@ -185,6 +186,9 @@ def test_a_run_from_end_to_end(games, tmp_path):
     guesses = rival_scores(tmp_path)
     assert 0 <= guesses["most frequent type of the player's others"]["hidden"]["accuracy"] <= 1
     assert guesses["means at the same time"]["statistics"]["rmse"] == pytest.approx(0)  # all games are alike
+    page = report(tmp_path).read_text()
+    assert "means at the same time" in page
+    assert "Snapshot 6" in page
 
 
 def test_guesses_by_hand(games):

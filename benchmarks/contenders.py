@@ -4,7 +4,6 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-from benchmarks import ours
 from benchmarks.measuring import kept_for_backward, without_memory
 from benchmarks.models import Work, build, inputs_of, moved, preset_of
 from benchmarks.processes import Outputs, Program, Setting
 from perceivers import PerceiverIO
+from perceivers.core.attention import SelfAttention
+from perceivers.core.plan import Order
 from perceivers.modalities.patches import surrounding_patches
 from perceivers.preset import Preset
 from perceivers.pretrained.convert import to_huggingface
@@ -42,17 +43,19 @@ def own(work: Work, setting: Setting, checkpointed: bool = False) -> Program:
 def own_program(
     work: Work, setting: Setting, model: PerceiverIO, raw: Any, checkpointed: bool = False, plain: bool = False
 ) -> Program:
-    """A model of this library with its inputs; `plain`: on the dense path."""
+    """A model of this library with its inputs; `plain`: keys and values made as usual, in blocks."""
     model, raw = model.to(setting.device, setting.dtype), moved(raw, setting)
     if work.part == "reading":
         _only_read(model)
     if checkpointed:
-        ours.checkpointed(model)
+        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, SelfAttention))
+    order: Order | None = "projected" if plain else None
 
     def forward() -> Any:
-        with ours.plain(model) if plain else nullcontext():
-            encoded = ours.encode(model, raw, work.memory_limit)
-            return encoded.latents if work.part == "reading" else ours.decode(model, encoded, work.memory_limit)
+        encoded = model.encode(raw, work.memory_limit, order)
+        if work.part == "reading":
+            return encoded.latents
+        return model.decode(encoded, memory_limit=work.memory_limit, order=order)
 
     return program_of(work, model, forward)
 
@@ -295,7 +298,7 @@ def _width(model: PerceiverIO) -> int:
 
 def _tokens_and_queries(model: PerceiverIO, raw: Any) -> tuple[Tensor, Tensor]:
     tokens, _ = model.input_adapter(raw)
-    queries = model.output_query(ours.encode(model, raw), {}, None)
+    queries = model.output_query(model.encode(raw), {}, None)
     return tokens.dense(torch.float32), queries.dense(torch.float32)
 
 

@@ -43,6 +43,7 @@ def test_train_prints_scores_and_leaves_a_run(run):
         "log.jsonl",
         "checkpoints",
         "metrics.json",
+        "command.txt",
         "report.html",
     }
     page = (folder / "report.html").read_text()

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "perceivers"
 FLOORS = [
     ["core", "media"],
     ["modalities"],
-    ["schema", "storage", "preset"],
+    ["schema", "storage", "preset", "proposal"],
     ["data", "training", "pretrained"],
     ["tasks"],
     ["export", "serving"],
@@ -27,7 +27,7 @@ FLOORS = [
 ]
 """Each part may import from its own part and from the floors below."""
 
-NEIGHBOURS = {("storage", "schema"), ("preset", "schema")}
+NEIGHBOURS = {("storage", "schema"), ("preset", "schema"), ("proposal", "schema"), ("proposal", "preset")}
 """Imports within a floor that are meant."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -225,5 +225,8 @@ def test_decoding_in_chunks_changes_nothing(kind, join):
     config = replace(SMALL, encoder=replace(SMALL.encoder, join=join, num_heads=1), decoder=DecoderConfig(join=join))
     model = PerceiverIO(schema, config).eval()
     encoded, points = model.encode(batch["inputs"]), schema.points(batch["targets"])
-    whole, chunked = model.decode(encoded, points), model.decode(encoded, points, memory_limit=1 << 20, order="projected")
+    whole, chunked = (
+        model.decode(encoded, points),
+        model.decode(encoded, points, memory_limit=1 << 20, order="projected"),
+    )
     torch.testing.assert_close(chunked, whole)

@@ -170,7 +170,7 @@ def test_builds_the_configured_optimiser() -> None:
                 assert (group["lr"], group["betas"], group["eps"]) == (chosen.learning_rate, chosen.betas, expected)
 
 
-@pytest.mark.parametrize("kind", ["lamb", "adamw"])
+@pytest.mark.parametrize("kind", ["lamb", "adamw", "muon"])
 def test_a_saved_state_continues_bitwise(kind: str) -> None:
     straight = Recorded()
     train(straight, build_optimiser(straight, config(kind)), range(5))
@@ -219,6 +219,49 @@ def test_lamb_evaluates_a_closure_with_gradients() -> None:
     assert not torch.equal(param, torch.tensor([3.0, 4.0]))
 
 
+class Nouns(nn.Module):
+    """Matrices where a model has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_adapter = nn.ModuleDict({"image": nn.Linear(3, 5)})
+        self.trunk = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 2))
+        self.latents = nn.Parameter(torch.randn(2, 7))
+        self.output_adapter = nn.ModuleDict({"label": nn.Linear(2, 3)})
+
+
+def test_muon_changes_inner_matrices_as_torchs_and_adamw_the_rest() -> None:
+    model, other = Nouns(), Nouns()
+    other.load_state_dict(model.state_dict())
+    inner = [other.trunk[0].weight, other.trunk[2].weight]
+    rest = [p for p in other.parameters() if not any(p is matrix for matrix in inner)]
+    decayed = [p for p in rest if p.ndim > 1]
+    settings = {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}
+    expected = [
+        torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **settings),
+        torch.optim.AdamW(decayed, **settings),
+        torch.optim.AdamW([p for p in rest if p.ndim == 1], lr=LEARNING_RATE, weight_decay=0.0),
+    ]
+    ours = build_optimiser(model, config("muon"))
+    for _ in range(3):
+        for param, twin in zip(model.parameters(), other.parameters(), strict=True):
+            param.grad = torch.randn_like(param)
+            twin.grad = param.grad.clone()
+        for optimiser in (ours, *expected):
+            optimiser.step()
+    for (name, param), twin in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(param, twin), name
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = Nouns()
+    model.trunk.requires_grad_(False)
+    left = {name for group in build_optimiser(model, config("muon")).param_groups for name in names_of(model, group)}
+    assert left == {name for name, _ in model.named_parameters() if not name.startswith("trunk")}
+    with pytest.raises(ValueError, match="nothing is left to learn"):
+        build_optimiser(model.requires_grad_(False), config("lamb"))
+
+
 @pytest.mark.parametrize("kind", ["lamb", "adamw"])
 def test_the_optimiser_does_not_clip(kind: str) -> None:
     model = Recorded()
@@ -233,13 +276,14 @@ def test_the_optimiser_does_not_clip(kind: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "sgd"}, "kind='sgd' must be one of ('lamb', 'adamw')"),
+        ({"kind": "sgd"}, "kind='sgd' must be one of ('lamb', 'adamw', 'muon')"),
         ({"learning_rate": -1.0}, "learning rate -1.0 must be 0 or more"),
         ({"learning_rate": float("nan")}, "learning rate nan must be 0 or more"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1 must be 0 or more"),
         ({"betas": (0.9, 1.0)}, "betas=(0.9, 1.0) must lie in [0, 1)"),
         ({"epsilon": 0.0}, "epsilon=0.0 must be above 0"),
         ({"max_norm": 0.0}, "max_norm=0.0 must be above 0, or None"),
+        ({"base_batch_size": 0}, "base_batch_size=0 must be above 0"),
     ],
 )
 def test_wrong_optimiser_values(fields: dict, message: str) -> None:

@@ -8,49 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
-from perceivers.core.positions import Fourier
-from perceivers.modalities import Image, Label, PointSet
-from perceivers.schema import Schema
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.storage import load_model, write_folder
+from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import evaluate
-from perceivers.training.loop import TrainingConfig, read_log, seed_step, train
+from perceivers.training.log import read_log
+from perceivers.training.loop import seed_step, train
 from perceivers.training.order import BatchOrder, evaluation_batches
 from perceivers.training.state import KEPT, checkpoints, latest_checkpoint
-
-POSITIONS = Fourier(num_bands=2, max_resolution=5)
-SCHEMA = Schema(
-    inputs={"points": PointSet(axes=2, channels=1, positions=POSITIONS, keep=(0.3, 1.0), drop_prob=0.1)},
-    outputs={
-        "label": Label(classes=3, query_channels=5),
-        "image": Image(size=5, channels=1, positions=POSITIONS, num_points=7),
-    },
-)
-CONFIG = Config(
-    LatentsConfig(num_latents=5, channels=12),
-    EncoderConfig(dropout=0.1),
-    ProcessorConfig(num_layers=1, num_heads=2, dropout=0.1, attention_dropout=0.1),
-    DecoderConfig(),
-)
+from small_run import CONFIG, SCHEMA, small_records, trained, without_time
 
 
 @pytest.fixture(scope="module")
 def records():
-    rng = np.random.default_rng(0)
-    places = np.moveaxis(np.indices((5, 5)), 0, -1).reshape(-1, 2)
-    images = rng.normal(size=(23, 5, 5))
-    return [
-        {"image": i, "points": {"coordinates": places, "values": i.reshape(-1, 1)}, "label": int(i.mean() > 0)}
-        for i in images
-    ]
-
-
-def trained(records, run, num_steps, **settings):
-    torch.manual_seed(0)
-    model = PerceiverIO(SCHEMA.fit(records), CONFIG)
-    settings = {"log_every": 1, "checkpoint_every": 3, "batch_size": 8, "accelerator": "cpu"} | settings
-    train(model, records, TrainingConfig(num_steps=num_steps, **settings), run)
-    return model
+    return small_records()
 
 
 def test_a_resumed_run_makes_the_same_steps(records, tmp_path):
@@ -62,12 +33,9 @@ def test_a_resumed_run_makes_the_same_steps(records, tmp_path):
     resumed = trained(records, tmp_path / "stopped", 8)
     for (name, one), other in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
-    without_time = [
-        [{key: value for key, value in line.items() if key != "seconds"} for line in read_log(tmp_path / run)]
-        for run in ("straight", "stopped")
-    ]
-    assert without_time[0] == without_time[1]
-    assert [line["step"] for line in without_time[0]] == list(range(1, 9))
+    logs = [without_time(read_log(tmp_path / run)) for run in ("straight", "stopped")]
+    assert logs[0] == logs[1]
+    assert [line["step"] for line in logs[0]] == list(range(1, 9))
 
 
 def test_workers_change_nothing(records, tmp_path):
@@ -178,7 +146,16 @@ def test_log_survives_a_line_that_was_cut(records, tmp_path):
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("wrong", [{"num_steps": 0}, {"batch_size": 0}, {"batch_size": 3, "devices": 2}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_steps": 0},
+        {"batch_size": 0},
+        {"average_decay": 1.0},
+        {"batch_size": 6, "accumulate": 4},
+        {"batch_size": 3, "devices": 2},
+    ],
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         TrainingConfig(**wrong)

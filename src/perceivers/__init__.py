@@ -20,6 +20,7 @@ from perceivers.core.reading import Encoded, Reading, ReadState
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities import (
     Audio,
+    Estimate,
     Flow,
     FramePair,
     Image,
@@ -33,8 +34,9 @@ from perceivers.modalities import (
     Vectors,
     Video,
 )
-from perceivers.modalities.fields import Category, Number
+from perceivers.modalities.fields import Category, Date, Number
 from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
+from perceivers.proposal import from_example
 from perceivers.schema import Schema
 
 __all__ = [
@@ -42,9 +44,11 @@ __all__ = [
     "Category",
     "Config",
     "Coordinates",
+    "Date",
     "DecoderConfig",
     "Encoded",
     "EncoderConfig",
+    "Estimate",
     "Flow",
     "Fourier",
     "FramePair",
@@ -75,6 +79,7 @@ __all__ = [
     "Vectors",
     "Video",
     "explain",
+    "from_example",
     "from_pretrained",
     "push_to_hub",
     "save_pretrained",

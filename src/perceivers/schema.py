@@ -5,12 +5,13 @@ import difflib
 import functools
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import torch
 import yaml
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, with_config
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
@@ -20,6 +21,7 @@ from typing_extensions import TypedDict
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.modalities import KINDS
+from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, Raw, named
 
 Record = Mapping[str, Any]
@@ -63,30 +65,41 @@ class Schema:
         )
         return type(self)(inputs, outputs)
 
-    def fit(self, records: Iterable[Record]) -> "Schema":
+    def read(self, record: Record) -> dict[str, Any]:
+        """A record's values as {"inputs", "targets"}, None for what it lacks; ValueError for an unreadable one."""
+        sides = {"inputs": self.inputs, "targets": self.outputs}
+        return {
+            side: {name: _value(record, name, spec) for name, spec in specs.items()} for side, specs in sides.items()
+        }
+
+    def fit(self, records: Sequence[Record]) -> "Schema":
         """The same schema with statistics and vocabularies of the training part filled in."""
         if all(type(spec).fit is Kind.fit for spec in (*self.inputs.values(), *self.outputs.values())):
             return self  # without making all records
-        records = list(records)
 
         def fitted(name: str, spec: Kind) -> Kind:
-            values = [record[spec.key or name] for record in records if record.get(spec.key or name) is not None]
-            return spec.fit(values)
+            values = (_value(record, name, spec) for record in records)
+            return named(name, spec.fit, (value for value in values if value is not None))
 
         inputs = {name: fitted(name, spec) for name, spec in self.inputs.items()}
         return type(self)(inputs, {name: fitted(name, spec) for name, spec in self.outputs.items()})
 
-    def prepare(self, record: Record, rng: np.random.Generator, training: bool) -> dict[str, dict[str, Any]]:
-        """One record as {"inputs", "targets"}, None for what it lacks; all that is random comes from `rng`."""
+    def prepare(
+        self, record: Record, rng: np.random.Generator, training: bool, outputs: Collection[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """One record as {"inputs", "targets"}, None for what it lacks and for targets of other outputs than these.
+
+        All that is random comes from `rng`.
+        """
         inputs: dict[str, Any] = {}
         for name, spec in self.inputs.items():
-            value = record.get(spec.key or name)
+            value = _value(record, name, spec)
             # The draw is made for every record, so that what follows does not depend on what is missing.
             dropped = rng.random() < spec.drop_prob and training
             inputs[name] = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
         targets = {}
         for name, spec in self.outputs.items():
-            value = record.get(spec.key or name)
+            value = _value(record, name, spec) if outputs is None or name in outputs else None
             targets[name] = None if value is None else named(name, spec.target, value, rng, inputs, training)
         return {"inputs": inputs, "targets": targets}
 
@@ -104,6 +117,12 @@ class Schema:
         asked = {name: self.outputs[name].points(target) for name, target in targets.items()}
         return {name: points for name, points in asked.items() if points is not None}
 
+    def blank(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
+        """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant."""
+        raw = {name: named(name, spec.blank, batch_size, device) for name, spec in self.inputs.items()}
+        points = {name: spec.blank_points(batch_size, device) for name, spec in self.outputs.items()}
+        return raw, {name: asked for name, asked in points.items() if asked is not None}
+
     def losses(self, predictions: Mapping[str, Raw], targets: Mapping[str, Raw]) -> dict[str, Tensor]:
         """Each output's loss times its weight; the training loss is their sum."""
         return {
@@ -119,6 +138,11 @@ class Schema:
             lambda sides: cls(**sides),
             handler.generate_schema(_SchemaInFile),
         )
+
+
+def _value(record: Record, name: str, spec: Kind) -> Any:
+    value = record.get(spec.key or name)
+    return named(name, spec.read, value, record.files) if isinstance(record, Row) and value is not None else value
 
 
 def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
@@ -226,11 +250,15 @@ def _message(kind: type, plain: Any, error: ValidationError, source: str, lines:
     return ": ".join(filter(None, [where, ".".join(place), _explain(kind, first)]))
 
 
+_LAST = ("dataclass_type", "none_required")
+"""Errors of the branches of a union that tell least: what else is wrong comes first."""
+
+
 def _relevant(errors: Sequence[ErrorDetails]) -> ErrorDetails:
     # A union without a discriminator reports every branch; those whose `kind` is another one are noise.
     other = {error["loc"][:-1] for error in errors if error["type"] == "literal_error" and error["loc"][-1] == "kind"}
     wanted = [error for error in errors if error["loc"][:-1] not in other]
-    return min(wanted or errors, key=lambda error: error["type"] == "none_required")
+    return min(wanted or errors, key=lambda error: _LAST.index(error["type"]) if error["type"] in _LAST else -1)
 
 
 def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
@@ -262,8 +290,13 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def kind_name(kind: Kind | type[Kind]) -> str:
+    """What files call a kind; the name of its class if they do not know it."""
+    return str(getattr(kind, "kind", type(kind).__name__))
+
+
 def _kind_names() -> list[str]:
-    return [str(next(f.default for f in dataclasses.fields(kind) if f.name == "kind")) for kind in KINDS]
+    return [kind_name(kind) for kind in KINDS]
 
 
 def _field_names(schema: Any) -> set[str]:

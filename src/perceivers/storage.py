@@ -1,9 +1,11 @@
 """Model folders and durable files: what is there is whole, what is being written is not there yet."""
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -23,43 +25,66 @@ FORMAT = 1
 
 WEIGHTS, DESCRIPTION, MANIFEST = "model.safetensors", "model.json", "manifest.json"
 
+UNFINISHED = ".unfinished"
+"""End of the hidden names of what is being written or removed."""
+
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder, then put it in place: whole and on disk, or not there. An older one is replaced."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+    make_folder(target.parent)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
     try:
         write(fresh)
-        files = {path.name: _fingerprint(path) for path in sorted(fresh.iterdir())}
-        (fresh / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
-        for path in fresh.iterdir():
-            path.chmod(0o644)  # temporary files belong to their maker alone
-            _to_disk(path)
-        _to_disk(fresh)
+        files = sorted(fresh.iterdir())
+        for path in files:
+            _finish_file(path)
+        (fresh / MANIFEST).write_text(json.dumps({path.name: _fingerprint(path) for path in files}, indent=2) + "\n")
+        _finish_file(fresh / MANIFEST)
         fresh.chmod(0o755)
+        to_disk(fresh)
         if target.exists():
-            old = fresh.with_suffix(".old")
-            target.rename(old)
-            fresh.rename(target)
-            shutil.rmtree(old)
+            _exchange(fresh, target)  # from here on `fresh` is the old one
         else:
             fresh.rename(target)
-        _to_disk(target.parent)
-    except BaseException:
+        to_disk(target.parent)
+    finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise
 
 
 def write_text(target: Path, text: str) -> None:
     """Write a text file, whole and on disk, or leave the old one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, prefix=".", delete=False) as file:
-        file.write(text)
-    fresh = Path(file.name)
-    fresh.chmod(0o644)
-    _to_disk(fresh)
-    fresh.rename(target)
-    _to_disk(target.parent)
+    make_folder(target.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
+    fresh = Path(name)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        _finish_file(fresh)
+        fresh.rename(target)
+        to_disk(target.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder at once: one that is half removed is not found under its name."""
+    doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left in a folder that nobody else writes to: unfinished files of ours, no others."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, on disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        to_disk(path.parent)
 
 
 def check_folder(folder: Path) -> None:
@@ -78,6 +103,12 @@ def check_folder(folder: Path) -> None:
 
 def save_model(model: PerceiverIO, folder: Path) -> None:
     """Write weights, schema and config as files into an existing folder."""
+    save_description(model, folder)
+    save_tensors(folder / WEIGHTS, model.state_dict())
+
+
+def save_description(model: PerceiverIO, folder: Path) -> None:
+    """Write schema and config as a file into an existing folder."""
     description = {
         "format": FORMAT,
         "perceivers": version("perceivers"),
@@ -85,7 +116,6 @@ def save_model(model: PerceiverIO, folder: Path) -> None:
         "config": to_plain(model.config),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-    save_tensors(folder / WEIGHTS, model.state_dict())
 
 
 def load_model(folder: Path) -> PerceiverIO:
@@ -102,7 +132,7 @@ def load_model(folder: Path) -> PerceiverIO:
             model = PerceiverIO(schema, config)
     except (RuntimeError, TypeError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(f"{source}: no model has these sizes: {str(error).splitlines()[0]}") from None
-    load_weights(model, load_tensors(folder / WEIGHTS), str(folder / WEIGHTS), assign=True)
+    load_weights(model, load_shards(folder / WEIGHTS), str(folder / WEIGHTS), assign=True)
     return model.eval()
 
 
@@ -136,6 +166,22 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: {error}") from None
 
 
+def shard_name(path: Path, number: int, total: int) -> Path:
+    """The file of one of `total` shards (from 0) of a file of tensors."""
+    return path.with_name(f"{path.stem}-{number + 1:05d}-of-{total:05d}{path.suffix}")
+
+
+def load_shards(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, or of the shards in its place: pieces along the first axis; ValueError if one is missing."""
+    first = next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*{path.suffix}"))), None)
+    if path.exists() or first is None:
+        return load_tensors(path)
+    total = int(first.stem.rpartition("-")[2])
+    shards = [load_tensors(shard_name(path, number, total)) for number in range(total)]
+    pieces = {name: [shard[name] for shard in shards if name in shard] for name in shards[0]}
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in pieces.items()}
+
+
 def read_json(path: Path) -> Any:
     """Content of a JSON file; ValueError naming the file if it is none."""
     try:
@@ -151,9 +197,27 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _finish_file(path: Path) -> None:
+    path.chmod(0o644)  # temporary files belong to their maker alone
+    to_disk(path)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders at once, so that there is one under each name at any time (Linux); elsewhere nearly so."""
+    at_working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    names = os.fsencode(one), os.fsencode(other)
+    if rename is None or rename(at_working_folder, names[0], at_working_folder, names[1], exchange):
+        aside = one.with_name(f"{one.name}{UNFINISHED}")
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)

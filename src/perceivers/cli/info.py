@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 import torch
 import tyro
 
-from perceivers.cli.tables import in_units, show
+from perceivers.cli.tables import MEMORY, in_units, show
 from perceivers.core.explain import explain as explain_orders
 from perceivers.core.joining import check_names
 from perceivers.core.plan import Order
@@ -15,8 +15,6 @@ from perceivers.schema import Schema, to_plain, to_yaml
 from perceivers.tasks.costs import Costs, costs
 from perceivers.tasks.presets import PRESETS
 from perceivers.training.progress import progress_bar
-
-MEMORY = ("B", "kB", "MB", "GB")
 
 
 def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,9 +9,8 @@ import torch
 from perceivers.core.initialisers import truncated_normal_
 from perceivers.core.joining import check_names
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.pretrained.hub import from_pretrained
 from perceivers.tasks.presets import PRESETS
-from perceivers.tasks.recipe import RECIPE, load_run
+from perceivers.tasks.recipe import find_model
 from perceivers.training.loop import seed_step
 
 
@@ -61,6 +59,4 @@ class ModelChoice:
             return model
         if self.model is None:
             raise ValueError(f"give --model FOLDER, or --random-weights SEED to try {published} without weights")
-        if (Path(self.model) / RECIPE).is_file():
-            return load_run(Path(self.model))[1]
-        return from_pretrained(self.model, offline=self.offline)
+        return find_model(self.model, self.offline)

@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+MEMORY = ("B", "kB", "MB", "GB")
+"""Units of memory."""
+
 
 def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print `plain` as JSON, or the rows as a table; both to the standard output."""
@@ -19,7 +22,7 @@ def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Seque
     Console().print(table)
 
 
-def in_units(value: float, units: Sequence[str] = ("", "K", "M", "B", "T")) -> str:
+def in_units(value: int | float, units: Sequence[str] = ("", "K", "M", "B", "T")) -> str:
     """A large number in three or four digits with a unit of thousands."""
     step = 0
     while abs(value) >= 1000 and step < len(units) - 1:

@@ -1,5 +1,8 @@
-"""The verbs `train` and `evaluate`."""
+"""The verbs `train`, `evaluate` and `report`."""
 
+import dataclasses
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +11,13 @@ import tyro
 from rich.console import Console
 
 from perceivers.cli.tables import show
-from perceivers.schema import from_file, with_settings
+from perceivers.schema import with_settings
+from perceivers.storage import write_text
 from perceivers.tasks import TASKS, Recipe, Task
-from perceivers.tasks.recipe import evaluate_run, run_recipe
+from perceivers.tasks.declaration import read_declaration
+from perceivers.tasks.prediction import group_scores
+from perceivers.tasks.recipe import evaluate_run, read_recipe, run_recipe
+from perceivers.tasks.results import keep_command, keep_scores, results_table
 from perceivers.training.evaluation import Scores
 
 
@@ -18,31 +25,72 @@ def train(
     recipe: Annotated[str, tyro.conf.Positional],
     /,
     out: Path,
+    data: str | None = None,
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
+    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="MODEL")] = None,
+    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOUN")] = (),
     json: bool = False,
 ) -> None:
     """Train a recipe in a folder, or continue there; then evaluate it on held-out records and make its report.
 
+    SIGTERM, SIGINT and SIGUSR1 make a checkpoint and stop with exit code 143, 130 or 75; the same command goes on.
+
     Args:
-        recipe: Name of a task (digits), or a recipe file in YAML or JSON.
+        recipe: Name of a task (digits), or a schema or recipe file in YAML or JSON.
         out: Folder of the run: recipe, log, checkpoints, metrics, report.
+        data: Data in place of the file's: table (.csv, .tsv, .parquet, .jsonl), arrays (.npz, .safetensors), folder.
         set: Settings that replace the recipe's, e.g. training.num_steps=200.
+        from_: Start with the weights of this model that fit: folder of a model or of a run, or hub repository.
+        freeze: Parts that do not learn: latents, encoder, processor, decoder, input_adapter, ...
         json: Print the scores as JSON.
     """
-    task = TASKS.get(recipe) or Task(lambda: _read_recipe(recipe))
-    scores = run_recipe(with_settings(task.recipe(), set), out)
-    show_scores(scores | task.further_scores(out), json)
-    Console(stderr=json).print(f"Report: {task.report(out)}")
+    chosen = TASKS[recipe].recipe() if recipe in TASKS else _read_recipe(recipe, data)
+    chosen = dataclasses.replace(chosen, task=recipe if recipe in TASKS else chosen.task)
+    chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
+    console = Console(stderr=True)
+    run_recipe(with_settings(chosen, set), out, lambda line: console.print(line, soft_wrap=True, markup=False))
+    keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
+    show_scores(_evaluate(out), json)
+    Console(stderr=json).print(f"Report: {_task(out).report(out)}")
 
 
-def evaluate(run: Annotated[Path, tyro.conf.Positional], /, json: bool = False) -> None:
-    """Scores of a run's newest checkpoint on held-out records.
+def evaluate(run: Annotated[Path, tyro.conf.Positional], /, by: str | None = None, json: bool = False) -> None:
+    """Scores of a run's best (without validation, newest) checkpoint on held-out records.
 
     Args:
         run: Folder of the run.
+        by: Column of its table: scores for each of its values too.
         json: Print the scores as JSON.
     """
-    show_scores(evaluate_run(run), json)
+    show_scores(_evaluate(run) | (group_scores(run, by) if by else {}), json)
+
+
+def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path | None = None) -> None:
+    """Reports of runs that were evaluated, with pictures, and one table of all their scores in Markdown.
+
+    Args:
+        runs: Folders of runs.
+        out: File for the table; the standard output, if not given.
+    """
+    if not runs:
+        raise ValueError("name at least one folder of a run")
+    table = results_table(runs)
+    for run in runs:
+        Console(stderr=True).print(f"Report: {_task(run).report(run)}")
+    if out is None:
+        print(table, end="")
+    else:
+        write_text(out, table)
+
+
+def _task(run: Path) -> Task:
+    return TASKS.get(read_recipe(run).task or "", Task(lambda: read_recipe(run)))
+
+
+def _evaluate(run: Path) -> dict[str, Scores]:
+    scores = evaluate_run(run) | _task(run).further_scores(run)
+    keep_scores(run, scores)
+    return scores
 
 
 def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
@@ -56,7 +104,7 @@ def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
     show(scores, as_json, ["evaluation", "output", "metric", "score"], rows)
 
 
-def _read_recipe(name: str) -> Recipe:
+def _read_recipe(name: str, data: str | None) -> Recipe:
     if not Path(name).suffix:
         raise ValueError(f"no task is called {name!r}: there are {', '.join(TASKS)}, or name a .yaml or .json file")
-    return from_file(Recipe, name)
+    return read_declaration(name, data)

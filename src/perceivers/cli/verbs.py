@@ -4,12 +4,17 @@ from collections.abc import Callable
 
 from perceivers.cli.convert import convert
 from perceivers.cli.info import explain, info
-from perceivers.cli.training import evaluate, train
+from perceivers.cli.predict import predict
+from perceivers.cli.schema import schema
+from perceivers.cli.training import evaluate, report, train
 from perceivers.cli.use import autoencode, classify, fill_mask, flow
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
+    "report": report,
+    "predict": predict,
+    "schema": schema,
     "info": info,
     "explain": explain,
     "convert": convert,

@@ -18,7 +18,8 @@ One sample at a time: its bits do not depend on the others. m tokens of a block,
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from einops import rearrange
@@ -50,6 +51,8 @@ Finish = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None], Float[T
 Made = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 """What a block gave, and the gradients of that."""
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 
 class _Sums(torch.autograd.Function):
     """Sums over all blocks, exponentials relative to a reference; the gradient makes each block again."""
@@ -57,19 +60,18 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Rows, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
         reference, sums = None, None
-        with torch.autocast(rows.device.type, enabled=False):
-            for block in blocks:
-                scores, seen = rows.look(rows.cut(rows.tensors, block), block)
-                top = scores.amax(-2, keepdim=True)
-                if reference is None or sums is None:
-                    reference = top.clamp(min=NOTHING_SEEN)
-                else:
-                    raised = torch.where(top > reference + HEADROOM, top, reference)
-                    if not torch.equal(raised, reference):
-                        scale = (reference - raised).exp()
-                        sums, reference = [x.mul_(scale) for x in sums], raised
-                found = rows.gather(seen, scores.sub_(reference).exp_())
-                sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
+        for block in blocks:
+            scores, seen = rows.look(rows.cut(rows.tensors, block), block)
+            top = scores.amax(-2, keepdim=True)
+            if reference is None or sums is None:
+                reference = top.clamp(min=NOTHING_SEEN)
+            else:
+                raised = torch.where(top > reference + HEADROOM, top, reference)
+                if not torch.equal(raised, reference):
+                    scale = (reference - raised).exp()
+                    sums, reference = [x.mul_(scale) for x in sums], raised
+            found = rows.gather(seen, scores.sub_(reference).exp_())
+            sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
         assert reference is not None
         assert sums is not None
         ctx.rows, ctx.blocks = rows, blocks
@@ -92,7 +94,7 @@ class _Sums(torch.autograd.Function):
 class _Rows(torch.autograd.Function):
     """What `writer` makes of all blocks, one behind the other; the gradient makes each block again.
 
-    `others` are the tensors that the writer uses beside those of `rows`, parameters among them; none is made of another.
+    `others`: the tensors that the writer uses beside those of `rows`, parameters too, none made of another.
     """
 
     @staticmethod
@@ -100,12 +102,11 @@ class _Rows(torch.autograd.Function):
         ctx: Any, rows: Rows, blocks: list[Block], writer: Writer, others: tuple[Tensor, ...], *tensors: Tensor
     ) -> Tensor:
         written = None
-        with torch.autocast(rows.device.type, enabled=False):
-            for block in blocks:
-                found = writer(rows.cut(rows.tensors, block), block)
-                # One array for all: many small ones between large ones would keep the heap from being used again.
-                written = found.new_empty(rows.segment.num_tokens, found.shape[-1]) if written is None else written
-                written[slice(*block)] = found
+        for block in blocks:
+            found = writer(rows.cut(rows.tensors, block), block)
+            # One array for all: many small ones between large ones would keep the heap from being used again.
+            written = found.new_empty(rows.segment.num_tokens, found.shape[-1]) if written is None else written
+            written[slice(*block)] = found
         assert written is not None
         ctx.rows, ctx.blocks, ctx.writer, ctx.others = rows, blocks, writer, others
         ctx.save_for_backward(*tensors)
@@ -147,6 +148,18 @@ def _gradients(
     return [next(gradients_of) if wanted else None for wanted in needed]
 
 
+def _without_autocast(function: Function) -> Function:
+    """Only the layers before and behind may lose precision: sums and statistics need float32."""
+
+    @wraps(function)
+    def call(cross: CrossAttention, *given: Any) -> Any:
+        with torch.autocast(cross.mlp.output.weight.device.type, enabled=False):
+            return function(cross, *given)
+
+    return cast(Function, call)
+
+
+@_without_autocast
 def read(
     cross: CrossAttention, latents: Float[Tensor, "#b n f"], segment: Segment, order: Order, block_size: int
 ) -> ReadState:
@@ -154,15 +167,20 @@ def read(
     attention, norm = cross.attention, cross.token_norm
     dtype = torch.promote_types(latents.dtype, torch.float32)
     heads = attention.num_heads
-    query = rearrange(attention.query(cross.query_norm(latents)).to(dtype), "b n (h d) -> b h n d", h=heads)
+    query = attention.query(cross.query_norm(latents.to(attention.query.weight.dtype)))
+    query = rearrange(query.to(dtype), "b n (h d) -> b h n d", h=heads)
     query = query / math.sqrt(query.shape[-1])
-    key, _ = _behind_norm(attention.key, norm, heads, dtype)
+    key, key_bias = _behind_norm(attention.key, norm, heads, dtype)
     value, value_bias = _behind_norm(attention.value, norm, heads, dtype)
+    # The softmax cancels the keys' bias; its gradient is 0 and not None, which data parallelism would wait for.
+    value_bias = value_bias + key_bias[:, :0].sum()
     if not segment.num_tokens:
-        shape = (max(len(latents), segment.batch_size), heads, query.shape[-2])
-        return ReadState(
-            query.new_full(shape, NOTHING_SEEN), query.new_zeros(shape), query.new_zeros(*shape, value.shape[1])
-        )
+        # Gradients are 0 and not None: processes of a group, one of which has nothing to read, wait for one another.
+        parts = [*AbsorbedRows(segment.sample(0), _folded(query[0], key)).tensors.values(), value, value_bias]
+        nothing = torch.stack([x.flatten()[:0].sum(dtype=dtype) for x in parts]).sum()
+        zeros = nothing.expand(max(len(latents), segment.batch_size), heads, query.shape[-2])
+        weighted = zeros[..., None].expand(-1, -1, -1, value.shape[1])
+        return ReadState(torch.full_like(zeros, NOTHING_SEEN), zeros, weighted)
     states = []
     for number in range(max(len(latents), segment.batch_size)):
         own, asked = segment.sample(number), query[number % len(query)]
@@ -200,17 +218,18 @@ def _folded(asked: Float[Tensor, "h n d"], linear: Float[Tensor, "h d c"]) -> Fl
     return folded - folded.mean(0)
 
 
+@_without_autocast
 def write(
     cross: CrossAttention,
     queries: Segment,
-    latents: Float[Tensor, "b n d"],
+    latents: Float[Tensor, "#b n d"],
     tail: Sequence[nn.Module],
     order: Order,
     block_size: int,
 ) -> Float[Tensor, "b o e"]:
     """What queries find in the latents, behind the maps that follow (`tail`), `block_size` queries at a time."""
     heads, dtype = cross.attention.num_heads, torch.promote_types(latents.dtype, torch.float32)
-    normed = cross.token_norm(latents)
+    normed = cross.token_norm(latents.to(cross.attention.key.weight.dtype))
     key, value = (
         rearrange(linear(normed), "b n (h d) -> b h n d", h=heads)
         for linear in (cross.attention.key, cross.attention.value)
@@ -256,7 +275,8 @@ def _projected_finish(
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
         found = output(rearrange(weights @ values, "h m e -> m (h e)").to(output.weight.dtype))
-        return _through(tail, cross.finish((found if queries is None else queries)[None], found[None])[0])
+        queries = found if queries is None else queries.to(found)
+        return _through(tail, cross.finish(queries[None], found[None]))[0]
 
     return finish, (values, *_parameters(output, cross.mlp_norm, cross.mlp, *tail))
 
@@ -273,7 +293,7 @@ def _finish(
         found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features]
         found = found.to(output.bias.dtype) + output.bias
         queries = found if queries is None else queries.to(found)  # not looked at without a residual
-        return _through(tail, cross.finish(queries[None], found[None])[0])
+        return _through(tail, cross.finish(queries[None], found[None]))[0]
 
     return finish, (columns, output.bias, *_parameters(cross.mlp_norm, cross.mlp, *tail))
 

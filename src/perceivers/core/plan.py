@@ -86,14 +86,20 @@ class _Count:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of a cross-attention and a segment: latents, heads times latents, widths; of a token, own and in common."""
+    """Of a cross-attention and a segment: samples, latents, heads times latents, widths; of a token, own and in common.
 
+    Of a token's own channels, `content` vary freely, and `located` are features of its place in a table.
+    """
+
+    samples: int
     latents: int
     questions: int
     qk: int
     v: int
     channels: int
     own: int
+    content: int
+    located: int
     varying: int
     width: int
     projected: bool
@@ -103,23 +109,29 @@ class _Sizes:
         softmax = _Count(passes=3 * self.questions, held=2 * self.questions)
         if order.startswith("separable"):
             return softmax + _Count(
-                products=self.questions * self.varying + (self.channels * self.varying if self.projected else 0),
+                products=self.questions * self.varying + self.channels * self.content * self.projected,
                 passes=2 * self.questions + 3 * self.varying + (3 * self.channels if self.projected else 0),
-                held=self.varying + (self.channels if self.projected else 0),
+                held=3 * self.varying + 3 * self.channels * self.projected,
                 fixed=self.channels * self.latents * self.qk + self.questions * self.own * self.width,
-                kept=2 * self.questions * (self.own + self.width),
+                kept=self.maps + self.questions * (5 * self.own + 3 * self.width + 2 * self.channels * self.projected),
             )
         made = _Count(
             products=self.own * self.channels if self.projected else 0,
             passes=4 * self.channels,
-            held=2 * self.channels + (self.own if self.projected else 0),
+            # Features are looked up in float64, and converted.
+            held=3 * self.channels + 4 * self.located + (self.own if self.projected else 0),
         )
         if order.startswith("absorbed"):
             folded = self.questions * self.channels
-            asked = _Count(products=folded, fixed=self.channels * self.latents * self.qk, kept=folded)
+            asked = _Count(products=folded, fixed=self.channels * self.latents * self.qk, kept=self.maps + folded)
         else:
-            asked = _Count(products=(self.channels + self.latents) * self.qk, held=self.qk + self.v)
+            asked = _Count(products=(self.channels + self.latents) * self.qk, held=self.qk + self.v, kept=self.maps)
         return softmax + made + asked
+
+    @property
+    def maps(self) -> int:
+        """Numbers of keys', values' and queries' maps with the norms folded in, and of what they make of latents."""
+        return (self.qk + self.v) * (self.channels + 2 * self.samples * self.latents)
 
     def reading(self, order: Order) -> _Count:
         """What follows the scores when reading: sums of values."""
@@ -188,11 +200,20 @@ class Case:
 
     def default_block(self, order: Order) -> int:
         """Tokens of a block where no limit asks for fewer."""
-        sizes = self.sizes
-        size = max(
-            BLOCK_NUMBERS.get(self.latents.device.type, BLOCK_NUMBERS["cpu"]) // (sizes.questions + sizes.channels), 1
-        )
+        numbers = BLOCK_NUMBERS.get(self.latents.device.type, BLOCK_NUMBERS["cpu"])
+        size = max(numbers // (self.questions + self.channels), 1)
         return min(size, max(ONE_HOT * self.width, size // 16)) if order.startswith("separable") else size
+
+    @property
+    def questions(self) -> int:
+        """Columns of scores: latents times heads."""
+        return self.cross.attention.num_heads * self.latents.shape[-2]
+
+    @property
+    def channels(self) -> int:
+        """Width of the tokens."""
+        attention = self.cross.attention
+        return (attention.key if self.tail is None else attention.query).in_features
 
     @cached_property
     def sizes(self) -> "_Sizes":
@@ -200,19 +221,24 @@ class Case:
         attention, segment = self.cross.attention, self.segment
         content = 0 if segment.content is None else segment.content.shape[-1]
         return _Sizes(
+            samples=max(len(self.latents), segment.batch_size),
             latents=self.latents.shape[-2],
-            questions=attention.num_heads * self.latents.shape[-2],
+            questions=self.questions,
             qk=attention.query.out_features,
             v=attention.value.out_features,
-            channels=(attention.key if self.tail is None else attention.query).in_features,
+            channels=self.channels,
             own=segment.own_channels,
-            varying=content + (min(ONE_HOT, segment.num_tokens // self.width) if self.width else 0) + 2,
+            content=content,
+            located=segment.positions.num_channels if isinstance(segment.positions, AxisTables) else 0,
+            varying=content
+            + 2
+            + (min(self.default_block("separable"), segment.num_tokens) // self.width if self.width else 0),
             width=self.width,
             projected=segment.projection is not None,
         )
 
     def _cost(self, order: Order) -> Cost:
-        sizes, samples = self.sizes, max(len(self.latents), self.segment.batch_size)
+        sizes, samples = self.sizes, self.sizes.samples
         count = sizes.asking(order) + (sizes.reading(order) if self.tail is None else self._writing(order))
         tokens, item = self.segment.num_tokens, max(self.latents.dtype.itemsize, 4)
         multiply_adds = samples * (tokens * count.products + count.fixed)
@@ -229,25 +255,28 @@ class Case:
         sizes, hidden = self.sizes, self.cross.mlp.hidden.out_features
         maps = [module for module in self.tail or () if isinstance(module, nn.Linear)]
         written = maps[-1].out_features if maps else sizes.channels
-        keys_and_values = sizes.latents * (sizes.qk + sizes.v)
+        # What is written is stacked: it is there twice.
+        softmax = _Count(held=2 * sizes.questions, kept=sizes.samples * self.segment.num_tokens * written)
         if order.endswith("folded"):
             columns = hidden + min(sizes.channels, sizes.v + 1) + written
-            return _Count(
+            return softmax + _Count(
                 products=sizes.questions * columns + hidden * written,
-                held=columns + hidden,
+                held=columns + 2 * hidden + written,
                 fixed=sizes.channels * sizes.v**2 + sizes.latents * sizes.v * columns,
-                kept=keys_and_values + sizes.questions * columns,
+                kept=2 * sizes.questions * columns
+                + 2 * (columns + sizes.channels) * (sizes.v + 1)
+                + sizes.channels * (sizes.channels + hidden)
+                + hidden * written,
             )
-        rest = _Count(
+        rest = softmax + _Count(
             products=2 * sizes.channels * hidden + sum(linear.weight.numel() for linear in maps),
             passes=8 * sizes.channels,
-            held=4 * sizes.channels + hidden + written,
-            kept=keys_and_values,
+            held=4 * sizes.channels + 2 * hidden + written,
         )
         if order in ("dense", "projected"):
             return rest + _Count(products=(sizes.latents + sizes.channels) * sizes.v)
         columns = sizes.questions * sizes.channels
-        return rest + _Count(products=columns, fixed=sizes.latents * sizes.v * sizes.channels, kept=columns)
+        return rest + _Count(products=columns, fixed=sizes.latents * sizes.v * sizes.channels, kept=2 * columns)
 
     def choose(self, plan: Plan, dense: bool) -> Choice | None:
         """The cheapest order, or the one that is forced, within the limit; None if none is possible.

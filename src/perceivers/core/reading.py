@@ -4,13 +4,13 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce as all_reduce_with_gradient
 
 from perceivers.core.tokens import Segment
 
@@ -57,9 +57,23 @@ class ReadState:
         common = self.reference.clone()
         dist.all_reduce(common, dist.ReduceOp.MAX, group=group)
         own = self.relative_to(common)
-        group = group or dist.group.WORLD
-        sums = (all_reduce_with_gradient(part, group=group) for part in (own.denominator, own.weighted))
-        return ReadState(common, *sums)
+        sums = _AllReduce.apply(torch.cat([own.denominator[..., None], own.weighted], -1), group)
+        return ReadState(common, sums[..., 0], sums[..., 1:])
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes of a group; of gradients too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _AllReduce.apply(gradient, ctx.group), None
 
 
 def sum_states(states: Iterable[ReadState]) -> ReadState:
@@ -107,7 +121,8 @@ class Reading:
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Reading":
         """The sum of the readings of all processes of a group, each of which has read a part of the same inputs."""
-        return replace(self, states={name: state.all_reduce(group) for name, state in self.states.items()})
+        # Sorted: all processes must add up the same input, in whatever order they have read theirs.
+        return replace(self, states={name: self.states[name].all_reduce(group) for name in sorted(self.states)})
 
 
 @dataclass(frozen=True)

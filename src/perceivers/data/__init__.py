@@ -6,8 +6,9 @@ from perceivers.data.digits import Digits
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.flow_scenes import FlowScenes
 from perceivers.data.starcraft import StarCraft
+from perceivers.data.table import Table
 
-DATASETS = (Digits, Arrays, FlowScenes, FlowPairs, StarCraft)
+DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft)
 """Every data set that a recipe file may name, by its field `kind`."""
 
-__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "StarCraft"]
+__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "StarCraft", "Table"]

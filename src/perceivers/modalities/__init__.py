@@ -1,5 +1,6 @@
 """Kinds of structure that can go in or come out, one file each."""
 
+from perceivers.modalities.estimate import Estimate
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.grid import Audio, Image, Series, Video
 from perceivers.modalities.label import Label, Labels, Numbers
@@ -8,5 +9,9 @@ from perceivers.modalities.records import Records
 from perceivers.modalities.text import Text
 from perceivers.modalities.vectors import Vectors
 
-KINDS = (Image, Video, Series, Audio, PointSet, Records, Text, Label, Labels, Numbers, FramePair, Flow, Vectors)
+KINDS = (
+    *(Image, Video, Series, Audio, FramePair, Flow),
+    *(PointSet, Records, Text, Vectors),
+    *(Label, Labels, Numbers, Estimate),
+)
 """Every kind that a file may name, by its field `kind`."""

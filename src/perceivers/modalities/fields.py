@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.core.initialisers import embedding
+from perceivers.modalities.cells import number
+from perceivers.modalities.kind import rounded
 from perceivers.modalities.label import UNKNOWN, Label
+
+DAY = 86_400
+"""Seconds."""
+
+ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
+"""A Saturday; where days are counted from."""
+
+CYCLES = (365.2425, 7.0, 1.0)
+"""Days of a year, a week, a day."""
 
 Column = Sequence[Any] | np.ndarray
 """A field's values of several records, as a data set holds them."""
@@ -26,6 +39,10 @@ class FieldType(ABC):
     @abstractmethod
     def is_fitted(self) -> bool:
         """Whether there is nothing left to learn from data before training."""
+
+    @abstractmethod
+    def read(self, cell: Any) -> Any:
+        """A table's cell, never None, as a value; ValueError if it is none of this type."""
 
     @abstractmethod
     def fit(self, values: Sequence[Any]) -> "FieldType":
@@ -55,6 +72,10 @@ class FieldType(ABC):
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
         """Of each record; finite where the target is unknown."""
+
+    @abstractmethod
+    def cell(self, prediction: Tensor) -> Any:
+        """One predicted value as a plain one for a table."""
 
     @abstractmethod
     def show(self, value: Tensor) -> str:
@@ -92,6 +113,10 @@ class Number(FieldType):
         """1."""
         return 1
 
+    def read(self, cell: Any) -> float:
+        """A number."""
+        return number(cell)
+
     def fit(self, values: Sequence[Any]) -> "Number":
         """Mean and standard deviation."""
         numbers = np.asarray(values, np.float64)
@@ -124,6 +149,10 @@ class Number(FieldType):
         true = torch.where(self.known(target), target, prediction)
         return (self.normalise(prediction) - self.normalise(true)) ** 2
 
+    def cell(self, prediction: Tensor) -> Any:
+        """The number."""
+        return rounded(prediction)
+
     def show(self, value: Tensor) -> str:
         """Four digits."""
         return f"{float(value):.4g}" if bool(self.known(value)) else "?"
@@ -153,6 +182,10 @@ class Category(FieldType):
             raise ValueError("a category without classes: give classes=, or fit the schema to data first")
         return count
 
+    def read(self, cell: Any) -> str:
+        """Its name, also where the table holds a number."""
+        return str(cell)
+
     def fit(self, values: Sequence[Any]) -> "Category":
         """The names that occur, sorted; whole numbers stay numbers."""
         return replace(self, classes=Label(classes=self.classes).fit(values).classes)
@@ -178,6 +211,10 @@ class Category(FieldType):
         """Cross entropy."""
         return F.cross_entropy(rearrange(prediction, "b m e -> b e m"), target.clamp(min=0), reduction="none")
 
+    def cell(self, prediction: Tensor) -> str:
+        """The most probable class."""
+        return self.show(prediction)
+
     def show(self, value: Tensor) -> str:
         """Name of the class, of the most probable one for logits."""
         number = int(value.argmax() if value.ndim else value)
@@ -189,11 +226,55 @@ class Category(FieldType):
         if is_missing(value):
             return UNKNOWN
         if isinstance(number_of, int):
-            return int(value) if 0 <= int(value) < number_of else UNKNOWN
+            place = number(value)
+            return int(place) if 0 <= place < number_of else UNKNOWN
         return number_of.get(str(value), UNKNOWN)
 
 
-Field = Number | Category
+@dataclass(frozen=True)
+class Date(Number):
+    """A moment, to about a minute: ISO text, a date or its days since 2000; goes in with its place in cycles too."""
+
+    kind: Literal["date"] = "date"  # type: ignore[assignment]
+    """Name in files."""
+
+    def read(self, cell: Any) -> float:
+        """Days since the beginning of 2000 UTC; a moment without a zone is taken for UTC."""
+        if isinstance(cell, int | float | np.number):
+            return float(cell)
+        try:
+            moment = datetime.fromisoformat(cell if isinstance(cell, str) else cell.isoformat())
+        except (AttributeError, ValueError):
+            raise ValueError(f"not a date as in 2026-11-22 or 2026-11-22T14:30: {cell!r}") from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return (moment - ORIGIN).total_seconds() / DAY
+
+    def fit(self, values: Sequence[Any]) -> "Date":
+        """Mean and standard deviation of the days."""
+        fitted = super().fit([self.read(value) for value in values])
+        assert isinstance(fitted, Date)
+        return fitted
+
+    def prepare(self, values: Column) -> np.ndarray:
+        """Days as float32; None becomes NaN."""
+        return np.asarray([None if is_missing(value) else self.read(value) for value in values], np.float32)
+
+    def build_encoding(self) -> "DateEncoding":
+        """In units of `std`, whether it is known, and its place in the year, the week and the day."""
+        return DateEncoding(self)
+
+    def cell(self, prediction: Tensor) -> str:
+        """ISO text, to the second."""
+        return self.show(prediction)
+
+    def show(self, value: Tensor) -> str:
+        """ISO text, to the second."""
+        with suppress(OverflowError, ValueError):
+            return (ORIGIN + timedelta(days=float(value))).strftime("%Y-%m-%dT%H:%M:%S")
+        return "?"
+
+
+Field = Number | Category | Date
 
 
 class NumberEncoding(FieldEncoding):
@@ -210,6 +291,18 @@ class NumberEncoding(FieldEncoding):
         known = self.field.known(values)
         number = torch.where(known, self.field.normalise(values), torch.zeros_like(values))
         return torch.stack([number, known.to(values.dtype)], dim=-1)
+
+
+class DateEncoding(NumberEncoding):
+    """As a number; then sine and cosine of its place in each cycle, 0 where unknown."""
+
+    channels = 2 + 2 * 3
+
+    def forward(self, values: Float[Tensor, "b m"]) -> Float[Tensor, "b m 8"]:
+        """Finite, whatever the values."""
+        turns = [2 * torch.pi * values.nan_to_num(0.0, 0.0, 0.0) / days for days in CYCLES]
+        waves = torch.stack([wave for turn in turns for wave in (turn.sin(), turn.cos())], dim=-1)
+        return torch.cat([super().forward(values), waves * self.field.known(values)[..., None]], dim=-1)
 
 
 class CategoryEncoding(FieldEncoding):

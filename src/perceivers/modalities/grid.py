@@ -7,6 +7,7 @@ import math
 from abc import ABC
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +22,11 @@ from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, Posit
 from perceivers.core.queries import PositionQuery
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
+from perceivers.media.audio import read_audio, to_mono, to_rate
+from perceivers.media.image import read_image, resize
 from perceivers.media.pictures import show_image
+from perceivers.media.video import read_video
+from perceivers.modalities.cells import Files, array_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
 from perceivers.modalities.kind import Kind, Raw, mean_where
 from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
@@ -96,11 +101,23 @@ class Grid(Kind, ABC):
         """`patch` along each axis."""
         return as_sizes(self.patch, self.axes, "patch")
 
+    def read(self, cell: Any, files: Files) -> np.ndarray:
+        """Numbers in lists, or the path of a file of them (.npy) or of what the kind is."""
+        if not isinstance(cell, str) or cell.lstrip().startswith("["):
+            return numbers(cell)
+        path = files.path(cell)
+        return array_file(path) if path.suffix.lower() == ".npy" else self.read_file(path)
+
+    def read_file(self, path: Path) -> np.ndarray:
+        """[*size, C] of a file that is not .npy; ValueError if there are none of this kind."""
+        raise ValueError(f"{path}: a {type(self).__name__.lower()} is read from lists of numbers or a .npy file")
+
     def fit(self, values: Iterable[Any]) -> "Grid":
         """Mean and standard deviation of each channel, and the range of values."""
         count, total, squares, low, high = 0, np.zeros(self.channels), np.zeros(self.channels), math.inf, -math.inf
         for value in values:
             rows = self._array(value).reshape(-1, self.channels).astype(np.float64)
+            rows = rows[np.isfinite(rows).all(axis=-1)]
             count, total, squares = count + len(rows), total + rows.sum(0), squares + (rows**2).sum(0)
             low, high = min(low, rows.min(initial=math.inf)), max(high, rows.max(initial=-math.inf))
         if not count:
@@ -137,7 +154,7 @@ class Grid(Kind, ABC):
         sizes = {value.shape for value in values if value is not None}
         if len(sizes) > 1 and self.axes > 1:
             raise ValueError(f"one batch holds sizes {sorted(s[:-1] for s in sizes)}: crop or resize them to one")
-        if len(sizes) == 1 and all(value is not None for value in values):
+        if len(sizes) == 1 and all(value is not None and np.isfinite(value).all() for value in values):
             return torch.from_numpy(np.stack(values))
         size = np.max([shape[:-1] for shape in sizes], axis=0)
         batch = np.full((len(values), *size, self.channels), np.nan, np.float32)
@@ -351,6 +368,16 @@ class Image(Grid):
     kind: Literal["image"] = "image"
     """Name in files."""
 
+    @staticmethod
+    def file_size(path: Path) -> tuple[int, int]:
+        """Height and width of a picture's file."""
+        height, width, _ = read_image(path).shape
+        return height, width
+
+    def read_file(self, path: Path) -> np.ndarray:
+        """A picture, values 0 to 255, brought to `size`; of one channel in shades of grey."""
+        return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
+
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """The picture."""
         show_image(axes, _values(sample), self.value_range)
@@ -372,6 +399,13 @@ class Video(Grid):
     """Values at each pixel."""
     kind: Literal["video"] = "video"
     """Name in files."""
+
+    def read_file(self, path: Path) -> np.ndarray:
+        """Frames of a film at equal distances from first to last, values 0 to 255, brought to `size`."""
+        count, *size = as_sizes(self.size, 3, "size")
+        frames = read_video(path).frames
+        chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+        return np.stack([_sized(frames[place], tuple(size), self.channels) for place in chosen])
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Four frames side by side."""
@@ -416,13 +450,40 @@ class Audio(Series):
     """Samples it is trained at; inputs may have any other number, a multiple of `patch`."""
     patch: int | tuple[int, ...] = 16
     """Samples that make one token."""
+    rate: int | None = None
+    """Samples a second that sound files are brought to; None: they stay as they are."""
     kind: Literal["audio"] = "audio"  # type: ignore[assignment]
     """Name in files."""
+
+    @staticmethod
+    def file_length(path: Path) -> tuple[int, int]:
+        """Number of samples of a sound's file, and how many a second has."""
+        samples, rate = read_audio(path)
+        return len(samples), rate
+
+    def read_file(self, path: Path) -> np.ndarray:
+        """The first `size` samples of a sound, or all with silence behind them to whole tokens; one channel: mixed."""
+        samples, rate = read_audio(path)
+        samples = to_mono(samples) if self.channels == 1 else samples
+        samples = samples if self.rate is None else to_rate(samples, rate, self.rate)
+        samples = samples[: as_sizes(self.size, 1, "size")[0]]
+        return np.pad(samples, ((0, -len(samples) % self.steps[0]), (0, 0)))
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Audio, list[Any]]":
         """Ragged, in patches of five."""
         return cls(size=35, patch=5, positions=Fourier(num_bands=3)), [rng.normal(size=35), rng.normal(size=20), None]
+
+
+def _sized(pixels: np.ndarray, size: tuple[int, ...], channels: int) -> np.ndarray:
+    """[H, W, 3] to float32 [*size, channels]; areas are averaged where both sides shrink."""
+    if channels == 1:
+        pixels = pixels.mean(axis=-1, keepdims=True)
+    height, width = size
+    if pixels.shape[:2] == size:
+        return pixels.astype(np.float32)
+    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
+    return resize(pixels, (height, width), "area" if shrinks else "bilinear")
 
 
 def _values(sample: Raw) -> np.ndarray:

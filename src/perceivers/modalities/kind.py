@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.joining import check_names
+from perceivers.modalities.cells import Files, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,9 @@ T = TypeVar("T")
 
 Raw = Any
 """A batch as the model takes or gives it: a tensor with the batch first, or a dictionary of such tensors."""
+
+NOMINAL = 64
+"""Elements of a blank set: sets have no size of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,10 @@ class Kind(ABC):
     mask_at_eval: bool = False
     """As an input: mask outside training too (released video model)."""
 
+    def read(self, cell: Any, files: Files) -> Any:
+        """A table's cell, never None, as a record's value; ValueError if it is none of this kind."""
+        return plain(cell)
+
     def fit(self, values: Iterable[Any]) -> "Kind":
         """Itself with the statistics or the vocabulary of the training part filled in."""
         return self
@@ -53,9 +61,17 @@ class Kind(ABC):
     def collate(self, values: Sequence[Any]) -> Raw:
         """A batch; None stands for a sample without it. Never called with None alone."""
 
+    def cells(self, sample: Raw) -> dict[str, Any]:
+        """A sample of a prediction as plain values for a table: "" is the output's own column, others stand beside."""
+        return {"": rounded(sample)}
+
     def blank(self, batch_size: int, device: torch.device) -> Raw:
-        """A raw input of the trained size, its content irrelevant; ValueError if the kind has no size of its own."""
-        raise ValueError(f"{type(self).__name__} has no size of its own")
+        """A raw input of the trained size (a set of NOMINAL elements), its content irrelevant."""
+        raise ValueError(f"{type(self).__name__} cannot be an input")
+
+    def blank_points(self, batch_size: int, device: torch.device) -> Points | None:
+        """Where an output that has no whole is asked, NOMINAL times; None: it has a whole."""
+        return None
 
     def build_input(self) -> InputAdapter:
         """Raw batch to tokens."""
@@ -76,6 +92,12 @@ class Kind(ABC):
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean loss of a batch over what is there; 0 where nothing is."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
+
+    def num_terms(self, target: Raw) -> Tensor:
+        """How many elements (to a constant factor) the loss of a batch is a mean over; so that parts can be weighed."""
+        if isinstance(target, Mapping):
+            return target["mask"].sum() if "mask" in target else target["values"].isfinite().sum()
+        return target.isfinite().sum() if target.is_floating_point() else (target >= 0).sum()
 
     def metrics(self) -> "dict[str, Metric]":
         """New metrics by name; each is updated with `compared(prediction, target)`."""
@@ -119,6 +141,15 @@ def mean_where(loss: Tensor, valid: Tensor) -> Tensor:
     return loss.sum() / valid.sum().clamp(min=1)
 
 
+def statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each column of [n, C] over its finite values; 0 and 1 where there is nothing."""
+    known = np.isfinite(rows)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, rows, 0.0).sum(axis=0) / count
+    std = np.sqrt((np.where(known, rows - mean, 0.0) ** 2).sum(axis=0) / count)
+    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+
 def pad_sequences(values: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
     """Arrays [n_i, ...] to [B, max n, ...] and a mask [B, max n], True where there is something; None has nothing."""
     known = next(value for value in values if value is not None)
@@ -130,6 +161,16 @@ def pad_sequences(values: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
             batch[row, : len(value)] = value
             mask[row, : len(value)] = True
     return torch.from_numpy(batch), torch.from_numpy(mask)
+
+
+def rounded(values: Any) -> Any:
+    """Numbers of a tensor as plain ones in seven digits, which is what float32 holds; in lists, in dictionaries."""
+    if isinstance(values, Mapping):
+        return {name: rounded(value) for name, value in values.items()}
+    plain_values = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
+    if isinstance(plain_values, list):
+        return [rounded(value) for value in plain_values]
+    return float(f"{plain_values:.7g}") if isinstance(plain_values, float) else plain_values
 
 
 def sample_of(batch: Raw, index: int) -> Raw:

@@ -17,7 +17,8 @@ from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.queries import LearnedQuery
 from perceivers.core.tokens import Segment
-from perceivers.modalities.kind import Kind, Raw, mean_where
+from perceivers.modalities.cells import Files, number, plain
+from perceivers.modalities.kind import Kind, Raw, mean_where, rounded, statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +46,10 @@ class Label(Kind):
         """How many classes there are."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
+    def read(self, cell: Any, files: Files) -> str:
+        """Its name, also where the table holds a number."""
+        return str(cell)
+
     def fit(self, values: Iterable[Any]) -> "Label":
         """The names that occur, sorted; whole numbers stay numbers."""
         if self.classes:
@@ -54,13 +59,25 @@ class Label(Kind):
             return replace(self, classes=int(max(found, default=-1)) + 1)
         return replace(self, classes=tuple(sorted(map(str, found))))
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> int:
-        """Its number."""
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:
+        """Its number; None (missing) for a class that is none of these, since new ones turn up after training."""
+        try:
+            return class_number(value, self.classes)
+        except ValueError:
+            return None
+
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> int:
+        """Its number; ValueError if there is no such class."""
         return class_number(value, self.classes)
 
     def collate(self, values: Sequence[Any]) -> Tensor:
         """[B] numbers, -1 where unknown."""
         return torch.tensor([UNKNOWN if value is None else value for value in values])
+
+    def cells(self, sample: Raw) -> dict[str, Any]:
+        """The most probable class, and its probability."""
+        ((name, probability),) = self.ranking(sample.float().softmax(dim=-1), 1)
+        return {"": name, "probability": rounded(probability)}
 
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """Class 0."""
@@ -68,7 +85,7 @@ class Label(Kind):
 
     def build_input(self) -> "OneHotInput":
         """One token that holds a one in the place of its class (official `OneHotPreprocessor`)."""
-        return OneHotInput(self.num_classes)
+        return OneHotInput(fitted_count(self.num_classes))
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
         """One trained query."""
@@ -76,9 +93,7 @@ class Label(Kind):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
         """Logits [B, classes]."""
-        if not self.num_classes:
-            raise ValueError("a label without classes: give classes=, or fit the schema to data first")
-        return RowOutput(channels, self.num_classes)
+        return RowOutput(channels, fitted_count(self.num_classes))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Cross entropy over samples whose class is known."""
@@ -86,15 +101,19 @@ class Label(Kind):
         return mean_where(loss, target != UNKNOWN)
 
     def metrics(self) -> "dict[str, Metric]":
-        """Fraction of right classes."""
-        from torchmetrics.classification import MulticlassAccuracy
+        """Fraction of right classes; expected calibration error, the mean distance of confidence from accuracy."""
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-        return {"accuracy": MulticlassAccuracy(num_classes=max(self.num_classes, 2), average="micro")}
+        count = max(self.num_classes, 2)
+        return {
+            "accuracy": MulticlassAccuracy(num_classes=count, average="micro"),
+            "ece": MulticlassCalibrationError(num_classes=count),
+        }
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Most probable and true classes of known samples."""
+        """Probabilities [n, classes] (of two at least) and true classes of known samples."""
         known = target != UNKNOWN
-        return prediction[known].argmax(dim=-1), target[known]
+        return F.pad(prediction[known].softmax(dim=-1), (0, max(2 - self.num_classes, 0))), target[known]
 
     def ranking(self, probabilities: Float[Tensor, " classes"], count: int) -> list[tuple[str, float]]:
         """Names and probabilities of the most probable classes."""
@@ -139,6 +158,11 @@ class Labels(Kind):
         """How many classes there are."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
+    def read(self, cell: Any, files: Files) -> list[str]:
+        """A list of names; one alone stands for a list of one."""
+        value = plain(cell)
+        return [str(name) for name in (value if isinstance(value, list) else [value])]
+
     def fit(self, values: Iterable[Any]) -> "Labels":
         """The names that occur, sorted."""
         fitted = Label(classes=self.classes).fit(name for value in values for name in value)
@@ -154,9 +178,20 @@ class Labels(Kind):
         """[B, classes], NaN where unknown."""
         return stack_known(values)
 
+    def cells(self, sample: Raw) -> dict[str, Any]:
+        """The classes more probable than not, and the probability of each class."""
+        probabilities = sample.float().sigmoid()
+        names = [str(i) for i in range(self.classes)] if isinstance(self.classes, int) else self.classes
+        chosen = [name for name, p in zip(names, probabilities, strict=True) if p > 0.5]
+        return {"": chosen, "probabilities": rounded(probabilities)}
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """No class."""
+        return torch.zeros(batch_size, self.num_classes, device=device)
+
     def build_input(self) -> "OneHotInput":
         """One token that holds ones in the places of its classes."""
-        return OneHotInput(self.num_classes)
+        return OneHotInput(fitted_count(self.num_classes))
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
         """One trained query."""
@@ -164,7 +199,7 @@ class Labels(Kind):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
         """Logits [B, classes]."""
-        return RowOutput(channels, self.num_classes)
+        return RowOutput(channels, fitted_count(self.num_classes))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Binary cross entropy over known samples."""
@@ -205,15 +240,16 @@ class Numbers(Kind):
     kind: Literal["numbers"] = "numbers"
     """Name in files."""
 
+    def read(self, cell: Any, files: Files) -> list[float]:
+        """A number, or a list of them."""
+        value = plain(cell)
+        return [number(one) for one in (value if isinstance(value, list) else [value])]
+
     def fit(self, values: Iterable[Any]) -> "Numbers":
-        """Mean and standard deviation of each."""
-        table = np.stack([self._array(value) for value in values]).astype(np.float64)
-        std = np.nanstd(table, axis=0)
-        return replace(
-            self,
-            mean=self.mean or tuple(np.nanmean(table, axis=0).tolist()),
-            std=self.std or tuple(np.where(std > 0, std, 1.0).tolist()),
-        )
+        """Mean and standard deviation of each, over known numbers."""
+        table = np.array([self._array(value) for value in values], np.float64).reshape(-1, self.count)
+        mean, std = statistics(table)
+        return replace(self, mean=self.mean or mean, std=self.std or std)
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[count] as float32."""
@@ -223,6 +259,14 @@ class Numbers(Kind):
         """[B, count], NaN where unknown."""
         return stack_known(values)
 
+    def cells(self, sample: Raw) -> dict[str, Any]:
+        """The number, or a list of them."""
+        return {"": rounded(sample if self.count > 1 else sample[0])}
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Zeros."""
+        return torch.zeros(batch_size, self.count, device=device)
+
     def build_input(self) -> "NumbersInput":
         """One token that holds the numbers, and for each whether it is known."""
         return NumbersInput(self)
@@ -231,7 +275,7 @@ class Numbers(Kind):
         """One trained query."""
         return LearnedQuery(1, self.query_channels)
 
-    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Numbers [B, count]."""
         return RowOutput(channels, self.count, self.mean or (0.0,), self.std or (1.0,))
 
@@ -316,6 +360,13 @@ class RowOutput(OutputAdapter):
     def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
         """[B, e]."""
         return rows[:, 0] * rows.new_tensor(self.std) + rows.new_tensor(self.mean)
+
+
+def fitted_count(num_classes: int) -> int:
+    """The number of classes; ValueError if there is none yet."""
+    if not num_classes:
+        raise ValueError("a label without classes: give classes=, or fit the schema to data first")
+    return num_classes
 
 
 def class_number(value: Any, classes: int | tuple[str, ...]) -> int:

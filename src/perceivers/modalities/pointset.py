@@ -17,7 +17,8 @@ from perceivers.core.interfaces import Coordinates, InputAdapter, OutputAdapter,
 from perceivers.core.positions import Fourier, Positions
 from perceivers.core.queries import CoordinateQuery
 from perceivers.core.tokens import Segment, blank_where_absent
-from perceivers.modalities.kind import Kind, Raw, mean_where, pad_sequences
+from perceivers.modalities.cells import Files, numbers, plain
+from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences, statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,20 +52,33 @@ class PointSet(Kind):
         if not 0 <= self.keep[0] <= self.keep[1] <= 1:
             raise ValueError(f"keep = {self.keep} must be two rising fractions between 0 and 1")
 
+    def read(self, cell: Any, files: Files) -> dict[str, Any]:
+        """{"coordinates", "values"}, or a list of points, each its coordinates and then its values (if known)."""
+        value = plain(cell)
+        if isinstance(value, Mapping):
+            return {name: numbers(value.get(name)) for name in ("coordinates", "values")}
+        points = numbers(value)
+        points = points.reshape(0, self.axes) if points.shape == (0,) else points
+        if points.ndim != 2:
+            raise ValueError(f"points of shape {points.shape}, expected (M, {self.axes} + {self.channels})")
+        places, known = points[:, : self.axes], points[:, self.axes :]
+        unknown = np.full((len(points), self.channels), np.nan, np.float32)
+        return {"coordinates": places, "values": known if known.size else unknown}
+
     def fit(self, values: Iterable[Any]) -> "PointSet":
         """Bounds of the coordinates, mean and standard deviation of the values."""
         points = [value for value in values if len(value["coordinates"])]
         if not points:
             return self
         places = np.concatenate([np.asarray(point["coordinates"], np.float64) for point in points])
-        numbers = np.concatenate([np.asarray(point["values"], np.float64) for point in points])
-        std = numbers.std(0)
+        values_known = np.concatenate([np.asarray(point["values"], np.float64) for point in points])
+        mean, std = statistics(values_known)
         bounds = tuple((float(low), float(high)) for low, high in zip(places.min(0), places.max(0), strict=True))
         return replace(
             self,
             bounds=self.bounds or bounds,
-            mean=self.mean or tuple(numbers.mean(0).tolist()),
-            std=self.std or tuple(np.where(std > 0, std, 1.0).tolist()),
+            mean=self.mean or mean,
+            std=self.std or std,
         )
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
@@ -87,6 +101,17 @@ class PointSet(Kind):
         numbers, _ = pad_sequences([None if value is None else value["values"] for value in values])
         return {"coordinates": coordinates, "values": numbers, "mask": mask}
 
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Points at the origin."""
+        coordinates, values = (
+            torch.zeros(batch_size, NOMINAL, width, device=device) for width in (self.axes, self.channels)
+        )
+        return {"coordinates": coordinates, "values": values}
+
+    def blank_points(self, batch_size: int, device: torch.device) -> Points:
+        """At the origin."""
+        return Coordinates(torch.zeros(batch_size, NOMINAL, self.axes, device=device))
+
     def build_input(self) -> "PointSetInput":
         """A token for each point: its values and its position."""
         return PointSetInput(self)
@@ -105,8 +130,9 @@ class PointSet(Kind):
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean squared difference in units of `std`, over points that exist."""
-        std = prediction.new_tensor(self.std or (1.0,))
-        return mean_where(((prediction - target["values"]) / std) ** 2, target["mask"][..., None].expand_as(prediction))
+        std, values = prediction.new_tensor(self.std or (1.0,)), target["values"]
+        difference = (prediction - values.nan_to_num(0.0)) / std
+        return mean_where(difference**2, target["mask"][..., None] & values.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
         """Root of the mean squared error, in the data's units."""
@@ -115,13 +141,15 @@ class PointSet(Kind):
         return {"rmse": MeanSquaredError(squared=False)}
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Values of points that exist."""
-        return prediction[target["mask"]], target["values"][target["mask"]]
+        """Known values of points that exist, flat."""
+        known = target["mask"][..., None] & target["values"].isfinite()
+        return prediction[known], target["values"][known]
 
     def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
         """The data's coordinates to -1 to 1."""
         low, high = coordinates.new_tensor(self.bounds or ((-1.0, 1.0),) * self.axes).unbind(dim=-1)
-        return -1 + 2 * (coordinates - low) / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
+        span = torch.where(high > low, high - low, torch.ones_like(low))  # an axis of one place has no length
+        return -1 + 2 * (coordinates - low) / span
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """The points by their first two coordinates, the first one downwards as rows are; grey by value, on blue."""
@@ -144,6 +172,8 @@ class PointSet(Kind):
         for name, width in (("coordinates", self.axes), ("values", self.channels)):
             if points[name].shape != (count, width):
                 raise ValueError(f"{name} of shape {points[name].shape}, expected ({count}, {width})")
+        if not np.isfinite(points["coordinates"]).all():
+            raise ValueError("coordinates must be finite numbers")
         return points
 
     @classmethod
@@ -167,7 +197,9 @@ class PointSetInput(InputAdapter):
         mask = raw.get("mask")
         coordinates, values = (blank_where_absent(raw[name], mask) for name in ("coordinates", "values"))
         mean, std = values.new_tensor(self.spec.mean or (0.0,)), values.new_tensor(self.spec.std or (1.0,))
-        return Segment((values - mean) / std, self.positions.at(self.spec.to_unit(coordinates)), mask=mask)
+        return Segment(
+            ((values - mean) / std).nan_to_num(0.0), self.positions.at(self.spec.to_unit(coordinates)), mask=mask
+        )
 
 
 class PointSetOutput(OutputAdapter):

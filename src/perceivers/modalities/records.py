@@ -21,8 +21,9 @@ from perceivers.core.joining import check_names
 from perceivers.core.queries import InputQuery, LearnedQuery
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
+from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.fields import Category, Column, Field, Number, is_missing
-from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, named, pad_sequences
+from perceivers.modalities.kind import NOMINAL, Kind, Raw, input_of, mean_where, named, pad_sequences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,6 +65,11 @@ class Records(Kind):
         if self.hidden_only and self.of is None:
             raise ValueError("hidden_only needs `of`, the input that hides values")
 
+    def read(self, cell: Any, files: Files) -> dict[str, list[Any]]:
+        """A list of objects or an object of lists; under the key "*" the whole row is a set of one."""
+        columns = self._columns(plain(cell))
+        return {name: [self._read(name, one) for one in columns[name]] for name in self.fields}
+
     def fit(self, values: Iterable[Any]) -> "Records":
         """Each field's statistics or classes; ValueError for a field whose values are all unknown."""
         sets = [self._columns(value) for value in values]
@@ -104,6 +110,18 @@ class Records(Kind):
         for name in self.fields:
             batch[name], mask = pad_sequences([None if value is None else value[name] for value in values])
         return {**batch, "mask": mask}
+
+    def cells(self, sample: Raw) -> dict[str, Any]:
+        """A list of records; the fields of a set of one stand beside."""
+        count = _count(sample)
+        records = [{name: field.cell(sample[name][i]) for name, field in self.fields.items()} for i in range(count)]
+        return records[0] if self.of is None and self._num_queries == 1 else {"": records}
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Records of which nothing is known, `max_records` or NOMINAL."""
+        unknown = [None] * (self.max_records or NOMINAL)
+        columns = {name: torch.from_numpy(field.prepare(unknown)) for name, field in self.fields.items()}
+        return {name: column.to(device).repeat(batch_size, 1) for name, column in columns.items()}
 
     def build_input(self) -> InputAdapter:
         """A token for each record, or for each field of each."""
@@ -193,6 +211,9 @@ class Records(Kind):
             raise ValueError(f"columns must be equally long: {', '.join(found)}")
         count = next(iter(lengths.values()))
         return {name: value[name] if name in lengths else [None] * count for name in self.fields}
+
+    def _read(self, name: str, cell: Any) -> Any:
+        return None if is_missing(cell) else named(f"field {name!r}", self.fields[name].read, cell)
 
     def _without(self, name: str, column: np.ndarray, where: np.ndarray) -> np.ndarray:
         return np.where(where, self.fields[name].prepare([None]), column)

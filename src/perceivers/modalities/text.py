@@ -7,7 +7,7 @@ masked; as an input also plain ids [B, M]. Logits [B, M, vocabulary] come out.
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from perceivers.core.queries import InputQuery, LearnedQuery, at_points
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
+from perceivers.modalities.cells import Files
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences
 from perceivers.modalities.tokenizers import tokenizer_of, word_numbers
 
@@ -71,6 +72,10 @@ class Text(Kind):
         """How many ids there are."""
         return self.vocab_size or tokenizer_of(self.tokenizer).vocab_size
 
+    def read(self, cell: Any, files: Files) -> str:
+        """The text, also where the table holds a number."""
+        return str(cell)
+
     def fit(self, values: Iterable[Any]) -> "Text":
         """The tokenizer's number of ids, so that the model can be built without its file."""
         return replace(self, vocab_size=self.num_ids)
@@ -111,6 +116,12 @@ class Text(Kind):
         masked, _ = pad_sequences([None if value is None else value["masked"] for value in values])
         return {"ids": ids.masked_fill(~mask, tokenizer_of(self.tokenizer).pad_id), "mask": mask, "masked": masked}
 
+    def cells(self, sample: Raw) -> dict[str, Any]:
+        """The most probable text, up to its first padding."""
+        tokenizer = tokenizer_of(self.tokenizer)
+        ids = list(takewhile(lambda number: number != tokenizer.pad_id, sample.argmax(dim=-1).tolist()))
+        return {"": tokenizer.decode(ids)}
+
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """The first id, everywhere."""
         return torch.zeros(batch_size, self.length, dtype=torch.long, device=device)
@@ -149,6 +160,10 @@ class Text(Kind):
         """Cross entropy over masked tokens; over all tokens if the batch has no masked one."""
         logits = rearrange(_beside(prediction, target), "b m v -> b v m")
         return mean_where(F.cross_entropy(logits, target["ids"], reduction="none"), _asked(target))
+
+    def num_terms(self, target: Raw) -> Tensor:
+        """Tokens that the loss looks at."""
+        return _asked(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
         """Fraction of right tokens."""

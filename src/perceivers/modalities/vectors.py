@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points, Queries
 from perceivers.core.queries import GivenQuery
 from perceivers.core.tokens import Segment, blank_where_absent
-from perceivers.modalities.kind import Kind, Raw, mean_where, pad_sequences
+from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -52,6 +53,14 @@ class Vectors(Kind):
             arrays = [value[name] if isinstance(value, Mapping) else value for value in values]
             batch[name], batch["mask"] = pad_sequences(arrays)
         return batch
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Zeros."""
+        return torch.zeros(batch_size, NOMINAL, self.channels, device=device)
+
+    def blank_points(self, batch_size: int, device: torch.device) -> Points:
+        """Queries of zeros."""
+        return Queries(torch.zeros(batch_size, NOMINAL, self.query_channels, device=device))
 
     def build_input(self) -> "VectorsInput":
         """The vectors as they are."""

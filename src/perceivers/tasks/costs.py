@@ -43,15 +43,30 @@ def costs(preset: Preset) -> Costs:
     model = preset.build("meta").eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model.to_empty(device="cpu")
-        raw = {name: spec.blank(1, torch.device("cpu")) for name, spec in preset.schema.inputs.items()}
+        raw, points = preset.schema.blank(1, torch.device("cpu"))
         counter, memory = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION), PeakMemory()
-        memory.hold([*model.parameters(), *raw.values()])
+        memory.hold([*model.parameters(), *tree_leaves(raw)])
         with memory, counter:
-            model(raw, order="dense")
+            model(raw, points, order="dense")
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     stages = {name: _stage(name, model.get_submodule(name), flops) for name in STAGES}
     own = model.trunk.latents.numel()
     return Costs(count_parameters(model), counter.get_total_flops(), memory.peak, {"trunk.latents": (own, 0), **stages})
+
+
+def training_bytes(preset: Preset, batch_size: int) -> int:
+    """Largest memory held at once by a training step in float32 on a CPU: weights, gradients, moments, activations."""
+    model = preset.build("meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        raw, points = preset.schema.blank(batch_size, torch.device("cpu"))
+        moments = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(2)]
+        memory = PeakMemory()
+        memory.hold([*model.parameters(), *tree_leaves(raw), *moments])
+        with memory:
+            outputs = tree_leaves(model(raw, points))
+            torch.stack([output.sum() for output in outputs]).sum().backward()  # as large as any loss
+    return memory.peak
 
 
 def count_parameters(module: nn.Module) -> int:

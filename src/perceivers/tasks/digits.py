@@ -18,12 +18,13 @@ from perceivers.media.report import Report
 from perceivers.modalities import Image, Label, PointSet
 from perceivers.modalities.kind import sample_of
 from perceivers.schema import Record, Schema
-from perceivers.storage import read_json
-from perceivers.tasks.recipe import METRICS, Recipe, changed_schema, load_run
-from perceivers.tasks.report import SHOWN, add_losses, predict, subplots
+from perceivers.tasks.recipe import Recipe, changed_schema, load_run
+from perceivers.tasks.report import add_losses, predict
+from perceivers.tasks.results import read_scores
+from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores
-from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.pictures import SHOWN, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ def unread_scores(run: Path) -> dict[str, Scores]:
 
 def report(run: Path) -> Path:
     """Scores, and what a person wants to see: read, written, written four times as fine, attended to."""
-    scores = read_json(run / METRICS)
+    scores = read_scores(run)
     own, model = load_run(run)
     quarter = changed_schema(own.schema, own.evaluations[QUARTER])
     batch, predictions = predict(model.cpu(), quarter, own.data.held_out())

@@ -2,75 +2,115 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from perceivers.core.perceiver import Config, PerceiverIO
-from perceivers.data import Arrays, Digits, FlowPairs, FlowScenes, StarCraft
+from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, StarCraft, Table
+from perceivers.data.sifting import read_held_out, read_parts
+from perceivers.preset import Preset, auto_config
+from perceivers.pretrained.hub import from_pretrained
+from perceivers.pretrained.transfer import freeze, transfer
 from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
 from perceivers.storage import load_model, write_text
+from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores, evaluate
-from perceivers.training.loop import TrainingConfig, seed_step, train
-from perceivers.training.state import latest_checkpoint
+from perceivers.training.loop import seed_step, train
+from perceivers.training.state import best_checkpoint, checkpoints
 
-RECIPE, METRICS = "recipe.yaml", "metrics.json"
+RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays | FlowScenes | FlowPairs | StarCraft
+    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""
-    config: Config = field(default_factory=Config)
-    """Sizes of the model."""
+    config: Config | Literal["auto"] = "auto"
+    """Sizes of the model; "auto": those that suit the schema."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it learns."""
     evaluations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Further evaluations by name, each with the fields of inputs and outputs to change for it."""
+    start_from: str | None = None
+    """Model whose weights it starts from, where they fit: folder of a model or of a run, or a hub repository."""
+    freeze: tuple[str, ...] = ()
+    """Parts that do not learn: latents, encoder, processor, decoder, input_adapter, ..., or beginnings of names."""
+    task: str | None = None
+    """Name of the task that it is a recipe of: knows what else to measure and to show."""
 
     def __post_init__(self) -> None:
         for changes in self.evaluations.values():
             changed_schema(self.schema, changes)
 
 
-def run_recipe(recipe: Recipe, run: Path) -> dict[str, Scores]:
-    """Train a recipe in a folder, or continue there, and evaluate it; writes recipe, log, checkpoints and metrics."""
-    training = recipe.data.training()
-    fitted = dataclasses.replace(recipe, schema=recipe.schema.fit(training))
-    _claim(run, fitted)
+def run_recipe(recipe: Recipe, run: Path, tell: Callable[[str], None] = lambda line: None) -> None:
+    """Train a recipe in a folder, or continue there; writes recipe, log and checkpoints.
+
+    `tell` is called with what is worth knowing before it starts. Only the first process returns.
+    """
+    parts = read_parts(recipe.data, recipe.schema)
+    preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
     seed_step(recipe.training.seed)
-    model = PerceiverIO(fitted.schema, fitted.config)
-    train(model, training, recipe.training, run)
-    return evaluate_run(run)
+    model = preset.build()
+    freeze(model, recipe.freeze)
+    if recipe.start_from is not None and not checkpoints(run):
+        loaded, fresh = transfer(model, find_model(recipe.start_from))
+        tell(f"loaded from {recipe.start_from}: {', '.join(loaded) or 'nothing'}")
+        tell(f"fresh: {', '.join(fresh) or 'nothing'}")
+    _claim(run, dataclasses.replace(recipe, schema=preset.schema, config=preset.config))
+    if parts.unreadable:
+        lines = [json.dumps(to_plain(row), ensure_ascii=False) + "\n" for row in parts.unreadable]
+        write_text(run / UNREADABLE, "".join(lines))
+    if not train(model, parts.training, recipe.training, run):
+        raise SystemExit(0)  # what comes is the first process's
+
+
+def preset_of(recipe: Recipe) -> Preset:
+    """A recipe's model, its sizes decided."""
+    return Preset(recipe.schema, auto_config(recipe.schema) if recipe.config == "auto" else recipe.config)
 
 
 def evaluate_run(run: Path) -> dict[str, Scores]:
-    """Scores of a run's newest checkpoint on held-out records, by name of the evaluation; also written to a file."""
+    """Scores of a run's best checkpoint (without validation, the newest) on held-out records, by evaluation."""
     recipe, model = load_run(run)
-    held_out = recipe.data.held_out()
+    held_out = read_held_out(recipe.data, recipe.schema)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
-    scores = {name: evaluate(model, held_out, schema) for name, schema in schemas.items()}
-    write_text(run / METRICS, json.dumps(scores, indent=2) + "\n")
-    return scores
+    return {name: evaluate(model, held_out, schema) for name, schema in schemas.items()}
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
-    """Recipe and newest model of a run; ValueError if there is none."""
-    if not (run / RECIPE).is_file():
-        raise ValueError(f"{run} is not the folder of a run: it has no {RECIPE}")
-    checkpoint = latest_checkpoint(run)
+    """Recipe and best model of a run (the newest, if it has no validation); ValueError if there is none."""
+    checkpoint = best_checkpoint(run)
+    recipe = read_recipe(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
-    model = load_model(checkpoint)
-    return from_file(Recipe, run / RECIPE), model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return recipe, load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_recipe(run: Path) -> Recipe:
+    """Recipe of a run; ValueError if the folder is none."""
+    if not (run / RECIPE).is_file():
+        raise ValueError(f"{run} is not the folder of a run: it has no {RECIPE}")
+    return from_file(Recipe, run / RECIPE)
+
+
+def find_model(name: str, offline: bool = False) -> PerceiverIO:
+    """The model of a run's folder, of a model's folder or of a hub repository."""
+    return load_run(Path(name))[1] if (Path(name) / RECIPE).is_file() else from_pretrained(name, offline=offline)
+
+
+def data_of(run: Path) -> DataSet | None:
+    """What a run was trained on; None for a folder that is none of a run."""
+    return read_recipe(run).data if (run / RECIPE).is_file() else None
 
 
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:

@@ -1,26 +1,20 @@
 """The report of any run: scores, losses over the steps, and samples as their kinds draw them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.data.sifting import read_held_out
 from perceivers.media.report import Report
-from perceivers.modalities.kind import sample_of
 from perceivers.schema import Record, Schema
-from perceivers.storage import read_json
-from perceivers.tasks.recipe import METRICS, load_run
-from perceivers.training.evaluation import Scores
-from perceivers.training.loop import read_log
+from perceivers.tasks.recipe import load_run
+from perceivers.tasks.results import read_scores
+from perceivers.training.log import read_log
 from perceivers.training.order import evaluation_batches
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-SHOWN = 6
-"""Samples of a report."""
+from perceivers.training.pictures import SHOWN, draw_samples, subplots
 
 
 def report(run: Path) -> Path:
@@ -28,7 +22,7 @@ def report(run: Path) -> Path:
     recipe, model = load_run(run)
     page = Report(f"Run {run.name}")
     add_scores(page, run)
-    batch, predictions = predict(model.cpu(), recipe.schema, recipe.data.held_out()[:SHOWN])
+    batch, predictions = predict(model.cpu(), recipe.schema, read_held_out(recipe.data, recipe.schema)[:SHOWN])
     page.heading("Samples, held out")
     page.figure(
         draw_samples(recipe.schema, batch, predictions), "Inputs; then of each output what is true and written."
@@ -39,7 +33,7 @@ def report(run: Path) -> Path:
 
 def add_scores(page: Report, run: Path) -> None:
     """Every metric of every evaluation."""
-    scores = cast(dict[str, Scores], read_json(run / METRICS))
+    scores = read_scores(run)
     page.heading("Scores")
     rows = {
         f"{output}, {metric}": [f"{evaluation[output][metric]:.4g}" for evaluation in scores.values()]
@@ -68,38 +62,3 @@ def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tu
     batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
     with torch.no_grad():
         return batch, model(batch["inputs"], schema.points(batch["targets"]))
-
-
-def draw_samples(schema: Schema, batch: Mapping[str, Any], predictions: Mapping[str, Any]) -> "Figure":
-    """A row for each sample: its inputs, then each output's target and prediction."""
-    inputs = [name for name in schema.inputs if name in batch["inputs"]]
-    outputs = [name for name in schema.outputs if name in batch["targets"] and name in predictions]
-    titles = [*inputs, *(title for name in outputs for title in (f"{name}: true", f"{name}: written"))]
-    rows = len(next(iter(_tensors(batch))))
-    figure, axes = subplots(rows, titles)
-    for row in range(rows):
-        columns = iter(axes[row])
-        for name in inputs:
-            schema.inputs[name].picture(next(columns), sample_of(batch["inputs"][name], row))
-        for name in outputs:
-            target, prediction = (sample_of(side[name], row) for side in (batch["targets"], predictions))
-            spec = schema.outputs[name]
-            spec.picture(next(columns), target)
-            spec.picture(next(columns), spec.beside(prediction, target))
-    return figure
-
-
-def subplots(rows: int, titles: Sequence[str], side: float = 1.6) -> "tuple[Figure, Any]":
-    """A figure and its axes [rows, titles], a title above each column; `side` in inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(side * len(titles), side * rows), layout="constrained")
-    axes = figure.subplots(rows, len(titles), squeeze=False)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
-    return figure, axes
-
-
-def _tensors(batch: Any) -> Any:
-    for value in batch.values():
-        yield from _tensors(value) if isinstance(value, Mapping) else [value]

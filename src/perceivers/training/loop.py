@@ -1,157 +1,154 @@
 """One training loop for any schema. A resumed run makes the same steps as one that was never stopped."""
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.schema import Record, Schema
-from perceivers.storage import write_text
-from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, build_optimiser, learning_rate
-from perceivers.training.order import BatchOrder, training_batches
-from perceivers.training.progress import progress_bar
+from perceivers.schema import Record
+from perceivers.training.config import TrainingConfig
+from perceivers.training.evaluation import device_of, on_device, validation_loss
+from perceivers.training.log import Log
+from perceivers.training.objective import Batch, Objective, counts, parts
+from perceivers.training.optimisers import build_optimiser
+from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
+from perceivers.training.pictures import SHOWN, draw_samples
+from perceivers.training.processes import launched, only_user
+from perceivers.training.recompute import recomputed
 from perceivers.training.state import TrainingState, latest_checkpoint
+from perceivers.training.stopping import Stopped, stop_signals
 
-LOG = "log.jsonl"
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a schema's model is trained."""
-
-    num_steps: int = 1000
-    """Steps in all."""
-    batch_size: int = 64
-    """Records of a step, over all processes together."""
-    seed: int = 0
-    """Of initial weights, order, augmentation and dropout."""
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    """Update rule."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """Learning rate over the steps."""
-    log_every: int = 20
-    """Steps between two lines of the log."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints; the last step always makes one."""
-    num_workers: int = 0
-    """Processes that prepare records; 0: the training process itself."""
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Kind of device."""
-    devices: int = 1
-    """Number of devices."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
-    """Numbers of the forward and backward pass."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "devices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
-        if self.batch_size % self.devices:
-            raise ValueError(f"batch_size = {self.batch_size} must be a multiple of devices = {self.devices}")
-        learning_rate(0, self.num_steps, self.optimiser, self.schedule)  # says now what would be wrong later
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
-def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig, run: Path) -> None:
-    """Train a model, in place, up to `num_steps`, from the run folder's latest checkpoint if it has one."""
-    from lightning.fabric import Fabric  # an extra, and slow to import
+def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig, run: Path) -> bool:
+    """Train a model, in place, up to `num_steps`, from the run folder's latest checkpoint if it has one.
 
-    if not records:
-        raise ValueError("no records to learn from")
-    schema = cast(Schema, model.schema)
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
-    fabric.launch()
-    state = TrainingState(model, build_optimiser(model, config.optimiser))
-    wrapped, optimiser = fabric.setup(model, state.optimiser)
-    if (checkpoint := latest_checkpoint(run)) is not None:
-        state.load(checkpoint)
+    True in the first process, which goes on alone. Raises Stopped after a signal and the checkpoint it asks for.
+    """
+    records, validation = split(records, config)
+    model.memory_limit = None if config.memory_limit is None else config.memory_limit * 1_000_000
+    with (
+        launched(config) as fabric,
+        only_user(run, fabric),
+        recomputed(model, config.recompute),
+        stop_signals() as stop,
+    ):
+        objective = Objective(model)
+        learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
+        learner.mark_forward_method("predict")
+        learner.train()
+        optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser))
+        state = TrainingState.start(model, optimiser.optimizer, fabric, config.average_decay)
+        checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
+        if checkpoint is not None:
+            state.load(checkpoint)
 
-    share = (fabric.global_rank, fabric.world_size)
-    order = BatchOrder(config.seed, len(records), config.batch_size, state.step, config.num_steps, *share)
-    batches = training_batches(schema, records, order, config.num_workers)
-    wrapped.train()
-    with Log(run, state.step, config, enabled=fabric.is_global_zero) as log:
-        for batch in fabric.setup_dataloaders(batches, use_distributed_sampler=False):
-            rate = learning_rate(state.step, config.num_steps, config.optimiser, config.schedule)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            seed_step(config.seed, state.step, fabric.global_rank)
-            losses = schema.losses(wrapped(batch["inputs"], schema.points(batch["targets"])), batch["targets"])
-            total = sum_losses(losses, state.step)
-            fabric.backward(total)
-            if config.optimiser.max_norm is not None:
-                fabric.clip_gradients(wrapped, optimiser, max_norm=config.optimiser.max_norm)
-            optimiser.step()
-            optimiser.zero_grad()
-            state.step += 1
-            log.write(state.step, rate, losses)
-            last = state.step == config.num_steps
-            if fabric.is_global_zero and (last or state.step % config.checkpoint_every == 0):
-                state.save(run)
+        share = (fabric.global_rank, fabric.world_size)
+        order = BatchOrder(config.seed, len(records), config.batch_size, state.step, config.num_steps, *share)
+        batches = training_batches(objective.schema, records, order, config.num_workers)
+        with Log(run, state.step, config, enabled=fabric.is_global_zero) as log:
+            started = time.monotonic() - state.seconds
+            for batch in fabric.setup_dataloaders(batches, use_distributed_sampler=False):
+                rate = config.rate(state.step)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                seed_step(config.seed, state.step, fabric.global_rank)
+                losses = gradients(fabric, learner, batch, config.accumulate)
+                norm = clip(fabric, learner, optimiser, config)
+                check_finite(state.step, losses, norm, checkpoint)
+                optimiser.step()
+                optimiser.zero_grad()
+                state.step += 1
+                state.update_average()
+                state.seconds = time.monotonic() - started
+                log.write(state.step, losses, rate=rate, norm=norm, seconds=round(state.seconds, 3))
+
+                signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
+                due = state.step == config.num_steps or state.step % config.checkpoint_every == 0
+                if due or signal:
+                    with state.averaged():
+                        score = validation_loss(learner, validation, config.batch_size) if due and validation else None
+                        if due and config.tensorboard:
+                            show(log, state.step, learner, validation or records)
+                    checkpoint = state.save(run, score)
+                if signal:
+                    raise Stopped(signal, state.step, checkpoint)
+        state.set_parameters(state.average)
     model.eval()
+    return fabric.is_global_zero
 
 
-def sum_losses(losses: Mapping[str, Tensor], step: int) -> Tensor:
-    """The training loss; ValueError if it is not finite, before it can spoil a weight."""
-    if not losses:
-        raise ValueError(f"step {step}: no record of the batch has a target")
-    total = torch.stack(list(losses.values())).sum()
-    if not math.isfinite(float(total.detach())):
-        found = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
-        raise ValueError(f"step {step}: the loss is not finite ({found}): lower the learning rate or check the data")
-    return total
+def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[Record], Sequence[Record]]:
+    """Records to learn from, and those that choose the best checkpoint; ValueError if none is left to learn from."""
+    number = round(config.validation_fraction * len(records))
+    if number == len(records):
+        raise ValueError(f"no records to learn from: of {len(records)}, {number} are for validation")
+    if not number:
+        return records, []
+    places = np.random.default_rng(config.seed).permutation(len(records))
+    return [records[i] for i in sorted(places[number:])], [records[i] for i in sorted(places[:number])]
+
+
+def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict[str, float]:
+    """Gradients of a batch over all processes, from so many parts of each share; and the losses of its outputs.
+
+    Each part counts as much as it has elements that its losses are means over: as if the batch were in one piece.
+    """
+    schema, pieces = learner.schema, parts(batch, number)
+    own = [counts(schema, piece, fabric.device) for piece in pieces]
+    total = fabric.all_reduce(torch.stack(own).sum(dim=0), reduce_op="sum")
+    if not total.any():
+        raise ValueError("no record of the batch has a target")
+    whole = dict(zip(schema.outputs, total.clamp(min=1), strict=True))
+    losses: dict[str, Tensor] = {name: torch.zeros((), device=fabric.device) for name in schema.outputs}
+    for piece, count in zip(pieces, own, strict=True):
+        part = dict(zip(schema.outputs, fabric.world_size * count, strict=True))  # gradients are means over processes
+        with fabric.no_backward_sync(learner, enabled=piece is not pieces[-1]):
+            weighted = {name: loss * part[name] / whole[name] for name, loss in learner(piece).items()}
+            fabric.backward(torch.stack(list(weighted.values())).sum())
+        losses |= {name: losses[name] + loss.detach() for name, loss in weighted.items()}
+    means = fabric.all_reduce(torch.stack(list(losses.values())), reduce_op="mean").tolist()
+    return {name: loss for name, loss, there in zip(losses, means, total, strict=True) if there}
+
+
+def clip(fabric: "Fabric", learner: Any, optimiser: Any, config: TrainingConfig) -> float:
+    """Clip the gradient to the norm the optimiser allows; its norm before. 0 where 16-mixed skips the step."""
+    limit = config.optimiser.max_norm or math.inf
+    norm = fabric.clip_gradients(learner, optimiser, max_norm=limit, error_if_nonfinite=False)
+    assert norm is not None
+    found = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return found if config.precision != "16-mixed" or math.isfinite(found) else 0.0
+
+
+def check_finite(step: int, losses: Mapping[str, float], norm: float, checkpoint: Path | None) -> None:
+    """ValueError if the loss or its gradient is not finite, before it can spoil a weight; the same in all processes."""
+    what = "loss" if not all(map(math.isfinite, losses.values())) else "" if math.isfinite(norm) else "gradient"
+    if what:
+        found = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
+        good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        advice = f"lower the learning rate or check the data; {good}"
+        raise ValueError(f"step {step}: the {what} is not finite ({found}, norm {norm:g}): {advice}")
+
+
+@torch.no_grad()
+def show(log: Log, step: int, learner: Any, records: Sequence[Record]) -> None:
+    """Draw what the model makes of a few records."""
+    batch = next(iter(evaluation_batches(learner.schema, records[:SHOWN], SHOWN)))
+    predictions = on_device(learner.predict(on_device(batch, device_of(learner))), torch.device("cpu"))
+    log.picture(step, draw_samples(learner.schema, batch, predictions))
 
 
 def seed_step(*parts: int) -> None:
     """Seed torch by (seed, step, rank): dropout and masks depend on these alone."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-class Log:
-    """Losses of a run as lines of JSON and as a progress bar."""
-
-    def __init__(self, run: Path, step: int, config: TrainingConfig, enabled: bool) -> None:
-        self.path, self.every, self.enabled = run / LOG, config.log_every, enabled
-        self.progress = progress_bar(disable=not enabled)
-        self.task = self.progress.add_task("training", total=config.num_steps, completed=step, note="")
-        self.started = time.monotonic()
-        if enabled:
-            earlier = [line for line in read_log(run) if line["step"] <= step]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
-
-    def __enter__(self) -> "Log":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-
-    def write(self, step: int, rate: float, losses: Mapping[str, Tensor]) -> None:
-        """A line every `log_every` steps."""
-        self.progress.update(self.task, completed=step)
-        if not self.enabled or step % self.every:
-            return
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        line = {"step": step, "rate": rate, "losses": values, "seconds": round(time.monotonic() - self.started, 3)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.progress.update(self.task, note="  ".join(f"{name} {value:.4f}" for name, value in values.items()))
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Lines of a run's log; a last line that was cut off is left out."""
-    lines = []
-    for line in (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.optim.optimizer import ParamsT
 
-OptimiserKind = Literal["lamb", "adamw"]
+OptimiserKind = Literal["lamb", "adamw", "muon"]
 ScheduleKind = Literal["constant", "constant_cosine", "cosine", "steps"]
 Betas = tuple[float, float]
 
@@ -25,15 +25,17 @@ class OptimiserConfig:
     """What changes the parameters, and how far."""
 
     kind: OptimiserKind = "lamb"
-    """Update rule: "lamb" (the paper's) or "adamw"."""
+    """Update rule: "lamb" (the paper's), "adamw", or "muon" for inner matrices with AdamW for the rest."""
     learning_rate: float = 1e-3
     """Peak learning rate, which the schedule scales."""
+    base_batch_size: int | None = None
+    """Batch size that `learning_rate` is meant for; another one scales it linearly (the paper's 256). None: never."""
     weight_decay: float = 0.01
     """Decoupled weight decay; norms and biases of layers are exempt."""
     betas: Betas = (0.9, 0.999)
     """Decay of the running mean of the gradient and of its square."""
     epsilon: float | None = None
-    """Added to the denominator; None is the official 1e-6 for lamb, 1e-8 for adamw."""
+    """Added to the denominator; None is the official 1e-6 for lamb, 1e-8 for AdamW."""
     max_norm: float | None = 10.0
     """Global gradient norm above which the training loop clips before the step; None never clips."""
     decay_positions: bool = True
@@ -42,6 +44,10 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         _check(self.kind in get_args(OptimiserKind), f"kind={self.kind!r} must be one of {get_args(OptimiserKind)}")
         _check_rates(self.learning_rate, self.weight_decay, self.betas, _epsilon(self))
+        _check(
+            self.base_batch_size is None or self.base_batch_size > 0,
+            f"base_batch_size={self.base_batch_size} must be above 0",
+        )
         _check(self.max_norm is None or self.max_norm > 0, f"max_norm={self.max_norm} must be above 0, or None")
 
 
@@ -125,18 +131,54 @@ class Lamb(torch.optim.Optimizer):
         return state
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices of the first group, AdamW for the others: torch's two as one, at AdamW's learning rates."""
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: Betas, eps: float) -> None:
+        self._muon = torch.optim.Muon(groups[:1], lr=lr, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW(groups[1:], lr=lr, betas=betas, eps=eps)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Change every parameter that has a gradient."""
+        # Loading a state makes new groups and a new state, so both parts are handed what is valid now.
+        self._muon.state = self._adamw.state = self.state
+        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        self._muon.step()
+        self._adamw.step()
+
+
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """The optimiser of a model, in two groups: decayed parameters, then the others."""
-    decayed: dict[nn.Parameter, bool] = {}
-    for owner in model.modules():
-        for name, param in owner.named_parameters(recurse=False):
-            decayed[param] = decayed.get(param, False) or is_decayed(owner, name, config.decay_positions)
-    groups = [
-        {"params": [param for param, decays in decayed.items() if decays is wanted], "weight_decay": weight_decay}
-        for wanted, weight_decay in ((True, config.weight_decay), (False, 0.0))
+    """The optimiser of what a model learns, in groups: matrices (muon only), decayed parameters, the others."""
+    matrices, decayed, exempt = _groups(model, config)
+    rest = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
     ]
-    optimiser = Lamb if config.kind == "lamb" else torch.optim.AdamW
-    return optimiser(groups, lr=config.learning_rate, betas=config.betas, eps=_epsilon(config))
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": _epsilon(config)}
+    if config.kind == "muon":
+        return Muon([{"params": matrices, "weight_decay": config.weight_decay}, *rest], **settings)
+    return (Lamb if config.kind == "lamb" else torch.optim.AdamW)(rest, **settings)
+
+
+def _groups(model: nn.Module, config: OptimiserConfig) -> tuple[list[nn.Parameter], ...]:
+    group_of: dict[nn.Parameter, int] = {}  # a shared parameter is decayed if it is anywhere
+    for path, owner in model.named_modules():
+        for name, param in owner.named_parameters(recurse=False):
+            if config.kind == "muon" and is_matrix(path, owner, name):
+                group = 0
+            else:
+                group = 1 if is_decayed(owner, name, config.decay_positions) else 2
+            group_of[param] = min(group, group_of.get(param, group))
+    learned = {param: group for param, group in group_of.items() if param.requires_grad}
+    _check(bool(learned), "every parameter is frozen: nothing is left to learn")
+    return tuple([param for param, group in learned.items() if group == wanted] for wanted in range(3))
+
+
+def is_matrix(path: str, owner: nn.Module, name: str) -> bool:
+    """Whether Muon changes the parameter `name` of the module at `path`: maps from data and to outputs are AdamW's."""
+    inner = not path.startswith(("input_adapter.", "output_adapter."))
+    return inner and isinstance(owner, nn.Linear) and name == "weight"
 
 
 def is_decayed(owner: nn.Module, name: str, decay_positions: bool) -> bool:

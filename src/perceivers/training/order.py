@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from perceivers.schema import Record, Schema
+from perceivers.training.stopping import ignore_stop_signals
 
 Draw = tuple[int, int]
 """(epoch, number of the record)."""
@@ -66,7 +67,13 @@ def training_batches(
 ) -> DataLoader[Any]:
     """Collated training batches in this order."""
     prepared = PreparedRecords(schema, records, order.seed, training=True)
-    return DataLoader(prepared, batch_sampler=order, collate_fn=schema.collate, num_workers=num_workers)
+    return DataLoader(
+        prepared,
+        batch_sampler=order,
+        collate_fn=schema.collate,
+        num_workers=num_workers,
+        worker_init_fn=ignore_stop_signals,
+    )
 
 
 def evaluation_batches(schema: Schema, records: Sequence[Record], batch_size: int, seed: int = 0) -> DataLoader[Any]:

@@ -1,74 +1,167 @@
 """All that a run must remember, in one object, and the checkpoints that hold it."""
 
 import json
+import math
 import re
-import shutil
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.storage import (
+    WEIGHTS,
     check_folder,
-    load_tensors,
+    load_shards,
     load_weights,
     read_json,
-    save_model,
+    remove_folder,
+    save_description,
     save_tensors,
+    shard_name,
+    to_disk,
     write_folder,
 )
 
-KEPT = 2
-"""How many checkpoints of a run stay."""
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
-OPTIMISER, STATE = "optimiser.safetensors", "state.json"
+KEPT = 2
+"""How many of the newest checkpoints of a run stay, beside the best."""
+
+TRAINING, STATE = "training.safetensors", "state.json"
+Tensors = dict[str, Tensor]
 
 
 @dataclass
 class TrainingState:
-    """Weights, the optimiser's moments, and the number of steps made; everything else follows from seed and step."""
+    """What training has made of a model up to a step; everything else follows from seed and step."""
 
     model: PerceiverIO
     """What learns."""
     optimiser: torch.optim.Optimizer
-    """How it learns."""
+    """How it learns, with its moments."""
+    fabric: "Fabric"
+    """The processes; under 16-mixed its precision holds the scale of the loss."""
+    average: Tensors
+    """Running averages of the parameters by name; empty if the run keeps none."""
+    decay: float = 0.0
+    """Of the averages."""
     step: int = 0
     """Steps made."""
+    seconds: float = 0.0
+    """Time they took, over all starts."""
 
-    def save(self, run: Path) -> None:
-        """Write a checkpoint, which is also a model folder; then drop the oldest ones."""
+    @classmethod
+    def start(
+        cls, model: PerceiverIO, optimiser: torch.optim.Optimizer, fabric: "Fabric", decay: float | None
+    ) -> "TrainingState":
+        """Before the first step."""
+        kept = model.named_parameters() if decay is not None else ()
+        return cls(model, optimiser, fabric, {name: p.detach().clone() for name, p in kept}, decay or 0.0)
 
-        def write(folder: Path) -> None:
-            save_model(self.model, folder)
-            save_tensors(folder / OPTIMISER, self._moments())
-            (folder / STATE).write_text(json.dumps({"step": self.step}) + "\n")
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averages towards the weights; faster in the first steps, whose weights are soon to be forgotten."""
+        if self.average:
+            decay = min(self.decay, self.step / (self.step + 9))
+            weights: list[Tensor] = [parameter for _, parameter in self.model.named_parameters()]
+            torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
-        write_folder(run / "checkpoints" / f"step-{self.step:08d}", write)
-        for folder in checkpoints(run)[KEPT:]:
-            shutil.rmtree(folder)
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within: the model has the averaged weights, if there are any."""
+        own = {name: self.model.get_parameter(name).detach().clone() for name in self.average}
+        self.set_parameters(self.average)
+        try:
+            yield
+        finally:
+            self.set_parameters(own)
+
+    @torch.no_grad()
+    def set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Put values into parameters by name."""
+        for name, value in values.items():
+            self.model.get_parameter(name).copy_(value)
+
+    def save(self, run: Path, score: float | None = None) -> Path:
+        """Write a checkpoint, also a model folder; then drop all but the newest and the best. Every process calls it.
+
+        `score` is the validation loss: the lowest is the best.
+        """
+        target = run / "checkpoints" / f"step-{self.step:08d}"
+        if self.fabric.is_global_zero:
+            state = {"step": self.step, "seconds": self.seconds, "score": score, "scale": self._precision.state_dict()}
+
+            def write(folder: Path) -> None:
+                save_description(self.model, folder)
+                (folder / STATE).write_text(json.dumps(state) + "\n")
+                self._write_tensors(self.fabric.broadcast(folder))
+
+            write_folder(target, write)
+            found = checkpoints(run)
+            for folder in set(found[KEPT:]) - {min(found, key=_score)}:
+                remove_folder(folder)
+        else:
+            self._write_tensors(self.fabric.broadcast(target))
+        self.fabric.barrier()
+        return target
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint of the same recipe; ValueError if it does not fit."""
-        load_weights(self.model, load_tensors(folder / "model.safetensors"), str(folder))
-        moments = load_tensors(folder / OPTIMISER)
-        state: dict[int, dict[str, Tensor]] = {}
-        for number, name in enumerate(self._parameter_names()):
-            prefix = f"{name}/"
-            found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-            if found:
-                state[number] = found
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        self.step = _step(folder)
+        weights, training = load_shards(folder / WEIGHTS), load_shards(folder / TRAINING)
+        own = self.model.state_dict()
+        for name in self.average.keys() & weights.keys():
+            self.average[name] = placed(weights[name], self.average[name])
+        raw = weights | _under("weight/", training)
+        placed_weights = {name: placed(value, own[name]) if name in own else value for name, value in raw.items()}
+        load_weights(self.model, placed_weights, str(folder))
+        self._load_moments(_under("moment/", training))
+        state = read_json(folder / STATE)
+        self.step, self.seconds = step_of(folder), float(state["seconds"])
+        self._precision.load_state_dict(state["scale"])
 
-    def _moments(self) -> dict[str, Tensor]:
+    @property
+    def _precision(self) -> Any:
+        return self.fabric.strategy.precision
+
+    def _write_tensors(self, folder: Path) -> None:
+        """This process's files of tensors: all by the first, or of sharded ones each process its pieces."""
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+        raw = self.model.state_dict()
+        weight = {f"weight/{name}": raw[name] for name in self.average}
+        moments = {f"moment/{name}": value for name, value in self._moments().items()}
+        for name, tensors in ((WEIGHTS, raw | self.average), (TRAINING, weight | moments)):
+            if sharded:
+                pieces = {k: v.to_local() for k, v in tensors.items() if isinstance(v, DTensor)}
+                whole = {k: v for k, v in tensors.items() if not isinstance(v, DTensor)} if rank == 0 else {}
+                path = shard_name(folder / name, rank, world)
+                save_tensors(path, pieces | whole)
+                to_disk(path)  # by the process that wrote it
+            elif rank == 0:
+                save_tensors(folder / name, tensors)
+        self.fabric.barrier()
+
+    def _moments(self) -> Tensors:
         names = self._parameter_names()
         state: dict[int, dict[str, Any]] = self.optimiser.state_dict()["state"]
         return {f"{names[number]}/{key}": value for number, own in state.items() for key, value in own.items()}
+
+    def _load_moments(self, moments: Tensors) -> None:
+        parameters = dict(self.model.named_parameters())
+        state: dict[int, Tensors] = {}
+        for number, name in enumerate(self._parameter_names()):
+            if found := _under(f"{name}/", moments):
+                parameter = parameters[name]
+                state[number] = {k: placed(v, parameter) if v.ndim else v for k, v in found.items()}
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
     def _parameter_names(self) -> list[str]:
         # The optimiser numbers parameters in the order of its groups.
@@ -84,18 +177,48 @@ def checkpoints(run: Path) -> list[Path]:
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that is whole; None if there is none. A damaged one is passed over with a warning."""
-    for folder in checkpoints(run):
-        try:
-            check_folder(folder)
-            return folder
-        except ValueError as error:
-            warnings.warn(f"passing over a checkpoint: {error}", stacklevel=2)
-    return None
+    return next(filter(_is_whole, checkpoints(run)), None)
 
 
-def _step(folder: Path) -> int:
+def best_checkpoint(run: Path) -> Path | None:
+    """The whole checkpoint with the lowest validation loss; the newest one if the run has no validation."""
+    scores = {folder: _score(folder) for folder in checkpoints(run)}
+    ranked = sorted(scores, key=lambda folder: scores[folder])  # equal ones stay newest first
+    return next(filter(_is_whole, ranked), None)
+
+
+def step_of(folder: Path) -> int:
+    """Steps made at a checkpoint; ValueError if it does not say."""
     state = read_json(folder / STATE)
     step = state.get("step") if isinstance(state, dict) else None
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"{folder / STATE}: step {step!r} is not a number of steps")
     return step
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, spread over the processes as `like` is."""
+    if not isinstance(like, DTensor):
+        return value.to(like.device)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _score(folder: Path) -> float:
+    try:
+        score = read_json(folder / STATE)["score"]
+    except (ValueError, KeyError, TypeError):
+        score = None
+    return math.inf if score is None else float(score)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        check_folder(folder)
+    except ValueError as error:
+        warnings.warn(f"passing over a checkpoint: {error}", stacklevel=4)
+        return False
+    return True
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

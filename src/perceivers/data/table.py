@@ -1,0 +1,125 @@
+"""Own data as a table: CSV, TSV, Parquet, JSON Lines, or a folder of files with classes as sub-folders."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from perceivers.data.dataset import DataSet
+from perceivers.data.rows import MISSING, read_rows
+from perceivers.modalities.cells import Row
+
+
+@dataclass(frozen=True)
+class Table(DataSet):
+    """Rows of a table; a cell is a number, a text, a list, or the path of a file, as the schema says."""
+
+    file: str = ""
+    """Table, or folder of files (columns "file" and "label", its sub-folder)."""
+    held_out_file: str = ""
+    """Rows that training never sees; without it a part of the first table is held out."""
+    held_out_fraction: float = 0.2
+    """Size of that part."""
+    stratify: str | None = None
+    """Column whose values are to be as frequent in both parts; None: rows are held out at random."""
+    group: str | None = None
+    """Column whose values tell groups that stay together, as of one patient; None: rows are held out at random."""
+    order: str | None = None
+    """Column by which the last rows are held out, as a time; None: rows are held out at random."""
+    seed: int = 0
+    """Of the random choice."""
+    missing: tuple[str, ...] = MISSING
+    """Text of cells without a value."""
+    max_bad_rows: int = 0
+    """Rows that cannot be read and are left out; more are an error."""
+    files_outside: bool = False
+    """Also read files that lie outside of the table's folder."""
+    kind: Literal["table"] = "table"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+        rules = [name for name in ("stratify", "group", "order") if getattr(self, name) is not None]
+        if len(rules) > 1:
+            raise ValueError(f"{' and '.join(rules)} exclude one another: leave all but one out")
+        if rules and self.held_out_file:
+            raise ValueError(f"{rules[0]} has no effect beside held_out_file: leave one of them out")
+
+    def training(self) -> Sequence[Row]:
+        """Rows of the table that are not held out."""
+        return self._parts[0]
+
+    def held_out(self) -> Sequence[Row]:
+        """Rows of the other table, or held out of the one."""
+        return self._parts[1]
+
+    @cached_property
+    def _parts(self) -> tuple[list[Row], list[Row]]:
+        rows = self._read(self.file)
+        if self.held_out_file:
+            return rows, self._read(self.held_out_file)
+        chosen = self._chosen(rows)
+        if not 0 < len(chosen) < len(rows):
+            raise ValueError(f"{self.file}: {len(rows)} rows cannot be split: {len(chosen)} of them are to be held out")
+        return (
+            [row for number, row in enumerate(rows) if number not in chosen],
+            [row for number, row in enumerate(rows) if number in chosen],
+        )
+
+    def _read(self, file: str) -> list[Row]:
+        if not file:
+            raise ValueError("no data: name a table in data.file")
+        return list(read_rows(Path(file), self.missing, self.files_outside))
+
+    def _chosen(self, rows: Sequence[Row]) -> frozenset[int]:
+        rng, count = np.random.default_rng(self.seed), round(self.held_out_fraction * len(rows))
+        if self.order is not None:
+            keys = _column(rows, self.order, _sortable)
+            return frozenset(sorted(range(len(rows)), key=keys.__getitem__)[len(rows) - count :])
+        if self.group is not None:
+            return _whole_groups(_column(rows, self.group, str), count, rng)
+        if self.stratify is not None:
+            return _part_of_each(_column(rows, self.stratify, str), self.held_out_fraction, rng)
+        return frozenset(rng.permutation(len(rows))[:count].tolist())
+
+
+def _column(rows: Sequence[Row], name: str, key: Callable[[Any], Any]) -> list[Any]:
+    if not any(name in row.cells for row in rows):
+        raise ValueError(f"no row has a column {name!r}, by which the table is to be split")
+    return [key(row.cells.get(name)) for row in rows]
+
+
+def _sortable(cell: Any) -> tuple[int, float, str]:
+    """Numbers before texts (ISO dates among them); rows without a value first, where they are learned from."""
+    if cell is None:
+        return 0, 0.0, ""
+    try:
+        return 1, float(cell), ""
+    except (TypeError, ValueError):
+        return 2, 0.0, str(cell)
+
+
+def _whole_groups(keys: Sequence[Hashable], count: int, rng: np.random.Generator) -> frozenset[int]:
+    """Rows of random groups until there are at least `count` of them."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    chosen: list[int] = []
+    for place in rng.permutation(len(groups)):
+        if len(chosen) < count:
+            chosen += list(groups.values())[place]
+    return frozenset(chosen)
+
+
+def _part_of_each(keys: Sequence[Hashable], fraction: float, rng: np.random.Generator) -> frozenset[int]:
+    """A random part of the rows of each class; rows in random order, a class of one row is learned from."""
+    members: dict[Hashable, list[int]] = {}
+    for number in rng.permutation(len(keys)).tolist():
+        members.setdefault(keys[number], []).append(number)
+    return frozenset(
+        number for own in members.values() for number in own[: round(fraction * len(own)) if len(own) > 1 else 0]
+    )

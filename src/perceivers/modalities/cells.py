@@ -1,0 +1,92 @@
+"""A table's cells: text of a CSV, values of Parquet and JSON, paths of files beside the table."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WHOLE_ROW = "*"
+"""The key that stands for all cells of a row together."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the files lie that cells name."""
+
+    folder: Path
+    """Paths are relative to it."""
+    outside: bool = False
+    """Whether files outside of it are read too."""
+
+    def path(self, text: Any) -> Path:
+        """The path of a cell; ValueError if it leads out of the folder (and that is not allowed)."""
+        if not isinstance(text, str):
+            raise ValueError(f"a path must be text, not {_shown(text)}")
+        path = self.folder / text
+        if not self.outside and not path.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"{text}: outside of the table's folder, which data.files_outside must allow")
+        return path
+
+
+class Row(Mapping[str, Any]):
+    """A table's row: its cells by column, as the file holds them; under WHOLE_ROW all of them."""
+
+    def __init__(self, place: str, cells: Mapping[str, Any], files: Files, error: str = "") -> None:
+        self.place, self.cells, self.files, self.error = place, cells, files, error
+
+    def __getitem__(self, column: str) -> Any:
+        """A cell; ValueError if the row as a whole could not be read."""
+        if self.error:
+            raise ValueError(self.error)
+        return self.cells if column == WHOLE_ROW else self.cells[column]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the columns."""
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return len(self.cells)
+
+
+def plain(cell: Any) -> Any:
+    """A cell's value: text that begins like a list or an object of JSON as what it says, all else as it is."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "{")):
+        return cell
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        raise ValueError(f"not JSON: {_shown(cell)}") from None
+
+
+def number(cell: Any) -> float:
+    """A cell's number; NaN for None; ValueError if it is none."""
+    try:
+        return float("nan") if cell is None else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"not a number: {_shown(cell)}") from None
+
+
+def numbers(cell: Any) -> np.ndarray:
+    """A cell's array of numbers, lists in lists for several axes; ValueError if it is none."""
+    value = plain(cell)
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"not numbers in lists of equal length: {_shown(value)}") from None
+
+
+def array_file(path: Path) -> np.ndarray:
+    """The array of a .npy file; ValueError if it is none. Never unpickles."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a .npy file of plain numbers: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,227 @@
+"""What a column of values looks like: the kind that suits it, its options, and why."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import date, datetime
+from itertools import pairwise
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from perceivers.core.perceiver import Config, PerceiverIO
+from perceivers.modalities.cells import Files, plain
+from perceivers.modalities.fields import is_missing
+from perceivers.modalities.grid import Audio, Image
+from perceivers.preset import Preset, auto_config
+from perceivers.schema import Schema, from_plain
+
+MEDIA = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aiff"),
+    "video": (".mp4", ".avi", ".mov", ".mkv", ".webm"),
+}
+"""Suffixes by which a column of paths is told."""
+
+FEW = 50
+"""Most classes that a column of whole numbers which is to be predicted is taken for."""
+
+SHORT = 16
+"""Longest list that is taken for a vector of numbers instead of a series."""
+
+MOST_TOKENS = 1024
+"""Tokens of a picture that a patch is chosen for."""
+
+LOOKED_AT = 20
+"""Files of a column that are opened, to see how large they are."""
+
+OWN_KINDS = {"number": "numbers", "category": "label"}
+"""What a field of records is called as an input of its own."""
+
+
+class Proposal(NamedTuple):
+    """What a column is proposed to be."""
+
+    spec: dict[str, Any]
+    """Kind (of a field: number, category or date) and few options, as in files; empty: it is to be left out."""
+    why: str
+    """What was seen."""
+
+
+def propose(values: Sequence[Any], target: bool = False, files: Files | None = None) -> Proposal:
+    """What suits these values of a table's column, or of a batch; `target` if they are to be predicted."""
+    known = [_plain(value) for value in values if not is_missing(value)]
+    if not known:
+        return Proposal({}, "empty")
+    found = _propose(known, target, files)
+    lacking = len(values) - len(known)
+    return Proposal(found.spec, f"{found.why}; {lacking} missing" if lacking else found.why)
+
+
+def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: Config | None = None) -> PerceiverIO:
+    """A model for data like this: each name with a batch of values, arrays or lists, as many for each.
+
+    Shapes say the kind: [B] numbers, or whole numbers as a target: classes; [B, n] vectors; [B, n, C] series;
+    [B, H, W, C] pictures; [B, T, H, W, C] films; texts; as targets few texts: classes; lists of dictionaries: records;
+    {"coordinates", "values"}: points. Statistics and vocabularies are fitted to the batch: give one that is typical.
+    """
+    columns = {**inputs, **targets}
+    for name in inputs.keys() & targets.keys():
+        if inputs[name] is not targets[name]:
+            raise ValueError(f"{name!r} is an input and a target with different values: give them two names")
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"an example needs as many values for each name, found {lengths}")
+    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    sides = {
+        "inputs": {name: _own_kind(name, propose(list(values))) for name, values in inputs.items()},
+        "outputs": {name: _own_kind(name, propose(list(values), target=True)) for name, values in targets.items()},
+    }
+    schema = from_plain(Schema, sides).fit(records)
+    return Preset(schema, config or auto_config(schema)).build()
+
+
+def _own_kind(name: str, proposal: Proposal) -> dict[str, Any]:
+    kind = proposal.spec.get("kind")
+    if kind in (None, "date"):
+        raise ValueError(f"{name}: no kind suits these values: {proposal.why}")
+    return {**proposal.spec, "kind": OWN_KINDS.get(str(kind), kind)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    with suppress(ValueError):  # text that only begins like a list is text
+        return plain(value)
+    return value
+
+
+def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposal:
+    first = known[0]
+    if isinstance(first, Mapping) and "coordinates" in first:
+        axes, channels = (np.shape(first[name])[-1] for name in ("coordinates", "values"))
+        return Proposal({"kind": "pointset", "axes": axes, "channels": channels}, f"points of {axes} axes")
+    if isinstance(first, Mapping):
+        return _propose_records([[value] for value in known])
+    if isinstance(first, list) and any(isinstance(one, Mapping) for one in first):
+        return _propose_records(known)
+    if isinstance(first, list) and all(isinstance(one, str) for value in known for one in value):
+        return Proposal({"kind": "labels"}, f"{len({one for value in known for one in value})} labels")
+    if isinstance(first, list) or (isinstance(first, np.ndarray) and first.ndim):
+        return _propose_array(known)
+    if all(isinstance(value, str) for value in known):
+        return _propose_text(known, target, files)
+    if all(isinstance(value, date) for value in known):
+        return Proposal({"kind": "date"}, f"{min(map(str, known))} to {max(map(str, known))}")
+    if all(isinstance(value, int | float | np.number | np.ndarray) for value in known):
+        return _propose_number([float(value) for value in known], target)
+    return Proposal({}, f"values of several types, or of {type(first).__name__}")
+
+
+def _propose_records(known: Sequence[Sequence[Mapping[str, Any]]]) -> Proposal:
+    names = dict.fromkeys(name for value in known for record in value for name in record)
+    fields = {name: propose([record.get(name) for value in known for record in value]) for name in names}
+    kept = {name: found.spec for name, found in fields.items() if found.spec.get("kind") in ("number", "category")}
+    if not kept:
+        return Proposal({}, "records without a number or a category")
+    return Proposal({"kind": "records", "fields": kept}, f"sets of up to {max(map(len, known))} records")
+
+
+def _propose_array(known: Sequence[Any]) -> Proposal:
+    try:
+        shapes = {np.asarray(value, np.float32).shape for value in known}
+    except (TypeError, ValueError):
+        return Proposal({}, "lists that are not numbers of one shape")
+    longest, axes = max(shapes), {len(shape) for shape in shapes}
+    if len(axes) > 1 or len({shape[1:] for shape in shapes}) > 1:
+        return Proposal({}, f"arrays of different shapes, as {longest} and {min(shapes)}")
+    if len(shapes) == 1 and len(longest) == 1 and longest[0] <= SHORT:
+        return Proposal({"kind": "numbers", "count": longest[0]}, f"vectors of {longest[0]}")
+    if len(longest) <= 2:
+        channels = longest[1] if len(longest) == 2 else 1
+        size = max(longest[0], 1)
+        return Proposal({"kind": "series", "size": size, "channels": channels}, f"series of up to {size} steps")
+    if len(longest) > 4 or len(shapes) > 1:
+        return Proposal({}, f"arrays of shape {longest}")
+    kind, (*size, channels) = {3: "image", 4: "video"}[len(longest)], longest
+    patch = _patch(size[-2:], MOST_TOKENS)
+    steps = patch if kind == "image" else [1, patch, patch]
+    return Proposal({"kind": kind, "size": size, "channels": channels, "patch": steps}, f"arrays of shape {longest}")
+
+
+def _propose_text(known: Sequence[str], target: bool, files: Files | None) -> Proposal:
+    kinds = {_media(value) for value in known}
+    if len(kinds) == 1 and (kind := kinds.pop()) and files is not None:
+        return _propose_files(kind, known[:LOOKED_AT], files)
+    with suppress(ValueError):
+        return _propose_number([float(value) for value in known], target)
+    counts = Counter(known)
+    if all(map(_is_date, known)):
+        return Proposal({"kind": "date"}, f"{min(known)} to {max(known)}")
+    often = ", ".join(f"{_short(value)} {count}" for value, count in counts.most_common(3))
+    repeated = len(counts) <= max(0.5 * len(known), 2)
+    if repeated or (target and len(counts) <= FEW):
+        return Proposal({"kind": "label" if target else "category"}, f"{len(counts)} classes: {often}")
+    if not any(" " in value for value in known) and len(counts) > 0.9 * len(known):
+        return Proposal(
+            {}, f"{len(counts)} different words in {len(known)} rows, as {_short(known[0])}: an identifier?"
+        )
+    longest = max(len(value.encode()) for value in known)
+    length = 1 << (longest - 1).bit_length() if longest > 1 else 1
+    options = {"length": length, "overflow": "truncate"}
+    return Proposal({"kind": "text", **options}, f"texts of up to {longest} bytes, as {_short(known[0])}")
+
+
+def _propose_number(known: Sequence[float], target: bool) -> Proposal:
+    different = set(known)
+    whole = all(value.is_integer() for value in different)
+    if target and whole and len(different) <= max(2, min(FEW, len(known) // 2)):
+        return Proposal(
+            {"kind": "label"}, f"{len(different)} different whole numbers; for a quantity: {{kind: numbers}}"
+        )
+    if not target and whole and len(known) > SHORT and _counts_up(known):
+        return Proposal({}, "numbers the rows: an identifier?")
+    spread = f"{min(known):.4g} to {max(known):.4g}"
+    few = f", {len(different)} different; for codes: {{kind: category}}" if whole and len(different) <= FEW else ""
+    return Proposal({"kind": "numbers" if target else "number"}, spread + few)
+
+
+def _propose_files(kind: str, paths: Sequence[str], files: Files) -> Proposal:
+    if kind == "image":
+        shape = Image.file_size(files.path(paths[0]))
+        height, width = (max(8, min(64, side // 8 * 8)) for side in shape)
+        patch = 4 if max(height, width) <= 32 else 8
+        return Proposal({"kind": "image", "size": [height, width], "patch": patch}, f"pictures, the first {shape}")
+    if kind == "audio":
+        lengths, rates = zip(*(Audio.file_length(files.path(path)) for path in paths), strict=True)
+        rate, patch = min(8000, *rates), 64
+        size = max(round(n * rate / own) for n, own in zip(lengths, rates, strict=True))
+        size = min(-(-size // patch) * patch, MOST_TOKENS * patch)
+        return Proposal({"kind": "audio", "size": size, "patch": patch, "rate": rate}, f"sounds at {max(rates)} Hz")
+    return Proposal({"kind": "video", "size": [8, 32, 32], "patch": [2, 8, 8]}, "films")
+
+
+def _media(value: str) -> str | None:
+    suffix = PurePath(value).suffix.lower()
+    return next((kind for kind, suffixes in MEDIA.items() if suffix in suffixes), None)
+
+
+def _patch(size: Sequence[int], most: int) -> int:
+    fits = [p for p in (1, 2, 4, 8, 16) if all(n % p == 0 for n in size)]
+    return next((p for p in fits if np.prod(size) / p**2 <= most), fits[-1])
+
+
+def _is_date(text: str) -> bool:
+    with suppress(ValueError):
+        return bool(datetime.fromisoformat(text))
+    return False
+
+
+def _counts_up(known: Sequence[float]) -> bool:
+    return {later - earlier for earlier, later in pairwise(known)} == {1.0}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:21]}..."

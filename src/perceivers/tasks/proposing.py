@@ -1,0 +1,133 @@
+"""A commented recipe for data that is there, which `perceivers train` takes as it is."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perceivers.core.joining import check_names, check_new_name
+from perceivers.data.arrays import ARRAY_FILES, read_arrays
+from perceivers.data.rows import FOLDER, column_names, read_rows
+from perceivers.modalities.cells import WHOLE_ROW, Files, Row
+from perceivers.proposal import OWN_KINDS, Proposal, propose
+from perceivers.schema import Record
+
+LOOKED_AT = 10_000
+"""Rows that a proposal looks at."""
+
+USUAL = ("label", "target", "class", "y")
+"""Columns that are predicted if none is named; else the last one."""
+
+ROW = "row"
+"""The input that numbers, categories and dates make together."""
+
+
+def proposed_recipe(data: str, predict: Sequence[str] = ()) -> str:
+    """A recipe as commented YAML; ValueError if nothing in the data can be read or predicted."""
+    records, files = _records(data)
+    names = column_names([record for record in records if isinstance(record, Row)]) or list(records[0])
+    predict = check_names("column", predict, names) or [_usual(names)]
+    found = {name: propose([_cell(record, name) for record in records], name in predict, files) for name in names}
+    outputs = {name: found[name] for name in predict}
+    for name, proposal in outputs.items():
+        if not proposal.spec or proposal.spec["kind"] == "date":
+            raise ValueError(f"column {name!r} cannot be predicted: {proposal.why}; name another with --predict")
+    inputs = {name: proposal for name, proposal in found.items() if name not in predict and proposal.spec}
+    if not inputs:
+        raise ValueError(f"{data}: no column is left to predict {', '.join(predict)} from")
+    left_out = {name: p for name, p in found.items() if name not in predict and not p.spec}
+    seen = "" if len(records) < LOOKED_AT else " looked at"
+    lines = [
+        _comment(f"# Proposed from {data}, {len(records)} rows{seen}. Change what you know better."),
+        f"data: {_flow(_data(data, outputs))}",
+        *_inputs(inputs, isinstance(records[0], Row)),
+        "outputs:",
+        *_specs(outputs),
+        *(_comment(f"# {name} is left out: {proposal.why}") for name, proposal in left_out.items()),
+        "config: auto  # sizes that suit the schema: see perceivers schema check",
+        f"training: {_flow(_training(len(records)))}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _records(data: str) -> tuple[list[Record], Files | None]:
+    if data.endswith(ARRAY_FILES):
+        return list(read_arrays(data)[:LOOKED_AT]), None
+    rows = [row for row in islice(read_rows(Path(data)), LOOKED_AT) if not row.error]
+    if not rows:
+        raise ValueError(f"{data}: no row can be read")
+    return list(rows), rows[0].files
+
+
+def _cell(record: Record, name: str) -> Any:
+    return record.cells.get(name) if isinstance(record, Row) else record[name]
+
+
+def _usual(names: Sequence[str]) -> str:
+    return next((name for name in names if name.lower() in (*USUAL, FOLDER)), names[-1])
+
+
+def _data(data: str, outputs: Mapping[str, Proposal]) -> dict[str, Any]:
+    if data.endswith(ARRAY_FILES):
+        return {"kind": "arrays", "training_file": data}
+    classes = [name for name, proposal in outputs.items() if proposal.spec["kind"] == "label"]
+    return {"kind": "table", "file": data, **({"stratify": classes[0]} if classes else {})}
+
+
+def _inputs(inputs: Mapping[str, Proposal], table: bool) -> list[str]:
+    """Numbers, categories and dates of a table as one input, a token each; all else as inputs of their own."""
+    fields = {n: p for n, p in inputs.items() if table and p.spec["kind"] in (*OWN_KINDS, "date") and n != "mask"}
+    lines = ["inputs:"]
+    if fields:
+        options = {"kind": "records", "key": WHOLE_ROW, "tokens": "field", "max_records": 1}
+        lines += [f"  {ROW}:  # the columns that are single values, a token for each"]
+        lines += [*(f"    {option}: {_flow(value)}" for option, value in options.items()), "    fields:"]
+        lines += [f"      {_flow(name)}: {_flow(p.spec)}  # {_comment(p.why)}" for name, p in fields.items()]
+    return lines + _specs({name: proposal for name, proposal in inputs.items() if name not in fields})
+
+
+def _specs(proposals: Mapping[str, Proposal]) -> list[str]:
+    lines, taken = [], {ROW}
+    for column, proposal in proposals.items():
+        name = _new_name(column, taken)
+        key = {} if name == column else {"key": column}
+        kind = OWN_KINDS.get(proposal.spec["kind"], proposal.spec["kind"])
+        lines.append(f"  {name}: {_flow({**proposal.spec, 'kind': kind, **key})}  # {_comment(proposal.why)}")
+    return lines
+
+
+def _new_name(column: str, taken: set[str]) -> str:
+    name = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_") or "column"
+    name = f"_{name}" if name[0].isdigit() else name
+    try:
+        check_new_name("", name)
+    except ValueError:
+        name += "_"
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _training(num_rows: int) -> dict[str, Any]:
+    """About 50 epochs."""
+    batch_size = max(8, min(64, 1 << (num_rows // 10).bit_length() >> 1))
+    steps = min(max(50 * num_rows // batch_size, 300), 5000)
+    return {
+        "num_steps": steps,
+        "batch_size": batch_size,
+        "optimiser": {"kind": "adamw", "learning_rate": 0.001, "weight_decay": 0.05, "max_norm": 1.0},
+        "schedule": {"kind": "cosine", "warmup_steps": steps // 20},
+    }
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
+    return text.strip().removesuffix("...").strip()
+
+
+def _comment(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,52 @@
+"""What runs came to: their scores in their folders, and one table of many runs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from perceivers.storage import read_json, write_text
+from perceivers.tasks.recipe import read_recipe
+from perceivers.training.evaluation import Scores
+from perceivers.training.state import STATE, best_checkpoint
+
+METRICS, COMMAND = "metrics.json", "command.txt"
+
+
+def keep_scores(run: Path, scores: dict[str, Scores]) -> None:
+    """Write scores of a run into its folder."""
+    write_text(run / METRICS, json.dumps(scores, indent=2) + "\n")
+
+
+def read_scores(run: Path) -> dict[str, Scores]:
+    """Scores of a run, by name of the evaluation; ValueError if it was not evaluated."""
+    return cast(dict[str, Scores], read_json(run / METRICS))
+
+
+def keep_command(run: Path, command: str) -> None:
+    """Write the command that made a run into its folder."""
+    write_text(run / COMMAND, command + "\n")
+
+
+def results_table(runs: Sequence[Path]) -> str:
+    """A table in Markdown: a row for each evaluation of each run, with command, seed, steps and time."""
+    lines = [
+        "| run | command | seed | steps | minutes | evaluation | scores |",
+        "| --- | --- | ---: | ---: | ---: | --- | --- |",
+    ]
+    for run in runs:
+        about = _about(run)
+        for evaluation, outputs in read_scores(run).items():
+            scores = [f"{output} {metric} {v:.4g}" for output, own in outputs.items() for metric, v in own.items()]
+            lines.append(f"| {' | '.join(about)} | {evaluation} | {'; '.join(scores)} |")
+            about = [""] * len(about)
+    return "\n".join(lines) + "\n"
+
+
+def _about(run: Path) -> list[str]:
+    recipe, checkpoint = read_recipe(run), best_checkpoint(run)
+    if checkpoint is None:
+        raise ValueError(f"{run} has no whole checkpoint: train it first")
+    command = (run / COMMAND).read_text(encoding="utf-8").strip() if (run / COMMAND).exists() else ""
+    state = read_json(checkpoint / STATE)
+    return [run.name, f"`{command}`", str(recipe.training.seed), str(state["step"]), f"{state['seconds'] / 60:.1f}"]

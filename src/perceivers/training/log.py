@@ -1,0 +1,79 @@
+"""What a run says of itself: lines of JSON, a progress bar, TensorBoard."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from perceivers.storage import write_text
+from perceivers.training.config import TrainingConfig
+from perceivers.training.progress import progress_bar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
+
+LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+
+
+class Log:
+    """The log of a run that has made `step` steps; what an earlier, killed run wrote of later ones is dropped."""
+
+    def __init__(self, run: Path, step: int, config: TrainingConfig, enabled: bool) -> None:
+        self.path, self.every, self.enabled = run / LOG, config.log_every, enabled
+        self.progress = progress_bar(disable=not enabled)
+        self.task = self.progress.add_task("training", total=config.num_steps, completed=step, note="")
+        self.board = _board(run, step) if enabled and config.tensorboard else None
+        if enabled:
+            earlier = [line for line in read_log(run) if line["step"] <= step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
+
+    def __enter__(self) -> "Log":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        if self.board is not None:
+            self.board.close()
+
+    def write(self, step: int, losses: Mapping[str, float], **scalars: float) -> None:
+        """A line every `log_every` steps: losses of outputs by name, and other scalars."""
+        self.progress.update(self.task, completed=step)
+        if not self.enabled or step % self.every:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **scalars, "losses": losses}) + "\n")
+        self.progress.update(self.task, note="  ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+        if self.board is not None:
+            for name, value in {**{f"loss/{name}": loss for name, loss in losses.items()}, **scalars}.items():
+                self.board.add_scalar(name, value, step)
+
+    def picture(self, step: int, figure: "Figure") -> None:
+        """A picture for TensorBoard."""
+        if self.board is not None:
+            self.board.add_figure("samples", figure, step)
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Lines of a run's log; a last line that was cut off is left out."""
+    lines = []
+    for line in (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _board(run: Path, step: int) -> "SummaryWriter | None":
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        warnings.warn("tensorboard = True has no effect: it is not installed (perceivers[train])", stacklevel=3)
+        return None
+    return SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)

@@ -1,0 +1,129 @@
+"""The processes of a run: how they start, what each holds, what they agree on."""
+
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+import torch.distributed
+from torch import nn
+
+from perceivers.core.attention import SelfAttention
+from perceivers.storage import make_folder, sweep
+from perceivers.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@contextmanager
+def launched(config: TrainingConfig) -> Iterator["Fabric"]:
+    """Within: the processes of a run work together; behind it each is alone again."""
+    fabric = launch(config)
+    try:
+        yield fabric
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def launch(config: TrainingConfig) -> "Fabric":
+    """Start the processes of a run, or join those that torchrun or SLURM started."""
+    from lightning.fabric import Fabric  # an extra, and slow to import
+    from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+
+    local, nodes = started(config.devices)
+    world = local * nodes
+    config.check_processes(world)
+    if config.shard_model and world == 1:
+        warnings.warn("shard_model = True has no effect on one process", stacklevel=3)
+    device = device_kind(config)
+    settings: dict[str, Any] = {"accelerator": device, "devices": local, "num_nodes": nodes}
+    settings |= _precision(config.precision, device)
+    if world > 1:
+        sharded = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
+        # An input or output may be missing from a whole batch: its parameters then have no gradient.
+        settings["strategy"] = sharded if config.shard_model else DDPStrategy(find_unused_parameters=True)
+    fabric = Fabric(**settings)
+    fabric.launch()
+    return fabric
+
+
+def started(devices: int) -> tuple[int, int]:
+    """Processes of this machine and number of machines, as torchrun or SLURM says, else `devices` and 1."""
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:
+        local = int(env["LOCAL_WORLD_SIZE"])
+        return local, int(env["WORLD_SIZE"]) // local
+    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes = int(env["SLURM_NNODES"])
+        return int(env["SLURM_NTASKS"]) // nodes, nodes
+    return devices, 1
+
+
+def device_kind(config: TrainingConfig) -> str:
+    """The accelerator asked for, or the best there is."""
+    if config.accelerator != "auto":
+        return config.accelerator
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found is not None and found.type in ("cuda", "mps") else "cpu"
+
+
+def shard(module: nn.Module, mesh: Any) -> nn.Module:
+    """Spread parameters over the processes: those of each self-attention layer together, then the rest."""
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in module.modules():
+        if isinstance(layer, SelfAttention):
+            fully_shard(layer, mesh=mesh["data_parallel"])
+    fully_shard(module, mesh=mesh["data_parallel"])
+    return module
+
+
+@contextmanager
+def only_user(run: Path, fabric: "Fabric") -> Iterator[None]:
+    """Within: no other training may use the run folder (ValueError if one does), and leftovers of killed ones are gone.
+
+    The lock is the system's own: it ends with its holder, however that ends, and is not passed on to its workers.
+    """
+    make_folder(run / "checkpoints")
+    with (run / "checkpoints" / ".lock").open("w") as file:
+        free = fabric.broadcast(_lock(file) if fabric.is_global_zero else True)
+        if not free:
+            raise ValueError(f"{run} is in use by another training")
+        if fabric.is_global_zero:
+            sweep(run)
+            sweep(run / "checkpoints")
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _precision(name: Any, device: str) -> dict[str, Any]:
+    from lightning.fabric.plugins import DoublePrecision, MixedPrecision
+
+    class Mixed(MixedPrecision):
+        """Leaves the batch alone: coordinates in 16 bits would be too coarse."""
+
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    class Double(DoublePrecision):
+        """Leaves the losses alone: their means over parts and processes are taken in 64 bits too."""
+
+        def convert_output(self, data: Any) -> Any:
+            return data
+
+    if name.endswith("-mixed"):
+        return {"plugins": [Mixed(name, device)]}
+    return {"plugins": [Double()]} if name == "64-true" else {"precision": name}

@@ -1,0 +1,265 @@
+"""Cross-attentions between latents and tokens of every make, for tests of how they are computed."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from perceivers.core import orders
+from perceivers.core.attention import BlockConfig, CrossAttention, Mask
+from perceivers.core.orders import Order
+from perceivers.core.plan import Case
+from perceivers.core.positions import AxisTables
+from perceivers.core.tokens import Segment
+
+LATENTS, LATENT_CHANNELS = 5, 11
+
+
+@dataclass(frozen=True)
+class Make:
+    """What latents, tokens and what stands between them are like."""
+
+    grid: tuple[int, ...] = (3, 7)
+    positions: Literal["none", "tables", "array", "array of each", "added"] = "tables"
+    content: int = 3
+    padding: int = 0
+    projected: bool = False
+    hidden: bool = False
+    mask: Literal["none", "some", "dead"] = "none"
+    batch: int = 2
+    content_batch: int = 2
+    latents_batch: int = 1
+    heads: int = 1
+    qk: int = 5
+    v: int = 3
+    widening: int = 1
+    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+    residual: bool = False
+    sharpness: float = 1.0
+    """How much larger scores are than usual."""
+
+    def __post_init__(self) -> None:
+        if not self.content and self.positions in ("none", "added"):
+            object.__setattr__(self, "content", 3)
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+
+makes = st.builds(
+    Make,
+    grid=st.sampled_from([(7,), (3, 7), (7, 2), (2, 3, 5)]),
+    positions=st.sampled_from(["none", "tables", "tables", "tables", "array", "array of each", "added"]),
+    content=st.sampled_from([0, 1, 3]),
+    padding=st.sampled_from([0, 2]),
+    projected=st.booleans(),
+    hidden=st.booleans(),
+    mask=st.sampled_from(["none", "some", "dead"]),
+    batch=st.sampled_from([1, 3]),
+    content_batch=st.sampled_from([1, 3]),
+    latents_batch=st.sampled_from([1, 3]),
+    heads=st.sampled_from([1, 2, 3]),
+    qk=st.sampled_from([1, 5]),
+    v=st.sampled_from([2, 3]),
+    widening=st.sampled_from([1, 2]),
+    activation=st.sampled_from(["gelu_tanh", "gelu_erf"]),
+    residual=st.booleans(),
+    sharpness=st.sampled_from([1.0, 1.0, 30.0]),
+)
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Latents, tokens, the block between them; when writing, what follows it."""
+
+    cross: CrossAttention
+    latents: Tensor
+    segment: Segment
+    tail: tuple[nn.Module, ...] | None = None
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """All that gradients flow to."""
+        segment, positions = self.segment, self.segment.positions
+        leaves = {"latents": self.latents, **dict(self.cross.named_parameters())}
+        for number, module in enumerate(self.tail or ()):
+            leaves |= {f"tail.{number}.{name}": parameter for name, parameter in module.named_parameters()}
+        weight, bias = segment.projection or (None, None)
+        parts = {"content": segment.content, "constant": segment.constant, "stand_in": segment.stand_in}
+        parts |= {"weight": weight, "bias": bias, "positions": positions if isinstance(positions, Tensor) else None}
+        return leaves | {name: part for name, part in parts.items() if part is not None}
+
+    def to(self, dtype: torch.dtype) -> "Crossing":
+        """A copy; tables of Fourier features stay as precise as they are made."""
+        segment = self.segment
+
+        def leaf(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.detach().to(dtype, copy=True).requires_grad_()
+
+        positions: Any = leaf(segment.positions) if isinstance(segment.positions, Tensor) else segment.positions
+        changed = replace(
+            segment,
+            content=leaf(segment.content),
+            positions=positions,
+            constant=leaf(segment.constant),
+            projection=None if segment.projection is None else tuple(leaf(x) for x in segment.projection),
+            stand_in=leaf(segment.stand_in),
+        )
+        tail = None if self.tail is None else tuple(copy.deepcopy(module).to(dtype) for module in self.tail)
+        latents = leaf(self.latents)
+        assert latents is not None
+        return Crossing(copy.deepcopy(self.cross).to(dtype), latents, changed, tail)
+
+    def sample(self, number: int) -> "Crossing":
+        latents = self.latents[number : number + 1] if len(self.latents) > 1 else self.latents
+        return replace(self, latents=latents, segment=self.segment.sample(number))
+
+    @property
+    def orders(self) -> list[Order]:
+        """All that are possible, apart from the dense one."""
+        return [order for order in Case(self.cross, self.latents, self.segment, self.tail).costs() if order != "dense"]
+
+    def dense(self) -> Tensor:
+        """As attention.py has it."""
+        array, mask = self.segment.dense(self.latents.dtype), self.segment.mask
+        array = array.expand(self.segment.batch_size, -1, -1)
+        if self.tail is None:
+            return self.cross(self.latents, array, Mask(keys=mask))
+        return through(self.tail, self.cross(array, self.latents, Mask(queries=mask)))
+
+    def ordered(self, order: Order, block_size: int) -> Tensor:
+        """As orders.py has it."""
+        if self.tail is not None:
+            return orders.write(self.cross, self.segment, self.latents, self.tail, order, block_size)
+        state = orders.read(self.cross, self.latents, self.segment, order, block_size)
+        found = self.cross.attention.output(state.attended().to(self.latents.dtype))
+        return self.cross.finish(self.latents, found)
+
+
+def through(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def reading(make: Make, seed: int = 0) -> Crossing:
+    """Latents take from tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    segment = segment_of(make, generator)
+    cross = block_between(LATENT_CHANNELS, width_of(segment), make, generator)
+    latents = normal(generator, make.latents_batch, LATENTS, LATENT_CHANNELS)
+    return Crossing(cross, latents, segment).to(torch.float64)
+
+
+def writing(make: Make, tail: str = "linear", seed: int = 0) -> Crossing:
+    """Tokens, as queries, take from latents."""
+    generator = torch.Generator().manual_seed(seed)
+    segment = segment_of(make, generator)
+    width = width_of(segment)
+    cross = block_between(width, LATENT_CHANNELS, make, generator)
+    latents = normal(generator, make.latents_batch, LATENTS, LATENT_CHANNELS)
+    modules = tuple(randomised(module, generator) for module in TAILS[tail](width))
+    return Crossing(cross, latents, segment, modules).to(torch.float64)
+
+
+TAILS: dict[str, Callable[[int], tuple[nn.Module, ...]]] = {
+    "none": lambda width: (nn.Identity(), nn.Identity()),
+    "linear": lambda width: (nn.Identity(), nn.Linear(width, 2)),
+    "linear twice": lambda width: (nn.Linear(width, 13), nn.Linear(13, 7)),
+    "not linear": lambda width: (nn.Linear(width, 13), nn.Sequential(nn.Linear(13, 3), nn.Tanh())),
+}
+"""What may follow when writing."""
+
+
+def segment_of(make: Make, generator: torch.Generator) -> Segment:
+    count, batch = make.tokens, make.batch
+    content_batch = min(make.content_batch, batch)
+    content = normal(generator, content_batch, count, make.content) if make.content else None
+    positions: Any = None
+    match make.positions:
+        case "tables":
+            widths = [2 + axis for axis in range(len(make.grid))]
+            shuffled = torch.randperm(sum(widths), generator=generator).split(widths)
+            tables = tuple(normal(generator, n, width) for n, width in zip(make.grid, widths, strict=True))
+            positions = AxisTables(tables, tuple(tuple(place.tolist()) for place in shuffled))
+        case "array":
+            positions = normal(generator, count, 5)
+        case "array of each":
+            positions = normal(generator, batch, count, 5)
+        case "added":
+            positions = normal(generator, count, make.content)
+    constant = normal(generator, make.padding) if make.padding else None
+    segment = Segment(content, positions, make.positions == "added", constant)
+    if make.projected:
+        own = segment.own_channels
+        segment = replace(segment, projection=(normal(generator, 7, own) / math.sqrt(own), normal(generator, 7)))
+    if make.hidden and content is not None:
+        hidden = torch.rand(content_batch, count, generator=generator) < 0.4
+        segment = replace(segment, hidden=hidden, stand_in=normal(generator, width_of(segment)))
+    if make.mask != "none":
+        mask = torch.rand(batch, count, generator=generator) < 0.6
+        mask[0] &= make.mask != "dead"
+        segment = replace(segment, mask=mask)
+    return segment
+
+
+def width_of(segment: Segment) -> int:
+    return segment.own_channels if segment.projection is None else len(segment.projection[0])
+
+
+def block_between(queries: int, tokens: int, make: Make, generator: torch.Generator) -> CrossAttention:
+    config = BlockConfig(
+        num_heads=make.heads,
+        qk_channels=make.heads * make.qk,
+        v_channels=make.heads * make.v,
+        widening_factor=make.widening,
+        activation=make.activation,
+    )
+    cross = randomised(CrossAttention(queries, tokens, config, make.residual), generator)
+    with torch.no_grad():
+        cross.attention.query.weight.mul_(make.sharpness)
+    return cross
+
+
+def randomised(module: Any, generator: torch.Generator) -> Any:
+    """Every parameter random, in float64: zeros and ones would hide what is left out."""
+    module = module.double()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = normal(generator, *parameter.shape)
+            if parameter.ndim > 1:
+                parameter.copy_(noise / math.sqrt(parameter.shape[-1]))
+            else:
+                parameter.copy_(0.3 * noise + ("norm.weight" in name))
+    return module
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def with_gradients(crossing: Crossing, result: Tensor) -> dict[str, Tensor]:
+    """A result and the gradients of a sum of it, all in float64; everything has one, if only of 0."""
+    generator = torch.Generator().manual_seed(7)
+    leaves = crossing.leaves
+    total = (result.double() * normal(generator, *result.shape)).sum()
+    gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+    return {name: x.detach().double() for name, x in {"result": result, **gradients}.items()}
+
+
+def largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The worst difference, relative to the largest number of its array, or a thousandth of the largest of all."""
+    largest = max(float(x.abs().max()) for name, x in expected.items() if name != "result")
+    worst = 0.0
+    for name, x in expected.items():
+        assert found[name].shape == x.shape, name
+        assert found[name].isfinite().all(), name
+        scale = float(x.abs().max()) if name == "result" else max(float(x.abs().max()), 1e-3 * largest)
+        worst = max(worst, float((found[name] - x).abs().max()) / scale)
+    return worst

@@ -1,0 +1,221 @@
+"""Kills a short real run everywhere and starts it again: does it lose a checkpoint, does it end with other weights?
+
+Children are forked after the imports, so that a start takes a moment. What they are doing and the last step that they
+saved stand in memory shared with them, which outlives them.
+"""
+
+import mmap
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import time
+import traceback
+import warnings
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from perceivers.training.config import TrainingConfig
+from perceivers.training.log import read_log
+from perceivers.training.processes import launch
+from perceivers.training.state import TrainingState, latest_checkpoint, step_of
+from small_run import small_records, trained, without_time
+
+STEPS, EVERY = 8, 2
+SETTINGS = {"checkpoint_every": EVERY, "average_decay": 0.9, "accumulate": 2, "validation_fraction": 0.2}
+STARTING, STEPPING, SAVING, DONE = range(4)
+PHASES = {STARTING: "starting", STEPPING: "in a step", SAVING: "in a save", DONE: "after the run"}
+
+MUTATING = (
+    "mkdir,mkdirat,open,openat,creat,write,pwrite64,writev,ftruncate,fallocate,fsync,fdatasync,msync,"
+    "rename,renameat,renameat2,unlink,unlinkat,rmdir,chmod,fchmod,fchmodat,link,symlink,copy_file_range,sendfile"
+)
+"""System calls that change files."""
+
+
+@dataclass
+class Tally:
+    """What was found."""
+
+    kills: Counter = field(default_factory=Counter)
+    """By what the run was doing."""
+    lost: int = 0
+    """Checkpoints that were saved and are not there, or not whole."""
+    diverged: int = 0
+    """Runs that ended with other weights or another log than the run that was left alone."""
+    finished: int = 0
+    """Runs that ended."""
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(self.kills.items()))
+        ends = f"{self.lost} lost checkpoints, {self.diverged} diverged of {self.finished} runs brought to their end"
+        return f"{self.kills.total()} kills ({kinds}): {ends}"
+
+
+class Child:
+    """A forked process that trains in a folder; `phase` and `saved` can be read when it is dead too."""
+
+    def __init__(self, run, workers=0, stopped=False):
+        self.run, self.memory = run, mmap.mmap(-1, 16)
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                if stopped:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                self._train(workers)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+    def _train(self, workers):
+        save, update = TrainingState.save, TrainingState.update_average
+
+        def noted(state, *arguments):
+            self.set(SAVING, self.saved)
+            target = save(state, *arguments)
+            self.set(STEPPING, state.step)
+            return target
+
+        def started(state):
+            self.set(STEPPING, self.saved)
+            update(state)
+
+        TrainingState.save, TrainingState.update_average = noted, started
+        trained(small_records(), self.run, STEPS, num_workers=workers, **SETTINGS)
+        self.set(DONE, STEPS)
+
+    def set(self, phase, saved):
+        self.memory[:16] = struct.pack("qq", phase, saved)
+
+    @property
+    def phase(self):
+        return struct.unpack("qq", self.memory[:16])[0]
+
+    @property
+    def saved(self):
+        return struct.unpack("qq", self.memory[:16])[1]
+
+    def ended(self):
+        """Whether it has ended by itself."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def wait(self):
+        """The exit code; negative: the signal that ended it."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+class Reference:
+    """The run that was left alone."""
+
+    def __init__(self, folder):
+        launch(TrainingConfig(accelerator="cpu"))  # imports, so that children need not
+        self.run = folder / "alone"
+        assert Child(self.run).wait() == 0
+        self.end = self.result(self.run)
+
+    @staticmethod
+    def result(run):
+        folder = latest_checkpoint(run)
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
+        return step_of(folder), files, without_time(read_log(run))
+
+    def judge(self, run, tally):
+        """Bring a killed run to its end and compare."""
+        if Child(run).wait() != 0 or self.result(run) != self.end:
+            tally.diverged += 1
+        else:
+            assert not list(run.rglob("*.unfinished")), "what a killed writer left was not removed"
+        tally.finished += 1
+
+
+def check(run, saved, tally):
+    """Count a loss if the newest whole checkpoint is older than the last one that was saved."""
+    with warnings.catch_warnings(action="ignore"):  # damaged ones are passed over
+        newest = latest_checkpoint(run)
+    if saved and (newest is None or step_of(newest) < saved):
+        tally.lost += 1
+
+
+def random_kills(folder, number, workers, seed=0):
+    """Kill runs at random times, a third of them while saving and a third in steps, until each has come to its end."""
+    chance, tally, reference = random.Random(seed), Tally(), Reference(folder)
+    run, saved = folder / "killed", 0
+    while tally.kills.total() < number:
+        child = Child(run, workers)
+        rarer = STEPPING if tally.kills[PHASES[STEPPING]] <= tally.kills[PHASES[SAVING]] else SAVING
+        wanted = chance.choice([STARTING] + 7 * [rarer])
+        after = 0 if wanted == STARTING else chance.randrange(0, STEPS - EVERY, EVERY)  # not before this was saved
+        while child.phase != DONE and (child.phase != wanted or child.saved < after) and not child.ended():
+            time.sleep(0.001)
+        time.sleep(chance.random() * {STARTING: 0.2, STEPPING: 0.02, SAVING: 0.02, DONE: 0}[wanted])
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+        code = child.wait()
+        assert code in (0, -signal.SIGKILL), "it could not be started again"
+        if code:
+            tally.kills[PHASES[child.phase]] += 1
+        saved = max(saved, child.saved)
+        check(run, saved, tally)
+        if saved == STEPS or chance.random() < 0.2:
+            reference.judge(run, tally)
+            shutil.rmtree(run)
+            saved = 0
+    if run.exists():
+        reference.judge(run, tally)
+    return tally
+
+
+def kills_at_every_call(folder, every=1):
+    """Kill a run before each (or every so manieth) of all the calls it makes that change files."""
+    tally, reference, run = Tally(), Reference(folder), folder / "killed"
+    for call, number in changes(traced(run, folder / "trace"))[::every]:
+        shutil.rmtree(run)
+        child = Child(run, stopped=True)
+        tracer = strace(child, folder / "trace", f"inject={call}:signal=SIGKILL:when={number}")
+        assert child.wait() == -signal.SIGKILL
+        tracer.wait()
+        tally.kills[PHASES[child.phase]] += 1
+        check(run, child.saved, tally)
+        reference.judge(run, tally)
+    return tally
+
+
+def traced(run, trace):
+    """Lines of the trace of a whole run: its calls that change files."""
+    child = Child(run, stopped=True)
+    tracer = strace(child, trace, f"trace={MUTATING}")
+    assert child.wait() == 0
+    tracer.wait()
+    return trace.read_text().splitlines()
+
+
+def changes(trace):
+    """(name, number among those of its name) of each call in a trace, files opened to be read left out."""
+    numbers, found = Counter(), []
+    for line in trace:
+        if call := re.match(r"\d+ +(\w+)\(", line):
+            numbers[call[1]] += 1
+            if not call[1].startswith("open") or "O_CREAT" in line:
+                found.append((call[1], numbers[call[1]]))
+    return found
+
+
+def strace(child, trace, expression):
+    """Attach to a stopped child, and let it go on."""
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    command = ["strace", "-f", "-y", "-qq", "-p", str(child.pid), "-o", str(trace), "-e", expression]
+    tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    status = Path(f"/proc/{child.pid}/status")
+    while f"TracerPid:\t{tracer.pid}" not in status.read_text():
+        assert tracer.poll() is None, "strace cannot attach to a process here"
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGCONT)
+    return tracer

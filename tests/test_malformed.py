@@ -1,0 +1,192 @@
+"""Files that are broken in any way: one line that names the file, never anything else."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from perceivers.data import Table
+from perceivers.data.arrays import read_arrays
+from perceivers.data.sifting import read_parts
+from perceivers.data.writing import write_rows
+from perceivers.modalities import Label, Numbers, PointSet, Records, Series, Text
+from perceivers.modalities.fields import Category, Date, Number
+from perceivers.schema import Schema
+from perceivers.tasks.declaration import read_declaration
+from perceivers.tasks.recipe import preset_of
+
+COUNTS = [50, pytest.param(500, marks=pytest.mark.slow)]
+
+DECLARATION = """\
+inputs:
+  row:
+    kind: records
+    key: "*"
+    tokens: field
+    max_records: 1
+    fields: {height: {kind: number}, colour: {kind: category, classes: [red, blue], channels: 3}, when: {kind: date}}
+  curve: {kind: series, size: 16, patch: 4, channels: 2, positions: {kind: fourier, num_bands: 3}}
+  points: {kind: pointset, axes: 2, channels: 1, keep: [0.5, 1.0]}
+outputs:
+  kind: {kind: label, classes: 5, weight: 0.5}
+  price: {kind: estimate, count: 2, quantiles: [0.1, 0.9]}
+config:
+  latents: {num_latents: 8, channels: 16}
+  encoder: {num_heads: 2, dropout: 0.1}
+  processor: {num_layers: 2, num_heads: 4}
+training: {num_steps: 10, batch_size: 4, optimiser: {kind: adamw, learning_rate: 0.001}}
+data: {kind: table, file: mine.csv, stratify: kind, missing: ["", "NA"]}
+"""
+
+VALUES = (
+    *("0", "-1", "1e999", ".nan", "99999999999999999999", "true", "null", "''", "x", "'*'"),
+    *("[]", "{}", "[1, 2]", "[1, ", "{a: b}", "!!python/object:os.system", "&a", "*a"),
+)
+
+BYTES = [
+    *(b"", b"\0", b"\xff\xfe", b"\xed\xa0\x80", b'"', b"'", b",", b"\n", b"{", b"}"),
+    *(b"[" * 2000, b"9" * 400, b"NaN", b"1e999"),
+]
+
+
+def broken_text(text, rng):
+    """A declaration with a few lines or values changed."""
+    lines = text.splitlines()
+    for _ in range(rng.integers(1, 4)):
+        place = rng.integers(len(lines))
+        line = lines[place]
+        what = rng.integers(6)
+        if what == 0:
+            lines[place] = ""
+        elif what == 1:
+            lines.insert(place, line)
+        elif what == 2:
+            lines[place] = " " * rng.integers(1, 4) + line
+        elif what == 3 and ":" in line:
+            head, _, _ = line.rpartition(":")
+            lines[place] = f"{head}: {rng.choice(VALUES)}"
+        elif what == 4:
+            cut = rng.integers(len(line) + 1)
+            lines[place] = line[:cut]
+        else:
+            words = line.split()
+            lines[place] = line.replace(str(rng.choice(words or ["x"])), str(rng.choice(VALUES)), 1)
+    return "\n".join(lines)
+
+
+def broken_bytes(data, rng):
+    """A file with a few bytes changed, put in, left out, or its end cut off."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        place = int(rng.integers(len(data) + 1))
+        what = rng.integers(4)
+        if what == 0:
+            data = data[:place]
+        elif what == 1 and place < len(data):
+            data[place] ^= 1 << int(rng.integers(8))
+        elif what == 2:
+            data[place:place] = BYTES[rng.integers(len(BYTES))]
+        else:
+            data[place : place + int(rng.integers(1, 20))] = b""
+    return bytes(data)
+
+
+def failures(count, make, attempt):
+    """How often an attempt was refused; anything but a ValueError fails the test, with the file that did it."""
+    refused = 0
+    for seed in range(count):
+        content = make(np.random.default_rng(seed))
+        try:
+            attempt(content)
+        except ValueError as error:
+            refused += bool(str(error).strip())
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{content!r}") from error
+    return refused
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.filterwarnings("ignore:.*has no effect")
+def test_broken_declarations_are_refused_or_mean_a_model(count, tmp_path):
+    path = tmp_path / "mine.yaml"
+
+    def attempt(text):
+        path.write_text(text)
+        preset_of(read_declaration(path)).build("meta")
+
+    attempt(DECLARATION)
+    assert failures(count, lambda rng: broken_text(DECLARATION, rng), attempt) > count // 2
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_broken_tables_are_refused_or_read(count, suffix, tmp_path):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "height": float(rng.normal()),
+            "colour": str(rng.choice(["red", "blue"])),
+            "when": f"2026-01-{number + 1:02d}",
+            "curve": rng.normal(size=(3, 2)).round(2).tolist(),
+            "points": rng.normal(size=(2, 3)).round(2).tolist(),
+            "note": "some words",
+            "kind": str(number % 2),
+        }
+        for number in range(12)
+    ]
+    path = tmp_path / f"mine{suffix}"
+    write_rows(path, rows)
+    whole = path.read_bytes()
+    fields = {"height": Number(), "colour": Category(channels=3), "when": Date()}
+    inputs = {
+        "row": Records(fields, key="*"),
+        "curve": Series(channels=2),
+        "points": PointSet(axes=2),
+        "note": Text(length=64),
+    }
+    schema = Schema(inputs, {"kind": Label(), "height": Numbers()})
+
+    def attempt(content):
+        path.write_bytes(content)
+        parts = read_parts(Table(str(path), max_bad_rows=4), schema)
+        parts.schema.collate([parts.schema.prepare(row, rng, training=True) for row in parts.training])
+
+    attempt(whole)
+    assert failures(count, lambda rng: broken_bytes(whole, rng), attempt) > 0
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_broken_arrays_are_refused_or_read(count, suffix, tmp_path):
+    path = tmp_path / f"mine{suffix}"
+    arrays = {"x": np.arange(12.0).reshape(6, 2), "y": np.arange(6)}
+    np.savez(path, **arrays) if suffix == ".npz" else save_file(arrays, path)
+    whole = path.read_bytes()
+
+    def attempt(content):
+        path.write_bytes(content)
+        read_arrays(str(path))
+
+    attempt(whole)
+    assert failures(count, lambda rng: broken_bytes(whole, rng), attempt) > count // 3
+
+
+def test_the_command_says_one_line(command, tmp_path):
+    """A few of each through the whole command: exit code 2, one line, nothing written."""
+    declaration, table = tmp_path / "mine.yaml", tmp_path / "mine.jsonl"
+    wrong = DECLARATION.replace("kind: series", "kind: serie")
+    for seed in range(6):
+        declaration.write_text(broken_text(wrong, np.random.default_rng(seed)))
+        table.write_text(json.dumps({"a": 1})[: seed + 1] + "\n")
+        for arguments in (
+            ("schema", "check", declaration),
+            ("train", declaration, "--data", table, "--out", tmp_path / "run"),
+            ("schema", "propose", table),
+        ):
+            code, out, err = command(*arguments)
+            assert (code, out) == (2, "")
+            assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,194 @@
+"""Two processes against one: the same losses, the same weights, checkpoints of sharded models, shares without gaps."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+
+import pytest
+import torch
+import torch.distributed
+
+from perceivers.core.perceiver import Config, LatentsConfig, ProcessorConfig
+from perceivers.core.positions import Fourier
+from perceivers.modalities import Image, Label, PointSet, Text
+from perceivers.schema import Schema
+from perceivers.storage import load_model
+from perceivers.training import loop, objective
+from perceivers.training.config import TrainingConfig
+from perceivers.training.log import read_log
+from perceivers.training.optimisers import OptimiserConfig
+from perceivers.training.order import BatchOrder, training_batches
+from perceivers.training.processes import launch
+from perceivers.training.state import TRAINING, checkpoints, latest_checkpoint
+from perceivers.training.stopping import Stopped
+from small_run import small_records, trained
+
+POSITIONS = Fourier(num_bands=2, max_resolution=5)
+CONFIG = Config(
+    LatentsConfig(num_latents=5, channels=12),
+    processor=ProcessorConfig(num_layers=1, num_blocks=2, num_heads=2),
+)
+SCHEMA = Schema(
+    inputs={
+        "points": PointSet(axes=2, channels=1, positions=POSITIONS, keep=(0.3, 1.0), drop_prob=0.3),
+        "text": Text(length=24, channels=7, mask_words=0.7, drop_prob=0.3),
+    },
+    outputs={
+        "label": Label(classes=3, query_channels=5),
+        "image": Image(size=5, channels=1, positions=POSITIONS, num_points=7),
+        "restored": Text(length=24, key="text", of="text", query_channels=7, tied=False),
+    },
+)
+SETTINGS = {"precision": "64-true", "batch_size": 8, "schema": SCHEMA, "config": CONFIG, "average_decay": 0.9}
+KINDS = ["adamw", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lamb", "muon"))]
+EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-12}, {"rtol": 2e-3, "atol": 1e-5}
+"""Muon makes its update orthogonal in bfloat16: of a sharded matrix it sums in another order."""
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Unknown labels and short texts: the two shares of a batch count differently."""
+    return [
+        {**record, "label": None if number % 3 == 0 else record["label"], "text": "ab cde f gh"[: 3 + number % 9]}
+        for number, record in enumerate(small_records())
+    ]
+
+
+def together(world, function):
+    """Run a function in so many processes, forked and numbered as torchrun does; all must end well."""
+    launch(TrainingConfig(accelerator="cpu"))  # imports
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(world):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            code = 1
+            try:
+                places = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world}
+                places |= {"LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                os.environ |= {name: str(value) for name, value in places.items()}
+                os.environ["TORCHELASTIC_RUN_ID"] = "test"
+                function(rank)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * world
+
+
+def losses_of(run):
+    return torch.tensor([list(line["losses"].values()) for line in read_log(run)], dtype=torch.double)
+
+
+@pytest.mark.parametrize("shard_model", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_make_the_steps_of_one(records, tmp_path, kind, shard_model):
+    """In float64, with missing inputs and targets: losses to 1e-9, and the weights."""
+    settings = SETTINGS | {"optimiser": OptimiserConfig(kind=kind, learning_rate=3e-3)}
+    one = trained(records, tmp_path / "one", 5, **settings)
+    together(2, lambda rank: trained(records, tmp_path / "two", 5, shard_model=shard_model, **settings))
+    rounded = kind == "muon" and shard_model
+    losses = losses_of(tmp_path / "two"), losses_of(tmp_path / "one")
+    torch.testing.assert_close(*losses, **(ROUNDED if rounded else EXACT))
+    two = load_model(latest_checkpoint(tmp_path / "two"))
+    for (name, expected), found in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-2 if rounded else 1e-9, msg=name)
+    files = {path.name for path in checkpoints(tmp_path / "two")[0].iterdir()}
+    assert ("model-00002-of-00002.safetensors" in files) == shard_model
+    assert (TRAINING in files) != shard_model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_run_goes_on_in_any_number_of_processes(records, tmp_path, kind):
+    """Two, then one, then two again: as in one process alone, but for rounding."""
+    settings = SETTINGS | {"optimiser": OptimiserConfig(kind=kind, learning_rate=3e-3), "checkpoint_every": 2}
+    trained(records, tmp_path / "one", 6, **settings)
+    run = tmp_path / "changing"
+    together(2, lambda rank: trained(records, run, 6, shard_model=True, **settings))
+    for newest in checkpoints(run)[:1]:
+        newest.rename(tmp_path / "gone")
+    trained(records, run, 6, **settings)
+    torch.testing.assert_close(losses_of(run), losses_of(tmp_path / "one"), **(ROUNDED if kind == "muon" else EXACT))
+
+
+def test_processes_agree_on_stopping(records, tmp_path):
+    """A signal to one of them is enough: both save and stop."""
+
+    def run(rank):
+        real, calls = loop.gradients, []
+
+        def gradients(*arguments):
+            calls.append(1)
+            if rank == 1 and len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments)
+
+        loop.gradients = gradients
+        with pytest.raises(Stopped, match="stopped by SIGTERM after step 3"):
+            trained(records, tmp_path, 7, **SETTINGS)
+
+    together(2, run)
+    assert latest_checkpoint(tmp_path).name == "step-00000003"
+
+
+def test_processes_agree_that_a_loss_is_not_finite(records, tmp_path):
+    """It is so in one of them."""
+
+    def run(rank):
+        real = objective.Objective.forward
+        factor = float("nan") if rank else 1.0
+        objective.Objective.forward = lambda self, batch: {n: v * factor for n, v in real(self, batch).items()}
+        with pytest.raises(ValueError, match="step 0: the loss is not finite"):
+            trained(records, tmp_path, 7, **SETTINGS)
+
+    together(2, run)
+    assert latest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard_model", ["false", "true"])
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_the_command_trains_in_two_processes(tmp_path, torchrun, shard_model):
+    """Started by torchrun, or by itself; the first process alone evaluates and reports."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
+    settings = ["num_steps=2", "batch_size=8", "schedule.warmup_steps=1", "accelerator=cpu", "log_every=1"]
+    settings += [f"shard_model={shard_model}", "devices=1" if torchrun else "devices=2"]
+    command = [sys.executable, *start, "-m", "perceivers", "train", "digits", "--json", "--out", str(tmp_path), "--set"]
+    command += [f"training.{setting}" for setting in settings]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert result.returncode == 0, result.stderr
+    assert "all pixels read" in json.loads(result.stdout)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shares_have_no_gaps_and_no_repeats(world, workers):
+    """Two epochs of 23 records in batches of 6, over processes and workers."""
+    schema = Schema({"number": Label(classes=23)}, {"number": Label(classes=23)})
+    records = [{"number": number} for number in range(23)]
+    orders = [BatchOrder(1, 23, 6, 0, 8, rank, world) for rank in range(world)]
+    shares = [list(training_batches(schema, records, order, workers)) for order in orders]
+    seen = [int(n) for step in range(8) for share in shares for n in share[step]["inputs"]["number"]]
+    assert len(seen) == 48
+    assert sorted(seen).count(0) in (2, 3)
+    counts = [seen.count(number) for number in range(23)]
+    assert (min(counts), sum(counts)) == (2, 48)
+
+
+def test_a_batch_must_be_shared_out_evenly():
+    with pytest.raises(ValueError, match="must be a multiple of 2 processes x accumulate = 3"):
+        TrainingConfig(batch_size=8, accumulate=3, devices=2)
+
+
+def test_sharding_one_process_warns():
+    with pytest.warns(UserWarning, match="shard_model = True has no effect on one process"):
+        launch(TrainingConfig(accelerator="cpu", shard_model=True))

@@ -1,0 +1,179 @@
+"""What reading leaves behind adds up: in any order, over inputs, chunks and processes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cross_cases import Make, reading
+from perceivers.core import orders
+from perceivers.core.orders import Order
+from perceivers.core.perceiver import Config, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.positions import Fourier
+from perceivers.core.reading import NOTHING_SEEN, Reading, ReadState, sum_states
+from perceivers.modalities.flow import Flow, FramePair
+from perceivers.modalities.grid import Image
+from perceivers.modalities.label import Label
+from perceivers.modalities.vectors import Vectors
+from test_orders import many
+from test_perceiver import build
+
+EXACT = 1e-12
+
+# States.
+
+
+def state_of(scores: Tensor, values: Tensor, reference: float) -> ReadState:
+    """One latent's, by definition."""
+    weights = (scores - reference).exp()
+    shape = torch.full((1, 1, 1), reference, dtype=scores.dtype)
+    return ReadState(shape, weights.sum().expand(1, 1, 1), (weights @ values).expand(1, 1, 1, -1))
+
+
+def nothing(channels: int) -> ReadState:
+    zero = torch.zeros(1, 1, 1, dtype=torch.float64)
+    return ReadState(zero + NOTHING_SEEN, zero, zero[..., None].expand(-1, -1, -1, channels))
+
+
+@many
+@given(
+    sizes=st.lists(st.integers(0, 3), min_size=1, max_size=5),
+    spread=st.sampled_from([1.0, 30.0, 300.0]),
+    shuffle=st.permutations(range(5)),
+    seed=st.integers(0, 1000),
+)
+def test_states_add_up_in_any_order_and_grouping(sizes: list[int], spread: float, shuffle: Any, seed: int) -> None:
+    torch.manual_seed(seed)
+    scores = spread * torch.randn(sum(sizes), dtype=torch.float64)
+    values = torch.randn(sum(sizes), 3, dtype=torch.float64)
+    parts = [
+        state_of(own, of, float(own.max()) - 3.0) if len(own) else nothing(3)
+        for own, of in zip(scores.split(sizes), values.split(sizes), strict=True)
+    ]
+    expected = (scores.softmax(0) @ values).expand(1, 1, 3)
+    shuffled = [parts[place] for place in shuffle if place < len(parts)]
+    left = sum_states(parts)
+    right = parts[-1] if len(parts) == 1 else parts[0] + sum_states(parts[1:])
+    for state in (left, right, sum_states(shuffled), sum_states([nothing(3), *shuffled]), left + nothing(3)):
+        assert torch.allclose(state.attended(), expected, rtol=EXACT, atol=EXACT)
+    assert torch.equal((nothing(3) + nothing(3)).attended(), torch.zeros(1, 1, 3))
+
+
+@pytest.mark.parametrize("order", ["projected", "absorbed", "separable"])
+def test_what_is_masked_altogether_is_nothing(order: Order) -> None:
+    crossing = reading(Make(mask="dead", batch=2, heads=2))
+    state = orders.read(crossing.cross, crossing.latents, crossing.segment, order, 5)
+    assert torch.equal(state.attended()[0], torch.zeros_like(state.attended()[0]))
+    assert bool((state.attended()[1] != 0).all())
+    none = orders.read(crossing.cross, crossing.latents, crossing.segment.sample(1), order, 5)
+    dead = orders.read(crossing.cross, crossing.latents, crossing.segment.sample(0), order, 5)
+    assert torch.equal((none + dead).attended(), none.attended())
+
+
+def test_no_tokens_at_all_are_nothing() -> None:
+    crossing = reading(Make(positions="none", content=3))
+    empty = replace(crossing.segment, content=torch.zeros(2, 0, 3, dtype=torch.float64))
+    state = orders.read(crossing.cross, crossing.latents, empty, "absorbed", 5)
+    assert torch.equal(state.attended(), torch.zeros(2, *state.attended().shape[1:]))
+    assert state.weighted.requires_grad
+    assert state.denominator.requires_grad
+
+
+# Inputs and chunks.
+
+CONFIG = Config(
+    latents=LatentsConfig(num_latents=5, channels=14),
+    encoder=EncoderConfig(num_heads=2, input_channels=22),
+    processor=ProcessorConfig(num_heads=7, num_layers=2),
+)
+INPUTS = {
+    "image": Image(size=(5, 7), positions=Fourier(num_bands=3)),
+    "vectors": Vectors(channels=5),
+    "frames": FramePair(size=(5, 7), embed=11, positions=Fourier(num_bands=3)),
+}
+OUTPUTS = {"label": Label(classes=3, query_channels=13), "flow": Flow(of="frames")}
+
+
+@pytest.fixture
+def model() -> PerceiverIO:
+    return build(INPUTS, OUTPUTS, CONFIG).double()
+
+
+def inputs() -> dict[str, Any]:
+    torch.manual_seed(2)
+    vectors = torch.randn(3, 11, 5, dtype=torch.float64)
+    return {
+        "image": torch.randn(3, 5, 7, 3, dtype=torch.float64),
+        "vectors": {"values": vectors, "mask": torch.arange(11) < torch.tensor([[11], [0], [5]])},
+        "frames": torch.randn(3, 2, 5, 7, 3, dtype=torch.float64),
+    }
+
+
+def close(one: Tensor, two: Tensor) -> bool:
+    return torch.allclose(one, two, rtol=1e-10, atol=1e-12)
+
+
+def test_inputs_read_one_by_one_are_what_they_are_together(model: PerceiverIO) -> None:
+    raw = inputs()
+    expected = model.encode(raw, order="dense")
+    parts = [model.read({name: value}) for name, value in raw.items()]
+    together = sum(reversed(parts), Reading())
+    encoded = model.process(together)
+    assert close(encoded.latents, expected.latents)
+    assert close(model.decode(encoded)["flow"], model.decode(expected)["flow"])
+
+
+def test_inputs_are_left_out_and_replaced(model: PerceiverIO) -> None:
+    raw = inputs()
+    read = model.read(raw)
+    kept = {name: value for name, value in raw.items() if name != "image"}
+    assert close(model.process(read.without("image")).latents, model.encode(kept).latents)
+    other = {"image": raw["image"].flip(1)}
+    replaced = model.process(read.without("image") + model.read(other))
+    assert close(replaced.latents, model.encode(raw | other).latents)
+    assert set(model.process(read.without("frames")).sources) == set()
+    with pytest.raises(ValueError, match="sound was not read; there are image, vectors, frames"):
+        read.without("sound")
+    with pytest.raises(ValueError, match="asks with the tokens of frames: read that input in one piece"):
+        read + read
+    with pytest.raises(ValueError, match="nothing was read"):
+        model.process(Reading())
+
+
+def test_shares_are_the_mass_of_attention_maps(model: PerceiverIO) -> None:
+    raw = inputs()
+    shares, maps = model.read(raw).shares(), model.attention_maps(raw)["encoder"]
+    assert shares.keys() == maps.keys()
+    for name, share in shares.items():
+        assert close(share, maps[name].sum(-1)), name
+    assert close(sum(shares.values()), torch.ones(3, 2, 5, dtype=torch.float64))
+    assert not shares["vectors"][1].any()
+
+
+def test_shares_of_nothing_are_zero(model: PerceiverIO) -> None:
+    vectors = {"values": torch.zeros(2, 7, 5).double(), "mask": torch.zeros(2, 7, dtype=torch.bool)}
+    share = model.read({"vectors": vectors}).shares()["vectors"]
+    assert torch.equal(share, torch.zeros_like(share))
+
+
+@pytest.mark.parametrize("order", [None, "projected", "absorbed"])
+def test_chunks_are_what_they_are_together(model: PerceiverIO, order: Order | None) -> None:
+    raw = inputs()
+    vectors = raw["vectors"]
+    chunks = [
+        {"vectors": {name: part[:, start : start + 4] for name, part in vectors.items()}} for start in range(0, 11, 4)
+    ]
+    rest = {name: value for name, value in raw.items() if name != "vectors"}
+    encoded = model.encode(iter([*chunks, rest]), order=order)
+    assert close(encoded.latents, model.encode(raw).latents)
+
+
+def test_chunks_have_gradients(model: PerceiverIO) -> None:
+    vectors = inputs()["vectors"]["values"].requires_grad_()
+    whole = torch.autograd.grad(model.encode({"vectors": vectors}).latents.square().sum(), vectors)[0]
+    chunks = ({"vectors": part} for part in vectors.split(3, dim=1))
+    assert close(torch.autograd.grad(model.encode(chunks).latents.square().sum(), vectors)[0], whole)

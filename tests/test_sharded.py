@@ -1,0 +1,125 @@
+"""Each process of a group reads a part of the inputs; what comes out, and every gradient, is as in one process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from perceivers.core.perceiver import Config, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.modalities.label import Label
+from perceivers.modalities.vectors import Vectors
+from perceivers.schema import Schema
+
+SIZES = {2: (4, 7), 4: (5, 0, 2, 4)}
+"""How many of 11 tokens each process reads, by the number of processes; one may have nothing to read."""
+
+Parts = dict[str, Tensor]
+
+
+class Sharded(nn.Module):
+    """Reads a part, writes from all."""
+
+    def __init__(self, model: PerceiverIO, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.model, self.group = model, group
+
+    def forward(self, vectors: Parts) -> Tensor:
+        reading = self.model.read({"vectors": vectors}).all_reduce(self.group)
+        return self.model.decode(self.model.process(reading))["label"]
+
+
+def model() -> PerceiverIO:
+    torch.manual_seed(1)
+    config = Config(
+        LatentsConfig(num_latents=5, channels=14), EncoderConfig(num_heads=2), ProcessorConfig(7, num_layers=1)
+    )
+    schema = Schema({"vectors": Vectors(channels=5)}, {"label": Label(classes=3, query_channels=13)})
+    made = PerceiverIO(schema, config).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+def vectors() -> Parts:
+    torch.manual_seed(2)
+    mask = torch.arange(11) < torch.tensor([[11], [3], [0], [8]])
+    return {"values": torch.randn(4, 11, 5, dtype=torch.float64), "mask": mask}
+
+
+def loss_of(label: Tensor) -> Tensor:
+    return (label * torch.arange(3)).square().mean()
+
+
+def expected() -> tuple[Tensor, dict[str, Tensor]]:
+    """In one process."""
+    alone = model()
+    label = alone({"vectors": vectors()}, order="dense")["label"]
+    loss_of(label).backward()
+    return label.detach(), {name: parameter.grad for name, parameter in alone.named_parameters()}
+
+
+def assert_gradients(module: nn.Module, scale: float = 1.0) -> None:
+    for name, gradient in expected()[1].items():
+        found = module.get_parameter(name).grad
+        assert found is not None, name
+        whole = found.full_tensor() if isinstance(found, DTensor) else found
+        assert torch.allclose(whole * scale, gradient, rtol=1e-9, atol=1e-12), name
+
+
+def own_part(rank: int, processes: int, samples: slice = slice(None)) -> Parts:
+    return {name: part[samples].split(SIZES[processes], dim=1)[rank] for name, part in vectors().items()}
+
+
+def one_group(rank: int, processes: int) -> None:
+    """Forward and backward; gradients are averaged by hand."""
+    sharded = Sharded(model())
+    label = sharded(own_part(rank, processes))
+    assert torch.allclose(label, expected()[0], rtol=1e-10)
+    loss_of(label).backward()
+    for parameter in sharded.parameters():
+        dist.all_reduce(parameter.grad)
+    assert_gradients(sharded.model, 1 / processes)
+
+
+def data_parallel(rank: int, processes: int) -> None:
+    """All read parts of the same samples; or pairs share samples, and each pair has others."""
+    pairs = processes // 2
+    groups = [dist.new_group([2 * pair, 2 * pair + 1]) for pair in range(pairs)]
+    samples = slice(4 // pairs * (rank // 2), 4 // pairs * (rank // 2 + 1))
+    module = DistributedDataParallel(Sharded(model(), groups[rank // 2]))
+    for _ in range(2):  # a parameter without a gradient would be missed by the second step only
+        module.zero_grad()
+        loss_of(module(own_part(rank % 2, 2, samples))).backward()
+    assert_gradients(module.module.model)
+
+
+def fully_sharded(rank: int, processes: int) -> None:
+    """Parameters are spread over the processes too."""
+    sharded = Sharded(model())
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (processes,)))
+    label = sharded(own_part(rank, processes))
+    assert torch.allclose(label, expected()[0], rtol=1e-10)
+    loss_of(label).backward()
+    assert_gradients(sharded.model)
+
+
+def process(rank: int, processes: int, rendezvous: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes)
+    checks: list[Callable[[int, int], None]] = [one_group, data_parallel, fully_sharded]
+    for check in checks:
+        check(rank, processes)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_read_together(processes: int, tmp_path: Path) -> None:
+    multiprocessing.spawn(process, (processes, tmp_path / "rendezvous"), nprocs=processes)

@@ -172,9 +172,6 @@ def report(run: Path) -> Path:
     recipe, model = load_run(run)
     page = Report(f"Optical flow: run {run.name}")
     add_scores(page, run)
-    scores = {name: outputs["flow"] for name, outputs in rival_scores(run).items()}
-    page.heading("What needs no training, on the same pairs")
-    page.table(["", "epe", "fl"], {name: [f"{own['epe']:.4g}", f"{own['fl']:.4g}"] for name, own in scores.items()})
     records = recipe.data.held_out()[:SHOWN]
     _, predictions = predict(model.cpu(), recipe.schema, records)
     page.heading("Held-out pairs")

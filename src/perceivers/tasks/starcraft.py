@@ -234,16 +234,6 @@ def report(run: Path) -> Path:
     recipe, model = load_run(run)
     page = Report(f"StarCraft II: run {run.name}")
     add_scores(page, run)
-    page.heading("What needs no training, on the same snapshots")
-    page.table(
-        ["", "output, metric", "score"],
-        {
-            rival: [f"{output}, {metric}", f"{value:.4g}"]
-            for rival, outputs in rival_scores(run).items()
-            for output, metrics in outputs.items()
-            for metric, value in metrics.items()
-        },
-    )
     held_out = recipe.data.held_out()
     batch, predictions = predict(model.cpu(), recipe.schema, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
     page.heading("Hidden types: true, written")

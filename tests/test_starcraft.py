@@ -13,12 +13,14 @@ from perceivers.data import StarCraft, starcraft
 from perceivers.data.starcraft import STATISTICS, events_of, snapshots_of
 from perceivers.schema import from_plain, to_plain
 from perceivers.tasks.costs import CPU_ATTENTION
-from perceivers.tasks.recipe import Recipe, run_recipe
+from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
+from perceivers.tasks.results import keep_scores
 from perceivers.tasks.starcraft import (
     RECIPES,
     EntityEncoder,
     PerceiverEntities,
     TransformerEntities,
+    report,
     rival_scores,
     rivals,
     schema,
@@ -179,12 +181,17 @@ def test_a_run_from_end_to_end(games, tmp_path):
     recipe = replace(
         small(), data=games, config=TINY, training=TrainingConfig(num_steps=2, batch_size=4, accelerator="cpu")
     )
-    scores = run_recipe(recipe, tmp_path)["held out"]
+    run_recipe(recipe, tmp_path)
+    guesses = rival_scores(tmp_path)
+    keep_scores(tmp_path, evaluate_run(tmp_path) | guesses)
+    scores = evaluate_run(tmp_path)["held out"]
     assert 0 <= scores["hidden"]["accuracy"] <= 1
     assert scores["statistics"]["rmse"] > 0
-    guesses = rival_scores(tmp_path)
     assert 0 <= guesses["most frequent type of the player's others"]["hidden"]["accuracy"] <= 1
     assert guesses["means at the same time"]["statistics"]["rmse"] == pytest.approx(0)  # all games are alike
+    page = report(tmp_path).read_text()
+    assert "means at the same time" in page
+    assert "Snapshot 6" in page
 
 
 def test_guesses_by_hand(games):

@@ -28,6 +28,6 @@ TASKS = {
         name: Task(recipe, flow_training.rival_scores, flow_training.report)
         for name, recipe in flow_training.RECIPES.items()
     },
-    **{name: Task(recipe, starcraft.rival_scores) for name, recipe in starcraft.RECIPES.items()},
+    **{name: Task(recipe, starcraft.rival_scores, starcraft.report) for name, recipe in starcraft.RECIPES.items()},
 }
 """Every task of ours."""

@@ -35,10 +35,10 @@ def add_scores(page: Report, run: Path) -> None:
     """Every metric of every evaluation."""
     scores = read_scores(run)
     page.heading("Scores")
+    measured = {(o, m): None for outputs in scores.values() for o, metrics in outputs.items() for m in metrics}
     rows = {
-        f"{output}, {metric}": [f"{evaluation[output][metric]:.4g}" for evaluation in scores.values()]
-        for output, metrics in next(iter(scores.values())).items()
-        for metric in metrics
+        f"{output}, {metric}": [_shown(evaluation.get(output, {}).get(metric)) for evaluation in scores.values()]
+        for output, metric in measured
     }
     page.table(["output, metric", *scores], rows)
 
@@ -62,3 +62,7 @@ def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tu
     batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
     with torch.no_grad():
         return batch, model(batch["inputs"], schema.points(batch["targets"]))
+
+
+def _shown(score: float | None) -> str:
+    return "" if score is None else f"{score:.4g}"

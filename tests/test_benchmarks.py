@@ -53,7 +53,7 @@ def test_memory_meter_sees_what_is_gone_again():
     with MemoryMeter() as meter:
         kept = torch.ones(size // 4)
         torch.ones(size // 4)
-    assert 2 * size <= meter.bytes < 2.3 * size
+    assert 1.95 * size <= meter.bytes < 2.3 * size
     with MemoryMeter() as meter:
         kept.add_(1)
     assert meter.bytes < size / 4

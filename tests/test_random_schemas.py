@@ -197,7 +197,8 @@ def test_any_schema_is_built_learns_is_kept_and_answers(tmp_path_factory, task):
     encoded = model.encode(batch["inputs"])
     whole = model.decode(encoded, points, outputs=names)
     assert all(leaf.isfinite().all() for leaf in leaves(whole))
-    assert_equal(model.decode(encoded, points, outputs=names, chunk_size=2), whole, rtol=1e-4, atol=1e-5)
+    for order in ("projected", "separable-folded"):
+        assert_equal(model.decode(encoded, points, outputs=names, order=order), whole, rtol=1e-4, atol=1e-5)
 
     folder = tmp_path_factory.mktemp("model")
     save_model(model, folder)

@@ -367,7 +367,7 @@ def test_arrays_are_read_from_safetensors_and_split(tmp_path):
 def run(tmp_path_factory):
     """A run of SCHEMA on a table with two bad rows, made by the command's own functions."""
     from perceivers.tasks.declaration import read_declaration
-    from perceivers.tasks.recipe import run_recipe
+    from perceivers.tasks.recipe import evaluate_run, run_recipe
 
     folder = tmp_path_factory.mktemp("own")
     rows = rows_of(41)
@@ -376,8 +376,8 @@ def run(tmp_path_factory):
     text = SCHEMA + "data: {kind: table, max_bad_rows: 2, group: who}\n"
     (folder / "mine.yaml").write_text(text)
     recipe = read_declaration(folder / "mine.yaml", str(folder / "mine.csv"))
-    scores = run_recipe(recipe, folder / "run")
-    return folder, scores
+    run_recipe(recipe, folder / "run")
+    return folder, evaluate_run(folder / "run")
 
 
 def test_training_on_a_table_leaves_a_run_that_lists_its_bad_rows(run):

@@ -307,3 +307,13 @@ def test_every_linear_of_a_block_starts_from_the_attention_distribution() -> Non
             if isinstance(layer, nn.Linear):
                 std = layer.weight.std().item()
                 assert std == pytest.approx(layer.in_features**-0.5, rel=0.03), (kind, name)
+
+
+def test_a_mask_of_a_batch_makes_a_batch():
+    """Where queries and tokens are the same for every sample, and samples lack different ones."""
+    block = CrossAttention(7, 11, BlockConfig(num_heads=1), query_residual=True).eval()
+    queries, tokens, keys = torch.randn(1, 3, 7), torch.randn(1, 5, 11), torch.rand(2, 5) < 0.6
+    found = block(queries, tokens, Mask(keys=keys))
+    for number in range(2):
+        torch.testing.assert_close(found[[number]], block(queries, tokens, Mask(keys=keys[[number]])))
+    assert block.weights(queries, tokens, Mask(keys=keys)).shape == (2, 1, 3, 5)

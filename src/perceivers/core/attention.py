@@ -57,6 +57,11 @@ class Mask:
     pairs: Bool[Tensor, "#b t s"] | None = None
     """Any relation of queries and keys."""
 
+    @property
+    def batch_size(self) -> int:
+        """B; 1 if it is the same for every sample."""
+        return max([1, *(rule.shape[0] for rule in (self.keys, self.queries, self.pairs) if rule is not None)])
+
     def scores(self) -> Bool[Tensor, "#b 1 #t s"] | None:
         """Valid scores, broadcastable over heads (and queries where they do not matter); None: all."""
         keys = None if self.keys is None else rearrange(self.keys, "b s -> b 1 1 s")
@@ -123,18 +128,18 @@ class Attention(nn.Module):
     def forward(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b t f"]:
-        """Attend; a batch of 1 on either side serves the whole batch of the other."""
-        q, k = self.queries_and_keys(queries, tokens)
+        """Attend; a batch of 1 of queries, tokens or mask serves the whole batch of the others."""
+        q, k = self.queries_and_keys(queries, tokens, mask)
         v = self._heads(self.value(tokens)).expand(q.shape[0], -1, -1, -1)
         attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.output(rearrange(attended, "b h t d -> b t (h d)"))
 
     def queries_and_keys(
-        self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"]
+        self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"]]:
-        """What the weights are computed from, split into heads."""
+        """What the weights are computed from, split into heads, for the whole batch."""
         q, k = self._heads(self.query(queries)), self._heads(self.key(tokens))
-        batch = max(q.shape[0], k.shape[0])
+        batch = max(q.shape[0], k.shape[0], 1 if mask is None else mask.batch_size)
         return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1)
 
     def _heads(self, x: Float[Tensor, "b t hd"]) -> Float[Tensor, "b h t d"]:
@@ -185,9 +190,8 @@ class CrossAttention(nn.Module):
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b h t s"]:
         """The attention map of this block: how much each query takes from each token."""
-        return attention_weights(
-            *self.attention.queries_and_keys(self.query_norm(queries), self.token_norm(tokens)), mask
-        )
+        q, k = self.attention.queries_and_keys(self.query_norm(queries), self.token_norm(tokens), mask)
+        return attention_weights(q, k, mask)
 
 
 class SelfAttention(nn.Module):

@@ -241,7 +241,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         queries: Tokens,
-        latents: Float[Tensor, "b n d"],
+        latents: Float[Tensor, "#b n d"],
         heads: Mapping[str, nn.Module],
         plan: Plan = FASTEST,
     ) -> dict[str, Float[Tensor, "b _ _"]]:
@@ -259,7 +259,7 @@ class Decoder(nn.Module):
             rows |= {name: heads[name](part) for name, part in dense.split(self.output(x)).items()}
         return {name: rows[name] for name in queries.segments}
 
-    def attention_map(self, queries: Tokens, latents: Float[Tensor, "b n d"]) -> dict[str, Float[Tensor, "b h _ n"]]:
+    def attention_map(self, queries: Tokens, latents: Float[Tensor, "#b n d"]) -> dict[str, Float[Tensor, "b h _ n"]]:
         """How much each query of each output takes from each latent."""
         weights = self.cross_attention.weights(queries.dense(latents.dtype), latents, Mask(queries=queries.mask()))
         return queries.split(weights, dim=-2)
@@ -275,7 +275,7 @@ class AverageDecoder(nn.Module):
     def forward(
         self,
         queries: Tokens,
-        latents: Float[Tensor, "b n d"],
+        latents: Float[Tensor, "#b n d"],
         heads: Mapping[str, nn.Module],
         plan: Plan = FASTEST,
     ) -> dict[str, Float[Tensor, "b _ _"]]:

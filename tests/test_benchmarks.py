@@ -24,6 +24,7 @@ from benchmarks.measuring import (
 from benchmarks.models import Work, preset_of
 from benchmarks.processes import Failed, Program, Report, Setting, Worker, measured, reason_of
 from benchmarks.results import Measured, RowResult, differences, judge, write
+from benchmarks.stream import stream
 from benchmarks.workloads import CHECKPOINTED, FORWARD, HF, OURS, ROWS, Count, Target
 from failing_contenders import asks_for_too_much, is_killed, sleeps
 
@@ -244,3 +245,9 @@ def test_the_command_measures_a_row(tmp_path, monkeypatch, capfd):
     assert all(len(measured["seconds"]) == 1 and measured["memory_bytes"] > 0 for measured in contenders.values())
     assert contenders[HF]["difference"] < 1e-5
     assert run_row("video", ROWS["video"], TINY, 2, 60.0).contenders[OURS].seconds
+
+
+def test_a_stream_takes_the_memory_of_its_parts(tmp_path):
+    """Far less than the whole, which has 256 MB."""
+    assert stream(inputs=4 * 10**6, part=1 << 16, folder=tmp_path)["bytes"] < 100e6
+    assert not list(tmp_path.iterdir())

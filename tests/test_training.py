@@ -109,6 +109,13 @@ def test_order_is_a_permutation_in_each_epoch():
     assert [number for e, number in draws if e == 0] != [number for e, number in draws if e == 1]
 
 
+def test_records_come_in_their_order_without_shuffling():
+    """A curriculum counts on it, over the processes too."""
+    shares = [list(BatchOrder(1, 7, 4, 0, 3, rank, 2, shuffle=False)) for rank in (0, 1)]
+    numbers = [sorted(draw for share in shares for draw in share[step]) for step in range(3)]
+    assert numbers == [[(0, n) for n in range(4)], [(0, 4), (0, 5), (0, 6), (1, 0)], [(1, n) for n in range(1, 5)]]
+
+
 def test_order_of_a_later_start_is_the_same():
     whole = list(BatchOrder(1, 7, 3, 0, 9))
     assert list(BatchOrder(1, 7, 3, 4, 9)) == whole[4:]

@@ -69,7 +69,15 @@ def classify(images: Paths, /, choice: Choice = DEFAULT, top: int = 5, json: boo
     show(found, json, ["picture", "class", "probability"], rows)
 
 
-def flow(files: Paths, /, out: Path, choice: Choice = DEFAULT, full: float | None = None, json: bool = False) -> None:
+def flow(
+    files: Paths,
+    /,
+    out: Path,
+    choice: Choice = DEFAULT,
+    full: float | None = None,
+    levels: int = 1,
+    json: bool = False,
+) -> None:
     """Optical flow of two pictures, or of each frame of a film to the next.
 
     Args:
@@ -77,12 +85,15 @@ def flow(files: Paths, /, out: Path, choice: Choice = DEFAULT, full: float | Non
         out: What to write: .flo or KITTI .png (16 bits) beside a picture of colours, or .mp4 for a film.
         choice: The weights and the device.
         full: Distance in pixels that has full colour; the largest, if not given (24 for a film).
+        levels: Sizes of the frames, each half of the next, from coarse to fine: for motions larger than trained on.
         json: Print what was written as JSON.
     """
+    if levels < 1:
+        raise ValueError(f"levels = {levels} must be at least 1")
     if len(files) == 1:
-        found = _flow_film(files[0], out, choice, full or 24.0)
+        found = _flow_film(files[0], out, choice, full or 24.0, levels)
     elif len(files) == 2:
-        found = _flow_pair(*files, out, choice, full)
+        found = _flow_pair(*files, out, choice, full, levels)
     else:
         raise ValueError(f"{len(files)} files: give two pictures, or one film")
     show(found, json, ["", ""], [(name, f"{v:.3g}" if isinstance(v, float) else str(v)) for name, v in found.items()])
@@ -107,11 +118,13 @@ def autoencode(film: OnePath, /, out: Path, choice: Choice = DEFAULT, top: int =
     show(rebuilt.classes, json, ["class", "probability"], [(name, f"{p:.3f}") for name, p in rebuilt.classes])
 
 
-def _flow_pair(first: Path, second: Path, out: Path, choice: ModelChoice, full: float | None) -> dict[str, str | float]:
+def _flow_pair(
+    first: Path, second: Path, out: Path, choice: ModelChoice, full: float | None, levels: int
+) -> dict[str, str | float]:
     if out.suffix not in (".flo", ".png"):
         raise ValueError(f"{out}: the flow of two pictures is written as .flo or .png")
     frames = read_image(first), read_image(second)
-    field = estimate_flow(choice.load("optical-flow"), *frames, track=_tracker("tiles"))
+    field = estimate_flow(choice.load("optical-flow"), *frames, track=_tracker("tiles"), levels=levels)
     picture = out.with_name(f"{out.stem}.colours.png")
     write_flow(out, field)
     write_image(picture, flow_colours(field, full))
@@ -120,7 +133,7 @@ def _flow_pair(first: Path, second: Path, out: Path, choice: ModelChoice, full: 
     return {"flow": str(out), "colours": str(picture), **moved}
 
 
-def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float) -> dict[str, str | float]:
+def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: int) -> dict[str, str | float]:
     if out.suffix != ".mp4":
         raise ValueError(f"{out}: the flow of a film is written as .mp4")
     clip = read_video(film)
@@ -128,7 +141,7 @@ def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float) -> dict[
         raise ValueError(f"{film}: one frame has no flow, a film of at least two is needed")
     model = choice.load("optical-flow")
     pairs = list(pairwise(clip.frames))
-    colours = [flow_colours(estimate_flow(model, *pair), full) for pair in _tracked(pairs, "frames")]
+    colours = [flow_colours(estimate_flow(model, *pair, levels=levels), full) for pair in _tracked(pairs, "frames")]
     write_video(out, Clip((np.stack(colours) * 255).round().astype(np.uint8), clip.fps))
     return {"film": str(out), "frames": len(colours)}
 

@@ -50,6 +50,7 @@ def paper(variant: Variant = "3x3") -> Recipe:
         training=TrainingConfig(
             num_steps=num_steps,
             batch_size=batch_size,
+            shuffle=False,  # the curriculum goes by the number of the record
             optimiser=OptimiserConfig(kind="lamb", learning_rate=4e-4, weight_decay=0.01, max_norm=10.0),
             schedule=ScheduleConfig(kind="cosine"),
             num_workers=16,

@@ -16,6 +16,8 @@ class TrainingConfig:
     """Records of a step, over all processes together."""
     accumulate: int = 1
     """Parts of a process's share of a batch, one after another: less memory, the same gradient."""
+    shuffle: bool = True
+    """Each epoch takes the records in an order of its own; without it as they come, as a curriculum wants."""
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

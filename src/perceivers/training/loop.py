@@ -54,7 +54,8 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
             state.load(checkpoint)
 
         share = (fabric.global_rank, fabric.world_size)
-        order = BatchOrder(config.seed, len(records), config.batch_size, state.step, config.num_steps, *share)
+        steps = (state.step, config.num_steps)
+        order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle)
         batches = training_batches(objective.schema, records, order, config.num_workers)
         with Log(run, state.step, config, enabled=fabric.is_global_zero) as log:
             started = time.monotonic() - state.seconds

@@ -29,9 +29,10 @@ class BatchOrder(Sampler[list[Draw]]):
     last: int
     rank: int = 0
     world: int = 1
+    shuffle: bool = True
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Each epoch is a permutation of its own; batches run across the borders of epochs."""
+        """Each epoch is a permutation of its own, or the records as they come; batches run across epochs' borders."""
         for step in range(self.first, self.last):
             places = range(step * self.batch_size, (step + 1) * self.batch_size)
             yield [self._draw(place) for place in places[self.rank :: self.world]]
@@ -42,7 +43,7 @@ class BatchOrder(Sampler[list[Draw]]):
 
     def _draw(self, place: int) -> Draw:
         epoch, offset = divmod(place, self.num_records)
-        return epoch, int(_permutation(self.seed, epoch, self.num_records)[offset])
+        return epoch, int(_permutation(self.seed, epoch, self.num_records)[offset]) if self.shuffle else offset
 
 
 class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):

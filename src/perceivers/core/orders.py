@@ -251,7 +251,7 @@ def write(
             finish, others = (_projected_finish if order == "projected" else _finish)(cross, values, tail)
         writer = _writer(cross, rows, finish)
         written.append(_Rows.apply(rows, blocks_of(rows, block_size), writer, others, *rows.tensors.values(), *others))
-    return torch.stack(written).to(latents.dtype)
+    return (torch.stack(written) if len(written) > 1 else written[0][None]).to(latents.dtype)
 
 
 def _writer(cross: CrossAttention, rows: Rows, finish: Finish) -> Writer:

@@ -258,8 +258,9 @@ class Case:
         sizes, hidden = self.sizes, self.cross.mlp.hidden.out_features
         maps = [module for module in self.tail or () if isinstance(module, nn.Linear)]
         written = maps[-1].out_features if maps else sizes.channels
-        # What is written is stacked: it is there twice.
-        softmax = _Count(held=2 * sizes.questions, kept=sizes.samples * self.segment.num_tokens * written)
+        # What is written of several samples is stacked: it is there twice.
+        stacked = sizes.samples * self.segment.num_tokens * written if sizes.samples > 1 else 0
+        softmax = _Count(held=2 * sizes.questions, kept=stacked)
         if order.endswith("folded"):
             columns = hidden + min(sizes.channels, sizes.v + 1) + written
             return softmax + _Count(

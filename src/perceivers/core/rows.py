@@ -218,7 +218,8 @@ class SeparableRows(Rows):
         compact, scale, rows = seen
         sums = compact.mT @ weights
         of_rows, rest, total = sums.split([len(rows), len(sums) - len(rows) - 1, 1])
-        columns = (weights.unflatten(0, scale.shape[:2]) * scale).sum(0)
+        scaled = weights.unflatten(0, scale.shape[:2]) * scale
+        columns = scaled.sum(0) if len(rows) > 1 else scaled[0]
         return total, rest, rows.T @ of_rows, of_rows.sum(0, keepdim=True), columns
 
     def expand(self, sums: Sequence[Tensor]) -> Float[Tensor, "c n"]:

@@ -211,10 +211,14 @@ class Grid(Kind, ABC):
 
     def normalise(self, values: Tensor) -> Tensor:
         """Data's units to the network's; the channels may repeat within a row (patches)."""
+        if self.mean is None and self.std is None:  # a copy of a large input would be felt
+            return values
         return (values - self._statistic(self.mean, 0.0, values)) / self._statistic(self.std, 1.0, values)
 
     def denormalise(self, values: Tensor) -> Tensor:
         """The network's units to the data's."""
+        if self.mean is None and self.std is None:
+            return values
         return values * self._statistic(self.std, 1.0, values) + self._statistic(self.mean, 0.0, values)
 
     def _statistic(self, given: tuple[float, ...] | None, default: float, like: Tensor) -> Tensor:

@@ -102,8 +102,21 @@ def test_wrong_input_gets_one_line_and_exit_code_2(command, arguments, message, 
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_options_exit_with_2():
-    assert perceivers("nonsense").returncode == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "nonsense"),
+        (["train", "digits"], "--out"),
+        (["flow", "--bogus", "3"], "--bogus"),
+        (["fill-mask", "hi", "--random-weights", "0", "--memory-limit", "0"], "memory limit = 0 must be"),
+        (["explain", "language", "--batch-size", "0"], "batch_size = 0 must be at least 1"),
+    ],
+)
+def test_wrong_options_get_one_line_and_exit_code_2(arguments, message):
+    result = perceivers(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_training_again_continues_a_finished_run(command, run):

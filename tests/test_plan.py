@@ -193,3 +193,9 @@ def test_a_limit_is_respected_by_models_or_refused() -> None:
             assert torch.equal(found, model(image, memory_limit=limit)["image"])
         with pytest.raises(ValueError, match=r"memory limit of 0\.001 MB: this needs at least"):
             model(image, memory_limit=1000)
+
+
+def test_limits_that_are_none_are_refused() -> None:
+    model = PerceiverIO(Schema({"image": Image(size=3)}, {"label": Label(classes=2)}))
+    with pytest.raises(ValueError, match="memory_limit = 0 must be"):
+        model(torch.zeros(1, 3, 3, 3), memory_limit=0)

@@ -5,7 +5,18 @@ import json
 import pytest
 import torch
 
-from perceivers import Image, Label, PerceiverIO, PointSet, Records, Schema, Text
+from perceivers import (
+    Config,
+    Image,
+    Label,
+    LatentsConfig,
+    PerceiverIO,
+    PointSet,
+    ProcessorConfig,
+    Records,
+    Schema,
+    Text,
+)
 from perceivers.modalities.fields import Category, Number
 from perceivers.preset import Preset, auto_config, wiring
 from perceivers.tasks.costs import costs, training_bytes
@@ -67,6 +78,13 @@ def test_a_training_step_takes_more_memory_the_more_samples_it_has():
     one, seven = training_bytes(preset, 1), training_bytes(preset, 7)
     # Weights, gradients and two moments do not depend on the batch.
     assert 16 * costs(preset).parameters < one < seven < 7 * one
+
+
+def test_a_training_step_in_blocks_is_counted():
+    """One head over many positions is read in blocks; nothing of the content may be asked for."""
+    config = Config(LatentsConfig(num_latents=64, channels=64), processor=ProcessorConfig(num_heads=4))
+    preset = Preset(schema_with(image=Image(size=257)), config)
+    assert 16 * costs(preset).parameters < training_bytes(preset, 3)
 
 
 def test_check_prints_the_wiring(command, file, tmp_path):

@@ -1,7 +1,13 @@
 """The command `perceivers`: a verb and its arguments. Wrong input gets one line and exit code 2."""
 
+import io
 import os
+import re
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from functools import partial, wraps
+from typing import Any
 
 import tyro
 
@@ -15,7 +21,7 @@ def main() -> None:
     from perceivers.training.stopping import Stopped
 
     try:
-        tyro.extras.subcommand_cli_from_dict(VERBS, prog="perceivers", description=__doc__)
+        parsed(VERBS)()
     except ValueError as error:
         print(f"perceivers: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -26,6 +32,39 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parsed(verbs: Mapping[str, Callable[..., None]]) -> Callable[[], None]:
+    """The verb of the command line with its arguments, ready to run; ValueError if they are wrong."""
+    complaint = io.StringIO()
+    later = {name: _later(verb) for name, verb in verbs.items()}
+    try:
+        with redirect_stderr(complaint):
+            run: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
+                later, prog="perceivers", description=__doc__
+            )
+    except SystemExit as stop:
+        if stop.code != USER_ERROR:
+            raise
+        raise ValueError(unboxed(complaint.getvalue())) from None
+    sys.stderr.write(complaint.getvalue())
+    return run
+
+
+def unboxed(complaint: str) -> str:
+    """What tyro draws in a box, without the box, its title and where it finds help."""
+    inside = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
+    parts = re.split(r"─+", " ".join(inside))
+    said = [re.sub(r"Error parsing \S+: ", "", part).strip(" .") for part in parts if "For full helptext" not in part]
+    return "; ".join([*said, "see --help"])
+
+
+def _later(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    @wraps(verb)
+    def with_arguments(*given: Any, **named: Any) -> Callable[[], None]:
+        return partial(verb, *given, **named)
+
+    return with_arguments
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ def explain(
         training: With gradients.
         json: Print as JSON.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} must be at least 1")
     built = PRESETS[model].preset().build("meta") if model in PRESETS else from_pretrained(model).to("meta")
     inputs = cast(Schema, built.schema).inputs
     raw = {name: spec.blank(batch_size, torch.device("meta")) for name, spec in inputs.items()}

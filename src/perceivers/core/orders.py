@@ -67,9 +67,8 @@ class _Sums(torch.autograd.Function):
                 reference = top.clamp(min=NOTHING_SEEN)
             else:
                 raised = torch.where(top > reference + HEADROOM, top, reference)
-                if not torch.equal(raised, reference):
-                    scale = (reference - raised).exp()
-                    sums, reference = [x.mul_(scale) for x in sums], raised
+                scale = (reference - raised).exp()
+                sums, reference = [x.mul_(scale) for x in sums], raised
             found = rows.gather(seen, scores.sub_(reference).exp_())
             sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
         assert reference is not None

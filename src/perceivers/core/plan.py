@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from perceivers.core.attention import CrossAttention
+from perceivers.core.joining import check_names
 from perceivers.core.orders import Order, is_linear
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
@@ -40,6 +42,12 @@ class Plan:
     """Bytes that an attention may take beside its inputs and outputs; None: take what is fastest."""
     order: Order | None = None
     """Order of every attention that it is possible for; None: the cheapest."""
+
+    def __post_init__(self) -> None:
+        if self.order is not None:
+            check_names("order", [self.order], get_args(Order))
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise ValueError(f"memory_limit = {self.memory_limit} must be a positive number of bytes, or None")
 
     @property
     def always_dense(self) -> bool:

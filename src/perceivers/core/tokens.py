@@ -1,6 +1,6 @@
 """Tokens: what the encoder reads and the decoder is asked with. They know how they are made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -108,14 +108,7 @@ class Segment:
             positions = positions.rows(index)
         elif positions is not None:
             positions = take(positions if positions.ndim == 3 else positions[None])
-        return replace(
-            self,
-            content=None if self.content is None else take(self.content),
-            positions=positions,
-            mask=None if self.mask is None else take(self.mask),
-            hidden=None if self.hidden is None else take(self.hidden),
-            grid=None,
-        )
+        return self._taken(take, positions, None)
 
     def block(self, start: int, stop: int) -> "Segment":
         """Neighbouring tokens, counted row-major, without a copy."""
@@ -124,32 +117,21 @@ class Segment:
             positions = positions.rows(torch.arange(start, stop, device=self.device))
         elif positions is not None:
             positions = positions[..., start:stop, :]
-        return self._between(start, stop, positions, None)
+        return self._taken(lambda x: x[:, start:stop], positions, None)
 
     def share(self, rank: int, world: int) -> "Segment":
         """The part of one of `world` processes: neighbouring tokens; of a grid, slices of its first axis."""
         positions, grid = self.positions, self.grid
         if grid is None:
             return self.block(self.num_tokens * rank // world, self.num_tokens * (rank + 1) // world)
-        first, last = (grid[0] * number // world for number in (rank, rank + 1))
         inside = self.num_tokens // grid[0]
+        first, last = (grid[0] * number // world for number in (rank, rank + 1))
+        start, stop = first * inside, last * inside
         if isinstance(positions, AxisTables):
             positions = replace(positions, tables=(positions.tables[0][first:last], *positions.tables[1:]))
         elif positions is not None:
-            positions = positions[..., first * inside : last * inside, :]
-        return self._between(first * inside, last * inside, positions, (last - first, *grid[1:]))
-
-    def _between(
-        self, start: int, stop: int, positions: PositionFeatures | None, grid: tuple[int, ...] | None
-    ) -> "Segment":
-        return replace(
-            self,
-            content=None if self.content is None else self.content[:, start:stop],
-            positions=positions,
-            mask=None if self.mask is None else self.mask[:, start:stop],
-            hidden=None if self.hidden is None else self.hidden[:, start:stop],
-            grid=grid,
-        )
+            positions = positions[..., start:stop, :]
+        return self._taken(lambda x: x[:, start:stop], positions, (last - first, *grid[1:]))
 
     def sample(self, number: int) -> "Segment":
         """One sample of the batch, as a batch of one."""
@@ -160,13 +142,14 @@ class Segment:
         positions = self.positions
         if isinstance(positions, Tensor) and positions.ndim == 3:
             positions = take(positions)
-        return replace(
-            self,
-            content=None if self.content is None else take(self.content),
-            positions=positions,
-            mask=None if self.mask is None else take(self.mask),
-            hidden=None if self.hidden is None else take(self.hidden),
-        )
+        return self._taken(take, positions, self.grid)
+
+    def _taken(
+        self, take: Callable[[Tensor], Tensor], positions: PositionFeatures | None, grid: tuple[int, ...] | None
+    ) -> "Segment":
+        """A part of the tokens: of each array that has one entry a token what `take` takes."""
+        content, mask, hidden = (None if x is None else take(x) for x in (self.content, self.mask, self.hidden))
+        return replace(self, content=content, positions=positions, mask=mask, hidden=hidden, grid=grid)
 
     def _positions(self, dtype: torch.dtype) -> Tensor | None:
         if self.positions is None:

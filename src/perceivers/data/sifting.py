@@ -41,16 +41,17 @@ class Parts:
 
 def read_parts(data: DataSet, schema: Schema) -> Parts:
     """Both parts, each row tried; ValueError if more cannot be read than the data set allows."""
-    training, held_out = data.training(), data.held_out()
     if not isinstance(data, Table):
-        return Parts(schema.fit(training), training, held_out)
-    check_columns(schema, [*data.training(), *data.held_out()])
-    training, bad = sift(data.training(), schema.read)
+        training = data.training()
+        return Parts(schema.fit(training), training, data.held_out())
+    rows, others = data.training(), data.held_out()
+    check_columns(schema, [*rows, *others])
+    readable, bad = sift(rows, schema.read)
     check_count(bad, data.max_bad_rows)
-    schema = schema.fit(training)
-    training, more = sift(training, preparing(schema))
-    held_out, others = sift(data.held_out(), preparing(schema))
-    unreadable = [*bad, *more, *others]
+    schema = schema.fit(readable)
+    training, unprepared = sift(readable, preparing(schema))
+    held_out, unread = sift(others, preparing(schema))
+    unreadable = [*bad, *unprepared, *unread]
     check_count(unreadable, data.max_bad_rows)
     return Parts(schema, training, held_out, unreadable)
 

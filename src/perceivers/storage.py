@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from perceivers.core.perceiver import Config, PerceiverIO
+from perceivers.modalities.kind import named
+from perceivers.preset import Preset
 from perceivers.schema import Schema, from_plain, to_plain
 
 FORMAT = 1
@@ -127,11 +129,8 @@ def load_model(folder: Path) -> PerceiverIO:
     source = str(folder / DESCRIPTION)
     schema = from_plain(Schema, description.get("schema"), source)
     config = from_plain(Config, description.get("config"), source)
-    try:
-        with torch.device("meta"):  # shapes alone: what the file says must not take memory before it has been checked
-            model = PerceiverIO(schema, config)
-    except (RuntimeError, TypeError, OverflowError, ZeroDivisionError) as error:
-        raise ValueError(f"{source}: no model has these sizes: {str(error).splitlines()[0]}") from None
+    # Shapes alone: what the file says must not take memory before it has been checked.
+    model = named(source, Preset(schema, config).build, "meta")
     load_weights(model, load_shards(folder / WEIGHTS), str(folder / WEIGHTS), assign=True)
     return model.eval()
 

@@ -27,7 +27,13 @@ FLOORS = [
 ]
 """Each part may import from its own part and from the floors below."""
 
-NEIGHBOURS = {("storage", "schema"), ("preset", "schema"), ("proposal", "schema"), ("proposal", "preset"), ("storage", "preset")}
+NEIGHBOURS = {
+    ("storage", "schema"),
+    ("preset", "schema"),
+    ("proposal", "schema"),
+    ("proposal", "preset"),
+    ("storage", "preset"),
+}
 """Imports within a floor that are meant."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

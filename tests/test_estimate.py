@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perceivers import Config, DecoderConfig, EncoderConfig, Estimate, LatentsConfig, Numbers, PerceiverIO, Schema
-from perceivers.core.perceiver import ProcessorConfig
+from perceivers.core.config import ProcessorConfig
 from perceivers.core.tokens import Segment
 
 SMALL = Config(LatentsConfig(5, 16), EncoderConfig(), ProcessorConfig(num_layers=1, num_heads=2), DecoderConfig())

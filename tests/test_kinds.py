@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Indices
-from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.tokens import Segment
 from perceivers.modalities import KINDS, FramePair, Text, Vectors
 from perceivers.modalities.kind import Kind, sample_of

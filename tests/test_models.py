@@ -7,15 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Indices
-from perceivers.core.perceiver import (
-    Config,
-    DecoderConfig,
-    EncoderConfig,
-    LatentsConfig,
-    PerceiverIO,
-    ProcessorConfig,
-)
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.grid import Audio, Image, Video

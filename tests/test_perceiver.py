@@ -14,18 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Coordinates, Indices, Queries
-from perceivers.core.perceiver import (
-    Config,
-    DecoderConfig,
-    EncoderConfig,
-    LatentsConfig,
-    PerceiverIO,
-    ProcessorConfig,
-    Resampler,
-)
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
 from perceivers.core.reading import Encoded
+from perceivers.core.trunk import Resampler
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.grid import Image, Series, Video
 from perceivers.modalities.kind import Kind
@@ -890,16 +884,18 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "decoder.query_channels": (10, {}),
     "decoder.min_padding": (3, {"decoder.join": "pad", "decoder.query_channels": None}),
     "decoder.output_channels": (17, {}),
+    "trunk": ("transformer", {}),
 }
 
 
 def changed(config: Config, changes: dict[str, Any]) -> Config:
-    """With these settings, given as "section.field"."""
+    """With these settings, given as "section.field" or "field"."""
     sections = dataclasses.asdict(config)
     for name, value in changes.items():
-        section, field = name.split(".")
-        sections[section][field] = value
-    return Config(**{name: type(getattr(config, name))(**fields) for name, fields in sections.items()})
+        *section, field = name.split(".")
+        (sections[section[0]] if section else sections)[field] = value
+    kinds = {name: type(getattr(config, name)) for name in sections}
+    return Config(**{name: kinds[name](**it) if isinstance(it, dict) else it for name, it in sections.items()})
 
 
 def run_training(config: Config) -> tuple[dict[str, torch.Size], Tensor]:
@@ -913,12 +909,10 @@ def run_training(config: Config) -> tuple[dict[str, torch.Size], Tensor]:
 
 
 def test_every_setting_is_tried() -> None:
-    fields = {
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(BASE)
-        for field in dataclasses.fields(getattr(BASE, section.name))
-    }
-    assert fields == CHANGES.keys()
+    sections = {field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)}
+    inside = {name: value for name, value in sections.items() if dataclasses.is_dataclass(value)}
+    fields = {f"{name}.{field.name}" for name, value in inside.items() for field in dataclasses.fields(value)}
+    assert fields | sections.keys() - inside.keys() == CHANGES.keys()
 
 
 @pytest.mark.parametrize("setting", CHANGES)

@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cross_cases import Crossing, Make, reading, writing
 from perceivers.core import orders
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig
 from perceivers.core.explain import explain
-from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, PerceiverIO
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.plan import Case, Choice, Plan
 from perceivers.core.positions import AxisTables, Fourier
 from perceivers.modalities.grid import Image, Video

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed
 
-from perceivers.core.perceiver import Config, LatentsConfig, ProcessorConfig
+from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.positions import Fourier
 from perceivers.modalities import Image, Label, PointSet, Text
 from perceivers.schema import Schema

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from cross_cases import Make, reading
 from perceivers.core import orders
+from perceivers.core.config import Config, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.orders import Order
-from perceivers.core.perceiver import Config, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.core.reading import NOTHING_SEEN, Reading, ReadState, sum_states
 from perceivers.modalities.flow import Flow, FramePair

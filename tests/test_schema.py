@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from perceivers.core.perceiver import Config, EncoderConfig
+from perceivers.core.config import Config, EncoderConfig
 from perceivers.core.positions import Fourier
 from perceivers.modalities import Flow, Image, Label, PointSet
 from perceivers.schema import Schema, from_file, from_plain, json_schema, to_json, to_plain, to_yaml

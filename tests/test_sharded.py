@@ -12,7 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from perceivers.core.perceiver import Config, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.config import Config, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.label import Label
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema

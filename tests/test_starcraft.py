@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.core.perceiver import Config, LatentsConfig, ProcessorConfig
+from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.data import StarCraft, starcraft
 from perceivers.data.starcraft import STATISTICS, events_of, snapshots_of
 from perceivers.schema import from_plain, to_plain
@@ -30,7 +30,8 @@ from perceivers.tasks.starcraft import (
 )
 from perceivers.training.loop import TrainingConfig
 
-TINY = Config(LatentsConfig(num_latents=3, channels=16), processor=ProcessorConfig(num_heads=2, num_layers=1))
+ONE = ProcessorConfig(num_heads=2, num_layers=1)
+TINY = Config(LatentsConfig(num_latents=3, channels=16), processor=ONE)
 
 
 def born(second, index, name, owner, x, y, kind="UnitBornEvent"):
@@ -129,7 +130,7 @@ def test_a_damaged_replay_is_refused(tmp_path):
         events_of(tmp_path / "a.SC2Replay")
 
 
-@pytest.mark.parametrize("trunk", [lambda: PerceiverEntities(TINY), lambda: TransformerEntities(1)])
+@pytest.mark.parametrize("trunk", [lambda: PerceiverEntities(TINY), lambda: TransformerEntities(ONE)])
 def test_empty_slots_count_nowhere(trunk):
     """Whatever they hold, and however many there are."""
     torch.manual_seed(0)
@@ -147,7 +148,7 @@ def test_empty_slots_count_nowhere(trunk):
     torch.testing.assert_close(alone[1], every[1:])
 
 
-@pytest.mark.parametrize("trunk", [lambda: PerceiverEntities(TINY), lambda: TransformerEntities(1)])
+@pytest.mark.parametrize("trunk", [lambda: PerceiverEntities(TINY), lambda: TransformerEntities(ONE)])
 def test_entities_are_a_set(trunk):
     torch.manual_seed(0)
     encoder = EntityEncoder(trunk()).eval()

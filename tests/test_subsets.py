@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.core.perceiver import Config, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.modalities import Audio, Image, Label, Video
 from perceivers.schema import Schema

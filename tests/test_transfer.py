@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from perceivers.core.perceiver import LatentsConfig, PerceiverIO
+from perceivers.core.config import LatentsConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.modalities import Image, Label, Numbers
 from perceivers.preset import Preset

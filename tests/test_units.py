@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.core.attention import BlockConfig, CrossAttention, Mask, SelfAttention, attend
-from perceivers.core.perceiver import AverageDecoder, Config, LatentsConfig
+from perceivers.core.config import Config, LatentsConfig
+from perceivers.core.decoder import AverageDecoder
 from perceivers.core.positions import Fourier, FourierPositions, GridPlaces
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.grid import Grid, Image, Video

@@ -4,20 +4,14 @@ Public names, in the order of the dataflow.
 """
 
 from perceivers.core.attention import Mask
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.explain import explain
 from perceivers.core.interfaces import Coordinates, Indices, Part, Points, Queries
-from perceivers.core.perceiver import (
-    Config,
-    DecoderConfig,
-    EncoderConfig,
-    LatentsConfig,
-    PerceiverIO,
-    ProcessorConfig,
-    Resampler,
-)
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
 from perceivers.core.reading import Encoded, Reading, ReadState
 from perceivers.core.tokens import Segment, Tokens
+from perceivers.core.trunk import Resampler
 from perceivers.modalities import (
     Audio,
     Estimate,

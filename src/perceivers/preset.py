@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded
 from perceivers.modalities import Text
 from perceivers.modalities.kind import named

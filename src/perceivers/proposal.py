@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from perceivers.core.perceiver import Config, PerceiverIO
+from perceivers.core.config import Config
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.fields import is_missing
 from perceivers.modalities.grid import Audio, Image

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from perceivers.core.perceiver import Config, PerceiverIO
+from perceivers.core.config import Config
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.kind import named
 from perceivers.preset import Preset
 from perceivers.schema import Schema, from_plain, to_plain

@@ -205,8 +205,8 @@ class SelfAttention(nn.Module):
         self.mlp_norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(channels, config)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], mask: Mask | None = None) -> Float[Tensor, "b n d"]:
         """Updated latents."""
         normed = self.norm(x)
-        x = x + self.dropout(self.attention(normed, normed))
+        x = x + self.dropout(self.attention(normed, normed, mask))
         return x + self.mlp(self.mlp_norm(x))

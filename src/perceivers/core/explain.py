@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perceivers.core.decoder import Decoder
 from perceivers.core.interfaces import Points
-from perceivers.core.perceiver import Decoder, PerceiverIO, Read
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.plan import Case, Choice, Cost, Order, Plan, plan_reading, plan_writing
 from perceivers.core.reading import Encoded
+from perceivers.core.trunk import Read, Resampler
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ def explain(
     """What `model(raw, points, memory_limit, order)` would do; of raw only shapes matter, so "meta" tensors serve."""
     plan = Plan(model.memory_limit if memory_limit is None else memory_limit, order)
     found = []
+    if not isinstance(model.trunk, Resampler):
+        raise ValueError("a transformer has one order of attention, the dense one: there is nothing to explain")
     tokens, own = model.input_adapter(raw)
     latents = model.trunk.latents[None]
     for number, read in enumerate(stage for stage in model.trunk.stages if isinstance(stage, Read)):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceivers.core.tokens import Segment
@@ -133,3 +133,5 @@ class Encoded:
     """The latents after processing."""
     sources: Mapping[str, Segment] = field(default_factory=dict)
     """Tokens of the inputs that an output asks from (optical flow asks with its own input), in their own width."""
+    mask: Bool[Tensor, "b n"] | None = None
+    """Latents that exist; None: all do."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from perceivers.core.perceiver import DecoderConfig
+from perceivers.core.config import DecoderConfig
 from perceivers.core.positions import Fourier
 from perceivers.modalities import Audio, Labels, Video
 from perceivers.preset import Preset

@@ -50,7 +50,7 @@ def costs(preset: Preset) -> Costs:
             model(raw, points, order="dense")
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     stages = {name: _stage(name, model.get_submodule(name), flops) for name in STAGES}
-    own = model.trunk.latents.numel()
+    own = sum(parameter.numel() for parameter in model.trunk.parameters(recurse=False))
     return Costs(count_parameters(model), counter.get_total_flops(), memory.peak, {"trunk.latents": (own, 0), **stages})
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.data import FlowPairs, FlowScenes
 from perceivers.data.flow_curriculum import FlowCurriculum
 from perceivers.media.flow import colour_wheel, flow_colours

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from perceivers.core.perceiver import DecoderConfig, PerceiverIO
+from perceivers.core.config import DecoderConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
 from perceivers.media.image import imagenet_crop
 from perceivers.modalities import Image, Label

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Indices
-from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of
 from perceivers.preset import Preset

@@ -9,7 +9,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 
-from perceivers.core.perceiver import DecoderConfig, PerceiverIO
+from perceivers.core.config import DecoderConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.media.audio import to_mono, to_rate
 from perceivers.media.image import resize

@@ -1,6 +1,6 @@
 """What most published models have in common."""
 
-from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 
 
 def published(

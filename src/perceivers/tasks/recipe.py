@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from perceivers.core.perceiver import Config, PerceiverIO
+from perceivers.core.config import Config
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, StarCraft, Table
 from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.preset import Preset, auto_config

@@ -7,6 +7,7 @@ players' statistics are read from replays: `perceivers train starcraft --out run
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.attention import BlockConfig, CrossAttention, Mask
+from perceivers.core.attention import CrossAttention, Mask
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.initialisers import plain_linear
-from perceivers.core.perceiver import (
-    Config,
-    DecoderConfig,
-    EncoderConfig,
-    LatentsConfig,
-    ProcessorConfig,
-    Resampler,
-)
+from perceivers.core.trunk import Process, Resampler
 from perceivers.data import StarCraft
 from perceivers.data.starcraft import PLAYERS, STATISTICS
 from perceivers.media.report import Report
@@ -57,6 +52,17 @@ ENCODER = Config(
 )
 """32 latents, 3 layers, heads as for ImageNet (paper); the latents' width is not stated: 512 is ours."""
 
+TRANSFORMER = ProcessorConfig(num_heads=2, num_layers=3, widening_factor=4)
+"""What it replaces: AlphaStar's three layers."""
+
+SMALL = Config(
+    latents=LatentsConfig(num_latents=32, channels=64),
+    encoder=EncoderConfig(num_heads=4),
+    processor=ProcessorConfig(num_heads=4, num_layers=3),
+    decoder=DecoderConfig(num_heads=4, query_residual=True),
+)
+"""What two cores train in minutes."""
+
 
 class PerceiverEntities(nn.Module):
     """Entities through latents and back: queries are the entities' features."""
@@ -77,18 +83,14 @@ class PerceiverEntities(nn.Module):
 class TransformerEntities(nn.Module):
     """AlphaStar's: three layers of two heads of 128, MLP of 1,024, in which all entities attend to all."""
 
-    def __init__(self, num_layers: int = 3) -> None:
+    def __init__(self, config: ProcessorConfig = TRANSFORMER) -> None:
         super().__init__()
-        config = BlockConfig(num_heads=2, widening_factor=4)
-        blocks = [CrossAttention(ENTITY_CHANNELS, ENTITY_CHANNELS, config, True) for _ in range(num_layers)]
-        self.layers = nn.ModuleList(blocks)
+        self.layers = Process(Config(LatentsConfig(channels=ENTITY_CHANNELS), processor=config))
         self.channels = ENTITY_CHANNELS
 
     def forward(self, entities: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c"]:
         """A vector for each slot."""
-        for layer in self.layers:
-            entities = layer(entities, entities, Mask(keys=mask))
-        return entities
+        return self.layers(entities, Mask(keys=mask))
 
 
 class EntityEncoder(nn.Module):
@@ -150,12 +152,7 @@ def small() -> Recipe:
     return Recipe(
         data=StarCraft(),
         schema=schema(),
-        config=Config(
-            latents=LatentsConfig(num_latents=32, channels=64),
-            encoder=EncoderConfig(num_heads=4),
-            processor=ProcessorConfig(num_heads=4, num_layers=3),
-            decoder=DecoderConfig(num_heads=4, query_residual=True),
-        ),
+        config=SMALL,
         training=TrainingConfig(
             num_steps=800,
             batch_size=16,
@@ -163,6 +160,11 @@ def small() -> Recipe:
             schedule=ScheduleConfig(kind="cosine", warmup_steps=100),
         ),
     )
+
+
+def transformer() -> Recipe:
+    """The same with the Transformer in the encoder's place: its layers, the small model's width."""
+    return replace(small(), config=replace(SMALL, processor=TRANSFORMER, trunk="transformer"))
 
 
 def rival_scores(run: Path) -> dict[str, Scores]:
@@ -250,5 +252,9 @@ def report(run: Path) -> Path:
     return page.write(run / "report.html")
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"starcraft": small, "starcraft-paper": paper}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "starcraft": small,
+    "starcraft-transformer": transformer,
+    "starcraft-paper": paper,
+}
 """By name on the command line."""

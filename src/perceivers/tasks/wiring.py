@@ -37,7 +37,9 @@ class Wiring:
     @property
     def latents(self) -> Rows:
         """The array of latents."""
-        return Rows(self.preset.config.latents.num_latents, self.preset.config.latents.channels)
+        config = self.preset.config
+        tokens = sum(rows.size for rows in self.inputs.values())
+        return Rows(tokens if config.trunk == "transformer" else config.latents.num_latents, config.latents.channels)
 
 
 def describe(preset: Preset, batch_size: int) -> Wiring:

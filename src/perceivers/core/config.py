@@ -1,0 +1,102 @@
+"""Sizes of a model, apart from what goes in and out."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from perceivers.core.attention import BlockConfig
+from perceivers.core.initialisers import POSITION_STD
+from perceivers.core.joining import JoinRule
+
+Sharing = Literal["none", "all", "all_but_first"]
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """The array of latents."""
+
+    num_latents: int = 128
+    """N."""
+    channels: int = 256
+    """D."""
+    init_std: float = POSITION_STD
+    """Standard deviation of their truncated normal start."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig(BlockConfig):
+    """Reading: latents attend to tokens."""
+
+    query_residual: bool = True
+    """Add what was read to the latents."""
+    join: JoinRule = "project"
+    """How inputs come to one width: a linear map each, or padding with a trained vector (released models)."""
+    input_channels: int | None = None
+    """C under "project"; None: the latents' width."""
+    min_padding: int = 0
+    """Under "pad": trained channels behind the widest input."""
+    num_reads: int = 1
+    """How often the inputs are read, each time before a processor block; more than 1 is the original Perceiver."""
+    share_reads: Sharing = "all_but_first"
+    """Which reads have the same weights."""
+
+
+@dataclass(frozen=True)
+class ProcessorConfig(BlockConfig):
+    """Processing: latents attend to one another."""
+
+    num_heads: int = 8
+    """Attention heads; must divide the widths of queries-and-keys and of values."""
+    num_layers: int = 6
+    """Self-attention layers of a block."""
+    num_blocks: int = 1
+    """Blocks, one after the other."""
+    share_blocks: Sharing = "all"
+    """Which blocks have the same weights."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig(BlockConfig):
+    """Writing: queries attend to latents."""
+
+    kind: Literal["query", "average"] = "query"
+    """"average": no queries, the mean of the latents goes to the heads (original Perceiver)."""
+    query_residual: bool = False
+    """Add what was found to the queries."""
+    join: JoinRule = "project"
+    """How queries come to one width: a linear map each, or padding with a trained vector (released models)."""
+    query_channels: int | None = None
+    """F under "project"; None: the latents' width."""
+    min_padding: int = 0
+    """Under "pad": trained channels behind the widest query."""
+    output_channels: int | None = None
+    """E: width of a linear map before the heads; None: no such map, E is F."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of a Perceiver IO, apart from what goes in and out."""
+
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    """The array of latents."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Reading."""
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    """Processing."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Writing."""
+    trunk: Literal["perceiver", "transformer"] = "perceiver"
+    """"transformer": what Perceiver IO is compared with. Each token becomes a latent; nothing else of latents and of
+    the encoder than their width has a meaning then."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.encoder.num_reads <= self.processor.num_blocks:
+            raise ValueError(
+                f"encoder.num_reads = {self.encoder.num_reads} must be from 1 to processor.num_blocks = "
+                f"{self.processor.num_blocks}: each read stands before a block"
+            )
+        for stage, width, name in (
+            (self.encoder, self.encoder.input_channels, "encoder.input_channels"),
+            (self.decoder, self.decoder.query_channels, "decoder.query_channels"),
+        ):
+            if stage.join == "pad" and width is not None:
+                raise ValueError(f"{name} has no effect under join: pad, which takes the widest; leave it out")

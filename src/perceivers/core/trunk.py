@@ -1,0 +1,168 @@
+"""The trunk: tokens are read into latents, and latents are processed."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from perceivers.core import orders
+from perceivers.core.attention import CrossAttention, Mask, SelfAttention
+from perceivers.core.config import Config, Sharing
+from perceivers.core.initialisers import plain_linear, trained_vector
+from perceivers.core.plan import FASTEST, Choice, Plan, plan_reading, plan_states
+from perceivers.core.reading import ReadState, sum_states
+from perceivers.core.tokens import Tokens, as_tokens
+
+
+class Read(nn.Module):
+    """A stage: the latents attend to the tokens."""
+
+    def __init__(self, config: Config, input_channels: int) -> None:
+        super().__init__()
+        encoder = config.encoder
+        self.cross_attention = CrossAttention(config.latents.channels, input_channels, encoder, encoder.query_residual)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "#b n d"],
+        tokens: Tokens,
+        plan: Plan = FASTEST,
+    ) -> Float[Tensor, "b n d"]:
+        """Updated latents; in the cheapest order that the plan allows."""
+        choices = plan_reading(self.cross_attention, latents, tokens, plan)
+        if not choices:
+            return self.cross_attention(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
+        return self.update(latents, sum_states(self._states(latents, tokens, choices).values()))
+
+    def states(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan) -> dict[str, ReadState]:
+        """What the latents take from each segment, to be added up."""
+        choices = plan_states(self.cross_attention, latents, tokens, plan)
+        if choices is None:
+            raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
+        return self._states(latents, tokens, choices)
+
+    def update(self, latents: Float[Tensor, "#b n d"], state: ReadState) -> Float[Tensor, "b n d"]:
+        """Latents updated with all that they have taken."""
+        found = self.cross_attention.attention.output(state.attended().to(latents.dtype))
+        return self.cross_attention.finish(latents, found)
+
+    def _states(
+        self, latents: Float[Tensor, "#b n d"], tokens: Tokens, choices: Mapping[str, Choice]
+    ) -> dict[str, ReadState]:
+        return {
+            name: orders.read(self.cross_attention, latents, segment, choices[name].order, choices[name].block_size)
+            for name, segment in tokens.segments.items()
+        }
+
+    def attention_map(self, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
+        """How much each latent takes from each token of each input."""
+        weights = self.cross_attention.weights(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
+        return tokens.split(weights, dim=-1)
+
+
+class Process(nn.Module):
+    """A stage: the latents attend to one another, layer after layer."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            SelfAttention(config.latents.channels, config.processor) for _ in range(config.processor.num_layers)
+        )
+
+    def forward(self, latents: Float[Tensor, "#b n d"], mask: Mask | None = None) -> Float[Tensor, "b n d"]:
+        """Updated latents."""
+        for layer in self.layers:
+            latents = layer(latents, mask)
+        return latents
+
+
+class Resampler(nn.Module):
+    """Reads any number of tokens into N latents and processes them: the trunk of every Perceiver, of use alone too."""
+
+    def __init__(self, config: Config, input_channels: int) -> None:
+        super().__init__()
+        latents, encoder, processor = config.latents, config.encoder, config.processor
+        read_of = [_shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
+        block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
+        self.latents = trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
+        self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(read_of) + 1))
+        self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of) + 1))
+        self._read_of, self._block_of = read_of, block_of
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """Reads and processes in the order they run; shared ones appear again."""
+        stages: list[nn.Module] = []
+        for number, block in enumerate(self._block_of):
+            stages += [self.encoder[self._read_of[number]]] if number < len(self._read_of) else []
+            stages += [self.processor[block]]
+        return stages
+
+    def forward(
+        self,
+        tokens: Tokens | Float[Tensor, "b m c"],
+        mask: Bool[Tensor, "b m"] | None = None,
+        plan: Plan = FASTEST,
+    ) -> Float[Tensor, "b n d"]:
+        """Latents from tokens [B, M, C]; the mask is True where a token exists."""
+        tokens, latents = as_tokens(tokens, mask), self.latents[None]
+        for stage in self.stages:
+            latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
+        return latents
+
+    def read(self, tokens: Tokens, plan: Plan = FASTEST) -> dict[str, ReadState]:
+        """What the first read takes from each segment; ValueError if there are more reads, which depend on it."""
+        first, *later = (stage for stage in self.stages if isinstance(stage, Read))
+        if later:
+            raise ValueError(
+                f"the inputs are read {1 + len(later)} times: states of one read alone cannot be processed"
+            )
+        return first.states(self.latents[None], tokens, plan)
+
+    def attention_map(self, tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
+        """How much each latent takes from each token of each input at the first read."""
+        first = self.encoder[0]
+        assert isinstance(first, Read)
+        return first.attention_map(self.latents[None], tokens)
+
+    def process(self, state: ReadState) -> Float[Tensor, "b n d"]:
+        """Latents from the sum of all states that were read."""
+        read, *processes = self.stages
+        assert isinstance(read, Read)
+        latents = read.update(self.latents[None], state)
+        for process in processes:
+            latents = process(latents)
+        return latents
+
+
+class Transformer(nn.Module):
+    """The trunk that Perceiver IO replaces (BERT, AlphaStar's entities): every token is a latent, all attend to all.
+
+    Its cost grows with the square of the number of tokens; it knows one order of attention, the dense one.
+    """
+
+    def __init__(self, config: Config, input_channels: int) -> None:
+        super().__init__()
+        processor = config.processor
+        self._block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
+        self.encoder = plain_linear(input_channels, config.latents.channels)
+        self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
+
+    def forward(
+        self,
+        tokens: Tokens | Float[Tensor, "b m c"],
+        mask: Bool[Tensor, "b m"] | None = None,
+        plan: Plan = FASTEST,
+    ) -> Float[Tensor, "b m d"]:
+        """A row for each token [B, M, C]; the mask is True where a token exists."""
+        if plan.memory_limit is not None or plan.order not in (None, "dense"):
+            raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no order")
+        tokens = as_tokens(tokens, mask)
+        rows, exist = self.encoder(tokens.dense(self.encoder.weight.dtype)), Mask(keys=tokens.mask())
+        for block in self._block_of:
+            rows = self.processor[block](rows, exist)
+        return rows
+
+
+def _shared(number: int, sharing: Sharing) -> int:
+    return {"none": number, "all": 0, "all_but_first": min(number, 1)}[sharing]

@@ -1,5 +1,6 @@
 """Every kind of structure keeps the same contract: these tests run over the table of kinds."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,11 @@ from perceivers.core.config import Config, DecoderConfig, EncoderConfig, Latents
 from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.tokens import Segment
-from perceivers.modalities import KINDS, FramePair, Text, Vectors
+from perceivers.modalities import KINDS, FramePair, Label, Records, Text, Vectors
+from perceivers.modalities.fields import Number
 from perceivers.modalities.kind import Kind, sample_of
 from perceivers.schema import Schema, from_plain, to_plain
+from perceivers.training.pictures import draw_samples
 
 SMALL = Config(
     LatentsConfig(num_latents=7, channels=12),
@@ -163,6 +166,19 @@ def test_chunks_equal_the_whole(kind):
         part = model.output_query(encoded, {"it": Indices(index)}, ["it"])
         pieces.append(model.decoder(part, encoded.latents, model.output_adapter.heads)["it"])
     torch.testing.assert_close(torch.cat(pieces, dim=1), rows)
+
+
+def test_a_row_of_many_fields_is_drawn_in_part():
+    """Downwards and without a warning, however many there are."""
+    row = Records({f"a_field_of_number_{n}": Number() for n in range(40)}, max_records=1, key="*")
+    schema = Schema({"row": row}, {"label": Label(classes=3)})
+    values = {name: torch.rand(2, 1) for name in row.fields} | {"mask": torch.ones(2, 1).bool()}
+    batch = {"inputs": {"row": values}, "targets": {"label": torch.tensor([0, 2])}}
+    figure = draw_samples(schema, batch, {"label": torch.rand(2, 3)})
+    figure.savefig(io.BytesIO())
+    shown = figure.axes[0].texts[0].get_text().splitlines()
+    assert shown[0].startswith("a_field_of_number_0  ")
+    assert shown[-1] == "and 28 more"
 
 
 def test_picture_draws(kind):

@@ -20,11 +20,18 @@ def show_image(axes: "Axes", pixels: np.ndarray, value_range: tuple[float, float
     axes.set_axis_off()
 
 
+ROOM = 84.0
+"""Points of a side of small axes."""
+
+
 def show_text(axes: "Axes", text: str) -> None:
-    """Write plain text from the upper left corner; a character that the font lacks becomes a replacement character."""
+    """Write plain text from the upper left corner, small enough to fit; what the font lacks is replaced."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont("monospace"))
     drawn = "".join(c if c == "\n" or font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in text)
-    axes.text(0, 1, drawn, family="monospace", fontsize=8, va="top", parse_math=False)
+    lines = drawn.split("\n")
+    size = min(8.0, ROOM / (1.2 * len(lines)), ROOM / (0.6 * max(map(len, lines)) or 1))
+    written = axes.text(0, 1, drawn, family="monospace", fontsize=max(size, 3.0), va="top", parse_math=False)
+    written.set_in_layout(False)  # long text would leave no room for anything
     axes.set_axis_off()

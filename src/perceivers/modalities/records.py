@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
+LINES = 12
+"""Of a picture of records."""
+
+
 @dataclass(frozen=True)
 class Records(Kind):
     """A set of records: a list of dictionaries, a dictionary of columns, or one of single values (a set of one).
@@ -169,15 +173,16 @@ class Records(Kind):
         return torch.cat([predicted for predicted, _ in pairs]), torch.cat([true for _, true in pairs])
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """A table, records downwards."""
+        """A table, records downwards; of one record alone, fields downwards. What does not fit is counted."""
         exists = sample["mask"].tolist() if "mask" in sample else [True] * _count(sample)
-        columns = [
+        table = [
             [name, *(field.show(value) for value, there in zip(sample[name], exists, strict=True) if there)]
             for name, field in self.fields.items()
         ]
-        widths = [max(map(len, column)) for column in columns]
-        rows = zip(*columns, strict=True)
-        show_text(axes, "\n".join("  ".join(map(str.ljust, row, widths)) for row in rows))
+        rows = table if sum(exists) == 1 else list(zip(*table, strict=True))
+        widths = [max(map(len, column)) for column in zip(*rows[:LINES], strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)) for row in rows[:LINES]]
+        show_text(axes, "\n".join([*lines, f"and {len(rows) - LINES} more"] if len(rows) > LINES else lines))
 
     def beside(self, prediction: Raw, target: Raw) -> Raw:
         """Records that the target has."""

@@ -46,6 +46,8 @@ class Text(Kind):
     """How many ids there are; None: as many as the tokenizer has. Fitted if None."""
     channels: int = 256
     """As an input: width of the embeddings and of the positions, which are added."""
+    prefix: int = 0
+    """As an input: trained tokens before the text, as BERT's CLS, for outputs that ask with them."""
     overflow: Literal["error", "truncate", "crop"] = "error"
     """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning."""
     mask_words: float = 0.0
@@ -64,6 +66,8 @@ class Text(Kind):
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length = {self.length} must be at least 1")
+        if self.prefix < 0:
+            raise ValueError(f"prefix = {self.prefix} must be a number of tokens, 0 or more")
         if not 0 <= self.mask_words <= 1:
             raise ValueError(f"mask_words = {self.mask_words} must be a probability, between 0 and 1")
 
@@ -210,6 +214,8 @@ class Text(Kind):
             theirs, own = getattr(source.spec, name), getattr(self, name)
             if theirs != own:
                 raise ValueError(f"{name} = {own!r} must be that of the input it restores, {self.of!r}: {theirs!r}")
+        if source.spec.prefix:
+            raise ValueError(f"input {self.of!r} has prefix = {source.spec.prefix}: only a text alone can be restored")
         return source
 
     def _marked(self, sample: Raw) -> str:
@@ -231,13 +237,14 @@ class Text(Kind):
 
 
 class TextInput(InputAdapter):
-    """A token for each id: its embedding plus a trained vector for its place, counted from the start."""
+    """A token for each id: its embedding plus a trained vector for its place; before them those of the prefix."""
 
     def __init__(self, spec: Text) -> None:
         super().__init__()
         self.spec, self.channels = spec, spec.channels
         self.embedding = embedding(spec.num_ids, spec.channels)
         self.positions = LearnedPositions((spec.length,), spec.channels)
+        self.prefix = trained_vector(spec.prefix, spec.channels) if spec.prefix else None
 
     def forward(self, raw: Raw) -> Segment:
         """Tokens in the order of the text; without a mask all of them count, padding too."""
@@ -247,7 +254,12 @@ class TextInput(InputAdapter):
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
-        return Segment(self.embedding(ids.long()), self.positions.table[:count], positions_added=True, mask=mask)
+        content, positions = self.embedding(ids.long()), self.positions.table[:count]
+        if self.prefix is not None:
+            content = torch.cat([self.prefix.expand(len(content), -1, -1), content], dim=1)
+            positions = F.pad(positions, (0, 0, len(self.prefix), 0))
+            mask = None if mask is None else torch.cat([_any(mask).expand(-1, len(self.prefix)), mask], dim=1)
+        return Segment(content, positions, positions_added=True, mask=mask)
 
 
 class TextQuery(OutputQuery):
@@ -295,6 +307,10 @@ class TextOutput(OutputAdapter):
     def forward(self, rows: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
         """One row for each place."""
         return rows
+
+
+def _any(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
+    return mask.any(dim=1, keepdim=True)
 
 
 def _asked(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:

@@ -1,0 +1,217 @@
+"""GLUE in the files that it publishes, some of its tasks in those of their own, and VADER's rated sentences.
+
+The folder holds a folder for each task, as they are unpacked: CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2, STS-B of GLUE;
+CoLA's, Stanford's (SST-2) and SemEval's (STS) own; hutto_ICWSM_2014 of VADER (Hutto and Gilbert 2014).
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.schema import Record
+
+Task = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst_2", "sts", "vader"]
+
+CLASSES: dict[Task, tuple[str, ...]] = {
+    "cola": ("unacceptable", "acceptable"),
+    "mnli": ("entailment", "neutral", "contradiction"),
+    "mrpc": ("different", "paraphrase"),
+    "qnli": ("entailment", "not_entailment"),
+    "qqp": ("different", "duplicate"),
+    "rte": ("entailment", "not_entailment"),
+    "sst_2": ("negative", "positive"),
+    "vader": ("negative", "positive"),
+}
+"""Names of classes; files name them so, or by number. STS has a score from 0 to 5 instead."""
+
+RATING = "vader_rating"
+"""Field of VADER's mean rating, from -4 to 4; its class is the rating's sign, and there is none at 0."""
+
+BETWEEN = "\t"
+"""Between two sentences (ours; the paper does not say): the files' own separator, so that no sentence holds it."""
+
+UNLABELLED = ("", "-")
+"""What stands in place of a target that was not told."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a task's texts and targets are."""
+
+    folder: str
+    """Of the task."""
+    training: tuple[str, ...]
+    """Files to learn from."""
+    held_out: tuple[str, ...]
+    """Files that training never sees."""
+    sentences: tuple[str, ...]
+    """Columns of the sentences."""
+    target: str
+    """Column of the target."""
+    columns: tuple[str, ...] = ()
+    """All columns, where the files' first lines do not name them."""
+    held_out_every: int | None = None
+    """Of each file, documents whose number is a multiple of this are held out: for files without a split (ours)."""
+
+
+PAIR = ("sentence1", "sentence2")
+COLA = ("source", "label", "mark", "sentence")
+SEMEVAL = ("score", *PAIR)
+VADER = tuple(f"{name}_GroundTruth.txt" for name in ("tweets", "movieReviewSnippets"))
+VADER += tuple(f"{name}_GroundTruth.txt" for name in ("amazonReviewSnippets", "nytEditorialSnippets"))
+TRAINING, HELD_OUT = ("train.tsv",), ("dev.tsv",)
+
+LAYOUTS: dict[Task, tuple[Layout, ...]] = {
+    "cola": (
+        Layout("CoLA", TRAINING, HELD_OUT, ("sentence",), "label", COLA),
+        Layout(
+            "CoLA", ("in_domain_train.tsv",), ("in_domain_dev.tsv", "out_of_domain_dev.tsv"), COLA[3:], COLA[1], COLA
+        ),
+    ),
+    "mnli": (Layout("MNLI", TRAINING, ("dev_matched.tsv", "dev_mismatched.tsv"), PAIR, "gold_label"),),
+    "mrpc": (Layout("MRPC", TRAINING, HELD_OUT, ("#1 String", "#2 String"), "Quality"),),
+    "qnli": (Layout("QNLI", TRAINING, HELD_OUT, ("question", "sentence"), "label"),),
+    "qqp": (Layout("QQP", TRAINING, HELD_OUT, ("question1", "question2"), "is_duplicate"),),
+    "rte": (Layout("RTE", TRAINING, HELD_OUT, PAIR, "label"),),
+    "sst_2": (Layout("SST-2", TRAINING, HELD_OUT, ("sentence",), "label", ("sentence", "label")),),
+    "sts": (
+        Layout("STS-B", TRAINING, HELD_OUT, PAIR, "score"),
+        Layout(
+            folder="STS",
+            training=("2014.headlines.tsv", "2014.images.tsv"),
+            held_out=("2015.headlines.tsv", "2015.images.tsv"),
+            sentences=PAIR,
+            target="score",
+            columns=SEMEVAL,
+        ),
+    ),
+    "vader": (Layout("hutto_ICWSM_2014", VADER, VADER, ("text",), "rating", ("document", "rating", "text"), 5),),
+}
+"""Of each task the layouts it may have; the first one that is there counts."""
+
+
+class Example(NamedTuple):
+    """A text and its target."""
+
+    text: str
+    target: str
+    place: str
+    """File and line."""
+
+
+@dataclass(frozen=True)
+class Glue(DataSet):
+    """Records of several tasks: "text", "task", "file", and the target of its own task alone, under the task's name."""
+
+    folder: str = "glue"
+    """Holds the tasks' folders."""
+    tasks: tuple[Task, ...] = ("cola", "sst_2", "sts")
+    """Which of them."""
+    shares: tuple[float, ...] | None = None
+    """Of each task, its part of what is learnt from: small tasks come again. None: each record once."""
+    kind: Literal["glue"] = "glue"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks = {self.tasks} must name at least one task, each once")
+        if self.shares is not None and (len(self.shares) != len(self.tasks) or min(self.shares) <= 0):
+            raise ValueError(f"shares = {self.shares} must be {len(self.tasks)} numbers above 0, one a task")
+
+    def training(self) -> Sequence[Record]:
+        """Of all tasks, one behind the other; with shares every record comes at least once."""
+        parts = [examples(self.folder, task, False) for task in self.tasks]
+        if self.shares is None:
+            return mixed(self.tasks, parts, [len(part) for part in parts])
+        whole = max(len(part) / share for part, share in zip(parts, self.shares, strict=True))
+        return mixed(self.tasks, parts, [round(share * whole) for share in self.shares])
+
+    def held_out(self) -> Sequence[Record]:
+        """Development sets (test sets have no targets), one behind the other."""
+        parts = [examples(self.folder, task, True) for task in self.tasks]
+        return mixed(self.tasks, parts, [len(part) for part in parts])
+
+
+def mixed(tasks: Sequence[Task], parts: Sequence[Sequence[Example]], counts: Sequence[int]) -> LazyRecords:
+    """So many records of each task, one task behind the other, from the beginning again where there are fewer."""
+    ends = list(accumulate(counts))
+
+    def make(number: int) -> Record:
+        which = bisect_right(ends, number)
+        own = parts[which]
+        return record_of(tasks[which], own[(number - ends[which] + counts[which]) % len(own)])
+
+    return LazyRecords(ends[-1], make)
+
+
+def record_of(task: Task, example: Example) -> Record:
+    """The text, and its target under the name of the task; ValueError for a target that is none of it."""
+    told = {"text": example.text, "task": task, "file": Path(example.place).name.partition(":")[0]}
+    try:
+        return {**told, **targets(task, example.target)}
+    except (ValueError, IndexError):
+        known = ", ".join(CLASSES[task]) if task in CLASSES and task != "vader" else "a number"
+        raise ValueError(f"{example.place}: {example.target!r} is no target of {task}: expected {known}") from None
+
+
+def targets(task: Task, cell: str) -> dict[str, Any]:
+    """By name, from what a file says."""
+    if task == "vader":
+        rating = float(cell)
+        return {RATING: rating} | ({task: CLASSES[task][int(rating > 0)]} if rating else {})
+    if task not in CLASSES:
+        return {task: float(cell)}
+    classes = CLASSES[task]
+    return {task: classes[int(cell)] if cell.isdecimal() else classes[classes.index(cell)]}
+
+
+@lru_cache(maxsize=2 * len(LAYOUTS))
+def examples(folder: str, task: Task, held_out: bool) -> tuple[Example, ...]:
+    """A task's examples to learn from, or held out; ValueError if there are none."""
+    for layout in LAYOUTS[task]:
+        home, names = Path(folder) / layout.folder, layout.held_out if held_out else layout.training
+        if all((home / name).is_file() for name in names):
+            found = tuple(example for name in names for example in read_examples(home / name, layout, held_out))
+            if not found:
+                raise ValueError(f"{home}: no line of {', '.join(names)} has a target")
+            return found
+    wanted = " or ".join(f"{own.folder}/{{{','.join(own.training + own.held_out)}}}" for own in LAYOUTS[task])
+    raise ValueError(f"{folder}: lacks the files of {task}: {wanted}")
+
+
+def read_examples(path: Path, layout: Layout, held_out: bool) -> Iterator[Example]:
+    """Lines that have a target; ValueError for a file of other columns or no UTF-8.
+
+    Lines without all of their cells are left out, as in GLUE's own readers (QQP has some).
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # `splitlines` would cut within sentences
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error}") from None
+    first = cells_of(lines[0])
+    named = {*layout.sentences, layout.target} <= set(first)
+    columns = first if named else layout.columns
+    if not columns:
+        raise ValueError(f"{path}: its first line names no columns {', '.join((*layout.sentences, layout.target))}")
+    for number, line in enumerate(lines[named:], start=1 + named):
+        row = dict(zip(columns, cells_of(line), strict=False))
+        if len(row) < len(columns) or row[layout.target] in UNLABELLED:
+            continue
+        if layout.held_out_every is None or is_held_out(row, layout.held_out_every) == held_out:
+            text = BETWEEN.join(row[name] for name in layout.sentences)
+            yield Example(text, row[layout.target], f"{path}:{number}")
+
+
+def cells_of(line: str) -> list[str]:
+    """Between tabs; quotation marks mean nothing."""
+    return line.rstrip("\r").split("\t")
+
+
+def is_held_out(row: dict[str, str], every: int) -> bool:
+    """By the number of its document, of which it may be one of several sentences: 12_3 is the third of number 12."""
+    return int(row["document"].partition("_")[0]) % every == 0

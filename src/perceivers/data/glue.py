@@ -96,12 +96,14 @@ LAYOUTS: dict[Task, tuple[Layout, ...]] = {
 
 
 class Example(NamedTuple):
-    """A text and its target."""
+    """What a line says."""
 
     text: str
-    target: str
-    place: str
-    """File and line."""
+    """Sentences."""
+    targets: dict[str, Any]
+    """By name."""
+    file: str
+    """Its name."""
 
 
 @dataclass(frozen=True)
@@ -144,30 +146,10 @@ def mixed(tasks: Sequence[Task], parts: Sequence[Sequence[Example]], counts: Seq
     def make(number: int) -> Record:
         which = bisect_right(ends, number)
         own = parts[which]
-        return record_of(tasks[which], own[(number - ends[which] + counts[which]) % len(own)])
+        text, targets, file = own[(number - ends[which] + counts[which]) % len(own)]
+        return {"text": text, "task": tasks[which], "file": file, **targets}
 
     return LazyRecords(ends[-1], make)
-
-
-def record_of(task: Task, example: Example) -> Record:
-    """The text, and its target under the name of the task; ValueError for a target that is none of it."""
-    told = {"text": example.text, "task": task, "file": Path(example.place).name.partition(":")[0]}
-    try:
-        return {**told, **targets(task, example.target)}
-    except (ValueError, IndexError):
-        known = ", ".join(CLASSES[task]) if task in CLASSES and task != "vader" else "a number"
-        raise ValueError(f"{example.place}: {example.target!r} is no target of {task}: expected {known}") from None
-
-
-def targets(task: Task, cell: str) -> dict[str, Any]:
-    """By name, from what a file says."""
-    if task == "vader":
-        rating = float(cell)
-        return {RATING: rating} | ({task: CLASSES[task][int(rating > 0)]} if rating else {})
-    if task not in CLASSES:
-        return {task: float(cell)}
-    classes = CLASSES[task]
-    return {task: classes[int(cell)] if cell.isdecimal() else classes[classes.index(cell)]}
 
 
 @lru_cache(maxsize=2 * len(LAYOUTS))
@@ -176,7 +158,7 @@ def examples(folder: str, task: Task, held_out: bool) -> tuple[Example, ...]:
     for layout in LAYOUTS[task]:
         home, names = Path(folder) / layout.folder, layout.held_out if held_out else layout.training
         if all((home / name).is_file() for name in names):
-            found = tuple(example for name in names for example in read_examples(home / name, layout, held_out))
+            found = tuple(example for name in names for example in read_examples(home / name, task, layout, held_out))
             if not found:
                 raise ValueError(f"{home}: no line of {', '.join(names)} has a target")
             return found
@@ -184,7 +166,7 @@ def examples(folder: str, task: Task, held_out: bool) -> tuple[Example, ...]:
     raise ValueError(f"{folder}: lacks the files of {task}: {wanted}")
 
 
-def read_examples(path: Path, layout: Layout, held_out: bool) -> Iterator[Example]:
+def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Iterator[Example]:
     """Lines that have a target; ValueError for a file of other columns or no UTF-8.
 
     Lines without all of their cells are left out, as in GLUE's own readers (QQP has some).
@@ -204,7 +186,25 @@ def read_examples(path: Path, layout: Layout, held_out: bool) -> Iterator[Exampl
             continue
         if layout.held_out_every is None or is_held_out(row, layout.held_out_every) == held_out:
             text = BETWEEN.join(row[name] for name in layout.sentences)
-            yield Example(text, row[layout.target], f"{path}:{number}")
+            yield Example(text, targets(task, row[layout.target], f"{path}:{number}"), path.name)
+
+
+def targets(task: Task, cell: str, place: str) -> dict[str, Any]:
+    """By name, from what stands in the column of the target; ValueError naming the place for what is none."""
+    classes = CLASSES.get(task, ())
+    if task not in ("sts", "vader"):
+        if cell.isdecimal() and int(cell) < len(classes):
+            return {task: classes[int(cell)]}
+        if cell in classes:
+            return {task: cell}
+        raise ValueError(f"{place}: {cell!r} is no target of {task}: expected {' or '.join(classes)}")
+    try:
+        score = float(cell)
+    except ValueError:
+        raise ValueError(f"{place}: {cell!r} is no target of {task}: expected a number") from None
+    if task == "sts":
+        return {task: score}
+    return {RATING: score} | ({task: classes[score > 0]} if score else {})
 
 
 def cells_of(line: str) -> list[str]:

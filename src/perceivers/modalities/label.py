@@ -247,8 +247,8 @@ class Numbers(RowKind):
     """Subtracted on the way in, added on the way out. Fitted if None."""
     std: tuple[float, ...] | None = None
     """Divides on the way in, multiplies on the way out. Fitted if None."""
-    further_metrics: tuple[Literal["pearson", "spearman"], ...] = ()
-    """As an output: correlations with the truth."""
+    further_metrics: tuple[Literal["pearson"], ...] = ()
+    """As an output: Pearson's correlation with the truth, of all numbers together."""
     kind: Literal["numbers"] = "numbers"
     """Name in files."""
 
@@ -299,11 +299,10 @@ class Numbers(RowKind):
         return {"mae": MeanAbsoluteError(), "r2": R2Score(), **self.correlations()}
 
     def correlations(self) -> "dict[str, Metric]":
-        """Those of the further metrics that are asked for."""
-        from torchmetrics import PearsonCorrCoef, SpearmanCorrCoef
+        """The further metrics."""
+        from torchmetrics import PearsonCorrCoef
 
-        known = {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
-        return {name: known[name]() for name in self.further_metrics}
+        return {name: PearsonCorrCoef() for name in self.further_metrics}
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Known numbers, flat."""

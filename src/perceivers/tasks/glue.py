@@ -87,7 +87,7 @@ def glue_schema(tasks: Sequence[Task], text: Text, variant: Variant = "task-quer
 def task_outputs(task: Task, asked: dict[str, Any]) -> dict[str, RowKind]:
     """A class, a score, or both (VADER); its metrics are GLUE's."""
     if task == "sts":
-        return {task: Numbers(further_metrics=("pearson", "spearman"), **asked)}
+        return {task: Numbers(further_metrics=("pearson",), **asked)}
     label = Label(classes=CLASSES[task], **asked)
     if task == "vader":
         return {task: label, RATING: Numbers(further_metrics=("pearson",), **asked)}
@@ -216,11 +216,10 @@ def rivals(schema: Schema, data: Glue, held_out: Sequence[Record]) -> dict[str, 
     for name, spec in schema.outputs.items():
         texts, targets = told(spec, name, training)
         held_texts, truth = told(spec, name, held_out)
-        constant = (
-            replace(spec, further_metrics=()) if isinstance(spec, Numbers) else spec
-        )  # it correlates with nothing
-        guess = most_frequent(spec, targets)
-        scores["most frequent"][name] = scored(constant, (guess.expand(len(truth), *guess.shape), truth))
+        guess = most_frequent(spec, targets).expand(len(truth), -1).squeeze(dim=-1)
+        # A constant has no correlation.
+        plain = replace(spec, further_metrics=()) if isinstance(spec, Numbers) else spec
+        scores["most frequent"][name] = scored(plain, (guess, truth))
         scores["bag of bytes"][name] = scored(spec, (bag_of_bytes(spec, texts, targets, held_texts), truth))
     return scores
 

@@ -6,7 +6,7 @@ CoLA's, Stanford's (SST-2) and SemEval's (STS) own; hutto_ICWSM_2014 of VADER (H
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -45,52 +45,58 @@ class Layout:
 
     folder: str
     """Of the task."""
-    training: tuple[str, ...]
-    """Files to learn from."""
-    held_out: tuple[str, ...]
-    """Files that training never sees."""
     sentences: tuple[str, ...]
     """Columns of the sentences."""
     target: str
     """Column of the target."""
     columns: tuple[str, ...] = ()
     """All columns, where the files' first lines do not name them."""
+    training: tuple[str, ...] = ("train.tsv",)
+    """Files to learn from."""
+    held_out: tuple[str, ...] = ("dev.tsv",)
+    """Files that training never sees."""
     held_out_every: int | None = None
     """Of each file, documents whose number is a multiple of this are held out: for files without a split (ours)."""
 
 
 PAIR = ("sentence1", "sentence2")
-COLA = ("source", "label", "mark", "sentence")
-SEMEVAL = ("score", *PAIR)
-VADER = tuple(f"{name}_GroundTruth.txt" for name in ("tweets", "movieReviewSnippets"))
-VADER += tuple(f"{name}_GroundTruth.txt" for name in ("amazonReviewSnippets", "nytEditorialSnippets"))
-TRAINING, HELD_OUT = ("train.tsv",), ("dev.tsv",)
+COLA = Layout("CoLA", ("sentence",), "label", columns=("source", "label", "mark", "sentence"))
+SNIPPETS = ("tweets", "movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets")
+RATED = tuple(f"{name}_GroundTruth.txt" for name in SNIPPETS)
 
 LAYOUTS: dict[Task, tuple[Layout, ...]] = {
     "cola": (
-        Layout("CoLA", TRAINING, HELD_OUT, ("sentence",), "label", COLA),
-        Layout(
-            "CoLA", ("in_domain_train.tsv",), ("in_domain_dev.tsv", "out_of_domain_dev.tsv"), COLA[3:], COLA[1], COLA
-        ),
+        COLA,
+        replace(COLA, training=("in_domain_train.tsv",), held_out=("in_domain_dev.tsv", "out_of_domain_dev.tsv")),
     ),
-    "mnli": (Layout("MNLI", TRAINING, ("dev_matched.tsv", "dev_mismatched.tsv"), PAIR, "gold_label"),),
-    "mrpc": (Layout("MRPC", TRAINING, HELD_OUT, ("#1 String", "#2 String"), "Quality"),),
-    "qnli": (Layout("QNLI", TRAINING, HELD_OUT, ("question", "sentence"), "label"),),
-    "qqp": (Layout("QQP", TRAINING, HELD_OUT, ("question1", "question2"), "is_duplicate"),),
-    "rte": (Layout("RTE", TRAINING, HELD_OUT, PAIR, "label"),),
-    "sst_2": (Layout("SST-2", TRAINING, HELD_OUT, ("sentence",), "label", ("sentence", "label")),),
+    "mnli": (Layout("MNLI", PAIR, "gold_label", held_out=("dev_matched.tsv", "dev_mismatched.tsv")),),
+    "mrpc": (Layout("MRPC", ("#1 String", "#2 String"), "Quality"),),
+    "qnli": (Layout("QNLI", ("question", "sentence"), "label"),),
+    "qqp": (Layout("QQP", ("question1", "question2"), "is_duplicate"),),
+    "rte": (Layout("RTE", PAIR, "label"),),
+    "sst_2": (Layout("SST-2", ("sentence",), "label", columns=("sentence", "label")),),
     "sts": (
-        Layout("STS-B", TRAINING, HELD_OUT, PAIR, "score"),
+        Layout("STS-B", PAIR, "score"),
         Layout(
             folder="STS",
-            training=("2014.headlines.tsv", "2014.images.tsv"),
-            held_out=("2015.headlines.tsv", "2015.images.tsv"),
             sentences=PAIR,
             target="score",
-            columns=SEMEVAL,
+            columns=("score", *PAIR),
+            training=("2014.headlines.tsv", "2014.images.tsv"),
+            held_out=("2015.headlines.tsv", "2015.images.tsv"),
         ),
     ),
-    "vader": (Layout("hutto_ICWSM_2014", VADER, VADER, ("text",), "rating", ("document", "rating", "text"), 5),),
+    "vader": (
+        Layout(
+            folder="hutto_ICWSM_2014",
+            sentences=("text",),
+            target="rating",
+            columns=("document", "rating", "text"),
+            training=RATED,
+            held_out=RATED,
+            held_out_every=5,
+        ),
+    ),
 }
 """Of each task the layouts it may have; the first one that is there counts."""
 

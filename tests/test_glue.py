@@ -372,20 +372,18 @@ def test_the_papers_recipes_are_the_papers():
 
 @pytest.mark.slow
 def test_the_paper_takes_a_step(official):
-    """One record of each task through the full model, and LAMB on what it says."""
+    """A record through the full model, and LAMB on what it says."""
     recipe = paper(tuple(EXAMPLES), "task-tokens")
     data = replace(recipe.data, folder=official)
     schema = recipe.schema.fit(data.training())
-    samples = [schema.prepare(record, np.random.default_rng(0), True) for record in data.training()[:3]]
+    sample = schema.prepare(data.training()[0], np.random.default_rng(0), True)
     model = Preset(schema, recipe.config).build()
-    optimiser = build_optimiser(model, recipe.training.optimiser)
-    for sample in samples:
-        before = model.trunk.latents.detach().clone()
-        losses = Objective(model)(schema.collate([sample]))
-        sum(losses.values()).backward()
-        optimiser.step()
-        assert all(loss.isfinite() for loss in losses.values())
-        assert not torch.equal(model.trunk.latents, before)
+    optimiser, latents = build_optimiser(model, recipe.training.optimiser), model.trunk.latents.detach().clone()
+    losses = Objective(model)(schema.collate([sample]))
+    losses["cola"].backward()
+    optimiser.step()
+    assert losses["cola"].isfinite()
+    assert not torch.equal(model.trunk.latents, latents)
 
 
 @pytest.mark.parametrize("variant", ["shared-token", "task-tokens", "task-queries"])

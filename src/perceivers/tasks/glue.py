@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, LatentsConfig, PerceiverIO, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Glue
 from perceivers.data.glue import CLASSES, RATING, Task
 from perceivers.media.report import Report
@@ -74,14 +74,12 @@ BATCH, SHOWN = 128, 12
 
 def glue_schema(tasks: Sequence[Task], text: Text, variant: Variant = "task-queries") -> Schema:
     """A text in; for each task a head of two layers with tanh, behind whatever asks for it."""
-    tokens = {"shared-token": [0] * len(tasks), "task-tokens": list(range(len(tasks)))}.get(variant)
+    prefix = {"shared-token": 1, "task-tokens": len(tasks), "task-queries": 0}[variant]
     outputs: dict[str, Kind] = {}
     for number, task in enumerate(tasks):
         asked: dict[str, Any] = {"query_channels": text.channels, "hidden_channels": text.channels}
-        if tokens is not None:
-            asked |= {"of": "text", "token": tokens[number]}
-        outputs |= task_outputs(task, asked)
-    return Schema({"text": replace(text, prefix=0 if tokens is None else max(tokens) + 1)}, outputs)
+        outputs |= task_outputs(task, asked | ({"of": "text", "token": number % prefix} if prefix else {}))
+    return Schema({"text": replace(text, prefix=prefix)}, outputs)
 
 
 def task_outputs(task: Task, asked: dict[str, Any]) -> dict[str, RowKind]:
@@ -115,20 +113,16 @@ def paper(tasks: Sequence[Task], variant: Variant = "task-queries") -> Recipe:
 
 
 def small(tasks: Sequence[Task], variant: Variant = "task-queries", num_steps: int = 2000) -> Recipe:
-    """What two cores learn in 5 minutes; hidden words keep it from learning sentences by heart."""
-    text = Text(length=256, channels=128, overflow="truncate", mask_words=0.15)
+    """The small byte model (`perceivers train language`), for as long as two cores need 5 minutes."""
+    preset, width = language(latents=(64, 128), layers=4, length=256), 128
+    text = Text(length=256, channels=width, overflow="truncate")
     return Recipe(
         data=Glue(tasks=tuple(tasks)),
         schema=glue_schema(tasks, text, variant),
-        config=Config(
-            latents=LatentsConfig(num_latents=32, channels=128),
-            encoder=EncoderConfig(num_heads=4),
-            processor=ProcessorConfig(num_heads=4, num_layers=3),
-            decoder=DecoderConfig(num_heads=4, join="pad"),
-        ),
+        config=replace(preset.config, decoder=replace(preset.config.decoder, v_channels=width)),
         training=TrainingConfig(
             num_steps=num_steps,
-            batch_size=32,
+            batch_size=16,
             optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.01, max_norm=1.0),
             schedule=ScheduleConfig(kind="cosine", warmup_steps=100),
         ),

@@ -38,10 +38,10 @@ def zero_(*modules: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def embedding(num_embeddings: int, channels: int) -> nn.Embedding:
-    """A trained vector for each number, started as haiku's hk.Embed."""
+def embedding(num_embeddings: int, channels: int, std: float = 1.0) -> nn.Embedding:
+    """A trained vector for each number, started as haiku's hk.Embed, or with another standard deviation."""
     layer = nn.Embedding(num_embeddings, channels)
-    truncated_normal_(layer.weight, 1.0)
+    truncated_normal_(layer.weight, std)
     return layer
 
 

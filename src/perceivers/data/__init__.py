@@ -7,8 +7,9 @@ from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.flow_scenes import FlowScenes
 from perceivers.data.starcraft import StarCraft
 from perceivers.data.table import Table
+from perceivers.data.texts import Texts
 
-DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft)
+DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft, Texts)
 """Every data set that a recipe file may name, by its field `kind`."""
 
-__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "StarCraft", "Table"]
+__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "StarCraft", "Table", "Texts"]

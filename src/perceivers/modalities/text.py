@@ -4,6 +4,7 @@ A raw batch is {"ids": [B, M], "mask": [B, M], "masked": [B, M]}, True where the
 masked; as an input also plain ids [B, M]. Logits [B, M, vocabulary] come out.
 """
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ class Text(Kind):
     """How many ids there are; None: as many as the tokenizer has. Fitted if None."""
     channels: int = 256
     """As an input: width of the embeddings and of the positions, which are added."""
+    init_std: float = 1.0
+    """As an input: standard deviation of the embeddings' truncated normal start; that of the positions is 0.02."""
     overflow: Literal["error", "truncate", "crop"] = "error"
     """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning."""
     mask_words: float = 0.0
@@ -64,6 +67,8 @@ class Text(Kind):
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length = {self.length} must be at least 1")
+        if self.init_std <= 0:
+            raise ValueError(f"init_std = {self.init_std} must be above 0")
         if not 0 <= self.mask_words <= 1:
             raise ValueError(f"mask_words = {self.mask_words} must be a probability, between 0 and 1")
 
@@ -166,19 +171,40 @@ class Text(Kind):
         return _asked(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
-        """Fraction of right tokens."""
+        """Fraction of right tokens; mean of the true tokens' bits, minus the logarithm to base 2 of the probability."""
+        from torchmetrics import MeanMetric
         from torchmetrics.classification import MulticlassAccuracy
+        from torchmetrics.wrappers import LambdaInputTransformer
 
-        return {"accuracy": MulticlassAccuracy(num_classes=self.num_ids, average="micro")}
+        accuracy = MulticlassAccuracy(num_classes=self.num_ids, average="micro")
+        return {
+            "accuracy": LambdaInputTransformer(accuracy, lambda rows: rows[:, 0].long()),
+            "bits_per_token": LambdaInputTransformer(MeanMetric(), lambda rows: rows[:, 1], torch.ones_like),
+        }
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Most probable and true ids of the tokens that the loss looks at."""
+        """Of the tokens that the loss looks at: most probable ids and the true ids' bits, [n, 2]; true ids."""
         asked = _asked(target)
-        return _beside(prediction, target)[asked].argmax(dim=-1), target["ids"][asked]
+        logits, ids = _beside(prediction, target)[asked].double(), target["ids"][asked]
+        bits = F.cross_entropy(logits, ids, reduction="none") / math.log(2)
+        return torch.stack([logits.argmax(dim=-1), bits], dim=-1), ids
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """The text, masked words in brackets; of logits, the most probable ids."""
-        show_text(axes, textwrap.fill(self._marked(sample), 60))
+        show_text(axes, textwrap.fill(self.marked(sample), 60))
+
+    def marked(self, sample: Raw) -> str:
+        """The text of a sample, masked words in brackets; of logits, the most probable ids."""
+        if isinstance(sample, Mapping):
+            ids, masked = sample["ids"][sample["mask"]], sample["masked"][sample["mask"]]
+        else:
+            ids = sample.argmax(dim=-1) if sample.ndim == 2 else sample
+            masked = torch.zeros_like(ids, dtype=torch.bool)
+        pieces = []
+        for hidden, run in groupby(zip(masked.tolist(), ids.tolist(), strict=True), key=itemgetter(0)):
+            text = tokenizer_of(self.tokenizer).decode([number for _, number in run])
+            pieces.append(f"[{text or '...'}]" if hidden else text)
+        return "".join(pieces)
 
     def beside(self, prediction: Raw, target: Raw) -> Raw:
         """Most probable ids of the target's tokens."""
@@ -212,18 +238,6 @@ class Text(Kind):
                 raise ValueError(f"{name} = {own!r} must be that of the input it restores, {self.of!r}: {theirs!r}")
         return source
 
-    def _marked(self, sample: Raw) -> str:
-        if isinstance(sample, Mapping):
-            ids, masked = sample["ids"][sample["mask"]], sample["masked"][sample["mask"]]
-        else:
-            ids = sample.argmax(dim=-1) if sample.ndim == 2 else sample
-            masked = torch.zeros_like(ids, dtype=torch.bool)
-        pieces = []
-        for hidden, run in groupby(zip(masked.tolist(), ids.tolist(), strict=True), key=itemgetter(0)):
-            text = tokenizer_of(self.tokenizer).decode([number for _, number in run])
-            pieces.append(f"[{text or '...'}]" if hidden else text)
-        return "".join(pieces)
-
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Text, list[Any]]":
         """Ragged, with characters of several bytes; one is missing."""
@@ -236,7 +250,7 @@ class TextInput(InputAdapter):
     def __init__(self, spec: Text) -> None:
         super().__init__()
         self.spec, self.channels = spec, spec.channels
-        self.embedding = embedding(spec.num_ids, spec.channels)
+        self.embedding = embedding(spec.num_ids, spec.channels, spec.init_std)
         self.positions = LearnedPositions((spec.length,), spec.channels)
 
     def forward(self, raw: Raw) -> Segment:

@@ -141,8 +141,6 @@ def test_settings_that_cannot_be_are_refused():
             Texts(**{field: 0})
     with pytest.raises(ValueError, match="share above 0"):
         Texts(sources={"c4": 0.0})
-    with pytest.raises(ValueError, match="init_std"):
-        Text(init_std=0.0)
 
 
 def test_words_are_hidden_whole_and_as_often_as_the_paper_says(corpus):

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.initialisers import embedding, plain_linear, trained_vector
+from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.positions import LearnedPositions
 from perceivers.core.queries import InputQuery, LearnedQuery, at_points
@@ -47,8 +47,8 @@ class Text(Kind):
     """How many ids there are; None: as many as the tokenizer has. Fitted if None."""
     channels: int = 256
     """As an input: width of the embeddings and of the positions, which are added."""
-    init_std: float = 1.0
-    """As an input: standard deviation of the embeddings' truncated normal start; that of the positions is 0.02."""
+    sines: bool = False
+    """Positions (as an output with `of`: queries) begin as sines of their places, otherwise at random (official)."""
     overflow: Literal["error", "truncate", "crop"] = "error"
     """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning."""
     mask_words: float = 0.0
@@ -59,6 +59,8 @@ class Text(Kind):
     """As an output: width of its trained queries, one for each of `length` places."""
     tied: bool = True
     """As an output with `of`: logits from the input's embeddings and a trained bias; otherwise from a linear map."""
+    visible: float = 0.0
+    """As an output with `of`: how much a token that was not masked counts in the loss, beside one that was."""
     mask_queries: bool = True
     """As an output with `of`: places where the input has no token find nothing; otherwise they ask (transformers)."""
     kind: Literal["text"] = "text"
@@ -67,10 +69,9 @@ class Text(Kind):
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length = {self.length} must be at least 1")
-        if self.init_std <= 0:
-            raise ValueError(f"init_std = {self.init_std} must be above 0")
-        if not 0 <= self.mask_words <= 1:
-            raise ValueError(f"mask_words = {self.mask_words} must be a probability, between 0 and 1")
+        for name in ("mask_words", "visible"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be between 0 and 1")
 
     @property
     def num_ids(self) -> int:
@@ -140,7 +141,9 @@ class Text(Kind):
         if self.of is None:
             return LearnedQuery(self.length, self.query_channels)
         self._source(inputs)
-        return TextQuery(self.of, self.length, self.query_channels, self.mask_queries)
+        size = (self.length, self.query_channels)
+        table = sines(self.length, *size) if self.sines else trained_vector(*size)
+        return TextQuery(self.of, table, self.mask_queries)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "TextOutput":
         """Rows to logits."""
@@ -162,13 +165,17 @@ class Text(Kind):
         return Indices(torch.arange(ids.shape[1], device=ids.device)) if self.of is None else None
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Cross entropy over masked tokens; over all tokens if the batch has no masked one."""
+        """Mean cross entropy of masked tokens, the others counting `visible` each; of all, if none is masked."""
         logits = rearrange(_beside(prediction, target), "b m v -> b v m")
-        return mean_where(F.cross_entropy(logits, target["ids"], reduction="none"), _asked(target))
+        losses = F.cross_entropy(logits, target["ids"], reduction="none")
+        if not self.visible:
+            return mean_where(losses, _asked(target))
+        shares = self._shares(target).to(losses.dtype)
+        return (losses * shares).sum() / shares.sum().clamp(min=1)
 
     def num_terms(self, target: Raw) -> Tensor:
-        """Tokens that the loss looks at."""
-        return _asked(target).sum()
+        """Tokens that the loss looks at, each as much as it counts."""
+        return self._shares(target).sum() if self.visible else _asked(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
         """Fraction of right tokens; mean of the true tokens' bits, minus the logarithm to base 2 of the probability."""
@@ -210,6 +217,10 @@ class Text(Kind):
         """Most probable ids of the target's tokens."""
         return {**target, "ids": prediction[: len(target["ids"])].argmax(dim=-1)}
 
+    def _shares(self, target: Raw) -> Float[Tensor, "b m"]:
+        asked = _asked(target)
+        return torch.where(asked, 1.0, self.visible * target["mask"])
+
     def _tokens(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(value, str):
             raise ValueError(f"a text must be a string, not {type(value).__name__}")
@@ -250,8 +261,10 @@ class TextInput(InputAdapter):
     def __init__(self, spec: Text) -> None:
         super().__init__()
         self.spec, self.channels = spec, spec.channels
-        self.embedding = embedding(spec.num_ids, spec.channels, spec.init_std)
+        self.embedding = embedding(spec.num_ids, spec.channels)
         self.positions = LearnedPositions((spec.length,), spec.channels)
+        if spec.sines:
+            self.positions.table = sines(spec.length, spec.length, spec.channels)
 
     def forward(self, raw: Raw) -> Segment:
         """Tokens in the order of the text; without a mask all of them count, padding too."""
@@ -267,11 +280,11 @@ class TextInput(InputAdapter):
 class TextQuery(OutputQuery):
     """A trained query for each place of a text input, counted from the start, where the input has a token."""
 
-    def __init__(self, source: str, length: int, channels: int, masked: bool = True) -> None:
+    def __init__(self, source: str, table: nn.Parameter, masked: bool = True) -> None:
         super().__init__()
-        self.source, self.channels, self.masked = source, channels, masked
-        self.table = trained_vector(length, channels)
-        self.asked = InputQuery(source, channels)
+        self.source, self.channels, self.masked = source, table.shape[1], masked
+        self.table = table
+        self.asked = InputQuery(source, self.channels)
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
         """As many as the input has tokens, or those at Indices; the input's mask is theirs, if they are masked."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perceivers.core import orders
 from perceivers.core.attention import BlockConfig, CrossAttention, Mask, SelfAttention
-from perceivers.core.initialisers import POSITION_STD, plain_linear, trained_vector, zero_
+from perceivers.core.initialisers import POSITION_STD, plain_linear, sines, trained_vector, zero_
 from perceivers.core.interfaces import Points, SchemaLike
 from perceivers.core.joining import InputAdapters, Join, JoinRule, OutputAdapters, OutputQueries, check_new_name
 from perceivers.core.plan import FASTEST, Choice, Order, Plan, plan_reading, plan_states, plan_writing
@@ -34,6 +34,8 @@ class LatentsConfig:
     """D."""
     init_std: float = POSITION_STD
     """Standard deviation of their truncated normal start."""
+    num_places: int | None = None
+    """They begin as sines of places spread evenly over so many (a text's length); None: at random (official)."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,13 @@ class Process(nn.Module):
         return latents
 
 
+def start_of(latents: LatentsConfig) -> nn.Parameter:
+    """Latents before training."""
+    if latents.num_places is not None:
+        return sines(latents.num_latents, latents.num_places, latents.channels)
+    return trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
+
+
 class Resampler(nn.Module):
     """Reads any number of tokens into N latents and processes them: the trunk of every Perceiver, of use alone too."""
 
@@ -183,7 +192,7 @@ class Resampler(nn.Module):
         latents, encoder, processor = config.latents, config.encoder, config.processor
         read_of = [_shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
         block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
-        self.latents = trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
+        self.latents = start_of(latents)
         self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(read_of) + 1))
         self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of) + 1))
         self._read_of, self._block_of = read_of, block_of

@@ -8,8 +8,9 @@ from perceivers.data.flow_scenes import FlowScenes
 from perceivers.data.glue import Glue
 from perceivers.data.starcraft import StarCraft
 from perceivers.data.table import Table
+from perceivers.data.texts import Texts
 
-DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft, Glue)
+DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft, Texts, Glue)
 """Every data set that a recipe file may name, by its field `kind`."""
 
-__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "Glue", "StarCraft", "Table"]
+__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "Glue", "StarCraft", "Table", "Texts"]

@@ -33,6 +33,7 @@ from perceivers.modalities.kind import Kind
 from perceivers.modalities.label import class_number
 from perceivers.modalities.row import RowKind
 from perceivers.schema import Record, Schema, find_kind
+from perceivers.tasks import language_training
 from perceivers.tasks.language import language
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import add_losses, add_scores, subplots
@@ -112,14 +113,14 @@ def paper(tasks: Sequence[Task], variant: Variant = "task-queries") -> Recipe:
     )
 
 
-def small(tasks: Sequence[Task], variant: Variant = "task-queries", num_steps: int = 2000) -> Recipe:
+def small(tasks: Sequence[Task], variant: Variant = "task-queries", num_steps: int = 1000) -> Recipe:
     """The small byte model (`perceivers train language`), for as long as two cores need 5 minutes."""
-    preset, width = language(latents=(64, 128), layers=4, length=256), 128
-    text = Text(length=256, channels=width, overflow="truncate")
+    byte_model = language_training.small()
+    text = language_training.text_of(byte_model.schema)
     return Recipe(
         data=Glue(tasks=tuple(tasks)),
-        schema=glue_schema(tasks, text, variant),
-        config=replace(preset.config, decoder=replace(preset.config.decoder, v_channels=width)),
+        schema=glue_schema(tasks, replace(text, mask_words=0.0, overflow="truncate"), variant),
+        config=byte_model.config,
         training=TrainingConfig(
             num_steps=num_steps,
             batch_size=16,

@@ -44,8 +44,7 @@ def train(
         freeze: Parts that do not learn: latents, encoder, processor, decoder, input_adapter, ...
         json: Print the scores as JSON.
     """
-    chosen = TASKS[recipe].recipe() if recipe in TASKS else _read_recipe(recipe, data)
-    chosen = dataclasses.replace(chosen, task=recipe if recipe in TASKS else chosen.task)
+    chosen = chosen_recipe(recipe, data)
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
     console = Console(stderr=True)
     run_recipe(with_settings(chosen, set), out, lambda line: console.print(line, soft_wrap=True, markup=False))
@@ -104,7 +103,10 @@ def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
     show(scores, as_json, ["evaluation", "output", "metric", "score"], rows)
 
 
-def _read_recipe(name: str, data: str | None) -> Recipe:
+def chosen_recipe(name: str, data: str | None = None) -> Recipe:
+    """The recipe of a task, or of a file; ValueError if it is neither."""
+    if name in TASKS:
+        return dataclasses.replace(TASKS[name].recipe(), task=name)
     if not Path(name).suffix:
         raise ValueError(f"no task is called {name!r}: there are {', '.join(TASKS)}, or name a .yaml or .json file")
     return read_declaration(name, data)

@@ -6,6 +6,7 @@ from perceivers.cli.convert import convert
 from perceivers.cli.info import explain, info
 from perceivers.cli.predict import predict
 from perceivers.cli.schema import schema
+from perceivers.cli.tokenizer import tokenizer
 from perceivers.cli.training import evaluate, report, train
 from perceivers.cli.use import autoencode, classify, fill_mask, flow
 
@@ -18,6 +19,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "info": info,
     "explain": explain,
     "convert": convert,
+    "tokenizer": tokenizer,
     "fill-mask": fill_mask,
     "classify": classify,
     "flow": flow,

@@ -42,6 +42,8 @@ class BlockConfig:
     """Activation of the MLP; the released models were trained with tanh GELU."""
     dropout: float = 0.0
     """Dropout after attention and after the MLP, in training."""
+    alignment: float | None = None
+    """Keys' weights begin as so many times the queries', so that like attends to like; None: at random (official)."""
     attention_dropout: float = 0.0
     """Dropout of the attention weights, in training."""
 
@@ -122,6 +124,11 @@ class Attention(nn.Module):
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
         self.query = attention_linear(query_channels, qk_channels)
         self.key = attention_linear(token_channels, qk_channels)
+        if config.alignment is not None:
+            if query_channels != token_channels:
+                widths = f"{query_channels} and {token_channels}"
+                raise ValueError(f"alignment needs queries as wide as what they attend to, not {widths}: leave it out")
+            self.key.weight.data.copy_(config.alignment * self.query.weight.data)
         self.value = attention_linear(token_channels, v_channels)
         self.output = attention_linear(v_channels, query_channels)
 

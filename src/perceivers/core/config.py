@@ -20,6 +20,8 @@ class LatentsConfig:
     """D."""
     init_std: float = POSITION_STD
     """Standard deviation of their truncated normal start."""
+    num_places: int | None = None
+    """They begin as sines of places spread evenly over so many (a text's length); None: at random (official)."""
 
 
 @dataclass(frozen=True)

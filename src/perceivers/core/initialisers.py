@@ -31,6 +31,17 @@ def plain_linear(in_channels: int, out_channels: int, zero: bool = False) -> nn.
     return _linear(in_channels, out_channels, 0.0 if zero else 1 / math.sqrt(max(in_channels, 1)))
 
 
+def sines(count: int, num_places: int, channels: int) -> nn.Parameter:
+    """Instead of `trained_vector`: sines and cosines of `count` places, spread evenly over `num_places`.
+
+    Their mean square is 1, their wavelengths run from 2 pi places to 2 pi times all of them.
+    """
+    places = torch.arange(count)[:, None] * (num_places / count)
+    angles = places * num_places ** -torch.linspace(0, 1, (channels + 1) // 2)
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    return nn.Parameter(math.sqrt(2) * waves[:, :channels])
+
+
 def zero_(*modules: nn.Module) -> None:
     """Set every parameter to 0."""
     for module in modules:

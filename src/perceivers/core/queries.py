@@ -62,17 +62,22 @@ class CoordinateQuery(OutputQuery):
 
 
 class InputQuery(OutputQuery):
-    """The tokens of an input, features and positions (official `FlowDecoder`)."""
+    """The tokens of an input, features and positions (official `FlowDecoder`), or one of them alone."""
 
-    def __init__(self, source: str, channels: int) -> None:
+    def __init__(self, source: str, channels: int, place: int | None = None) -> None:
         super().__init__()
-        self.source, self.channels = source, channels
+        self.source, self.channels, self.place = source, channels, place
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
         """One query for each token of the input, or those at Indices."""
         if self.source is None or self.source not in encoded.sources:
             raise ValueError(f"this output asks with input {self.source!r}, which was not given")
-        return at_points(encoded.sources[self.source], points)
+        tokens = encoded.sources[self.source]
+        if self.place is None:
+            return at_points(tokens, points)
+        if not 0 <= self.place < tokens.num_tokens:
+            raise ValueError(f"token {self.place} is outside the {tokens.num_tokens} of input {self.source!r}, from 0")
+        return at_points(tokens.block(self.place, self.place + 1), points)
 
 
 class GivenQuery(OutputQuery):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from perceivers.core import orders
 from perceivers.core.attention import CrossAttention, Mask, SelfAttention
-from perceivers.core.config import Config, Sharing
-from perceivers.core.initialisers import plain_linear, trained_vector
+from perceivers.core.config import Config, LatentsConfig, Sharing
+from perceivers.core.initialisers import plain_linear, sines, trained_vector
 from perceivers.core.plan import FASTEST, Choice, Plan, plan_reading, plan_states
 from perceivers.core.reading import ReadState, sum_states
 from perceivers.core.tokens import Tokens, as_tokens
@@ -76,6 +76,13 @@ class Process(nn.Module):
         return latents
 
 
+def start_of(latents: LatentsConfig) -> nn.Parameter:
+    """Latents before training."""
+    if latents.num_places is not None:
+        return sines(latents.num_latents, latents.num_places, latents.channels)
+    return trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
+
+
 class Resampler(nn.Module):
     """Reads any number of tokens into N latents and processes them: the trunk of every Perceiver, of use alone too."""
 
@@ -84,7 +91,7 @@ class Resampler(nn.Module):
         latents, encoder, processor = config.latents, config.encoder, config.processor
         read_of = [_shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
         block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
-        self.latents = trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
+        self.latents = start_of(latents)
         self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(read_of) + 1))
         self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of) + 1))
         self._read_of, self._block_of = read_of, block_of

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; }
 h1, h2 { font-weight: 600; } img { max-width: 100%; } .note { color: #666; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .9rem; border-bottom: 1px solid #ddd; }
 th, td:first-child { text-align: left; } td { text-align: right; font-variant-numeric: tabular-nums; }
@@ -32,6 +33,10 @@ class Report:
     def text(self, text: str) -> None:
         """A paragraph."""
         self.parts.append(f"<p>{html.escape(text)}</p>")
+
+    def verbatim(self, text: str) -> None:
+        """Text as it is, with its spaces and lines."""
+        self.parts.append(f"<pre>{html.escape(text)}</pre>")
 
     def table(self, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
         """A table; the first column holds the rows' names."""

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.modalities.kind import Raw, mean_where, rounded
@@ -56,7 +55,7 @@ class Estimate(Numbers):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Means and deviations, or quantiles."""
-        return EstimateOutput(self, channels)
+        return EstimateOutput(self, self.build_head(channels, self.count * (len(self.quantiles) or 2)))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Negative log likelihood, or the quantiles' mean pinball loss, in units of `std`; over known numbers."""
@@ -79,9 +78,12 @@ class Estimate(Numbers):
         from torchmetrics.classification import BinaryAccuracy
         from torchmetrics.wrappers import LambdaInputTransformer
 
-        middle = LambdaInputTransformer(MeanAbsoluteError(), lambda rows: rows[:, 0], lambda rows: rows[:, 0])
+        of_middle = {"mae": MeanAbsoluteError(), **self.correlations()}
         inside = LambdaInputTransformer(BinaryAccuracy(), lambda rows: rows[:, 1], lambda rows: rows[:, 1].long())
-        return {"mae": middle, "coverage": inside}
+        return {
+            **{name: LambdaInputTransformer(own, _first, _first) for name, own in of_middle.items()},
+            "coverage": inside,
+        }
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """[n, 2] of known numbers: what is estimated and whether it fits; the truth, and a one, which means it does."""
@@ -121,10 +123,9 @@ class Estimate(Numbers):
 class EstimateOutput(OutputAdapter):
     """The one row of an estimate: standard deviations positive, quantiles rising."""
 
-    def __init__(self, spec: Estimate, channels: int) -> None:
+    def __init__(self, spec: Estimate, head: nn.Module) -> None:
         super().__init__()
-        self.spec = spec
-        self.head = plain_linear(channels, spec.count * (len(spec.quantiles) or 2))
+        self.spec, self.head = spec, head
 
     def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b n k"]:
         """In the data's units."""
@@ -134,3 +135,7 @@ class EstimateOutput(OutputAdapter):
         if not self.spec.quantiles:
             return torch.cat([first * std + mean, (above + LEAST_STD) * std], dim=-1)
         return torch.cat([first, first + above.cumsum(dim=-1)], dim=-1) * std + mean
+
+
+def _first(rows: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+    return rows[:, 0]

@@ -3,7 +3,7 @@
 A raw batch is [B] class numbers (-1: unknown), [B, classes] zeros and ones, or [B, n] numbers (NaN: unknown).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,12 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.core.initialisers import plain_linear
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
-from perceivers.core.queries import LearnedQuery
+from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, number, plain
-from perceivers.modalities.kind import Kind, Raw, mean_where, rounded, statistics
+from perceivers.modalities.kind import Raw, mean_where, rounded, statistics
+from perceivers.modalities.row import RowKind, RowOutput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,16 +27,38 @@ UNKNOWN = -1
 """Number of an unknown class."""
 
 
+def f1(count: int) -> "Metric":
+    """F1 of the last class: of two, the positive one."""
+    from torchmetrics.classification import BinaryF1Score
+    from torchmetrics.wrappers import LambdaInputTransformer
+
+    last = count - 1
+    return LambdaInputTransformer(
+        BinaryF1Score(), lambda p: (p.argmax(dim=-1) == last).long(), lambda true: (true == last).long()
+    )
+
+
+def matthews(count: int) -> "Metric":
+    """Matthews' correlation, 0 for guessing."""
+    from torchmetrics.classification import MulticlassMatthewsCorrCoef
+
+    return MulticlassMatthewsCorrCoef(num_classes=count)
+
+
+FURTHER_METRICS: "dict[str, Callable[[int], Metric]]" = {"f1": f1, "matthews": matthews}
+"""Metrics of a label that are computed where they are asked for; of so many classes."""
+
+
 @dataclass(frozen=True)
-class Label(Kind):
+class Label(RowKind):
     """One class of several; a record holds its name or its number."""
 
     classes: int | tuple[str, ...] = ()
     """How many there are, or their names. Fitted (sorted) if empty."""
-    query_channels: int = 256
-    """As an output: width of its trained query."""
     smoothing: float = 0.0
     """As an output: label smoothing of the loss."""
+    further_metrics: tuple[Literal["f1", "matthews"], ...] = ()
+    """As an output: F1 of the last class (of two, the positive one), Matthews' correlation."""
     kind: Literal["label"] = "label"
     """Name in files."""
 
@@ -87,13 +108,9 @@ class Label(Kind):
         """One token that holds a one in the place of its class (official `OneHotPreprocessor`)."""
         return OneHotInput(fitted_count(self.num_classes))
 
-    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """One trained query."""
-        return LearnedQuery(1, self.query_channels)
-
-    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Logits [B, classes]."""
-        return RowOutput(channels, fitted_count(self.num_classes))
+        return RowOutput(self.build_head(channels, fitted_count(self.num_classes)))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Cross entropy over samples whose class is known."""
@@ -102,12 +119,13 @@ class Label(Kind):
 
     def metrics(self) -> "dict[str, Metric]":
         """Fraction of right classes; expected calibration error, the mean distance of confidence from accuracy."""
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+        from torchmetrics import classification
 
         count = max(self.num_classes, 2)
         return {
-            "accuracy": MulticlassAccuracy(num_classes=count, average="micro"),
-            "ece": MulticlassCalibrationError(num_classes=count),
+            "accuracy": classification.MulticlassAccuracy(num_classes=count, average="micro"),
+            "ece": classification.MulticlassCalibrationError(num_classes=count),
+            **{name: FURTHER_METRICS[name](count) for name in self.further_metrics},
         }
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
@@ -143,13 +161,11 @@ class Label(Kind):
 
 
 @dataclass(frozen=True)
-class Labels(Kind):
+class Labels(RowKind):
     """Any number of classes at once; a record holds a list of their names or numbers."""
 
     classes: int | tuple[str, ...] = ()
     """How many there are, or their names. Fitted (sorted) if empty."""
-    query_channels: int = 256
-    """As an output: width of its trained query."""
     kind: Literal["labels"] = "labels"
     """Name in files."""
 
@@ -193,13 +209,9 @@ class Labels(Kind):
         """One token that holds ones in the places of its classes."""
         return OneHotInput(fitted_count(self.num_classes))
 
-    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """One trained query."""
-        return LearnedQuery(1, self.query_channels)
-
-    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RowOutput":
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Logits [B, classes]."""
-        return RowOutput(channels, fitted_count(self.num_classes))
+        return RowOutput(self.build_head(channels, fitted_count(self.num_classes)))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Binary cross entropy over known samples."""
@@ -226,17 +238,17 @@ class Labels(Kind):
 
 
 @dataclass(frozen=True)
-class Numbers(Kind):
+class Numbers(RowKind):
     """Numbers that belong to the whole sample; a record holds one, or a list of them."""
 
     count: int = 1
     """How many."""
-    query_channels: int = 256
-    """As an output: width of its trained query."""
     mean: tuple[float, ...] | None = None
     """Subtracted on the way in, added on the way out. Fitted if None."""
     std: tuple[float, ...] | None = None
     """Divides on the way in, multiplies on the way out. Fitted if None."""
+    further_metrics: tuple[Literal["pearson"], ...] = ()
+    """As an output: Pearson's correlation with the truth, of all numbers together."""
     kind: Literal["numbers"] = "numbers"
     """Name in files."""
 
@@ -271,13 +283,9 @@ class Numbers(Kind):
         """One token that holds the numbers, and for each whether it is known."""
         return NumbersInput(self)
 
-    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """One trained query."""
-        return LearnedQuery(1, self.query_channels)
-
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Numbers [B, count]."""
-        return RowOutput(channels, self.count, self.mean or (0.0,), self.std or (1.0,))
+        return RowOutput(self.build_head(channels, self.count), self.mean or (0.0,), self.std or (1.0,))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean squared difference in units of `std`, over known numbers."""
@@ -288,7 +296,13 @@ class Numbers(Kind):
         """Mean absolute error in the data's units, and the share of variance explained."""
         from torchmetrics import MeanAbsoluteError, R2Score
 
-        return {"mae": MeanAbsoluteError(), "r2": R2Score()}
+        return {"mae": MeanAbsoluteError(), "r2": R2Score(), **self.correlations()}
+
+    def correlations(self) -> "dict[str, Metric]":
+        """The further metrics."""
+        from torchmetrics import PearsonCorrCoef
+
+        return {name: PearsonCorrCoef() for name in self.further_metrics}
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Known numbers, flat."""
@@ -345,21 +359,6 @@ class NumbersInput(InputAdapter):
     def absent(self, device: torch.device) -> Segment:
         """One token."""
         return Segment(torch.zeros(1, 1, self.channels, device=device))
-
-
-class RowOutput(OutputAdapter):
-    """The one row of an output that has one query."""
-
-    def __init__(
-        self, channels: int, width: int, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
-    ) -> None:
-        super().__init__()
-        self.head = plain_linear(channels, width)
-        self.mean, self.std = mean, std
-
-    def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
-        """[B, e]."""
-        return rows[:, 0] * rows.new_tensor(self.std) + rows.new_tensor(self.mean)
 
 
 def fitted_count(num_classes: int) -> int:

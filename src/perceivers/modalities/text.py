@@ -4,6 +4,7 @@ A raw batch is {"ids": [B, M], "mask": [B, M], "masked": [B, M]}, True where the
 masked; as an input also plain ids [B, M]. Logits [B, M, vocabulary] come out.
 """
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.initialisers import embedding, plain_linear, trained_vector
+from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.positions import LearnedPositions
 from perceivers.core.queries import InputQuery, LearnedQuery, at_points
@@ -46,6 +47,10 @@ class Text(Kind):
     """How many ids there are; None: as many as the tokenizer has. Fitted if None."""
     channels: int = 256
     """As an input: width of the embeddings and of the positions, which are added."""
+    prefix: int = 0
+    """As an input: trained tokens before the text, as BERT's CLS, for outputs that ask with them."""
+    sines: bool = False
+    """Positions (as an output with `of`: queries) begin as sines of their places, otherwise at random (official)."""
     overflow: Literal["error", "truncate", "crop"] = "error"
     """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning."""
     mask_words: float = 0.0
@@ -56,6 +61,8 @@ class Text(Kind):
     """As an output: width of its trained queries, one for each of `length` places."""
     tied: bool = True
     """As an output with `of`: logits from the input's embeddings and a trained bias; otherwise from a linear map."""
+    visible: float = 0.0
+    """As an output with `of`: how much a token that was not masked counts in the loss, beside one that was."""
     mask_queries: bool = True
     """As an output with `of`: places where the input has no token find nothing; otherwise they ask (transformers)."""
     kind: Literal["text"] = "text"
@@ -64,8 +71,11 @@ class Text(Kind):
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length = {self.length} must be at least 1")
-        if not 0 <= self.mask_words <= 1:
-            raise ValueError(f"mask_words = {self.mask_words} must be a probability, between 0 and 1")
+        if self.prefix < 0:
+            raise ValueError(f"prefix = {self.prefix} must be a number of tokens, 0 or more")
+        for name in ("mask_words", "visible"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be between 0 and 1")
 
     @property
     def num_ids(self) -> int:
@@ -135,7 +145,9 @@ class Text(Kind):
         if self.of is None:
             return LearnedQuery(self.length, self.query_channels)
         self._source(inputs)
-        return TextQuery(self.of, self.length, self.query_channels, self.mask_queries)
+        size = (self.length, self.query_channels)
+        table = sines(self.length, *size) if self.sines else trained_vector(*size)
+        return TextQuery(self.of, table, self.mask_queries)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "TextOutput":
         """Rows to logits."""
@@ -157,32 +169,61 @@ class Text(Kind):
         return Indices(torch.arange(ids.shape[1], device=ids.device)) if self.of is None else None
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Cross entropy over masked tokens; over all tokens if the batch has no masked one."""
+        """Mean cross entropy of masked tokens, the others counting `visible` each; of all, if none is masked."""
         logits = rearrange(_beside(prediction, target), "b m v -> b v m")
-        return mean_where(F.cross_entropy(logits, target["ids"], reduction="none"), _asked(target))
+        losses = F.cross_entropy(logits, target["ids"], reduction="none")
+        if not self.visible:
+            return mean_where(losses, _asked(target))
+        shares = self._shares(target).to(losses.dtype)
+        return (losses * shares).sum() / shares.sum().clamp(min=1)
 
     def num_terms(self, target: Raw) -> Tensor:
-        """Tokens that the loss looks at."""
-        return _asked(target).sum()
+        """Tokens that the loss looks at, each as much as it counts."""
+        return self._shares(target).sum() if self.visible else _asked(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
-        """Fraction of right tokens."""
+        """Fraction of right tokens; mean of the true tokens' bits, minus the logarithm to base 2 of the probability."""
+        from torchmetrics import MeanMetric
         from torchmetrics.classification import MulticlassAccuracy
+        from torchmetrics.wrappers import LambdaInputTransformer
 
-        return {"accuracy": MulticlassAccuracy(num_classes=self.num_ids, average="micro")}
+        accuracy = MulticlassAccuracy(num_classes=self.num_ids, average="micro")
+        return {
+            "accuracy": LambdaInputTransformer(accuracy, lambda rows: rows[:, 0].long()),
+            "bits_per_token": LambdaInputTransformer(MeanMetric(), lambda rows: rows[:, 1], torch.ones_like),
+        }
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Most probable and true ids of the tokens that the loss looks at."""
+        """Of the tokens that the loss looks at: most probable ids and the true ids' bits, [n, 2]; true ids."""
         asked = _asked(target)
-        return _beside(prediction, target)[asked].argmax(dim=-1), target["ids"][asked]
+        logits, ids = _beside(prediction, target)[asked].double(), target["ids"][asked]
+        bits = F.cross_entropy(logits, ids, reduction="none") / math.log(2)
+        return torch.stack([logits.argmax(dim=-1), bits], dim=-1), ids
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """The text, masked words in brackets; of logits, the most probable ids."""
-        show_text(axes, textwrap.fill(self._marked(sample), 60))
+        show_text(axes, textwrap.fill(self.marked(sample), 60))
+
+    def marked(self, sample: Raw) -> str:
+        """The text of a sample, masked words in brackets; of logits, the most probable ids."""
+        if isinstance(sample, Mapping):
+            ids, masked = sample["ids"][sample["mask"]], sample["masked"][sample["mask"]]
+        else:
+            ids = sample.argmax(dim=-1) if sample.ndim == 2 else sample
+            masked = torch.zeros_like(ids, dtype=torch.bool)
+        pieces = []
+        for hidden, run in groupby(zip(masked.tolist(), ids.tolist(), strict=True), key=itemgetter(0)):
+            text = tokenizer_of(self.tokenizer).decode([number for _, number in run])
+            pieces.append(f"[{text or '...'}]" if hidden else text)
+        return "".join(pieces)
 
     def beside(self, prediction: Raw, target: Raw) -> Raw:
         """Most probable ids of the target's tokens."""
         return {**target, "ids": prediction[: len(target["ids"])].argmax(dim=-1)}
+
+    def _shares(self, target: Raw) -> Float[Tensor, "b m"]:
+        asked = _asked(target)
+        return torch.where(asked, 1.0, self.visible * target["mask"])
 
     def _tokens(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(value, str):
@@ -210,19 +251,9 @@ class Text(Kind):
             theirs, own = getattr(source.spec, name), getattr(self, name)
             if theirs != own:
                 raise ValueError(f"{name} = {own!r} must be that of the input it restores, {self.of!r}: {theirs!r}")
+        if source.spec.prefix:
+            raise ValueError(f"input {self.of!r} has prefix = {source.spec.prefix}: only a text alone can be restored")
         return source
-
-    def _marked(self, sample: Raw) -> str:
-        if isinstance(sample, Mapping):
-            ids, masked = sample["ids"][sample["mask"]], sample["masked"][sample["mask"]]
-        else:
-            ids = sample.argmax(dim=-1) if sample.ndim == 2 else sample
-            masked = torch.zeros_like(ids, dtype=torch.bool)
-        pieces = []
-        for hidden, run in groupby(zip(masked.tolist(), ids.tolist(), strict=True), key=itemgetter(0)):
-            text = tokenizer_of(self.tokenizer).decode([number for _, number in run])
-            pieces.append(f"[{text or '...'}]" if hidden else text)
-        return "".join(pieces)
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Text, list[Any]]":
@@ -231,13 +262,16 @@ class Text(Kind):
 
 
 class TextInput(InputAdapter):
-    """A token for each id: its embedding plus a trained vector for its place, counted from the start."""
+    """A token for each id: its embedding plus a trained vector for its place; before them those of the prefix."""
 
     def __init__(self, spec: Text) -> None:
         super().__init__()
         self.spec, self.channels = spec, spec.channels
         self.embedding = embedding(spec.num_ids, spec.channels)
         self.positions = LearnedPositions((spec.length,), spec.channels)
+        self.prefix = trained_vector(spec.prefix, spec.channels) if spec.prefix else None
+        if spec.sines:
+            self.positions.table = sines(spec.length, spec.length, spec.channels)
 
     def forward(self, raw: Raw) -> Segment:
         """Tokens in the order of the text; without a mask all of them count, padding too."""
@@ -247,17 +281,22 @@ class TextInput(InputAdapter):
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
-        return Segment(self.embedding(ids.long()), self.positions.table[:count], positions_added=True, mask=mask)
+        content, positions = self.embedding(ids.long()), self.positions.table[:count]
+        if self.prefix is not None:
+            content = torch.cat([self.prefix.expand(len(content), -1, -1), content], dim=1)
+            positions = F.pad(positions, (0, 0, len(self.prefix), 0))
+            mask = None if mask is None else torch.cat([_any(mask).expand(-1, len(self.prefix)), mask], dim=1)
+        return Segment(content, positions, positions_added=True, mask=mask)
 
 
 class TextQuery(OutputQuery):
     """A trained query for each place of a text input, counted from the start, where the input has a token."""
 
-    def __init__(self, source: str, length: int, channels: int, masked: bool = True) -> None:
+    def __init__(self, source: str, table: nn.Parameter, masked: bool = True) -> None:
         super().__init__()
-        self.source, self.channels, self.masked = source, channels, masked
-        self.table = trained_vector(length, channels)
-        self.asked = InputQuery(source, channels)
+        self.source, self.channels, self.masked = source, table.shape[1], masked
+        self.table = table
+        self.asked = InputQuery(source, self.channels)
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
         """As many as the input has tokens, or those at Indices; the input's mask is theirs, if they are masked."""
@@ -295,6 +334,10 @@ class TextOutput(OutputAdapter):
     def forward(self, rows: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
         """One row for each place."""
         return rows
+
+
+def _any(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
+    return mask.any(dim=1, keepdim=True)
 
 
 def _asked(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:

@@ -106,6 +106,22 @@ class FileTokenizer(Tokenizer):
         return next((found for name in names if (found := self.loaded.token_to_id(name)) is not None), None)
 
 
+def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
+    """A JSON file of the tokenizers library: SentencePiece's unigram pieces, at most so many, of these texts."""
+    from tokenizers import Tokenizer as Built
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    built = Built(models.Unigram())
+    built.pre_tokenizer = pre_tokenizers.Metaspace()
+    built.decoder = decoders.Metaspace()
+    special = ["<pad>", "<mask>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=special, unk_token=special[-1], show_progress=False
+    )
+    built.train_from_iterator(texts, trainer)
+    return built.to_str()
+
+
 @lru_cache
 def tokenizer_of(name: str) -> Tokenizer:
     """The tokenizer called "bytes", or that of a file."""

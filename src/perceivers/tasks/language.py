@@ -24,18 +24,22 @@ MARK = "[MASK]"
 
 
 def language(
-    latents: tuple[int, int] = (256, 1280), layers: int = 26, length: int = 2048, vocab_size: int = 262
+    latents: tuple[int, int] = (256, 1280),
+    layers: int = 26,
+    length: int = 2048,
+    vocab_size: int = 262,
+    width: int = WIDTH,
 ) -> Preset:
-    """The released byte model, by default; [N, D] latents, layers, length and vocabulary may differ."""
-    text = Text(length=length, vocab_size=vocab_size, channels=WIDTH, mask_words=0.15)
-    restored = replace(text, key="text", of="text", query_channels=WIDTH, mask_words=0.0)
+    """The released byte model, by default; [N, D] latents, layers, length, vocabulary and width may differ."""
+    text = Text(length=length, vocab_size=vocab_size, channels=width, mask_words=0.15)
+    restored = replace(text, key="text", of="text", query_channels=width, mask_words=0.0)
     return Preset(
         schema=Schema(inputs={"text": text}, outputs={"restored": restored}),
         config=Config(
             latents=LatentsConfig(*latents),
             encoder=EncoderConfig(num_heads=8, qk_channels=256, v_channels=latents[1], join="pad"),
             processor=ProcessorConfig(num_heads=8, qk_channels=256, v_channels=latents[1], num_layers=layers),
-            decoder=DecoderConfig(num_heads=8, qk_channels=256, v_channels=WIDTH, join="pad"),
+            decoder=DecoderConfig(num_heads=8, qk_channels=256, v_channels=width, join="pad"),
         ),
     )
 

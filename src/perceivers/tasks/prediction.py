@@ -17,6 +17,7 @@ from perceivers.data.sifting import read_held_out
 from perceivers.data.writing import PlainRow
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, rounded, sample_of
+from perceivers.modalities.row import RowKind
 from perceivers.schema import Record, Schema
 from perceivers.tasks.recipe import load_run
 from perceivers.training.evaluation import Scores, evaluate
@@ -118,6 +119,8 @@ def _predict(model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str
 
 def _count(name: str, spec: Kind, batch: Mapping[str, Any], number: int) -> int | None:
     """How many rows of a prediction a sample has, where samples of a batch differ in that; None: all."""
+    if isinstance(spec, RowKind):
+        return None
     asked_by = batch["targets"].get(name, batch["inputs"].get(getattr(spec, "of", None)))
     mask = asked_by.get("mask") if isinstance(asked_by, Mapping) else None
     return None if mask is None or mask.ndim != 2 else int(mask[number].sum())

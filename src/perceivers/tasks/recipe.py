@@ -11,7 +11,7 @@ import torch
 
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, StarCraft, Table
+from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, Glue, StarCraft, Table, Texts
 from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
@@ -30,7 +30,7 @@ RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft
+    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft | Texts | Glue
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""

@@ -69,4 +69,5 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def _value(metric: Any) -> float:
-    return float(metric.compute()) if metric.update_called else float("nan")
+    counting = getattr(metric, "wrapped_metric", metric)  # a wrapper does not count its own updates
+    return float(metric.compute()) if counting.update_called else float("nan")

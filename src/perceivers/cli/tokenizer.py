@@ -1,0 +1,26 @@
+"""The verb `tokenizer`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from perceivers.cli.training import chosen_recipe
+from perceivers.schema import with_settings
+from perceivers.tasks.language_training import fit_tokenizer
+
+
+def tokenizer(
+    recipe: Annotated[str, tyro.conf.Positional],
+    /,
+    out: Path,
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
+) -> None:
+    """Train the vocabulary of a recipe's text on its training part: SentencePiece's unigram pieces, in a JSON file.
+
+    Args:
+        recipe: Name of a task (language-tokens), or a recipe file, whose data are texts.
+        out: File for the tokenizer, which the recipe's text then names.
+        set: Settings that replace the recipe's, e.g. schema.inputs.text.vocab_size=4000.
+    """
+    fit_tokenizer(with_settings(chosen_recipe(recipe), set), out)

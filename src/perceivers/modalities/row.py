@@ -1,0 +1,53 @@
+"""What every output of one row has in common: how it is asked, and its head."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perceivers.core.initialisers import plain_linear
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.queries import InputQuery, LearnedQuery
+from perceivers.core.tokens import Segment
+from perceivers.modalities.kind import Kind, input_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowKind(Kind):
+    """As an output, one row of the decoder that tells something of the whole sample."""
+
+    query_channels: int = 256
+    """As an output: width of its trained query."""
+    of: str | None = None
+    """As an output: the input that it asks with one token of, as BERT does with CLS; None: with a trained query."""
+    token: int = 0
+    """As an output with `of`: which token of that input."""
+    hidden_channels: int | None = None
+    """As an output: width of a layer with tanh before the last (GLUE: paper F.4); None: the last layer is the only."""
+
+    def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
+        """One trained query, or a token."""
+        if self.of is None:
+            return LearnedQuery(1, self.query_channels)
+        return InputQuery(self.of, input_of(inputs, self.of).channels, self.token)
+
+    def build_head(self, channels: int, width: int) -> nn.Module:
+        """From a row to its numbers."""
+        if self.hidden_channels is None:
+            return plain_linear(channels, width)
+        first, last = plain_linear(channels, self.hidden_channels), plain_linear(self.hidden_channels, width)
+        return nn.Sequential(first, nn.Tanh(), last)
+
+
+class RowOutput(OutputAdapter):
+    """The one row of an output that has one query."""
+
+    def __init__(self, head: nn.Module, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> None:
+        super().__init__()
+        self.head = head
+        self.mean, self.std = mean, std
+
+    def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
+        """[B, e]."""
+        return rows[:, 0] * rows.new_tensor(self.std) + rows.new_tensor(self.mean)

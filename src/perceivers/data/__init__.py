@@ -5,10 +5,23 @@ from perceivers.data.dataset import DataSet
 from perceivers.data.digits import Digits
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.flow_scenes import FlowScenes
+from perceivers.data.idx import Idx
+from perceivers.data.image_folder import ImageFolder
 from perceivers.data.starcraft import StarCraft
 from perceivers.data.table import Table
 
-DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft)
+DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft, Idx, ImageFolder)
 """Every data set that a recipe file may name, by its field `kind`."""
 
-__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "StarCraft", "Table"]
+__all__ = [
+    "DATASETS",
+    "Arrays",
+    "DataSet",
+    "Digits",
+    "FlowPairs",
+    "FlowScenes",
+    "Idx",
+    "ImageFolder",
+    "StarCraft",
+    "Table",
+]

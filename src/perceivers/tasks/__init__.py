@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perceivers.tasks import digits, flow_training, starcraft
+from perceivers.tasks import classification, digits, flow_training, starcraft
 from perceivers.tasks.recipe import Recipe
 from perceivers.tasks.report import report
 from perceivers.training.evaluation import Scores
@@ -28,6 +28,11 @@ TASKS = {
         name: Task(recipe, flow_training.rival_scores, flow_training.report)
         for name, recipe in flow_training.RECIPES.items()
     },
+    **{
+        name: Task(recipe, classification.rival_scores, classification.report)
+        for name, recipe in classification.RECIPES.items()
+    },
+    **{name: Task(recipe, report=classification.report) for name, recipe in classification.PAPER.items()},
     **{name: Task(recipe, starcraft.rival_scores, starcraft.report) for name, recipe in starcraft.RECIPES.items()},
 }
 """Every task of ours."""

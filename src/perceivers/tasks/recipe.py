@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from perceivers.core.perceiver import Config, PerceiverIO
-from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, StarCraft, Table
+from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, Idx, ImageFolder, StarCraft, Table
 from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
@@ -20,6 +20,7 @@ from perceivers.storage import load_model, write_text
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores, evaluate
 from perceivers.training.loop import seed_step, train
+from perceivers.training.mixing import check_mixing
 from perceivers.training.state import best_checkpoint, checkpoints
 
 RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
@@ -29,7 +30,7 @@ RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft
+    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft | Idx | ImageFolder
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""
@@ -47,6 +48,8 @@ class Recipe:
     """Name of the task that it is a recipe of: knows what else to measure and to show."""
 
     def __post_init__(self) -> None:
+        if self.training.mixing is not None:
+            check_mixing(self.schema)
         for changes in self.evaluations.values():
             changed_schema(self.schema, changes)
 

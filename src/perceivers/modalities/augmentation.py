@@ -37,7 +37,7 @@ class Augmentation:
                 raise ValueError(f"{name} = {low, high} must be two growing numbers above 0, at most {top:g}")
 
 
-def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Pixels:
+def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
     """A crop of a picture, perhaps mirrored, distorted; everything random comes from `rng`."""
     pixels = random_crop(pixels, config, rng)
     if rng.random() < config.flip_prob:
@@ -49,7 +49,7 @@ def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) ->
     return distorted(np.ascontiguousarray(pixels), config.rand_augment, rng)
 
 
-def random_crop(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Pixels:
+def random_crop(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
     """A window of random aspect, height and place, as TensorFlow's `sample_distorted_bounding_box` draws it."""
     height, width = pixels.shape[:2]
     least, most = (part * height * width for part in config.area)

@@ -60,12 +60,11 @@ def signed(value: float, rng: np.random.Generator) -> float:
     return value if rng.random() < 0.5 else -value
 
 
-def moved(image: Any, *matrix: float) -> Any:
-    """The pixel at (x, y) comes from (ax + by + c, dx + ey + f), counted from the middle of the first one."""
-    a, b, c, d, e, f = matrix
-    # Pillow counts from the corner of the first pixel.
-    shifted = (a, b, c + (1 - a - b) / 2, d, e, f + (1 - d - e) / 2)
-    return image.transform(image.size, library("PIL.Image").Transform.AFFINE, shifted, fillcolor=FILL)
+def moved(image: Any, shear_x: float = 0.0, shear_y: float = 0.0, right: float = 0.0, down: float = 0.0) -> Any:
+    """The pixel at (x, y) comes from (x + shear_x y + right, shear_y x + y + down), nearest, counted from the first."""
+    # Pillow counts from the corner of the first pixel, not from its middle.
+    matrix = (1, shear_x, right - shear_x / 2, shear_y, 1, down - shear_y / 2)
+    return image.transform(image.size, library("PIL.Image").Transform.AFFINE, matrix, fillcolor=FILL)
 
 
 def enhanced(image: Any, kind: str, config: RandAugment) -> Any:
@@ -103,10 +102,10 @@ OPERATIONS: dict[str, Operation] = {
     "contrast": lambda image, config, rng: enhanced(image, "Contrast", config),
     "brightness": lambda image, config, rng: enhanced(image, "Brightness", config),
     "sharpness": lambda image, config, rng: enhanced(image, "Sharpness", config),
-    "shear_x": lambda image, config, rng: moved(image, 1, signed(0.3 * config.strength, rng), 0, 0, 1, 0),
-    "shear_y": lambda image, config, rng: moved(image, 1, 0, 0, signed(0.3 * config.strength, rng), 1, 0),
-    "translate_x": lambda image, config, rng: moved(image, 1, 0, _distance(config, rng), 0, 1, 0),
-    "translate_y": lambda image, config, rng: moved(image, 1, 0, 0, 0, 1, _distance(config, rng)),
+    "shear_x": lambda image, config, rng: moved(image, shear_x=signed(0.3 * config.strength, rng)),
+    "shear_y": lambda image, config, rng: moved(image, shear_y=signed(0.3 * config.strength, rng)),
+    "translate_x": lambda image, config, rng: moved(image, right=_distance(config, rng)),
+    "translate_y": lambda image, config, rng: moved(image, down=_distance(config, rng)),
     "cutout": cut_out,
     "solarize_add": solarize_add,
 }

@@ -85,7 +85,7 @@ def _of_imagenet(preset: Preset, num_steps: int, constant_fraction: float) -> Re
     )
 
 
-def small(features: Features = "fourier", num_steps: int = 4000) -> Recipe:
+def small(features: Features = "fourier", num_steps: int = 5500) -> Recipe:
     """Clothes, each pixel a token but for the convolutional stem; evaluated at other sizes too."""
     own = {
         "fourier": Image(positions=Fourier(num_bands=8, max_resolution=28)),
@@ -97,7 +97,7 @@ def small(features: Features = "fourier", num_steps: int = 4000) -> Recipe:
         size=28,
         channels=1,
         crop=1.0,
-        augmentation=Augmentation(area=(0.6, 1.0), rand_augment=None),
+        augmentation=Augmentation(area=(0.7, 1.0), rand_augment=None),
         value_range=(0.0, 255.0),
     )
     return Recipe(
@@ -124,7 +124,7 @@ def clip_art() -> Recipe:
         std=(127.5,),
         value_range=(0.0, 255.0),
     )
-    training = _small_training(600, batch_size=64)
+    training = _small_training(700, batch_size=64)
     return Recipe(
         data=ImageFolder(folder="openclipart", largest=8),
         schema=Schema(inputs={"image": image}, outputs={"label": Label(query_channels=128, smoothing=0.1)}),
@@ -161,9 +161,9 @@ PAPER: dict[str, Callable[[], Recipe]] = {
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "images": small,
-    "images-fourier": partial(small, "fourier", 900),
-    "images-learned": partial(small, "learned", 900),
-    "images-conv": partial(small, "conv", 2000),
+    "images-fourier": partial(small, "fourier", 1400),
+    "images-learned": partial(small, "learned", 1100),
+    "images-conv": partial(small, "conv", 1700),
     "clip-art": clip_art,
 }
 """The others."""
@@ -246,12 +246,12 @@ def draw_training(recipe: Recipe, count: int = 8) -> "Figure":
     """Some training pictures as a step gets them."""
     schema, training = recipe.schema, recipe.data.training()
     prepared = PreparedRecords(schema, training, recipe.training.seed, training=True)
-    chosen = range(0, len(training), max(len(training) // count, 1))[:count]
+    chosen = np.random.default_rng(recipe.training.seed).permutation(len(training))[:count]
     torch.manual_seed(recipe.training.seed)
-    batch = mixed(schema, schema.collate([prepared[number] for number in chosen]), recipe.training.mixing)
+    batch = mixed(schema, schema.collate([prepared[int(number)] for number in chosen]), recipe.training.mixing)
     (name, image), (output, label) = find_kind(schema.inputs, Image), find_kind(schema.outputs, Label)
     titles = [_title(label, target) for target in batch["targets"][output]]
-    figure, (row,) = subplots(1, titles)
+    figure, (row,) = subplots(1, titles, side=2.0)
     for axes, picture in zip(row, batch["inputs"][name], strict=True):
         image.picture(axes, picture)
     return figure
@@ -261,7 +261,7 @@ def _title(label: Label, target: Tensor) -> str:
     """A class, or the parts of those that a picture was mixed from."""
     if target.ndim == 0:
         return label.name_of(int(target))
-    return "\n".join(f"{name} {part:.0%}" for name, part in label.ranking(target, 2) if part)
+    return "\n".join(f"{name} {part:.0%}" for name, part in label.ranking(target, 2) if part > 0.005)
 
 
 @torch.no_grad()

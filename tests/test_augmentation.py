@@ -1,5 +1,6 @@
 """Augmentation of pictures: crops, each operation of RandAugment by hand, MixUp and CutMix."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -11,10 +12,13 @@ from PIL import Image as Pillow
 from perceivers.media.image import centre_crop, write_image
 from perceivers.modalities import Image, Label
 from perceivers.modalities.augmentation import COVERED, Augmentation, augmented, random_crop
+from perceivers.modalities.cells import Files
 from perceivers.modalities.randaugment import FILL, OPERATIONS, RandAugment, distorted
 from perceivers.schema import Schema
 from perceivers.training.mixing import Mixing, blends, check_mixing, mixed, rectangles
 from perceivers.training.order import BatchOrder, PreparedRecords, training_batches
+from perceivers.training.state import checkpoints
+from small_run import CONFIG, trained, weights_of
 
 FULL = RandAugment(magnitude=10.0, translation=3, cutout=2)
 HALF = RandAugment()
@@ -222,6 +226,21 @@ def test_training_is_augmented_and_evaluation_is_not():
     np.testing.assert_array_equal(exact.prepare(pixels, np.random.default_rng(0), False), pixels[1:15, 1:15])
 
 
+def test_files_are_read_whole_where_they_are_cut(tmp_path):
+    """By their path in a record or in a table's cell; in shades of grey for one channel."""
+    pixels = some_picture(16, 17)
+    path = write_image(tmp_path / "one.png", pixels)
+    spec, rng = replace(SCHEMA.inputs["image"], size=14), np.random.default_rng(0)
+    grey = replace(spec, channels=1, augmentation=None)
+    for value in (path, spec.read("one.png", Files(tmp_path))):
+        np.testing.assert_array_equal(spec.prepare(value, rng, False), pixels[1:15, 2:16])
+    for value in (path, grey.read("one.png", Files(tmp_path))):
+        expected = pixels[1:15, 2:16].mean(axis=-1, keepdims=True)
+        np.testing.assert_allclose(grey.prepare(value, rng, False), expected, rtol=1e-6)
+    whole = replace(spec, crop=None, augmentation=None)
+    np.testing.assert_array_equal(whole.prepare(path, rng, False), pixels)
+
+
 def test_a_record_is_the_same_whoever_asks(tmp_path):
     """Alone, in any order, and from the workers of a run that begins anywhere: (seed, epoch, number) say it all."""
     records = some_records()
@@ -236,6 +255,18 @@ def test_a_record_is_the_same_whoever_asks(tmp_path):
         for drawn, batch in zip(order, training_batches(SCHEMA, records, order, workers), strict=True):
             for draw, image in zip(drawn, batch["inputs"]["image"], strict=True):
                 np.testing.assert_array_equal(image.numpy(), alone[draw])
+
+
+def test_a_resumed_run_makes_the_same_steps(tmp_path):
+    """Bitwise, with augmentation and mixing, from workers."""
+    settings = {"schema": SCHEMA, "config": CONFIG, "mixing": Mixing(), "batch_size": 5}
+    straight = trained(some_records(), tmp_path / "straight", 3, **settings)
+    trained(some_records(), tmp_path / "stopped", 3, checkpoint_every=1, **settings)
+    shutil.rmtree(checkpoints(tmp_path / "stopped")[0])  # as if it had been killed after step 2
+    resumed = trained(some_records(), tmp_path / "stopped", 3, num_workers=2, **settings)
+    assert weights_of(resumed) == weights_of(straight)
+    plain = trained(some_records(), tmp_path / "plain", 3, schema=SCHEMA, config=CONFIG, batch_size=5)
+    assert weights_of(plain) != weights_of(straight)
 
 
 def test_blends_are_of_the_beta_distribution():

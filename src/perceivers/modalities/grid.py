@@ -393,7 +393,7 @@ class Image(Grid):
     def read_file(self, path: Path) -> np.ndarray:
         """A picture, values 0 to 255, brought to `size`, of one channel in shades of grey; whole if it will be cut."""
         if self.crop is not None:
-            return read_image(path)
+            return _shades(read_image(path), self.channels)
         return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
@@ -412,7 +412,7 @@ class Image(Grid):
         show_image(axes, _values(sample), self.value_range)
 
     def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
-        return super()._array(read_image(value) if isinstance(value, Path) else value, dtype)
+        return super()._array(_shades(read_image(value), self.channels) if isinstance(value, Path) else value, dtype)
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Image, list[Any]]":
@@ -509,13 +509,16 @@ class Audio(Series):
 
 def _sized(pixels: np.ndarray, size: tuple[int, ...], channels: int) -> np.ndarray:
     """[H, W, 3] to float32 [*size, channels]; areas are averaged where both sides shrink."""
-    if channels == 1:
-        pixels = pixels.mean(axis=-1, keepdims=True)
+    pixels = _shades(pixels, channels)
     height, width = size
     if pixels.shape[:2] == size:
         return pixels.astype(np.float32)
     shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
     return resize(pixels, (height, width), "area" if shrinks else "bilinear")
+
+
+def _shades(pixels: np.ndarray, channels: int) -> np.ndarray:
+    return pixels.mean(axis=-1, keepdims=True) if channels == 1 else pixels
 
 
 def _values(sample: Raw) -> np.ndarray:

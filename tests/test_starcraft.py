@@ -20,8 +20,8 @@ from perceivers.tasks.starcraft import (
     EntityEncoder,
     PerceiverEntities,
     TransformerEntities,
+    further_scores,
     report,
-    rival_scores,
     rivals,
     schema,
     small,
@@ -183,7 +183,7 @@ def test_a_run_from_end_to_end(games, tmp_path):
         small(), data=games, config=TINY, training=TrainingConfig(num_steps=2, batch_size=4, accelerator="cpu")
     )
     run_recipe(recipe, tmp_path)
-    guesses = rival_scores(tmp_path)
+    guesses = further_scores(tmp_path)
     keep_scores(tmp_path, evaluate_run(tmp_path) | guesses)
     scores = evaluate_run(tmp_path)["held out"]
     assert 0 <= scores["hidden"]["accuracy"] <= 1

@@ -6,11 +6,26 @@ from perceivers.data.digits import Digits
 from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.flow_scenes import FlowScenes
 from perceivers.data.glue import Glue
+from perceivers.data.idx import Idx
+from perceivers.data.image_folder import ImageFolder
 from perceivers.data.starcraft import StarCraft
 from perceivers.data.table import Table
 from perceivers.data.texts import Texts
 
-DATASETS = (Digits, Arrays, Table, FlowScenes, FlowPairs, StarCraft, Texts, Glue)
+AnyDataSet = Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft | Texts | Glue | Idx | ImageFolder
 """Every data set that a recipe file may name, by its field `kind`."""
 
-__all__ = ["DATASETS", "Arrays", "DataSet", "Digits", "FlowPairs", "FlowScenes", "Glue", "StarCraft", "Table", "Texts"]
+__all__ = [
+    "AnyDataSet",
+    "Arrays",
+    "DataSet",
+    "Digits",
+    "FlowPairs",
+    "FlowScenes",
+    "Glue",
+    "Idx",
+    "ImageFolder",
+    "StarCraft",
+    "Table",
+    "Texts",
+]

@@ -22,6 +22,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
 """Height times width that readers accept unless told otherwise."""
 
+CENTRE = 224 / 256
+"""Part of the short side that ImageNet's evaluation looks at."""
+
 _WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 _SETTINGS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 
@@ -139,14 +142,19 @@ def resize(
 def imagenet_crop(image: np.ndarray, size: int = 224) -> np.ndarray:
     """Evaluation crop of the official ImageNet models: central 7/8 of the short side, float32 [size, size, C] 0..255.
 
-    The offset rounds up; the cubic overshoots below 0 and above 255, as in training (official dataset.py).
+    The cubic overshoots below 0 and above 255, as in training (official dataset.py).
     """
+    return resize(centre_crop(image, CENTRE), (size, size))
+
+
+def centre_crop(image: np.ndarray, part: float) -> np.ndarray:
+    """The central square of [H, W, C], its side this part of the short side; the offset rounds up (official code)."""
     height, width = image.shape[:2]
-    side = min(height, width) * 224 // 256
+    side = int(min(height, width) * part)
     if side < 1:
         raise ValueError(f"image of {height} x {width} pixels, expected at least 2 x 2")
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    return resize(image[top : top + side, left : left + side], (size, size))
+    return image[top : top + side, left : left + side]
 
 
 def read_png16(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:

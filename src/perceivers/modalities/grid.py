@@ -23,9 +23,10 @@ from perceivers.core.queries import PositionQuery
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.audio import read_audio, to_mono, to_rate
-from perceivers.media.image import read_image, resize
+from perceivers.media.image import centre_crop, read_image, resize
 from perceivers.media.pictures import show_image
 from perceivers.media.video import read_video
+from perceivers.modalities.augmentation import Augmentation, augmented
 from perceivers.modalities.cells import Files, array_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
 from perceivers.modalities.kind import Kind, Raw, mean_where
@@ -114,6 +115,8 @@ class Grid(Kind, ABC):
 
     def fit(self, values: Iterable[Any]) -> "Grid":
         """Mean and standard deviation of each channel, and the range of values."""
+        if None not in (self.mean, self.std, self.value_range):
+            return self
         count, total, squares, low, high = 0, np.zeros(self.channels), np.zeros(self.channels), math.inf, -math.inf
         for value in values:
             rows = self._array(value).reshape(-1, self.channels).astype(np.float64)
@@ -225,8 +228,8 @@ class Grid(Kind, ABC):
         each = like.new_tensor(given or (default,))
         return each.repeat(like.shape[-1] // self.channels) if len(each) > 1 else each
 
-    def _array(self, value: Any) -> np.ndarray:
-        array = np.asarray(value, np.float32)
+    def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
+        array = np.asarray(value, dtype)
         array = array[..., None] if array.ndim == self.axes and self.channels == 1 else array
         if array.ndim != self.axes + 1 or array.shape[-1] != self.channels:
             shape = ", ".join("HWT"[i] if self.axes == 2 else f"n{i + 1}" for i in range(self.axes))
@@ -364,13 +367,22 @@ class WholeQuery(OutputQuery):
 
 @dataclass(frozen=True)
 class Image(Grid):
-    """Pictures [H, W, C]."""
+    """Pictures [H, W, C]; a record holds one, or the path of its file."""
 
     axes: ClassVar[int] = 2
     channels: int = 3
     """Values at each pixel."""
+    crop: float | None = None
+    """As an input: part of the short side that a central square keeps, which is resized to `size`; None: as it is."""
+    augmentation: Augmentation | None = None
+    """As an input, in training, in place of that: random crops, resized to `size`, flips, distortions."""
     kind: Literal["image"] = "image"
     """Name in files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"crop = {self.crop} must be above 0 and at most 1, or None")
 
     @staticmethod
     def file_size(path: Path) -> tuple[int, int]:
@@ -379,12 +391,28 @@ class Image(Grid):
         return height, width
 
     def read_file(self, path: Path) -> np.ndarray:
-        """A picture, values 0 to 255, brought to `size`; of one channel in shades of grey."""
+        """A picture, values 0 to 255, brought to `size`, of one channel in shades of grey; whole if it will be cut."""
+        if self.crop is not None:
+            return _shades(read_image(path), self.channels)
         return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+        """[*size, C] as float32, cut and resized if the spec says so; otherwise as large as it is."""
+        if training and self.augmentation is not None:
+            pixels = augmented(self._array(value, None), self.augmentation, rng)
+        elif self.crop is not None:
+            pixels = centre_crop(self._array(value, None), self.crop)
+        else:
+            return self._array(value)
+        height, width = as_sizes(self.size, 2, "size")
+        return resize(pixels, (height, width))
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """The picture."""
         show_image(axes, _values(sample), self.value_range)
+
+    def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
+        return super()._array(_shades(read_image(value), self.channels) if isinstance(value, Path) else value, dtype)
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Image, list[Any]]":
@@ -481,13 +509,16 @@ class Audio(Series):
 
 def _sized(pixels: np.ndarray, size: tuple[int, ...], channels: int) -> np.ndarray:
     """[H, W, 3] to float32 [*size, channels]; areas are averaged where both sides shrink."""
-    if channels == 1:
-        pixels = pixels.mean(axis=-1, keepdims=True)
+    pixels = _shades(pixels, channels)
     height, width = size
     if pixels.shape[:2] == size:
         return pixels.astype(np.float32)
     shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
     return resize(pixels, (height, width), "area" if shrinks else "bilinear")
+
+
+def _shades(pixels: np.ndarray, channels: int) -> np.ndarray:
+    return pixels.mean(axis=-1, keepdims=True) if channels == 1 else pixels
 
 
 def _values(sample: Raw) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a whole sample is: one class, several labels, numbers.
 
-A raw batch is [B] class numbers (-1: unknown), [B, classes] zeros and ones, or [B, n] numbers (NaN: unknown).
+A raw batch is [B] class numbers (-1: unknown), [B, classes] zeros and ones, or [B, n] numbers (NaN: unknown). A target
+of one class may also be the probabilities of all, [B, classes].
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -112,10 +113,17 @@ class Label(RowKind):
         """Logits [B, classes]."""
         return RowOutput(self.build_head(channels, fitted_count(self.num_classes)))
 
+    def probabilities(self, target: Tensor) -> Float[Tensor, "b k"]:
+        """A target of class numbers as probabilities of all classes; NaN where unknown."""
+        hot = F.one_hot(target.clamp(min=0), fitted_count(self.num_classes)).float()
+        return torch.where(target[:, None] == UNKNOWN, torch.nan, hot)
+
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Cross entropy over samples whose class is known."""
-        loss = F.cross_entropy(prediction, target.clamp(min=0), reduction="none", label_smoothing=self.smoothing)
-        return mean_where(loss, target != UNKNOWN)
+        """Cross entropy over samples whose class, or the probabilities of all classes, is known."""
+        known = target.isfinite().all(dim=-1) if target.ndim == 2 else target != UNKNOWN
+        target = target.nan_to_num(0.0) if target.ndim == 2 else target.clamp(min=0)
+        loss = F.cross_entropy(prediction, target, reduction="none", label_smoothing=self.smoothing)
+        return mean_where(loss, known)
 
     def metrics(self) -> "dict[str, Metric]":
         """Fraction of right classes; expected calibration error, the mean distance of confidence from accuracy."""

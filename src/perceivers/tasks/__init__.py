@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perceivers.tasks import digits, flow_training, glue, language_training, starcraft
+from perceivers.tasks import classification, digits, flow_training, glue, language_training, starcraft
 from perceivers.tasks.recipe import Recipe
 from perceivers.tasks.report import report
 from perceivers.training.evaluation import Scores
@@ -22,17 +22,12 @@ class Task:
     """Makes the report of a run of it, in its folder."""
 
 
+SYSTEMS = (digits, classification, flow_training, glue, language_training, starcraft)
+"""Each with RECIPES by name, `further_scores` and `report`."""
+
 TASKS = {
-    "digits": Task(digits.recipe, digits.unread_scores, digits.report),
-    **{
-        name: Task(recipe, flow_training.rival_scores, flow_training.report)
-        for name, recipe in flow_training.RECIPES.items()
-    },
-    **{
-        name: Task(recipe, language_training.further_scores, language_training.report)
-        for name, recipe in language_training.RECIPES.items()
-    },
-    **{name: Task(recipe, starcraft.rival_scores, starcraft.report) for name, recipe in starcraft.RECIPES.items()},
-    **{name: Task(recipe, glue.further_scores, glue.report) for name, recipe in glue.RECIPES.items()},
+    name: Task(recipe, system.further_scores, system.report)
+    for system in SYSTEMS
+    for name, recipe in system.RECIPES.items()
 }
 """Every task of ours."""

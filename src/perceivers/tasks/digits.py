@@ -3,7 +3,7 @@
 Run: `perceivers train digits --out runs/digits` (about two minutes on two cores). Expect 97 % with all pixels read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def recipe() -> Recipe:
     )
 
 
-def unread_scores(run: Path) -> dict[str, Scores]:
+def further_scores(run: Path) -> dict[str, Scores]:
     """PSNR of the pixels that were not read when a quarter was: the model's, beside two plain guesses."""
     own, model = load_run(run)
     quarter = changed_schema(own.schema, own.evaluations[QUARTER])
@@ -92,7 +92,7 @@ def report(run: Path) -> Path:
             "PSNR of the whole picture": [f"{read['image']['psnr']:.1f} dB" for read in (everything, part)],
         },
     )
-    ((unread, values),) = unread_scores(run).items()
+    ((unread, values),) = further_scores(run).items()
     page.table([unread, ""], {name: [f"{value:.1f} dB"] for name, value in values["image"].items()})
     page.heading("Read and written, with a quarter of the pixels")
     page.figure(draw_samples(model, quarter, batch, predictions), "A digit a row; a pixel is read where a square is.")
@@ -165,3 +165,7 @@ def draw_attention(model: PerceiverIO, schema: Schema, records: Sequence[Record]
 
 def _psnr(guess: np.ndarray, truth: np.ndarray, value_range: float = 16.0) -> float:
     return float(10 * np.log10(value_range**2 / np.mean((guess - truth) ** 2)))
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"digits": recipe}
+"""By name on the command line."""

@@ -142,7 +142,7 @@ def rivals() -> dict[str, Callable[[FramesU8], Float[np.ndarray, "h w 2"]]]:
     return RIVALS
 
 
-def rival_scores(run: Path) -> dict[str, Scores]:
+def further_scores(run: Path) -> dict[str, Scores]:
     """Each rival's scores on the records that a run is evaluated on."""
     recipe, _ = load_run(run)
     name, flow = find_kind(recipe.schema.outputs, Flow)

@@ -11,7 +11,7 @@ import torch
 
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, Glue, StarCraft, Table, Texts
+from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
@@ -21,6 +21,7 @@ from perceivers.storage import load_model, write_text
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores, evaluate
 from perceivers.training.loop import seed_step, train
+from perceivers.training.mixing import check_mixing
 from perceivers.training.state import best_checkpoint, checkpoints
 
 RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
@@ -30,7 +31,7 @@ RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft | Texts | Glue
+    data: AnyDataSet
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""
@@ -48,6 +49,8 @@ class Recipe:
     """Name of the task that it is a recipe of: knows what else to measure and to show."""
 
     def __post_init__(self) -> None:
+        if self.training.mixing is not None:
+            check_mixing(self.schema)
         for changes in self.evaluations.values():
             changed_schema(self.schema, changes)
 

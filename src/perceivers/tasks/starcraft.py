@@ -167,7 +167,7 @@ def transformer() -> Recipe:
     return replace(small(), config=replace(SMALL, processor=TRANSFORMER, trunk="transformer"))
 
 
-def rival_scores(run: Path) -> dict[str, Scores]:
+def further_scores(run: Path) -> dict[str, Scores]:
     """What training games tell without looking: the most frequent type, and means of the statistics at each time."""
     recipe, _ = load_run(run)
     return rivals(recipe.schema, recipe.data.training(), recipe.data.held_out())

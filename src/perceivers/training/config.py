@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perceivers.training.mixing import Mixing
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
 
@@ -24,6 +25,8 @@ class TrainingConfig:
     """Update rule."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the steps."""
+    mixing: Mixing | None = None
+    """Pictures of a batch are mixed with one another, and so are their classes; None: they are not."""
     average_decay: float | None = None
     """Of an exponential moving average of the weights (EMA), which evaluation then uses; None: there is none."""
     validation_fraction: float = 0.0

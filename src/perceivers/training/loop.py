@@ -17,6 +17,7 @@ from perceivers.schema import Record
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import device_of, on_device, validation_loss
 from perceivers.training.log import Log
+from perceivers.training.mixing import mixed
 from perceivers.training.objective import Batch, Objective, counts, parts
 from perceivers.training.optimisers import build_optimiser
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
@@ -64,6 +65,7 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 seed_step(config.seed, state.step, fabric.global_rank)
+                batch = mixed(objective.schema, batch, config.mixing)
                 losses = gradients(fabric, learner, batch, config.accumulate)
                 norm = clip(fabric, learner, optimiser, config)
                 check_finite(state.step, losses, norm, checkpoint)

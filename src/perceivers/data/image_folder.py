@@ -1,0 +1,91 @@
+"""Pictures of any size in folders of classes: ImageNet as it is unpacked, or any folder of one's own."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.schema import Record
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
+"""Of pictures; other files are passed over."""
+
+TRAINING, HELD_OUT = "train", "val"
+"""Folders of ImageNet."""
+
+
+@dataclass(frozen=True)
+class ImageFolder(DataSet):
+    """Records of "image", the path of a file that is read when it is needed, and "label", the folder's name."""
+
+    folder: str = "imagenet"
+    """Holds train/CLASS/... and val/CLASS/..., or CLASS/... alone."""
+    held_out_fraction: float = 0.2
+    """Part of CLASS/... that training never sees, chosen by a hash of each file's name: new files move no others."""
+    largest: int | None = None
+    """So many classes with most pictures; None: all."""
+    kind: Literal["image_folder"] = "image_folder"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+
+    def training(self) -> Sequence[Record]:
+        """Pictures to learn from."""
+        return _records(*self._parts[0])
+
+    def held_out(self) -> Sequence[Record]:
+        """The others."""
+        return _records(*self._parts[1])
+
+    @cached_property
+    def _parts(self) -> tuple[tuple[Path, Sequence[str]], tuple[Path, Sequence[str]]]:
+        """Folder of classes, and names of files in it, of both parts."""
+        root = Path(self.folder)
+        if (root / TRAINING).is_dir():
+            kept = self._chosen(picture_names(root / TRAINING))
+            classes = {_class_of(name) for name in kept}
+            others = [name for name in picture_names(root / HELD_OUT) if _class_of(name) in classes]
+            return (root / TRAINING, kept), (root / HELD_OUT, others)
+        names = self._chosen(picture_names(root))
+        held_out = {name for name in names if _hashed(name) < self.held_out_fraction}
+        return (root, [name for name in names if name not in held_out]), (root, sorted(held_out))
+
+    def _chosen(self, names: Sequence[str]) -> Sequence[str]:
+        counts = Counter(map(_class_of, names))
+        chosen = dict(counts.most_common(self.largest))
+        return [name for name in names if _class_of(name) in chosen]
+
+
+def picture_names(root: Path) -> list[str]:
+    """Paths below a folder of all pictures that lie in a class's folder, sorted; ValueError if there is none.
+
+    A link to a file in the same folder is the same picture again, and passed over.
+    """
+    inside = root.resolve()
+    names = []
+    for path in root.glob("*/**/*"):
+        again = path.is_symlink() and path.resolve().is_relative_to(inside)
+        if path.suffix.lower() in SUFFIXES and not again:
+            names.append(path.relative_to(root).as_posix())
+    if not names:
+        raise ValueError(f"{root}: holds no folders of pictures ({', '.join(SUFFIXES)})")
+    return sorted(names)
+
+
+def _records(root: Path, names: Sequence[str]) -> Sequence[Record]:
+    return LazyRecords(len(names), lambda number: {"image": root / names[number], "label": _class_of(names[number])})
+
+
+def _class_of(name: str) -> str:
+    return name.split("/", 1)[0]
+
+
+def _hashed(name: str) -> float:
+    """From 0 to 1."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,67 @@
+"""What training does to a picture before it is resized: a random crop, a flip, RandAugment (paper A.1)."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Shaped
+
+from perceivers.media.image import CENTRE, centre_crop
+from perceivers.modalities.randaugment import RandAugment, distorted
+
+COVERED = 0.1
+"""Part of the picture that a crop has at least, whatever `area` says (official `min_object_covered`)."""
+
+Pixels = Shaped[np.ndarray, "h w c"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Every number is the paper's or its code's."""
+
+    area: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest part of the picture that a crop has."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width of a crop over its height."""
+    attempts: int = 10
+    """Crops that are tried; if none fits, it is the central square, as in evaluation."""
+    flip_prob: float = 0.5
+    """Probability of mirroring left and right."""
+    rand_augment: RandAugment | None = field(default_factory=RandAugment)
+    """Operations on colours and places, for bytes of three colours; None: none."""
+
+    def __post_init__(self) -> None:
+        for name, top in (("area", 1.0), ("aspect", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= top:
+                raise ValueError(f"{name} = {low, high} must be two growing numbers above 0, at most {top:g}")
+
+
+def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
+    """A crop of a picture, perhaps mirrored, distorted; everything random comes from `rng`."""
+    pixels = random_crop(pixels, config, rng)
+    if rng.random() < config.flip_prob:
+        pixels = pixels[:, ::-1]
+    if config.rand_augment is None:
+        return pixels
+    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+        raise ValueError(f"RandAugment takes bytes of three colours, not {pixels.dtype} of {pixels.shape[2]}")
+    return distorted(np.ascontiguousarray(pixels), config.rand_augment, rng)
+
+
+def random_crop(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
+    """A window of random aspect, height and place, as TensorFlow's `sample_distorted_bounding_box` draws it."""
+    height, width = pixels.shape[:2]
+    least, most = (part * height * width for part in config.area)
+    for _ in range(config.attempts):
+        aspect = rng.uniform(*config.aspect)
+        low, high = (round(math.sqrt(area / aspect)) for area in (least, most))
+        rows = int(rng.integers(low, max(low, min(high, height, int((width + 0.5) / aspect))) + 1))
+        columns = round(rows * aspect)
+        fits = rows <= height and columns <= width and max(least, COVERED * height * width) <= rows * columns <= most
+        if fits and (rows, columns) == (height, width):
+            break  # which the official code takes for a failure
+        if fits:
+            top, left = (int(rng.integers(0, room + 1)) for room in (height - rows, width - columns))
+            return pixels[top : top + rows, left : left + columns]
+    return centre_crop(pixels, CENTRE)

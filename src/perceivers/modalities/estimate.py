@@ -54,6 +54,11 @@ class Estimate(Numbers):
         each = {f"q{quantile:g}": rounded(one[..., i]) for i, quantile in enumerate(self.quantiles)}
         return {"": rounded(one[..., self._middle]), **each}
 
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Change of the mean, or of the middle quantile."""
+        place = self._middle if self.quantiles else 0
+        return super().contribution(whole[..., place], without[..., place])
+
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Means and deviations, or quantiles."""
         return EstimateOutput(self, channels)

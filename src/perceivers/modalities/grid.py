@@ -24,7 +24,7 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.audio import read_audio, to_mono, to_rate
 from perceivers.media.image import read_image, resize
-from perceivers.media.pictures import show_image
+from perceivers.media.pictures import show_heat, show_image
 from perceivers.media.video import read_video
 from perceivers.modalities.cells import Files, array_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
@@ -91,7 +91,10 @@ class Grid(Kind, ABC):
     @property
     def grid(self) -> tuple[int, ...]:
         """Grid of tokens at the trained size."""
-        size = as_sizes(self.size, self.axes, "size")
+        return self.grid_of(as_sizes(self.size, self.axes, "size"))
+
+    def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Grid of tokens of an input of this size."""
         if self.conv_padding == "symmetric":
             return tuple(n if p == 1 else symmetric_size(n, p) for n, p in zip(size, self.steps, strict=True))
         return token_grid(size, self.steps)
@@ -220,6 +223,10 @@ class Grid(Kind, ABC):
         if self.mean is None and self.std is None:
             return values
         return values * self._statistic(self.std, 1.0, values) + self._statistic(self.mean, 0.0, values)
+
+    def _heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
+        """Weights of a sample's tokens on their grid."""
+        return weights.detach().cpu().float().numpy().reshape(self.grid_of(_values(sample).shape[:-1]))
 
     def _statistic(self, given: tuple[float, ...] | None, default: float, like: Tensor) -> Tensor:
         each = like.new_tensor(given or (default,))
@@ -386,6 +393,11 @@ class Image(Grid):
         """The picture."""
         show_image(axes, _values(sample), self.value_range)
 
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention laid over the picture."""
+        self.picture(axes, sample)
+        show_heat(axes, self._heat(sample, weights))
+
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Image, list[Any]]":
         """Five by seven, three channels; the second is missing."""
@@ -414,8 +426,14 @@ class Video(Grid):
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Four frames side by side."""
         values = _values(sample)
-        chosen = np.linspace(0, len(values) - 1, min(4, len(values))).astype(int)
-        show_image(axes, np.concatenate(list(values[chosen]), axis=1), self.value_range)
+        show_image(axes, np.concatenate(list(values[_shown(len(values))]), axis=1), self.value_range)
+
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention laid over the frames."""
+        self.picture(axes, sample)
+        heat = self._heat(sample, weights)
+        chosen = _shown(len(_values(sample))) // self.steps[0]
+        show_heat(axes, np.concatenate(list(heat[chosen]), axis=1))
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Video, list[Any]]":
@@ -438,6 +456,13 @@ class Series(Grid):
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """A line for each channel."""
         axes.plot(_values(sample), linewidth=0.8)
+
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention behind the lines."""
+        values, heat = _values(sample), self._heat(sample, weights)
+        axes.set(xlim=(0, len(values)), ylim=(np.nanmin(values), np.nanmax(values)))
+        show_heat(axes, heat[None])
+        axes.plot(np.arange(len(values)) + 0.5, values, linewidth=0.8, zorder=3)
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Series, list[Any]]":
@@ -488,6 +513,11 @@ def _sized(pixels: np.ndarray, size: tuple[int, ...], channels: int) -> np.ndarr
         return pixels.astype(np.float32)
     shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
     return resize(pixels, (height, width), "area" if shrinks else "bilinear")
+
+
+def _shown(num_frames: int) -> np.ndarray:
+    """The frames of a film that are drawn."""
+    return np.linspace(0, num_frames - 1, min(4, num_frames)).astype(int)
 
 
 def _values(sample: Raw) -> np.ndarray:

@@ -26,7 +26,7 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
 from perceivers.modalities.cells import Files
-from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences
+from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences, rounded
 from perceivers.modalities.tokenizers import tokenizer_of, word_numbers
 
 if TYPE_CHECKING:
@@ -118,9 +118,13 @@ class Text(Kind):
 
     def cells(self, sample: Raw) -> dict[str, Any]:
         """The most probable text, up to its first padding."""
-        tokenizer = tokenizer_of(self.tokenizer)
-        ids = list(takewhile(lambda number: number != tokenizer.pad_id, sample.argmax(dim=-1).tolist()))
-        return {"": tokenizer.decode(ids)}
+        return {"": tokenizer_of(self.tokenizer).decode(self._written(sample))}
+
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Change of the log-probability of the text that is predicted from everything."""
+        ids = whole.new_tensor(self._written(whole), dtype=torch.long)
+        change = (whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1))[: len(ids)]
+        return {"": rounded(change.gather(1, ids[:, None]).sum())}
 
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """The first id, everywhere."""
@@ -211,6 +215,10 @@ class Text(Kind):
             if theirs != own:
                 raise ValueError(f"{name} = {own!r} must be that of the input it restores, {self.of!r}: {theirs!r}")
         return source
+
+    def _written(self, logits: Tensor) -> list[int]:
+        pad = tokenizer_of(self.tokenizer).pad_id
+        return list(takewhile(lambda number: number != pad, logits.argmax(dim=-1).tolist()))
 
     def _marked(self, sample: Raw) -> str:
         if isinstance(sample, Mapping):

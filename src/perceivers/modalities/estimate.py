@@ -75,6 +75,11 @@ class Estimate(Numbers):
         level, beyond = prediction.new_tensor(self.quantiles), true - prediction
         return mean_where(torch.maximum(level * beyond, (level - 1) * beyond).mean(dim=-1), known)
 
+    @property
+    def is_likelihood(self) -> bool:
+        """Of a normal distribution; quantiles have none."""
+        return not self.quantiles
+
     def metrics(self) -> "dict[str, Metric]":
         """Mean absolute error of the mean (the middle quantile); how often the truth lies within the interval.
 

@@ -115,6 +115,11 @@ class Kind(ABC):
         """Mean loss of a batch over what is there; 0 where nothing is."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether its loss is a likelihood that may fall below 0: then it weighs itself."""
+        return False
+
     def num_terms(self, target: Raw) -> Tensor:
         """How many elements (to a constant factor) the loss of a batch is a mean over; so that parts can be weighed."""
         if isinstance(target, Mapping):

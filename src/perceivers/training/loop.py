@@ -43,12 +43,12 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
         recomputed(model, config.recompute),
         stop_signals() as stop,
     ):
-        objective = Objective(model)
+        objective = Objective(model, config.weights)
         learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
         learner.mark_forward_method("predict")
         learner.train()
-        optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser))
-        state = TrainingState.start(model, optimiser.optimizer, fabric, config.average_decay)
+        optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
+        state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
         checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
         if checkpoint is not None:
             state.load(checkpoint)
@@ -64,7 +64,7 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 seed_step(config.seed, state.step, fabric.global_rank)
-                losses = gradients(fabric, learner, batch, config.accumulate)
+                losses, weights = gradients(fabric, learner, batch, config.accumulate), objective.weights()
                 norm = clip(fabric, learner, optimiser, config)
                 check_finite(state.step, losses, norm, checkpoint)
                 optimiser.step()
@@ -72,7 +72,8 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
                 state.step += 1
                 state.update_average()
                 state.seconds = time.monotonic() - started
-                log.write(state.step, losses, rate=rate, norm=norm, seconds=round(state.seconds, 3))
+                scalars = {"rate": rate, "norm": norm, "seconds": round(state.seconds, 3)}
+                log.write(state.step, objective.unweighed(losses, weights), weights, **scalars)
 
                 signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
                 due = state.step == config.num_steps or state.step % config.checkpoint_every == 0

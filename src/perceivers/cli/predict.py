@@ -12,6 +12,7 @@ from perceivers.cli.model import ModelChoice
 from perceivers.data import Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import read_rows, reader_of
+from perceivers.data.shards import is_shards, open_shards
 from perceivers.data.writing import check_writable, write_rows
 from perceivers.schema import Record
 from perceivers.tasks.attention import PAGE_ROWS, attention_page
@@ -21,7 +22,7 @@ from perceivers.tasks.recipe import data_of
 
 def predict(
     model: Annotated[str, tyro.conf.Positional],
-    data: Annotated[Path, tyro.conf.Positional],
+    data: Annotated[str, tyro.conf.Positional],
     /,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     batch_size: int = 128,
@@ -35,7 +36,8 @@ def predict(
 
     Args:
         model: Folder of a run or of a model, or a hub repository owner/name.
-        data: Table (.csv, .tsv, .parquet, .jsonl), folder of files, or arrays (.npz, .safetensors).
+        data: Table (.csv, .tsv, .parquet, .jsonl), folder of files, arrays (.npz, .safetensors), shards (.tar,
+            a pattern or a URL).
         out: Table to write (.csv, .tsv, .parquet, .jsonl).
         batch_size: Rows that are predicted at once; more are faster and take more memory, nothing else.
         keep: Columns of the data to copy; one that the model also writes is called NAME.given.
@@ -56,10 +58,12 @@ def predict(
         Console(stderr=True).print(f"Attention: {attention_page(chosen, first, attention)}")
 
 
-def _records(data: Path, model: str) -> Iterable[Record]:
-    if data.suffix in ARRAY_FILES:
-        return read_arrays(str(data))
-    reader_of(data)
+def _records(data: str, model: str) -> Iterable[Record]:
+    if data.endswith(ARRAY_FILES):
+        return read_arrays(data)
+    if is_shards(data):
+        return open_shards(data)
+    reader_of(Path(data))
     trained_on = data_of(Path(model))
     table = trained_on if isinstance(trained_on, Table) else Table()
-    return read_rows(data, table.missing, table.files_outside)
+    return read_rows(Path(data), table.missing, table.files_outside)

@@ -26,7 +26,7 @@ from perceivers.media.audio import read_audio, to_mono, to_rate
 from perceivers.media.image import read_image, resize
 from perceivers.media.pictures import show_heat, show_image
 from perceivers.media.video import read_video
-from perceivers.modalities.cells import Files, array_file, numbers
+from perceivers.modalities.cells import Files, array_file, holds_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
 from perceivers.modalities.kind import Kind, Raw, mean_where
 from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
@@ -106,10 +106,10 @@ class Grid(Kind, ABC):
 
     def read(self, cell: Any, files: Files) -> np.ndarray:
         """Numbers in lists, or the path of a file of them (.npy) or of what the kind is."""
-        if not isinstance(cell, str) or cell.lstrip().startswith("["):
+        if not holds_file(cell) and (not isinstance(cell, str) or cell.lstrip().startswith("[")):
             return numbers(cell)
-        path = files.path(cell)
-        return array_file(path) if path.suffix.lower() == ".npy" else self.read_file(path)
+        with files.file(cell) as path:
+            return array_file(path) if path.suffix.lower() == ".npy" else self.read_file(path)
 
     def read_file(self, path: Path) -> np.ndarray:
         """[*size, C] of a file that is not .npy; ValueError if there are none of this kind."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from perceivers.core.perceiver import Config, PerceiverIO
-from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, StarCraft, Table
+from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, Shards, StarCraft, Table
 from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
@@ -29,7 +29,7 @@ RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft
+    data: Digits | Arrays | Table | Shards | FlowScenes | FlowPairs | StarCraft
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""

@@ -55,7 +55,8 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
 
         share = (fabric.global_rank, fabric.world_size)
         steps = (state.step, config.num_steps)
-        order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle)
+        groups = getattr(records, "groups", ())
+        order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle, groups)
         batches = training_batches(objective.schema, records, order, config.num_workers)
         with Log(run, state.step, config, enabled=fabric.is_global_zero) as log:
             started = time.monotonic() - state.seconds
@@ -98,7 +99,10 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
     if not number:
         return records, []
     places = np.random.default_rng(config.seed).permutation(len(records))
-    return [records[i] for i in sorted(places[number:])], [records[i] for i in sorted(places[:number])]
+    learned_from, validation = np.sort(places[number:]), np.sort(places[:number])
+    if hasattr(records, "chosen"):  # records that are made when they are asked for stay so
+        return records.chosen(learned_from), records.chosen(validation)
+    return [records[i] for i in learned_from], [records[i] for i in validation]
 
 
 def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict[str, float]:

@@ -96,9 +96,14 @@ class Text(Kind):
         return {"ids": ids, "masked": masked, "start": part.start}
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """True ids; with `of`, of the part that the input shows, and where it was masked (None without the input)."""
+        """True ids; with `of`, of the part that the input shows, and where it was masked (None without the input).
+
+        Without `of` a padding follows that is written too, so that the text has an end, if `length` leaves room for it.
+        """
         if self.of is None:
-            return replace(self, mask_words=0.0).prepare(value, rng, training=False)
+            ids = replace(self, mask_words=0.0).prepare(value, rng, training=False)["ids"]
+            ids = np.append(ids, tokenizer_of(self.tokenizer).pad_id)[: self.length]
+            return {"ids": ids, "masked": np.zeros(len(ids), bool), "start": 0}
         source = prepared.get(self.of)
         if source is None:
             return None

@@ -20,7 +20,7 @@ from perceivers.storage import load_model
 from perceivers.training import loop, objective
 from perceivers.training.config import TrainingConfig
 from perceivers.training.log import read_log
-from perceivers.training.optimisers import OptimiserConfig
+from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.order import BatchOrder, training_batches
 from perceivers.training.processes import launch
 from perceivers.training.state import TRAINING, checkpoints, latest_checkpoint
@@ -103,6 +103,20 @@ def test_two_processes_make_the_steps_of_one(records, tmp_path, kind, shard_mode
     files = {path.name for path in checkpoints(tmp_path / "two")[0].iterdir()}
     assert ("model-00002-of-00002.safetensors" in files) == shard_model
     assert (TRAINING in files) != shard_model
+
+
+@pytest.mark.parametrize("shard_model", [False, True])
+def test_two_processes_learn_the_weights_of_one(records, tmp_path, shard_model):
+    """Of losses; sharded and stopped after three steps, then one goes on alone."""
+    settings = SETTINGS | {"optimiser": OptimiserConfig(kind="adamw", learning_rate=3e-2), "weights": "learned"}
+    settings["schedule"] = ScheduleConfig(kind="constant")  # of any number of steps
+    trained(records, tmp_path / "one", 5, **settings)
+    together(2, lambda rank: trained(records, tmp_path / "two", 3, shard_model=shard_model, **settings))
+    trained(records, tmp_path / "two", 5, **settings)
+    one, two = (read_log(tmp_path / run) for run in ("one", "two"))
+    for expected, found in zip(one, two, strict=True):
+        assert found["weights"] == pytest.approx(expected["weights"], rel=1e-9)
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,17 +67,19 @@ def auto_config(schema: Schema) -> Config:
 
     Latents: half of M, rounded up to a power of two, from 16 to 256. Channels: 128 up to 512 tokens, above them 256.
     Four layers of processing; heads of 32 channels. Queries are as wide as the latents, or as the embeddings of the
-    text that an output restores.
+    text that an output restores; they are added to what they find where a text is written, whose places differ in
+    nothing else.
     """
     num_tokens = sum(rows.size for rows in wiring(schema)[0].values())
     num_latents = min(max(1 << (num_tokens // 2 - 1).bit_length(), 16), 256) if num_tokens > 1 else 16
     channels = 128 if num_tokens <= 512 else 256
     restored = [schema.inputs[spec.of] for spec in schema.outputs.values() if isinstance(spec, Text) and spec.of]
     widths = [source.channels for source in restored if isinstance(source, Text)]
+    written = any(isinstance(spec, Text) and spec.of is None for spec in schema.outputs.values())
     heads = channels // 32
     return Config(
         latents=LatentsConfig(num_latents=num_latents, channels=channels),
         encoder=EncoderConfig(num_heads=heads),
         processor=ProcessorConfig(num_layers=4, num_heads=heads),
-        decoder=DecoderConfig(num_heads=heads, query_channels=widths[0] if widths else None),
+        decoder=DecoderConfig(num_heads=heads, query_channels=widths[0] if widths else None, query_residual=written),
     )

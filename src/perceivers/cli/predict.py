@@ -1,6 +1,7 @@
 """The verb `predict`: a model on a table."""
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,47 +12,58 @@ from perceivers.cli.model import ModelChoice
 from perceivers.data import Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import read_rows, reader_of
+from perceivers.data.shards import is_shards, open_shards
 from perceivers.data.writing import check_writable, write_rows
 from perceivers.schema import Record
+from perceivers.tasks.attention import PAGE_ROWS, attention_page
 from perceivers.tasks.prediction import predict_rows
 from perceivers.tasks.recipe import data_of
 
 
 def predict(
     model: Annotated[str, tyro.conf.Positional],
-    data: Annotated[Path, tyro.conf.Positional],
+    data: Annotated[str, tyro.conf.Positional],
     /,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     batch_size: int = 128,
     keep: tuple[str, ...] = (),
     max_bad_rows: int = 0,
+    explain: bool = False,
+    attention: Path | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> None:
     """What a model makes of every row of a table, as a table; rows come and go in batches, in their order.
 
     Args:
         model: Folder of a run or of a model, or a hub repository owner/name.
-        data: Table (.csv, .tsv, .parquet, .jsonl), folder of files, or arrays (.npz, .safetensors).
+        data: Table (.csv, .tsv, .parquet, .jsonl), folder of files, arrays (.npz, .safetensors), shards (.tar,
+            a pattern or a URL).
         out: Table to write (.csv, .tsv, .parquet, .jsonl).
         batch_size: Rows that are predicted at once; more are faster and take more memory, nothing else.
         keep: Columns of the data to copy; one that the model also writes is called NAME.given.
         max_bad_rows: Rows that may be unreadable; they stay in their place with the reason in the column "unreadable".
+        explain: Add columns OUTPUT.from.INPUT (and .FIELD): how the prediction changes by what would else be left out.
+        attention: HTML page to write: which places of pictures and series the model looks at, in the first rows.
         device: Where it runs.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
     check_writable(out)
     records = _records(data, model)
-    count = write_rows(
-        out, predict_rows(ModelChoice(model=model, device=device).load(""), records, batch_size, keep, max_bad_rows)
-    )
+    chosen = ModelChoice(model=model, device=device).load("")
+    count = write_rows(out, predict_rows(chosen, records, batch_size, keep, max_bad_rows, explain))
     Console(stderr=True).print(f"Written: {count} rows to {out}")
+    if attention is not None:
+        first = list(islice(_records(data, model), PAGE_ROWS))
+        Console(stderr=True).print(f"Attention: {attention_page(chosen, first, attention)}")
 
 
-def _records(data: Path, model: str) -> Iterable[Record]:
-    if data.suffix in ARRAY_FILES:
-        return read_arrays(str(data))
-    reader_of(data)
+def _records(data: str, model: str) -> Iterable[Record]:
+    if data.endswith(ARRAY_FILES):
+        return read_arrays(data)
+    if is_shards(data):
+        return open_shards(data)
+    reader_of(Path(data))
     trained_on = data_of(Path(model))
     table = trained_on if isinstance(trained_on, Table) else Table()
-    return read_rows(data, table.missing, table.files_outside)
+    return read_rows(Path(data), table.missing, table.files_outside)

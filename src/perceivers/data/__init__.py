@@ -8,11 +8,12 @@ from perceivers.data.flow_scenes import FlowScenes
 from perceivers.data.glue import Glue
 from perceivers.data.idx import Idx
 from perceivers.data.image_folder import ImageFolder
+from perceivers.data.shards import Shards
 from perceivers.data.starcraft import StarCraft
 from perceivers.data.table import Table
 from perceivers.data.texts import Texts
 
-AnyDataSet = Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft | Texts | Glue | Idx | ImageFolder
+AnyDataSet = Digits | Arrays | Table | Shards | FlowScenes | FlowPairs | StarCraft | Texts | Glue | Idx | ImageFolder
 """Every data set that a recipe file may name, by its field `kind`."""
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Glue",
     "Idx",
     "ImageFolder",
+    "Shards",
     "StarCraft",
     "Table",
     "Texts",

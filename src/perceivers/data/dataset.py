@@ -5,7 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import numpy as np
+
 from perceivers.schema import Record
+
+Numbers = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,20 @@ class DataSet(ABC):
     def held_out(self) -> Sequence[Record]:
         """Records that training never sees."""
 
+    def typical(self, training: Sequence[Record]) -> Sequence[Record]:
+        """Those of the training records that statistics and vocabularies are fitted to."""
+        return training
+
 
 class LazyRecords(Sequence[Record]):
-    """Records that are made when they are asked for, by their number."""
+    """Records that are made when they are asked for, by their rising numbers.
 
-    def __init__(self, count: int, make: Callable[[int], Record]) -> None:
-        self.numbers, self.make = range(count), make
+    `starts`: numbers at which groups of records begin that are cheap to make together, and behind the last one.
+    """
+
+    def __init__(self, numbers: int | Numbers, make: Callable[[int], Record], starts: Numbers = ()) -> None:
+        self.numbers = range(numbers) if isinstance(numbers, int) else numbers
+        self.make, self.starts = make, starts
 
     def __len__(self) -> int:
         """Number of records."""
@@ -37,5 +49,17 @@ class LazyRecords(Sequence[Record]):
     def __getitem__(self, place: slice) -> list[Record]: ...
     def __getitem__(self, place: int | slice) -> Record | list[Record]:
         """One record, or some."""
-        numbers = self.numbers[place]
-        return self.make(numbers) if isinstance(numbers, int) else [self.make(number) for number in numbers]
+        if isinstance(place, slice):
+            return [self.make(int(number)) for number in self.numbers[place]]
+        return self.make(int(self.numbers[place]))
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Sizes of the groups, in order; none: every record stands alone."""
+        if not len(self.starts):
+            return ()
+        return tuple(np.diff(np.searchsorted(self.numbers, self.starts)).tolist())
+
+    def chosen(self, places: np.ndarray) -> "LazyRecords":
+        """Those at these rising places."""
+        return LazyRecords(np.asarray(self.numbers)[places], self.make, self.starts)

@@ -9,6 +9,7 @@ import numpy as np
 from perceivers.core.joining import check_names
 from perceivers.data.dataset import DataSet
 from perceivers.data.rows import column_names
+from perceivers.data.shards import Shards
 from perceivers.data.table import Table
 from perceivers.modalities import Records
 from perceivers.modalities.cells import WHOLE_ROW, Row
@@ -43,7 +44,10 @@ def read_parts(data: DataSet, schema: Schema) -> Parts:
     """Both parts, each row tried; ValueError if more cannot be read than the data set allows."""
     if not isinstance(data, Table):
         training = data.training()
-        return Parts(schema.fit(training), training, data.held_out())
+        typical = data.typical(training)
+        if isinstance(data, Shards):
+            check_columns(schema, [row for row in typical if isinstance(row, Row)])
+        return Parts(schema.fit(typical), training, data.held_out())
     rows, others = data.training(), data.held_out()
     check_columns(schema, [*rows, *others])
     readable, bad = sift(rows, schema.read)

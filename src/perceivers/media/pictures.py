@@ -20,6 +20,15 @@ def show_image(axes: "Axes", pixels: np.ndarray, value_range: tuple[float, float
     axes.set_axis_off()
 
 
+def show_heat(axes: "Axes", heat: np.ndarray) -> None:
+    """Draw [h, w] of any size over what a picture's axes show, the more opaque the higher."""
+    left, right, bottom, top = (*axes.get_xlim(), *axes.get_ylim())
+    share = heat / max(float(heat.max()), 1e-12)
+    extent, aspect = (left, right, bottom, top), axes.get_aspect()
+    axes.imshow(share, cmap="autumn_r", alpha=0.75 * share, extent=extent, aspect=aspect, zorder=2)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+
+
 ROOM = 84.0
 """Points of a side of small axes."""
 

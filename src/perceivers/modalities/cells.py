@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,22 @@ class Files:
         if not self.outside and not path.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"{text}: outside of the table's folder, which data.files_outside must allow")
         return path
+
+    @contextmanager
+    def file(self, cell: Any) -> Iterator[Path]:
+        """Within: the file of a cell, which is its path, or {"bytes": content, "path": name} as hubs keep files."""
+        if not holds_file(cell):
+            yield self.path(cell)
+            return
+        with NamedTemporaryFile(suffix=PurePath(cell.get("path") or "").suffix) as file:
+            file.write(cell["bytes"])
+            file.flush()
+            yield Path(file.name)
+
+
+def holds_file(cell: Any) -> bool:
+    """Whether a cell is the content of a file, beside its name."""
+    return isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes)
 
 
 class Row(Mapping[str, Any]):

@@ -53,6 +53,11 @@ class Estimate(Numbers):
         each = {f"q{quantile:g}": rounded(one[..., i]) for i, quantile in enumerate(self.quantiles)}
         return {"": rounded(one[..., self._middle]), **each}
 
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Change of the mean, or of the middle quantile."""
+        place = self._middle if self.quantiles else 0
+        return super().contribution(whole[..., place], without[..., place])
+
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Means and deviations, or quantiles."""
         return EstimateOutput(self, self.build_head(channels, self.count * (len(self.quantiles) or 2)))
@@ -68,6 +73,11 @@ class Estimate(Numbers):
             return mean_where(loss, known)
         level, beyond = prediction.new_tensor(self.quantiles), true - prediction
         return mean_where(torch.maximum(level * beyond, (level - 1) * beyond).mean(dim=-1), known)
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Of a normal distribution; quantiles have none."""
+        return not self.quantiles
 
     def metrics(self) -> "dict[str, Metric]":
         """Mean absolute error of the mean (the middle quantile); how often the truth lies within the interval.

@@ -78,6 +78,10 @@ class FieldType(ABC):
         """One predicted value as a plain one for a table."""
 
     @abstractmethod
+    def contribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
+        """What each predicted value owes to a part of the inputs: its change from `without` it."""
+
+    @abstractmethod
     def show(self, value: Tensor) -> str:
         """One raw or predicted value in a few characters."""
 
@@ -153,6 +157,10 @@ class Number(FieldType):
         """The number."""
         return rounded(prediction)
 
+    def contribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
+        """Of the number."""
+        return whole - without
+
     def show(self, value: Tensor) -> str:
         """Four digits."""
         return f"{float(value):.4g}" if bool(self.known(value)) else "?"
@@ -214,6 +222,11 @@ class Category(FieldType):
     def cell(self, prediction: Tensor) -> str:
         """The most probable class."""
         return self.show(prediction)
+
+    def contribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
+        """Of the log-probability of the class that is predicted from everything."""
+        change = whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1)
+        return change.gather(-1, whole.argmax(dim=-1, keepdim=True))[..., 0]
 
     def show(self, value: Tensor) -> str:
         """Name of the class, of the most probable one for logits."""

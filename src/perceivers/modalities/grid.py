@@ -24,10 +24,10 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.audio import read_audio, to_mono, to_rate
 from perceivers.media.image import centre_crop, read_image, resize
-from perceivers.media.pictures import show_image
+from perceivers.media.pictures import show_heat, show_image
 from perceivers.media.video import read_video
 from perceivers.modalities.augmentation import Augmentation, augmented
-from perceivers.modalities.cells import Files, array_file, numbers
+from perceivers.modalities.cells import Files, array_file, holds_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
 from perceivers.modalities.kind import Kind, Raw, mean_where
 from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
@@ -92,7 +92,10 @@ class Grid(Kind, ABC):
     @property
     def grid(self) -> tuple[int, ...]:
         """Grid of tokens at the trained size."""
-        size = as_sizes(self.size, self.axes, "size")
+        return self.grid_of(as_sizes(self.size, self.axes, "size"))
+
+    def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Grid of tokens of an input of this size."""
         if self.conv_padding == "symmetric":
             return tuple(n if p == 1 else symmetric_size(n, p) for n, p in zip(size, self.steps, strict=True))
         return token_grid(size, self.steps)
@@ -104,10 +107,10 @@ class Grid(Kind, ABC):
 
     def read(self, cell: Any, files: Files) -> np.ndarray:
         """Numbers in lists, or the path of a file of them (.npy) or of what the kind is."""
-        if not isinstance(cell, str) or cell.lstrip().startswith("["):
+        if not holds_file(cell) and (not isinstance(cell, str) or cell.lstrip().startswith("[")):
             return numbers(cell)
-        path = files.path(cell)
-        return array_file(path) if path.suffix.lower() == ".npy" else self.read_file(path)
+        with files.file(cell) as path:
+            return array_file(path) if path.suffix.lower() == ".npy" else self.read_file(path)
 
     def read_file(self, path: Path) -> np.ndarray:
         """[*size, C] of a file that is not .npy; ValueError if there are none of this kind."""
@@ -223,6 +226,10 @@ class Grid(Kind, ABC):
         if self.mean is None and self.std is None:
             return values
         return values * self._statistic(self.std, 1.0, values) + self._statistic(self.mean, 0.0, values)
+
+    def _heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
+        """Weights of a sample's tokens on their grid."""
+        return weights.detach().cpu().float().numpy().reshape(self.grid_of(_values(sample).shape[:-1]))
 
     def _statistic(self, given: tuple[float, ...] | None, default: float, like: Tensor) -> Tensor:
         each = like.new_tensor(given or (default,))
@@ -411,6 +418,11 @@ class Image(Grid):
         """The picture."""
         show_image(axes, _values(sample), self.value_range)
 
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention laid over the picture."""
+        self.picture(axes, sample)
+        show_heat(axes, self._heat(sample, weights))
+
     def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
         return super()._array(_shades(read_image(value), self.channels) if isinstance(value, Path) else value, dtype)
 
@@ -442,8 +454,14 @@ class Video(Grid):
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Four frames side by side."""
         values = _values(sample)
-        chosen = np.linspace(0, len(values) - 1, min(4, len(values))).astype(int)
-        show_image(axes, np.concatenate(list(values[chosen]), axis=1), self.value_range)
+        show_image(axes, np.concatenate(list(values[_shown(len(values))]), axis=1), self.value_range)
+
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention laid over the frames."""
+        self.picture(axes, sample)
+        heat = self._heat(sample, weights)
+        chosen = _shown(len(_values(sample))) // self.steps[0]
+        show_heat(axes, np.concatenate(list(heat[chosen]), axis=1))
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Video, list[Any]]":
@@ -466,6 +484,13 @@ class Series(Grid):
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """A line for each channel."""
         axes.plot(_values(sample), linewidth=0.8)
+
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention behind the lines."""
+        values, heat = _values(sample), self._heat(sample, weights)
+        axes.set(xlim=(0, len(values)), ylim=(np.nanmin(values), np.nanmax(values)))
+        show_heat(axes, heat[None])
+        axes.plot(np.arange(len(values)) + 0.5, values, linewidth=0.8, zorder=3)
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Series, list[Any]]":
@@ -519,6 +544,11 @@ def _sized(pixels: np.ndarray, size: tuple[int, ...], channels: int) -> np.ndarr
 
 def _shades(pixels: np.ndarray, channels: int) -> np.ndarray:
     return pixels.mean(axis=-1, keepdims=True) if channels == 1 else pixels
+
+
+def _shown(num_frames: int) -> np.ndarray:
+    """The frames of a film that are drawn."""
+    return np.linspace(0, num_frames - 1, min(4, num_frames)).astype(int)
 
 
 def _values(sample: Raw) -> np.ndarray:

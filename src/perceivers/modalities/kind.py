@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
@@ -24,6 +25,15 @@ Raw = Any
 
 NOMINAL = 64
 """Elements of a blank set: sets have no size of their own."""
+
+
+class LeftOut(NamedTuple):
+    """A raw batch without one of its parts."""
+
+    raw: Raw
+    """The rest; None: nothing is left."""
+    there: Bool[Tensor, " b"]
+    """Which samples had that part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +75,18 @@ class Kind(ABC):
         """A sample of a prediction as plain values for a table: "" is the output's own column, others stand beside."""
         return {"": rounded(sample)}
 
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """What a sample of a prediction owes to a part of the inputs: its change from `without` it; as `cells`.
+
+        A signed change where a number or the probability of what is predicted can tell; here how far all values
+        moved, the root of the mean squared difference.
+        """
+        return {"": rounded((whole - without).square().mean().sqrt())}
+
+    def left_out(self, raw: Raw) -> Mapping[str, LeftOut | list[LeftOut]]:
+        """As an input: a batch without each of its named parts, or (a list) without each member of a set."""
+        return {}
+
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """A raw input of the trained size (a set of NOMINAL elements), its content irrelevant."""
         raise ValueError(f"{type(self).__name__} cannot be an input")
@@ -93,6 +115,11 @@ class Kind(ABC):
         """Mean loss of a batch over what is there; 0 where nothing is."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether its loss is a likelihood that may fall below 0: then it weighs itself."""
+        return False
+
     def num_terms(self, target: Raw) -> Tensor:
         """How many elements (to a constant factor) the loss of a batch is a mean over; so that parts can be weighed."""
         if isinstance(target, Mapping):
@@ -111,6 +138,10 @@ class Kind(ABC):
         """Draw one sample (of a raw batch, a target or a prediction)."""
         axes.text(0.5, 0.5, str(sample), ha="center", va="center", wrap=True)
         axes.set_axis_off()
+
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Draw one sample of an input and how much attention each of its tokens gets."""
+        self.picture(axes, sample)
 
     def beside(self, prediction: Raw, target: Raw) -> Raw:
         """A prediction as `picture` draws it, with what only the target knows of it (places, masks)."""

@@ -101,6 +101,11 @@ class Label(RowKind):
         ((name, probability),) = self.ranking(sample.float().softmax(dim=-1), 1)
         return {"": name, "probability": rounded(probability)}
 
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Change of the log-probability of the class that is predicted from everything."""
+        change = whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1)
+        return {"": rounded(change[whole.argmax()])}
+
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """Class 0."""
         return torch.zeros(batch_size, dtype=torch.long, device=device)
@@ -209,6 +214,11 @@ class Labels(RowKind):
         chosen = [name for name, p in zip(names, probabilities, strict=True) if p > 0.5]
         return {"": chosen, "probabilities": rounded(probabilities)}
 
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Change of the log-probability of the choice that is made from everything: of each class, whether or not."""
+        side = torch.where(whole > 0, 1.0, -1.0)
+        return {"": rounded((F.logsigmoid(side * whole) - F.logsigmoid(side * without)).sum())}
+
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """No class."""
         return torch.zeros(batch_size, self.num_classes, device=device)
@@ -282,6 +292,10 @@ class Numbers(RowKind):
     def cells(self, sample: Raw) -> dict[str, Any]:
         """The number, or a list of them."""
         return {"": rounded(sample if self.count > 1 else sample[0])}
+
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Change of the number, or of each."""
+        return Numbers.cells(self, whole - without)
 
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """Zeros."""

@@ -21,9 +21,19 @@ from perceivers.core.joining import check_names
 from perceivers.core.queries import InputQuery, LearnedQuery
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
-from perceivers.modalities.cells import Files, plain
+from perceivers.modalities.cells import WHOLE_ROW, Files, plain
 from perceivers.modalities.fields import Category, Column, Field, Number, is_missing
-from perceivers.modalities.kind import NOMINAL, Kind, Raw, input_of, mean_where, named, pad_sequences
+from perceivers.modalities.kind import (
+    NOMINAL,
+    Kind,
+    LeftOut,
+    Raw,
+    input_of,
+    mean_where,
+    named,
+    pad_sequences,
+    rounded,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,6 +130,26 @@ class Records(Kind):
         count = _count(sample)
         records = [{name: field.cell(sample[name][i]) for name, field in self.fields.items()} for i in range(count)]
         return records[0] if self.of is None and self._num_queries == 1 else {"": records}
+
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Of each field, of each record: change of the number, or of the log-probability of the predicted class."""
+        changes = {name: rounded(field.contribution(whole[name], without[name])) for name, field in self.fields.items()}
+        single = self.of is None and self._num_queries == 1
+        return {name: change[0] for name, change in changes.items()} if single else changes
+
+    def left_out(self, raw: Raw) -> Mapping[str, LeftOut | list[LeftOut]]:
+        """Of a set of one each field, as if unknown; else each record, under "each"."""
+        columns = {name: raw[name] for name in self.fields}
+        first = next(iter(columns.values()))
+        mask = raw["mask"] if "mask" in raw else torch.ones_like(first, dtype=torch.bool)
+        if self.max_records != 1 and self.key != WHOLE_ROW:
+            others = ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+            return {"each": [LeftOut({**raw, "mask": mask & rest}, mask[:, i]) for i, rest in enumerate(others)]}
+        unknown = {name: torch.from_numpy(field.prepare([None])) for name, field in self.fields.items()}
+        there = {name: (self.fields[name].known(columns[name]) & mask).any(dim=1) for name in columns}
+        return {
+            name: LeftOut({**raw, name: unknown[name].to(x).expand_as(x)}, there[name]) for name, x in columns.items()
+        }
 
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """Records of which nothing is known, `max_records` or NOMINAL."""

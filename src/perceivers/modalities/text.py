@@ -27,7 +27,7 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
 from perceivers.modalities.cells import Files
-from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences
+from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences, rounded
 from perceivers.modalities.tokenizers import tokenizer_of, word_numbers
 
 if TYPE_CHECKING:
@@ -106,9 +106,14 @@ class Text(Kind):
         return {"ids": ids, "masked": masked, "start": part.start}
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """True ids; with `of`, of the part that the input shows, and where it was masked (None without the input)."""
+        """True ids; with `of`, of the part that the input shows, and where it was masked (None without the input).
+
+        Without `of` a padding follows that is written too, so that the text has an end, if `length` leaves room for it.
+        """
         if self.of is None:
-            return replace(self, mask_words=0.0).prepare(value, rng, training=False)
+            ids = replace(self, mask_words=0.0).prepare(value, rng, training=False)["ids"]
+            ids = np.append(ids, tokenizer_of(self.tokenizer).pad_id)[: self.length]
+            return {"ids": ids, "masked": np.zeros(len(ids), bool), "start": 0}
         source = prepared.get(self.of)
         if source is None:
             return None
@@ -128,9 +133,13 @@ class Text(Kind):
 
     def cells(self, sample: Raw) -> dict[str, Any]:
         """The most probable text, up to its first padding."""
-        tokenizer = tokenizer_of(self.tokenizer)
-        ids = list(takewhile(lambda number: number != tokenizer.pad_id, sample.argmax(dim=-1).tolist()))
-        return {"": tokenizer.decode(ids)}
+        return {"": tokenizer_of(self.tokenizer).decode(self._written(sample))}
+
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Change of the log-probability of the text that is predicted from everything."""
+        ids = whole.new_tensor(self._written(whole), dtype=torch.long)
+        change = (whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1))[: len(ids)]
+        return {"": rounded(change.gather(1, ids[:, None]).sum())}
 
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """The first id, everywhere."""
@@ -254,6 +263,10 @@ class Text(Kind):
         if source.spec.prefix:
             raise ValueError(f"input {self.of!r} has prefix = {source.spec.prefix}: only a text alone can be restored")
         return source
+
+    def _written(self, logits: Tensor) -> list[int]:
+        pad = tokenizer_of(self.tokenizer).pad_id
+        return list(takewhile(lambda number: number != pad, logits.argmax(dim=-1).tolist()))
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Text, list[Any]]":

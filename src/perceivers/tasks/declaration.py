@@ -5,6 +5,7 @@ from typing import Any
 
 from perceivers.data import Table
 from perceivers.data.arrays import ARRAY_FILES
+from perceivers.data.shards import is_shards
 from perceivers.schema import Schema, from_plain, json_schema, read_plain, to_plain
 from perceivers.tasks.recipe import Recipe
 
@@ -24,10 +25,14 @@ def read_declaration(path: str | Path, data: str | None = None) -> Recipe:
 
 
 def _data_at(path: str, own: Any) -> dict[str, Any]:
-    """A table, a folder of files, or arrays, read as the file's own data of that kind would be."""
-    kind, field = ("arrays", "training_file") if path.endswith(ARRAY_FILES) else ("table", "file")
+    """A table, a folder of files, arrays or shards, read as the file's own data of that kind would be."""
+    kind, fields = "table", ("file", "held_out_file")
+    if path.endswith(ARRAY_FILES):
+        kind, fields = "arrays", ("training_file", "held_out_file")
+    elif is_shards(path):
+        kind, fields = "shards", ("files", "held_out_files")
     kept = own if isinstance(own, dict) and own.get("kind") == kind else {"kind": kind}
-    return {**kept, field: path, "held_out_file": ""}
+    return {**kept, **dict(zip(fields, (path, ""), strict=True))}
 
 
 def declaration_schema() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A model at work on tables: predictions row by row, scores group by group."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -17,25 +17,38 @@ from perceivers.data.sifting import read_held_out
 from perceivers.data.writing import PlainRow
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, rounded, sample_of
-from perceivers.modalities.row import RowKind
 from perceivers.schema import Record, Schema
+from perceivers.tasks.explaining import Sample, contribution_columns, contributions, own_part
 from perceivers.tasks.recipe import load_run
 from perceivers.training.evaluation import Scores, evaluate
 
 REASON = "unreadable"
 """Column that says why a row has no prediction; there where such rows are allowed."""
 
-Sample = Mapping[str, Mapping[str, Any]]
-
 
 def predict_rows(
-    model: PerceiverIO, records: Iterable[Record], batch_size: int, keep: Sequence[str] = (), max_bad_rows: int = 0
+    model: PerceiverIO,
+    records: Iterable[Record],
+    batch_size: int,
+    keep: Sequence[str] = (),
+    max_bad_rows: int = 0,
+    explain: bool = False,
 ) -> Iterator[PlainRow]:
-    """A row of plain values for each record, in their order; ValueError past `max_bad_rows` that cannot be read."""
-    columns, asking, bad, stream = output_columns(model), _asking(cast(Schema, model.schema)), 0, iter(records)
+    """A row of plain values for each record, in their order; ValueError past `max_bad_rows` that cannot be read.
+
+    `explain` adds what each input contributes to each output.
+    """
+    columns, asking, bad, stream = (
+        output_columns(model, explain),
+        asking_outputs(cast(Schema, model.schema)),
+        0,
+        iter(records),
+    )
     while batch := list(islice(stream, batch_size)):
-        samples = [_attempt(model, record, asking) for record in batch]
-        predicted = iter(_predict(model, [sample for sample in samples if not isinstance(sample, str)], asking))
+        samples = [attempt(model, record, asking) for record in batch]
+        predicted = iter(
+            _predict(model, [sample for sample in samples if not isinstance(sample, str)], asking, explain)
+        )
         for record, sample in zip(batch, samples, strict=True):
             reason = sample if isinstance(sample, str) else None
             bad += reason is not None
@@ -48,12 +61,13 @@ def predict_rows(
 
 
 @torch.no_grad()
-def output_columns(model: PerceiverIO) -> list[str]:
-    """Columns of the predictions."""
+def output_columns(model: PerceiverIO, explain: bool = False) -> list[str]:
+    """Columns of the predictions, and of what contributes to them."""
     schema = cast(Schema, model.schema)
     raw, points = schema.blank(1, _device(model))
     outputs = model(raw, points)
-    return [column for name in outputs for column in _cells(name, schema.outputs[name], sample_of(outputs[name], 0))]
+    own = [column for name in outputs for column in _cells(name, schema.outputs[name], sample_of(outputs[name], 0))]
+    return own + (contribution_columns(model, raw, outputs) if explain else [])
 
 
 def group_scores(run: Path, column: str) -> dict[str, Scores]:
@@ -75,7 +89,7 @@ def group_scores(run: Path, column: str) -> dict[str, Scores]:
     }
 
 
-def _attempt(model: PerceiverIO, record: Record, asking: Sequence[str]) -> Sample | str:
+def attempt(model: PerceiverIO, record: Record, asking: Sequence[str]) -> Sample | str:
     """A record as a sample, its targets only where they say what to ask for; or why it is none."""
     schema = cast(Schema, model.schema)
     try:
@@ -91,14 +105,16 @@ def _kept(record: Record, name: str) -> Any:
     return record.cells.get(name) if isinstance(record, Row) else rounded(record.get(name))
 
 
-def _asking(schema: Schema) -> list[str]:
+def asking_outputs(schema: Schema) -> list[str]:
     """Outputs that have no whole: their targets say where they are asked."""
     _, points = schema.blank(1, torch.device("meta"))
     return list(points)
 
 
 @torch.no_grad()
-def _predict(model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str]) -> list[dict[str, Any]]:
+def _predict(
+    model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], explain: bool
+) -> list[dict[str, Any]]:
     if not samples:
         return []
     schema, device = cast(Schema, model.schema), _device(model)
@@ -107,29 +123,13 @@ def _predict(model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str
     names = [name for name in schema.outputs if name in points or name not in asking]
     names = [name for name in names if getattr(schema.outputs[name], "of", None) in (None, *encoded.sources)]
     outputs = model.decode(encoded, points, outputs=names)
-    rows: list[dict[str, Any]] = [{} for _ in samples]
+    rows = contributions(model, samples, batch, points, outputs) if explain else [dict[str, Any]() for _ in samples]
     for name, prediction in outputs.items():
         spec = schema.outputs[name]
         for number, row in enumerate(rows):
-            count = _count(name, spec, batch, number)
-            if count != 0:
-                row |= _cells(name, spec, _first(sample_of(prediction, number), count))
+            sample = own_part(name, spec, prediction, batch, number)
+            row |= {} if sample is None else _cells(name, spec, sample)
     return rows
-
-
-def _count(name: str, spec: Kind, batch: Mapping[str, Any], number: int) -> int | None:
-    """How many rows of a prediction a sample has, where samples of a batch differ in that; None: all."""
-    if isinstance(spec, RowKind):
-        return None
-    asked_by = batch["targets"].get(name, batch["inputs"].get(getattr(spec, "of", None)))
-    mask = asked_by.get("mask") if isinstance(asked_by, Mapping) else None
-    return None if mask is None or mask.ndim != 2 else int(mask[number].sum())
-
-
-def _first(prediction: Any, count: int | None) -> Any:
-    if isinstance(prediction, Mapping):
-        return {name: _first(value, count) for name, value in prediction.items()}
-    return prediction[:count] if count is not None else prediction
 
 
 def _cells(name: str, spec: Kind, sample: Any) -> dict[str, Any]:

@@ -48,13 +48,17 @@ def add_losses(page: Report, run: Path) -> None:
     lines = read_log(run)
     if not lines:
         return
-    figure, ((axes,),) = subplots(1, ["training loss"], side=5.0)
-    for name in lines[0]["losses"]:
-        axes.plot([line["step"] for line in lines], [line["losses"].get(name, torch.nan) for line in lines], label=name)
-    axes.set_yscale("log")
-    axes.legend()
+    curves = {"losses": "training loss", "weights": "learned weight"}
+    curves = {key: title for key, title in curves.items() if lines[0].get(key)}
+    figure, (places,) = subplots(1, list(curves.values()), side=5.0)
+    for key, axes in zip(curves, places, strict=True):
+        for name in dict.fromkeys(name for line in lines for name in line[key]):
+            values = [line[key].get(name, torch.nan) for line in lines]
+            axes.plot([line["step"] for line in lines], values, label=name)
+        axes.set_yscale("log")
+        axes.legend()
     page.heading("Losses")
-    page.figure(figure, "Weighted loss of each output, a batch at a time.")
+    page.figure(figure, "Loss of each output under its fixed weight, a batch at a time.")
 
 
 def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,6 +27,8 @@ class TrainingConfig:
     """Learning rate over the steps."""
     mixing: Mixing | None = None
     """Pictures of a batch are mixed with one another, and so are their classes; None: they are not."""
+    weights: Literal["fixed", "learned"] = "fixed"
+    """Of the losses: the schema's, or also divided by a variance of each output, which is learned (Kendall 2018)."""
     average_decay: float | None = None
     """Of an exponential moving average of the weights (EMA), which evaluation then uses; None: there is none."""
     validation_fraction: float = 0.0
@@ -60,6 +62,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
         if self.memory_limit is not None and self.memory_limit < 1:
             raise ValueError(f"memory_limit = {self.memory_limit} must be at least 1 megabyte, or None")
+        if self.weights == "learned" and self.optimiser.kind == "lamb":
+            raise ValueError("weights = learned needs the optimiser adamw or muon: lamb hardly moves what begins at 0")
         self.check_processes(self.devices)
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay = {self.average_decay} must be in [0, 1), or None")

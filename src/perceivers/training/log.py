@@ -41,16 +41,19 @@ class Log:
         if self.board is not None:
             self.board.close()
 
-    def write(self, step: int, losses: Mapping[str, float], **scalars: float) -> None:
-        """A line every `log_every` steps: losses of outputs by name, and other scalars."""
+    def write(self, step: int, losses: Mapping[str, float], weights: Mapping[str, float], **scalars: float) -> None:
+        """A line every `log_every` steps: losses of outputs by name, their weights if learned, and other scalars."""
         self.progress.update(self.task, completed=step)
         if not self.enabled or step % self.every:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **scalars, "losses": losses}) + "\n")
+            learned = {"weights": weights} if weights else {}
+            file.write(json.dumps({"step": step, **scalars, "losses": losses, **learned}) + "\n")
         self.progress.update(self.task, note="  ".join(f"{name} {value:.4f}" for name, value in losses.items()))
         if self.board is not None:
-            for name, value in {**{f"loss/{name}": loss for name, loss in losses.items()}, **scalars}.items():
+            named = [(f"loss/{name}", loss) for name, loss in losses.items()]
+            named += [(f"weight/{name}", weight) for name, weight in weights.items()]
+            for name, value in [*named, *scalars.items()]:
                 self.board.add_scalar(name, value, step)
 
     def picture(self, step: int, figure: "Figure") -> None:

@@ -44,19 +44,20 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
         recomputed(model, config.recompute),
         stop_signals() as stop,
     ):
-        objective = Objective(model)
+        objective = Objective(model, config.weights)
         learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
         learner.mark_forward_method("predict")
         learner.train()
-        optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser))
-        state = TrainingState.start(model, optimiser.optimizer, fabric, config.average_decay)
+        optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
+        state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
         checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
         if checkpoint is not None:
             state.load(checkpoint)
 
         share = (fabric.global_rank, fabric.world_size)
         steps = (state.step, config.num_steps)
-        order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle)
+        groups = getattr(records, "groups", ())
+        order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle, groups)
         batches = training_batches(objective.schema, records, order, config.num_workers)
         with Log(run, state.step, config, enabled=fabric.is_global_zero) as log:
             started = time.monotonic() - state.seconds
@@ -66,7 +67,7 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
                     group["lr"] = rate
                 seed_step(config.seed, state.step, fabric.global_rank)
                 batch = mixed(objective.schema, batch, config.mixing)
-                losses = gradients(fabric, learner, batch, config.accumulate)
+                losses, weights = gradients(fabric, learner, batch, config.accumulate), objective.weights()
                 norm = clip(fabric, learner, optimiser, config)
                 check_finite(state.step, losses, norm, checkpoint)
                 optimiser.step()
@@ -74,7 +75,8 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
                 state.step += 1
                 state.update_average()
                 state.seconds = time.monotonic() - started
-                log.write(state.step, losses, rate=rate, norm=norm, seconds=round(state.seconds, 3))
+                scalars = {"rate": rate, "norm": norm, "seconds": round(state.seconds, 3)}
+                log.write(state.step, objective.unweighed(losses, weights), weights, **scalars)
 
                 signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
                 due = state.step == config.num_steps or state.step % config.checkpoint_every == 0
@@ -99,7 +101,10 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
     if not number:
         return records, []
     places = np.random.default_rng(config.seed).permutation(len(records))
-    return [records[i] for i in sorted(places[number:])], [records[i] for i in sorted(places[:number])]
+    learned_from, validation = np.sort(places[number:]), np.sort(places[:number])
+    if hasattr(records, "chosen"):  # records that are made when they are asked for stay so
+        return records.chosen(learned_from), records.chosen(validation)
+    return [records[i] for i in learned_from], [records[i] for i in validation]
 
 
 def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict[str, float]:

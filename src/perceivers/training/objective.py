@@ -1,10 +1,13 @@
 """The losses of a batch, and what each part of it counts."""
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from perceivers.core.perceiver import PerceiverIO
@@ -15,11 +18,21 @@ Batch = Mapping[str, Mapping[str, Any]]
 
 
 class Objective(nn.Module):
-    """A model and the losses of its schema as one module, so that whatever wraps it sees the whole of a step."""
+    """A model and the losses of its schema as one module, so that whatever wraps it sees the whole of a step.
 
-    def __init__(self, model: PerceiverIO) -> None:
+    Learned weights (Kendall, Gal and Cipolla 2018, arXiv:1705.07115): a loss L of weight w becomes
+    w (exp(-s) L + s), with a log-variance s of each output that is learned and begins at 0; at its best, exp(s) is L.
+    A loss that is a likelihood already stays as it is.
+    """
+
+    def __init__(self, model: PerceiverIO, weights: Literal["fixed", "learned"] = "fixed") -> None:
         super().__init__()
         self.model = model
+        outputs = self.schema.outputs
+        self.weighed = [name for name, spec in outputs.items() if weights == "learned" and not spec.is_likelihood]
+        if weights == "learned" and len(outputs) < 2:
+            warnings.warn("weights = learned has no effect: there is one output alone", stacklevel=3)
+        self.log_variances = nn.Parameter(torch.zeros(len(self.weighed))) if self.weighed else None
 
     @property
     def schema(self) -> Schema:
@@ -39,10 +52,35 @@ class Objective(nn.Module):
         predictions, targets = self.predict(batch), batch["targets"]
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             losses = self.schema.losses(predictions, targets)
+            if self.log_variances is not None:
+                for name, variance in zip(self.weighed, self.log_variances, strict=True):
+                    if name in losses:
+                        losses[name] = (-variance).exp() * losses[name] + self.schema.outputs[name].weight * variance
         if not losses:  # other processes may have targets: this one's gradient is 0
             nothing = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
             return {next(iter(self.schema.outputs)): nothing}
         return losses
+
+    @property
+    def own(self) -> dict[str, nn.Parameter]:
+        """What it learns beside the model, by name."""
+        return {} if self.log_variances is None else {"log_variances": self.log_variances}
+
+    def weights(self) -> dict[str, float]:
+        """What each loss is multiplied by, beside its fixed weight, where that is learned."""
+        if self.log_variances is None:
+            return {}
+        found = self.log_variances.detach()
+        whole = found.full_tensor() if isinstance(found, DTensor) else found
+        return dict(zip(self.weighed, (-whole).exp().tolist(), strict=True))
+
+    def unweighed(self, losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+        """Losses of outputs as they are under the fixed weights alone."""
+        fixed = {name: self.schema.outputs[name].weight for name in losses}
+        return {
+            name: (loss + fixed[name] * math.log(weights[name])) / weights[name] if name in weights else loss
+            for name, loss in losses.items()
+        }
 
     def predict(self, batch: Batch) -> dict[str, Any]:
         """What the model writes where the batch has targets."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -148,12 +148,17 @@ class Muon(torch.optim.Optimizer):
         self._adamw.step()
 
 
-def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """The optimiser of what a model learns, in groups: matrices (muon only), decayed parameters, the others."""
+def build_optimiser(
+    model: nn.Module, config: OptimiserConfig, beside: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser of what a model learns, in groups: matrices (muon only), decayed parameters, the others.
+
+    `beside` is learned too, without decay.
+    """
     matrices, decayed, exempt = _groups(model, config)
     rest = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
+        {"params": [*exempt, *beside], "weight_decay": 0.0},
     ]
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": _epsilon(config)}
     if config.kind == "muon":

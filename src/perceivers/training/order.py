@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from perceivers.schema import Record, Schema
 from perceivers.training.stopping import ignore_stop_signals
 
+WINDOW = 8
+"""Groups of records that are mixed at a time."""
+
 Draw = tuple[int, int]
 """(epoch, number of the record)."""
 
@@ -30,20 +33,34 @@ class BatchOrder(Sampler[list[Draw]]):
     rank: int = 0
     world: int = 1
     shuffle: bool = True
+    groups: tuple[int, ...] = ()
+    """Sizes of groups of neighbouring records that are cheap to read together; none: every record stands alone."""
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Each epoch is a permutation of its own, or the records as they come; batches run across epochs' borders."""
+        """Each epoch is a permutation of its own, or the records as they come; batches run across epochs' borders.
+
+        Groups are permuted, then the records of each WINDOW groups in a row.
+        """
+        order = lru_cache(maxsize=2)(self._order)
         for step in range(self.first, self.last):
             places = range(step * self.batch_size, (step + 1) * self.batch_size)
-            yield [self._draw(place) for place in places[self.rank :: self.world]]
+            drawn = [divmod(place, self.num_records) for place in places[self.rank :: self.world]]
+            yield [(epoch, int(order(epoch)[offset])) for epoch, offset in drawn]
 
     def __len__(self) -> int:
         """Number of batches."""
         return max(self.last - self.first, 0)
 
-    def _draw(self, place: int) -> Draw:
-        epoch, offset = divmod(place, self.num_records)
-        return epoch, int(_permutation(self.seed, epoch, self.num_records)[offset]) if self.shuffle else offset
+    def _order(self, epoch: int) -> np.ndarray:
+        rng, in_order = np.random.default_rng((self.seed, epoch)), np.arange(self.num_records)
+        if not self.shuffle:
+            return in_order
+        if not self.groups:
+            return rng.permutation(self.num_records)
+        groups = np.split(in_order, np.cumsum(self.groups)[:-1])
+        mixed = rng.permutation(len(groups))
+        windows = [mixed[first : first + WINDOW] for first in range(0, len(mixed), WINDOW)]
+        return np.concatenate([rng.permutation(np.concatenate([groups[i] for i in window])) for window in windows])
 
 
 class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
@@ -81,8 +98,3 @@ def evaluation_batches(schema: Schema, records: Sequence[Record], batch_size: in
     """All records once, in their order."""
     prepared = PreparedRecords(schema, records, seed, training=False)
     return DataLoader(prepared, batch_size=batch_size, collate_fn=schema.collate)
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(size)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from perceivers.core.perceiver import PerceiverIO
@@ -28,6 +28,7 @@ from perceivers.storage import (
     to_disk,
     write_folder,
 )
+from perceivers.training.objective import Objective
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -49,6 +50,8 @@ class TrainingState:
     """How it learns, with its moments."""
     fabric: "Fabric"
     """The processes; under 16-mixed its precision holds the scale of the loss."""
+    beside: Mapping[str, nn.Parameter]
+    """What is learned beside it, by name."""
     average: Tensors
     """Running averages of the parameters by name; empty if the run keeps none."""
     decay: float = 0.0
@@ -60,11 +63,12 @@ class TrainingState:
 
     @classmethod
     def start(
-        cls, model: PerceiverIO, optimiser: torch.optim.Optimizer, fabric: "Fabric", decay: float | None
+        cls, objective: Objective, optimiser: torch.optim.Optimizer, fabric: "Fabric", decay: float | None
     ) -> "TrainingState":
         """Before the first step."""
-        kept = model.named_parameters() if decay is not None else ()
-        return cls(model, optimiser, fabric, {name: p.detach().clone() for name, p in kept}, decay or 0.0)
+        model = objective.model
+        average = {name: p.detach().clone() for name, p in model.named_parameters()} if decay is not None else {}
+        return cls(model, optimiser, fabric, objective.own, average, decay or 0.0)
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -122,6 +126,7 @@ class TrainingState:
         raw = weights | _under("weight/", training)
         placed_weights = {name: placed(value, own[name]) if name in own else value for name, value in raw.items()}
         load_weights(self.model, placed_weights, str(folder))
+        self._load_beside(_under("beside/", training))
         self._load_moments(_under("moment/", training))
         state = read_json(folder / STATE)
         self.step, self.seconds = step_of(folder), float(state["seconds"])
@@ -138,7 +143,8 @@ class TrainingState:
         raw = self.model.state_dict()
         weight = {f"weight/{name}": raw[name] for name in self.average}
         moments = {f"moment/{name}": value for name, value in self._moments().items()}
-        for name, tensors in ((WEIGHTS, raw | self.average), (TRAINING, weight | moments)):
+        beside = {f"beside/{name}": value for name, value in self.beside.items()}
+        for name, tensors in ((WEIGHTS, raw | self.average), (TRAINING, weight | beside | moments)):
             if sharded:
                 pieces = {k: v.to_local() for k, v in tensors.items() if isinstance(v, DTensor)}
                 whole = {k: v for k, v in tensors.items() if not isinstance(v, DTensor)} if rank == 0 else {}
@@ -154,8 +160,15 @@ class TrainingState:
         state: dict[int, dict[str, Any]] = self.optimiser.state_dict()["state"]
         return {f"{names[number]}/{key}": value for number, own in state.items() for key, value in own.items()}
 
+    @torch.no_grad()
+    def _load_beside(self, values: Tensors) -> None:
+        if values.keys() != self.beside.keys():
+            raise ValueError(f"the checkpoint has {sorted(values)} beside the model, the recipe {sorted(self.beside)}")
+        for name, parameter in self.beside.items():
+            parameter.copy_(placed(values[name], parameter))
+
     def _load_moments(self, moments: Tensors) -> None:
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(self._parameters())
         state: dict[int, Tensors] = {}
         for number, name in enumerate(self._parameter_names()):
             if found := _under(f"{name}/", moments):
@@ -163,9 +176,12 @@ class TrainingState:
                 state[number] = {k: placed(v, parameter) if v.ndim else v for k, v in found.items()}
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
+    def _parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [*self.model.named_parameters(), *self.beside.items()]
+
     def _parameter_names(self) -> list[str]:
         # The optimiser numbers parameters in the order of its groups.
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        names = {id(parameter): name for name, parameter in self._parameters()}
         return [names[id(parameter)] for group in self.optimiser.param_groups for parameter in group["params"]]
 
 

@@ -1,0 +1,226 @@
+"""Own data in shards, larger than memory: WebDataset .tar files, or Parquet as hubs keep it, here or at a URL.
+
+Every record has a number, by which it is read alone: of a .tar from where its members begin and end, which is found
+once and kept; of Parquet with its row group. So shards are learned from like any other data, without repeats or gaps
+over processes and workers, and a resumed run goes on with the same records.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.data.rows import arrow_library
+from perceivers.media.image import one_line, whole_file
+from perceivers.modalities.cells import Files, Row
+from perceivers.schema import Record
+
+TEXTS = ("txt", "text", "cls", "id", "json")
+"""Members of a .tar that are text; all others are files."""
+
+KEY = "__key__"
+"""Column of the name that the members of a record share."""
+
+KEPT_GROUPS = 16
+"""Row groups that are kept decoded, in each process; more than an order mixes at a time."""
+
+Piece = tuple[int, Callable[[int], Row]]
+"""How many records it has, and what reads one of them by its number in the piece."""
+
+
+@dataclass(frozen=True)
+class Shards(DataSet):
+    """Records of many files; a .tar's columns are the suffixes of its members, and the fields of a .json among them."""
+
+    files: str = ""
+    """Pattern of the shards, as train-*.tar or hf://datasets/OWNER/NAME/data/train-*.parquet (any URL of fsspec)."""
+    held_out_files: str = ""
+    """Pattern of shards that training never sees; without it a random part of the records is held out."""
+    held_out_fraction: float = 0.2
+    """Size of that part."""
+    fitted_to: int = 10_000
+    """How many of the first training records statistics and vocabularies are fitted to."""
+    seed: int = 0
+    """Of the random choice."""
+    kind: Literal["shards"] = "shards"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+        if self.fitted_to < 1:
+            raise ValueError(f"fitted_to = {self.fitted_to} must be at least 1")
+
+    def training(self) -> LazyRecords:
+        """Records of the shards that are not held out."""
+        return self._parts[0]
+
+    def held_out(self) -> LazyRecords:
+        """Records of the other shards, or held out of the same."""
+        return self._parts[1]
+
+    def typical(self, training: Sequence[Record]) -> Sequence[Record]:
+        """The first ones."""
+        return training[: self.fitted_to]
+
+    @cached_property
+    def _parts(self) -> tuple[LazyRecords, LazyRecords]:
+        records = open_shards(self.files)
+        if self.held_out_files:
+            return records, open_shards(self.held_out_files)
+        order = np.random.default_rng(self.seed).permutation(len(records))
+        count = round(self.held_out_fraction * len(records))
+        if not 0 < count < len(records):
+            raise ValueError(f"{self.files}: {len(records)} records cannot be split: name held_out_files")
+        return records.chosen(np.sort(order[count:])), records.chosen(np.sort(order[:count]))
+
+
+def is_shards(path: str) -> bool:
+    """Whether a path on the command line means shards."""
+    return path.endswith(".tar") or "*" in path or "://" in path
+
+
+def open_shards(files: str) -> LazyRecords:
+    """All records of the shards that a pattern names, in the order of their names; ValueError if there are none."""
+    urls = _matching(files)
+    suffixes = {PurePosixPath(url).suffix for url in urls}
+    if suffixes not in ({".tar"}, {".parquet"}):
+        raise ValueError(f"{files}: shards must be all .tar or all .parquet, found {', '.join(sorted(suffixes))}")
+    tars = suffixes == {".tar"}
+    pieces = [piece for url in urls for piece in ([_tar_piece(url)] if tars else _parquet_pieces(url))]
+    starts = np.cumsum([0, *(count for count, _ in pieces)])
+
+    def record(number: int) -> Row:
+        place = int(np.searchsorted(starts, number, side="right")) - 1
+        return pieces[place][1](number - int(starts[place]))
+
+    return LazyRecords(range(int(starts[-1])), record, () if tars else starts)
+
+
+def _matching(files: str) -> list[str]:
+    try:
+        system, path = url_to_fs(files)
+        found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))] if files else []
+    except (ImportError, ValueError, OSError) as error:
+        raise ValueError(f"{files}: {one_line(error)}") from None
+    if not found:
+        raise ValueError(f"{files or 'data.files'}: no shard has such a name")
+    return found
+
+
+def _tar_piece(url: str) -> Piece:
+    bounds = _bounds(url)
+    return len(bounds) - 1, partial(_tar_row, url, bounds)
+
+
+def _tar_row(url: str, bounds: np.ndarray, number: int) -> Row:
+    system, path = url_to_fs(url)
+    place, files = f"{path}:{number + 1}", Files(Path(path).parent)
+    # The members of a record are a .tar themselves, but for its end, which the library does not miss.
+    content = system.cat_file(path, start=int(bounds[number]), end=int(bounds[number + 1]))
+    try:
+        return Row(place, _cells(content), files)
+    except (tarfile.TarError, ValueError) as error:
+        return Row(place, {}, files, error=one_line(error))
+
+
+def _cells(content: bytes) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        for member in tar:
+            if (name := _name(member)) is not None:
+                key, column = name
+                opened = tar.extractfile(member)
+                data = b"" if opened is None else opened.read()
+                cells[column] = _text(data) if column in TEXTS else {"bytes": data, "path": f"{key}.{column}"}
+                cells[KEY] = key
+    described = json.loads(cells["json"]) if "json" in cells else None
+    return {**described, **cells} if isinstance(described, dict) else cells
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+
+
+def _name(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    """Key and column of a member: its path to the first dot of the file's name, and what is behind; None for others."""
+    path = PurePosixPath(member.name)
+    stem, dot, suffix = path.name.partition(".")
+    return (str(path.with_name(stem)), suffix.lower()) if member.isreg() and stem and dot and suffix else None
+
+
+def _bounds(url: str) -> np.ndarray:
+    """Where each record of a .tar begins, and the last one ends; kept in the user's cache until the file changes."""
+    system, path = url_to_fs(url)
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceivers" / "shards"
+    kept = folder / f"{sha256(f'{url} {system.ukey(path)}'.encode()).hexdigest()}.npy"
+    with suppress(OSError, ValueError, EOFError):
+        return np.load(kept, allow_pickle=False)
+    with system.open(path, "rb") as file:
+        bounds = _found_bounds(path, file)
+    with suppress(ValueError), whole_file(kept) as fresh:  # a cache that cannot be written is none
+        np.save(fresh, bounds)
+    return bounds
+
+
+def _found_bounds(path: str, file: Any) -> np.ndarray:
+    starts, last = [], None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                name = _name(member)
+                if name is not None and name[0] != last:
+                    starts.append(member.offset)
+                    last = name[0]
+                tar.members = []  # type: ignore[attr-defined]  # the library would keep them all
+            end = tar.offset
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # at a broken header the library just stops
+            raise tarfile.ReadError(f"cut off or damaged at byte {end}")
+    except tarfile.TarError as error:
+        raise ValueError(f"{path}: not a .tar without compression: {one_line(error)}") from None
+    return np.array([*starts, end], np.int64)
+
+
+def _parquet_pieces(url: str) -> list[Piece]:
+    arrow = arrow_library()
+    system, path = url_to_fs(url)
+    try:
+        with system.open(path, "rb") as file:
+            about = arrow.parquet.ParquetFile(file).metadata
+            counts = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a whole Parquet file: {one_line(error)}") from None
+    starts = np.cumsum([0, *counts]).tolist()
+    return [(count, partial(_parquet_row, url, group, starts[group])) for group, count in enumerate(counts)]
+
+
+def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
+    _, path = url_to_fs(url)
+    cells: Mapping[str, Any] = _row_group(url, group).slice(number, 1).to_pylist()[0]
+    return Row(f"{path}:{start + number + 1}", cells, Files(Path(path).parent))
+
+
+@lru_cache(maxsize=KEPT_GROUPS)
+def _row_group(url: str, group: int) -> Any:
+    arrow = arrow_library()
+    system, path = url_to_fs(url)
+    try:
+        with system.open(path, "rb") as file:
+            return arrow.parquet.ParquetFile(file).read_row_group(group)
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: row group {group} cannot be read: {one_line(error)}") from None

@@ -113,7 +113,9 @@ class Grid(Kind, ABC):
         raise ValueError(f"{path}: a {type(self).__name__.lower()} is read from lists of numbers or a .npy file")
 
     def fit(self, values: Iterable[Any]) -> "Grid":
-        """Mean and standard deviation of each channel, and the range of values."""
+        """Mean and standard deviation of each channel, and the range of values; nothing is read if all are given."""
+        if self.mean and self.std and self.value_range:
+            return self
         count, total, squares, low, high = 0, np.zeros(self.channels), np.zeros(self.channels), math.inf, -math.inf
         for value in values:
             rows = self._array(value).reshape(-1, self.channels).astype(np.float64)

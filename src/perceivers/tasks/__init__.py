@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perceivers.tasks import digits, flow_training, starcraft
+from perceivers.tasks import audioset, autoencoding, digits, flow_training, starcraft
 from perceivers.tasks.recipe import Recipe
 from perceivers.tasks.report import report
 from perceivers.training.evaluation import Scores
@@ -29,5 +29,10 @@ TASKS = {
         for name, recipe in flow_training.RECIPES.items()
     },
     **{name: Task(recipe, starcraft.rival_scores, starcraft.report) for name, recipe in starcraft.RECIPES.items()},
+    **{
+        name: Task(recipe, autoencoding.rival_scores, autoencoding.report)
+        for name, recipe in autoencoding.RECIPES.items()
+    },
+    **{name: Task(recipe, audioset.further_scores, audioset.report) for name, recipe in audioset.RECIPES.items()},
 }
 """Every task of ours."""

@@ -10,7 +10,18 @@ from typing import Any, Literal
 import torch
 
 from perceivers.core.perceiver import Config, PerceiverIO
-from perceivers.data import Arrays, DataSet, Digits, FlowPairs, FlowScenes, StarCraft, Table
+from perceivers.data import (
+    Arrays,
+    AudioSet,
+    DataSet,
+    Digits,
+    FlowPairs,
+    FlowScenes,
+    Kinetics,
+    SpokenDigits,
+    StarCraft,
+    Table,
+)
 from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
@@ -29,7 +40,7 @@ RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
 class Recipe:
     """Everything that determines a run."""
 
-    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft
+    data: Digits | Arrays | Table | FlowScenes | FlowPairs | StarCraft | SpokenDigits | Kinetics | AudioSet
     """Where records come from."""
     schema: Schema
     """What goes in and what must come out."""
@@ -84,7 +95,15 @@ def evaluate_run(run: Path) -> dict[str, Scores]:
     held_out = read_held_out(recipe.data, recipe.schema)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
-    return {name: evaluate(model, held_out, schema) for name, schema in schemas.items()}
+    return {name: evaluate(under(model, schema), held_out, schema) for name, schema in schemas.items()}
+
+
+def under(model: PerceiverIO, schema: Schema) -> PerceiverIO:
+    """The same weights under a schema with the same parts, which may hide inputs otherwise."""
+    changed = Preset(schema, model.config).build("meta")
+    changed.load_state_dict(model.state_dict(), assign=True)
+    changed.memory_limit = model.memory_limit
+    return changed.eval()
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
@@ -93,7 +112,10 @@ def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
     recipe = read_recipe(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
-    return recipe, load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    limit = recipe.training.memory_limit
+    model.memory_limit = None if limit is None else limit * 1_000_000
+    return recipe, model
 
 
 def read_recipe(run: Path) -> Recipe:

@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 TINY = Config(LatentsConfig(num_latents=3, channels=8), processor=ProcessorConfig(num_heads=2, num_layers=1))
-HEAD = "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=2\n# YTID, start_seconds, end_seconds, positive_labels\n"
+HEAD = "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=2\n# YTID, start_seconds, ...\n"
 
 
 def write_audioset(folder):
@@ -35,7 +35,9 @@ def write_audioset(folder):
     )
     lists = {
         "balanced_train_segments.csv": '-0RWZT-miFs, 420.000, 430.000, "/m/09x0r,/m/0k4j"\n',
-        "unbalanced_train_segments.csv": 'bbbbbbbbbbb, 0.000, 10.000, "/t/dd00088"\nccccccccccc, 1.000, 9.000, "/m/0k4j"\n',
+        "unbalanced_train_segments.csv": (
+            'bbbbbbbbbbb, 0.000, 10.000, "/t/dd00088"\nccccccccccc, 1.000, 9.000, "/m/0k4j"\n'
+        ),
         "eval_segments.csv": 'ddddddddddd, 30.000, 40.000, "/m/09x0r"\neeeeeeeeeee, 3.000, 4.000, "/m/0k4j"\n',
     }
     for name, rows in lists.items():

@@ -161,7 +161,7 @@ def test_what_is_no_kinetics_is_refused(tmp_path):
         Kinetics(folder=str(tmp_path)).training()
     data = write_kinetics(tmp_path)
     (tmp_path / "validate.csv").write_text("label,youtube_id,time_start,time_end\nzorbing,eeeeeeeeeee,1,2\n")
-    with pytest.raises(ValueError, match="label 'zorbing' is not in train.csv"):
+    with pytest.raises(ValueError, match=r"label 'zorbing' is not in train\.csv"):
         data.held_out()
     (tmp_path / "validate.csv").write_text("label,youtube_id,time_start,time_end\nyawning,eeeeeeeeeee,1,2\n")
     with pytest.raises(ValueError, match="holds none of the 1 clips"):

@@ -13,7 +13,7 @@ from perceivers.schema import Record
 
 @dataclass(frozen=True)
 class Clips(DataSet):
-    """Records of "image" [T, S, S, 3] from 0 to 1, "audio" [n, 1] and what is known of the clip; those of one follow."""
+    """Records of "image" [T, S, S, 3] from 0 to 1, "audio" [n, 1] and what a list tells; a clip's follow each other."""
 
     folder: str = ""
     """Holds the lists, and folders of clips."""

@@ -107,7 +107,7 @@ class SpokenDigits(DataSet):
         self, recording: Recording, pictures: Mapping[int, Sequence[np.ndarray]], rng: np.random.Generator
     ) -> Record:
         digit = recording.digit if self.shown == "same" else int(rng.integers(10))
-        picture = pictures[digit][rng.integers(len(pictures[digit]))]
+        picture = pictures[digit][int(rng.integers(len(pictures[digit])))]
         return {
             "image": bouncing(picture, self.frames, self.side, rng),
             "audio": placed(recording.samples, self.samples, rng),

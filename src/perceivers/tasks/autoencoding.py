@@ -42,6 +42,7 @@ UNSEEN = "label unseen"
 """The evaluation that counts: what kind of clip it is, told from picture and sound alone."""
 
 EVALUATIONS = {UNSEEN: {"label": {"mask_prob": 1.0, "mask_at_eval": True}}}
+"""Beside the one that sees it."""
 
 BATCH = 64
 """Records of a batch of a rival."""
@@ -71,13 +72,11 @@ def paper(num_latents: int = 784) -> Recipe:
     """
     preset = multimodal(num_latents)
     as_is = {"mean": (0.0,), "std": (1.0,)}  # values come from 0 or -1 to 1: there is nothing to fit
-    schema = preset.schema.changed("audio", **as_is).changed("image", **as_is)
-    schema = schema.changed("label", mask_prob=0.5, mask_at_eval=False)
-    audio, image = schema.outputs["audio"], schema.outputs["image"]
-    asked = {"audio": replace(audio, num_points=QUERIES // 16), "image": replace(image, num_points=QUERIES)}
+    schema = preset.schema.changed("audio", **as_is, num_points=QUERIES // 16)
+    schema = schema.changed("image", **as_is, num_points=QUERIES)
     return Recipe(
         data=Kinetics(),
-        schema=Schema(schema.inputs, {**schema.outputs, **asked}),
+        schema=schema.changed("label", mask_prob=0.5, mask_at_eval=False),
         config=preset.config,
         training=TrainingConfig(
             num_steps=100_000,

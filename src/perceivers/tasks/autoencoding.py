@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from perceivers.core.positions import Fourier
 from perceivers.data import DataSet, Kinetics, SpokenDigits
 from perceivers.data.clips import Clips
 from perceivers.media.audio import write_audio
+from perceivers.media.pictures import show_image
 from perceivers.media.report import Report
 from perceivers.media.video import Clip, write_video
 from perceivers.modalities import Audio, Label, Video
@@ -33,7 +34,9 @@ from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.order import evaluation_batches
-from perceivers.training.pictures import draw_samples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 QUERIES = 512
 """Pixels, and samples of sound, that a training example is asked for (paper)."""
@@ -228,10 +231,29 @@ def report(run: Path) -> Path:
     batch, predictions = predict(under(model.cpu(), unseen), unseen, records)
     folder = write_clips(run / "reconstructed", recipe.data, batch["targets"], predictions)
     page.heading("Held-out clips, the label unseen")
-    shown = draw_samples(unseen, {"inputs": {}, "targets": batch["targets"]}, predictions)
-    page.figure(shown, f"Four of the frames, the sound's wave, the class. To play: {folder.name}/.")
+    shown = draw_clips(unseen, batch["targets"], predictions)
+    page.figure(shown, f"True frames and sound above, written ones below; the class. To play them: {folder.name}/.")
     add_losses(page, run)
     return page.write(run / "report.html")
+
+
+def draw_clips(schema: Schema, true: Batch, written: Batch) -> "Figure":
+    """A row for each clip: frames, true above written; waves, likewise and of one scale; the most probable classes."""
+    from matplotlib.figure import Figure
+
+    count = len(true["label"])
+    figure = Figure(figsize=(12, 2 * count), layout="constrained")
+    for row, (frames, wave, label) in enumerate(figure.subplots(count, 3, squeeze=False, width_ratios=[8, 4, 2])):
+        films = [np.concatenate(list(side["image"][row].numpy()), axis=1) for side in (true, written)]
+        show_image(frames, np.concatenate(films), (0.0, 1.0))
+        sounds = [side["audio"][row, :, 0].numpy() for side in (true, written)]
+        full = float(max(np.abs(sound).max() for sound in sounds))
+        for place, sound in enumerate(sounds):
+            wave.plot(sound - 2 * full * place, linewidth=0.4, color=f"C{place}")
+        wave.set_axis_off()
+        schema.outputs["label"].picture(label, written["label"][row])
+        label.set_title(f"true: {int(true['label'][row])}", fontsize=9)
+    return figure
 
 
 def write_clips(folder: Path, data: DataSet, true: Batch, written: Batch) -> Path:
@@ -239,12 +261,9 @@ def write_clips(folder: Path, data: DataSet, true: Batch, written: Batch) -> Pat
     assert isinstance(data, SpokenDigits | Clips)
     for side, batch in (("true", true), ("written", written)):
         for number, (film, sound) in enumerate(zip(batch["image"].numpy(), batch["audio"].numpy(), strict=True)):
-            frames = (film.clip(0, 1) * 255).round().astype(np.uint8)
-            frames = np.broadcast_to(frames, (*frames.shape[:3], 3))
-            enlarged = frames.repeat(max(PLAYED_SIDE // frames.shape[1], 1), 1).repeat(
-                max(PLAYED_SIDE // frames.shape[2], 1), 2
-            )
-            sound = sound.clip(-1, 1)
-            write_video(folder / f"{number}-{side}.mp4", Clip(enlarged, data.fps, sound, data.rate))
+            times = max(PLAYED_SIDE // film.shape[1], 1)
+            frames = (film.clip(0, 1) * 255).round().astype(np.uint8).repeat(times, 1).repeat(times, 2)
+            clip = Clip(np.broadcast_to(frames, (*frames.shape[:3], 3)), data.fps, sound.clip(-1, 1), data.rate)
+            write_video(folder / f"{number}-{side}.mp4", clip)
             write_audio(folder / f"{number}-{side}.wav", sound, data.rate)
     return folder

@@ -16,7 +16,7 @@ from perceivers.modalities import Audio, Label, Video
 from perceivers.schema import Schema, from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.autoencoding import EVALUATIONS, RECIPES, UNSEEN, grids_of, paper, report, rivals, rows_of, small
-from perceivers.tasks.recipe import Recipe, changed_schema, evaluate_run, run_recipe, under
+from perceivers.tasks.recipe import Recipe, changed_schema, evaluate_run, load_run, run_recipe, under
 from perceivers.tasks.results import keep_scores
 from perceivers.training.config import TrainingConfig
 from perceivers.training.objective import Objective
@@ -293,6 +293,7 @@ def test_a_run_from_end_to_end(tmp_path):
     run = tmp_path / "run"
     run_recipe(tiny_recipe(write_recordings(tmp_path / "digits")), run)
     scores = evaluate_run(run)
+    assert load_run(run)[1].memory_limit == 50_000_000
     assert set(scores) == {"held out", UNSEEN}
     assert set(scores[UNSEEN]) == {"audio", "image", "label"}
     scores |= TASKS["autoencode"].further_scores(run)

@@ -52,7 +52,7 @@ class Clips(DataSet):
         return LazyRecords(len(clips) * self.windows, make)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def decoded(path: Path) -> Clip:
-    """A clip; the last is kept, since evaluation takes its windows one after the other."""
+    """A clip; the last few are kept, since evaluation takes a clip's windows one after the other."""
     return read_video(path)

@@ -1,8 +1,9 @@
 """Training video, sound and label through one set of latents (paper section 4.3, I), and rivals.
 
 `perceivers train autoencode --out runs/autoencode --set data.folder=SPOKEN_DIGITS`: spoken digits with moving pictures
-of the same digit, 20 minutes on two cores. `autoencode-2x`, `autoencode-4x`: half and a quarter of the latents,
-5 minutes each. With the label unseen expect three digits in four at least. `kinetics-paper`, `kinetics-paper-2x`, `kinetics-paper-4x`: the paper's runs, 784, 392 and 196 latents.
+of the same digit, 20 minutes on two cores; `autoencode-2x`, `autoencode-4x`: half and a quarter of the latents, 5 minutes
+each. Expect three digits in four to be told when the label is not shown. `kinetics-paper`, `kinetics-paper-2x`,
+`kinetics-paper-4x`: the paper's runs, 784, 392 and 196 latents.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Training video, sound and label through one set of latents (paper section 4.3, I), and rivals.
 
 `perceivers train autoencode --out runs/autoencode --set data.folder=SPOKEN_DIGITS`: spoken digits with moving pictures
-of the same digit, 20 minutes on two cores; `autoencode-2x`, `autoencode-4x`: half and a quarter of the latents, 5 minutes
-each. Expect three digits in four to be told when the label is not shown. `kinetics-paper`, `kinetics-paper-2x`,
+of the same digit, 20 minutes on two cores; `autoencode-2x`, `autoencode-4x`: half and a quarter of the latents, five
+minutes each. Expect three digits in four to be told when the label is not shown. `kinetics-paper`, `kinetics-paper-2x`,
 `kinetics-paper-4x`: the paper's runs, 784, 392 and 196 latents.
 """
 

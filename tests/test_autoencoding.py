@@ -9,6 +9,7 @@ import torch
 from perceivers.core.perceiver import Config, LatentsConfig, PerceiverIO, ProcessorConfig
 from perceivers.core.positions import Fourier
 from perceivers.data import Kinetics, SpokenDigits
+from perceivers.data.dataset import LazyRecords, evenly
 from perceivers.data.spoken_digits import SPEAKERS, bouncing, digit_pictures, placed
 from perceivers.media.audio import read_audio, write_audio
 from perceivers.media.video import Clip, read_video, write_video
@@ -258,6 +259,14 @@ def test_rivals_by_hand():
     assert mean["audio"]["psnr"] == pytest.approx(10 * np.log10(4 / np.mean(distance**2)), rel=1e-4)
     assert mean["label"]["accuracy"] == pytest.approx(3 / 5)
     assert "label" not in coded
+
+
+@pytest.mark.parametrize(("number", "count", "chosen"), [(11, 3, [0, 5, 10]), (5, 7, [0, 1, 2, 3, 4]), (4, 1, [0])])
+def test_records_are_chosen_evenly_and_made_late(number, count, chosen):
+    made = []
+    some = evenly(LazyRecords(number, lambda n: made.append(n) or {"n": n}), count)
+    assert not made
+    assert [record["n"] for record in some] == made == chosen
 
 
 def test_rows_and_grids_are_each_others_inverse():

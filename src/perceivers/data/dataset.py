@@ -39,3 +39,10 @@ class LazyRecords(Sequence[Record]):
         """One record, or some."""
         numbers = self.numbers[place]
         return self.make(numbers) if isinstance(numbers, int) else [self.make(number) for number in numbers]
+
+
+def evenly(records: Sequence[Record], count: int) -> Sequence[Record]:
+    """At most so many of the records, at equal distances from the first to the last; made when they are asked for."""
+    count = min(count, len(records))
+    places = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
+    return LazyRecords(count, lambda number: records[places[number]])

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +19,7 @@ from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, Late
 from perceivers.core.positions import Fourier
 from perceivers.data import AudioSet, DataSet, SpokenDigits
 from perceivers.data.clips import Clips
+from perceivers.data.dataset import evenly
 from perceivers.data.spoken_digits import GROUPS
 from perceivers.media.report import Report
 from perceivers.modalities import Audio, Labels, Spectrogram, Video
@@ -191,8 +191,7 @@ def by_clip(
 
 def label_frequency(schema: Schema, records: Sequence[Record]) -> Float[Tensor, "1 classes"]:
     """In what part of the records each label occurs."""
-    places = np.linspace(0, len(records) - 1, min(COUNTED, len(records))).astype(int).tolist()
-    batches = evaluation_batches(schema, [records[place] for place in places], BATCH)
+    batches = evaluation_batches(schema, evenly(records, COUNTED), BATCH)
     return torch.cat([batch["targets"]["labels"] for batch in batches]).mean(dim=0, keepdim=True)
 
 
@@ -227,8 +226,7 @@ def report(run: Path) -> Path:
     page = Report(f"Sounds and pictures to labels: run {run.name}")
     add_scores(page, run)
     held_out, names = recipe.data.held_out(), label_names(recipe)
-    records = held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN]
-    batch, predictions = predict(model.cpu(), recipe.schema, records)
+    batch, predictions = predict(model.cpu(), recipe.schema, evenly(held_out, SHOWN))
     page.heading("Held-out clips")
     page.figure(draw_samples(recipe.schema, {**batch, "targets": {}}, {}), "What is heard and seen.")
     rows = {}

@@ -21,6 +21,7 @@ from perceivers.core.perceiver import Config, DecoderConfig, EncoderConfig, Late
 from perceivers.core.positions import Fourier
 from perceivers.data import DataSet, Kinetics, SpokenDigits
 from perceivers.data.clips import Clips
+from perceivers.data.dataset import evenly
 from perceivers.media.audio import write_audio
 from perceivers.media.pictures import show_image
 from perceivers.media.report import Report
@@ -166,18 +167,17 @@ def rivals(schema: Schema, training: Sequence[Record], held_out: Sequence[Record
     from sklearn.decomposition import PCA
 
     size = sum(np.size(held_out[0][name]) for name in CODED)
-    count = min(FITTED, len(training), max(FITTED_VALUES // size, 2))
-    places = np.linspace(0, len(training) - 1, count).astype(int).tolist()
-    batches = evaluation_batches(schema, [training[number] for number in places], BATCH)
-    parts = [batch["targets"] for batch in batches]
-    pca = PCA(min(numbers, count), svd_solver="full").fit(np.concatenate([rows_of(schema, part) for part in parts]))
+    fitted = evenly(training, min(FITTED, max(FITTED_VALUES // size, 2)))
+    parts = [batch["targets"] for batch in evaluation_batches(schema, fitted, BATCH)]
+    rows = np.concatenate([rows_of(schema, part) for part in parts])
+    pca = PCA(min(numbers, len(rows)), svd_solver="full").fit(rows)
     label = schema.outputs["label"]
     assert isinstance(label, Label)
     classes = torch.cat([part["label"] for part in parts]).bincount(minlength=label.num_classes).float()
 
     def mean(targets: Batch) -> dict[str, Tensor]:
-        rows = np.broadcast_to(pca.mean_, (len(targets["label"]), len(pca.mean_)))
-        return {**grids_of(schema, rows, targets), "label": classes.expand(len(rows), -1)}
+        same = np.broadcast_to(pca.mean_, (len(targets["label"]), len(pca.mean_)))
+        return {**grids_of(schema, same, targets), "label": classes.expand(len(same), -1)}
 
     def coded(targets: Batch) -> dict[str, Tensor]:
         return grids_of(schema, pca.inverse_transform(pca.transform(rows_of(schema, targets))), targets)
@@ -227,13 +227,12 @@ def report(run: Path) -> Path:
     page = Report(f"Video, sound and label: run {run.name}")
     add_scores(page, run)
     unseen = changed_schema(recipe.schema, recipe.evaluations[UNSEEN])
-    held_out = recipe.data.held_out()
-    records = held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN]
-    batch, predictions = predict(under(model.cpu(), unseen), unseen, records)
+    shown = evenly(recipe.data.held_out(), SHOWN)
+    batch, predictions = predict(under(model.cpu(), unseen), unseen, shown)
     folder = write_clips(run / "reconstructed", recipe.data, batch["targets"], predictions)
     page.heading("Held-out clips, the label unseen")
-    shown = draw_clips(unseen, batch["targets"], predictions)
-    page.figure(shown, f"True frames and sound above, written ones below; the class. To play them: {folder.name}/.")
+    drawn = draw_clips(unseen, batch["targets"], predictions)
+    page.figure(drawn, f"True frames and sound above, written ones below; the class. To play them: {folder.name}/.")
     add_losses(page, run)
     return page.write(run / "report.html")
 

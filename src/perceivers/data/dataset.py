@@ -63,3 +63,10 @@ class LazyRecords(Sequence[Record]):
     def chosen(self, places: np.ndarray) -> "LazyRecords":
         """Those at these rising places."""
         return LazyRecords(np.asarray(self.numbers)[places], self.make, self.starts)
+
+
+def evenly(records: Sequence[Record], count: int) -> Sequence[Record]:
+    """At most so many of the records, at equal distances from the first to the last; made when they are asked for."""
+    count = min(count, len(records))
+    places = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
+    return LazyRecords(count, lambda number: records[places[number]])

@@ -6,11 +6,12 @@ from perceivers.modalities.grid import Audio, Image, Series, Video
 from perceivers.modalities.label import Label, Labels, Numbers
 from perceivers.modalities.pointset import PointSet
 from perceivers.modalities.records import Records
+from perceivers.modalities.spectrogram import Spectrogram
 from perceivers.modalities.text import Text
 from perceivers.modalities.vectors import Vectors
 
 KINDS = (
-    *(Image, Video, Series, Audio, FramePair, Flow),
+    *(Image, Video, Series, Audio, Spectrogram, FramePair, Flow),
     *(PointSet, Records, Text, Vectors),
     *(Label, Labels, Numbers, Estimate),
 )

@@ -117,7 +117,7 @@ class Grid(Kind, ABC):
         raise ValueError(f"{path}: a {type(self).__name__.lower()} is read from lists of numbers or a .npy file")
 
     def fit(self, values: Iterable[Any]) -> "Grid":
-        """Mean and standard deviation of each channel, and the range of values."""
+        """Mean and standard deviation of each channel, and the range of values; nothing is read if all are given."""
         if None not in (self.mean, self.std, self.value_range):
             return self
         count, total, squares, low, high = 0, np.zeros(self.channels), np.zeros(self.channels), math.inf, -math.inf

@@ -4,7 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perceivers.tasks import classification, digits, flow_training, glue, language_training, starcraft
+from perceivers.tasks import (
+    audioset,
+    autoencoding,
+    classification,
+    digits,
+    flow_training,
+    glue,
+    language_training,
+    starcraft,
+)
 from perceivers.tasks.recipe import Recipe
 from perceivers.tasks.report import report
 from perceivers.training.evaluation import Scores
@@ -22,7 +31,16 @@ class Task:
     """Makes the report of a run of it, in its folder."""
 
 
-SYSTEMS = (digits, classification, flow_training, glue, language_training, starcraft)
+SYSTEMS = (
+    digits,
+    classification,
+    flow_training,
+    language_training,
+    glue,
+    autoencoding,
+    audioset,
+    starcraft,
+)
 """Each with RECIPES by name, `further_scores` and `report`."""
 
 TASKS = {

@@ -6,23 +6,17 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Float, UInt8
 
 from perceivers.core.config import DecoderConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
-from perceivers.media.audio import to_mono, to_rate
-from perceivers.media.image import resize
+from perceivers.media.clips import FPS, standard_frames, standard_sound
 from perceivers.media.video import Clip
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
-
-FPS, RATE = 25, 48_000
-"""Frames and samples of sound a second that the released model was trained on."""
 
 FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
 """Of a clip at 25 frames and 48,000 samples a second."""
@@ -115,23 +109,3 @@ def autoencode(
     kept = round(count * samples / length)
     rebuilt = Clip(np.concatenate(written)[:count], float(FPS), np.concatenate(heard)[:kept], samples * FPS // length)
     return Reconstruction(rebuilt, labels.ranking(torch.stack(logits).softmax(-1).mean(0), num_classes))
-
-
-def standard_frames(clip: Clip, side: int) -> UInt8[np.ndarray, "t side side 3"]:
-    """Frames at 25 a second (the nearest in time), the centre square of each resized (official notebook)."""
-    count = max(round(len(clip.frames) * FPS / clip.fps), 1)
-    nearest = np.minimum(np.round(np.arange(count) * clip.fps / FPS).astype(int), len(clip.frames) - 1)
-    height, width = clip.frames.shape[1:3]
-    square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
-    cut = clip.frames[:, top : top + square, left : left + square]
-    small = {n: np.clip(np.round(resize(cut[n], (side, side), "bilinear")), 0, 255) for n in np.unique(nearest)}
-    return np.stack([small[n] for n in nearest]).astype(np.uint8)
-
-
-def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
-    """One channel at the model's rate; a silent film has silence."""
-    wanted = int(rate)
-    if clip.sound is None or clip.rate is None:
-        return np.zeros((round(len(clip.frames) / clip.fps * wanted), 1), np.float32)
-    return to_rate(rearrange(to_mono(clip.sound), "... -> (...) 1"), clip.rate, wanted).astype(np.float32)

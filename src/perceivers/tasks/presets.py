@@ -49,6 +49,7 @@ PRESETS = {
     "multimodal-196": Published(partial(multimodal, 196), 19_557_799, "-", "-"),
     "audioset-512": Published(partial(audioset, 512), None, "25.0M", "52.9B"),
     "audioset-1024": Published(partial(audioset, 1024), None, "88.2M", "129.5B"),
+    "audioset-mel-1024": Published(partial(audioset, 1024, mel=True), None, "88.2M", "129.5B"),
     "audioset-perceiver-512": Published(partial(audioset, 512, original=True), None, "21.0M", "52.3B"),
 }
 """Every published model."""

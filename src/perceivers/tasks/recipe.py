@@ -88,7 +88,15 @@ def evaluate_run(run: Path) -> dict[str, Scores]:
     held_out = read_held_out(recipe.data, recipe.schema)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
-    return {name: evaluate(model, held_out, schema) for name, schema in schemas.items()}
+    return {name: evaluate(under(model, schema), held_out, schema) for name, schema in schemas.items()}
+
+
+def under(model: PerceiverIO, schema: Schema) -> PerceiverIO:
+    """The same weights under a schema with the same parts, which may hide inputs otherwise."""
+    changed = Preset(schema, model.config).build("meta")
+    changed.load_state_dict(model.state_dict(), assign=True)
+    changed.memory_limit = model.memory_limit
+    return changed.eval()
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
@@ -97,7 +105,10 @@ def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
     recipe = read_recipe(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
-    return recipe, load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    limit = recipe.training.memory_limit
+    model.memory_limit = None if limit is None else limit * 1_000_000
+    return recipe, model
 
 
 def read_recipe(run: Path) -> Recipe:

@@ -1,0 +1,66 @@
+"""Sound as a picture: the log-mel spectrogram of its samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from perceivers.core.positions import Fourier
+from perceivers.media.audio import read_audio, to_mono, to_rate
+from perceivers.media.mel import log_mel
+from perceivers.modalities.grid import Grid
+from perceivers.modalities.kind import Raw
+from perceivers.modalities.patches import as_sizes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Spectrogram(Grid):
+    """Log-mel power [steps, bands, 1] of one channel of sound; a record holds the samples, [n] or [n, 1]."""
+
+    axes: ClassVar[int] = 2
+    size: int | tuple[int, ...] = (64, 40)
+    """Steps of time it is trained at, and bands."""
+    rate: int = 16_000
+    """Samples a second; sound files are brought to it."""
+    hop: int = 160
+    """Samples from one step to the next."""
+    window: int = 400
+    """Samples that a step looks at."""
+    kind: Literal["spectrogram"] = "spectrogram"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels != 1:
+            raise ValueError(f"channels = {self.channels}: a spectrogram is of one channel of sound")
+
+    def read_file(self, path: Path) -> np.ndarray:
+        """The first samples of a sound, enough for `size`, with silence behind them if need be."""
+        samples, rate = read_audio(path)
+        samples = to_rate(to_mono(samples), rate, self.rate)
+        wanted = as_sizes(self.size, 2, "size")[0] * self.hop
+        return np.pad(samples[:wanted], ((0, max(wanted - len(samples), 0)), (0, 0)))
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """Time to the right, high above low."""
+        values = sample["values"] if isinstance(sample, dict) else sample
+        axes.imshow(values[..., 0].detach().cpu().T, origin="lower", aspect="auto", cmap="magma")
+        axes.set_axis_off()
+
+    def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
+        samples = np.asarray(value, dtype)
+        if samples.ndim == 2 and samples.shape[1] == 1:
+            samples = samples[:, 0]
+        if samples.ndim != 1:
+            raise ValueError(f"shape {samples.shape} is no sound of one channel: [n] or [n, 1]")
+        return log_mel(samples, self.rate, as_sizes(self.size, 2, "size")[1], self.hop, self.window)[..., None]
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Spectrogram, list[Any]]":
+        """Five steps of seven bands; the second is missing."""
+        spec = cls(size=(5, 7), hop=53, window=101, rate=1009, positions=Fourier(num_bands=3))
+        return spec, [rng.normal(size=5 * 53), None]

@@ -28,7 +28,7 @@ from perceivers.modalities import Text
 from perceivers.modalities.kind import sample_of
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of, trained_tokenizer, word_numbers
 from perceivers.preset import Preset
-from perceivers.schema import Record, Schema, kind_name
+from perceivers.schema import Record, Schema
 from perceivers.storage import write_text
 from perceivers.tasks.language import language
 from perceivers.tasks.language_rivals import HiddenText, rival_guesses
@@ -210,7 +210,7 @@ def fit_tokenizer(recipe: Recipe, path: Path) -> None:
 def some_documents(data: DataSet) -> Iterator[str]:
     """Documents to learn from, up to COUNTED characters; ValueError if the data set has none."""
     if not isinstance(data, Texts):
-        raise ValueError(f"a data set of kind {kind_name(data)!r} has no documents: use one of kind 'texts'")
+        raise ValueError(f"{type(data).__name__} has no documents: use data of kind 'texts'")
     counted = 0
     for document in data.documents(held_out=False):
         yield document[: COUNTED - counted]

@@ -115,7 +115,7 @@ def shipped() -> Recipe:
 def small_recipe(preset: Preset, num_steps: int) -> Recipe:
     """256 bytes of ten documents of one folder, 64 latents, four layers; as wide everywhere as the preset's text.
 
-    From the paper's start a model of this size learns for hours where things are, before it learns what follows what.
+    Started as in the paper, models of this size still wrote by the frequencies of bytes (5 bits each) after 700 steps.
     Here each latent begins with reading a stretch of the text, each query with asking the latents of its stretch, and
     what is visible counts a little in the loss.
     """

@@ -125,7 +125,7 @@ def small(tasks: Sequence[Task], variant: Variant = "task-queries", num_steps: i
         training=TrainingConfig(
             num_steps=num_steps,
             batch_size=16,
-            optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.01, max_norm=1.0),
+            optimiser=OptimiserConfig(kind="adamw", learning_rate=5e-4, weight_decay=0.01, max_norm=1.0),
             schedule=ScheduleConfig(kind="cosine", warmup_steps=100),
         ),
     )

@@ -10,7 +10,7 @@ from perceivers.core.config import Config, DecoderConfig, LatentsConfig, Process
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Glue
 from perceivers.data.glue import CLASSES, examples
-from perceivers.modalities import Text
+from perceivers.modalities import Estimate, Text
 from perceivers.preset import Preset
 from perceivers.pretrained.transfer import transfer
 from perceivers.schema import Schema, from_plain, to_plain
@@ -195,6 +195,10 @@ def test_other_encodings_and_wrong_settings_are_refused(tmp_path):
     (tmp_path / "SST-2" / "train.tsv").write_bytes("sch\xf6n\t1\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"train.tsv: not UTF-8"):
         Glue(str(tmp_path), ("sst_2",)).training()
+    files = {name: lines for name, lines in BEFORE.items() if "hutto" in name}
+    files["hutto_ICWSM_2014/tweets_GroundTruth.txt"] = ["first\t2.5\tYay!"]
+    with pytest.raises(ValueError, match=r"tweets_GroundTruth.txt:1: 'first' must begin with the number"):
+        Glue(written(tmp_path, files), ("vader",)).training()
     with pytest.raises(ValueError, match="each once"):
         Glue(tasks=("rte", "rte"))
     with pytest.raises(ValueError, match="2 numbers above 0"):
@@ -316,6 +320,11 @@ def test_f1_and_correlation_by_hand():
         metric.update(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3.0, 1.0, 2.0]))
     # Deviations (-4, -1, 5) / 3 and (1, -1, 0).
     assert float(metrics["pearson"].compute()) == pytest.approx(-3 / (42 * 2) ** 0.5)
+    sure = Estimate(further_metrics=("pearson",))
+    means = torch.tensor([[1.0], [2.0], [4.0]])[..., None]
+    metric = sure.metrics()["pearson"]
+    metric.update(*sure.compared(torch.cat([means, torch.ones_like(means)], -1), torch.tensor([[3.0], [1.0], [2.0]])))
+    assert float(metric.compute()) == pytest.approx(-3 / (42 * 2) ** 0.5)
 
 
 def test_rivals_by_hand(tmp_path):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from perceivers.core.attention import Attention, BlockConfig
+from perceivers.core.initialisers import sines
 from perceivers.data import Texts
 from perceivers.data.texts import documents_of
 from perceivers.modalities import Text
@@ -27,8 +29,16 @@ from perceivers.tasks.language_rivals import (
     rival_guesses,
     surroundings,
 )
-from perceivers.tasks.language_training import RECIPES, fit_tokenizer, hidden_scores, hidden_texts, small, small_tokens
-from perceivers.tasks.recipe import Recipe, run_recipe
+from perceivers.tasks.language_training import (
+    RECIPES,
+    fit_tokenizer,
+    hidden_scores,
+    hidden_texts,
+    small,
+    small_tokens,
+    with_text,
+)
+from perceivers.tasks.recipe import Recipe, preset_of, run_recipe
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
 
 
@@ -236,6 +246,54 @@ def test_bits_and_accuracy_by_hand():
         metric.update(*spec.compared(logits, target))
     assert float(metrics["accuracy"].compute()) == 0.5
     assert float(metrics["bits_per_token"].compute()) == pytest.approx((1 + 3) / 2, abs=1e-6)
+
+
+def test_visible_tokens_count_as_little_as_asked():
+    """One hidden token of 1 bit and two visible ones of 2 bits, at a quarter: (1 + 2 x 0.25 x 2) / 1.5 bits."""
+    spec = Text(vocab_size=4, length=4, of="text", visible=0.25)
+    logits = torch.log(torch.tensor([[[0.5, 0.5, 1e-9, 1e-9], [0.25] * 4, [0.25] * 4, [1e-9, 1e-9, 1e-9, 1.0]]]))
+    target = {"ids": torch.tensor([[0, 1, 2, 0]]), "mask": torch.tensor([[True, True, True, False]])}
+    target["masked"] = torch.tensor([[True, False, False, False]])
+    assert float(spec.loss(logits, target)) == pytest.approx(2 / 1.5 * math.log(2), rel=1e-6)
+    assert float(spec.num_terms(target)) == 1.5
+    assert float(replace(spec, visible=0.0).loss(logits, target)) == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_sines_by_hand():
+    """Two rows for places 0 and 2 of four; wavelengths 2 pi and 8 pi places; their mean square is 1."""
+    expected = [[0, 1, 0, 1], [math.sin(2), math.cos(2), math.sin(0.5), math.cos(0.5)]]
+    torch.testing.assert_close(sines(2, 4, 4).detach(), math.sqrt(2) * torch.tensor(expected))
+    assert sines(7, 13, 5).shape == (7, 5)
+
+
+def test_small_models_start_with_local_attention():
+    """Half of what a latent reads lies within a stretch beside its own; from the paper's start, a twentieth does."""
+    torch.manual_seed(0)
+    recipe = small()
+    official = replace(recipe, schema=replace_text(recipe, sines=False), config=plain_start(recipe.config))
+    near = []
+    for own in (recipe, official):
+        model = preset_of(own).build()
+        ids = torch.randint(6, 262, (2, 256))
+        weights = model.attention_maps({"text": ids})["encoder"]["text"]
+        distance = (torch.arange(64)[:, None] * 4 - torch.arange(256)).abs()
+        near.append((weights * (distance <= 4)).sum(dim=-1).mean().item())
+    assert near[0] > 0.5
+    assert near[1] < 0.1
+
+
+def replace_text(recipe, **fields):
+    return with_text(preset_of(recipe), **fields).schema
+
+
+def plain_start(config):
+    stages = {name: replace(getattr(config, name), alignment=None) for name in ("encoder", "decoder")}
+    return replace(config, latents=replace(config.latents, num_places=None), **stages)
+
+
+def test_only_what_is_as_wide_can_be_aligned():
+    with pytest.raises(ValueError, match="alignment needs queries as wide"):
+        Attention(7, 5, BlockConfig(alignment=1.0))
 
 
 def test_tokens_and_bytes_hide_the_same_words(corpus, tmp_path):

@@ -190,9 +190,10 @@ def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Ite
         row = dict(zip(columns, cells_of(line), strict=False))
         if len(row) < len(columns) or row[layout.target] in UNLABELLED:
             continue
-        if layout.held_out_every is None or is_held_out(row, layout.held_out_every) == held_out:
+        place = f"{path}:{number}"
+        if layout.held_out_every is None or is_held_out(row["document"], layout.held_out_every, place) == held_out:
             text = BETWEEN.join(row[name] for name in layout.sentences)
-            yield Example(text, targets(task, row[layout.target], f"{path}:{number}"), path.name)
+            yield Example(text, targets(task, row[layout.target], place), path.name)
 
 
 def targets(task: Task, cell: str, place: str) -> dict[str, Any]:
@@ -218,6 +219,9 @@ def cells_of(line: str) -> list[str]:
     return line.rstrip("\r").split("\t")
 
 
-def is_held_out(row: dict[str, str], every: int) -> bool:
-    """By the number of its document, of which it may be one of several sentences: 12_3 is the third of number 12."""
-    return int(row["document"].partition("_")[0]) % every == 0
+def is_held_out(document: str, every: int, place: str) -> bool:
+    """By its number, before that of a sentence in it: 12_3 is the third of 12; ValueError if there is none."""
+    number = document.partition("_")[0]
+    if not number.isdecimal():
+        raise ValueError(f"{place}: {document!r} must begin with the number of a document")
+    return int(number) % every == 0

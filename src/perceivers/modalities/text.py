@@ -205,7 +205,7 @@ class Text(Kind):
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Of the tokens that the loss looks at: most probable ids and the true ids' bits, [n, 2]; true ids."""
         asked = _asked(target)
-        logits, ids = _beside(prediction, target)[asked].double(), target["ids"][asked]
+        logits, ids = _beside(prediction, target)[asked].float(), target["ids"][asked]
         bits = F.cross_entropy(logits, ids, reduction="none") / math.log(2)
         return torch.stack([logits.argmax(dim=-1), bits], dim=-1), ids
 

@@ -182,6 +182,16 @@ def test_the_papers_run_is_the_papers():
     assert round(parameters / 1e4) == 21308  # facts: 213.08 M
 
 
+def test_recipes_that_cannot_be_mixed_are_refused(command, tmp_path):
+    """Before anything is written."""
+    code, _, errors = command(
+        "train", "digits", "--out", tmp_path / "run", "--set", "training.mixing={mixup_alpha: 1.0}"
+    )
+    assert code == 2
+    assert "one image in and labels out, not PointSet, Label, Image" in errors
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("features", ["fourier", "learned", "conv"])
 def test_a_run_from_end_to_end(features, tmp_path):
     """Training, evaluation at other sizes than the trained one, rivals, report."""

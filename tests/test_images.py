@@ -179,7 +179,17 @@ def test_the_papers_run_is_the_papers():
     schema = tuned.schema.changed("label", classes=1000)
     model = preset_of(replace(tuned, schema=schema)).build("meta")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert round(parameters / 1e4) == 21308  # facts: 213.08 M
+    assert round(parameters / 1e4) == 21308  # the paper says 212 M, without the map of pixels
+
+
+def test_recipes_that_cannot_be_mixed_are_refused(command, tmp_path):
+    """Before anything is written."""
+    code, _, errors = command(
+        "train", "digits", "--out", tmp_path / "run", "--set", "training.mixing={mixup_alpha: 1.0}"
+    )
+    assert code == 2
+    assert "one image in and labels out, not PointSet, Label, Image" in errors
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("features", ["fourier", "learned", "conv"])

@@ -5,7 +5,7 @@ The small ones learn from Python's documentation (Debian's package python3.11-do
     apt-get download python3.11-doc && dpkg-deb -x python3.11-doc_*.deb docs
     perceivers train language --out runs/language --set data.folder=docs/usr/share/doc/python3.11/html/_sources
 
-It takes about 18 minutes of one core (a step 0.35 seconds), `language-shipped` an hour; the rivals count for a minute or two.
+It takes about 18 minutes of one core (a step 0.35 seconds), `language-shipped` an hour; rivals count for a minute more.
 
 On SentencePiece tokens instead of bytes, with a vocabulary of the same texts:
 

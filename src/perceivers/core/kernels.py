@@ -10,7 +10,8 @@ A program takes a sample, a tile of ROWS x COLUMNS places and some questions, an
 `columns` and all sums stay in registers, where sums by column add up place by place and a row's sum is one number a
 question. The reference is the largest score so far; where it rises, all sums shrink. What the programs find is stacked,
 [reference | sum of e | by row | by column | by channel], and added up in a fixed order: the same bits every time,
-whatever the rest of the batch. Statistics, tables and sums are float32; products of content take content as it is.
+in whatever order programs end. Statistics, tables and sums are float32. Products of content take it as it is; in half
+precision what is asked of it comes in two parts, so that scores are those of float32, as in the gradient.
 
 It needs Triton, which comes with torch for CUDA; with TRITON_INTERPRET=1 it runs on a CPU too, slowly.
 """
@@ -26,8 +27,8 @@ from torch import Tensor
 from perceivers.core.reading import NOTHING_SEEN
 from perceivers.core.rows import Block, SeparableRows
 
-ROWS, COLUMNS, QUESTIONS = 32, 64, 64
-"""Of a program; a tile of the second by the third fits into its registers a few times."""
+ROWS, COLUMNS, QUESTIONS, WARPS = 32, 32, 64, 8
+"""Of a program: what the compiler fits into registers (sm_90) for any width of content, without spilling."""
 
 LEAST_CHANNELS, MOST_CHANNELS = 16, 128
 """Of content: fewer are filled up for the product, more would not fit into registers."""
@@ -36,46 +37,50 @@ PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 """Of content."""
 
 
-def takes(content: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for such content (its width and precision matter) and statistics of this precision."""
-    fits = content is None or (content.dtype in PRECISIONS and content.shape[-1] <= MOST_CHANNELS)
-    return dtype == torch.float32 and fits
+def takes(content: Tensor | None) -> bool:
+    """Whether the kernel fits such content; its width and precision matter."""
+    return content is None or (content.dtype in PRECISIONS and content.shape[-1] <= MOST_CHANNELS)
 
 
 @triton.jit
 @no_type_check
 def _tile(
     content, scale, asked, found, content_stride, num_rows, width, channels, questions,
-    EMPTY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, QUESTIONS: tl.constexpr, CHANNELS: tl.constexpr,
+    empty: tl.constexpr, tile_rows: tl.constexpr, tile_columns: tl.constexpr,
+    tile_questions: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    sample, across = tl.program_id(1), tl.cdiv(width, COLUMNS)
-    parts = across * tl.cdiv(num_rows, ROWS)
+    sample, across = tl.program_id(1), tl.cdiv(width, tile_columns)
+    parts = across * tl.cdiv(num_rows, tile_rows)
     part = tl.program_id(0) % parts
-    first = part // across * ROWS
-    x = part % across * COLUMNS + tl.arange(0, COLUMNS)
-    n = tl.program_id(0) // parts * QUESTIONS + tl.arange(0, QUESTIONS)
-    y, c = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
+    first = part // across * tile_rows
+    x = part % across * tile_columns + tl.arange(0, tile_columns)
+    n = tl.program_id(0) // parts * tile_questions + tl.arange(0, tile_questions)
+    y, c = tl.arange(0, tile_rows), tl.arange(0, tile_channels)
     asking, inside = n[None, :] < questions, x < width
 
     start = first.to(tl.int64) * width
-    content += sample.to(tl.int64) * content_stride + start * channels + x[:, None] * channels + c[None, :]
-    scale += sample.to(tl.int64) * num_rows * width + start + x
+    content += sample.to(tl.int64) * content_stride + start * channels
+    scale += sample.to(tl.int64) * num_rows * width + start
     asked += sample.to(tl.int64) * (num_rows + width + channels) * questions + n
     on_columns = tl.load(asked + (num_rows + x[:, None]) * questions, mask=inside[:, None] & asking, other=0.0)
     place = asked + (num_rows + width + c[:, None]) * questions
-    on_content = tl.load(place, mask=(c[:, None] < channels) & asking, other=0.0).to(content.dtype.element_ty)
+    whole = tl.load(place, mask=(c[:, None] < channels) & asking, other=0.0)
+    on_content = whole.to(content.dtype.element_ty)
+    rest = (whole - on_content.to(tl.float32)).to(content.dtype.element_ty)
 
-    reference = tl.full([QUESTIONS], EMPTY, tl.float32)
-    total = tl.zeros([QUESTIONS], tl.float32)
-    by_row = tl.zeros([ROWS, QUESTIONS], tl.float32)
-    by_column = tl.zeros([COLUMNS, QUESTIONS], tl.float32)
-    by_channel = tl.zeros([CHANNELS, QUESTIONS], tl.float32)
-    for row in range(first, min(first + ROWS, num_rows)):
-        r = tl.load(scale, mask=inside, other=0.0)
+    reference = tl.full([tile_questions], empty, tl.float32)
+    total = tl.zeros([tile_questions], tl.float32)
+    by_row = tl.zeros([tile_rows, tile_questions], tl.float32)
+    by_column = tl.zeros([tile_columns, tile_questions], tl.float32)
+    by_channel = tl.zeros([tile_channels, tile_questions], tl.float32)
+    for row in range(first, min(first + tile_rows, num_rows)):
+        r = tl.load(scale + x, mask=inside, other=0.0)
         s = on_columns + tl.load(asked + row * questions, mask=n < questions, other=0.0)[None, :]
         valid = (r[:, None] > 0) & (c[None, :] < channels)  # nothing that is absent is looked at: it may be NaN
-        tokens = tl.load(content, mask=valid, other=0.0)
-        s = tl.dot(tokens, on_content, s, input_precision="ieee")
+        tokens = tl.load(content + x[:, None] * channels + c[None, :], mask=valid, other=0.0)
+        s = tl.dot(tokens, on_content, s, input_precision="tf32x3")
+        if content.dtype.element_ty != tl.float32:
+            s = tl.dot(tokens, rest, s)
         s = tl.where(r[:, None] > 0, s * r[:, None], float("-inf"))
         raised = tl.maximum(reference, tl.max(s, 0))
         shrink = tl.exp(reference - raised)[None, :]
@@ -84,20 +89,20 @@ def _tile(
         total = total * tl.exp(reference - raised) + tl.sum(e, 0)
         by_row = tl.where(y[:, None] == row - first, tl.sum(w, 0)[None, :], by_row * shrink)
         by_column = by_column * shrink + w
-        by_channel = tl.dot(tl.trans(tokens), w.to(tokens.dtype), by_channel * shrink, input_precision="ieee")
+        by_channel = tl.dot(tl.trans(tokens), w.to(tokens.dtype), by_channel * shrink, input_precision="tf32x3")
         reference = raised
         content += width * channels
         scale += width
 
-    height = 2 + ROWS + COLUMNS + channels
+    height = 2 + tile_rows + tile_columns + channels
     found += (sample.to(tl.int64) * parts + part) * height * questions + n
     tl.store(found, reference, mask=n < questions)
     tl.store(found + questions, total, mask=n < questions)
     found += 2 * questions
     tl.store(found + y[:, None] * questions, by_row, mask=(y[:, None] >= 0) & asking)
-    found += ROWS * questions
-    tl.store(found + tl.arange(0, COLUMNS)[:, None] * questions, by_column, mask=inside[:, None] & asking)
-    tl.store(found + (COLUMNS + c[:, None]) * questions, by_channel, mask=(c[:, None] < channels) & asking)
+    found += tile_rows * questions
+    tl.store(found + tl.arange(0, tile_columns)[:, None] * questions, by_column, mask=inside[:, None] & asking)
+    tl.store(found + (tile_columns + c[:, None]) * questions, by_channel, mask=(c[:, None] < channels) & asking)
 
 
 def sums(rows: SeparableRows, block: Block) -> tuple[Tensor, list[Tensor]]:
@@ -132,7 +137,7 @@ def _found(content: Tensor | None, scale: Tensor, asked: Tensor, num_rows: int, 
     padded = max(LEAST_CHANNELS, triton.next_power_of_2(channels))
     grid = (down * across * math.ceil(questions / QUESTIONS), len(scale))
     sizes = (content.stride(0), num_rows, width, channels, questions)
-    _tile[grid](content, scale, asked, found, *sizes, NOTHING_SEEN, ROWS, COLUMNS, QUESTIONS, padded)
+    _tile[grid](content, scale, asked, found, *sizes, NOTHING_SEEN, ROWS, COLUMNS, QUESTIONS, padded, num_warps=WARPS)
     reference = found[..., :1, :].amax((1, 2), keepdim=True)
     found = found[..., 1:, :].mul_((found[..., :1, :] - reference).exp())
     total, by_row, by_column, by_channel = found.split([1, ROWS, COLUMNS, channels], -2)

@@ -13,8 +13,9 @@ as Fourier features on a grid are, with the columns of A centred and r = 1 / std
 
 so that no token is made ("separable"). "projected" makes keys and values as usual, a block at a time: for many heads.
 Softmax runs online: exponentials are relative to a reference, the largest score seen so far or a little less.
-One sample at a time: its bits do not depend on the others. On a GPU, whose launches are dear, all samples are read
-together in the separable order, and one kernel makes its sums (kernels.py). m tokens of a block, n questions, c channels.
+One sample at a time: its bits do not depend on the others. On a GPU, where launches are dear, all samples are read
+together in the separable order, and a kernel makes its sums (kernels.py).
+m tokens of a block, n questions, c channels.
 """
 
 import importlib
@@ -69,8 +70,8 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Rows, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
-        kernels = kernels_for(rows)
-        reference, sums = _added_up(rows, blocks) if kernels is None else _by_kernel(kernels, rows, blocks)
+        fused = isinstance(rows, SeparableRows) and rows.batch and has_kernel(rows.segment, rows.device)
+        reference, sums = (_by_kernel if fused and rows.dtype == torch.float32 else _added_up)(rows, blocks)
         ctx.rows, ctx.blocks = rows, blocks
         ctx.save_for_backward(reference, *tensors)
         ctx.mark_non_differentiable(reference)
@@ -107,9 +108,10 @@ def _added_up(rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]
     return reference, sums
 
 
-def _by_kernel(kernels: ModuleType, rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
-    """The same on a GPU: several blocks at once take less than one that writes its scores down."""
-    reference, sums = None, None
+def _by_kernel(rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
+    """The same by a kernel: several blocks at once take less memory than one that writes its scores down."""
+    reference, sums, kernels = None, None, triton_kernels()
+    assert kernels is not None
     for first in range(0, len(blocks), KERNEL_BLOCKS):
         top, found = kernels.sums(rows, (blocks[first][0], blocks[first : first + KERNEL_BLOCKS][-1][1]))
         if reference is None or sums is None:
@@ -123,17 +125,20 @@ def _by_kernel(kernels: ModuleType, rows: Rows, blocks: Sequence[Block]) -> tupl
     return reference, sums
 
 
-def kernels_for(rows: Rows) -> ModuleType | None:
-    """The kernels, if there is one for these rows."""
-    if not isinstance(rows, SeparableRows) or rows.device.type not in TOGETHER:
-        return None
+def is_together(order: Order, device: torch.device) -> bool:
+    """Whether all samples are read at once."""
+    return order == "separable" and device.type in TOGETHER
+
+
+def has_kernel(segment: Segment, device: torch.device) -> bool:
+    """Whether a kernel reads this segment in the separable order."""
     kernels = triton_kernels()
-    return kernels if kernels is not None and kernels.takes(rows.tensors.get("content"), rows.dtype) else None
+    return is_together("separable", device) and kernels is not None and kernels.takes(segment.content)
 
 
 @cache
 def triton_kernels() -> ModuleType | None:
-    """kernels.py where Triton is installed."""
+    """kernels.py, where Triton is installed."""
     return importlib.import_module("perceivers.core.kernels") if importlib.util.find_spec("triton") else None
 
 
@@ -242,7 +247,7 @@ def read(
             reference, total = (rearrange(x, "... 1 (h n) -> ... h 1 n", h=heads) for x in (reference, total))
         return reference[..., 0, :], total[..., 0, :], weighted + total.mT * value_bias[:, None]
 
-    if order == "separable" and segment.device.type in TOGETHER:
+    if is_together(order, segment.device):
         return ReadState(*taken(segment, query))
     states = [taken(segment.sample(number), query[number % len(query)]) for number in range(batch)]
     return ReadState(*(torch.stack(parts) for parts in zip(*states, strict=True)))

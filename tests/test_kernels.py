@@ -10,8 +10,7 @@ from hypothesis import given
 from cross_cases import Make, largest_error, makes, reading, with_gradients
 from perceivers.core import orders
 from perceivers.core.orders import is_together, triton_kernels
-from perceivers.core.plan import RATES, Case, Plan
-from perceivers.core.rows import SeparableRows
+from perceivers.core.plan import RATES, Plan
 from test_orders import (
     EXACT,
     assert_agreement,
@@ -21,6 +20,7 @@ from test_orders import (
     parts_of,
     seeds,
 )
+from test_plan import LARGE, case_of, peak
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -164,6 +164,47 @@ def test_a_thousandth_more_of_any_sum_is_found(part: int, monkeypatch: pytest.Mo
         assert float((one - two).abs().max()) > 1e-5
     else:
         assert error() > 1e-5
+
+
+@kernel
+def test_memory_of_the_kernel_stays_within_the_limit(counted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RATES, "cpu", RATES["cuda"])
+    with torch.no_grad():
+        for make in (replace(LARGE, mask="some", hidden=True), replace(LARGE, content=0, grid=(29, 7, 5), batch=3)):
+            crossing = reading(make).to(torch.float32, DEVICE)
+            for tokens in (1, 211, 701):
+                limit = case_of(crossing).costs()["separable"].bytes(tokens)
+                choice = case_of(crossing).choose(Plan(limit, "separable"), dense=True)
+                assert peak(crossing, choice) <= limit, (make, tokens)
+    assert counted
+
+
+# The plan, with what a GPU's operations cost.
+
+
+@kernel
+def test_the_kernel_is_taken_where_it_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For many samples; not where gradients make every score again; and dense attention is fused there too."""
+    monkeypatch.setitem(RATES, "cpu", RATES["cuda"])
+    many_pixels = Make(grid=(101, 103), content=3, padding=199, batch=8, content_batch=8)
+    crossing = reading(many_pixels).to(torch.bfloat16)
+    with torch.no_grad():
+        costs = case_of(crossing).costs()
+        assert min(costs, key=lambda order: costs[order].work) == "separable"
+        assert case_of(crossing).choose(Plan(), dense=True).order == "separable"
+    assert case_of(crossing).choose(Plan(), dense=True).order == "dense"
+    monkeypatch.setattr(orders, "triton_kernels", lambda: None)
+    with torch.no_grad():
+        assert case_of(crossing).choose(Plan(), dense=True).order == "dense"
+
+
+def test_fused_attention_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    crossing = reading(replace(LARGE, heads=7, qk=3, v=3)).to(torch.float32)
+    written = case_of(crossing).costs()["dense"].token_bytes
+    monkeypatch.setitem(RATES, "cpu", RATES["cuda"])
+    scores = 2 * 4 * crossing.segment.batch_size * case_of(crossing).questions
+    assert written - case_of(crossing).costs()["dense"].token_bytes == scores
+    assert case_of(crossing.to(torch.float64)).costs()["dense"].token_bytes >= 2 * written
 
 
 @pytest.fixture

@@ -42,6 +42,11 @@ def takes(content: Tensor | None) -> bool:
     return content is None or (content.dtype in PRECISIONS and content.shape[-1] <= MOST_CHANNELS)
 
 
+def numbers(width: int, channels: int) -> int:
+    """How many the programs that stand side by side write for a question."""
+    return math.ceil(width / COLUMNS) * (2 + ROWS + COLUMNS + channels)
+
+
 @triton.jit
 @no_type_check
 def _tile(

@@ -136,6 +136,14 @@ def has_kernel(segment: Segment, device: torch.device) -> bool:
     return is_together("separable", device) and kernels is not None and kernels.takes(segment.content)
 
 
+def kernel_numbers(width: int, channels: int) -> tuple[float, int]:
+    """Numbers the kernel writes for a question: for each token of a block, and at least."""
+    kernels = triton_kernels()
+    assert kernels is not None
+    row_of_tiles = kernels.numbers(width, channels)
+    return KERNEL_BLOCKS * row_of_tiles / (kernels.ROWS * width), row_of_tiles
+
+
 @cache
 def triton_kernels() -> ModuleType | None:
     """kernels.py, where Triton is installed."""

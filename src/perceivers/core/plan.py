@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from perceivers.core.attention import CrossAttention
 from perceivers.core.joining import check_names
-from perceivers.core.orders import Order, has_kernel, is_linear, is_together
+from perceivers.core.orders import KERNEL_BLOCKS, Order, has_kernel, is_linear, is_together, kernel_numbers
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
 
@@ -235,7 +235,8 @@ class Case:
     def default_block(self, order: Order) -> int:
         """Tokens of a block where no limit asks for fewer."""
         size = max(self.rates.numbers // (self.questions + self.channels) // self.together(order), 1)
-        return min(size, max(ONE_HOT * self.width, size // 16)) if order.startswith("separable") else size
+        coded = order.startswith("separable") and not self.is_fused(order)
+        return min(size, max(ONE_HOT * self.width, size // 16)) if coded else size
 
     @property
     def rates(self) -> Rates:
@@ -284,12 +285,16 @@ class Case:
             own=segment.own_channels,
             content=content,
             located=segment.positions.num_channels if isinstance(segment.positions, AxisTables) else 0,
-            varying=content
-            + 2
-            + (min(self.default_block("separable"), segment.num_tokens) // self.width if self.width else 0),
+            varying=content + 2 + self._coded_rows(),
             width=self.width,
             projected=segment.projection is not None,
         )
+
+    def _coded_rows(self) -> int:
+        """Of a block in the separable order, where scores are products with their one-hot code."""
+        if not self.width or self.is_fused("separable"):
+            return 0
+        return min(self.default_block("separable"), self.segment.num_tokens) // self.width
 
     def _cost(self, order: Order) -> Cost:
         sizes, samples, rates, fused = self.sizes, self.samples, self.rates, self.is_fused(order)
@@ -299,6 +304,10 @@ class Case:
         if fused and rates.score is not None:
             faster = rates.half if self.latents.dtype in HALF else 1
             work, score, stored = multiply_adds // faster, rates.score, 0
+            if order == "separable":
+                own, at_once = kernel_numbers(self.width, sizes.content)
+                more = _Count(held=(KERNEL_BLOCKS - 1) * count.held, kept=at_once * sizes.questions)
+                stored, count = math.ceil(own), count + more
         else:
             work, score, stored = multiply_adds, rates.element * count.visits + rates.exponential, count.stored
         work += samples * tokens * (rates.element * count.passes + score * sizes.questions)
@@ -306,7 +315,8 @@ class Case:
             held = count.held + stored * sizes.questions
             return Cost(work, multiply_adds, item * samples * held, 0, tokens)
         together = self.together(order)
-        work += samples // together * rates.block * -(-tokens // self.default_block(order))
+        at_once = self.default_block(order) * (KERNEL_BLOCKS if fused else 1)
+        work += samples // together * rates.block * -(-tokens // at_once)
         item *= GRADIENT if torch.is_grad_enabled() else 1
         unit = self.width if order.startswith("separable") else 1
         # The gradient of the content is put together from those of its samples.

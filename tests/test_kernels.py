@@ -124,9 +124,7 @@ def test_content_may_lie_in_memory_in_any_way() -> None:
 
 @kernel
 @pytest.mark.parametrize(("content", "dtype"), [(131, torch.float32), (3, torch.float64)])
-def test_what_the_kernel_does_not_take_is_read_without_it(
-    content: int, dtype: torch.dtype, counted: list[Any]
-) -> None:
+def test_what_the_kernel_does_not_take_is_read_without_it(content: int, dtype: torch.dtype, counted: list[Any]) -> None:
     crossing = reading(Make(grid=(3, 7), content=content)).to(dtype, DEVICE)
     expected = with_gradients(crossing, crossing.dense())
     found = with_gradients(crossing, crossing.ordered("separable", 7))

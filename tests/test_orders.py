@@ -231,7 +231,8 @@ def test_released_models_agree_in_every_order(name: str, order: Order, device: s
     """An order that is not possible somewhere leaves the choice to the plan."""
     model = built(*converted(name)).to(device, torch.float64)
     given = {
-        key: x.to(device, torch.float64 if x.is_floating_point() else None) for key, x in under("in:", read(name)).items()
+        key: x.to(device, torch.float64 if x.is_floating_point() else None)
+        for key, x in under("in:", read(name)).items()
     }
     ask = ASK.get(name, ask_imagenet)
     model_of = {chosen: functools.partial(model, order=chosen) for chosen in ("dense", order)}

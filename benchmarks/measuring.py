@@ -161,9 +161,13 @@ def relative_difference(x: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(x - reference).max() / max(np.abs(reference).max(), 1e-30))
 
 
+GEMM = {"cpu": 2048, "cuda": 8192}
+"""Rows of a large matrix, by device."""
+
+
 def gemm_rate(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
     """The best rate of a large square matrix product, in operations a second."""
-    size = 8192 if device == "cuda" else 2048
+    size = GEMM[device]
     x = torch.randn(size, size, device=device, dtype=dtype)  # a GPU multiplies constants faster
     return 2 * size**3 / min(seconds_of(lambda: x @ x, device)[0] for _ in range(repeats))
 

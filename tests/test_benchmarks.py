@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.__main__ import jobs, main, run_row
 from benchmarks.contenders import huggingface_kept
 from benchmarks.measuring import (
@@ -299,6 +300,17 @@ def test_limits_of_a_cpu_are_no_limits_of_a_gpu():
     assert Work("multimodal", memory_limit=7).limit("cpu") == 7
     assert Work("multimodal", memory_limit=7).limit("cuda") == 16 * 10**9
     assert Work("multimodal").limit("cuda") is None
+
+
+def test_rates_and_orders_of_reading_are_measured(capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.measuring.GEMM", {"cpu": 64, "cuda": 8192})
+    found = gpu.measure(device="cpu", batches=(2,), quick=True, repeats=1)
+    orders = ["dense", "separable", "absorbed", "projected"]
+    assert [one.name for one in found] == [f"{family}, batch 2, {order}" for family in gpu.FAMILIES for order in orders]
+    assert "Rates(element=" in capsys.readouterr().out
+    kernels = pytest.importorskip("perceivers.core.kernels", reason="Triton is not installed")
+    assert list(gpu.with_tiles()) == list(gpu.TILES)
+    assert gpu.TILES[0] == (kernels.ROWS, kernels.COLUMNS, kernels.QUESTIONS, kernels.WARPS)
 
 
 @needs_gpu

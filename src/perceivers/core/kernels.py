@@ -142,7 +142,9 @@ def _found(content: Tensor | None, scale: Tensor, asked: Tensor, num_rows: int, 
     padded = max(LEAST_CHANNELS, triton.next_power_of_2(channels))
     grid = (down * across * math.ceil(questions / QUESTIONS), len(scale))
     sizes = (content.stride(0), num_rows, width, channels, questions)
-    _tile[grid](content, scale, asked, found, *sizes, NOTHING_SEEN, ROWS, COLUMNS, QUESTIONS, padded, num_warps=WARPS)
+    tile = (ROWS, COLUMNS, QUESTIONS, padded)
+    with torch.cuda.device_of(scale):
+        _tile[grid](content, scale, asked, found, *sizes, NOTHING_SEEN, *tile, num_warps=WARPS)
     reference = found[..., :1, :].amax((1, 2), keepdim=True)
     found = found[..., 1:, :].mul_((found[..., :1, :] - reference).exp())
     total, by_row, by_column, by_channel = found.split([1, ROWS, COLUMNS, channels], -2)

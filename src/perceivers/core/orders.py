@@ -132,8 +132,8 @@ def is_together(order: Order, device: torch.device) -> bool:
 
 def has_kernel(segment: Segment, device: torch.device) -> bool:
     """Whether a kernel reads this segment in the separable order."""
-    kernels = triton_kernels()
-    return is_together("separable", device) and kernels is not None and kernels.takes(segment.content)
+    kernels = triton_kernels() if is_together("separable", device) else None
+    return kernels is not None and kernels.takes(segment.content)
 
 
 def kernel_numbers(width: int, channels: int) -> tuple[float, int]:

@@ -108,7 +108,7 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
             return lambda: orders.read(cross, latents, segment, order, choice.block_size)
 
         yield _reading(f"{name}, dense", dense, setting, repeats)
-        if orders.has_kernel(segment, latents.device):
+        if orders.kernels_for(segment, torch.float32):
             for tile in with_tiles():
                 yield _reading(f"{name}, separable, kernel {tile}", ordered("separable"), setting, repeats)
         with without_kernel():

@@ -80,7 +80,7 @@ def test_sums_of_the_kernel_are_those_of_the_blocks(
 ) -> None:
     crossing = reading(KERNELS[name]).to(torch.float32, DEVICE)
     tokens = crossing.segment.num_tokens
-    monkeypatch.setattr(orders, "KERNEL_BLOCKS", 2)
+    monkeypatch.setattr(triton_kernels(), "BLOCKS", 2)
     found = [with_gradients(crossing, crossing.ordered("separable", size)) for size in (tokens // 20, tokens)]
     assert len(counted) > 2
     done = len(counted)

@@ -17,6 +17,7 @@ It needs Triton, which comes with torch for CUDA; with TRITON_INTERPRET=1 it run
 """
 
 import math
+from collections.abc import Sequence
 from typing import no_type_check
 
 import torch
@@ -30,6 +31,9 @@ from perceivers.core.rows import Block, SeparableRows
 ROWS, COLUMNS, QUESTIONS, WARPS = 32, 32, 64, 8
 """Of a program: what the compiler fits into registers (sm_90) for any width of content, without spilling."""
 
+BLOCKS = 8
+"""Of the other orders, that are taken at once: a block whose scores are written down takes ten times the memory."""
+
 LEAST_CHANNELS, MOST_CHANNELS = 16, 128
 """Of content: fewer are filled up for the product, more would not fit into registers."""
 
@@ -42,9 +46,10 @@ def takes(content: Tensor | None) -> bool:
     return content is None or (content.dtype in PRECISIONS and content.shape[-1] <= MOST_CHANNELS)
 
 
-def numbers(width: int, channels: int) -> int:
-    """How many the programs that stand side by side write for a question."""
-    return math.ceil(width / COLUMNS) * (2 + ROWS + COLUMNS + channels)
+def numbers(width: int, channels: int) -> tuple[int, int]:
+    """How many it writes for a question: for each token of a block of the other orders, and at least."""
+    row_of_tiles = math.ceil(width / COLUMNS) * (2 + ROWS + COLUMNS + channels)
+    return math.ceil(BLOCKS * row_of_tiles / (ROWS * width)), row_of_tiles
 
 
 @triton.jit
@@ -108,6 +113,22 @@ def _tile(
     found += tile_rows * questions
     tl.store(found + tl.arange(0, tile_columns)[:, None] * questions, by_column, mask=inside[:, None] & asking)
     tl.store(found + (tile_columns + c[:, None]) * questions, by_channel, mask=(c[:, None] < channels) & asking)
+
+
+def added_up(rows: SeparableRows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
+    """The reference of all blocks, and the sums relative to it."""
+    reference, total = None, None
+    for first in range(0, len(blocks), BLOCKS):
+        top, found = sums(rows, (blocks[first][0], blocks[first : first + BLOCKS][-1][1]))
+        if reference is None or total is None:
+            reference, total = top, found
+        else:
+            raised = torch.maximum(reference, top)
+            before, here = (reference - raised).exp(), (top - raised).exp()
+            reference, total = raised, [x * before + y * here for x, y in zip(total, found, strict=True)]
+    assert reference is not None
+    assert total is not None
+    return reference, total
 
 
 def sums(rows: SeparableRows, block: Block) -> tuple[Tensor, list[Tensor]]:

@@ -50,9 +50,6 @@ ALIGNMENT = 8
 TOGETHER = ("cuda",)
 """Devices on which all samples are read at once in the separable order, by a kernel where there is one."""
 
-KERNEL_BLOCKS = 8
-"""Blocks that the kernel takes at once: it needs a tenth of the memory of one that writes scores down."""
-
 Writer = Callable[[dict[str, Tensor], Block], Float[Tensor, "m e"]]
 """Makes the decoded rows of a block from what `Rows` cut for it."""
 
@@ -70,8 +67,9 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Rows, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
-        fused = isinstance(rows, SeparableRows) and rows.batch and has_kernel(rows.segment, rows.device)
-        reference, sums = (_by_kernel if fused and rows.dtype == torch.float32 else _added_up)(rows, blocks)
+        together = isinstance(rows, SeparableRows) and rows.batch
+        kernels = kernels_for(rows.segment, rows.dtype) if together else None
+        reference, sums = (_added_up if kernels is None else kernels.added_up)(rows, blocks)
         ctx.rows, ctx.blocks = rows, blocks
         ctx.save_for_backward(reference, *tensors)
         ctx.mark_non_differentiable(reference)
@@ -108,40 +106,16 @@ def _added_up(rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]
     return reference, sums
 
 
-def _by_kernel(rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
-    """The same by a kernel: several blocks at once take less memory than one that writes its scores down."""
-    reference, sums, kernels = None, None, triton_kernels()
-    assert kernels is not None
-    for first in range(0, len(blocks), KERNEL_BLOCKS):
-        top, found = kernels.sums(rows, (blocks[first][0], blocks[first : first + KERNEL_BLOCKS][-1][1]))
-        if reference is None or sums is None:
-            reference, sums = top, found
-        else:
-            raised = torch.maximum(reference, top)
-            before, here = (reference - raised).exp(), (top - raised).exp()
-            reference, sums = raised, [x * before + y * here for x, y in zip(sums, found, strict=True)]
-    assert reference is not None
-    assert sums is not None
-    return reference, sums
-
-
 def is_together(order: Order, device: torch.device) -> bool:
     """Whether all samples are read at once."""
     return order == "separable" and device.type in TOGETHER
 
 
-def has_kernel(segment: Segment, device: torch.device) -> bool:
-    """Whether a kernel reads this segment in the separable order."""
-    kernels = triton_kernels() if is_together("separable", device) else None
-    return kernels is not None and kernels.takes(segment.content)
-
-
-def kernel_numbers(width: int, channels: int) -> tuple[float, int]:
-    """Numbers the kernel writes for a question: for each token of a block, and at least."""
-    kernels = triton_kernels()
-    assert kernels is not None
-    row_of_tiles = kernels.numbers(width, channels)
-    return KERNEL_BLOCKS * row_of_tiles / (kernels.ROWS * width), row_of_tiles
+def kernels_for(segment: Segment, dtype: torch.dtype) -> ModuleType | None:
+    """kernels.py, if it reads this segment in the separable order, with statistics of this precision."""
+    possible = dtype == torch.float32 and is_together("separable", segment.device)
+    kernels = triton_kernels() if possible else None
+    return kernels if kernels is not None and kernels.takes(segment.content) else None
 
 
 @cache

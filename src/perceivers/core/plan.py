@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import get_args
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from perceivers.core.attention import CrossAttention
 from perceivers.core.joining import check_names
-from perceivers.core.orders import KERNEL_BLOCKS, Order, has_kernel, is_linear, is_together, kernel_numbers
+from perceivers.core.orders import Order, is_linear, is_together, kernels_for
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
 
@@ -256,8 +257,12 @@ class Case:
         """Whether a kernel does it whose scores are never written down; the gradient of our own writes them."""
         if self.rates.score is None or self.latents.dtype == torch.float64:
             return False
-        ours = self.tail is None and order == "separable" and not torch.is_grad_enabled()
-        return order == "dense" or (ours and has_kernel(self.segment, self.latents.device))
+        return order == "dense" or (self.kernels_for(order) is not None and not torch.is_grad_enabled())
+
+    def kernels_for(self, order: Order) -> ModuleType | None:
+        """Our own kernels, where they take part in this order."""
+        dtype = torch.promote_types(self.latents.dtype, torch.float32)
+        return kernels_for(self.segment, dtype) if self.tail is None and order == "separable" and self.width else None
 
     @property
     def questions(self) -> int:
@@ -304,25 +309,24 @@ class Case:
         if fused and rates.score is not None:
             faster = rates.half if self.latents.dtype in HALF else 1
             work, score, stored = multiply_adds // faster, rates.score, 0
-            if order == "separable":
-                own, at_once = kernel_numbers(self.width, sizes.content)
-                more = _Count(held=(KERNEL_BLOCKS - 1) * count.held, kept=at_once * sizes.questions)
-                stored, count = math.ceil(own), count + more
         else:
             work, score, stored = multiply_adds, rates.element * count.visits + rates.exponential, count.stored
         work += samples * tokens * (rates.element * count.passes + score * sizes.questions)
         if order == "dense":
             held = count.held + stored * sizes.questions
             return Cost(work, multiply_adds, item * samples * held, 0, tokens)
-        together = self.together(order)
-        at_once = self.default_block(order) * (KERNEL_BLOCKS if fused else 1)
+        together, at_once, kernels = self.together(order), self.default_block(order), self.kernels_for(order)
+        if kernels is not None:
+            own, least = kernels.numbers(self.width, sizes.content)
+            count += _Count(held=(kernels.BLOCKS - 1) * count.held, kept=least * sizes.questions)
+            at_once, stored = at_once * (kernels.BLOCKS if fused else 1), max(stored, own)
         work += samples // together * rates.block * -(-tokens // at_once)
         item *= GRADIENT if torch.is_grad_enabled() else 1
         unit = self.width if order.startswith("separable") else 1
         # The gradient of the content is put together from those of its samples.
         content = self.segment.content
         grown = 2 * content.nbytes if torch.is_grad_enabled() and content is not None and content.requires_grad else 0
-        held = together * (count.held + count.stored * sizes.questions)
+        held = together * (count.held + stored * sizes.questions)
         kept = sizes.maps + together * (count.kept - sizes.maps)
         return Cost(work, multiply_adds, item * held, item * kept + grown, unit)
 

@@ -1,7 +1,8 @@
 """The command `python -m benchmarks`: measures rows of the table in workloads.py and writes what came out."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import tyro
 from benchmarks.measuring import gemm_rate, machine
 from benchmarks.processes import Failed, Report, Setting, Worker
 from benchmarks.results import Measured, RowResult, differences, judge, section, write
-from benchmarks.workloads import ROWS, Row
+from benchmarks.workloads import GPU_BATCHES, ROWS, Row
 from perceivers.core.joining import check_names
 
 FOLDER = Path("docs/benchmarks")
@@ -22,7 +23,7 @@ def benchmark(
     repeats: int = 5,
     quick: bool = False,
     device: Literal["cpu", "cuda"] = "cpu",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     batch: int | None = None,
     limit: float = 3600.0,
     longest: float = 300.0,
@@ -31,31 +32,64 @@ def benchmark(
     """Speed and memory of this library beside the other implementations that can be imported.
 
     Args:
-        rows: Names of rows; all without it.
+        rows: Names of rows; all without it, on a GPU those that are meant for one.
         repeats: How often all contenders of a row take a turn.
         quick: Tiny sizes and one turn, to see that everything runs.
         device: Where to run.
-        dtype: Of weights and inputs.
-        batch: Samples at once; as many as the row says without it.
+        dtype: Of weights and inputs; float32 without it, on a GPU bfloat16.
+        batch: Samples at once; as many as the row says without it, on a GPU several sizes.
         limit: Seconds that one run of a contender may take, its building included.
         longest: Seconds; what comes in pieces and would take longer is extrapolated from a few of them.
         out: Folder of the dated files; docs/benchmarks without it, and nothing is written under --quick.
     """
-    names = check_names("row", rows or ROWS, ROWS)
+    names = check_names("row", rows or (GPU_BATCHES if device == "cuda" else ROWS), ROWS)
     if repeats < 1 or (batch is not None and batch < 1):
         raise ValueError(f"repeats = {repeats} and batch = {batch} must be at least 1")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU")
     torch.set_num_threads(1)
-    setting = Setting(device, getattr(torch, dtype), batch, quick, longest)
-    here, titles, results = machine(device), {name: row.title for name, row in ROWS.items()}, {}
-    for name in names:
-        results[name] = run_row(name, ROWS[name], setting, 1 if quick else repeats, limit)
-        print(section(titles[name], results[name]), end="\n\n", flush=True)
+    precision = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
+    setting = Setting(device, precision, batch, quick, longest)
+    here, results = machine(device), {}
+    titles = {job.name: job.title for job in jobs(list(ROWS), setting)}
+    for job in jobs(names, setting):
+        results[job.name] = run_row(job.name, job.row, job.setting, 1 if quick else repeats, limit)
+        print(section(job.title, results[job.name]), end="\n\n", flush=True)
         if out or not quick:
             path = write(out or FOLDER, "-".join(_labels(setting)), here, results, titles)
     if out or not quick:
         print(f"written: {path}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row that is measured in a setting."""
+
+    name: str
+    """In the file of results."""
+    title: str
+    """What is done."""
+    row: Row
+    """By whom."""
+    setting: Setting
+    """How."""
+
+
+def jobs(names: Sequence[str], setting: Setting) -> list[Job]:
+    """On a CPU each row; on a GPU each at several batch sizes, without the targets, which are a CPU's."""
+    if setting.device == "cpu":
+        return [Job(name, ROWS[name].title, ROWS[name], setting) for name in names]
+    batches = {name: (setting.batch,) if setting.batch else GPU_BATCHES.get(name, (1,)) for name in names}
+    return [
+        Job(
+            f"{name}-batch-{batch}",
+            f"{ROWS[name].title.partition(', batch')[0]}, batch {batch}",
+            replace(ROWS[name], targets=[]),
+            replace(setting, batch=batch),
+        )
+        for name in names
+        for batch in batches[name]
+    ]
 
 
 def _labels(setting: Setting) -> list[str]:

@@ -50,12 +50,13 @@ def own_program(
     if checkpointed:
         apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, SelfAttention))
     order: Order | None = "projected" if plain else None
+    limit = work.limit(setting.device)
 
     def forward() -> Any:
-        encoded = model.encode(raw, work.memory_limit, order)
+        encoded = model.encode(raw, limit, order)
         if work.part == "reading":
             return encoded.latents
-        return model.decode(encoded, memory_limit=work.memory_limit, order=order)
+        return model.decode(encoded, memory_limit=limit, order=order)
 
     return program_of(work, model, forward)
 

@@ -161,10 +161,14 @@ def relative_difference(x: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(x - reference).max() / max(np.abs(reference).max(), 1e-30))
 
 
+GEMM = {"cpu": 2048, "cuda": 8192}
+"""Rows of a large matrix, by device."""
+
+
 def gemm_rate(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
     """The best rate of a large square matrix product, in operations a second."""
-    size = 8192 if device == "cuda" else 2048
-    x = torch.full((size, size), 0.5, device=device, dtype=dtype)
+    size = GEMM[device]
+    x = torch.randn(size, size, device=device, dtype=dtype)  # a GPU multiplies constants faster
     return 2 * size**3 / min(seconds_of(lambda: x @ x, device)[0] for _ in range(repeats))
 
 
@@ -182,6 +186,8 @@ class Machine:
     """Average number of running processes in the minute before."""
     versions: dict[str, str]
     """Of Python and of the packages that were compared."""
+    device: str = "cpu"
+    """cpu or cuda."""
 
 
 def machine(device: str) -> Machine:
@@ -192,9 +198,9 @@ def machine(device: str) -> Machine:
     else:
         processor = _processor()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    packages = ("torch", "transformers", "perceiver-io", "perceiver-pytorch", "jax")
+    packages = ("torch", "triton", "transformers", "perceiver-io", "perceiver-pytorch", "jax")
     versions = {"python": platform.python_version()} | {name: v for name in packages if (v := _version(name))}
-    return Machine(processor, os.cpu_count() or 1, memory, os.getloadavg()[0], versions)
+    return Machine(processor, os.cpu_count() or 1, memory, os.getloadavg()[0], versions, device)
 
 
 def _processor() -> str:

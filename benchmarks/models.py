@@ -29,6 +29,9 @@ from perceivers.tasks.presets import PRESETS
 
 Part = Literal["forward", "reading", "training"]
 
+GPU_MEMORY = 16 * 10**9
+"""Bytes that ours may take there where it has a limit on a CPU."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -41,7 +44,11 @@ class Work:
     part: Part = "forward"
     """forward; only what reads the inputs into latents; or forward and backward."""
     memory_limit: int | None = None
-    """Bytes that ours is asked to stay within."""
+    """Bytes that ours is asked to stay within, on a CPU."""
+
+    def limit(self, device: str) -> int | None:
+        """The same on a GPU, which has more."""
+        return GPU_MEMORY if device == "cuda" and self.memory_limit is not None else self.memory_limit
 
 
 _SMALL: Values = {"config.latents.num_latents": 8, "config.processor.num_layers": 2, "config.processor.num_heads": 4}

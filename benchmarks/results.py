@@ -192,15 +192,22 @@ def _loaded(plain: Mapping[str, Any]) -> RowResult:
     return RowResult(**{**plain, "contenders": contenders, "targets": targets})
 
 
+METHODS = {
+    "cpu": "One thread, seconds are medians of the process's CPU seconds",
+    "cuda": "Seconds are medians of the time between two events on the GPU, memory is what torch allocated there",
+}
+"""How it is measured, by device."""
+
+
 def markdown(machine: Machine, results: Mapping[str, RowResult], titles: Mapping[str, str]) -> str:
     """A table of each row, and what was reached."""
     versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
     lines = [
         f"# Benchmarks, {date.today()}",
         "",
-        f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB; {versions}. One thread; "
-        f"load of the machine when it began: {machine.load:.1f}. Seconds are medians of the process's CPU seconds, "
-        "ratios medians of ratios of the same turn; memory is the peak above the process with its model and inputs. "
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB; {versions}. "
+        f"{METHODS[machine.device]}; load of the machine when it began: {machine.load:.1f}. "
+        "Ratios are medians of ratios of a turn; memory is the peak above the process with its model and inputs. "
         "GFLOP are those of the model as written, the share is of the rate of a large matrix product in the same run: "
         "above 100 % where an order of attention needs fewer. Weights are random, the same for all; the difference is "
         "the largest from the first's outputs, relative to the largest of them.",

@@ -237,3 +237,16 @@ ROWS: dict[str, Row] = {
     "growth-outputs": _growth("outputs"),
 }
 """Every line by name."""
+
+GPU_BATCHES: Mapping[str, Sequence[int]] = {
+    "language": (1, 8, 32),
+    "imagenet-fourier": (1, 8, 32),
+    "imagenet-conv": (1, 8, 32),
+    "optical-flow": (1, 8, 32),
+    "video": (1, 8),
+    "train-language": (1, 8, 32),
+    "train-imagenet-fourier": (1, 8, 32),
+    "train-optical-flow": (1, 8),
+    "million": (1,),
+}
+"""Lines that are measured on a GPU, and the samples at once."""

@@ -1,11 +1,15 @@
 """Fixtures of all tests."""
 
+import os
 import sys
 
 import pytest
 import torch
 
 from perceivers.__main__ import main
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton looks when they are imported
 
 
 @pytest.fixture(autouse=True)

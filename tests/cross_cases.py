@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
 LATENTS, LATENT_CHANNELS = 5, 11
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
 
 
 @dataclass(frozen=True)
@@ -95,14 +100,19 @@ class Crossing:
         parts |= {"weight": weight, "bias": bias, "positions": positions if isinstance(positions, Tensor) else None}
         return leaves | {name: part for name, part in parts.items() if part is not None}
 
-    def to(self, dtype: torch.dtype) -> "Crossing":
+    def to(self, dtype: torch.dtype, device: str | None = None) -> "Crossing":
         """A copy; tables of Fourier features stay as precise as they are made."""
-        segment = self.segment
+        segment, place = self.segment, self.latents.device if device is None else torch.device(device)
 
         def leaf(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.detach().to(dtype, copy=True).requires_grad_()
+            return None if x is None else x.detach().to(place, dtype, copy=True).requires_grad_()
 
-        positions: Any = leaf(segment.positions) if isinstance(segment.positions, Tensor) else segment.positions
+        positions: Any = segment.positions
+        if isinstance(positions, AxisTables):
+            positions = replace(positions, tables=tuple(table.to(place) for table in positions.tables))
+        else:
+            positions = leaf(positions)
+        mask, hidden = (None if x is None else x.to(place) for x in (segment.mask, segment.hidden))
         changed = replace(
             segment,
             content=leaf(segment.content),
@@ -110,11 +120,13 @@ class Crossing:
             constant=leaf(segment.constant),
             projection=None if segment.projection is None else tuple(leaf(x) for x in segment.projection),
             stand_in=leaf(segment.stand_in),
+            mask=mask,
+            hidden=hidden,
         )
-        tail = None if self.tail is None else tuple(copy.deepcopy(module).to(dtype) for module in self.tail)
+        tail = None if self.tail is None else tuple(copy.deepcopy(module).to(place, dtype) for module in self.tail)
         latents = leaf(self.latents)
         assert latents is not None
-        return Crossing(copy.deepcopy(self.cross).to(dtype), latents, changed, tail)
+        return Crossing(copy.deepcopy(self.cross).to(place, dtype), latents, changed, tail)
 
     def sample(self, number: int) -> "Crossing":
         latents = self.latents[number : number + 1] if len(self.latents) > 1 else self.latents
@@ -248,9 +260,9 @@ def with_gradients(crossing: Crossing, result: Tensor) -> dict[str, Tensor]:
     """A result and the gradients of a sum of it, all in float64; everything has one, if only of 0."""
     generator = torch.Generator().manual_seed(7)
     leaves = crossing.leaves
-    total = (result.double() * normal(generator, *result.shape)).sum()
+    total = (result.double() * normal(generator, *result.shape).to(result.device)).sum()
     gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
-    return {name: x.detach().double() for name, x in {"result": result, **gradients}.items()}
+    return {name: x.detach().cpu().double() for name, x in {"result": result, **gradients}.items()}
 
 
 def largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

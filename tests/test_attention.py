@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cross_cases import every_device
 from perceivers.core.attention import (
     ACTIVATIONS,
     MLP,
@@ -18,6 +19,7 @@ from perceivers.core.attention import (
     SelfAttention,
     attend,
     attention_weights,
+    filled_up_attention,
 )
 from perceivers.core.initialisers import attention_linear, convolution_, plain_linear, trained_vector
 from reference_files import relative_error
@@ -317,3 +319,26 @@ def test_a_mask_of_a_batch_makes_a_batch():
     for number in range(2):
         torch.testing.assert_close(found[[number]], block(queries, tokens, Mask(keys=keys[[number]])))
     assert block.weights(queries, tokens, Mask(keys=keys)).shape == (2, 1, 3, 5)
+
+
+@pytest.mark.parametrize("widths", [(3, 5), (8, 8), (11, 16), (322, 7)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_head_widths_filled_up_for_a_gpu_change_nothing(widths: tuple[int, int], masked: bool) -> None:
+    shapes = (5, widths[0]), (7, widths[0]), (7, widths[1])
+    q, k, v = (torch.randn(2, 3, *shape).double() for shape in shapes)
+    mask = Mask(keys=torch.tensor([[True] * 4 + [False] * 3, [False] + [True] * 6])) if masked else None
+    filled = filled_up_attention(q, k, v, None if mask is None else mask.scores(), 0.0)
+    assert filled.shape == (2, 3, 5, widths[1])
+    assert torch.allclose(filled, attention_weights(q, k, mask) @ v, rtol=1e-12, atol=1e-12)
+
+
+@every_device
+@pytest.mark.parametrize("widths", [(8, 8), (32, 160), (322, 322), (261, 512)])
+def test_attention_on_every_device(device: str, widths: tuple[int, int]) -> None:
+    """On a GPU by fused kernels: with keys that are absent, and a sample that has none."""
+    shapes = (5, widths[0]), (7, widths[0]), (7, widths[1])
+    q, k, v = (torch.randn(2, 2, *shape, device=device) for shape in shapes)
+    mask = Mask(keys=torch.tensor([[True] * 4 + [False] * 3, [False] * 7], device=device))
+    expected = attention_weights(q.double(), k.double(), mask) @ v.double()
+    assert torch.allclose(attend(q, k, v, mask).double(), expected, rtol=1e-3, atol=1e-4)
+    assert not attend(q, k, v, mask)[1].any()

@@ -8,24 +8,27 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.__main__ import main, run_row
+from benchmarks import gpu
+from benchmarks.__main__ import jobs, main, run_row
 from benchmarks.contenders import huggingface_kept
 from benchmarks.measuring import (
     Machine,
     MemoryMeter,
     Ratio,
+    gemm_rate,
     kept_for_backward,
     log_slope,
     machine,
     paired_ratio,
     relative_difference,
+    seconds_of,
     without_memory,
 )
 from benchmarks.models import Work, preset_of
 from benchmarks.processes import Failed, Program, Report, Setting, Worker, measured, reason_of
-from benchmarks.results import Measured, RowResult, differences, judge, write
+from benchmarks.results import Measured, RowResult, differences, judge, section, write
 from benchmarks.stream import stream
-from benchmarks.workloads import CHECKPOINTED, FORWARD, HF, OURS, ROWS, Count, Target
+from benchmarks.workloads import CHECKPOINTED, FORWARD, GPU_BATCHES, HF, OURS, ROWS, Count, Target
 from failing_contenders import asks_for_too_much, is_killed, sleeps
 
 TINY = Setting(quick=True)
@@ -214,6 +217,107 @@ def test_files_are_dated_and_rows_of_the_day_stay(tmp_path):
     assert "## First" not in write(tmp_path, "cpu", other, {"b": first}, titles).read_text()
 
 
+# On a GPU.
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+class Clock:
+    """A GPU that takes 3 milliseconds for everything, and 5 MB."""
+
+    now, most, total_memory, name = 0.0, 2_000_000, 80 * 10**9, "A GPU"
+
+    def event(self, enable_timing):
+        assert enable_timing
+        return Event(self)
+
+    def take(self):
+        self.now += 3.0
+        self.most = 7_000_000
+
+
+class Event:
+    def __init__(self, clock):
+        self.clock = clock
+
+    def record(self):
+        self.at = self.clock.now
+
+    def elapsed_time(self, other):
+        return other.at - self.at
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    fakes = {
+        "Event": clock.event,
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: setattr(clock, "most", 2_000_000),
+        "memory_allocated": lambda: 2_000_000,
+        "max_memory_allocated": lambda: clock.most,
+        "get_device_properties": lambda _: clock,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return clock
+
+
+def test_a_gpu_is_measured_between_events_with_the_memory_of_torch(clock):
+    assert seconds_of(clock.take, "cuda") == (0.003, None)
+    _, report = measured(Program([clock.take, clock.take]), Setting("cuda"))
+    assert (report.seconds, report.memory_bytes) == (0.006, 5_000_000)
+    here = machine("cuda")
+    assert (here.processor, here.memory_bytes, here.device) == ("A GPU", 80 * 10**9, "cuda")
+
+
+def test_rows_of_a_gpu_are_measured_at_several_batch_sizes_without_the_targets_of_a_cpu(clock, tmp_path):
+    found = jobs([*GPU_BATCHES], Setting("cuda", torch.bfloat16))
+    assert len(found) == sum(map(len, GPU_BATCHES.values())) == len({job.name for job in found})
+    assert {"optical-flow-batch-32", "train-optical-flow-batch-8", "language-batch-1"} <= {job.name for job in found}
+    assert not any(job.row.targets for job in found)
+    assert all(f"batch {job.setting.batch}" in job.title for job in found)
+    assert [job.setting.batch for job in jobs(["video"], Setting("cuda", batch=5))] == [5]
+    assert [job.name for job in jobs(["video", "language"], Setting())] == ["video", "language"]
+    first, *_ = found
+    result = RowResult(first.name, 4e9, {OURS: Measured([0.5, 0.5], 5_000_000, flops=10**9)})
+    assert "| ours | 1 | 0.5 | 1.00 | 50% | 5 MB |" in section(first.title, result)
+    written = write(tmp_path, "cuda", machine("cuda"), {first.name: result}, {job.name: job.title for job in found})
+    assert "between two events on the GPU" in written.read_text()
+
+
+@pytest.mark.parametrize("name", GPU_BATCHES)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_rows_of_a_gpu_run_in_its_precision_with_several_samples(name, device):
+    setting = Setting(device, torch.bfloat16, batch=3, quick=True)
+    _, report = measured(ROWS[name].contenders[OURS](setting), setting)
+    assert report.outputs
+    assert all(np.isfinite(x).all() for x in report.outputs.values())
+
+
+def test_limits_of_a_cpu_are_no_limits_of_a_gpu():
+    assert Work("multimodal", memory_limit=7).limit("cpu") == 7
+    assert Work("multimodal", memory_limit=7).limit("cuda") == 16 * 10**9
+    assert Work("multimodal").limit("cuda") is None
+
+
+def test_rates_and_orders_of_reading_are_measured(capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.measuring.GEMM", {"cpu": 64, "cuda": 8192})
+    found = gpu.measure(device="cpu", batches=(2,), quick=True, repeats=1)
+    orders = ["dense", "separable", "absorbed", "projected"]
+    assert [one.name for one in found] == [f"{family}, batch 2, {order}" for family in gpu.FAMILIES for order in orders]
+    assert "Rates(element=" in capsys.readouterr().out
+    kernels = pytest.importorskip("perceivers.core.kernels", reason="Triton is not installed")
+    assert list(gpu.with_tiles()) == list(gpu.TILES)
+    assert gpu.TILES[0] == (kernels.ROWS, kernels.COLUMNS, kernels.QUESTIONS, kernels.WARPS)
+
+
+@needs_gpu
+def test_matrix_products_of_a_gpu_are_faster_in_half_precision():
+    assert gemm_rate("cuda", torch.bfloat16) > gemm_rate("cuda", torch.float32) > 1e12
+
+
 def test_the_machine_is_named():
     here = machine("cpu")
     assert here.processor
@@ -226,6 +330,11 @@ def test_the_machine_is_named():
     [
         (["--rows", "vidoe"], "did you mean 'video'"),
         (["--repeats", "0"], "repeats = 0"),
+        pytest.param(
+            ["--device", "cuda"],
+            "torch finds no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cross_cases import TAILS, Crossing, Make, largest_error, makes, reading, with_gradients, writing
+from cross_cases import TAILS, Crossing, Make, every_device, largest_error, makes, reading, with_gradients, writing
 from perceivers.core import orders, rows
 from perceivers.core.orders import Order, _sums
 from perceivers.core.reading import ReadState
@@ -42,19 +42,21 @@ def assert_agreement(crossing: Crossing, order: Order, block_size: int) -> None:
     assert largest_error(found, expected) <= EXACT, order
 
 
+@every_device
 @many
 @given(make=makes, block_size=blocks, seed=seeds)
-def test_reading_agrees_with_the_dense_path(make: Make, block_size: int, seed: int) -> None:
-    crossing = reading(make, seed)
+def test_reading_agrees_with_the_dense_path(device: str, make: Make, block_size: int, seed: int) -> None:
+    crossing = reading(make, seed).to(torch.float64, device)
     assert {"projected", "absorbed"} <= set(crossing.orders)
     for order in crossing.orders:
         assert_agreement(crossing, order, block_size)
 
 
+@every_device
 @many
 @given(make=makes, tail=st.sampled_from([*TAILS]), block_size=blocks, seed=seeds)
-def test_writing_agrees_with_the_dense_path(make: Make, tail: str, block_size: int, seed: int) -> None:
-    crossing = writing(make, tail, seed)
+def test_writing_agrees_with_the_dense_path(device: str, make: Make, tail: str, block_size: int, seed: int) -> None:
+    crossing = writing(make, tail, seed).to(torch.float64, device)
     for order in crossing.orders:
         assert_agreement(crossing, order, block_size)
 
@@ -88,17 +90,22 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[flo
     return one, two
 
 
+@every_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @every_crossing
-def test_errors_are_within_twice_those_of_the_dense_path(crossing: Crossing, dtype: torch.dtype) -> None:
-    low = crossing.to(dtype)
+def test_errors_are_within_twice_those_of_the_dense_path(crossing: Crossing, dtype: torch.dtype, device: str) -> None:
+    low = crossing.to(dtype, device)
+    for order in low.orders:
+        assert_errors_within_twice_those_of_the_dense_path(low, order)
+
+
+def assert_errors_within_twice_those_of_the_dense_path(low: Crossing, order: Order, block_size: int = 5) -> None:
     exact = low.to(torch.float64)
     expected = with_gradients(exact, exact.dense())
     allowed = distance(with_gradients(low, low.dense()), expected)
-    for order in low.orders:
-        errors = distance(with_gradients(low, low.ordered(order, 5)), expected)
-        for error, own in zip(errors, allowed, strict=True):
-            assert error <= 2 * max(own, torch.finfo(dtype).eps), order
+    errors = distance(with_gradients(low, low.ordered(order, block_size)), expected)
+    for error, own in zip(errors, allowed, strict=True):
+        assert error <= 2 * max(own, torch.finfo(low.latents.dtype).eps), order
 
 
 class GivenRows(Rows):
@@ -117,14 +124,15 @@ class GivenRows(Rows):
         return weights.sum(-2, keepdim=True), seen.mT @ weights
 
 
+@every_device
 @every_crossing
-def test_autocast_costs_no_more_precision_than_on_the_dense_path(crossing: Crossing) -> None:
-    single = crossing.to(torch.float32)
+def test_autocast_costs_no_more_precision_than_on_the_dense_path(crossing: Crossing, device: str) -> None:
+    single = crossing.to(torch.float32, device)
     exact = single.to(torch.float64)
     expected = with_gradients(exact, exact.dense())
 
     def errors(run: Callable[[], Tensor]) -> tuple[float, float]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             result = run()
         return distance(with_gradients(single, result), expected)
 
@@ -168,12 +176,16 @@ def test_a_reference_is_raised_seldom() -> None:
 # Exactness of another kind: bits.
 
 
+@every_device
 @every_crossing
-def test_bits_do_not_depend_on_the_rest_of_the_batch(crossing: Crossing) -> None:
-    crossing = crossing.to(torch.float32)
+def test_bits_do_not_depend_on_the_rest_of_the_batch(crossing: Crossing, device: str) -> None:
+    """Where samples are taken one by one; and they are the same every time."""
+    crossing = crossing.to(torch.float32, device)
     for order in crossing.orders:
         whole = parts_of(crossing, order)
         assert all(map(torch.equal, whole, parts_of(crossing, order)))
+        if crossing.tail is None and orders.is_together(order, crossing.latents.device):
+            continue
         for number in range(crossing.segment.batch_size):
             own = parts_of(crossing.sample(number), order)
             assert all(torch.equal(x, all_of[number : number + 1]) for x, all_of in zip(own, whole, strict=True)), order
@@ -187,17 +199,20 @@ def parts_of(crossing: Crossing, order: Order) -> tuple[Tensor, ...]:
     return state.reference, state.denominator, state.weighted
 
 
+@every_device
 @every_crossing
-def test_block_size_changes_rounding_only(crossing: Crossing) -> None:
+def test_block_size_changes_rounding_only(crossing: Crossing, device: str) -> None:
+    crossing = crossing.to(torch.float64, device)
     for order in crossing.orders:
         one, *others = (crossing.ordered(order, block_size) for block_size in (100, 21, 8, 1))
         assert all((one - other).abs().max() <= 1e-13 * one.abs().max() for other in others)
 
 
+@every_device
 @every_crossing
-def test_gradients_are_those_of_finite_differences(crossing: Crossing) -> None:
+def test_gradients_are_those_of_finite_differences(crossing: Crossing, device: str) -> None:
     """Of sums that are made again to be differentiated."""
-    crossing = crossing.sample(1).to(torch.float64)
+    crossing = crossing.sample(1).to(torch.float64, device)
     leaves = {name: leaf for name, leaf in crossing.leaves.items() if "mlp" not in name}
     for order in crossing.orders:
         # Numerical differentiation changes the leaves in place.
@@ -209,12 +224,16 @@ def test_gradients_are_those_of_finite_differences(crossing: Crossing) -> None:
 # Whole models.
 
 
+@every_device
 @pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("order", [order for order in get_args(Order) if order != "dense"])
-def test_released_models_agree_in_every_order(name: str, order: Order) -> None:
+def test_released_models_agree_in_every_order(name: str, order: Order, device: str) -> None:
     """An order that is not possible somewhere leaves the choice to the plan."""
-    model = built(*converted(name)).double()
-    given = {key: x.double() if x.is_floating_point() else x for key, x in under("in:", read(name)).items()}
+    model = built(*converted(name)).to(device, torch.float64)
+    given = {
+        key: x.to(device, torch.float64 if x.is_floating_point() else None)
+        for key, x in under("in:", read(name)).items()
+    }
     ask = ASK.get(name, ask_imagenet)
     model_of = {chosen: functools.partial(model, order=chosen) for chosen in ("dense", order)}
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cross_cases import Crossing, Make, reading, writing
+from cross_cases import Crossing, Make, every_device, reading, writing
 from perceivers.core import orders
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig
 from perceivers.core.explain import explain
@@ -83,9 +83,11 @@ def peak(crossing: Crossing, choice: Choice) -> int:
         return max(forward, memory.peak - before - own - sum(map(size_of, gradients)))
 
 
+@every_device
 @pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=pytest.mark.slow)])
 @every_crossing
-def test_memory_stays_within_the_limit(crossing: Crossing, gradient: bool) -> None:
+def test_memory_stays_within_the_limit(crossing: Crossing, gradient: bool, device: str) -> None:
+    crossing = crossing.to(torch.float32, device)
     with torch.set_grad_enabled(gradient):
         for order, cost in case_of(crossing).costs().items():
             if order == "dense":

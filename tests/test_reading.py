@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from cross_cases import Make, reading
+from cross_cases import NO_GPU, Make, every_device, reading
 from perceivers.core import orders
 from perceivers.core.config import Config, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.orders import Order
@@ -64,9 +65,10 @@ def test_states_add_up_in_any_order_and_grouping(sizes: list[int], spread: float
     assert torch.equal((nothing(3) + nothing(3)).attended(), torch.zeros(1, 1, 3))
 
 
+@every_device
 @pytest.mark.parametrize("order", ["projected", "absorbed", "separable"])
-def test_what_is_masked_altogether_is_nothing(order: Order) -> None:
-    crossing = reading(Make(mask="dead", batch=2, heads=2))
+def test_what_is_masked_altogether_is_nothing(order: Order, device: str) -> None:
+    crossing = reading(Make(mask="dead", batch=2, heads=2)).to(torch.float64, device)
     state = orders.read(crossing.cross, crossing.latents, crossing.segment, order, 5)
     assert torch.equal(state.attended()[0], torch.zeros_like(state.attended()[0]))
     assert bool((state.attended()[1] != 0).all())
@@ -99,19 +101,21 @@ INPUTS = {
 OUTPUTS = {"label": Label(classes=3, query_channels=13), "flow": Flow(of="frames")}
 
 
-@pytest.fixture
-def model() -> PerceiverIO:
-    return build(INPUTS, OUTPUTS, CONFIG).double()
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+def model(request: pytest.FixtureRequest) -> PerceiverIO:
+    return build(INPUTS, OUTPUTS, CONFIG).to(request.param, torch.float64)
 
 
-def inputs() -> dict[str, Any]:
+def inputs(model: PerceiverIO) -> dict[str, Any]:
+    """Where the model is."""
     torch.manual_seed(2)
     vectors = torch.randn(3, 11, 5, dtype=torch.float64)
-    return {
+    raw = {
         "image": torch.randn(3, 5, 7, 3, dtype=torch.float64),
         "vectors": {"values": vectors, "mask": torch.arange(11) < torch.tensor([[11], [0], [5]])},
         "frames": torch.randn(3, 2, 5, 7, 3, dtype=torch.float64),
     }
+    return tree_map(lambda x: x.to(model.trunk.latents.device), raw)
 
 
 def close(one: Tensor, two: Tensor) -> bool:
@@ -119,7 +123,7 @@ def close(one: Tensor, two: Tensor) -> bool:
 
 
 def test_inputs_read_one_by_one_are_what_they_are_together(model: PerceiverIO) -> None:
-    raw = inputs()
+    raw = inputs(model)
     expected = model.encode(raw, order="dense")
     parts = [model.read({name: value}) for name, value in raw.items()]
     together = sum(reversed(parts), Reading())
@@ -129,7 +133,7 @@ def test_inputs_read_one_by_one_are_what_they_are_together(model: PerceiverIO) -
 
 
 def test_inputs_are_left_out_and_replaced(model: PerceiverIO) -> None:
-    raw = inputs()
+    raw = inputs(model)
     read = model.read(raw)
     kept = {name: value for name, value in raw.items() if name != "image"}
     assert close(model.process(read.without("image")).latents, model.encode(kept).latents)
@@ -146,24 +150,27 @@ def test_inputs_are_left_out_and_replaced(model: PerceiverIO) -> None:
 
 
 def test_shares_are_the_mass_of_attention_maps(model: PerceiverIO) -> None:
-    raw = inputs()
+    raw = inputs(model)
     shares, maps = model.read(raw).shares(), model.attention_maps(raw)["encoder"]
     assert shares.keys() == maps.keys()
     for name, share in shares.items():
         assert close(share, maps[name].sum(-1)), name
-    assert close(sum(shares.values()), torch.ones(3, 2, 5, dtype=torch.float64))
+    whole = sum(shares.values())
+    assert close(whole, torch.ones_like(whole))
     assert not shares["vectors"][1].any()
 
 
 def test_shares_of_nothing_are_zero(model: PerceiverIO) -> None:
-    vectors = {"values": torch.zeros(2, 7, 5).double(), "mask": torch.zeros(2, 7, dtype=torch.bool)}
+    device = model.trunk.latents.device
+    mask = torch.zeros(2, 7, dtype=torch.bool, device=device)
+    vectors = {"values": torch.zeros(2, 7, 5, dtype=torch.float64, device=device), "mask": mask}
     share = model.read({"vectors": vectors}).shares()["vectors"]
     assert torch.equal(share, torch.zeros_like(share))
 
 
 @pytest.mark.parametrize("order", [None, "projected", "absorbed"])
 def test_chunks_are_what_they_are_together(model: PerceiverIO, order: Order | None) -> None:
-    raw = inputs()
+    raw = inputs(model)
     vectors = raw["vectors"]
     chunks = [
         {"vectors": {name: part[:, start : start + 4] for name, part in vectors.items()}} for start in range(0, 11, 4)
@@ -174,7 +181,7 @@ def test_chunks_are_what_they_are_together(model: PerceiverIO, order: Order | No
 
 
 def test_chunks_have_gradients(model: PerceiverIO) -> None:
-    vectors = inputs()["vectors"]["values"].requires_grad_()
+    vectors = inputs(model)["vectors"]["values"].requires_grad_()
     whole = torch.autograd.grad(model.encode({"vectors": vectors}).latents.square().sum(), vectors)[0]
     chunks = ({"vectors": part} for part in vectors.split(3, dim=1))
     assert close(torch.autograd.grad(model.encode(chunks).latents.square().sum(), vectors)[0], whole)

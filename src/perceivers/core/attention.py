@@ -20,6 +20,9 @@ from perceivers.core.initialisers import attention_linear
 
 LAYER_NORM_EPSILON = 1e-5
 
+HEAD_UNIT = 8
+"""The fused kernels of GPUs take head widths that are multiples of it: cuDNN's and flash up to 256, the others any."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # jax.nn.gelu's default, so all released models
     "gelu_erf": F.gelu,  # what ports to PyTorch use; differs by at most 5e-4
@@ -102,13 +105,28 @@ def attend(
     dropout: float = 0.0,
 ) -> Float[Tensor, "b h t e"]:
     """Weighted sums of values; exactly 0 for a query that has nothing to attend to (official `attend`)."""
-    if q.shape[-1] != v.shape[-1] or k.shape[-2] == 0:  # no fused kernel takes these
+    on_gpu = q.device.type == "cuda"
+    if (q.shape[-1] != v.shape[-1] and not on_gpu) or k.shape[-2] == 0:  # no fused kernel takes these
         return F.dropout(attention_weights(q, k, mask), dropout) @ v
     valid, dead = (None, None) if mask is None else (mask.scores(), mask.dead())
     if valid is not None and dead is not None:
         valid = valid | dead  # some kernels give NaN for a softmax over nothing
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=valid, dropout_p=dropout)
+    fused = filled_up_attention if on_gpu else F.scaled_dot_product_attention
+    attended = fused(q, k, v, valid, dropout)
     return attended if dead is None else attended.masked_fill(dead, 0)
+
+
+def filled_up_attention(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s e"],
+    valid: Bool[Tensor, "#b 1 #t s"] | None,
+    dropout: float,
+) -> Float[Tensor, "b h t e"]:
+    """The fused attention, head widths filled up with zeros to what the kernels of GPUs take."""
+    width, scale = v.shape[-1], 1 / math.sqrt(q.shape[-1])
+    q, k, v = (F.pad(x, (0, -x.shape[-1] % HEAD_UNIT)) if x.shape[-1] % HEAD_UNIT else x for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, valid, dropout, scale=scale)[..., :width]
 
 
 class Attention(nn.Module):

@@ -13,12 +13,17 @@ as Fourier features on a grid are, with the columns of A centred and r = 1 / std
 
 so that no token is made ("separable"). "projected" makes keys and values as usual, a block at a time: for many heads.
 Softmax runs online: exponentials are relative to a reference, the largest score seen so far or a little less.
-One sample at a time: its bits do not depend on the others. m tokens of a block, n questions, c channels.
+One sample at a time: its bits do not depend on the others. On a GPU, where launches are dear, all samples are read
+together in the separable order, and a kernel makes its sums (kernels.py).
+m tokens of a block, n questions, c channels.
 """
 
+import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
+from types import ModuleType
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -42,6 +47,9 @@ HEADROOM = 8.0
 ALIGNMENT = 8
 """Products with a multiple of so many columns are the fastest."""
 
+TOGETHER = ("cuda",)
+"""Devices on which all samples are read at once in the separable order, by a kernel where there is one."""
+
 Writer = Callable[[dict[str, Tensor], Block], Float[Tensor, "m e"]]
 """Makes the decoded rows of a block from what `Rows` cut for it."""
 
@@ -59,20 +67,9 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Rows, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
-        reference, sums = None, None
-        for block in blocks:
-            scores, seen = rows.look(rows.cut(rows.tensors, block), block)
-            top = scores.amax(-2, keepdim=True)
-            if reference is None or sums is None:
-                reference = top.clamp(min=NOTHING_SEEN)
-            else:
-                raised = torch.where(top > reference + HEADROOM, top, reference)
-                scale = (reference - raised).exp()
-                sums, reference = [x.mul_(scale) for x in sums], raised
-            found = rows.gather(seen, scores.sub_(reference).exp_())
-            sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
-        assert reference is not None
-        assert sums is not None
+        together = isinstance(rows, SeparableRows) and rows.batch
+        kernels = kernels_for(rows.segment, rows.dtype) if together else None
+        reference, sums = (_added_up if kernels is None else kernels.added_up)(rows, blocks)
         ctx.rows, ctx.blocks = rows, blocks
         ctx.save_for_backward(reference, *tensors)
         ctx.mark_non_differentiable(reference)
@@ -88,6 +85,43 @@ class _Sums(torch.autograd.Function):
             return rows.gather(seen, (scores - reference).exp()), gradients
 
         return None, None, *_gradients(rows, ctx.blocks, (), ctx.needs_input_grad[2:], again)
+
+
+def _added_up(rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
+    """The reference, and the sums relative to it."""
+    reference, sums = None, None
+    for block in blocks:
+        scores, seen = rows.look(rows.cut(rows.tensors, block), block)
+        top = scores.amax(-2, keepdim=True)
+        if reference is None or sums is None:
+            reference = top.clamp(min=NOTHING_SEEN)
+        else:
+            raised = torch.where(top > reference + HEADROOM, top, reference)
+            scale = (reference - raised).exp()
+            sums, reference = [x.mul_(scale) for x in sums], raised
+        found = rows.gather(seen, scores.sub_(reference).exp_())
+        sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
+    assert reference is not None
+    assert sums is not None
+    return reference, sums
+
+
+def is_together(order: Order, device: torch.device) -> bool:
+    """Whether all samples are read at once."""
+    return order == "separable" and device.type in TOGETHER
+
+
+def kernels_for(segment: Segment, dtype: torch.dtype) -> ModuleType | None:
+    """kernels.py, if it reads this segment in the separable order, with statistics of this precision."""
+    possible = dtype == torch.float32 and is_together("separable", segment.device)
+    kernels = triton_kernels() if possible else None
+    return kernels if kernels is not None and kernels.takes(segment.content) else None
+
+
+@cache
+def triton_kernels() -> ModuleType | None:
+    """kernels.py, where Triton is installed."""
+    return importlib.import_module("perceivers.core.kernels") if importlib.util.find_spec("triton") else None
 
 
 class _Rows(torch.autograd.Function):
@@ -173,28 +207,31 @@ def read(
     value, value_bias = _behind_norm(attention.value, norm, heads, dtype)
     # The softmax cancels the keys' bias; its gradient is 0 and not None, which data parallelism would wait for.
     value_bias = value_bias + key_bias[:, :0].sum()
+    batch = max(len(latents), segment.batch_size)
     if not segment.num_tokens:
         # Gradients are 0 and not None: processes of a group, one of which has nothing to read, wait for one another.
         parts = [*AbsorbedRows(segment.sample(0), _folded(query[0], key)).tensors.values(), value, value_bias]
         nothing = torch.stack([x.flatten()[:0].sum(dtype=dtype) for x in parts]).sum()
-        zeros = nothing.expand(max(len(latents), segment.batch_size), heads, query.shape[-2])
+        zeros = nothing.expand(batch, heads, query.shape[-2])
         weighted = zeros[..., None].expand(-1, -1, -1, value.shape[1])
         return ReadState(torch.full_like(zeros, NOTHING_SEEN), zeros, weighted)
-    states = []
-    for number in range(max(len(latents), segment.batch_size)):
-        own, asked = segment.sample(number), query[number % len(query)]
-        rows: Rows
+
+    def taken(own: Segment, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if order == "projected":
-            rows = ProjectedRows(own, asked, key, value)
-            reference, total, found = _sums(rows, block_size)
+            reference, total, found = _sums(ProjectedRows(own, asked, key, value), block_size)
             weighted = found.mT
         else:
-            rows = (SeparableRows if order == "separable" else AbsorbedRows)(own, _folded(asked, key))
+            folded = _folded(asked, key)
+            folded = folded.expand(batch, -1, -1) if folded.ndim > 2 else folded
+            rows = (SeparableRows if order == "separable" else AbsorbedRows)(own, folded)
             reference, total, *sums = _sums(rows, block_size)
-            taken = rearrange(rows.expand(sums), "c (h n) -> h n c", h=heads)
-            weighted = taken @ value.mT
-            reference, total = (rearrange(x, "1 (h n) -> h 1 n", h=heads) for x in (reference, total))
-        states.append((reference[:, 0], total[:, 0], weighted + total.mT * value_bias[:, None]))
+            weighted = rearrange(rows.expand(sums), "... c (h n) -> ... h n c", h=heads) @ value.mT
+            reference, total = (rearrange(x, "... 1 (h n) -> ... h 1 n", h=heads) for x in (reference, total))
+        return reference[..., 0, :], total[..., 0, :], weighted + total.mT * value_bias[:, None]
+
+    if is_together(order, segment.device):
+        return ReadState(*taken(segment, query))
+    states = [taken(segment.sample(number), query[number % len(query)]) for number in range(batch)]
     return ReadState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
 
@@ -211,10 +248,10 @@ def _behind_norm(
     return (weight * norm.weight.to(dtype)).unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
 
 
-def _folded(asked: Float[Tensor, "h n d"], linear: Float[Tensor, "h d c"]) -> Float[Tensor, "c hn"]:
+def _folded(asked: Float[Tensor, "*b h n d"], linear: Float[Tensor, "h d c"]) -> Float[Tensor, "*b c hn"]:
     """What is asked of normed tokens themselves; centred, so that their mean does not matter."""
-    folded = rearrange(asked @ linear, "h n c -> c (h n)")
-    return folded - folded.mean(0)
+    folded = rearrange(asked @ linear, "... h n c -> ... c (h n)")
+    return folded - folded.mean(-2, keepdim=True)
 
 
 @_without_autocast
@@ -259,7 +296,7 @@ def _writer(cross: CrossAttention, rows: Rows, finish: Finish) -> Writer:
         if scores.ndim == 2:
             scores = rearrange(scores, "m (h n) -> h m n", h=cross.attention.num_heads)
         weights, present = scores.softmax(-1), rows.present(block)
-        weights = weights if present is None else weights.masked_fill(~present[0, :, None], 0)
+        weights = weights if present is None else weights.masked_fill(~present[:, None], 0)
         queries = rows.made(part, block) if cross.query_residual and isinstance(rows, MadeRows) else None
         return finish(weights, queries)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import get_args
 
 import torch
@@ -14,18 +15,38 @@ from torch import Tensor, nn
 
 from perceivers.core.attention import CrossAttention
 from perceivers.core.joining import check_names
-from perceivers.core.orders import Order, is_linear
+from perceivers.core.orders import Order, is_linear, is_together, kernels_for
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
 
-ELEMENT, EXPONENTIAL = 30, 60
-"""What a pass over a number, and an exponential, cost in multiply-adds of a product (measured on a CPU)."""
 
-BLOCK_WORK = 10_000_000
-"""What a block costs beside its work, in multiply-adds."""
+@dataclass(frozen=True)
+class Rates:
+    """What things cost on a kind of device, in multiply-adds of a float32 product that take as long."""
 
-BLOCK_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Scores and channels of a block where no limit asks for fewer: so many stay in a cache, or fill a device."""
+    element: int
+    """A pass over a number in memory."""
+    exponential: int
+    """One, where scores are in memory."""
+    block: int
+    """A block, beside its work."""
+    numbers: int
+    """Scores and channels of a block where no limit asks for fewer: so many stay in a cache, or fill a device."""
+    score: int | None = None
+    """All but the products of a score that a fused kernel never writes down; None: there are no such kernels."""
+    half: int = 1
+    """How many times as fast the products of a fused kernel are in half precision."""
+
+
+RATES = {
+    "cpu": Rates(element=30, exponential=60, block=10_000_000, numbers=1 << 21),
+    "cuda": Rates(element=80, exponential=80, block=5_000_000_000, numbers=1 << 26, score=30, half=15),
+}
+"""CPU: measured. CUDA: reckoned from an H100's data sheet (33e12 multiply-adds and 3.3e12 bytes a second, 5 us for each
+of a block's 30 launches), not measured yet."""
+
+HALF = (torch.bfloat16, torch.float16)
+"""Half precision."""
 
 ONE_HOT = 8
 """Rows of a block of the separable order, about; their one-hot code is part of a product."""
@@ -80,11 +101,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Count:
-    """Of each token: multiply-adds, passes over numbers, numbers held. Once: multiply-adds, numbers kept."""
+    """Of each token: multiply-adds, passes over numbers, numbers held. Of each score: passes over it, numbers held.
+
+    Once: multiply-adds, numbers kept.
+    """
 
     products: int = 0
     passes: int = 0
     held: int = 0
+    visits: int = 0
+    stored: int = 0
     fixed: int = 0
     kept: int = 0
 
@@ -114,11 +140,12 @@ class _Sizes:
 
     def asking(self, order: Order) -> _Count:
         """Tokens and their scores, softmax included."""
-        softmax = _Count(passes=3 * self.questions, held=2 * self.questions)
+        softmax = _Count(visits=3, stored=2)
         if order.startswith("separable"):
             return softmax + _Count(
                 products=self.questions * self.varying + self.channels * self.content * self.projected,
-                passes=2 * self.questions + 3 * self.varying + (3 * self.channels if self.projected else 0),
+                passes=3 * self.varying + (3 * self.channels if self.projected else 0),
+                visits=2,
                 held=3 * self.varying + 3 * self.channels * self.projected,
                 fixed=self.channels * self.latents * self.qk + self.questions * self.own * self.width,
                 kept=self.maps + self.questions * (5 * self.own + 3 * self.width + 2 * self.channels * self.projected),
@@ -147,7 +174,7 @@ class _Sizes:
             return _Count(products=(self.channels + self.latents) * self.v, kept=2 * self.latents * self.v)
         after = _Count(fixed=self.channels * self.latents * self.v)
         if order == "separable":
-            return after + _Count(products=self.questions * self.varying, passes=2 * self.questions)
+            return after + _Count(products=self.questions * self.varying, visits=2)
         return after + _Count(products=self.questions * self.channels, kept=2 * self.questions * self.channels)
 
 
@@ -208,9 +235,34 @@ class Case:
 
     def default_block(self, order: Order) -> int:
         """Tokens of a block where no limit asks for fewer."""
-        numbers = BLOCK_NUMBERS.get(self.latents.device.type, BLOCK_NUMBERS["cpu"])
-        size = max(numbers // (self.questions + self.channels), 1)
-        return min(size, max(ONE_HOT * self.width, size // 16)) if order.startswith("separable") else size
+        size = max(self.rates.numbers // (self.questions + self.channels) // self.together(order), 1)
+        coded = order.startswith("separable") and not self.is_fused(order)
+        return min(size, max(ONE_HOT * self.width, size // 16)) if coded else size
+
+    @property
+    def rates(self) -> Rates:
+        """Of the device."""
+        return RATES.get(self.latents.device.type, RATES["cpu"])
+
+    @property
+    def samples(self) -> int:
+        """Of the batch."""
+        return max(len(self.latents), self.segment.batch_size)
+
+    def together(self, order: Order) -> int:
+        """Samples that are treated at once, block by block."""
+        return self.samples if self.tail is None and is_together(order, self.latents.device) else 1
+
+    def is_fused(self, order: Order) -> bool:
+        """Whether a kernel does it whose scores are never written down; the gradient of our own writes them."""
+        if self.rates.score is None or self.latents.dtype == torch.float64:
+            return False
+        return order == "dense" or (self.kernels_for(order) is not None and not torch.is_grad_enabled())
+
+    def kernels_for(self, order: Order) -> ModuleType | None:
+        """Our own kernels, where they take part in this order."""
+        dtype = torch.promote_types(self.latents.dtype, torch.float32)
+        return kernels_for(self.segment, dtype) if self.tail is None and order == "separable" and self.width else None
 
     @property
     def questions(self) -> int:
@@ -229,7 +281,7 @@ class Case:
         attention, segment = self.cross.attention, self.segment
         content = 0 if segment.content is None else segment.content.shape[-1]
         return _Sizes(
-            samples=max(len(self.latents), segment.batch_size),
+            samples=self.samples,
             latents=self.latents.shape[-2],
             questions=self.questions,
             qk=attention.query.out_features,
@@ -238,28 +290,45 @@ class Case:
             own=segment.own_channels,
             content=content,
             located=segment.positions.num_channels if isinstance(segment.positions, AxisTables) else 0,
-            varying=content
-            + 2
-            + (min(self.default_block("separable"), segment.num_tokens) // self.width if self.width else 0),
+            varying=content + 2 + self._coded_rows(),
             width=self.width,
             projected=segment.projection is not None,
         )
 
+    def _coded_rows(self) -> int:
+        """Of a block in the separable order, where scores are products with their one-hot code."""
+        if not self.width or self.is_fused("separable"):
+            return 0
+        return min(self.default_block("separable"), self.segment.num_tokens) // self.width
+
     def _cost(self, order: Order) -> Cost:
-        sizes, samples = self.sizes, self.sizes.samples
+        sizes, samples, rates, fused = self.sizes, self.samples, self.rates, self.is_fused(order)
         count = sizes.asking(order) + (sizes.reading(order) if self.tail is None else self._writing(order))
         tokens, item = self.segment.num_tokens, max(self.latents.dtype.itemsize, 4)
         multiply_adds = samples * (tokens * count.products + count.fixed)
-        work = multiply_adds + samples * tokens * (ELEMENT * count.passes + EXPONENTIAL * sizes.questions)
+        if fused and rates.score is not None:
+            faster = rates.half if self.latents.dtype in HALF else 1
+            work, score, stored = multiply_adds // faster, rates.score, 0
+        else:
+            work, score, stored = multiply_adds, rates.element * count.visits + rates.exponential, count.stored
+        work += samples * tokens * (rates.element * count.passes + score * sizes.questions)
         if order == "dense":
-            return Cost(work, multiply_adds, item * samples * count.held, 0, tokens)
-        work += samples * BLOCK_WORK * -(-tokens // self.default_block(order))
+            held = count.held + stored * sizes.questions
+            return Cost(work, multiply_adds, item * samples * held, 0, tokens)
+        together, at_once, kernels = self.together(order), self.default_block(order), self.kernels_for(order)
+        if kernels is not None:
+            own, least = kernels.numbers(self.width, sizes.content)
+            count += _Count(held=(kernels.BLOCKS - 1) * count.held, kept=least * sizes.questions)
+            at_once, stored = at_once * (kernels.BLOCKS if fused else 1), max(stored, own)
+        work += samples // together * rates.block * -(-tokens // at_once)
         item *= GRADIENT if torch.is_grad_enabled() else 1
         unit = self.width if order.startswith("separable") else 1
         # The gradient of the content is put together from those of its samples.
         content = self.segment.content
         grown = 2 * content.nbytes if torch.is_grad_enabled() and content is not None and content.requires_grad else 0
-        return Cost(work, multiply_adds, item * count.held, item * count.kept + grown, unit)
+        held = together * (count.held + stored * sizes.questions)
+        kept = sizes.maps + together * (count.kept - sizes.maps)
+        return Cost(work, multiply_adds, item * held, item * kept + grown, unit)
 
     def _writing(self, order: Order) -> "_Count":
         """What follows the scores when writing: sums of values, the MLP, the maps behind it."""
@@ -268,7 +337,7 @@ class Case:
         written = maps[-1].out_features if maps else sizes.channels
         # What is written of several samples is stacked: it is there twice.
         stacked = sizes.samples * self.segment.num_tokens * written if sizes.samples > 1 else 0
-        softmax = _Count(held=2 * sizes.questions, kept=stacked)
+        softmax = _Count(stored=2, kept=stacked)
         if order.endswith("folded"):
             columns = hidden + min(sizes.channels, sizes.v + 1) + written
             return softmax + _Count(

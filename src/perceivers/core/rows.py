@@ -24,14 +24,18 @@ Block = tuple[int, int]
 """Tokens from the first to before the last, counted row-major."""
 
 
+ONE = torch.Size()
+"""The shape of one sample: nothing stands before its tokens."""
+
+
 class Rows(ABC):
-    """Tokens of one sample as rows of a matrix of scores, whose columns are what is asked of them."""
+    """Tokens of a sample, or of several, as rows of a matrix of scores, whose columns are what is asked of them."""
 
     per_token: tuple[str, ...] = ("content", "positions")
     """Which of the tensors are cut along their tokens."""
 
-    def __init__(self, segment: Segment, dtype: torch.dtype) -> None:
-        self.segment, self.dtype = segment, dtype
+    def __init__(self, segment: Segment, dtype: torch.dtype, batch: torch.Size = ONE) -> None:
+        self.segment, self.dtype, self.batch = segment, dtype, batch
         self.tensors: dict[str, Tensor] = {}
         """All that a gradient may flow to."""
 
@@ -45,21 +49,25 @@ class Rows(ABC):
 
     def cut(self, tensors: dict[str, Tensor], block: Block) -> dict[str, Tensor]:
         """Views of what a block needs."""
-        return {name: x[slice(*block)] if name in self.per_token else x for name, x in tensors.items()}
+        return {name: x[..., slice(*block), :] if name in self.per_token else x for name, x in tensors.items()}
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
         return self.segment.device
 
-    def present(self, block: Block) -> Bool[Tensor, "1 m"] | None:
+    def present(self, block: Block) -> Bool[Tensor, "*b m"] | None:
         """True where there is a token; None: everywhere."""
-        return None if self.segment.mask is None else self.segment.mask[:, slice(*block)]
+        return None if self.segment.mask is None else self.of_each(self.segment.mask)[..., slice(*block)]
+
+    def of_each(self, x: Tensor) -> Tensor:
+        """What a segment has, [#b, m, ...], of each sample that is asked."""
+        return x.expand(*self.batch, *x.shape[1:]) if self.batch else x[0]
 
     def hide_absent(self, scores: Float[Tensor, "*h m n"], block: Block) -> Float[Tensor, "*h m n"]:
         """Minus infinity where there is no token."""
         present = self.present(block)
-        return scores if present is None else scores.masked_fill(~present[0, :, None], -math.inf)
+        return scores if present is None else scores.masked_fill(~present[..., None], -math.inf)
 
 
 class MadeRows(Rows):
@@ -70,7 +78,7 @@ class MadeRows(Rows):
         weight, bias = segment.projection or (None, None)
         positions = segment.positions if isinstance(segment.positions, Tensor) else None
         parts = {
-            "content": None if segment.content is None else segment.content[0],
+            "content": None if segment.content is None else self.of_each(segment.content),
             "positions": positions if positions is None or positions.ndim == 2 else positions[0],
             "constant": segment.constant,
             "stand_in": segment.stand_in,
@@ -146,17 +154,20 @@ class ProjectedRows(MadeRows):
 
 
 class SeparableRows(Rows):
-    """Tokens of a grid [rows, columns] that are never made; `folded` [c, n] asks them behind their norm."""
+    """Tokens of a grid [rows, columns] that are never made; `folded` [c, n] asks them behind their norm.
+
+    `folded` [b, c, n] asks all samples of the segment together: then every array begins with b.
+    """
 
     def __init__(self, segment: Segment, folded: Tensor, added: Tensor | None = None) -> None:
-        super().__init__(segment, folded.dtype)
+        super().__init__(segment, folded.dtype, folded.shape[:-2])
         tables, dtype = segment.positions, self.dtype
         assert isinstance(tables, AxisTables)
         *outer, inner = (list(channels) for channels in tables.channels)
         self.width = len(tables.tables[-1])
         self.outer = [table.to(dtype) for table in tables.tables[:-1]]
         self.columns = tables.tables[-1].to(dtype)
-        content = None if segment.content is None else segment.content[0].to(dtype)
+        content = None if segment.content is None else self.of_each(segment.content)
         padding = None if segment.constant is None else segment.constant.to(dtype)
         # A token's channels: content, then positions, then padding; `places` says which are whose.
         own = 0 if content is None else content.shape[-1]
@@ -168,19 +179,21 @@ class SeparableRows(Rows):
         self.tensors = {} if content is None else {"content": content}
         self.tensors |= {} if padding is None else {"padding": padding}
         folded, offset = self._through_projection(folded)
-        on_content, on_rows, on_columns, on_padding = (folded[place] for place in self.places)
+        on_content, on_rows, on_columns, on_padding = (folded[..., place, :] for place in self.places)
         offset = offset if padding is None else offset + padding @ on_padding
         self.tensors |= {"on_rows": on_rows, "on_columns": self.columns @ on_columns, "offset": offset}
         self.tensors |= {} if content is None else {"on_content": on_content}
         self.tensors |= {} if added is None else {"added": added}
 
-    def _through_projection(self, folded: Float[Tensor, "c n"]) -> tuple[Float[Tensor, "own n"], Float[Tensor, " n"]]:
+    def _through_projection(
+        self, folded: Float[Tensor, "*b c n"]
+    ) -> tuple[Float[Tensor, "*b own n"], Float[Tensor, "*b n"]]:
         """What is asked of tokens in their own width, and a constant; keeps what norms and stand-ins need."""
-        segment, offset = self.segment, folded.new_zeros(folded.shape[-1])
+        segment, offset = self.segment, folded.new_zeros(*self.batch, folded.shape[-1])
         if segment.hidden is not None:
             assert segment.stand_in is not None
             token = F.layer_norm(segment.stand_in.to(self.dtype), segment.stand_in.shape, eps=LAYER_NORM_EPSILON)
-            self.tensors |= {"hidden_token": token, "on_hidden": (token @ folded)[None]}
+            self.tensors |= {"hidden_token": token, "on_hidden": (token @ folded)[..., None, :]}
         if segment.projection is None:
             return folded, offset
         weight, bias = (x.to(self.dtype) for x in segment.projection)
@@ -198,42 +211,47 @@ class SeparableRows(Rows):
         """[scale content | scale row | hidden | 1] times what is asked of them, then columns are added."""
         rows = self.row_features(block)
         scale = self.inverse_deviation(tensors, rows)
-        hidden = None if self.segment.hidden is None else self.segment.hidden[0, slice(*block)]
+        hidden = self.hidden(block)
         scale = scale if hidden is None else scale.masked_fill(hidden, 0)
         one_hot = torch.eye(len(rows), dtype=self.dtype, device=rows.device).repeat_interleave(self.width, 0)
-        left, right = [scale[:, None] * one_hot], [rows @ tensors["on_rows"] + tensors["offset"]]
+        left, right = [scale[..., None] * one_hot], [rows @ tensors["on_rows"] + tensors["offset"][..., None, :]]
         if "content" in tensors:
-            left, right = [*left, scale[:, None] * tensors["content"]], [*right, tensors["on_content"]]
+            left = [*left, scale[..., None] * tensors["content"].to(self.dtype)]
+            right = [*right, tensors["on_content"]]
         if hidden is not None:
-            left, right = [*left, hidden[:, None].to(self.dtype)], [*right, tensors["on_hidden"]]
-        added = tensors.get("added", torch.zeros_like(right[0][0]))
-        compact = torch.cat([*left, torch.ones_like(scale)[:, None]], -1)
-        scores = compact @ torch.cat([*right, added[None]])
-        scale = scale.unflatten(0, (len(rows), self.width))[..., None]
-        scores.unflatten(0, (len(rows), self.width)).addcmul_(scale, tensors["on_columns"])
+            left, right = [*left, hidden[..., None].to(self.dtype)], [*right, tensors["on_hidden"]]
+        added = tensors.get("added", torch.zeros_like(right[0][..., 0, :]))
+        compact = torch.cat([*left, torch.ones_like(scale)[..., None]], -1)
+        scores = compact @ torch.cat([*right, added[..., None, :]], -2)
+        scale = scale.unflatten(-1, (len(rows), self.width))[..., None]
+        scores.unflatten(-2, (len(rows), self.width)).addcmul_(scale, tensors["on_columns"][..., None, :, :])
         return self.hide_absent(scores, block), (compact, scale, rows)
 
     def gather(self, seen: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> tuple[Tensor, ...]:
         """Sums of weights; of scaled content and hidden ones; of scaled row features; of scales; by column."""
         compact, scale, rows = seen
         sums = compact.mT @ weights
-        of_rows, rest, total = sums.split([len(rows), len(sums) - len(rows) - 1, 1])
-        scaled = weights.unflatten(0, scale.shape[:2]) * scale
-        columns = scaled.sum(0) if len(rows) > 1 else scaled[0]
-        return total, rest, rows.T @ of_rows, of_rows.sum(0, keepdim=True), columns
+        of_rows, rest, total = sums.split([len(rows), sums.shape[-2] - len(rows) - 1, 1], -2)
+        scaled = weights.unflatten(-2, (len(rows), self.width)) * scale
+        columns = scaled.sum(-3) if len(rows) > 1 else scaled.squeeze(-3)
+        return total, rest, rows.T @ of_rows, of_rows.sum(-2, keepdim=True), columns
 
-    def expand(self, sums: Sequence[Tensor]) -> Float[Tensor, "c n"]:
+    def expand(self, sums: Sequence[Tensor]) -> Float[Tensor, "*b c n"]:
         """The weighted sum of the normed tokens."""
         rest, rows, scales, columns = sums
-        content = self.places[0]
-        parts = [rest[: len(content)], rows, self.columns.T @ columns]
+        content = len(self.places[0])
+        parts = [rest[..., :content, :], rows, self.columns.T @ columns]
         parts += [self.tensors["padding"][:, None] * scales] if "padding" in self.tensors else []
-        x = torch.cat(parts)[torch.cat(self.places).argsort()]
+        x = torch.cat(parts, -2)[..., torch.cat(self.places).argsort(), :]
         if self.segment.projection is not None:
             weight, bias = (x.to(self.dtype) for x in self.segment.projection)
             x = weight @ x + bias[:, None] * scales
-        x = x - x.mean(0)
-        return x + self.tensors["hidden_token"][:, None] * rest[-1:] if "hidden_token" in self.tensors else x
+        x = x - x.mean(-2, keepdim=True)
+        return x + self.tensors["hidden_token"][:, None] * rest[..., -1:, :] if "hidden_token" in self.tensors else x
+
+    def hidden(self, block: Block) -> Bool[Tensor, "*b m"] | None:
+        """True where the mask token replaces a token; None: nowhere."""
+        return None if self.segment.hidden is None else self.of_each(self.segment.hidden)[..., slice(*block)]
 
     def row_features(self, block: Block) -> Float[Tensor, "r p"]:
         """Features of the block's rows."""
@@ -241,14 +259,15 @@ class SeparableRows(Rows):
         places = torch.unravel_index(torch.arange(first, last, device=self.columns.device), tuple(map(len, self.outer)))
         return torch.cat([table[place] for table, place in zip(self.outer, places, strict=True)], -1)
 
-    def inverse_deviation(self, tensors: dict[str, Tensor], rows: Float[Tensor, "r p"]) -> Float[Tensor, " m"]:
+    def inverse_deviation(self, tensors: dict[str, Tensor], rows: Float[Tensor, "r p"]) -> Float[Tensor, "*b m"]:
         """1 / std of each token of a block."""
         if self.segment.projection is not None:
             return self._of_projected(tensors, rows)
         parts = [_moments(rows, 1), _moments(self.columns, 0)]
         parts += [_moments(tensors["padding"], None)] if "padding" in tensors else []
         if "content" in tensors:
-            parts += [_moments(tensors["content"].unflatten(0, (len(rows), self.width)), None)]
+            content = tensors["content"].to(self.dtype)
+            parts += [_moments(content.unflatten(-2, (len(rows), self.width)), None)]
         # Chan's formula: a sum of terms that are not negative; mean of squares minus square of mean would cancel.
         zero = rows.new_zeros(len(rows), self.width)
         channels = sum(count for count, _, _ in parts)
@@ -256,14 +275,15 @@ class SeparableRows(Rows):
         variance = (
             sum((count * (own_variance + (own - mean) ** 2) for count, own, own_variance in parts), zero) / channels
         )
-        return torch.rsqrt(variance + LAYER_NORM_EPSILON).flatten()
+        return torch.rsqrt(variance + LAYER_NORM_EPSILON).flatten(-2).expand(*self.batch, -1)
 
-    def _of_projected(self, tensors: dict[str, Tensor], rows: Float[Tensor, "r p"]) -> Float[Tensor, " m"]:
+    def _of_projected(self, tensors: dict[str, Tensor], rows: Float[Tensor, "r p"]) -> Float[Tensor, "*b m"]:
         """The same behind a projection: its centred output is made, a block at a time."""
         x = (rows @ tensors["norm_rows"] + tensors["norm_offset"])[:, None] + tensors["norm_columns"]
         if "content" in tensors:
-            x = x + (tensors["content"] @ tensors["norm_content"]).unflatten(0, (len(rows), self.width))
-        return torch.rsqrt((x * x).mean(-1) + LAYER_NORM_EPSILON).flatten()
+            content = tensors["content"].to(self.dtype) @ tensors["norm_content"]
+            x = x + content.unflatten(-2, (len(rows), self.width))
+        return torch.rsqrt((x * x).mean(-1) + LAYER_NORM_EPSILON).flatten(-2).expand(*self.batch, -1)
 
 
 def blocks_of(rows: Rows, block_size: int) -> list[Block]:

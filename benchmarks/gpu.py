@@ -1,0 +1,152 @@
+"""The command `python -m benchmarks.gpu`: what the plan must know of a GPU, and reading in each order, tile by tile."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from benchmarks.measuring import MemoryMeter, gemm_rate, machine, seconds_of
+from benchmarks.models import Work, build, inputs_of, moved, preset_of
+from benchmarks.processes import Setting
+from perceivers.core import orders
+from perceivers.core.attention import Mask
+from perceivers.core.plan import Case, Plan, Rates
+from perceivers.core.trunk import Read
+
+FAMILIES = ("optical-flow", "imagenet-fourier")
+
+TILES = ((32, 32, 64, 8), (64, 32, 64, 8), (32, 32, 32, 4), (16, 32, 64, 4), (32, 64, 32, 8), (32, 64, 64, 8))
+"""Rows, columns, questions and warps of a program of the kernel."""
+
+LAUNCHES = 30
+"""Of a block of the orders in PyTorch, about."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading took."""
+
+    name: str
+    """Model, samples, order, tile."""
+    seconds: float
+    """Of the best run."""
+    memory_bytes: int
+    """Beside the tokens."""
+
+
+def measure(
+    device: Literal["cpu", "cuda"] = "cuda", batches: tuple[int, ...] = (1, 8), quick: bool = False, repeats: int = 10
+) -> list[Reading]:
+    """Rates of a GPU for the plan, then milliseconds and megabytes of reading in each order.
+
+    Args:
+        device: Where to run.
+        batches: Samples at once.
+        quick: Tiny sizes, to see that everything runs.
+        repeats: Runs, of which the best counts.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("benchmarks.gpu: torch finds no GPU")
+    print(f"{machine(device).processor}: {rates(device, 1 << 16 if quick else 1 << 28, repeats)}", flush=True)
+    found = []
+    for family in FAMILIES:
+        for batch in batches:
+            for one in readings(family, Setting(device, torch.bfloat16, batch, quick), repeats):
+                found.append(one)
+                print(f"{one.name}: {1e3 * one.seconds:.3f} ms, {one.memory_bytes / 1e6:.0f} MB", flush=True)
+    return found
+
+
+def rates(device: str, numbers: int, repeats: int) -> Rates:
+    """What a pass, an exponential, a launch take, in multiply-adds of a float32 product."""
+    single = gemm_rate(device, torch.float32) / 2
+    x, few = torch.randn(numbers, device=device), torch.randn(1, device=device)
+
+    def launches() -> None:
+        for _ in range(LAUNCHES):
+            few.add(1.0)
+
+    def cost(run: Callable[[], Any], of: int) -> int:
+        return max(round(single * best(run, device, repeats) / of), 1)
+
+    return Rates(
+        element=cost(lambda: x.mul_(1.0), numbers),
+        exponential=cost(lambda: x.exp_(), numbers),
+        block=cost(launches, 1),
+        numbers=1 << 26,
+        score=30,
+        half=max(round(gemm_rate(device, torch.bfloat16) / 2 / single), 1),
+    )
+
+
+def best(run: Callable[[], Any], device: str, repeats: int) -> float:
+    """Seconds of the fastest of several runs, behind one that is not counted."""
+    run()
+    return min(seconds_of(run, device)[0] for _ in range(repeats))
+
+
+def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
+    """Of a released model, without gradients, in each order; the separable one with each tile, and without a kernel."""
+    preset = preset_of(Work(family), setting.quick)
+    model = build(preset).to(setting.device, setting.dtype)
+    name = f"{family}, batch {setting.batch}"
+    with torch.no_grad():
+        tokens, _ = model.input_adapter(moved(inputs_of(preset, setting.batch or 1), setting))
+        (segment,) = tokens.segments.values()
+        latents = model.trunk.latents[None]
+        cross = next(stage for stage in model.trunk.stages if isinstance(stage, Read)).cross_attention
+
+        def dense() -> Any:
+            return cross(latents, segment.dense(latents.dtype), Mask(keys=segment.mask))
+
+        def ordered(order: orders.Order) -> Callable[[], Any]:
+            choice = Case(cross, latents, segment, None).choose(Plan(order=order), dense=True)
+            assert choice is not None
+            return lambda: orders.read(cross, latents, segment, order, choice.block_size)
+
+        yield _reading(f"{name}, dense", dense, setting, repeats)
+        if orders.kernels_for(segment, torch.float32):
+            for tile in with_tiles():
+                yield _reading(f"{name}, separable, kernel {tile}", ordered("separable"), setting, repeats)
+        with without_kernel():
+            for order in ("separable", "absorbed", "projected"):
+                yield _reading(f"{name}, {order}", ordered(order), setting, min(repeats, 3))
+
+
+def with_tiles() -> Iterator[tuple[int, ...]]:
+    """Let the kernel have one tile after the other, and its own at the end."""
+    kernels = orders.triton_kernels()
+    names = ("ROWS", "COLUMNS", "QUESTIONS", "WARPS")
+    own = [getattr(kernels, name) for name in names]
+    try:
+        for tile in TILES:
+            for name, value in zip(names, tile, strict=True):
+                setattr(kernels, name, value)
+            yield tile
+    finally:
+        for name, value in zip(names, own, strict=True):
+            setattr(kernels, name, value)
+
+
+@contextmanager
+def without_kernel() -> Iterator[None]:
+    """As where Triton is not installed."""
+    own, orders.triton_kernels = orders.triton_kernels, lambda: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        orders.triton_kernels = own
+
+
+def _reading(name: str, run: Callable[[], Any], setting: Setting, repeats: int) -> Reading:
+    seconds = best(run, setting.device, repeats)
+    with MemoryMeter(setting.device) as meter:
+        run()
+    return Reading(name, seconds, meter.bytes)
+
+
+if __name__ == "__main__":
+    tyro.cli(measure, prog="benchmarks.gpu")

@@ -14,7 +14,7 @@ from benchmarks.processes import Setting
 from perceivers.core import orders
 from perceivers.core.attention import Mask
 from perceivers.core.plan import Case, Plan, Rates
-from perceivers.core.trunk import Read
+from perceivers.core.trunk import Read, Resampler
 
 FAMILIES = ("optical-flow", "imagenet-fourier")
 
@@ -96,6 +96,7 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
     with torch.no_grad():
         tokens, _ = model.input_adapter(moved(inputs_of(preset, setting.batch or 1), setting))
         (segment,) = tokens.segments.values()
+        assert isinstance(model.trunk, Resampler)
         latents = model.trunk.latents[None]
         cross = next(stage for stage in model.trunk.stages if isinstance(stage, Read)).cross_attention
 

@@ -1,6 +1,7 @@
 """The verb `predict`: a model on a table."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,8 +17,26 @@ from perceivers.data.shards import is_shards, open_shards
 from perceivers.data.writing import check_writable, write_rows
 from perceivers.schema import Record
 from perceivers.tasks.attention import PAGE_ROWS, attention_page
+from perceivers.tasks.cluster import predict_over_cluster
 from perceivers.tasks.prediction import predict_rows
 from perceivers.tasks.recipe import data_of
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where a model runs."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it runs."""
+    workers: int = 0
+    """Processes of a Ray cluster that predict (the one of RAY_ADDRESS, else on this machine); 0: this process."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers = {self.workers} must be 0 or more")
+
+
+HERE = Machines()
 
 
 def predict(
@@ -30,7 +49,7 @@ def predict(
     max_bad_rows: int = 0,
     explain: bool = False,
     attention: Path | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    where: Annotated[Machines, tyro.conf.OmitArgPrefixes] = HERE,
 ) -> None:
     """What a model makes of every row of a table, as a table; rows come and go in batches, in their order.
 
@@ -44,14 +63,26 @@ def predict(
         max_bad_rows: Rows that may be unreadable; they stay in their place with the reason in the column "unreadable".
         explain: Add columns OUTPUT.from.INPUT (and .FIELD): how the prediction changes by what would else be left out.
         attention: HTML page to write: which places of pictures and series the model looks at, in the first rows.
-        device: Where it runs.
+        where: The device, and how many processes.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
     check_writable(out)
     records = _records(data, model)
-    chosen = ModelChoice(model=model, device=device).load("")
-    count = write_rows(out, predict_rows(chosen, records, batch_size, keep, max_bad_rows, explain))
+    chosen = ModelChoice(model=model, device=where.device).load("")
+    if where.workers:
+        options = {"keep": keep, "explain": explain}
+        rows = predict_over_cluster(
+            chosen,
+            records if isinstance(records, Sequence) else list(records),
+            where.workers,
+            batch_size,
+            max_bad_rows,
+            **options,
+        )
+    else:
+        rows = predict_rows(chosen, records, batch_size, keep, max_bad_rows, explain)
+    count = write_rows(out, rows)
     Console(stderr=True).print(f"Written: {count} rows to {out}")
     if attention is not None:
         first = list(islice(_records(data, model), PAGE_ROWS))

@@ -22,7 +22,7 @@ PAGE_ROWS = 12
 
 def attention_page(model: PerceiverIO, records: Sequence[Record], path: Path) -> Path:
     """Write an HTML page of these records; one that cannot be read says why."""
-    page = Report("Where the model looks")
+    model, page = model.cpu(), Report("Where the model looks")
     page.text(
         "The mean over latents and heads of the attention of the first reading: the redder, the more. "
         "The share of an input is what all its tokens get together. Attention says what is read, not what it is used "

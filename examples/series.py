@@ -126,7 +126,8 @@ def rocket(series: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray
     for _ in range(KERNELS):
         length = int(rng.choice([7, 9, 11]))
         dilation = 2 ** int(rng.uniform(0, np.log2(max((longest - 1) / (length - 1), 1)) + 1e-9))
-        weights = rng.normal(size=(channels, length)) * (rng.permutation(channels) < rng.integers(1, channels + 1))[:, None]
+        read = rng.permutation(channels) < rng.integers(1, channels + 1)
+        weights = rng.normal(size=(channels, length)) * read[:, None]
         groups.setdefault((length, dilation), []).append(weights - weights.mean(-1, keepdims=True))
     features = []
     for (length, dilation), kernels in groups.items():

@@ -4,8 +4,9 @@
 guide. Needs `pip install perceivers[starcraft]`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -17,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from perceivers.data import StarCraft
 from perceivers.data.writing import PlainRow, write_rows
 from perceivers.modalities import Records
+from perceivers.modalities.fields import Number
 from perceivers.schema import Record
 from perceivers.tasks import starcraft
 from perceivers.tasks.recipe import read_recipe
@@ -44,14 +46,17 @@ def rivals(run: Path, /) -> None:
     train, test = recipe.data.training(), recipe.data.held_out()
     spec = recipe.schema.outputs["statistics"]
     assert isinstance(spec, Records)
-    deviations = np.array([field.std for field in spec.fields.values()])
+    deviations = np.array([field.std for field in spec.fields.values() if isinstance(field, Number)])
     found, true = ridge(train, test, lambda row: [row["statistics"][name] for name in spec.fields])
-    print(f"ridge regression on counts of units: statistics rmse {(((found - true) / deviations) ** 2).mean() ** 0.5:.3f}")
+    rmse = (((found - true) / deviations) ** 2).mean() ** 0.5
     found, true = ridge(train, test, lambda row: row["time"])
-    print(f"ridge regression on counts of units: time mae {np.abs(found - true).mean():.1f}")
+    mae = np.abs(found - true).mean()
+    print(f"ridge regression on counts of units: statistics rmse {rmse:.3f}, time mae {mae:.1f}")
 
 
-def ridge(train: Sequence[Record], test: Sequence[Record], answer) -> tuple[np.ndarray, np.ndarray]:
+def ridge(
+    train: Sequence[Record], test: Sequence[Record], answer: Callable[[Record], Any]
+) -> tuple[np.ndarray, np.ndarray]:
     """Found and true answers of the test rows, from how many units of each type each player has."""
     model = make_pipeline(DictVectorizer(), StandardScaler(with_mean=False), RidgeCV(np.logspace(0, 6, 13)))
     model.fit(list(counts(train)), [answer(row) for row in train])

@@ -136,8 +136,16 @@ class Grid(Kind, ABC):
         return self._array(value)
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """The grid; in training with `num_points` a random choice of its places: {"values", "index"}."""
+        """The grid; in training with `num_points` a random choice of its places: {"values", "index"}.
+
+        A series is written at one length: what a shorter one lacks is unknown, a longer one is a ValueError.
+        """
         grid = self._array(value)
+        if self.axes == 1:
+            (size,) = as_sizes(self.size, 1, "size")
+            if len(grid) > size:
+                raise ValueError(f"{len(grid)} steps where {size} are written: raise size, or ask a pointset")
+            grid = np.pad(grid, ((0, size - len(grid)), (0, 0)), constant_values=np.nan)
         if not training or self.num_points is None:
             return grid
         rows = rows_of(space_to_depth(torch.from_numpy(grid)[None], self.steps))[0].numpy()

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
 
+MOST_SHOWN = 8
+"""Records of a set that a picture shows."""
+
 
 @dataclass(frozen=True)
 class Records(Kind):
@@ -169,15 +172,18 @@ class Records(Kind):
         return torch.cat([predicted for predicted, _ in pairs]), torch.cat([true for _, true in pairs])
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """A table, records downwards."""
+        """A table, records downwards; of a single one its fields downwards."""
         exists = sample["mask"].tolist() if "mask" in sample else [True] * _count(sample)
-        columns = [
-            [name, *(field.show(value) for value, there in zip(sample[name], exists, strict=True) if there)]
+        there = [place for place, exists_there in enumerate(exists) if exists_there]
+        columns: list[Sequence[str]] = [
+            [name, *(field.show(sample[name][place]) for place in there[:MOST_SHOWN])]
             for name, field in self.fields.items()
         ]
+        columns = list(zip(*columns, strict=True)) if len(there) == 1 else columns
         widths = [max(map(len, column)) for column in columns]
-        rows = zip(*columns, strict=True)
-        show_text(axes, "\n".join("  ".join(map(str.ljust, row, widths)) for row in rows))
+        rows = ["  ".join(map(str.ljust, row, widths)) for row in zip(*columns, strict=True)]
+        more = [f"and {len(there) - MOST_SHOWN} more"] if len(there) > MOST_SHOWN else []
+        show_text(axes, "\n".join([*rows, *more]))
 
     def beside(self, prediction: Raw, target: Raw) -> Raw:
         """Records that the target has."""

@@ -174,7 +174,7 @@ class Records(Kind):
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """A table, records downwards; of a single one its fields downwards."""
         exists = sample["mask"].tolist() if "mask" in sample else [True] * _count(sample)
-        there = [place for place, exists_there in enumerate(exists) if exists_there]
+        there = np.flatnonzero(exists).tolist()
         columns: list[Sequence[str]] = [
             [name, *(field.show(sample[name][place]) for place in there[:MOST_SHOWN])]
             for name, field in self.fields.items()

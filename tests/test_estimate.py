@@ -9,6 +9,7 @@ import torch
 from perceivers import Config, DecoderConfig, EncoderConfig, Estimate, LatentsConfig, Numbers, PerceiverIO, Schema
 from perceivers.core.config import ProcessorConfig
 from perceivers.core.tokens import Segment
+from perceivers.training.evaluation import evaluate
 
 SMALL = Config(LatentsConfig(5, 16), EncoderConfig(), ProcessorConfig(num_layers=1, num_heads=2), DecoderConfig())
 
@@ -78,3 +79,12 @@ def test_cells_of_a_table():
 def test_quantiles_must_rise(quantiles):
     with pytest.raises(ValueError, match="must rise between 0 and 1"):
         Estimate(quantiles=quantiles)
+
+
+def test_what_is_estimated_gets_a_score():
+    schema = Schema({"x": Numbers()}, {"y": Estimate()})
+    records = [{"x": 1.0, "y": float(n)} for n in range(7)]
+    scores = evaluate(PerceiverIO(schema.fit(records), SMALL), records)["y"]
+    assert 0 <= scores["coverage"] <= 1
+    assert scores["mae"] > 0
+    assert math.isnan(evaluate(PerceiverIO(schema.fit(records), SMALL), [{"x": 1.0}] * 3)["y"]["mae"])

@@ -60,7 +60,9 @@ def test_what_a_column_is_taken_for(values, target, spec):
 def test_files_are_told_by_their_suffix_and_their_content(tmp_path):
     write_image(tmp_path / "a.png", np.zeros((30, 50, 3), np.uint8))
     write_audio(tmp_path / "a.wav", np.zeros((1000, 1), np.float32), 16000)
+    np.save(tmp_path / "a.npy", np.zeros((17, 3)))
     files = Files(tmp_path)
+    assert propose(["a.npy"], files=files).spec == {"kind": "series", "size": 17, "channels": 3}
     assert propose(["a.png"], files=files).spec == {"kind": "image", "size": [24, 48], "patch": 8}
     assert propose(["a.wav"], files=files).spec == {"kind": "audio", "size": 512, "patch": 64, "rate": 8000}
 

@@ -351,6 +351,28 @@ def test_unknown_values_in_series_and_points_are_masked_not_learned():
     assert prediction.grad.flatten().tolist() == [0.0, 2.0]
 
 
+def test_series_come_in_whole_patches_and_are_written_at_one_length():
+    spec, rng = Series(size=9, channels=1, patch=3), np.random.default_rng(0)
+    batch = spec.collate([spec.prepare(np.ones(n), rng, training=False) for n in (4, 7)])
+    assert batch["values"].shape == (2, 9, 1)
+    assert batch["mask"].sum(1).tolist() == [4, 7]
+    target = spec.collate([spec.target(np.ones(n), rng, {}, training=True) for n in (4, 7)])
+    assert spec.loss(torch.zeros(2, 9, 1), target) == 1.0
+    with pytest.raises(ValueError, match="10 steps where 9 are written"):
+        spec.target(np.ones(10), rng, {}, training=False)
+
+
+def test_points_may_be_arrays():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    halves = [{"coordinates": value[:, :2], "values": value[:, 2:]} for value in values]
+    assert PointSet().fit(values) == PointSet().fit(halves)
+    whole, half = (PointSet().prepare(one, rng, training=False) for one in (values[0], halves[0]))
+    assert all((whole[name] == half[name]).all() for name in half)
+    with pytest.raises(ValueError, match=r"points of shape \(5,\)"):
+        PointSet().prepare(np.ones(5), rng, training=False)
+
+
 def test_arrays_are_read_from_safetensors_and_split(tmp_path):
     from safetensors.numpy import save_file
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.modalities.cells import Files, plain
+from perceivers.modalities.cells import Files, array_file, plain
 from perceivers.modalities.fields import is_missing
 from perceivers.modalities.grid import Audio, Image
 from perceivers.preset import Preset, auto_config
@@ -156,6 +156,9 @@ def _propose_text(known: Sequence[str], target: bool, files: Files | None) -> Pr
     kinds = {_media(value) for value in known}
     if len(kinds) == 1 and (kind := kinds.pop()) and files is not None:
         return _propose_files(kind, known[:LOOKED_AT], files)
+    if files is not None and all(PurePath(value).suffix.lower() == ".npy" for value in known):
+        found = _propose_array([array_file(files.path(path)) for path in known[:LOOKED_AT]])
+        return Proposal(found.spec, f"files of {found.why}")
     with suppress(ValueError):
         return _propose_number([float(value) for value in known], target)
     counts = Counter(known)

@@ -142,8 +142,16 @@ class Grid(Kind, ABC):
         return self._array(value)
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """The grid; in training with `num_points` a random choice of its places: {"values", "index"}."""
+        """The grid; in training with `num_points` a random choice of its places: {"values", "index"}.
+
+        A series is written at one length: what a shorter one lacks is unknown, a longer one is a ValueError.
+        """
         grid = self._array(value)
+        if self.axes == 1:
+            (size,) = as_sizes(self.size, 1, "size")
+            if len(grid) > size:
+                raise ValueError(f"{len(grid)} steps where {size} are written: raise size, or ask a pointset")
+            grid = np.pad(grid, ((0, size - len(grid)), (0, 0)), constant_values=np.nan)
         if not training or self.num_points is None:
             return grid
         rows = rows_of(space_to_depth(torch.from_numpy(grid)[None], self.steps))[0].numpy()
@@ -151,7 +159,7 @@ class Grid(Kind, ABC):
         return {"values": rows[index], "index": index}
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Grids of one size stacked; series padded to the longest; a missing one is masked (NaN in a target)."""
+        """Grids of one size stacked; series padded to the longest, to whole patches; a missing one is masked (NaN)."""
         known = next(value for value in values if value is not None)
         if isinstance(known, dict):
             rows = [np.full_like(known["values"], np.nan) if v is None else v["values"] for v in values]
@@ -160,9 +168,12 @@ class Grid(Kind, ABC):
         sizes = {value.shape for value in values if value is not None}
         if len(sizes) > 1 and self.axes > 1:
             raise ValueError(f"one batch holds sizes {sorted(s[:-1] for s in sizes)}: crop or resize them to one")
-        if len(sizes) == 1 and all(value is not None and np.isfinite(value).all() for value in values):
-            return torch.from_numpy(np.stack(values))
         size = np.max([shape[:-1] for shape in sizes], axis=0)
+        if self.axes == 1:
+            size = size + -size % self.steps
+        whole = {(*size.tolist(), self.channels)} == sizes
+        if whole and all(value is not None and np.isfinite(value).all() for value in values):
+            return torch.from_numpy(np.stack(values))
         batch = np.full((len(values), *size, self.channels), np.nan, np.float32)
         for row, value in enumerate(values):
             if value is not None:

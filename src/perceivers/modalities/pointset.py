@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PointSet(Kind):
-    """A set of points; a record holds {"coordinates": [M, axes], "values": [M, channels]}, M may differ."""
+    """A set of points; a record holds {"coordinates": [M, axes], "values": [M, channels]}, M may differ.
+
+    Or one array [M, axes + channels], in which values may be left out where they are not known.
+    """
 
     axes: int = 2
     """Coordinates of a point."""
@@ -57,22 +60,17 @@ class PointSet(Kind):
         value = plain(cell)
         if isinstance(value, Mapping):
             return {name: numbers(value.get(name)) for name in ("coordinates", "values")}
-        points = numbers(value)
-        points = points.reshape(0, self.axes) if points.shape == (0,) else points
-        if points.ndim != 2:
-            raise ValueError(f"points of shape {points.shape}, expected (M, {self.axes} + {self.channels})")
-        places, known = points[:, : self.axes], points[:, self.axes :]
-        unknown = np.full((len(points), self.channels), np.nan, np.float32)
-        return {"coordinates": places, "values": known if known.size else unknown}
+        return self._split(numbers(value))
 
     def fit(self, values: Iterable[Any]) -> "PointSet":
         """Bounds of the coordinates, mean and standard deviation of the values."""
-        points = [value for value in values if len(value["coordinates"])]
-        if not points:
+        if None not in (self.bounds, self.mean, self.std):
+            return self  # without making all points
+        points = [self._arrays(value) for value in values]
+        places = np.concatenate([point["coordinates"] for point in points]) if points else np.empty((0, self.axes))
+        if not len(places):
             return self
-        places = np.concatenate([np.asarray(point["coordinates"], np.float64) for point in points])
-        values_known = np.concatenate([np.asarray(point["values"], np.float64) for point in points])
-        mean, std = statistics(values_known)
+        mean, std = statistics(np.concatenate([point["values"] for point in points]).astype(np.float64))
         bounds = tuple((float(low), float(high)) for low, high in zip(places.min(0), places.max(0), strict=True))
         return replace(
             self,
@@ -166,7 +164,16 @@ class PointSet(Kind):
         """At the target's places."""
         return {**target, "values": prediction}
 
+    def _split(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        points = points.reshape(0, self.axes) if points.shape == (0,) else points
+        if points.ndim != 2:
+            raise ValueError(f"points of shape {points.shape}, expected (M, {self.axes} + {self.channels})")
+        places, known = points[:, : self.axes], points[:, self.axes :]
+        unknown = np.full((len(points), self.channels), np.nan, np.float32)
+        return {"coordinates": places, "values": known if known.size else unknown}
+
     def _arrays(self, value: Any) -> dict[str, np.ndarray]:
+        value = value if isinstance(value, Mapping) else self._split(np.asarray(value, np.float32))
         points = {name: np.asarray(value[name], np.float32) for name in ("coordinates", "values")}
         count = len(points["coordinates"])
         for name, width in (("coordinates", self.axes), ("values", self.channels)):

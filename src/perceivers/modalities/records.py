@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
 
-
 LINES = 12
 """Of a picture of records."""
 

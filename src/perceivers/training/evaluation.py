@@ -25,6 +25,7 @@ def evaluate(
     device = device_of(model)
     metrics = {name: spec.metrics() for name, spec in schema.outputs.items()}
     batches = evaluation_batches(schema, records, batch_size, seed)
+    measured: set[str] = set()  # metrics within others do not know themselves whether they were updated
     model.eval()
     with progress_bar() as progress:
         task = progress.add_task("evaluation", total=len(batches), note="")
@@ -32,11 +33,15 @@ def evaluate(
             batch = on_device(batch, device)
             predictions = model(batch["inputs"], schema.points(batch["targets"]))
             for name in predictions.keys() & batch["targets"].keys():
+                measured.add(name)
                 compared = schema.outputs[name].compared(predictions[name], batch["targets"][name])
                 for metric in metrics[name].values():
                     metric.to(device).update(*compared)
             progress.advance(task)
-    return {name: {key: _value(metric) for key, metric in own.items()} for name, own in metrics.items()}
+    return {
+        name: {key: float(metric.compute()) if name in measured else float("nan") for key, metric in own.items()}
+        for name, own in metrics.items()
+    }
 
 
 @torch.no_grad()
@@ -66,8 +71,3 @@ def on_device(batch: Any, device: torch.device) -> Any:
 def device_of(module: nn.Module) -> torch.device:
     """Where the parameters of a module are."""
     return next(module.parameters()).device
-
-
-def _value(metric: Any) -> float:
-    counting = getattr(metric, "wrapped_metric", metric)  # a wrapper does not count its own updates
-    return float(metric.compute()) if counting.update_called else float("nan")

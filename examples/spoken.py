@@ -1,0 +1,110 @@
+"""Sound, picture and table of the same digit, of which parts may be missing, and classifiers of the parts.
+
+`prepare FOLDER OUT` reads the Free Spoken Digit Dataset and puts a written digit of scikit-learn's beside each spoken
+one; `rivals OUT` prints accuracies. docs/spoken.md is the guide.
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tyro
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.svm import SVC
+
+from perceivers.data.rows import read_rows
+from perceivers.data.writing import PlainRow, write_rows
+from perceivers.media.audio import read_audio, write_audio
+from perceivers.media.image import read_image, write_image
+
+WINDOW, HOP, BANDS, FRAMES = 256, 100, 32, 64
+"""Samples of a window, samples between two, bands of frequency, windows that are kept (0.8 s at 8 kHz)."""
+
+PICTURE_NOISE, SOUND_NOISE = 96.0, 2.0
+"""Standard deviation of what is added to written digits, whose ink is 255, and to spoken ones, over their own."""
+
+NUM_TEST_PICTURES = 297
+"""Written digits that only test rows show."""
+
+
+def prepare(source: Path, out: Path, /) -> None:
+    """Write train.csv and test.csv: "sound", "spectrum", "picture" (paths), "speaker", "seconds", "label"."""
+    for folder in ("sounds", "spectra", "pictures"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    written, rng = load_digits(), np.random.default_rng(0)
+    pools = {"train": written.target[:-NUM_TEST_PICTURES], "test": written.target[-NUM_TEST_PICTURES:]}
+    parts: dict[str, list[PlainRow]] = {"train": [], "test": []}
+    for path in sorted(source.glob("*.wav")):
+        label, speaker, index = path.stem.split("_")
+        part = "test" if int(index) < 5 else "train"  # the official split
+        first = 0 if part == "train" else len(written.target) - NUM_TEST_PICTURES
+        number = first + int(rng.choice(np.flatnonzero(pools[part] == int(label))))
+        samples, rate = read_audio(path)
+        row = {"sound": f"sounds/{path.name}", "spectrum": f"spectra/{path.stem}.npy"}
+        row |= {"picture": f"pictures/{path.stem}.png", "speaker": speaker, "seconds": f"{len(samples) / rate:.3f}"}
+        samples = samples + rng.normal(0, SOUND_NOISE * samples.std(), samples.shape)
+        samples *= 0.5 / np.abs(samples).max()
+        write_audio(out / row["sound"], samples.astype(np.float32), rate)
+        np.save(out / row["spectrum"], spectrum(samples[:, 0]))
+        write_image(out / row["picture"], noisy(written.images[number], rng))
+        parts[part].append(row | {"label": label})
+    for part, rows in parts.items():
+        write_rows(out / f"{part}.csv", rows)
+
+
+def spectrum(samples: np.ndarray) -> np.ndarray:
+    """[frames, BANDS] logarithms of the power in bands that grow with frequency, as the ear's do."""
+    samples = np.pad(samples[: WINDOW + (FRAMES - 1) * HOP], (0, max(WINDOW - len(samples), 0)))
+    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
+    power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=-1)) ** 2
+    edges = power.shape[1] * np.linspace(0, 1, BANDS, endpoint=False) ** 1.6
+    return np.log(np.add.reduceat(power, edges.astype(int), axis=-1) + 1e-6).astype(np.float32)
+
+
+def noisy(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[8, 8, 3] bytes of a digit of 0 to 16 under noise."""
+    grey = digit * (255 / 16) + rng.normal(0, PICTURE_NOISE, digit.shape)
+    return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def rivals(data: Path, /) -> None:
+    """Print accuracies of a classifier of each part, and of what they say together."""
+    train, test = (list(read_rows(data / f"{part}.csv")) for part in ("train", "test"))
+    labels, true = (np.array([row["label"] for row in rows]) for rows in (train, test))
+    spoken, drawn = (make_pipeline(StandardScaler(), CalibratedClassifierCV(SVC(C=10), ensemble=False)) for _ in "ab")
+    told = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression())
+    features = {"sound": (spectra, spoken), "picture": (pictures, drawn), "table": (cells, told)}
+    logs = {}
+    for name, (make, model) in features.items():
+        logs[name] = np.log(model.fit(make(data, train), labels).predict_proba(make(data, test)) + 1e-9)
+    for count in (3, 2, 1):
+        for names in itertools.combinations(logs, count):
+            together = sum(logs[name] for name in names)
+            accuracy = (np.unique(labels)[together.argmax(-1)] == true).mean()
+            print(f"{' + '.join(names)}: {accuracy:.3f}")
+
+
+def spectra(data: Path, rows: Sequence[PlainRow]) -> np.ndarray:
+    """[B, FRAMES BANDS], stretched to the same length."""
+    found = [np.load(data / row["spectrum"]) for row in rows]
+    places = [np.linspace(0, len(one) - 1, 24).round().astype(int) for one in found]
+    return np.stack([one[place].ravel() for one, place in zip(found, places, strict=True)])
+
+
+def pictures(data: Path, rows: Sequence[PlainRow]) -> np.ndarray:
+    """[B, 64]."""
+    return np.stack([read_image(data / row["picture"])[..., 0].ravel() / 255 for row in rows])
+
+
+def cells(data: Path, rows: Sequence[PlainRow]) -> np.ndarray:
+    """[B, 2], speaker and seconds to a tenth."""
+    return np.array([[row["speaker"], row["seconds"][:3]] for row in rows])
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "rivals": rivals})

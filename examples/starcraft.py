@@ -39,7 +39,7 @@ def as_row(snapshot: Record) -> PlainRow:
 
 def rivals(run: Path, /) -> None:
     """Print scores, as the run's own are measured."""
-    for rival, outputs in starcraft.rival_scores(run).items():
+    for rival, outputs in starcraft.further_scores(run).items():
         for output, metrics in outputs.items():
             print(f"{rival}: {', '.join(f'{output} {name} {value:.3f}' for name, value in metrics.items())}")
     recipe = read_recipe(run)

@@ -108,6 +108,16 @@ def assert_errors_within_twice_those_of_the_dense_path(low: Crossing, order: Ord
         assert error <= 2 * max(own, torch.finfo(low.latents.dtype).eps), order
 
 
+@every_device
+def test_writing_agrees_where_biases_are_zero(device: str) -> None:
+    """As before training: what is folded then has no full rank."""
+    crossing = writing(replace(GRID, qk=2, v=2)).to(torch.float64, device)
+    torch.nn.init.zeros_(crossing.cross.attention.output.bias)
+    assert "separable-folded" in crossing.orders
+    for order in crossing.orders:
+        assert_agreement(crossing, order, 5)
+
+
 class GivenRows(Rows):
     """Scores and values as they are given."""
 

@@ -347,7 +347,9 @@ def _folded_finish(
     last = _composed(tail, len(output[0]), values)
     centred = torch.cat([output[0], output[1][:, None]], -1)
     centred = centred - centred.mean(0)
-    root = torch.linalg.qr(centred).R if centred.shape[0] > centred.shape[1] else centred
+    # R as Q' (centred u): with Q constant the gradient is that of |R (values, 1)|^2, also where R has no inverse (bias 0).
+    tall = centred.shape[0] > centred.shape[1]
+    root = torch.linalg.qr(centred.detach()).Q.mT @ centred if tall else centred
     inside = hidden[0] * norm.weight.to(dtype) @ centred
     maps = torch.cat([inside, root, torch.cat([last[0] @ output[0], (last[0] @ output[1])[:, None]], -1)])
     per_head = maps[:, :-1].unflatten(-1, (len(values), -1))

@@ -18,7 +18,7 @@ from perceivers.modalities import Audio, Label, Video
 from perceivers.schema import Schema, from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.autoencoding import EVALUATIONS, RECIPES, UNSEEN, grids_of, paper, report, rivals, rows_of, small
-from perceivers.tasks.recipe import Recipe, changed_schema, evaluate_run, load_run, run_recipe, under
+from perceivers.tasks.recipe import Recipe, changed_schema, evaluate_run, hiding, load_run, run_recipe
 from perceivers.tasks.results import keep_scores
 from perceivers.training.config import TrainingConfig
 from perceivers.training.objective import Objective
@@ -226,7 +226,7 @@ def test_a_real_step_of_the_papers_model():
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= 1e-2 * parameter.grad
+                parameter -= 1e-4 * parameter.grad
     torch.manual_seed(1)
     assert sum(objective(batch).values()) < before
 
@@ -317,13 +317,25 @@ def test_a_run_from_end_to_end(tmp_path):
 
 
 def test_an_unseen_label_changes_nothing(tmp_path):
-    """Under the evaluation's schema the weights are the same, and what is written does not depend on the label."""
+    """What is written under the evaluation's schema does not depend on the label; behind it everything is as before."""
     recipe = tiny_recipe("")
     model = PerceiverIO(recipe.schema, recipe.config).eval()
-    blind = under(model, changed_schema(recipe.schema, EVALUATIONS[UNSEEN]))
     raw = {"audio": torch.rand(2, 64, 1), "image": torch.rand(2, 2, 16, 16, 1)}
     labels = torch.tensor([1, 2]), torch.tensor([3, 3])
-    seen, unseen = ([some({**raw, "label": label})["label"] for label in labels] for some in (model, blind))
+    seen = [model({**raw, "label": label})["label"] for label in labels]
+    with hiding(model, changed_schema(recipe.schema, EVALUATIONS[UNSEEN])):
+        unseen = [model({**raw, "label": label})["label"] for label in labels]
     assert not torch.equal(*seen)
     assert torch.equal(*unseen)
     torch.testing.assert_close(unseen[0], model(raw)["label"])
+    assert torch.equal(model({**raw, "label": labels[0]})["label"], seen[0])
+
+
+def test_what_has_no_mask_token_cannot_be_hidden():
+    recipe = tiny_recipe("")
+    model = PerceiverIO(recipe.schema, recipe.config)
+    with (
+        pytest.raises(ValueError, match="audio: cannot be hidden"),
+        hiding(model, recipe.schema.changed("audio", mask_prob=1.0)),
+    ):
+        raise AssertionError

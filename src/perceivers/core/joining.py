@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.core.initialisers import plain_linear, trained_vector
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens
 
@@ -41,6 +41,11 @@ class Join(nn.Module):
             assert isinstance(linear, nn.Linear)
             return replace(segment, projection=(linear.weight, linear.bias))
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
+
+
+def mask_probs(schema: SchemaLike) -> dict[str, tuple[float, bool]]:
+    """Of each input that has a mask token: how probable it is, and whether in evaluation too."""
+    return {n: (spec.mask_prob, spec.mask_at_eval) for n, spec in schema.inputs.items() if spec.mask_prob is not None}
 
 
 class InputAdapters(nn.Module):

@@ -347,7 +347,7 @@ def _folded_finish(
     last = _composed(tail, len(output[0]), values)
     centred = torch.cat([output[0], output[1][:, None]], -1)
     centred = centred - centred.mean(0)
-    # R as Q' (centred u): with Q constant the gradient is that of |R (values, 1)|^2, also where R has no inverse (bias 0).
+    # R is Q' (centred u); with Q constant |R (values, 1)|^2 has its gradient also where R has no inverse (bias 0).
     tall = centred.shape[0] > centred.shape[1]
     root = torch.linalg.qr(centred.detach()).Q.mT @ centred if tall else centred
     inside = hidden[0] * norm.weight.to(dtype) @ centred

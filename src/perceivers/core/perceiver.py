@@ -13,7 +13,7 @@ from perceivers.core.config import Config
 from perceivers.core.decoder import AverageDecoder, Decoder
 from perceivers.core.initialisers import zero_
 from perceivers.core.interfaces import Points, SchemaLike
-from perceivers.core.joining import InputAdapters, Join, OutputAdapters, OutputQueries, check_new_name
+from perceivers.core.joining import InputAdapters, Join, OutputAdapters, OutputQueries, check_new_name, mask_probs
 from perceivers.core.plan import Order, Plan
 from perceivers.core.queries import no_query
 from perceivers.core.reading import Encoded, Reading
@@ -38,9 +38,8 @@ class PerceiverIO(nn.Module):
 
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
         widths = {name: adapter.channels for name, adapter in inputs.items()}
-        masks = {n: (s.mask_prob, s.mask_at_eval) for n, s in schema.inputs.items() if s.mask_prob is not None}
         join = Join(widths, encoder.join, encoder.input_channels or width, encoder.min_padding)
-        self.input_adapter = InputAdapters(inputs, join, masks)
+        self.input_adapter = InputAdapters(inputs, join, mask_probs(schema))
 
         trunk = Transformer if config.trunk == "transformer" else Resampler
         self.trunk: Resampler | Transformer = trunk(config, self.input_adapter.channels)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from perceivers.core.config import Config
+from perceivers.core.joining import mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.sifting import read_held_out, read_parts
@@ -88,15 +90,25 @@ def evaluate_run(run: Path) -> dict[str, Scores]:
     held_out = read_held_out(recipe.data, recipe.schema)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
-    return {name: evaluate(under(model, schema), held_out, schema) for name, schema in schemas.items()}
+    scores = {}
+    for name, schema in schemas.items():
+        with hiding(model, schema):
+            scores[name] = evaluate(model, held_out, schema)
+    return scores
 
 
-def under(model: PerceiverIO, schema: Schema) -> PerceiverIO:
-    """The same weights under a schema with the same parts, which may hide inputs otherwise."""
-    changed = Preset(schema, model.config).build("meta")
-    changed.load_state_dict(model.state_dict(), assign=True)
-    changed.memory_limit = model.memory_limit
-    return changed.eval()
+@contextmanager
+def hiding(model: PerceiverIO, schema: Schema) -> Iterator[None]:
+    """Within: inputs are hidden as this schema says; ValueError if it hides one for which the model has no token."""
+    adapters = model.input_adapter
+    own, changed = adapters.mask_probs, mask_probs(schema)
+    if unknown := [name for name in changed if name not in own]:
+        raise ValueError(f"{unknown[0]}: cannot be hidden in an evaluation, since the model has no mask token of it")
+    adapters.mask_probs = own | changed
+    try:
+        yield
+    finally:
+        adapters.mask_probs = own
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:

@@ -1,7 +1,7 @@
 """Training optical flow (paper section H), and rivals that need no training.
 
 `perceivers train flow --out runs/flow`: made-up scenes of 48 x 64 pixels, convolutional stem with convex upsampling;
-20 minutes on two cores (a third of them gave 0.73 of the error of no motion: docs/log.md). `flow-3x3`, `flow-1x1`,
+20 minutes on two cores; expect two thirds of the error of no motion (docs/results.md). `flow-3x3`, `flow-1x1`,
 `flow-conv`, each also `-separate`: the paper's variants (table 16) on scenes of 24 x 32 pixels, 5 minutes each.
 `flow-paper`: the paper's run, on AutoFlow, for 64 accelerators or so.
 """

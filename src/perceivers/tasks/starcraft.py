@@ -3,6 +3,7 @@
 The paper puts the encoder into AlphaStar and plays; games of that agent are not public. Here hidden unit types and both
 players' statistics are read from replays: `perceivers train starcraft --out runs/starcraft --set data.folder=REPLAYS`
 (three minutes on two cores; expect half of the types right where the most frequent one is right in a fifth).
+`starcraft-transformer` puts a Transformer in the encoder's place.
 """
 
 from collections import defaultdict

@@ -45,6 +45,13 @@ def both_signs(name, pixels, config=FULL):
     return [np.frombuffer(result, np.uint8).reshape(pixels.shape) for result in sorted(results)]
 
 
+def test_pictures_stay_whole_without_an_area():
+    picture = places(7, 11)
+    found = [augmented(picture, Augmentation(area=None, rand_augment=None), np.random.default_rng(n)) for n in range(9)]
+    assert all(np.array_equal(crop, picture) or np.array_equal(crop, picture[:, ::-1]) for crop in found)
+    assert len({crop[0, 0].tobytes() for crop in found}) == 2
+
+
 def test_crops_have_the_area_and_the_aspect_asked_for():
     config, rng = Augmentation(), np.random.default_rng(0)
     crops = [random_crop(places(101, 149), config, rng) for _ in range(2000)]

@@ -19,8 +19,8 @@ Pixels = Shaped[np.ndarray, "h w c"]
 class Augmentation:
     """Every number is the paper's or its code's."""
 
-    area: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest part of the picture that a crop has."""
+    area: tuple[float, float] | None = (0.08, 1.0)
+    """Least and greatest part of the picture that a crop has; None: pictures stay whole."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and greatest width of a crop over its height."""
     attempts: int = 10
@@ -31,8 +31,8 @@ class Augmentation:
     """Operations on colours and places, for bytes of three colours; None: none."""
 
     def __post_init__(self) -> None:
-        for name, top in (("area", 1.0), ("aspect", math.inf)):
-            low, high = getattr(self, name)
+        for name, bounds, top in (("area", self.area or (1.0, 1.0), 1.0), ("aspect", self.aspect, math.inf)):
+            low, high = bounds
             if not 0 < low <= high <= top:
                 raise ValueError(f"{name} = {low, high} must be two growing numbers above 0, at most {top:g}")
 
@@ -51,6 +51,8 @@ def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) ->
 
 def random_crop(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
     """A window of random aspect, height and place, as TensorFlow's `sample_distorted_bounding_box` draws it."""
+    if config.area is None:
+        return pixels
     height, width = pixels.shape[:2]
     least, most = (part * height * width for part in config.area)
     for _ in range(config.attempts):

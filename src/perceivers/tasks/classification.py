@@ -98,7 +98,7 @@ def small(features: Features = "fourier", num_steps: int = 5500) -> Recipe:
         size=28,
         channels=1,
         crop=1.0,
-        augmentation=Augmentation(area=(0.7, 1.0), rand_augment=None),
+        augmentation=Augmentation(area=None, rand_augment=None),
         value_range=(0.0, 255.0),
     )
     return Recipe(

@@ -14,6 +14,7 @@ from perceivers.pretrained.transfer import freeze, prefixes, transfer
 from perceivers.schema import Schema
 from perceivers.storage import load_model
 from perceivers.tasks.presets import PRESETS
+from perceivers.tasks.results import HEADING
 from perceivers.training.config import TrainingConfig
 from perceivers.training.loop import train
 from perceivers.training.state import latest_checkpoint
@@ -129,7 +130,7 @@ def test_the_command_starts_from_a_run(command, tmp_path):
     table = tmp_path / "results.md"
     code, _, err = command("report", tmp_path / "two", "--out", table)
     assert code == 0, err
-    rows = table.read_text().splitlines()
+    rows = table.read_text().removeprefix(HEADING).splitlines()
     assert rows[2].startswith("| two | `perceivers train digits --out")
     assert "| 0 | 2 | 0.0 | held out | label accuracy" in rows[2]
     assert len(rows) == 2 + 4

@@ -17,7 +17,7 @@ from perceivers.tasks import TASKS, Recipe, Task
 from perceivers.tasks.declaration import read_declaration
 from perceivers.tasks.prediction import group_scores
 from perceivers.tasks.recipe import evaluate_run, read_recipe, run_recipe
-from perceivers.tasks.results import keep_command, keep_scores, results_table
+from perceivers.tasks.results import HEADING, keep_command, keep_scores, results_table
 from perceivers.training.evaluation import Scores
 
 
@@ -79,7 +79,7 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
     if out is None:
         print(table, end="")
     else:
-        write_text(out, table)
+        write_text(out, HEADING + table)
 
 
 def _task(run: Path) -> Task:

@@ -10,6 +10,14 @@ from perceivers.tasks.recipe import read_recipe
 from perceivers.training.evaluation import Scores
 from perceivers.training.state import STATE, best_checkpoint
 
+HEADING = """# Results
+
+Written by `perceivers report RUN... --out FILE`. A run's first row is the run itself; below it stand its further
+evaluations and its rivals on the same records. Minutes are wall-clock.
+
+"""
+"""What stands above the table in a file."""
+
 METRICS, COMMAND = "metrics.json", "command.txt"
 
 

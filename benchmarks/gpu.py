@@ -13,7 +13,8 @@ from benchmarks.models import Work, build, inputs_of, moved, preset_of
 from benchmarks.processes import Setting
 from perceivers.core import orders
 from perceivers.core.attention import Mask
-from perceivers.core.plan import Case, Plan, Rates
+from perceivers.core.counting import Rates
+from perceivers.core.plan import Case, Plan
 from perceivers.core.trunk import Read, Resampler
 
 FAMILIES = ("optical-flow", "imagenet-fourier")

@@ -139,7 +139,7 @@ def test_windows_are_averaged(tmp_path):
     """A clip's probabilities are the mean of its windows' (by hand), its labels those of any of them."""
     data = write_audioset(tmp_path)
     chances = torch.tensor([[0.9, 0.1], [0.5, 0.3], [0.2, 0.4], [0.0, 0.8]])
-    truth = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    truth = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]])
     mean, labels = by_clip(data, chances, truth)
     torch.testing.assert_close(mean, torch.tensor([[0.7, 0.2], [0.1, 0.6]]))
     assert labels.tolist() == [[1, 0], [0, 1]]
@@ -154,9 +154,9 @@ def test_scores_by_hand():
     labels = [["says 3", "theo", "shows 9"], ["says 4", "lucas", "shows 0"]]
     guesses = [["says 3", "theo", "shows 8"], ["says 5", "lucas", "shows 1"]]
     truth, chances = (
-        torch.tensor([[float(name in some) for name in names] for some in side]) for side in (labels, guesses)
+        torch.tensor([[int(name in some) for name in names] for some in side]) for side in (labels, guesses)
     )
-    scores = label_scores(recipe, chances, truth)
+    scores = label_scores(recipe, chances.float(), truth)
     assert scores["speaker, accuracy"] == 1
     assert scores["digit said, accuracy"] == 0.5
     assert scores["digit shown, accuracy"] == 0

@@ -19,7 +19,6 @@ from perceivers.tasks import TASKS
 from perceivers.tasks.glue import (
     EXAMPLES,
     RECIPES,
-    answers,
     bag_of_bytes,
     file_scores,
     glue_schema,
@@ -33,6 +32,7 @@ from perceivers.tasks.glue import (
 from perceivers.tasks.prediction import predict_rows
 from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
 from perceivers.tasks.results import keep_scores, read_scores
+from perceivers.training.evaluation import answers, gathered
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.objective import Objective
 from perceivers.training.optimisers import build_optimiser
@@ -446,7 +446,7 @@ def test_answers_stand_beside_their_records(official):
     """Of each output as many as there are records of its task, in their order."""
     schema, model = model_of("task-queries")
     records = Glue(official, ("cola", "rte", "sts")).held_out()
-    found = answers(model, schema, records)
+    found = gathered(answers(model, schema, records))
     assert found["cola"][1].tolist() == [1]
     assert found["rte"][1].tolist() == [1]
     assert found["sts"][1].tolist() == [1.25, 5.0]

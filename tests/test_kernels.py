@@ -9,8 +9,9 @@ from hypothesis import given
 
 from cross_cases import Make, largest_error, makes, reading, with_gradients
 from perceivers.core import orders
+from perceivers.core.counting import RATES
 from perceivers.core.orders import is_together, triton_kernels
-from perceivers.core.plan import RATES, Plan
+from perceivers.core.plan import Plan
 from test_orders import (
     EXACT,
     assert_agreement,

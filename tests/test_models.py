@@ -12,8 +12,9 @@ from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
 from perceivers.modalities.flow import Flow, FramePair
-from perceivers.modalities.grid import Audio, Image, Video
+from perceivers.modalities.image import Image, Video
 from perceivers.modalities.label import Label
+from perceivers.modalities.series import Audio
 from reference_files import (
     CROSS_ATTENTION,
     SELF_ATTENTION,

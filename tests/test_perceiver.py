@@ -21,11 +21,13 @@ from perceivers.core.positions import Fourier, Learned
 from perceivers.core.reading import Encoded
 from perceivers.core.trunk import Resampler
 from perceivers.modalities.flow import Flow, FramePair
-from perceivers.modalities.grid import Image, Series, Video
+from perceivers.modalities.image import Image, Video
 from perceivers.modalities.kind import Kind
-from perceivers.modalities.label import Label, Labels, Numbers
+from perceivers.modalities.label import Label, Labels
+from perceivers.modalities.numbers import Numbers
 from perceivers.modalities.patches import space_to_depth
 from perceivers.modalities.pointset import PointSet
+from perceivers.modalities.series import Series
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
 from reference_files import relative_error

@@ -15,7 +15,7 @@ from perceivers.core.explain import explain
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.plan import Case, Choice, Plan
 from perceivers.core.positions import AxisTables, Fourier
-from perceivers.modalities.grid import Image, Video
+from perceivers.modalities.image import Image, Video
 from perceivers.modalities.label import Label
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema

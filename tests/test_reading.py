@@ -18,7 +18,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.core.reading import NOTHING_SEEN, Reading, ReadState, sum_states
 from perceivers.modalities.flow import Flow, FramePair
-from perceivers.modalities.grid import Image
+from perceivers.modalities.image import Image
 from perceivers.modalities.label import Label
 from perceivers.modalities.vectors import Vectors
 from test_orders import many

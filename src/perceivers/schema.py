@@ -27,6 +27,9 @@ from perceivers.modalities.kind import Kind, Raw, named
 Record = Mapping[str, Any]
 """One sample as a data set gives it: fields by name."""
 
+Batch = Mapping[str, Mapping[str, Any]]
+"""Samples collated: "inputs" and "targets", raw, each by name."""
+
 T = TypeVar("T")
 
 

@@ -11,10 +11,10 @@ from perceivers.core.explain import explain as explain_orders
 from perceivers.core.joining import check_names
 from perceivers.core.plan import Order
 from perceivers.pretrained.hub import from_pretrained
+from perceivers.progress import tracked
 from perceivers.schema import Schema, to_plain, to_yaml
 from perceivers.tasks.costs import Costs, costs
 from perceivers.tasks.presets import PRESETS
-from perceivers.training.progress import progress_bar
 
 
 def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: bool = False) -> None:
@@ -33,13 +33,7 @@ def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: boo
 
 def show_all(as_json: bool) -> None:
     """A line for each model."""
-    counted: dict[str, Costs] = {}
-    with progress_bar() as progress:
-        task = progress.add_task("counting", total=len(PRESETS), note="")
-        for name, published in PRESETS.items():
-            progress.update(task, note=name)
-            counted[name] = costs(published.preset())
-            progress.advance(task)
+    counted = {name: costs(published.preset()) for name, published in tracked(PRESETS.items(), "counting")}
     plain = {name: _plain(name, cost) for name, cost in counted.items()}
     rows = [
         (

@@ -61,7 +61,7 @@ class Propose:
     """Look at data and print a commented recipe for it, which `perceivers train` takes as it is."""
 
     data: tyro.conf.Positional[str]
-    """Table (.csv, .tsv, .parquet, .jsonl), folder of files with classes as sub-folders, or arrays."""
+    """Table (.csv, .tsv, .parquet, .jsonl), folder of files with classes as sub-folders, arrays, or shards."""
     predict: tuple[str, ...] = ()
     """Columns that are to be predicted; else one called label, target, class or y, or the last."""
 

@@ -16,11 +16,11 @@ from perceivers.cli.tables import show
 from perceivers.media.flow import flow_colours, write_flow
 from perceivers.media.image import read_image, write_image
 from perceivers.media.video import Clip, read_video, write_video
+from perceivers.progress import tracked
 from perceivers.tasks.imagenet import classify as classify_images
 from perceivers.tasks.language import fill_mask as fill_text
 from perceivers.tasks.multimodal import autoencode as autoencode_clip
 from perceivers.tasks.optical_flow import estimate_flow
-from perceivers.training.progress import progress_bar
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def classify(images: Paths, /, choice: Choice = DEFAULT, top: int = 5, json: boo
         raise ValueError("name at least one picture file")
     pixels = [read_image(path) for path in images]
     model = choice.load("imagenet-fourier")
-    rankings = classify_images(model, _tracked(pixels, "pictures"), top)
+    rankings = classify_images(model, tracked(pixels, "pictures"), top)
     found = dict(zip(map(str, images), rankings, strict=True))
     rows = [(path, name, f"{p:.3f}") for path, ranking in found.items() for name, p in ranking]
     show(found, json, ["picture", "class", "probability"], rows)
@@ -141,7 +141,7 @@ def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: 
         raise ValueError(f"{film}: one frame has no flow, a film of at least two is needed")
     model = choice.load("optical-flow")
     pairs = list(pairwise(clip.frames))
-    colours = [flow_colours(estimate_flow(model, *pair, levels=levels), full) for pair in _tracked(pairs, "frames")]
+    colours = [flow_colours(estimate_flow(model, *pair, levels=levels), full) for pair in tracked(pairs, "frames")]
     write_video(out, Clip((np.stack(colours) * 255).round().astype(np.uint8), clip.fps))
     return {"film": str(out), "frames": len(colours)}
 
@@ -154,12 +154,4 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _tracker(what: str) -> Callable[[Iterable[T]], Iterable[T]]:
-    return lambda items: _tracked(list(items), what)
-
-
-def _tracked(items: list[T], what: str) -> Iterable[T]:
-    with progress_bar() as progress:
-        task = progress.add_task(what, total=len(items), note="")
-        for item in items:
-            yield item
-            progress.advance(task)
+    return lambda items: tracked(list(items), what)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perceivers.core.counting import Cost
 from perceivers.core.decoder import Decoder
 from perceivers.core.interfaces import Points
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.plan import Case, Choice, Cost, Order, Plan, plan_reading, plan_writing
+from perceivers.core.plan import Case, Choice, Order, Plan, plan_reading, plan_writing
 from perceivers.core.reading import Encoded
 from perceivers.core.trunk import Read, Resampler
 

@@ -5,7 +5,7 @@ A function of shapes, kind of device and memory limit alone, never of free memor
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 from typing import get_args
@@ -14,39 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.core.attention import CrossAttention
+from perceivers.core.counting import HALF, RATES, Cost, Count, Rates, Sizes
 from perceivers.core.joining import check_names
 from perceivers.core.orders import Order, is_linear, is_together, kernels_for
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What things cost on a kind of device, in multiply-adds of a float32 product that take as long."""
-
-    element: int
-    """A pass over a number in memory."""
-    exponential: int
-    """One, where scores are in memory."""
-    block: int
-    """A block, beside its work."""
-    numbers: int
-    """Scores and channels of a block where no limit asks for fewer: so many stay in a cache, or fill a device."""
-    score: int | None = None
-    """All but the products of a score that a fused kernel never writes down; None: there are no such kernels."""
-    half: int = 1
-    """How many times as fast the products of a fused kernel are in half precision."""
-
-
-RATES = {
-    "cpu": Rates(element=30, exponential=60, block=10_000_000, numbers=1 << 21),
-    "cuda": Rates(element=80, exponential=80, block=5_000_000_000, numbers=1 << 26, score=30, half=15),
-}
-"""CPU: measured. CUDA: reckoned from an H100's data sheet (33e12 multiply-adds and 3.3e12 bytes a second, 5 us for each
-of a block's 30 launches), not measured yet."""
-
-HALF = (torch.bfloat16, torch.float16)
-"""Half precision."""
 
 ONE_HOT = 8
 """Rows of a block of the separable order, about; their one-hot code is part of a product."""
@@ -77,105 +49,6 @@ class Plan:
 
 
 FASTEST = Plan()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What an order takes for one segment."""
-
-    work: int
-    """Multiply-adds of its products, and everything else as the multiply-adds that take as long."""
-    multiply_adds: int
-    """Those of its products alone."""
-    token_bytes: int
-    """Memory of a token of a block."""
-    fixed_bytes: int
-    """Memory that does not depend on the block."""
-    unit: int
-    """Tokens of the smallest block."""
-
-    def bytes(self, block_size: int) -> int:
-        """Memory beside inputs and outputs."""
-        return self.fixed_bytes + max(block_size, self.unit) * self.token_bytes
-
-
-@dataclass(frozen=True)
-class _Count:
-    """Of each token: multiply-adds, passes over numbers, numbers held. Of each score: passes over it, numbers held.
-
-    Once: multiply-adds, numbers kept.
-    """
-
-    products: int = 0
-    passes: int = 0
-    held: int = 0
-    visits: int = 0
-    stored: int = 0
-    fixed: int = 0
-    kept: int = 0
-
-    def __add__(self, other: "_Count") -> "_Count":
-        return _Count(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Of a cross-attention and a segment: samples, latents, heads times latents, widths; of a token, own and in common.
-
-    Of a token's own channels, `content` vary freely, and `located` are features of its place in a table.
-    """
-
-    samples: int
-    latents: int
-    questions: int
-    qk: int
-    v: int
-    channels: int
-    own: int
-    content: int
-    located: int
-    varying: int
-    width: int
-    projected: bool
-
-    def asking(self, order: Order) -> _Count:
-        """Tokens and their scores, softmax included."""
-        softmax = _Count(visits=3, stored=2)
-        if order.startswith("separable"):
-            return softmax + _Count(
-                products=self.questions * self.varying + self.channels * self.content * self.projected,
-                passes=3 * self.varying + (3 * self.channels if self.projected else 0),
-                visits=2,
-                held=3 * self.varying + 3 * self.channels * self.projected,
-                fixed=self.channels * self.latents * self.qk + self.questions * self.own * self.width,
-                kept=self.maps + self.questions * (5 * self.own + 3 * self.width + 2 * self.channels * self.projected),
-            )
-        made = _Count(
-            products=self.own * self.channels if self.projected else 0,
-            passes=4 * self.channels,
-            # Features are looked up in float64, and converted.
-            held=3 * self.channels + 4 * self.located + (self.own if self.projected else 0),
-        )
-        if order.startswith("absorbed"):
-            folded = self.questions * self.channels
-            asked = _Count(products=folded, fixed=self.channels * self.latents * self.qk, kept=self.maps + folded)
-        else:
-            asked = _Count(products=(self.channels + self.latents) * self.qk, held=self.qk + self.v, kept=self.maps)
-        return softmax + made + asked
-
-    @property
-    def maps(self) -> int:
-        """Numbers of keys', values' and queries' maps with the norms folded in, and of what they make of latents."""
-        return (self.qk + self.v) * (self.channels + 2 * self.samples * self.latents)
-
-    def reading(self, order: Order) -> _Count:
-        """What follows the scores when reading: sums of values."""
-        if order in ("dense", "projected"):
-            return _Count(products=(self.channels + self.latents) * self.v, kept=2 * self.latents * self.v)
-        after = _Count(fixed=self.channels * self.latents * self.v)
-        if order == "separable":
-            return after + _Count(products=self.questions * self.varying, visits=2)
-        return after + _Count(products=self.questions * self.channels, kept=2 * self.questions * self.channels)
 
 
 @dataclass(frozen=True)
@@ -276,11 +149,11 @@ class Case:
         return (attention.key if self.tail is None else attention.query).in_features
 
     @cached_property
-    def sizes(self) -> "_Sizes":
+    def sizes(self) -> Sizes:
         """Of all that takes part."""
         attention, segment = self.cross.attention, self.segment
         content = 0 if segment.content is None else segment.content.shape[-1]
-        return _Sizes(
+        return Sizes(
             samples=self.samples,
             latents=self.latents.shape[-2],
             questions=self.questions,
@@ -318,7 +191,7 @@ class Case:
         together, at_once, kernels = self.together(order), self.default_block(order), self.kernels_for(order)
         if kernels is not None:
             own, least = kernels.numbers(self.width, sizes.content)
-            count += _Count(held=(kernels.BLOCKS - 1) * count.held, kept=least * sizes.questions)
+            count += Count(held=(kernels.BLOCKS - 1) * count.held, kept=least * sizes.questions)
             at_once, stored = at_once * (kernels.BLOCKS if fused else 1), max(stored, own)
         work += samples // together * rates.block * -(-tokens // at_once)
         item *= GRADIENT if torch.is_grad_enabled() else 1
@@ -330,17 +203,17 @@ class Case:
         kept = sizes.maps + together * (count.kept - sizes.maps)
         return Cost(work, multiply_adds, item * held, item * kept + grown, unit)
 
-    def _writing(self, order: Order) -> "_Count":
+    def _writing(self, order: Order) -> Count:
         """What follows the scores when writing: sums of values, the MLP, the maps behind it."""
         sizes, hidden = self.sizes, self.cross.mlp.hidden.out_features
         maps = [module for module in self.tail or () if isinstance(module, nn.Linear)]
         written = maps[-1].out_features if maps else sizes.channels
         # What is written of several samples is stacked: it is there twice.
         stacked = sizes.samples * self.segment.num_tokens * written if sizes.samples > 1 else 0
-        softmax = _Count(stored=2, kept=stacked)
+        softmax = Count(stored=2, kept=stacked)
         if order.endswith("folded"):
             columns = hidden + min(sizes.channels, sizes.v + 1) + written
-            return softmax + _Count(
+            return softmax + Count(
                 products=sizes.questions * columns + hidden * written,
                 held=columns + 2 * hidden + written,
                 fixed=sizes.channels * sizes.v**2 + sizes.latents * sizes.v * columns,
@@ -349,15 +222,15 @@ class Case:
                 + sizes.channels * (sizes.channels + hidden)
                 + hidden * written,
             )
-        rest = softmax + _Count(
+        rest = softmax + Count(
             products=2 * sizes.channels * hidden + sum(linear.weight.numel() for linear in maps),
             passes=8 * sizes.channels,
             held=4 * sizes.channels + 2 * hidden + written,
         )
         if order in ("dense", "projected"):
-            return rest + _Count(products=(sizes.latents + sizes.channels) * sizes.v)
+            return rest + Count(products=(sizes.latents + sizes.channels) * sizes.v)
         columns = sizes.questions * sizes.channels
-        return rest + _Count(products=columns, fixed=sizes.latents * sizes.v * sizes.channels, kept=2 * columns)
+        return rest + Count(products=columns, fixed=sizes.latents * sizes.v * sizes.channels, kept=2 * columns)
 
     def choose(self, plan: Plan, dense: bool) -> Choice | None:
         """The cheapest order, or the one that is forced, within the limit; None if none is possible.

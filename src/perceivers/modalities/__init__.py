@@ -2,10 +2,12 @@
 
 from perceivers.modalities.estimate import Estimate
 from perceivers.modalities.flow import Flow, FramePair
-from perceivers.modalities.grid import Audio, Image, Series, Video
-from perceivers.modalities.label import Label, Labels, Numbers
+from perceivers.modalities.image import Image, Video
+from perceivers.modalities.label import Label, Labels
+from perceivers.modalities.numbers import Numbers
 from perceivers.modalities.pointset import PointSet
 from perceivers.modalities.records import Records
+from perceivers.modalities.series import Audio, Series
 from perceivers.modalities.spectrogram import Spectrogram
 from perceivers.modalities.text import Text
 from perceivers.modalities.vectors import Vectors

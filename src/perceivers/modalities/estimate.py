@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.modalities.kind import Raw, mean_where, rounded
-from perceivers.modalities.label import Numbers
+from perceivers.modalities.numbers import Numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Values on an n-dimensional grid: images, video, audio, series.
+"""Values on an n-dimensional grid: what images, video, audio and series have in common.
 
 A raw batch is [B, *size, C] in the data's units, or {"values": that, "mask": [B, *size]}, True where there is a value.
 """
@@ -22,18 +22,12 @@ from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, Posit
 from perceivers.core.queries import PositionQuery
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
-from perceivers.media.audio import read_audio, to_mono, to_rate
-from perceivers.media.image import centre_crop, read_image, resize
-from perceivers.media.pictures import show_heat, show_image
-from perceivers.media.video import read_video
-from perceivers.modalities.augmentation import Augmentation, augmented
 from perceivers.modalities.cells import Files, array_file, holds_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
 from perceivers.modalities.kind import Kind, Raw, mean_where
 from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from torchmetrics import Metric
 
 
@@ -238,9 +232,9 @@ class Grid(Kind, ABC):
             return values
         return values * self._statistic(self.std, 1.0, values) + self._statistic(self.mean, 0.0, values)
 
-    def _heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
+    def heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
         """Weights of a sample's tokens on their grid."""
-        return weights.detach().cpu().float().numpy().reshape(self.grid_of(_values(sample).shape[:-1]))
+        return weights.detach().cpu().float().numpy().reshape(self.grid_of(values_of(sample).shape[:-1]))
 
     def _statistic(self, given: tuple[float, ...] | None, default: float, like: Tensor) -> Tensor:
         each = like.new_tensor(given or (default,))
@@ -383,185 +377,7 @@ class WholeQuery(OutputQuery):
         return self.query(encoded, None)
 
 
-@dataclass(frozen=True)
-class Image(Grid):
-    """Pictures [H, W, C]; a record holds one, or the path of its file."""
-
-    axes: ClassVar[int] = 2
-    channels: int = 3
-    """Values at each pixel."""
-    crop: float | None = None
-    """As an input: part of the short side that a central square keeps, which is resized to `size`; None: as it is."""
-    augmentation: Augmentation | None = None
-    """As an input, in training, in place of that: random crops, resized to `size`, flips, distortions."""
-    kind: Literal["image"] = "image"
-    """Name in files."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.crop is not None and not 0 < self.crop <= 1:
-            raise ValueError(f"crop = {self.crop} must be above 0 and at most 1, or None")
-
-    @staticmethod
-    def file_size(path: Path) -> tuple[int, int]:
-        """Height and width of a picture's file."""
-        height, width, _ = read_image(path).shape
-        return height, width
-
-    def read_file(self, path: Path) -> np.ndarray:
-        """A picture, values 0 to 255, brought to `size`, of one channel in shades of grey; whole if it will be cut."""
-        if self.crop is not None:
-            return _shades(read_image(path), self.channels)
-        return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
-
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """[*size, C] as float32, cut and resized if the spec says so; otherwise as large as it is."""
-        if training and self.augmentation is not None:
-            pixels = augmented(self._array(value, None), self.augmentation, rng)
-        elif self.crop is not None:
-            pixels = centre_crop(self._array(value, None), self.crop)
-        else:
-            return self._array(value)
-        height, width = as_sizes(self.size, 2, "size")
-        return resize(pixels, (height, width))
-
-    def picture(self, axes: "Axes", sample: Raw) -> None:
-        """The picture."""
-        show_image(axes, _values(sample), self.value_range)
-
-    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
-        """Attention laid over the picture."""
-        self.picture(axes, sample)
-        show_heat(axes, self._heat(sample, weights))
-
-    def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
-        return super()._array(_shades(read_image(value), self.channels) if isinstance(value, Path) else value, dtype)
-
-    @classmethod
-    def example(cls, rng: np.random.Generator) -> "tuple[Image, list[Any]]":
-        """Five by seven, three channels; the second is missing."""
-        return cls(size=(5, 7), positions=Fourier(num_bands=3)), [rng.normal(size=(5, 7, 3)), None]
-
-
-@dataclass(frozen=True)
-class Video(Grid):
-    """Frames [T, H, W, C]."""
-
-    axes: ClassVar[int] = 3
-    size: int | tuple[int, ...] = (16, 32, 32)
-    """Size it is trained at, along each axis; inputs may have any other."""
-    channels: int = 3
-    """Values at each pixel."""
-    kind: Literal["video"] = "video"
-    """Name in files."""
-
-    def read_file(self, path: Path) -> np.ndarray:
-        """Frames of a film at equal distances from first to last, values 0 to 255, brought to `size`."""
-        count, *size = as_sizes(self.size, 3, "size")
-        frames = read_video(path).frames
-        chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
-        return np.stack([_sized(frames[place], tuple(size), self.channels) for place in chosen])
-
-    def picture(self, axes: "Axes", sample: Raw) -> None:
-        """Four frames side by side."""
-        values = _values(sample)
-        show_image(axes, np.concatenate(list(values[_shown(len(values))]), axis=1), self.value_range)
-
-    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
-        """Attention laid over the frames."""
-        self.picture(axes, sample)
-        heat = self._heat(sample, weights)
-        chosen = _shown(len(_values(sample))) // self.steps[0]
-        show_heat(axes, np.concatenate(list(heat[chosen]), axis=1))
-
-    @classmethod
-    def example(cls, rng: np.random.Generator) -> "tuple[Video, list[Any]]":
-        """Two frames of six by five in patches of 1 x 2 x 5."""
-        spec = cls(size=(2, 6, 5), patch=(1, 2, 5), positions=Fourier(num_bands=2))
-        return spec, [rng.normal(size=(2, 6, 5, 3)), rng.normal(size=(2, 6, 5, 3)), None]
-
-
-@dataclass(frozen=True)
-class Series(Grid):
-    """Channels over time [n, C], of any length; a step of time is the same in short and long ones."""
-
-    axes: ClassVar[int] = 1
-    stretched: ClassVar[bool] = False
-    size: int | tuple[int, ...] = 256
-    """Length it is trained at; inputs may have any other."""
-    kind: Literal["series"] = "series"
-    """Name in files."""
-
-    def picture(self, axes: "Axes", sample: Raw) -> None:
-        """A line for each channel."""
-        axes.plot(_values(sample), linewidth=0.8)
-
-    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
-        """Attention behind the lines."""
-        values, heat = _values(sample), self._heat(sample, weights)
-        axes.set(xlim=(0, len(values)), ylim=(np.nanmin(values), np.nanmax(values)))
-        show_heat(axes, heat[None])
-        axes.plot(np.arange(len(values)) + 0.5, values, linewidth=0.8, zorder=3)
-
-    @classmethod
-    def example(cls, rng: np.random.Generator) -> "tuple[Series, list[Any]]":
-        """Ragged, two channels; one is missing."""
-        values = [rng.normal(size=(7, 2)), rng.normal(size=(11, 2)), None]
-        return cls(size=11, channels=2, positions=Fourier(num_bands=3)), values
-
-
-@dataclass(frozen=True)
-class Audio(Series):
-    """Samples over time [n, C], several to a token."""
-
-    size: int | tuple[int, ...] = 4096
-    """Samples it is trained at; inputs may have any other number, a multiple of `patch`."""
-    patch: int | tuple[int, ...] = 16
-    """Samples that make one token."""
-    rate: int | None = None
-    """Samples a second that sound files are brought to; None: they stay as they are."""
-    kind: Literal["audio"] = "audio"  # type: ignore[assignment]
-    """Name in files."""
-
-    @staticmethod
-    def file_length(path: Path) -> tuple[int, int]:
-        """Number of samples of a sound's file, and how many a second has."""
-        samples, rate = read_audio(path)
-        return len(samples), rate
-
-    def read_file(self, path: Path) -> np.ndarray:
-        """The first `size` samples of a sound, or all with silence behind them to whole tokens; one channel: mixed."""
-        samples, rate = read_audio(path)
-        samples = to_mono(samples) if self.channels == 1 else samples
-        samples = samples if self.rate is None else to_rate(samples, rate, self.rate)
-        samples = samples[: as_sizes(self.size, 1, "size")[0]]
-        return np.pad(samples, ((0, -len(samples) % self.steps[0]), (0, 0)))
-
-    @classmethod
-    def example(cls, rng: np.random.Generator) -> "tuple[Audio, list[Any]]":
-        """Ragged, in patches of five."""
-        return cls(size=35, patch=5, positions=Fourier(num_bands=3)), [rng.normal(size=35), rng.normal(size=20), None]
-
-
-def _sized(pixels: np.ndarray, size: tuple[int, ...], channels: int) -> np.ndarray:
-    """[H, W, 3] to float32 [*size, channels]; areas are averaged where both sides shrink."""
-    pixels = _shades(pixels, channels)
-    height, width = size
-    if pixels.shape[:2] == size:
-        return pixels.astype(np.float32)
-    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
-    return resize(pixels, (height, width), "area" if shrinks else "bilinear")
-
-
-def _shades(pixels: np.ndarray, channels: int) -> np.ndarray:
-    return pixels.mean(axis=-1, keepdims=True) if channels == 1 else pixels
-
-
-def _shown(num_frames: int) -> np.ndarray:
-    """The frames of a film that are drawn."""
-    return np.linspace(0, num_frames - 1, min(4, num_frames)).astype(int)
-
-
-def _values(sample: Raw) -> np.ndarray:
+def values_of(sample: Raw) -> np.ndarray:
+    """What a sample of a raw batch holds, without its mask."""
     values = sample["values"] if isinstance(sample, Mapping) else sample
     return values.detach().cpu().float().numpy()

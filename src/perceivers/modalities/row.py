@@ -1,8 +1,10 @@
 """What every output of one row has in common: how it is asked, and its head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -51,3 +53,9 @@ class RowOutput(OutputAdapter):
     def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
         """[B, e]."""
         return rows[:, 0] * rows.new_tensor(self.std) + rows.new_tensor(self.mean)
+
+
+def stack_known(values: Sequence[np.ndarray | None]) -> Tensor:
+    """[B, n]; NaN for None."""
+    known = next(value for value in values if value is not None)
+    return torch.from_numpy(np.stack([np.full_like(known, np.nan) if value is None else value for value in values]))

@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.data import AudioSet, DataSet, SpokenDigits
 from perceivers.data.clips import Clips
@@ -30,7 +29,7 @@ from perceivers.tasks.published import published
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, device_of, on_device
+from perceivers.training.evaluation import Scores, answers, gathered, scored
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.order import evaluation_batches
 from perceivers.training.pictures import draw_samples
@@ -161,7 +160,8 @@ def further_scores(run: Path) -> dict[str, Scores]:
     """Scores of whole clips, the mean over their windows; and of how often labels occur, a rival that never looks."""
     recipe, model = load_run(run)
     training, held_out = recipe.data.training(), recipe.data.held_out()
-    chances, truth = by_clip(recipe.data, *written(model, recipe.schema, held_out))
+    logits, fitting = gathered(answers(model, recipe.schema, held_out))["labels"]
+    chances, truth = by_clip(recipe.data, logits.sigmoid(), fitting)
     frequency = label_frequency(recipe.schema, training).expand_as(chances)
     return {
         "whole clips": {"labels": label_scores(recipe, chances, truth)},
@@ -169,22 +169,9 @@ def further_scores(run: Path) -> dict[str, Scores]:
     }
 
 
-@torch.no_grad()
-def written(
-    model: PerceiverIO, schema: Schema, records: Sequence[Record]
-) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n classes"]]:
-    """Probability of each label in each record, and whether it fits."""
-    chances, truth = [], []
-    for batch in evaluation_batches(schema, records, BATCH):
-        logits = model(on_device(batch["inputs"], device_of(model)))["labels"]
-        chances.append(logits.float().sigmoid().cpu())
-        truth.append(batch["targets"]["labels"])
-    return torch.cat(chances), torch.cat(truth)
-
-
 def by_clip(
-    data: DataSet, chances: Float[Tensor, "n classes"], truth: Float[Tensor, "n classes"]
-) -> tuple[Float[Tensor, "clips classes"], Float[Tensor, "clips classes"]]:
+    data: DataSet, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
+) -> tuple[Float[Tensor, "clips classes"], Int[Tensor, "clips classes"]]:
     """The mean of a clip's windows, which follow one another (paper: 16); other records are clips themselves."""
     windows = data.windows if isinstance(data, Clips) else 1
     return chances.unflatten(0, (-1, windows)).mean(dim=1), truth[::windows]
@@ -197,13 +184,10 @@ def label_frequency(schema: Schema, records: Sequence[Record]) -> Float[Tensor, 
 
 
 def label_scores(
-    recipe: Recipe, chances: Float[Tensor, "n classes"], truth: Float[Tensor, "n classes"]
+    recipe: Recipe, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
 ) -> dict[str, float]:
     """The output's own metrics; of spoken digits also how often the most probable label of a group is the right one."""
-    scores = {}
-    for name, metric in recipe.schema.outputs["labels"].metrics().items():
-        metric.update(chances, truth.long())
-        scores[name] = float(metric.compute())
+    scores = scored(recipe.schema.outputs, [("labels", (chances, truth))])["labels"]
     if isinstance(recipe.data, SpokenDigits):
         names = label_names(recipe)
         for group, members in GROUPS.items():

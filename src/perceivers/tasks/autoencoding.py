@@ -29,12 +29,12 @@ from perceivers.media.report import Report
 from perceivers.media.video import Clip, write_video
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.grid import Grid
-from perceivers.schema import Record, Schema
+from perceivers.schema import Batch, Record, Schema
 from perceivers.tasks.multimodal import multimodal
 from perceivers.tasks.recipe import Recipe, changed_schema, hiding, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores
+from perceivers.training.evaluation import Scores, guess_scores
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.order import evaluation_batches
 
@@ -68,7 +68,8 @@ FITTED_VALUES = 1 << 28
 CODED = ("image", "audio")
 """What a rival writes beside the class."""
 
-Batch = Mapping[str, Any]
+Values = Mapping[str, Any]
+"""Raw outputs by name."""
 
 
 def paper(num_latents: int = 784) -> Recipe:
@@ -176,36 +177,26 @@ def rivals(schema: Schema, training: Sequence[Record], held_out: Sequence[Record
     assert isinstance(label, Label)
     classes = torch.cat([part["label"] for part in parts]).bincount(minlength=label.num_classes).float()
 
-    def mean(targets: Batch) -> dict[str, Tensor]:
+    def mean(batch: Batch) -> dict[str, Tensor]:
+        targets = batch["targets"]
         same = np.broadcast_to(pca.mean_, (len(targets["label"]), len(pca.mean_)))
         return {**grids_of(schema, same, targets), "label": classes.expand(len(same), -1)}
 
-    def coded(targets: Batch) -> dict[str, Tensor]:
+    def coded(batch: Batch) -> dict[str, Tensor]:
+        targets = batch["targets"]
         return grids_of(schema, pca.inverse_transform(pca.transform(rows_of(schema, targets))), targets)
 
     guesses = {"mean clip, most frequent class": mean, f"PCA, {pca.n_components_} numbers": coded}
-    return {rival: guess_scores(schema, held_out, guess) for rival, guess in guesses.items()}
+    batches = evaluation_batches(schema, held_out, BATCH)
+    return {rival: guess_scores(schema, batches, guess) for rival, guess in guesses.items()}
 
 
-def guess_scores(
-    schema: Schema, records: Sequence[Record], guess: Callable[[Batch], Mapping[str, Tensor]]
-) -> dict[str, dict[str, float]]:
-    """Metrics of the outputs that `guess` writes, given their targets."""
-    metrics: dict[str, Mapping[str, Any]] = {}
-    for batch in evaluation_batches(schema, records, BATCH):
-        for name, written in guess(batch["targets"]).items():
-            compared = schema.outputs[name].compared(written, batch["targets"][name])
-            for metric in metrics.setdefault(name, schema.outputs[name].metrics()).values():
-                metric.update(*compared)
-    return {name: {key: float(metric.compute()) for key, metric in own.items()} for name, own in metrics.items()}
-
-
-def rows_of(schema: Schema, targets: Batch) -> Float[np.ndarray, "b n"]:
+def rows_of(schema: Schema, targets: Values) -> Float[np.ndarray, "b n"]:
     """Pictures and sound of each clip in one row, in the units that losses have."""
     return torch.cat([grid_of(schema, name).normalise(targets[name]).flatten(1) for name in CODED], dim=1).numpy()
 
 
-def grids_of(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Batch) -> dict[str, Tensor]:
+def grids_of(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Values) -> dict[str, Tensor]:
     """The same back in the shapes of the targets, in the data's units."""
     sizes = [targets[name][0].numel() for name in CODED]
     parts = torch.from_numpy(rows.astype(np.float32)).split(sizes, dim=1)
@@ -239,7 +230,7 @@ def report(run: Path) -> Path:
     return page.write(run / "report.html")
 
 
-def draw_clips(schema: Schema, true: Batch, written: Batch) -> "Figure":
+def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":
     """A row for each clip: frames, true above written; waves, likewise and of one scale; the most probable classes."""
     from matplotlib.figure import Figure
 
@@ -258,7 +249,7 @@ def draw_clips(schema: Schema, true: Batch, written: Batch) -> "Figure":
     return figure
 
 
-def write_clips(folder: Path, data: DataSet, true: Batch, written: Batch) -> Path:
+def write_clips(folder: Path, data: DataSet, true: Values, written: Values) -> Path:
     """N-true.mp4 and .wav, N-written.mp4 and .wav of each clip of a batch."""
     assert isinstance(data, SpokenDigits | Clips)
     for side, batch in (("true", true), ("written", written)):

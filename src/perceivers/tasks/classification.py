@@ -34,7 +34,7 @@ from perceivers.tasks.imagenet import Features, config_b, imagenet
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import add_losses, add_scores, predict
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, device_of, on_device
+from perceivers.training.evaluation import Scores, answers, gathered, scored
 from perceivers.training.mixing import Mixing, mixed
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.order import PreparedRecords, evaluation_batches
@@ -188,7 +188,7 @@ def rivals(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record
         "most frequent class": frequencies.expand(len(truth), -1),
         "logistic regression": logistic_regression(pixels, classes, others, label.num_classes),
     }
-    return {rival: {name: _scores(label, guess, truth)} for rival, guess in guesses.items()}
+    return {rival: scored(fitted.outputs, [(name, (guess, truth))]) for rival, guess in guesses.items()}
 
 
 def pixels_of(fitted: Schema, records: Sequence[Record]) -> tuple[Float[Tensor, "n p"], Int[Tensor, " n"]]:
@@ -215,13 +215,6 @@ def logistic_regression(
     probabilities = torch.zeros(len(others), num_classes)
     probabilities[:, search.classes_] = torch.from_numpy(search.predict_proba(others.numpy())).float()
     return probabilities
-
-
-def _scores(label: Label, probabilities: Float[Tensor, "n k"], truth: Int[Tensor, " n"]) -> dict[str, float]:
-    metrics = label.metrics()
-    for metric in metrics.values():
-        metric.update(*label.compared(probabilities.log(), truth))
-    return {key: float(metric.compute()) for key, metric in metrics.items()}
 
 
 def report(run: Path) -> Path:
@@ -267,15 +260,12 @@ def _title(label: Label, target: Tensor) -> str:
     return "\n".join(f"{name} {part:.0%}" for name, part in label.ranking(target, 2) if part > 0.005)
 
 
-@torch.no_grad()
 def confusion(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> Int[Tensor, "k k"]:
     """Records by their true class (rows) and the most probable one of the model (columns)."""
     name, label = find_kind(schema.outputs, Label)
     counts = torch.zeros(label.num_classes, label.num_classes, dtype=torch.long)
-    for batch in evaluation_batches(schema, records, BATCH):
-        written = model(on_device(batch["inputs"], device_of(model)))[name].argmax(dim=-1).cpu()
-        counts.index_put_((batch["targets"][name], written), torch.tensor(1), accumulate=True)
-    return counts
+    probabilities, truth = gathered(answers(model, schema, records))[name]
+    return counts.index_put_((truth, probabilities.argmax(dim=-1)), torch.tensor(1), accumulate=True)
 
 
 def draw_confusion(counts: Int[Tensor, "k k"], label: Label) -> "Figure":

@@ -14,13 +14,10 @@ from perceivers.core.reading import Encoded, Reading
 from perceivers.core.trunk import Resampler
 from perceivers.modalities.kind import Kind, LeftOut, Raw, sample_of
 from perceivers.modalities.row import RowKind
-from perceivers.schema import Schema
+from perceivers.schema import Batch, Schema
 
 Sample = Mapping[str, Mapping[str, Any]]
 """A prepared record: {"inputs", "targets"}, None for what it lacks."""
-
-Batch = Mapping[str, Mapping[str, Any]]
-"""Inputs and targets by name."""
 
 
 @torch.no_grad()

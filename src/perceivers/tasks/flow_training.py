@@ -6,7 +6,7 @@
 `flow-paper`: the paper's run, on AutoFlow, for 64 accelerators or so.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -26,7 +26,7 @@ from perceivers.schema import Record, find_kind
 from perceivers.tasks.optical_flow import Variant, flow_schema, optical_flow
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict, subplots
-from perceivers.training.evaluation import Scores
+from perceivers.training.evaluation import Scores, scored
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FramesU8 = UInt8[np.ndarray, "2 h w 3"]
+Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]
 
 
 def paper(variant: Variant = "3x3") -> Recipe:
@@ -125,7 +126,7 @@ def dis(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
     return np.asarray(search.calc(first, second, start), np.float32)
 
 
-RIVALS: dict[str, Callable[[FramesU8], Float[np.ndarray, "h w 2"]]] = {
+RIVALS: dict[str, Estimator] = {
     "no motion": no_motion,
     "OpenCV Farneback": farneback,
     "OpenCV DIS": dis,
@@ -133,7 +134,7 @@ RIVALS: dict[str, Callable[[FramesU8], Float[np.ndarray, "h w 2"]]] = {
 """What needs no training, by name; those of OpenCV need opencv-python-headless."""
 
 
-def rivals() -> dict[str, Callable[[FramesU8], Float[np.ndarray, "h w 2"]]]:
+def rivals() -> dict[str, Estimator]:
     """Those that can run here."""
     try:
         import cv2  # noqa: F401
@@ -146,21 +147,15 @@ def further_scores(run: Path) -> dict[str, Scores]:
     """Each rival's scores on the records that a run is evaluated on."""
     recipe, _ = load_run(run)
     name, flow = find_kind(recipe.schema.outputs, Flow)
-    return {rival: {name: scores} for rival, scores in compare(recipe.data.held_out(), rivals(), flow).items()}
+    held_out = recipe.data.held_out()
+    return {rival: {name: estimate_scores(flow, held_out, estimate)} for rival, estimate in rivals().items()}
 
 
-def compare(
-    records: Sequence[Record], estimators: Mapping[str, Callable[[FramesU8], Float[np.ndarray, "h w 2"]]], kind: Flow
-) -> dict[str, dict[str, float]]:
-    """The metrics of a flow output, for each estimator."""
-    metrics = {name: kind.metrics() for name in estimators}
-    for record in records:
-        target = torch.from_numpy(record["flow"])
-        for name, estimate in estimators.items():
-            compared = kind.compared(torch.from_numpy(estimate(as_bytes(record["frames"]))), target)
-            for metric in metrics[name].values():
-                metric.update(*compared)
-    return {name: {key: float(metric.compute()) for key, metric in own.items()} for name, own in metrics.items()}
+def estimate_scores(flow: Flow, records: Sequence[Record], estimate: Estimator) -> dict[str, float]:
+    """The metrics of a flow output, of what is estimated from the frames alone."""
+    written = ((torch.from_numpy(estimate(as_bytes(record["frames"]))), record["flow"]) for record in records)
+    pairs = (("flow", flow.compared(guess, torch.from_numpy(true))) for guess, true in written)
+    return scored({"flow": flow}, pairs)["flow"]
 
 
 def as_bytes(frames: Float[np.ndarray, "2 h w 3"]) -> FramesU8:

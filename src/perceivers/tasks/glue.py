@@ -12,7 +12,7 @@ truncation, tasks drawn by their sizes and of equal weight, and that tokens are 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Glue
 from perceivers.data.glue import CLASSES, RATING, Task
 from perceivers.media.report import Report
@@ -37,19 +36,15 @@ from perceivers.tasks import language_training
 from perceivers.tasks.language import language
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import add_losses, add_scores, subplots
-from perceivers.training.evaluation import Scores, device_of, on_device
+from perceivers.training.evaluation import Compared, Scores, answers, gathered, scored
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.order import evaluation_batches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Variant = Literal["shared-token", "task-tokens", "task-queries"]
 """What asks for a task: one token before the text, the same for all; a token of its own; a trained query of its own."""
-
-Compared = tuple[Tensor, Tensor]
-"""Predictions and truth, as an output's metrics take them."""
 
 EXAMPLES: dict[Task, int] = {
     "cola": 8551,
@@ -152,56 +147,32 @@ def further_scores(run: Path) -> dict[str, Scores]:
     schema, data = recipe.schema, recipe.data
     assert isinstance(data, Glue)
     held_out = data.held_out()
-    compared = answers(model, schema, held_out)
-    by_file = file_scores(schema, compared, held_out)
-    return by_file | {"GLUE": glue_scores(schema, compared, by_file)} | rivals(schema, data, held_out)
+    answered = gathered(answers(model, schema, held_out))
+    by_file = file_scores(schema, answered, held_out)
+    return by_file | {"GLUE": glue_scores(schema, answered, by_file)} | rivals(schema, data, held_out)
 
 
-@torch.no_grad()
-def answers(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> dict[str, Compared]:
-    """Of each output what it says of the records that have its target, in their order."""
-    found: dict[str, list[Compared]] = defaultdict(list)
-    model.eval()
-    for batch in evaluation_batches(schema, records, BATCH):
-        batch = on_device(batch, device_of(model))
-        predictions = model(batch["inputs"])
-        for name, target in batch["targets"].items():
-            found[name].append(schema.outputs[name].compared(predictions[name], target))
-    return {
-        name: (torch.cat([one for one, _ in pairs]).cpu(), torch.cat([one for _, one in pairs]).cpu())
-        for name, pairs in found.items()
-    }
-
-
-def scored(spec: Kind, compared: Compared) -> dict[str, float]:
-    """All metrics of an output."""
-    metrics = spec.metrics()
-    for metric in metrics.values():
-        metric.update(*compared)
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
-
-
-def file_scores(schema: Schema, compared: dict[str, Compared], records: Sequence[Record]) -> dict[str, Scores]:
+def file_scores(schema: Schema, answered: Mapping[str, Compared], records: Sequence[Record]) -> dict[str, Scores]:
     """Scores on each file of a task that has several: MNLI matched and mismatched, CoLA in and out of its domain."""
     scores: dict[str, Scores] = defaultdict(dict)
-    for name, (predictions, truth) in compared.items():
+    for name, (predictions, truth) in answered.items():
         files = np.array([record["file"] for record in records if name in record])
         for file in dict.fromkeys(files) if len(set(files)) > 1 else ():
             own = torch.from_numpy(files == file)
-            scores[str(file)][name] = scored(schema.outputs[name], (predictions[own], truth[own]))
+            scores[str(file)] |= scored(schema.outputs, [(name, (predictions[own], truth[own]))])
     return scores
 
 
-def glue_scores(schema: Schema, compared: dict[str, Compared], by_file: dict[str, Scores]) -> Scores:
+def glue_scores(schema: Schema, answered: Mapping[str, Compared], by_file: dict[str, Scores]) -> Scores:
     """What counts for each task, and the mean; MNLI's two files are averaged first."""
     counting: Scores = {}
-    for name, pair in compared.items():
+    for name, own in scored(schema.outputs, answered.items()).items():
         metric = METRICS.get(name, "accuracy")
         if name == "mnli":
             whole = float(np.mean([scores[name][metric] for scores in by_file.values() if name in scores]))
             counting[name] = {metric: whole}
         elif name != RATING:
-            counting[name] = {metric: scored(schema.outputs[name], pair)[metric]}
+            counting[name] = {metric: own[metric]}
     mean = float(np.mean([value for own in counting.values() for value in own.values()]))
     return {**counting, "average": {"score": mean}}
 
@@ -216,8 +187,9 @@ def rivals(schema: Schema, data: Glue, held_out: Sequence[Record]) -> dict[str, 
         guess = most_frequent(spec, targets).expand(len(truth), -1).squeeze(dim=-1)
         # A constant has no correlation.
         plain = replace(spec, further_metrics=()) if isinstance(spec, Numbers) else spec
-        scores["most frequent"][name] = scored(plain, (guess, truth))
-        scores["bag of bytes"][name] = scored(spec, (bag_of_bytes(spec, texts, targets, held_texts), truth))
+        scores["most frequent"] |= scored({name: plain}, [(name, (guess, truth))])
+        counted = bag_of_bytes(spec, texts, targets, held_texts)
+        scores["bag of bytes"] |= scored({name: spec}, [(name, (counted, truth))])
     return scores
 
 
@@ -259,7 +231,7 @@ def report(run: Path) -> Path:
     page = Report(f"GLUE: run {run.name}")
     add_scores(page, run)
     held_out = recipe.data.held_out()
-    for name, compared in answers(model, recipe.schema, held_out).items():
+    for name, compared in gathered(answers(model, recipe.schema, held_out)).items():
         records = [record for record in held_out if name in record]
         add_answers(page, name, recipe.schema.outputs[name], records, compared)
     add_losses(page, run)

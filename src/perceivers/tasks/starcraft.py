@@ -9,8 +9,8 @@ players' statistics are read from replays: `perceivers train starcraft --out run
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +27,13 @@ from perceivers.data.starcraft import PLAYERS, STATISTICS
 from perceivers.media.report import Report
 from perceivers.modalities import Records
 from perceivers.modalities.fields import Category, Number
-from perceivers.schema import Record, Schema
+from perceivers.schema import Batch, Record, Schema
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict
-from perceivers.training.evaluation import Scores
+from perceivers.training.evaluation import Scores, guess_scores
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.order import evaluation_batches
-
-Batch = Mapping[str, Any]
 
 BATCH = 128
 """Records of a batch in evaluation."""
@@ -178,39 +176,31 @@ def rivals(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record
     """Their scores on held-out records, as the outputs' own metrics have them; the same types are hidden."""
     counts, means = type_counts(fitted, training), time_means(training)
 
-    def of_all(batch: Batch, first: int) -> dict[str, Tensor]:
-        return {"type": counts.expand(*batch["inputs"]["units"]["mask"].shape, -1).float()}
+    def of_all(batch: Batch) -> dict[str, dict[str, Tensor]]:
+        types = counts.expand(*batch["inputs"]["units"]["mask"].shape, -1)
+        return {"hidden": {"type": types.float()}}
 
-    def of_others(batch: Batch, first: int) -> dict[str, Tensor]:
+    def of_others(batch: Batch) -> dict[str, dict[str, Tensor]]:
         units = batch["inputs"]["units"]
         shown = F.one_hot(units["type"].clamp(min=0), len(counts)) * (units["type"] >= 0)[..., None]
         owner = F.one_hot(units["owner"].clamp(min=0), max(PLAYERS) + 1) * units["mask"][..., None]
         of_owner = torch.einsum("bmo,bmt->bot", owner.float(), shown.float())
-        return {"type": torch.einsum("bmo,bot->bmt", owner.float(), of_owner)}
+        return {"hidden": {"type": torch.einsum("bmo,bot->bmt", owner.float(), of_owner)}}
 
-    def at_time(batch: Batch, first: int) -> dict[str, Tensor]:
-        times = [record["time"] for record in held_out[first : first + len(batch["targets"]["statistics"]["mask"])]]
-        nearest = [means[min(means, key=lambda time: abs(time - own))] for own in times]
-        return {name: torch.tensor([[mean[name]] for mean in nearest]) for name in nearest[0]}
+    times = (record["time"] for record in held_out)
+
+    def at_time(batch: Batch) -> dict[str, dict[str, Tensor]]:
+        own = list(islice(times, len(batch["targets"]["statistics"]["mask"])))
+        nearest = [means[min(means, key=lambda time: abs(time - one))] for one in own]
+        return {"statistics": {name: torch.tensor([[mean[name]] for mean in nearest]) for name in nearest[0]}}
 
     guesses = {
-        "most frequent type": ("hidden", of_all),
-        "most frequent type of the player's others": ("hidden", of_others),
-        "means at the same time": ("statistics", at_time),
+        "most frequent type": of_all,
+        "most frequent type of the player's others": of_others,
+        "means at the same time": at_time,
     }
-    return {rival: {name: guess_scores(fitted, name, held_out, guess)} for rival, (name, guess) in guesses.items()}
-
-
-def guess_scores(
-    fitted: Schema, name: str, records: Sequence[Record], guess: Callable[[Batch, int], dict[str, Tensor]]
-) -> dict[str, float]:
-    """Metrics of one output, of what `guess` writes for a batch that begins at this record."""
-    spec, metrics = fitted.outputs[name], fitted.outputs[name].metrics()
-    for number, batch in enumerate(evaluation_batches(fitted, records, BATCH)):
-        compared = spec.compared(guess(batch, number * BATCH), batch["targets"][name])
-        for metric in metrics.values():
-            metric.update(*compared)
-    return {key: float(metric.compute()) for key, metric in metrics.items()}
+    batches = evaluation_batches(fitted, held_out, BATCH)
+    return {rival: guess_scores(fitted, batches, guess) for rival, guess in guesses.items()}
 
 
 def type_counts(fitted: Schema, records: Iterable[Record]) -> Int[Tensor, " types"]:

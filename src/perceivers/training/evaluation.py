@@ -1,47 +1,79 @@
-"""Metrics of a model over records, as its outputs' kinds define them."""
+"""Metrics of a model, or of a rival, over records, as the outputs' kinds define them."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.schema import Record, Schema
+from perceivers.modalities.kind import Kind, Raw
+from perceivers.progress import tracked
+from perceivers.schema import Batch, Record, Schema
 from perceivers.training.objective import counts
 from perceivers.training.order import evaluation_batches
-from perceivers.training.progress import progress_bar
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Scores = dict[str, dict[str, float]]
 """Metric by name, of each output by name."""
 
+Compared = tuple[Any, ...]
+"""Predictions and truth, as an output's metrics take them."""
 
-@torch.no_grad()
+
 def evaluate(
     model: PerceiverIO, records: Sequence[Record], schema: Schema | None = None, batch_size: int = 128, seed: int = 0
 ) -> Scores:
     """Scores over all records; `schema` prepares them (None: the model's own), e.g. with another corruption."""
     schema = schema or cast(Schema, model.schema)
-    device = device_of(model)
-    metrics = {name: spec.metrics() for name, spec in schema.outputs.items()}
-    batches = evaluation_batches(schema, records, batch_size, seed)
-    measured: set[str] = set()  # metrics within others do not know themselves whether they were updated
+    found = scored(schema.outputs, answers(model, schema, records, batch_size, seed))
+    return {name: found.get(name, dict.fromkeys(spec.metrics(), math.nan)) for name, spec in schema.outputs.items()}
+
+
+def answers(
+    model: PerceiverIO, schema: Schema, records: Sequence[Record], batch_size: int = 128, seed: int = 0
+) -> Iterator[tuple[str, Compared]]:
+    """What a model says of all records beside the truth, an output and a batch at a time."""
     model.eval()
-    with progress_bar() as progress:
-        task = progress.add_task("evaluation", total=len(batches), note="")
-        for batch in batches:
-            batch = on_device(batch, device)
-            predictions = model(batch["inputs"], schema.points(batch["targets"]))
-            for name in predictions.keys() & batch["targets"].keys():
-                measured.add(name)
-                compared = schema.outputs[name].compared(predictions[name], batch["targets"][name])
-                for metric in metrics[name].values():
-                    metric.to(device).update(*compared)
-            progress.advance(task)
-    return {
-        name: {key: float(metric.compute()) if name in measured else float("nan") for key, metric in own.items()}
-        for name, own in metrics.items()
-    }
+    for batch in tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation"):
+        batch = on_device(batch, device_of(model))
+        with torch.no_grad():
+            written = model(batch["inputs"], schema.points(batch["targets"]))
+        yield from compared(schema, batch, written)
+
+
+def compared(schema: Schema, batch: Batch, guesses: Mapping[str, Raw]) -> Iterator[tuple[str, Compared]]:
+    """What is guessed of a batch beside the truth, of each output that has both."""
+    for name in guesses.keys() & batch["targets"].keys():
+        yield name, schema.outputs[name].compared(guesses[name], batch["targets"][name])
+
+
+def guess_scores(schema: Schema, batches: Iterable[Batch], guess: Callable[[Batch], Mapping[str, Raw]]) -> Scores:
+    """Scores of what a rival guesses of these batches, of the outputs that it knows."""
+    return scored(schema.outputs, (pair for batch in batches for pair in compared(schema, batch, guess(batch))))
+
+
+def scored(outputs: Mapping[str, Kind], pairs: Iterable[tuple[str, Compared]]) -> Scores:
+    """The metrics of outputs over all pairs of each; an output without a pair has none."""
+    metrics: dict[str, Mapping[str, Metric]] = {}
+    for name, pair in pairs:
+        if name not in metrics:
+            metrics[name] = {key: metric.to(pair[0].device) for key, metric in outputs[name].metrics().items()}
+        for metric in metrics[name].values():
+            metric.update(*pair)
+    return {name: {key: float(metric.compute()) for key, metric in own.items()} for name, own in metrics.items()}
+
+
+def gathered(pairs: Iterable[tuple[str, Compared]]) -> dict[str, Compared]:
+    """All pairs of each output as one, tensors of all records on the CPU."""
+    found: dict[str, list[Compared]] = defaultdict(list)
+    for name, pair in pairs:
+        found[name].append(pair)
+    return {name: tuple(torch.cat(side).cpu() for side in zip(*own, strict=True)) for name, own in found.items()}
 
 
 @torch.no_grad()

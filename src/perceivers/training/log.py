@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from perceivers.progress import progress_bar
 from perceivers.storage import write_text
 from perceivers.training.config import TrainingConfig
-from perceivers.training.progress import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceivers.modalities import Image, Label
-from perceivers.schema import Schema
-from perceivers.training.objective import Batch
+from perceivers.schema import Batch, Schema
 
 Weights = Float[Tensor, "b h w 1"]
 """How much of each pixel is the sample's own."""

@@ -11,10 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.schema import Schema
-
-Batch = Mapping[str, Mapping[str, Any]]
-"""Inputs and targets by name, each [B, ...] or a dictionary of such."""
+from perceivers.schema import Batch, Schema
 
 
 class Objective(nn.Module):

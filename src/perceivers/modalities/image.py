@@ -1,0 +1,138 @@
+"""Pictures and films."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from perceivers.core.positions import Fourier
+from perceivers.media.image import centre_crop, read_image, resize
+from perceivers.media.pictures import show_heat, show_image
+from perceivers.media.video import read_video
+from perceivers.modalities.augmentation import Augmentation, augmented
+from perceivers.modalities.grid import Grid, values_of
+from perceivers.modalities.kind import Raw
+from perceivers.modalities.patches import as_sizes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Image(Grid):
+    """Pictures [H, W, C]; a record holds one, or the path of its file."""
+
+    axes: ClassVar[int] = 2
+    channels: int = 3
+    """Values at each pixel."""
+    crop: float | None = None
+    """As an input: part of the short side that a central square keeps, which is resized to `size`; None: as it is."""
+    augmentation: Augmentation | None = None
+    """As an input, in training, in place of that: random crops, resized to `size`, flips, distortions."""
+    kind: Literal["image"] = "image"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"crop = {self.crop} must be above 0 and at most 1, or None")
+
+    @staticmethod
+    def file_size(path: Path) -> tuple[int, int]:
+        """Height and width of a picture's file."""
+        height, width, _ = read_image(path).shape
+        return height, width
+
+    def read_file(self, path: Path) -> np.ndarray:
+        """A picture, values 0 to 255, brought to `size`, of one channel in shades of grey; whole if it will be cut."""
+        if self.crop is not None:
+            return _shades(read_image(path), self.channels)
+        return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+        """[*size, C] as float32, cut and resized if the spec says so; otherwise as large as it is."""
+        if training and self.augmentation is not None:
+            pixels = augmented(self._array(value, None), self.augmentation, rng)
+        elif self.crop is not None:
+            pixels = centre_crop(self._array(value, None), self.crop)
+        else:
+            return self._array(value)
+        height, width = as_sizes(self.size, 2, "size")
+        return resize(pixels, (height, width))
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """The picture."""
+        show_image(axes, values_of(sample), self.value_range)
+
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention laid over the picture."""
+        self.picture(axes, sample)
+        show_heat(axes, self.heat(sample, weights))
+
+    def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
+        return super()._array(_shades(read_image(value), self.channels) if isinstance(value, Path) else value, dtype)
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Image, list[Any]]":
+        """Five by seven, three channels; the second is missing."""
+        return cls(size=(5, 7), positions=Fourier(num_bands=3)), [rng.normal(size=(5, 7, 3)), None]
+
+
+@dataclass(frozen=True)
+class Video(Grid):
+    """Frames [T, H, W, C]."""
+
+    axes: ClassVar[int] = 3
+    size: int | tuple[int, ...] = (16, 32, 32)
+    """Size it is trained at, along each axis; inputs may have any other."""
+    channels: int = 3
+    """Values at each pixel."""
+    kind: Literal["video"] = "video"
+    """Name in files."""
+
+    def read_file(self, path: Path) -> np.ndarray:
+        """Frames of a film at equal distances from first to last, values 0 to 255, brought to `size`."""
+        count, *size = as_sizes(self.size, 3, "size")
+        frames = read_video(path).frames
+        chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+        return np.stack([_sized(frames[place], tuple(size), self.channels) for place in chosen])
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """Four frames side by side."""
+        values = values_of(sample)
+        show_image(axes, np.concatenate(list(values[_shown(len(values))]), axis=1), self.value_range)
+
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention laid over the frames."""
+        self.picture(axes, sample)
+        heat = self.heat(sample, weights)
+        chosen = _shown(len(values_of(sample))) // self.steps[0]
+        show_heat(axes, np.concatenate(list(heat[chosen]), axis=1))
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Video, list[Any]]":
+        """Two frames of six by five in patches of 1 x 2 x 5."""
+        spec = cls(size=(2, 6, 5), patch=(1, 2, 5), positions=Fourier(num_bands=2))
+        return spec, [rng.normal(size=(2, 6, 5, 3)), rng.normal(size=(2, 6, 5, 3)), None]
+
+
+def _sized(pixels: np.ndarray, size: tuple[int, ...], channels: int) -> np.ndarray:
+    """[H, W, 3] to float32 [*size, channels]; areas are averaged where both sides shrink."""
+    pixels = _shades(pixels, channels)
+    height, width = size
+    if pixels.shape[:2] == size:
+        return pixels.astype(np.float32)
+    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
+    return resize(pixels, (height, width), "area" if shrinks else "bilinear")
+
+
+def _shades(pixels: np.ndarray, channels: int) -> np.ndarray:
+    return pixels.mean(axis=-1, keepdims=True) if channels == 1 else pixels
+
+
+def _shown(num_frames: int) -> np.ndarray:
+    """The frames of a film that are drawn."""
+    return np.linspace(0, num_frames - 1, min(4, num_frames)).astype(int)

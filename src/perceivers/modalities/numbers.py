@@ -1,0 +1,129 @@
+"""Numbers that a whole sample has.
+
+A raw batch is [B, n], NaN where unknown.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from perceivers.core.interfaces import InputAdapter, OutputAdapter
+from perceivers.core.tokens import Segment
+from perceivers.modalities.cells import Files, number, plain
+from perceivers.modalities.kind import Raw, mean_where, rounded, statistics
+from perceivers.modalities.row import RowKind, RowOutput, stack_known
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class Numbers(RowKind):
+    """Numbers that belong to the whole sample; a record holds one, or a list of them."""
+
+    count: int = 1
+    """How many."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted on the way in, added on the way out. Fitted if None."""
+    std: tuple[float, ...] | None = None
+    """Divides on the way in, multiplies on the way out. Fitted if None."""
+    further_metrics: tuple[Literal["pearson"], ...] = ()
+    """As an output: Pearson's correlation with the truth, of all numbers together."""
+    kind: Literal["numbers"] = "numbers"
+    """Name in files."""
+
+    def read(self, cell: Any, files: Files) -> list[float]:
+        """A number, or a list of them."""
+        value = plain(cell)
+        return [number(one) for one in (value if isinstance(value, list) else [value])]
+
+    def fit(self, values: Iterable[Any]) -> "Numbers":
+        """Mean and standard deviation of each, over known numbers."""
+        table = np.array([self._array(value) for value in values], np.float64).reshape(-1, self.count)
+        mean, std = statistics(table)
+        return replace(self, mean=self.mean or mean, std=self.std or std)
+
+    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+        """[count] as float32."""
+        return self._array(value)
+
+    def collate(self, values: Sequence[Any]) -> Tensor:
+        """[B, count], NaN where unknown."""
+        return stack_known(values)
+
+    def cells(self, sample: Raw) -> dict[str, Any]:
+        """The number, or a list of them."""
+        return {"": rounded(sample if self.count > 1 else sample[0])}
+
+    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Change of the number, or of each."""
+        return Numbers.cells(self, whole - without)
+
+    def blank(self, batch_size: int, device: torch.device) -> Raw:
+        """Zeros."""
+        return torch.zeros(batch_size, self.count, device=device)
+
+    def build_input(self) -> "NumbersInput":
+        """One token that holds the numbers, and for each whether it is known."""
+        return NumbersInput(self)
+
+    def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
+        """Numbers [B, count]."""
+        return RowOutput(self.build_head(channels, self.count), self.mean or (0.0,), self.std or (1.0,))
+
+    def loss(self, prediction: Raw, target: Raw) -> Tensor:
+        """Mean squared difference in units of `std`, over known numbers."""
+        std = prediction.new_tensor(self.std or (1.0,))
+        return mean_where(((prediction - target.nan_to_num(0.0)) / std) ** 2, target.isfinite())
+
+    def metrics(self) -> "dict[str, Metric]":
+        """Mean absolute error in the data's units, and the share of variance explained."""
+        from torchmetrics import MeanAbsoluteError, R2Score
+
+        return {"mae": MeanAbsoluteError(), "r2": R2Score(), **self.correlations()}
+
+    def correlations(self) -> "dict[str, Metric]":
+        """The further metrics."""
+        from torchmetrics import PearsonCorrCoef
+
+        return {name: PearsonCorrCoef() for name in self.further_metrics}
+
+    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+        """Known numbers, flat."""
+        known = target.isfinite()
+        return prediction[known], target[known]
+
+    def _array(self, value: Any) -> np.ndarray:
+        array = np.atleast_1d(np.asarray(value, np.float32))
+        if array.shape != (self.count,):
+            raise ValueError(f"{len(array)} numbers, expected {self.count}")
+        return array
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Numbers, list[Any]]":
+        """Three numbers, one of them unknown; one sample is unknown."""
+        return cls(count=3, query_channels=7), [[1.0, 2.0, -3.0], [0.5, float("nan"), 1.0], None]
+
+
+class NumbersInput(InputAdapter):
+    """One token: the numbers in units of their deviation, 0 where unknown, then ones where they are known."""
+
+    def __init__(self, spec: Numbers) -> None:
+        super().__init__()
+        self.spec, self.channels = spec, 2 * spec.count
+
+    def forward(self, raw: Float[Tensor, "b n"]) -> Segment:
+        """A sample without one known number has no token."""
+        mean, std = raw.new_tensor(self.spec.mean or (0.0,)), raw.new_tensor(self.spec.std or (1.0,))
+        known = raw.isfinite()
+        token = torch.cat([((raw - mean) / std).nan_to_num(0.0), known.to(raw.dtype)], dim=-1)
+        return Segment(token[:, None], mask=known.any(dim=-1, keepdim=True))
+
+    def absent(self, device: torch.device) -> Segment:
+        """One token."""
+        return Segment(torch.zeros(1, 1, self.channels, device=device))

@@ -1,0 +1,81 @@
+"""Values over time: series and sound."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from perceivers.core.positions import Fourier
+from perceivers.media.audio import read_audio, to_mono, to_rate
+from perceivers.media.pictures import show_heat
+from perceivers.modalities.grid import Grid, values_of
+from perceivers.modalities.kind import Raw
+from perceivers.modalities.patches import as_sizes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Series(Grid):
+    """Channels over time [n, C], of any length; a step of time is the same in short and long ones."""
+
+    axes: ClassVar[int] = 1
+    stretched: ClassVar[bool] = False
+    size: int | tuple[int, ...] = 256
+    """Length it is trained at; inputs may have any other."""
+    kind: Literal["series"] = "series"
+    """Name in files."""
+
+    def picture(self, axes: "Axes", sample: Raw) -> None:
+        """A line for each channel."""
+        axes.plot(values_of(sample), linewidth=0.8)
+
+    def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
+        """Attention behind the lines."""
+        values, heat = values_of(sample), self.heat(sample, weights)
+        axes.set(xlim=(0, len(values)), ylim=(np.nanmin(values), np.nanmax(values)))
+        show_heat(axes, heat[None])
+        axes.plot(np.arange(len(values)) + 0.5, values, linewidth=0.8, zorder=3)
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Series, list[Any]]":
+        """Ragged, two channels; one is missing."""
+        values = [rng.normal(size=(7, 2)), rng.normal(size=(11, 2)), None]
+        return cls(size=11, channels=2, positions=Fourier(num_bands=3)), values
+
+
+@dataclass(frozen=True)
+class Audio(Series):
+    """Samples over time [n, C], several to a token."""
+
+    size: int | tuple[int, ...] = 4096
+    """Samples it is trained at; inputs may have any other number, a multiple of `patch`."""
+    patch: int | tuple[int, ...] = 16
+    """Samples that make one token."""
+    rate: int | None = None
+    """Samples a second that sound files are brought to; None: they stay as they are."""
+    kind: Literal["audio"] = "audio"  # type: ignore[assignment]
+    """Name in files."""
+
+    @staticmethod
+    def file_length(path: Path) -> tuple[int, int]:
+        """Number of samples of a sound's file, and how many a second has."""
+        samples, rate = read_audio(path)
+        return len(samples), rate
+
+    def read_file(self, path: Path) -> np.ndarray:
+        """The first `size` samples of a sound, or all with silence behind them to whole tokens; one channel: mixed."""
+        samples, rate = read_audio(path)
+        samples = to_mono(samples) if self.channels == 1 else samples
+        samples = samples if self.rate is None else to_rate(samples, rate, self.rate)
+        samples = samples[: as_sizes(self.size, 1, "size")[0]]
+        return np.pad(samples, ((0, -len(samples) % self.steps[0]), (0, 0)))
+
+    @classmethod
+    def example(cls, rng: np.random.Generator) -> "tuple[Audio, list[Any]]":
+        """Ragged, in patches of five."""
+        return cls(size=35, patch=5, positions=Fourier(num_bands=3)), [rng.normal(size=35), rng.normal(size=20), None]

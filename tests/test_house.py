@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "perceivers"
 FLOORS = [
     ["core", "media"],
     ["modalities"],
-    ["schema", "storage", "preset", "proposal"],
+    ["schema", "storage", "preset", "proposal", "progress"],
     ["data", "training", "pretrained"],
     ["tasks"],
     ["export", "serving"],
@@ -33,6 +33,7 @@ NEIGHBOURS = {
     ("proposal", "schema"),
     ("proposal", "preset"),
     ("storage", "preset"),
+    ("training", "data"),
 }
 """Imports within a floor that are meant."""
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import yaml
 
 from perceivers.data import shards
+from perceivers.data.dataset import LazyRecords
 from perceivers.data.shards import Shards, open_shards
-from perceivers.data.sifting import read_parts
+from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.media.image import write_image
 from perceivers.modalities import Image, Label, Numbers, Series
 from perceivers.modalities.cells import WHOLE_ROW
@@ -195,12 +197,34 @@ def test_parts_and_statistics(files):
         read_parts(data, Schema({"hight": Numbers()}, SCHEMA.outputs))
 
 
+def test_bad_records_are_left_out_and_named(tmp_path):
+    """Two of eleven; up to two are allowed, and neither part has them."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(11):
+            data = b"{" if number in (3, 7) else json.dumps({"height": number, "label": number % 2}).encode()
+            member = tarfile.TarInfo(f"{number}.json")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    schema = Schema({"height": Numbers()}, {"label": Label()})
+    files = str(tmp_path / "a.tar")
+    parts = read_parts(Shards(files, max_bad_rows=2), schema)
+    assert {row.place.rsplit("/")[-1] for row in parts.unreadable} == {"a.tar:4", "a.tar:8"}
+    assert isinstance(parts.training, LazyRecords)
+    kept = [*parts.training, *parts.held_out]
+    assert sorted(row.cells["height"] for row in kept) == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert [row.cells for row in read_held_out(Shards(files, max_bad_rows=2), parts.schema)] == [
+        row.cells for row in parts.held_out
+    ]
+    with pytest.raises(ValueError, match=r"a.tar:\d: Expecting property name.* max_bad_rows = 1"):
+        read_parts(Shards(files, max_bad_rows=1), schema)
+
+
 def test_validation_does_not_make_the_records(files):
     asked = []
     records = open_shards(files)
     make, records.make = records.make, lambda number: asked.append(number) or make(number)
     learned_from, validation = split(records, TrainingConfig(validation_fraction=0.25))
-    assert len(asked) < 9  # which the tests' checks of types look at
+    assert len(asked) < 15  # which the tests' checks of types look at
     assert sorted(numbers_of(learned_from) + numbers_of(validation)) == list(range(31))
     assert sum(learned_from.groups) == (23 if records.groups else 0)
 
@@ -251,6 +275,21 @@ config:
   processor: {num_layers: 1, num_heads: 2}
 training: {num_steps: 3, batch_size: 8, log_every: 1, schedule: {kind: constant}}
 """
+
+
+def test_what_is_proposed_for_shards_trains_as_it_is(command, files, tmp_path):
+    """Fields of an object are columns, not the object beside them; nor is the record's name one to learn from."""
+    code, out, err = command("schema", "propose", files, "--predict", "cls")
+    assert code == 0, err
+    proposed = yaml.safe_load(out)
+    assert proposed["data"] == {"kind": "shards", "files": files}
+    assert proposed["inputs"].keys() == {"row", "npy"}
+    assert proposed["inputs"]["row"]["fields"].keys() == {"height"}
+    assert proposed["inputs"]["npy"] == {"kind": "series", "size": 5, "channels": 1}
+    (tmp_path / "mine.yaml").write_text(out)
+    quick = ("--set", "training.num_steps=2", "training.schedule.warmup_steps=0", "training.checkpoint_every=1")
+    code, _, err = command("train", tmp_path / "mine.yaml", "--out", tmp_path / "run", *quick)
+    assert code == 0, err
 
 
 def test_the_command_learns_from_shards_and_predicts_them(command, tars, tmp_path):

@@ -55,7 +55,8 @@ def unboxed(complaint: str) -> str:
     """What tyro draws in a box, without the box, its title and where it finds help."""
     inside = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
     parts = re.split(r"─+", " ".join(inside))
-    said = [re.sub(r"Error parsing \S+: ", "", part).strip(" .") for part in parts if "For full helptext" not in part]
+    plain = [re.sub(r"Error parsing \S+: |(?<=')action\.", "", part).strip(" .") for part in parts]
+    said = [part for part in plain if "For full helptext" not in part]
     return "; ".join([*said, "see --help"])
 
 

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import date, datetime
 from itertools import pairwise
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,18 +13,20 @@ from torch import Tensor
 
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.modalities.cells import Files, array_file, plain
+from perceivers.modalities.cells import Files, array_file, holds_file, plain
 from perceivers.modalities.fields import is_missing
-from perceivers.modalities.grid import Audio, Image
+from perceivers.modalities.image import Image
+from perceivers.modalities.series import Audio
 from perceivers.preset import Preset, auto_config
 from perceivers.schema import Schema, from_plain
 
-MEDIA = {
+FILES = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aiff"),
     "video": (".mp4", ".avi", ".mov", ".mkv", ".webm"),
+    "array": (".npy",),
 }
-"""Suffixes by which a column of paths is told."""
+"""Suffixes by which a column of files is told."""
 
 FEW = 50
 """Most classes that a column of whole numbers which is to be predicted is taken for."""
@@ -101,6 +103,8 @@ def _plain(value: Any) -> Any:
 
 def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposal:
     first = known[0]
+    if files is not None and (found := _propose_files(known, files)):
+        return found
     if isinstance(first, Mapping) and "coordinates" in first:
         axes, channels = (np.shape(first[name])[-1] for name in ("coordinates", "values"))
         return Proposal({"kind": "pointset", "axes": axes, "channels": channels}, f"points of {axes} axes")
@@ -113,7 +117,7 @@ def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposa
     if isinstance(first, list) or (isinstance(first, np.ndarray) and first.ndim):
         return _propose_array(known)
     if all(isinstance(value, str) for value in known):
-        return _propose_text(known, target, files)
+        return _propose_text(known, target)
     if all(isinstance(value, date) for value in known):
         return Proposal({"kind": "date"}, f"{min(map(str, known))} to {max(map(str, known))}")
     if all(isinstance(value, int | float | np.number | np.ndarray) for value in known):
@@ -152,13 +156,7 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
     return Proposal({"kind": kind, "size": size, "channels": channels, "patch": steps}, f"arrays of shape {longest}")
 
 
-def _propose_text(known: Sequence[str], target: bool, files: Files | None) -> Proposal:
-    kinds = {_media(value) for value in known}
-    if len(kinds) == 1 and (kind := kinds.pop()) and files is not None:
-        return _propose_files(kind, known[:LOOKED_AT], files)
-    if files is not None and all(PurePath(value).suffix.lower() == ".npy" for value in known):
-        found = _propose_array([array_file(files.path(path)) for path in known[:LOOKED_AT]])
-        return Proposal(found.spec, f"files of {found.why}")
+def _propose_text(known: Sequence[str], target: bool) -> Proposal:
     with suppress(ValueError):
         return _propose_number([float(value) for value in known], target)
     counts = Counter(known)
@@ -192,24 +190,40 @@ def _propose_number(known: Sequence[float], target: bool) -> Proposal:
     return Proposal({"kind": "numbers" if target else "number"}, spread + few)
 
 
-def _propose_files(kind: str, paths: Sequence[str], files: Files) -> Proposal:
+def _propose_files(known: Sequence[Any], files: Files) -> Proposal | None:
+    """For cells that name files or hold them, all of one kind; None if they are something else."""
+    suffixes = {_suffix(cell) for cell in known}
+    kinds = {next((kind for kind, own in FILES.items() if suffix in own), None) for suffix in suffixes}
+    if len(kinds) > 1 or None in kinds:
+        why = f"files of several kinds, or of none that is known: {', '.join(sorted(suffixes))}"
+        return Proposal({}, why) if any(map(holds_file, known)) else None
+    with ExitStack() as opened:
+        paths = [opened.enter_context(files.file(cell)) for cell in known[:LOOKED_AT]]
+        return _propose_media(str(kinds.pop()), paths)
+
+
+def _suffix(cell: Any) -> str:
+    """Of the file that a cell names or holds; empty if it does neither."""
+    name = cell.get("path") or "" if holds_file(cell) else cell
+    return PurePath(name).suffix.lower() if isinstance(name, str) else ""
+
+
+def _propose_media(kind: str, paths: Sequence[Path]) -> Proposal:
+    if kind == "array":
+        found = _propose_array([array_file(path) for path in paths])
+        return Proposal(found.spec, f"files of {found.why}")
     if kind == "image":
-        shape = Image.file_size(files.path(paths[0]))
+        shape = Image.file_size(paths[0])
         height, width = (max(8, min(64, side // 8 * 8)) for side in shape)
         patch = 4 if max(height, width) <= 32 else 8
         return Proposal({"kind": "image", "size": [height, width], "patch": patch}, f"pictures, the first {shape}")
     if kind == "audio":
-        lengths, rates = zip(*(Audio.file_length(files.path(path)) for path in paths), strict=True)
+        lengths, rates = zip(*(Audio.file_length(path) for path in paths), strict=True)
         rate, patch = min(8000, *rates), 64
         size = max(round(n * rate / own) for n, own in zip(lengths, rates, strict=True))
         size = min(-(-size // patch) * patch, MOST_TOKENS * patch)
         return Proposal({"kind": "audio", "size": size, "patch": patch, "rate": rate}, f"sounds at {max(rates)} Hz")
     return Proposal({"kind": "video", "size": [8, 32, 32], "patch": [2, 8, 8]}, "films")
-
-
-def _media(value: str) -> str | None:
-    suffix = PurePath(value).suffix.lower()
-    return next((kind for kind, suffixes in MEDIA.items() if suffix in suffixes), None)
 
 
 def _patch(size: Sequence[int], most: int) -> int:

@@ -65,6 +65,11 @@ class LazyRecords(Sequence[Record]):
         return LazyRecords(np.asarray(self.numbers)[places], self.make, self.starts)
 
 
+def chosen(records: Sequence[Record], places: np.ndarray) -> Sequence[Record]:
+    """Those at these rising places; what is made when it is asked for stays so."""
+    return records.chosen(places) if isinstance(records, LazyRecords) else [records[place] for place in places]
+
+
 def evenly(records: Sequence[Record], count: int) -> Sequence[Record]:
     """At most so many of the records, at equal distances from the first to the last; made when they are asked for."""
     count = min(count, len(records))

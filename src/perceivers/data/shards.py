@@ -53,6 +53,8 @@ class Shards(DataSet):
     """How many of the first training records statistics and vocabularies are fitted to."""
     seed: int = 0
     """Of the random choice."""
+    max_bad_rows: int = 0
+    """Records that cannot be read and are left out, if not 0; then all are tried once before the first step."""
     kind: Literal["shards"] = "shards"
     """Name in files."""
 
@@ -146,7 +148,10 @@ def _cells(content: bytes) -> dict[str, Any]:
                 cells[column] = _text(data) if column in TEXTS else {"bytes": data, "path": f"{key}.{column}"}
                 cells[KEY] = key
     described = json.loads(cells["json"]) if "json" in cells else None
-    return {**described, **cells} if isinstance(described, dict) else cells
+    if not isinstance(described, dict):
+        return cells
+    del cells["json"]
+    return {**described, **cells}
 
 
 def _text(data: bytes) -> str:

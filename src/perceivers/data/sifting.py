@@ -1,18 +1,19 @@
 """Rows that can be read, apart from those that cannot: they are counted and named, never silently dropped."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from perceivers.core.joining import check_names
-from perceivers.data.dataset import DataSet
+from perceivers.data.dataset import DataSet, chosen
 from perceivers.data.rows import column_names
 from perceivers.data.shards import Shards
 from perceivers.data.table import Table
 from perceivers.modalities import Records
 from perceivers.modalities.cells import WHOLE_ROW, Row
+from perceivers.progress import tracked
 from perceivers.schema import Record, Schema
 
 
@@ -41,42 +42,44 @@ class Parts:
 
 
 def read_parts(data: DataSet, schema: Schema) -> Parts:
-    """Both parts, each row tried; ValueError if more cannot be read than the data set allows."""
-    if not isinstance(data, Table):
-        training = data.training()
-        typical = data.typical(training)
-        if isinstance(data, Shards):
-            check_columns(schema, [row for row in typical if isinstance(row, Row)])
-        return Parts(schema.fit(typical), training, data.held_out())
-    rows, others = data.training(), data.held_out()
-    check_columns(schema, [*rows, *others])
-    readable, bad = sift(rows, schema.read)
+    """Both parts, each row tried that `tries` says; ValueError if more cannot be read than the data set allows."""
+    training, held_out = data.training(), data.held_out()
+    typical = data.typical(training)
+    rows = [row for row in (*typical, *(held_out if isinstance(data, Table) else ())) if isinstance(row, Row)]
+    check_columns(schema, rows)
+    if not tries(data):
+        return Parts(schema.fit(typical), training, held_out)
+    readable, bad = sift(typical, schema.read)
     check_count(bad, data.max_bad_rows)
     schema = schema.fit(readable)
-    training, unprepared = sift(readable, preparing(schema))
-    held_out, unread = sift(others, preparing(schema))
-    unreadable = [*bad, *unprepared, *unread]
-    check_count(unreadable, data.max_bad_rows)
-    return Parts(schema, training, held_out, unreadable)
+    training, bad = sift(training, preparing(schema))
+    held_out, others = sift(held_out, preparing(schema))
+    check_count([*bad, *others], data.max_bad_rows)
+    return Parts(schema, training, held_out, [*bad, *others])
 
 
 def read_held_out(data: DataSet, schema: Schema) -> Sequence[Record]:
     """The held-out part under a fitted schema, without rows that cannot be read."""
     held_out = data.held_out()
-    return sift(held_out, preparing(schema))[0] if isinstance(data, Table) else held_out
+    return sift(held_out, preparing(schema))[0] if tries(data) else held_out
 
 
-def sift(rows: Iterable[Record], attempt: Callable[[Record], Any]) -> tuple[list[Record], list[Unreadable]]:
+def tries(data: DataSet) -> TypeGuard[Table | Shards]:
+    """Whether every row is tried before it is learned from: those of tables, and of shards that may have bad ones."""
+    return isinstance(data, Table) or (isinstance(data, Shards) and data.max_bad_rows > 0)
+
+
+def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[Sequence[Record], list[Unreadable]]:
     """Rows for which the attempt succeeds, and the others with what it complained of."""
-    good: list[Record] = []
+    good: list[int] = []
     bad: list[Unreadable] = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(tracked(rows, "trying rows")):
         try:
             attempt(row)
-            good.append(row)
+            good.append(number)
         except ValueError as error:
-            bad.append(Unreadable(row.place if isinstance(row, Row) else f"record {number}", str(error)))
-    return good, bad
+            bad.append(Unreadable(row.place if isinstance(row, Row) else f"record {number + 1}", str(error)))
+    return chosen(rows, np.array(good, int)), bad
 
 
 def preparing(schema: Schema) -> Callable[[Record], Any]:

@@ -11,12 +11,16 @@ import yaml
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import FOLDER, column_names, read_rows
+from perceivers.data.shards import KEY, is_shards, open_shards
 from perceivers.modalities.cells import WHOLE_ROW, Files, Row
 from perceivers.proposal import OWN_KINDS, Proposal, propose
 from perceivers.schema import Record
 
 LOOKED_AT = 10_000
 """Rows that a proposal looks at."""
+
+FEW_ROWS = 10_000
+"""Fewer are learned by heart in 50 epochs."""
 
 USUAL = ("label", "target", "class", "y")
 """Columns that are predicted if none is named; else the last one."""
@@ -30,7 +34,8 @@ def proposed_recipe(data: str, predict: Sequence[str] = ()) -> str:
     records, files = _records(data)
     names = column_names([record for record in records if isinstance(record, Row)]) or list(records[0])
     predict = check_names("column", predict, names) or [_usual(names)]
-    found = {name: propose([_cell(record, name) for record in records], name in predict, files) for name in names}
+    columns = {name: [_cell(record, name) for record in records] for name in names if name != KEY}
+    found = {name: propose(values, name in predict, files) for name, values in columns.items()}
     outputs = {name: found[name] for name in predict}
     for name, proposal in outputs.items():
         if not proposal.spec or proposal.spec["kind"] == "date":
@@ -56,7 +61,8 @@ def proposed_recipe(data: str, predict: Sequence[str] = ()) -> str:
 def _records(data: str) -> tuple[list[Record], Files | None]:
     if data.endswith(ARRAY_FILES):
         return list(read_arrays(data)[:LOOKED_AT]), None
-    rows = [row for row in islice(read_rows(Path(data)), LOOKED_AT) if not row.error]
+    found = open_shards(data) if is_shards(data) else read_rows(Path(data))
+    rows = [row for row in islice(found, LOOKED_AT) if isinstance(row, Row) and not row.error]
     if not rows:
         raise ValueError(f"{data}: no row can be read")
     return list(rows), rows[0].files
@@ -73,6 +79,8 @@ def _usual(names: Sequence[str]) -> str:
 def _data(data: str, outputs: Mapping[str, Proposal]) -> dict[str, Any]:
     if data.endswith(ARRAY_FILES):
         return {"kind": "arrays", "training_file": data}
+    if is_shards(data):
+        return {"kind": "shards", "files": data}
     classes = [name for name, proposal in outputs.items() if proposal.spec["kind"] == "label"]
     return {"kind": "table", "file": data, **({"stratify": classes[0]} if classes else {})}
 
@@ -113,7 +121,7 @@ def _new_name(column: str, taken: set[str]) -> str:
 
 
 def _training(num_rows: int) -> dict[str, Any]:
-    """About 50 epochs."""
+    """About 50 epochs; of few rows, which may be learned by heart, a tenth says when it was best."""
     batch_size = max(8, min(64, 1 << (num_rows // 10).bit_length() >> 1))
     steps = min(max(50 * num_rows // batch_size, 300), 5000)
     return {
@@ -121,6 +129,7 @@ def _training(num_rows: int) -> dict[str, Any]:
         "batch_size": batch_size,
         "optimiser": {"kind": "adamw", "learning_rate": 0.001, "weight_decay": 0.05, "max_norm": 1.0},
         "schedule": {"kind": "cosine", "warmup_steps": steps // 20},
+        **({"validation_fraction": 0.1, "checkpoint_every": steps // 20} if num_rows < FEW_ROWS else {}),
     }
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.schema import Record
+from perceivers.data.dataset import chosen
+from perceivers.schema import Batch, Record
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import device_of, on_device, validation_loss
 from perceivers.training.log import Log
 from perceivers.training.mixing import mixed
-from perceivers.training.objective import Batch, Objective, counts, parts
+from perceivers.training.objective import Objective, counts, parts
 from perceivers.training.optimisers import build_optimiser
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
 from perceivers.training.pictures import SHOWN, draw_samples
@@ -102,9 +103,7 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
         return records, []
     places = np.random.default_rng(config.seed).permutation(len(records))
     learned_from, validation = np.sort(places[number:]), np.sort(places[:number])
-    if hasattr(records, "chosen"):  # records that are made when they are asked for stay so
-        return records.chosen(learned_from), records.chosen(validation)
-    return [records[i] for i in learned_from], [records[i] for i in validation]
+    return chosen(records, learned_from), chosen(records, validation)
 
 
 def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict[str, float]:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from perceivers import from_pretrained
 from perceivers.cli.verbs import VERBS
+from perceivers.tasks.recipe import load_run
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
@@ -58,6 +61,18 @@ def test_evaluate_prints_the_same_scores(command, run):
     own, further = json.loads(out), json.loads(result.stdout)
     assert own == {name: further[name] for name in own}
     assert "unread pixels, a quarter of the pixels read" in further
+
+
+def test_a_run_becomes_a_model_folder_with_its_scores(command, run, tmp_path):
+    folder, result = run
+    code, _, err = command("convert", folder, tmp_path / "model")
+    assert code == 0, err
+    card = (tmp_path / "model" / "README.md").read_text()
+    accuracy = json.loads(result.stdout)["all pixels read"]["label"]["accuracy"]
+    assert f"| all pixels read | label accuracy {accuracy:.4g};" in card
+    assert f"    perceivers train digits --out {folder}" in card
+    model, own = from_pretrained(tmp_path / "model"), load_run(folder)[1]
+    assert all(map(torch.equal, model.state_dict().values(), own.state_dict().values()))
 
 
 def test_the_recipe_of_the_documentation_trains_on_own_files(tmp_path):

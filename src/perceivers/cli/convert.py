@@ -8,6 +8,8 @@ from rich.console import Console
 
 from perceivers.pretrained.hub import save_pretrained
 from perceivers.tasks.convert import read_checkpoint, read_own, write_huggingface
+from perceivers.tasks.recipe import data_of
+from perceivers.tasks.results import run_card
 
 
 def convert(
@@ -19,12 +21,12 @@ def convert(
     numbers: Literal["deepmind", "huggingface"] = "deepmind",
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
 ) -> None:
-    """A released checkpoint to a model folder, or back to a folder that transformers loads. Nothing in it is run.
+    """A released checkpoint, or a run, to a model folder, or to one that transformers loads. Nothing in it is run.
 
     Args:
-        source: DeepMind pickle, folder or hub name of Hugging Face's or krasserm's model, or a model folder of ours.
-        dest: Folder to write; it must not exist.
-        model: Name of the published model (see info); not needed for a model folder of ours.
+        source: DeepMind pickle, folder or hub name of Hugging Face's or krasserm's model, or a model or run of ours.
+        dest: Folder to write; it must not exist. That of a run has its command and scores on its card.
+        model: Name of the published model (see info); not needed for what is ours.
         to: Format to write.
         numbers: Whose numbers the model computes: DeepMind's code, or transformers' (other GELU, padding, residual).
         set: What arrays do not tell, e.g. config.processor.num_heads=4 schema.inputs.image.size=12.
@@ -35,6 +37,6 @@ def convert(
     if to == "huggingface":
         write_huggingface(converted, dest)
     else:
-        save_pretrained(converted, dest)
+        save_pretrained(converted, dest, run_card(source) if data_of(source) else "")
     count = sum(parameter.numel() for parameter in converted.parameters())
     Console().print(f"Written: {dest}, {count:,} parameters")

@@ -43,12 +43,12 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
     return load_model(folder)
 
 
-def save_pretrained(model: PerceiverIO, folder: Path) -> None:
-    """Write a model folder, whole or not at all; an older one is replaced."""
+def save_pretrained(model: PerceiverIO, folder: Path, about: str = "") -> None:
+    """Write a model folder, whole or not at all; an older one is replaced. Its card ends with what is `about` it."""
 
     def write(fresh: Path) -> None:
         save_model(model, fresh)
-        (fresh / "README.md").write_text(model_card(model), encoding="utf-8")
+        (fresh / "README.md").write_text(model_card(model) + about, encoding="utf-8")
 
     write_folder(Path(folder), write)
 

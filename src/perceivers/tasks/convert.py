@@ -18,11 +18,12 @@ from perceivers.pretrained.convert import (
     to_huggingface,
 )
 from perceivers.pretrained.foreign import read_torch
-from perceivers.pretrained.hub import fetched, from_pretrained
+from perceivers.pretrained.hub import fetched
 from perceivers.pretrained.unpickle import read_haiku
 from perceivers.schema import Schema, with_settings
 from perceivers.storage import DESCRIPTION, WEIGHTS, read_json, write_folder
 from perceivers.tasks.presets import PRESETS
+from perceivers.tasks.recipe import data_of, find_model
 
 THEIR_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
 """What is fetched of a repository of Hugging Face's or krasserm's."""
@@ -64,8 +65,8 @@ def write_huggingface(model: PerceiverIO, folder: Path) -> None:
 
 
 def read_own(source: Path) -> PerceiverIO | None:
-    """The model of a folder in our own format; None for any other source."""
-    return from_pretrained(source) if (source / DESCRIPTION).is_file() else None
+    """The model of a run, or of a folder in our own format; None for any other source."""
+    return find_model(str(source)) if (source / DESCRIPTION).is_file() or data_of(source) else None
 
 
 def _from_folder(preset: Preset, source: Path) -> tuple[Preset, dict]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from perceivers.schema import to_yaml
 from perceivers.storage import read_json, write_text
 from perceivers.tasks.recipe import read_recipe
 from perceivers.training.evaluation import Scores
@@ -43,12 +44,33 @@ def results_table(runs: Sequence[Path]) -> str:
         "| --- | --- | ---: | ---: | ---: | --- | --- |",
     ]
     for run in runs:
-        about = _about(run)
-        for evaluation, outputs in read_scores(run).items():
-            scores = [f"{output} {metric} {v:.4g}" for output, own in outputs.items() for metric, v in own.items()]
-            lines.append(f"| {' | '.join(about)} | {evaluation} | {'; '.join(scores)} |")
+        name, command, *numbers = about = _about(run)
+        about = [name, f"`{command}`", *numbers]
+        for row in _score_rows(run):
+            lines.append(f"| {' | '.join([*about, *row])} |")
             about = [""] * len(about)
     return "\n".join(lines) + "\n"
+
+
+def run_card(run: Path) -> str:
+    """How a run's model came about and what it scores, in Markdown."""
+    _, command, seed, steps, minutes = _about(run)
+    rows = [f"| {evaluation} | {scores} |" for evaluation, scores in _score_rows(run)]
+    return (
+        f"\n## Training\n\n    {command}\n\nSeed {seed}, {steps} steps, {minutes} minutes.\n\n"
+        f"```yaml\n{to_yaml(read_recipe(run).data)}```\n\n## Scores\n\n"
+        + "\n".join(["| evaluation | scores |", "| --- | --- |", *rows])
+        + "\n"
+    )
+
+
+def _score_rows(run: Path) -> list[tuple[str, str]]:
+    """Name of each evaluation, and its scores as text."""
+    return [(evaluation, "; ".join(_texts(outputs))) for evaluation, outputs in read_scores(run).items()]
+
+
+def _texts(outputs: Scores) -> list[str]:
+    return [f"{output} {metric} {value:.4g}" for output, own in outputs.items() for metric, value in own.items()]
 
 
 def _about(run: Path) -> list[str]:
@@ -57,4 +79,4 @@ def _about(run: Path) -> list[str]:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
     command = (run / COMMAND).read_text(encoding="utf-8").strip() if (run / COMMAND).exists() else ""
     state = read_json(checkpoint / STATE)
-    return [run.name, f"`{command}`", str(recipe.training.seed), str(state["step"]), f"{state['seconds'] / 60:.1f}"]
+    return [run.name, command, str(recipe.training.seed), str(state["step"]), f"{state['seconds'] / 60:.1f}"]

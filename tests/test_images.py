@@ -2,7 +2,10 @@
 
 import gzip
 import math
+import re
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +18,7 @@ from perceivers.data import Idx, ImageFolder
 from perceivers.data.idx import read_idx
 from perceivers.media.image import write_image
 from perceivers.modalities import Image, Label
-from perceivers.schema import Schema, from_plain, to_plain
+from perceivers.schema import Schema, from_plain, to_plain, to_yaml
 from perceivers.tasks import TASKS
 from perceivers.tasks.classification import (
     CLOTHES,
@@ -32,6 +35,7 @@ from perceivers.tasks.recipe import Recipe, evaluate_run, preset_of, run_recipe
 from perceivers.tasks.results import keep_scores
 from perceivers.training.config import TrainingConfig
 from perceivers.training.mixing import Mixing
+from test_media_image import bombs
 
 TINY = Config(LatentsConfig(num_latents=3, channels=16), processor=ProcessorConfig(num_heads=2, num_layers=1))
 
@@ -141,6 +145,30 @@ def test_a_folder_is_split_by_names(tmp_path):
     more = ImageFolder(folder=str(tmp_path), held_out_fraction=0.25, largest=2)
     assert parts[1] <= {str(record["image"]) for record in more.held_out()}
     assert parts[0] <= {str(record["image"]) for record in more.training()}
+
+
+def test_large_pictures_are_passed_over(tmp_path):
+    """Those of more pixels than asked for, a bomb among them; a damaged one is still said."""
+    write_pictures(tmp_path, {"cat": 2})
+    write_image(tmp_path / "cat" / "large.png", np.zeros((40, 50, 3), np.uint8))
+    (tmp_path / "cat" / "bomb.png").write_bytes(bombs()["png"])
+    (tmp_path / "cat" / "damaged.png").write_bytes((tmp_path / "cat" / "0.png").read_bytes()[:20])
+    names = {record["image"].name for record in ImageFolder(str(tmp_path), 0.01, max_pixels=1999).training()}
+    assert names == {"0.png", "1.png", "damaged.png"}
+
+
+def test_a_worker_says_in_one_line_which_picture_is_damaged(tmp_path):
+    """And the command ends: it does not wait for the worker."""
+    write_pictures(tmp_path / "art", {"cat": 9, "dog": 9})
+    for path in (tmp_path / "art").glob("cat/*"):
+        path.write_bytes(path.read_bytes()[:20])
+    recipe = replace(RECIPES["clip-art"](), data=ImageFolder(str(tmp_path / "art")))
+    (tmp_path / "art.yaml").write_text(to_yaml(recipe))
+    command = [sys.executable, "-m", "perceivers", "train", tmp_path / "art.yaml", "--out", tmp_path / "run"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"perceivers: image: .*/cat/\d\.png: damaged picture: .*", ended.stderr.splitlines()[-1])
+    assert "Traceback" not in ended.stderr
 
 
 def test_folders_without_pictures_are_refused(tmp_path):

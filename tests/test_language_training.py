@@ -385,7 +385,7 @@ def test_the_papers_hyperparameters():
 def test_a_step_of_the_papers_recipe(corpus, tmp_path):
     """At its full size, with a batch of one."""
     recipe = RECIPES["language-paper"]()
-    training = replace(recipe.training, num_steps=1, batch_size=1, num_workers=0)
-    training = replace(training, schedule=replace(training.schedule, warmup_steps=0))
+    schedule = replace(recipe.training.schedule, warmup_steps=0)
+    training = replace(recipe.training, num_steps=1, batch_size=1, num_workers=0, schedule=schedule)
     run_recipe(replace(recipe, data=replace(corpus, length=2048), training=training), tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints").is_dir()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perceivers.media.image import imagenet_crop, read_image, read_png16, resize, write_image, write_png16
+from perceivers.media.image import image_size, imagenet_crop, read_image, read_png16, resize, write_image, write_png16
 
 COUNTS = [20, pytest.param(200, marks=pytest.mark.slow)]
 """Damaged files of each kind, in the normal and in the long run."""
@@ -179,6 +179,7 @@ def test_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
     settings = {"exif": exif.tobytes()} | ({"lossless": True} if kind == "WEBP" else {})
     (tmp_path / "a").write_bytes(encoded(image, kind, **settings))
     assert np.array_equal(read_image(tmp_path / "a"), photo())
+    assert image_size(tmp_path / "a") == photo().shape[:2]
 
 
 def test_broken_orientation_is_none(tmp_path: Path) -> None:

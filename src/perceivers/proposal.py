@@ -13,9 +13,9 @@ from torch import Tensor
 
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.media.image import image_size
 from perceivers.modalities.cells import Files, array_file, holds_file, plain
 from perceivers.modalities.fields import is_missing
-from perceivers.modalities.image import Image
 from perceivers.modalities.series import Audio
 from perceivers.preset import Preset, auto_config
 from perceivers.schema import Schema, from_plain
@@ -213,7 +213,7 @@ def _propose_media(kind: str, paths: Sequence[Path]) -> Proposal:
         found = _propose_array([array_file(path) for path in paths])
         return Proposal(found.spec, f"files of {found.why}")
     if kind == "image":
-        shape = Image.file_size(paths[0])
+        shape = image_size(paths[0])
         height, width = (max(8, min(64, side // 8 * 8)) for side in shape)
         patch = 4 if max(height, width) <= 32 else 8
         return Proposal({"kind": "image", "size": [height, width], "patch": patch}, f"pictures, the first {shape}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.media.image import TooManyPixelsError, image_size
 from perceivers.schema import Record
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
@@ -28,6 +29,8 @@ class ImageFolder(DataSet):
     """Part of CLASS/... that training never sees, chosen by a hash of each file's name: new files move no others."""
     largest: int | None = None
     """So many classes with most pictures; None: all."""
+    max_pixels: int | None = None
+    """Pictures of more are passed over, told by their headers; None: none is, and above 50 million are an error."""
     kind: Literal["image_folder"] = "image_folder"
     """Name in files."""
 
@@ -48,15 +51,21 @@ class ImageFolder(DataSet):
         """Folder of classes, and names of files in it, of both parts."""
         root = Path(self.folder)
         if (root / TRAINING).is_dir():
-            kept = self._chosen(picture_names(root / TRAINING))
+            kept = self._chosen(self._names(root / TRAINING))
             classes = {_class_of(name) for name in kept}
-            others = [name for name in picture_names(root / HELD_OUT) if _class_of(name) in classes]
+            others = [name for name in self._names(root / HELD_OUT) if _class_of(name) in classes]
             return (root / TRAINING, kept), (root / HELD_OUT, others)
-        names = self._chosen(picture_names(root))
+        names = self._chosen(self._names(root))
         held_out = {name for name in names if _hashed(name) < self.held_out_fraction}
         return (root, [name for name in names if name not in held_out]), (root, sorted(held_out))
 
+    def _names(self, root: Path) -> Sequence[str]:
+        """All pictures below a folder of classes that are not too large."""
+        names, most = picture_names(root), self.max_pixels
+        return names if most is None else [name for name in names if _fits(root / name, most)]
+
     def _chosen(self, names: Sequence[str]) -> Sequence[str]:
+        """Those of the largest classes."""
         counts = Counter(map(_class_of, names))
         chosen = dict(counts.most_common(self.largest))
         return [name for name in names if _class_of(name) in chosen]
@@ -80,6 +89,17 @@ def picture_names(root: Path) -> list[str]:
 
 def _records(root: Path, names: Sequence[str]) -> Sequence[Record]:
     return LazyRecords(len(names), lambda number: {"image": root / names[number], "label": _class_of(names[number])})
+
+
+def _fits(path: Path, max_pixels: int) -> bool:
+    """What cannot be read at all is said where it is learned from."""
+    try:
+        height, width = image_size(path)
+    except TooManyPixelsError:
+        return False
+    except ValueError:
+        return True
+    return height * width <= max_pixels
 
 
 def _class_of(name: str) -> str:

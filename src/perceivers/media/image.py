@@ -28,6 +28,9 @@ CENTRE = 224 / 256
 _WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 _SETTINGS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 
+SWAPPED = (5, 6, 7, 8)
+"""EXIF orientations in which rows and columns are swapped."""
+
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4}
 _PNG_COLOURS = {channels: colour for colour, channels in _PNG_CHANNELS.items()}
@@ -86,9 +89,31 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+class TooManyPixelsError(ValueError):
+    """A picture has more pixels than are accepted, or none."""
+
+
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """uint8 [H, W, 3], upright as its EXIF says, transparency over white, 16 bits scaled; the first of several."""
     path = regular_file(path)
+    with _opened(path, max_pixels) as image:
+        if image.format == "PNG" and _png_depth(path) == 16:
+            # Pillow drops the low byte of each of three channels.
+            pixels = _eight_bits(read_png16(path, max_pixels), image.info.get("transparency"))
+        else:
+            pixels = _decoded(path, image)
+        return _upright(pixels, _orientation(image))
+
+
+def image_size(path: Path | str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of a picture as `read_image` gives it; only its header is read."""
+    with _opened(regular_file(path), max_pixels) as image:
+        return (image.width, image.height) if _orientation(image) in SWAPPED else (image.height, image.width)
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
+    """A Pillow image whose header says what is read here."""
     pillow = library("PIL.Image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd tags; a picture is read or refused
@@ -97,17 +122,12 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         except pillow.UnidentifiedImageError:
             raise ValueError(f"{path}: not a picture that is read here ({', '.join(FORMATS)})") from None
         except pillow.DecompressionBombError:
-            raise ValueError(f"{path}: over {max_pixels:,} pixels") from None
+            raise TooManyPixelsError(f"{path}: over {max_pixels:,} pixels") from None
         except Exception as error:  # a broken header raises nearly anything
             raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
         with image:
             _check_size(path, image.width, image.height, max_pixels)
-            if image.format == "PNG" and _png_depth(path) == 16:
-                # Pillow drops the low byte of each of three channels.
-                pixels = _eight_bits(read_png16(path, max_pixels), image.info.get("transparency"))
-            else:
-                pixels = _decoded(path, image)
-            return _upright(pixels, _orientation(image))
+            yield image
 
 
 def write_image(path: Path | str, pixels: np.ndarray) -> Path:
@@ -197,7 +217,7 @@ def write_png16(path: Path | str, values: np.ndarray) -> Path:
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if not 0 < width * height <= max_pixels:
-        raise ValueError(f"{path}: {width} x {height} pixels, expected 1 to {max_pixels:,}")
+        raise TooManyPixelsError(f"{path}: {width} x {height} pixels, expected 1 to {max_pixels:,}")
 
 
 def _decoded(path: Path, image: Any) -> np.ndarray:
@@ -235,7 +255,7 @@ def _orientation(image: Any) -> int:
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Undo EXIF orientation: from 5 on rows and columns are swapped; then flips."""
-    pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    pixels = pixels.swapaxes(0, 1) if orientation in SWAPPED else pixels
     pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
     pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
     return np.ascontiguousarray(pixels)

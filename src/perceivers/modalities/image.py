@@ -40,12 +40,6 @@ class Image(Grid):
         if self.crop is not None and not 0 < self.crop <= 1:
             raise ValueError(f"crop = {self.crop} must be above 0 and at most 1, or None")
 
-    @staticmethod
-    def file_size(path: Path) -> tuple[int, int]:
-        """Height and width of a picture's file."""
-        height, width, _ = read_image(path).shape
-        return height, width
-
     def read_file(self, path: Path) -> np.ndarray:
         """A picture, values 0 to 255, brought to `size`, of one channel in shades of grey; whole if it will be cut."""
         if self.crop is not None:

@@ -21,7 +21,7 @@ from perceivers.training.log import Log
 from perceivers.training.mixing import mixed
 from perceivers.training.objective import Objective, counts, parts
 from perceivers.training.optimisers import build_optimiser
-from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
+from perceivers.training.order import BatchOrder, evaluation_batches, training_batches, workers_let_go
 from perceivers.training.pictures import SHOWN, draw_samples
 from perceivers.training.processes import launched, only_user
 from perceivers.training.recompute import recomputed
@@ -60,7 +60,7 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
         groups = getattr(records, "groups", ())
         order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle, groups)
         batches = training_batches(objective.schema, records, order, config.num_workers)
-        with Log(run, state.step, config, enabled=fabric.is_global_zero) as log:
+        with Log(run, state.step, config, enabled=fabric.is_global_zero) as log, workers_let_go():
             started = time.monotonic() - state.seconds
             for batch in fabric.setup_dataloaders(batches, use_distributed_sampler=False):
                 rate = config.rate(state.step)

@@ -4,8 +4,10 @@ No worker and no loader holds a state; what is random in a record depends on (se
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,13 @@ class BatchOrder(Sampler[list[Draw]]):
         return np.concatenate([rng.permutation(np.concatenate([groups[i] for i in window])) for window in windows])
 
 
+class RecordError(ValueError):
+    """A record cannot be prepared: in one line, also where a worker met it, to which the loader adds a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
 class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
     """Records as the schema prepares them."""
 
@@ -77,7 +86,23 @@ class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
         """A record, prepared with random numbers of its own."""
         epoch, number = draw if isinstance(draw, tuple) else (0, draw)
         rng = np.random.default_rng((self.seed, epoch, number))
-        return self.schema.prepare(self.records[number], rng, self.training)
+        try:
+            return self.schema.prepare(self.records[number], rng, self.training)
+        except ValueError as error:
+            raise RecordError(str(error)) from error
+
+
+@contextmanager
+def workers_let_go() -> Iterator[None]:
+    """Within: an error that is raised where a batch is made holds on to no loader.
+
+    Else the process could not exit: it would wait for workers who wait for it, since they ignore what ends them.
+    """
+    try:
+        yield
+    except BaseException as error:
+        clear_frames(error.__traceback__)
+        raise
 
 
 def training_batches(

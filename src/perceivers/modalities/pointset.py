@@ -150,11 +150,14 @@ class PointSet(Kind):
         return -1 + 2 * (coordinates - low) / span
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """The points by their first two coordinates, the first one downwards as rows are; grey by value, on blue."""
+        """Values over one coordinate; or points by the first two, the first downwards, grey by value, on blue."""
         where = sample["coordinates"][sample["mask"]].detach().cpu().numpy()
-        shade = sample["values"][sample["mask"]].detach().float().mean(-1).cpu().numpy() if self.channels else None
+        values = sample["values"][sample["mask"]].detach().float().cpu().numpy()
+        if self.axes == 1 and self.channels:
+            axes.plot(where[:, 0], values, ".", markersize=3)
+            return
         across = where[:, 1] if self.axes > 1 else np.zeros(len(where))
-        axes.scatter(across, where[:, 0], c=shade, cmap="gray", s=24, marker="s")
+        axes.scatter(across, where[:, 0], c=values.mean(-1) if self.channels else None, cmap="gray", s=24, marker="s")
         (top, bottom), (left, right) = (self.bounds or ((-1.0, 1.0),) * 2)[:2] if self.axes > 1 else ((-1, 1), (-1, 1))
         axes.set(xlim=(left - 0.5, right + 0.5), ylim=(bottom + 0.5, top - 0.5), xticks=[], yticks=[])
         axes.set_facecolor("#33507a")

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from perceivers.data import shards
-from perceivers.data.dataset import LazyRecords
+from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.shards import Shards, open_shards
 from perceivers.data.sifting import read_held_out, read_parts
 from perceivers.media.image import write_image
@@ -303,3 +304,21 @@ def test_the_command_learns_from_shards_and_predicts_them(command, tars, tmp_pat
     assert len(lines) == 32
     assert lines[0] == "__key__,kind,kind.probability"
     assert lines[-1].startswith("folder/record-0030,")
+
+
+def test_records_that_are_made_when_asked_for_are_not_made_before():
+    """Of a large data set that needs no fitting."""
+    made = []
+
+    @dataclass(frozen=True)
+    class Endless(DataSet):
+        def training(self):
+            return LazyRecords(10**9, lambda number: made.append(number) or {"x": 0.5, "y": 1.0})
+
+        def held_out(self):
+            return LazyRecords(10**9, lambda number: made.append(number) or {"x": 0.5, "y": 1.0})
+
+    fitted = {"mean": (0.0,), "std": (1.0,)}
+    parts = read_parts(Endless(), Schema({"x": Numbers(**fitted)}, {"y": Numbers(**fitted)}))
+    assert len(made) < 9  # which the tests' checks of types look at
+    assert len(parts.training) == 10**9

@@ -45,8 +45,9 @@ def read_parts(data: DataSet, schema: Schema) -> Parts:
     """Both parts, each row tried that `tries` says; ValueError if more cannot be read than the data set allows."""
     training, held_out = data.training(), data.held_out()
     typical = data.typical(training)
-    rows = [row for row in (*typical, *(held_out if isinstance(data, Table) else ())) if isinstance(row, Row)]
-    check_columns(schema, rows)
+    if isinstance(data, Table | Shards):
+        rows = [*typical, *(held_out if isinstance(data, Table) else ())]
+        check_columns(schema, [row for row in rows if isinstance(row, Row)])
     if not tries(data):
         return Parts(schema.fit(typical), training, held_out)
     readable, bad = sift(typical, schema.read)

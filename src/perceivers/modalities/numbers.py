@@ -44,6 +44,8 @@ class Numbers(RowKind):
 
     def fit(self, values: Iterable[Any]) -> "Numbers":
         """Mean and standard deviation of each, over known numbers."""
+        if None not in (self.mean, self.std):
+            return self
         table = np.array([self._array(value) for value in values], np.float64).reshape(-1, self.count)
         mean, std = statistics(table)
         return replace(self, mean=self.mean or mean, std=self.std or std)

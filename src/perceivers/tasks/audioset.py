@@ -2,7 +2,7 @@
 
 `perceivers train sounds --out runs/sounds --set data.folder=SPOKEN_DIGITS`: who says which digit while which one is
 shown, from samples and pixels; `sounds-mel`: from a log-mel spectrogram and pixels. 5 minutes each on two cores; expect
-more than half of the digits said and nearly all speakers from the spectrogram.
+nearly all speakers, most digits said, and nothing of the digit shown, whose moving picture takes longer to learn.
 `audioset-paper`, `audioset-mel-paper`: the paper's runs.
 """
 

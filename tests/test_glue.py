@@ -310,6 +310,12 @@ def test_scores_by_hand():
     assert scores["average"] == {"score": pytest.approx(0.5)}
 
 
+def test_one_answer_for_all_has_no_correlation():
+    metric = glue_schema(("cola",), TEXT).outputs["cola"].metrics()["matthews"]
+    metric.update(torch.eye(2)[[1, 1, 1, 1, 1]], torch.tensor([1, 1, 0, 1, 0]))
+    assert float(metric.compute()) == 0
+
+
 def test_f1_and_correlation_by_hand():
     schema = glue_schema(("mrpc", "sts"), TEXT)
     f1 = schema.outputs["mrpc"].metrics()["f1"]

@@ -40,10 +40,15 @@ def f1(count: int) -> "Metric":
 
 
 def matthews(count: int) -> "Metric":
-    """Matthews' correlation, 0 for guessing."""
+    """Matthews' correlation, 0 for guessing; also where one class alone is written (torchmetrics has a little more)."""
     from torchmetrics.classification import MulticlassMatthewsCorrCoef
 
-    return MulticlassMatthewsCorrCoef(num_classes=count)
+    class Matthews(MulticlassMatthewsCorrCoef):
+        def compute(self) -> Tensor:
+            varied = all((self.confmat.sum(dim=side) > 0).sum() > 1 for side in (0, 1))
+            return super().compute() if varied else torch.zeros(())
+
+    return Matthews(num_classes=count)
 
 
 FURTHER_METRICS: "dict[str, Callable[[int], Metric]]" = {"f1": f1, "matthews": matthews}

@@ -7,7 +7,7 @@ from typing import cast
 
 from perceivers.schema import to_yaml
 from perceivers.storage import read_json, write_text
-from perceivers.tasks.recipe import read_recipe
+from perceivers.tasks.recipe import data_of, read_recipe
 from perceivers.training.evaluation import Scores
 from perceivers.training.state import STATE, best_checkpoint
 
@@ -54,14 +54,22 @@ def results_table(runs: Sequence[Path]) -> str:
 
 def run_card(run: Path) -> str:
     """How a run's model came about and what it scores, in Markdown."""
-    _, command, seed, steps, minutes = _about(run)
     rows = [f"| {evaluation} | {scores} |" for evaluation, scores in _score_rows(run)]
-    return (
-        f"\n## Training\n\n    {command}\n\nSeed {seed}, {steps} steps, {minutes} minutes.\n\n"
-        f"```yaml\n{to_yaml(read_recipe(run).data)}```\n\n## Scores\n\n"
-        + "\n".join(["| evaluation | scores |", "| --- | --- |", *rows])
-        + "\n"
+    return "\n".join(
+        [
+            *("", "## Training", "", *_history(run)),
+            *("```yaml", to_yaml(read_recipe(run).data).rstrip(), "```", ""),
+            *("## Scores", "", "| evaluation | scores |", "| --- | --- |", *rows, ""),
+        ]
     )
+
+
+def _history(run: Path) -> list[str]:
+    """Command, seed, steps and time of a run, after those of the run that it started from."""
+    earlier = read_recipe(run).start_from
+    before = _history(Path(earlier)) if earlier and data_of(Path(earlier)) else []
+    _, command, seed, steps, minutes = _about(run)
+    return [*before, f"    {command}", "", f"Seed {seed}, {steps} steps, {minutes} minutes.", ""]
 
 
 def _score_rows(run: Path) -> list[tuple[str, str]]:

@@ -9,7 +9,6 @@ import torch
 from perceivers.core.initialisers import truncated_normal_
 from perceivers.core.joining import check_names
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.pretrained.hub import SHIPPED, from_pretrained
 from perceivers.tasks.presets import PRESETS
 from perceivers.tasks.recipe import find_model
 from perceivers.training.loop import seed_step
@@ -20,8 +19,7 @@ class ModelChoice:
     """The weights and the device."""
 
     model: str | None = None
-    """Folder of a model or of a run, or a hub repository owner/name (without one, fill-mask takes a small model of its
-    own); with --random-weights a published model."""
+    """Folder of a model or of a run, or a hub repository owner/name; with --random-weights a published model."""
     random_weights: int | None = None
     """Seed of random weights: shows that everything runs, and how fast; the results mean nothing."""
     offline: bool = False
@@ -59,10 +57,6 @@ class ModelChoice:
                 if parameter.ndim > 1 and not parameter.any():  # a head that starts at 0 would hide everything
                     truncated_normal_(parameter, parameter.shape[-1] ** -0.5)
             return model
-        if self.model is not None:
-            return find_model(self.model, self.offline)
-        small = SHIPPED / published
-        if not small.is_dir():
+        if self.model is None:
             raise ValueError(f"give --model FOLDER, or --random-weights SEED to try {published} without weights")
-        print(f"a small model: {small / 'README.md'} says what it knows; --model for another", file=sys.stderr)
-        return from_pretrained(small)
+        return find_model(self.model, self.offline)

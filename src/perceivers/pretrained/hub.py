@@ -20,9 +20,6 @@ from perceivers.storage import (
     write_text,
 )
 
-SHIPPED = Path(__file__).parent.parent / "shipped"
-"""Folders of small models that come along, by name of the published model that they stand in for."""
-
 FILES = ["*.json", "*.safetensors", "README.md"]
 """What is fetched of a hub repository; nothing in it is ever run."""
 

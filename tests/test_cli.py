@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from perceivers import from_pretrained
 from perceivers.cli.verbs import VERBS
 from perceivers.tasks.recipe import load_run
+from perceivers.tasks.results import keep_command, run_card
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
@@ -73,6 +75,17 @@ def test_a_run_becomes_a_model_folder_with_its_scores(command, run, tmp_path):
     assert f"    perceivers train digits --out {folder}" in card
     model, own = from_pretrained(tmp_path / "model"), load_run(folder)[1]
     assert all(map(torch.equal, model.state_dict().values(), own.state_dict().values()))
+
+
+def test_a_card_names_the_run_that_another_started_from(run, tmp_path):
+    folder, _ = run
+    second = shutil.copytree(folder, tmp_path / "second")
+    recipe = (second / "recipe.yaml").read_text()
+    assert "start_from: null" in recipe
+    (second / "recipe.yaml").write_text(recipe.replace("start_from: null", f"start_from: {folder}"))
+    keep_command(second, "perceivers train again")
+    first, again = (run_card(second).index(command) for command in ("train digits --out", "perceivers train again"))
+    assert first < again
 
 
 def test_the_recipe_of_the_documentation_trains_on_own_files(tmp_path):

@@ -311,14 +311,14 @@ def test_records_that_are_made_when_asked_for_are_not_made_before():
     made = []
 
     @dataclass(frozen=True)
-    class Endless(DataSet):
+    class Large(DataSet):
         def training(self):
-            return LazyRecords(10**9, lambda number: made.append(number) or {"x": 0.5, "y": 1.0})
+            return LazyRecords(10_000, lambda number: made.append(number) or {"x": 0.5, "y": 1.0})
 
         def held_out(self):
-            return LazyRecords(10**9, lambda number: made.append(number) or {"x": 0.5, "y": 1.0})
+            return LazyRecords(10_000, lambda number: made.append(number) or {"x": 0.5, "y": 1.0})
 
     fitted = {"mean": (0.0,), "std": (1.0,)}
-    parts = read_parts(Endless(), Schema({"x": Numbers(**fitted)}, {"y": Numbers(**fitted)}))
+    parts = read_parts(Large(), Schema({"x": Numbers(**fitted)}, {"y": Numbers(**fitted)}))
     assert len(made) < 20  # which the tests' checks of types look at
-    assert len(parts.training) == 10**9
+    assert len(parts.training) == 10_000

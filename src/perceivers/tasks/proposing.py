@@ -20,7 +20,7 @@ LOOKED_AT = 10_000
 """Rows that a proposal looks at."""
 
 FEW_ROWS = 10_000
-"""Fewer are learned by heart in 50 epochs."""
+"""Fewer may be learned by heart in 50 epochs."""
 
 USUAL = ("label", "target", "class", "y")
 """Columns that are predicted if none is named; else the last one."""

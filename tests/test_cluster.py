@@ -1,6 +1,7 @@
 """Predictions by workers of a cluster are those of one process, in the same order."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -22,10 +23,15 @@ def folder(tmp_path):
 
 
 def predicted(folder, data, *arguments):
-    """In a process of its own: a cluster's threads and files outlive what started it."""
+    """In a process of its own: a cluster's threads and files outlive what started it. Workers have one thread each."""
     out = folder / "out.jsonl"
     command = ["predict", folder / "model", folder / data, "-o", out, "--batch-size", 3, *arguments]
-    done = subprocess.run([sys.executable, "-m", "perceivers", *map(str, command)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "perceivers", *map(str, command)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     return (out.read_text().splitlines() if done.returncode == 0 else None), done.stderr
 
 

@@ -9,18 +9,17 @@ import torch
 
 from perceivers.core.interfaces import Indices
 from perceivers.data import FlowPairs, FlowScenes
-from perceivers.modalities import Flow
 from perceivers.modalities.flow import convex_upsample
 from perceivers.schema import from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.flow_training import (
     RECIPES,
     as_bytes,
-    estimate_scores,
     no_motion,
     paper,
     report,
     rivals,
+    scores_of,
     side_by_side,
 )
 from perceivers.tasks.optical_flow import Variant, estimate_flow, fetched_back, optical_flow
@@ -34,9 +33,10 @@ def test_metrics_by_hand():
     target = np.array([[[3, 4], [1, 1], [96, 0], [np.nan, np.nan]]], np.float32)
     guess = np.array([[[0, 0], [1, 1], [100, 0], [9, 9]]], np.float32)
     records = [{"frames": np.zeros((2, 1, 4, 3), np.float32), "flow": target}]
-    assert estimate_scores(Flow(), records, lambda frames: guess) == pytest.approx({"epe": 3.0, "fl": 1 / 3})
-    still = estimate_scores(Flow(), records, no_motion)
-    assert still == pytest.approx({"epe": (5 + 2**0.5 + 96) / 3, "fl": 2 / 3})
+    schema = side_by_side("3x3").schema
+    scores = scores_of({"guess": lambda frames: guess, "still": no_motion}, schema, records)
+    assert scores["guess"]["flow"] == pytest.approx({"epe": 3.0, "fl": 1 / 3})
+    assert scores["still"]["flow"] == pytest.approx({"epe": (5 + 2**0.5 + 96) / 3, "fl": 2 / 3})
 
 
 def test_opencv_finds_a_shift():

@@ -244,13 +244,20 @@ def _mark_lines(node: yaml.Node, place: tuple[str, ...], lines: dict[tuple[str, 
 
 
 def _message(kind: type, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
-    first = _relevant(error.errors(include_url=False))
+    errors = error.errors(include_url=False)
+    first = _relevant(errors)
     place = _place(first, plain)
     known = place
     while known and known not in lines:
         known = known[:-1]
     where = ":".join(filter(None, [source, str(lines[known]) if known in lines else ""]))
-    return ": ".join(filter(None, [where, ".".join(place), _explain(kind, first)]))
+    what = _explain(kind, first)
+    if first["type"] == "literal_error" and place[-1:] == ("kind",):
+        kinds = [
+            e["ctx"]["expected"].strip("'") for e in errors if "expected" in e.get("ctx", ()) and e["loc"][-1] == "kind"
+        ]
+        what = _unknown_kind(str(first["input"]), kinds)
+    return ": ".join(filter(None, [where, ".".join(place), what]))
 
 
 _LAST = ("dataclass_type", "none_required")
@@ -280,16 +287,19 @@ def _explain(kind: type, error: ErrorDetails) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown field{_near(str(error['loc'][-1]), _field_names(json_schema(kind)))}"
     if error["type"] == "union_tag_invalid":
-        tag = error["ctx"]["tag"]
-        return f"unknown kind {tag!r}{_near(tag, _kind_names())}; there are {', '.join(_kind_names())}"
+        return _unknown_kind(error["ctx"]["tag"], _kind_names())
     if error["type"] == "union_tag_not_found":
         return f"needs a kind: one of {', '.join(_kind_names())}"
     message = error["msg"].removeprefix("Value error, ")
     return message if isinstance(error["input"], Mapping) else f"{message}, not {error['input']!r}"
 
 
+def _unknown_kind(tag: str, kinds: Sequence[str]) -> str:
+    return f"unknown kind {tag!r}{_near(tag, kinds)}; there are {', '.join(kinds)}"
+
+
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, set(known) - {name}, n=1)  # a field of another kind may have that name
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -11,13 +11,14 @@ import tyro
 from rich.console import Console
 
 from perceivers.cli.tables import show
-from perceivers.schema import with_settings
+from perceivers.schema import from_file, with_settings
 from perceivers.storage import write_text
 from perceivers.tasks import TASKS, Recipe, Task
 from perceivers.tasks.declaration import read_declaration
+from perceivers.tasks.elsewhere import DataSets, scores_elsewhere
 from perceivers.tasks.prediction import group_scores
-from perceivers.tasks.recipe import evaluate_run, read_recipe, run_recipe
-from perceivers.tasks.results import HEADING, keep_command, keep_scores, results_table
+from perceivers.tasks.recipe import data_of, evaluate_run, find_model, read_recipe, run_recipe
+from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, results_table
 from perceivers.training.evaluation import Scores
 
 
@@ -53,15 +54,27 @@ def train(
     Console(stderr=json).print(f"Report: {_task(out).report(out)}")
 
 
-def evaluate(run: Annotated[Path, tyro.conf.Positional], /, by: str | None = None, json: bool = False) -> None:
-    """Scores of a run's best (without validation, newest) checkpoint on held-out records.
+def evaluate(
+    model: Annotated[str, tyro.conf.Positional], /, by: str | None = None, on: Path | None = None, json: bool = False
+) -> None:
+    """Scores of a run's best (without validation, newest) checkpoint on held-out records; they are kept in its folder.
 
     Args:
-        run: Folder of the run.
+        model: Folder of the run; with --on, a model's folder or hub repository too.
         by: Column of its table: scores for each of its values too.
+        on: YAML file of other data sets, `data: {NAME: {kind: ...}}`: their held-out records, in place of its own.
         json: Print the scores as JSON.
     """
-    show_scores(_evaluate(run) | (group_scores(run, by) if by else {}), json)
+    run = Path(model)
+    if on is None:
+        show_scores(_evaluate(run) | (group_scores(run, by) if by else {}), json)
+        return
+    if by is not None:
+        raise ValueError("--by groups a run's own records: leave it out, or --on")
+    scores = scores_elsewhere(find_model(model), from_file(DataSets, on).data)
+    if data_of(run) is not None:
+        add_scores(run, scores)
+    show_scores(scores, json)
 
 
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path | None = None) -> None:

@@ -1,6 +1,7 @@
 """Predictions over a cluster, through Ray Data: the batches of one process, made by many, in their order."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,9 @@ def predict_over_cluster(
 
     The cluster is the one that RAY_ADDRESS names, or is started on this machine; model and records travel to it.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of each run
     ray, bad = ray_data(), 0
-    ray.init(ignore_reinit_error=True, logging_level="ERROR", log_to_driver=False)
+    ray.init(ignore_reinit_error=True, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

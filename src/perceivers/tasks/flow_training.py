@@ -6,7 +6,7 @@
 `flow-paper`: the paper's run, on AutoFlow, for 64 accelerators or so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -16,17 +16,20 @@ import torch
 from jaxtyping import Float, UInt8
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import FlowPairs, FlowScenes
 from perceivers.data.flow_curriculum import FlowCurriculum
 from perceivers.media.flow import colour_wheel, flow_colours
 from perceivers.media.pictures import show_image
 from perceivers.media.report import Report
-from perceivers.modalities import Flow
-from perceivers.schema import Record, find_kind
-from perceivers.tasks.optical_flow import Variant, flow_schema, optical_flow
+from perceivers.modalities import Flow, FramePair
+from perceivers.modalities.patches import as_sizes
+from perceivers.progress import tracked
+from perceivers.schema import Record, Schema, find_kind
+from perceivers.tasks.optical_flow import Variant, estimate_flow, flow_schema, levels_for, optical_flow
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict, subplots
-from perceivers.training.evaluation import Scores, scored
+from perceivers.training.evaluation import Compared, Scores, scored
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 
@@ -144,18 +147,36 @@ def rivals() -> dict[str, Estimator]:
 
 
 def further_scores(run: Path) -> dict[str, Scores]:
-    """Each rival's scores on the records that a run is evaluated on."""
-    recipe, _ = load_run(run)
-    name, flow = find_kind(recipe.schema.outputs, Flow)
+    """Each rival's scores on the records that a run is evaluated on; the model's in tiles, where frames are larger."""
+    recipe, model = load_run(run)
     held_out = recipe.data.held_out()
-    return {rival: {name: estimate_scores(flow, held_out, estimate)} for rival, estimate in rivals().items()}
+    if isinstance(recipe.data, FlowPairs):
+        return scores_elsewhere(model, recipe.schema, held_out)
+    return scores_of(rivals(), recipe.schema, held_out)
 
 
-def estimate_scores(flow: Flow, records: Sequence[Record], estimate: Estimator) -> dict[str, float]:
-    """The metrics of a flow output, of what is estimated from the frames alone."""
-    written = ((torch.from_numpy(estimate(as_bytes(record["frames"]))), record["flow"]) for record in records)
-    pairs = (("flow", flow.compared(guess, torch.from_numpy(true))) for guess, true in written)
-    return scored({"flow": flow}, pairs)["flow"]
+def scores_elsewhere(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> dict[str, Scores]:
+    """Scores of a model in tiles (paper H), from coarse to fine where frames are larger than its own, and of rivals."""
+    _, spec = find_kind(schema.inputs, FramePair)
+    trained = as_sizes(spec.size, 2, "size")
+
+    def by_model(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
+        first, second = frames
+        return estimate_flow(model, first, second, levels=levels_for(first.shape[:2], trained))
+
+    return scores_of({"in tiles": by_model, **rivals()}, schema, records)
+
+
+def scores_of(estimators: Mapping[str, Estimator], schema: Schema, records: Sequence[Record]) -> dict[str, Scores]:
+    """Scores of what each estimates from the frames alone."""
+    output, flow = find_kind(schema.outputs, Flow)
+
+    def guesses(name: str) -> Iterator[tuple[str, Compared]]:
+        for record in tracked(records, name):
+            guess = estimators[name](as_bytes(record["frames"]))
+            yield output, flow.compared(torch.from_numpy(guess), torch.from_numpy(record["flow"]))
+
+    return {name: scored(schema.outputs, guesses(name)) for name in estimators}
 
 
 def as_bytes(frames: Float[np.ndarray, "2 h w 3"]) -> FramesU8:

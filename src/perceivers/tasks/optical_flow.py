@@ -1,6 +1,6 @@
 """Optical flow: a token for each pixel, asked for with the same tokens (paper section 4.2, H)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Literal
 
@@ -84,6 +84,11 @@ def fetched_back(second: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "h 
     image = torch.from_numpy(second.astype(np.float32)).movedim(-1, 0)[None]
     fetched = F.grid_sample(image, unit, padding_mode="border", align_corners=True)
     return fetched[0].movedim(0, -1).round().to(torch.uint8).numpy()
+
+
+def levels_for(size: Sequence[int], trained: Sequence[int]) -> int:
+    """As many levels as leave a frame of `size` no smaller than those that a model was trained on."""
+    return 1 + max(0, int(np.log2(min(n / own for n, own in zip(size, trained, strict=True)))))
 
 
 def tiled_flow(

@@ -27,6 +27,11 @@ def keep_scores(run: Path, scores: dict[str, Scores]) -> None:
     write_text(run / METRICS, json.dumps(scores, indent=2) + "\n")
 
 
+def add_scores(run: Path, scores: dict[str, Scores]) -> None:
+    """Write further scores of a run beside those in its folder."""
+    keep_scores(run, (read_scores(run) if (run / METRICS).exists() else {}) | scores)
+
+
 def read_scores(run: Path) -> dict[str, Scores]:
     """Scores of a run, by name of the evaluation; ValueError if it was not evaluated."""
     return cast(dict[str, Scores], read_json(run / METRICS))

@@ -1,0 +1,102 @@
+"""A model is scored on other data than its own; optical flow in tiles, from coarse to fine, beside rivals."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from perceivers.data import FlowPairs, FlowScenes
+from perceivers.schema import to_yaml
+from perceivers.storage import save_model, write_folder
+from perceivers.tasks.elsewhere import DataSets
+from perceivers.tasks.flow_training import scores_elsewhere, side_by_side
+from perceivers.tasks.optical_flow import levels_for
+from perceivers.tasks.recipe import preset_of, run_recipe
+from perceivers.training.config import TrainingConfig
+from test_flow_pairs import HEIGHT, WIDTH, write_middlebury
+
+STEPS = TrainingConfig(num_steps=1, batch_size=2, log_every=1, accelerator="cpu")
+TABLE = "schema: {inputs: {a: {kind: numbers}}, outputs: {b: {kind: label}}}\ntraining: {num_steps: 2, log_every: 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "levels"), [((48, 64), 1), ((95, 300), 1), ((96, 128), 2), ((436, 1024), 4), ((20, 30), 1)]
+)
+def test_levels_leave_frames_no_smaller_than_those_learned_from(size, levels):
+    assert levels_for(size, (48, 64)) == levels
+
+
+def test_flow_is_scored_in_tiles_beside_the_rivals(command, tmp_path):
+    recipe = replace(side_by_side("conv"), data=FlowScenes(size=(8, 8), num_training=4, num_held_out=3), training=STEPS)
+    run_recipe(recipe, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").write_text('{"held out": {"flow": {"epe": 1.5}}}')
+    write_middlebury(tmp_path)
+    pairs = FlowPairs(folder=str(tmp_path), layout="middlebury", held_out_every=1)
+    (tmp_path / "others.yaml").write_text(to_yaml(DataSets({"three": pairs})))
+
+    code, out, err = command("evaluate", tmp_path / "run", "--on", tmp_path / "others.yaml", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    known = np.concatenate([r["flow"][np.isfinite(r["flow"]).all(-1)] for r in pairs.held_out()])
+    assert {"three, in tiles", "three, no motion"} <= found.keys()
+    assert found["three, no motion"]["flow"]["epe"] == pytest.approx(np.hypot(*known.T).mean(), rel=1e-5)
+    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert kept == {"held out": {"flow": {"epe": 1.5}}} | found
+
+
+def test_a_model_that_says_no_motion_scores_as_no_motion_does():
+    recipe = replace(side_by_side("3x3"), data=FlowScenes(size=(HEIGHT, WIDTH), num_held_out=2))
+    model = preset_of(recipe).build()  # starts at no motion
+    scores = scores_elsewhere(model, model.schema, recipe.data.held_out())
+    assert scores["in tiles"] == scores["no motion"]
+    with torch.no_grad():
+        for parameter in model.output_adapter.parameters():
+            parameter.add_(1.0)
+    changed = scores_elsewhere(model, model.schema, recipe.data.held_out())
+    assert changed["in tiles"] != scores["in tiles"]
+
+
+def test_a_model_without_a_run_is_scored_on_a_table(command, tmp_path):
+    (tmp_path / "own.csv").write_text("a,b\n" + "".join(f"{n % 7},{'xy'[n % 2]}\n" for n in range(40)))
+    (tmp_path / "other.csv").write_text("a,b\n1,x\n2,y\n3,x\n4,y\n")
+    (tmp_path / "recipe.yaml").write_text(TABLE)
+    train = ("train", tmp_path / "recipe.yaml", "--data", tmp_path / "own.csv", "--out", tmp_path / "run", "--json")
+    assert command(*train)[0] == 0
+    assert command("convert", tmp_path / "run", tmp_path / "model")[0] == 0
+    (tmp_path / "others.yaml").write_text(
+        f"data: {{later: {{kind: table, file: {tmp_path}/own.csv, held_out_file: {tmp_path}/other.csv}}}}\n"
+    )
+    scores = []
+    for model in ("run", "model"):
+        code, out, err = command("evaluate", tmp_path / model, "--on", tmp_path / "others.yaml", "--json")
+        assert code == 0, err
+        scores.append(json.loads(out))
+    assert scores[0] == scores[1]
+    assert scores[0]["later"]["b"]["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+    assert not (tmp_path / "model" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {a: {kind: tabel, file: x.csv}}", "data.a.kind: unknown kind 'tabel'; did you mean 'table'?"),
+        ("[1, 2]", "others.yaml"),
+        ("data: {a: {kind: table, file: nowhere.csv}}", "nowhere.csv"),
+    ],
+)
+def test_a_wrong_file_of_data_sets_gets_one_line(command, tmp_path, text, said):
+    recipe = replace(side_by_side("conv"), data=FlowScenes(size=(8, 8)))
+    write_folder(tmp_path / "model", lambda folder: save_model(preset_of(recipe).build(), folder))
+    (tmp_path / "others.yaml").write_text(text)
+    code, _, err = command("evaluate", tmp_path / "model", "--on", tmp_path / "others.yaml")
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_groups_are_of_own_records_alone(command, tmp_path):
+    code, _, err = command("evaluate", tmp_path, "--on", tmp_path / "others.yaml", "--by", "kind")
+    assert code == 2
+    assert "leave it out, or --on" in err

@@ -283,6 +283,8 @@ MUTATIONS: list[tuple[Order, str, Any, str, int | None]] = [
     ("separable", "both", rows.SeparableRows, "_of_projected", None),
     ("absorbed-folded", "writing", orders, "_composed", 0),
     ("absorbed-folded", "writing", orders, "_composed", 1),
+    ("absorbed", "writing", orders, "_composed", 0),
+    *(("separable", "writing", orders, "_last_maps", part) for part in (1, 2)),
     ("separable-folded", "writing", orders, "_plain", 0),
     ("separable-folded", "writing", orders, "_plain", 1),
     ("absorbed-folded", "writing", orders, "_aligned", None),

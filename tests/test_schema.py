@@ -55,7 +55,11 @@ def test_recipe_survives_files(write, tmp_path):
         ("kind: image", "kind: imag", ":3: inputs.image: unknown kind 'imag'; did you mean 'image'?"),
         ("size: 8", "size: [1, 2, 3]", ":3: inputs.image: size = (1, 2, 3) must be one positive number, or 2 of them"),
         ("num_bands: 4", "num_bands: many", ":6: inputs.image.positions.num_bands: Input should be a valid integer"),
-        ("kind: fourier", "kind: fury", ":6: inputs.image.positions.kind: unknown kind 'fury'; there are fourier, learned"),
+        (
+            "kind: fourier",
+            "kind: fury",
+            ":6: inputs.image.positions.kind: unknown kind 'fury'; there are fourier, learned",
+        ),
         ("outputs:", "output:", ":1: outputs: Field required"),
         ("kind: label, ", "", ":8: outputs.label: needs a kind: one of image"),
         ("[0.1, 1]", "[1, 0.1]", ":2: inputs.pixels: keep = (1.0, 0.1) must be two rising fractions"),

@@ -324,14 +324,63 @@ def _finish(
     output = cross.attention.output
     weight = output.weight.to(values.dtype).unflatten(-1, (len(values), -1))
     columns = _aligned(torch.einsum("hne,fhe->hnf", values, weight).flatten(0, 1))
+    behind, others = (_behind_as_one if is_shorter_as_one(cross, tail) else _behind)(cross, values, tail)
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
         found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features]
         found = found.to(output.bias.dtype) + output.bias
-        queries = found if queries is None else queries.to(found)  # not looked at without a residual
-        return _through(tail, cross.finish(queries[None], found[None]))[0]
+        return behind(found if queries is None else found + queries.to(found))
 
-    return finish, (columns, output.bias, *_parameters(cross.mlp_norm, cross.mlp, *tail))
+    return finish, (columns, output.bias, *others)
+
+
+def _behind(
+    cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
+) -> tuple[Callable[[Tensor], Tensor], Sequence[Tensor]]:
+    """The MLP and the maps that follow it, of rows [m, f]."""
+
+    def behind(x: Tensor) -> Tensor:
+        x = x[None]
+        return _through(tail, x + cross.mlp(cross.mlp_norm(x)))[0]
+
+    return behind, _parameters(cross.mlp_norm, cross.mlp, *tail)
+
+
+def _behind_as_one(
+    cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
+) -> tuple[Callable[[Tensor], Tensor], Sequence[Tensor]]:
+    """The same: all linear maps behind the activation are one, and one is all that they make of x itself."""
+    dtype, norm = values.dtype, cross.mlp_norm
+    hidden = _plain(cross.mlp.hidden, dtype)
+    scale, shift = norm.weight.to(dtype), norm.bias.to(dtype)
+    last, after, bias = _last_maps(cross, values, tail)
+    maps = torch.cat([last[0], after], -1).T  # one of them is made of the other: their gradients come together
+
+    def behind(x: Tensor) -> Tensor:
+        x = x.to(dtype)
+        inner = cross.mlp.activation(F.linear(F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPSILON), *hidden))
+        of_x, of_inner = maps.split([x.shape[-1], inner.shape[-1]])
+        return torch.addmm(torch.addmm(bias, x, of_x), inner, of_inner)
+
+    return behind, (scale, shift, *hidden, maps, bias)
+
+
+def is_shorter_as_one(cross: CrossAttention, tail: Sequence[nn.Module]) -> bool:
+    """Whether the maps behind the MLP's activation, and behind what goes past it, are cheaper as two."""
+    maps = [module for module in tail if isinstance(module, nn.Linear)]
+    if not is_linear(tail) or not maps:
+        return False
+    second = cross.mlp.output.weight
+    return maps[-1].out_features * sum(second.shape) < second.numel() + sum(linear.weight.numel() for linear in maps)
+
+
+def _last_maps(
+    cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """The tail as one map, with its bias; that of the activation; the bias of both together."""
+    second = _plain(cross.mlp.output, values.dtype)
+    last = _composed(tail, len(second[0]), values)
+    return last, last[0] @ second[0], last[1] + last[0] @ second[1]
 
 
 def _folded_finish(
@@ -343,8 +392,8 @@ def _folded_finish(
     variance, |centred u|^2: with centred u = Q R (values in their own width, 1) that is |R (values, 1)|^2.
     """
     dtype, mlp, norm = values.dtype, cross.mlp, cross.mlp_norm
-    output, hidden, second = (_plain(linear, dtype) for linear in (cross.attention.output, mlp.hidden, mlp.output))
-    last = _composed(tail, len(output[0]), values)
+    output, hidden = _plain(cross.attention.output, dtype), _plain(mlp.hidden, dtype)
+    last, after, bias = _last_maps(cross, values, tail)
     centred = torch.cat([output[0], output[1][:, None]], -1)
     centred = centred - centred.mean(0)
     # R is Q' (centred u); with Q constant |R (values, 1)|^2 has its gradient also where R has no inverse (bias 0).
@@ -357,7 +406,6 @@ def _folded_finish(
     constants = F.pad(maps[:, -1], (0, columns.shape[-1] - len(maps)))
     sizes = [len(inside), len(root), len(last[0]), columns.shape[-1] - len(maps)]
     hidden_bias = hidden[1] + hidden[0] @ norm.bias.to(dtype)
-    after, bias = last[0] @ second[0], last[1] + last[0] @ second[1]
 
     def finish(weights: Tensor, _: Tensor | None) -> Tensor:
         weights = rearrange(weights, "h m n -> m (h n)")

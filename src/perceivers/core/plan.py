@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from perceivers.core.attention import CrossAttention
 from perceivers.core.counting import HALF, RATES, Cost, Count, Rates, Sizes
 from perceivers.core.joining import check_names
-from perceivers.core.orders import Order, is_linear, is_together, kernels_for
+from perceivers.core.orders import Order, is_linear, is_shorter_as_one, is_together, kernels_for
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
 
@@ -222,15 +222,17 @@ class Case:
                 + sizes.channels * (sizes.channels + hidden)
                 + hidden * written,
             )
+        behind = sizes.channels * hidden + sum(linear.weight.numel() for linear in maps)
         rest = softmax + Count(
-            products=2 * sizes.channels * hidden + sum(linear.weight.numel() for linear in maps),
-            passes=8 * sizes.channels,
-            held=4 * sizes.channels + 2 * hidden + written,
+            products=sizes.channels * hidden, passes=8 * sizes.channels, held=4 * sizes.channels + 2 * hidden + written
         )
         if order in ("dense", "projected"):
-            return rest + Count(products=(sizes.latents + sizes.channels) * sizes.v)
+            return rest + Count(products=(sizes.latents + sizes.channels) * sizes.v + behind)
+        if is_shorter_as_one(self.cross, self.tail or ()):
+            behind = (sizes.channels + hidden) * written
+            rest += Count(passes=-2 * sizes.channels, fixed=sizes.channels * behind, kept=2 * behind)
         columns = sizes.questions * sizes.channels
-        return rest + Count(products=columns, fixed=sizes.latents * sizes.v * sizes.channels, kept=2 * columns)
+        return rest + Count(products=columns + behind, fixed=sizes.latents * sizes.v * sizes.channels, kept=2 * columns)
 
     def choose(self, plan: Plan, dense: bool) -> Choice | None:
         """The cheapest order, or the one that is forced, within the limit; None if none is possible.

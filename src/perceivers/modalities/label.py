@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 UNKNOWN = -1
 """Number of an unknown class."""
 
+FEW_OF = 10
+"""Whole numbers are names (years, keys) where not even one in so many up to the largest occurs."""
+
 
 def f1(count: int) -> "Metric":
     """F1 of the last class: of two, the positive one."""
@@ -78,13 +81,16 @@ class Label(RowKind):
         return str(cell)
 
     def fit(self, values: Iterable[Any]) -> "Label":
-        """The names that occur, sorted; whole numbers stay numbers."""
+        """The names that occur, sorted; whole numbers stay numbers, unless hardly any below the largest occurs."""
         if self.classes:
             return self
         found = set(values)
-        if all(isinstance(value, int | np.integer) for value in found):
-            return replace(self, classes=int(max(found, default=-1)) + 1)
-        return replace(self, classes=tuple(sorted(map(str, found))))
+        if not all(isinstance(value, int | np.integer) for value in found):
+            return replace(self, classes=tuple(sorted(map(str, found))))
+        count = int(max(found, default=-1)) + 1
+        if count > FEW_OF * (len(found) + 1):
+            return replace(self, classes=tuple(map(str, sorted(found))))
+        return replace(self, classes=count)
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:
         """Its number; None (missing) for a class that is none of these, since new ones turn up after training."""
@@ -297,6 +303,7 @@ def class_number(value: Any, classes: int | tuple[str, ...]) -> int:
         raise ValueError(f"class {value} is not one of 0 to {classes - 1}")
     if str(value) in classes:
         return classes.index(str(value))
-    if isinstance(value, int | np.integer) and 0 <= value < len(classes):
+    numbered = any(name.removeprefix("-").isdigit() for name in classes)  # a number is a name then, no place
+    if isinstance(value, int | np.integer) and 0 <= value < len(classes) and not numbered:
         return int(value)
     raise ValueError(f"class {value!r} is not one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}")

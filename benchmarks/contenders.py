@@ -18,7 +18,6 @@ from benchmarks.measuring import kept_for_backward, without_memory
 from benchmarks.models import Work, build, inputs_of, moved, preset_of
 from benchmarks.processes import Outputs, Program, Setting
 from perceivers import PerceiverIO
-from perceivers.core.attention import SelfAttention
 from perceivers.core.plan import Order
 from perceivers.modalities.patches import surrounding_patches
 from perceivers.preset import Preset
@@ -28,6 +27,7 @@ from perceivers.pretrained.matching import to_theirs
 from perceivers.pretrained.names import DERIVED
 from perceivers.pretrained.sizes import INPUT, OUTPUT, value_at, widths
 from perceivers.tasks.imagenet import MEAN, STD
+from perceivers.training.recompute import BLOCKS
 
 DROPOUT = 0.1
 """Of attention weights; what a PerceiverConfig has unless told otherwise."""
@@ -48,7 +48,7 @@ def own_program(
     if work.part == "reading":
         _only_read(model)
     if checkpointed:
-        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, SelfAttention))
+        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, BLOCKS))
     order: Order | None = "projected" if plain else None
     limit = work.limit(setting.device)
 

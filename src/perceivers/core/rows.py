@@ -232,8 +232,10 @@ class SeparableRows(Rows):
         compact, scale, rows = seen
         sums = compact.mT @ weights
         of_rows, rest, total = sums.split([len(rows), sums.shape[-2] - len(rows) - 1, 1], -2)
-        scaled = weights.unflatten(-2, (len(rows), self.width)) * scale
-        columns = scaled.sum(-3) if len(rows) > 1 else scaled.squeeze(-3)
+        by_row = weights.unflatten(-2, (len(rows), self.width))
+        columns = by_row[..., 0, :, :] * scale[..., 0, :, :]
+        for row in range(1, len(rows)):  # one row after the other: the weights are read once, and not written again
+            columns.addcmul_(by_row[..., row, :, :], scale[..., row, :, :])
         return total, rest, rows.T @ of_rows, of_rows.sum(-2, keepdim=True), columns
 
     def expand(self, sums: Sequence[Tensor]) -> Float[Tensor, "*b c n"]:

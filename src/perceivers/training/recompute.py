@@ -7,13 +7,16 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from perceivers.core.attention import SelfAttention
+from perceivers.core.attention import CrossAttention, SelfAttention
+
+BLOCKS = (CrossAttention, SelfAttention)
+"""What is recomputed; a cross-attention where it is dense, for the other orders do it by themselves."""
 
 
 @contextmanager
 def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Within: self-attention layers keep only what goes in and run again, with the same dropout, for the gradient."""
-    layers = [module for module in model.modules() if isinstance(module, SelfAttention)] if enabled else []
+    """Within: attention blocks keep only what goes in and run again, with the same dropout, for the gradient."""
+    layers = [module for module in model.modules() if isinstance(module, BLOCKS)] if enabled else []
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
     try:

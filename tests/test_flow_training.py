@@ -12,16 +12,8 @@ from perceivers.data import FlowPairs, FlowScenes
 from perceivers.modalities.flow import convex_upsample
 from perceivers.schema import from_plain, to_plain
 from perceivers.tasks import TASKS
-from perceivers.tasks.flow_training import (
-    RECIPES,
-    as_bytes,
-    no_motion,
-    paper,
-    report,
-    rivals,
-    scores_of,
-    side_by_side,
-)
+from perceivers.tasks.flow_scores import as_bytes, no_motion, rivals, scores_of
+from perceivers.tasks.flow_training import RECIPES, paper, report, side_by_side
 from perceivers.tasks.optical_flow import Variant, estimate_flow, fetched_back, optical_flow
 from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
 from perceivers.tasks.results import keep_scores
@@ -34,7 +26,7 @@ def test_metrics_by_hand():
     guess = np.array([[[0, 0], [1, 1], [100, 0], [9, 9]]], np.float32)
     records = [{"frames": np.zeros((2, 1, 4, 3), np.float32), "flow": target}]
     schema = side_by_side("3x3").schema
-    scores = scores_of({"guess": lambda frames: guess, "still": no_motion}, schema, records)
+    scores = scores_of({"guess": lambda frames: guess, "still": no_motion}, records, schema)
     assert scores["guess"]["flow"] == pytest.approx({"epe": 3.0, "fl": 1 / 3})
     assert scores["still"]["flow"] == pytest.approx({"epe": (5 + 2**0.5 + 96) / 3, "fl": 2 / 3})
 

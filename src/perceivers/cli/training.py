@@ -15,10 +15,10 @@ from perceivers.schema import from_file, with_settings
 from perceivers.storage import write_text
 from perceivers.tasks import TASKS, Recipe, Task
 from perceivers.tasks.declaration import read_declaration
-from perceivers.tasks.elsewhere import DataSets, scores_elsewhere
 from perceivers.tasks.prediction import group_scores
 from perceivers.tasks.recipe import data_of, evaluate_run, find_model, read_recipe, run_recipe
 from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, results_table
+from perceivers.tasks.scoring import DataSets, scores_elsewhere
 from perceivers.training.evaluation import Scores
 
 

@@ -1,4 +1,4 @@
-"""Training optical flow (paper section H), and rivals that need no training.
+"""Training optical flow (paper section H).
 
 `perceivers train flow --out runs/flow`: made-up scenes of 48 x 64 pixels, convolutional stem with convex upsampling;
 20 minutes on two cores; expect two thirds of the error of no motion (docs/results.md). `flow-3x3`, `flow-1x1`,
@@ -6,38 +6,31 @@
 `flow-paper`: the paper's run, on AutoFlow, for 64 accelerators or so.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import FlowPairs, FlowScenes
 from perceivers.data.flow_curriculum import FlowCurriculum
 from perceivers.media.flow import colour_wheel, flow_colours
 from perceivers.media.pictures import show_image
 from perceivers.media.report import Report
-from perceivers.modalities import Flow, FramePair
-from perceivers.modalities.patches import as_sizes
-from perceivers.progress import tracked
-from perceivers.schema import Record, Schema, find_kind
-from perceivers.tasks.optical_flow import Variant, estimate_flow, flow_schema, levels_for, optical_flow
+from perceivers.schema import Record
+from perceivers.tasks.flow_scores import as_bytes, by_model, no_motion, rivals, scores_of
+from perceivers.tasks.optical_flow import Variant, flow_schema, optical_flow
 from perceivers.tasks.recipe import Recipe, load_run
-from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict, subplots
-from perceivers.training.evaluation import Compared, Scores, scored
+from perceivers.tasks.report import SHOWN, add_losses, add_scores, subplots
+from perceivers.training.evaluation import Scores
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FramesU8 = UInt8[np.ndarray, "2 h w 3"]
-Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]
 
 
 def paper(variant: Variant = "3x3") -> Recipe:
@@ -105,83 +98,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 """By name on the command line."""
 
 
-def no_motion(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """Nothing moves."""
-    return np.zeros((*frames.shape[1:3], 2), np.float32)
-
-
-def farneback(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """OpenCV's Farneback, with the settings of its own example."""
-    import cv2
-
-    first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
-    start = np.zeros((*first.shape, 2), np.float32)
-    return np.asarray(cv2.calcOpticalFlowFarneback(first, second, start, 0.5, 3, 15, 3, 5, 1.2, 0), np.float32)
-
-
-def dis(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """OpenCV's dense inverse search, at its best preset."""
-    import cv2
-
-    first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
-    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    start = np.zeros((*first.shape, 2), np.float32)
-    return np.asarray(search.calc(first, second, start), np.float32)
-
-
-RIVALS: dict[str, Estimator] = {
-    "no motion": no_motion,
-    "OpenCV Farneback": farneback,
-    "OpenCV DIS": dis,
-}
-"""What needs no training, by name; those of OpenCV need opencv-python-headless."""
-
-
-def rivals() -> dict[str, Estimator]:
-    """Those that can run here."""
-    try:
-        import cv2  # noqa: F401
-    except ImportError:
-        return {"no motion": no_motion}
-    return RIVALS
-
-
 def further_scores(run: Path) -> dict[str, Scores]:
-    """Each rival's scores on the records that a run is evaluated on; the model's in tiles, where frames are larger."""
-    recipe, model = load_run(run)
-    held_out = recipe.data.held_out()
-    if isinstance(recipe.data, FlowPairs):
-        return scores_elsewhere(model, recipe.schema, held_out)
-    return scores_of(rivals(), recipe.schema, held_out)
-
-
-def scores_elsewhere(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> dict[str, Scores]:
-    """Scores of a model in tiles (paper H), from coarse to fine where frames are larger than its own, and of rivals."""
-    _, spec = find_kind(schema.inputs, FramePair)
-    trained = as_sizes(spec.size, 2, "size")
-
-    def by_model(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-        first, second = frames
-        return estimate_flow(model, first, second, levels=levels_for(first.shape[:2], trained))
-
-    return scores_of({"in tiles": by_model, **rivals()}, schema, records)
-
-
-def scores_of(estimators: Mapping[str, Estimator], schema: Schema, records: Sequence[Record]) -> dict[str, Scores]:
-    """Scores of what each estimates from the frames alone."""
-    output, flow = find_kind(schema.outputs, Flow)
-
-    def guesses(name: str) -> Iterator[tuple[str, Compared]]:
-        for record in tracked(records, name):
-            guess = estimators[name](as_bytes(record["frames"]))
-            yield output, flow.compared(torch.from_numpy(guess), torch.from_numpy(record["flow"]))
-
-    return {name: scored(schema.outputs, guesses(name)) for name in estimators}
-
-
-def as_bytes(frames: Float[np.ndarray, "2 h w 3"]) -> FramesU8:
-    """Frames from -1 to 1 as pictures."""
-    return np.rint((frames + 1) * 127.5).clip(0, 255).astype(np.uint8)
+    """Each rival's scores on the records that a run is evaluated on."""
+    recipe, _ = load_run(run)
+    return scores_of(rivals(), recipe.data.held_out(), recipe.schema)
 
 
 def report(run: Path) -> Path:
@@ -190,17 +110,16 @@ def report(run: Path) -> Path:
     page = Report(f"Optical flow: run {run.name}")
     add_scores(page, run)
     records = recipe.data.held_out()[:SHOWN]
-    _, predictions = predict(model.cpu(), recipe.schema, records)
     page.heading("Held-out pairs")
     page.figure(
-        draw_flows(records, predictions["flow"].numpy()),
+        draw_flows(records, [by_model(model, as_bytes(record["frames"])) for record in records]),
         "Hue is direction, as the wheel shows it; saturation is distance, a row's truth at most 1.",
     )
     add_losses(page, run)
     return page.write(run / "report.html")
 
 
-def draw_flows(records: Sequence[Record], flows: Float[np.ndarray, "b h w 2"]) -> "Figure":
+def draw_flows(records: Sequence[Record], flows: Sequence[Float[np.ndarray, "_ _ 2"]]) -> "Figure":
     """A row for each pair: frames, true flow, written flow, the rivals', the legend."""
     estimators = {name: estimate for name, estimate in rivals().items() if estimate is not no_motion}
     figure, axes = subplots(len(records), ["first", "second", "true", "written", *estimators, "legend"])

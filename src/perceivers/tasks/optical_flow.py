@@ -54,16 +54,20 @@ def estimate_flow(
     first: UInt8[np.ndarray, "h w 3"],
     second: UInt8[np.ndarray, "_ _ 3"],
     track: Callable[[Places], Places] = iter,
-    levels: int = 1,
+    levels: int | None = 1,
 ) -> Float[np.ndarray, "h w 2"]:
     """Where each pixel of the first frame went, in pixels (right, down); frames of any size, in tiles of the model's.
 
     With more `levels`, frames of half the size come first, with one level less; what they find is fetched back, and
-    the model finds what is left: motion 2^(levels - 1) times as far as what the model was trained on.
+    the model finds what is left: motion 2^(levels - 1) times as far as what the model was trained on. None: as many as
+    leave frames no smaller than those.
     `track` may show progress over the tiles of a level.
     """
     if first.shape != second.shape:
         raise ValueError(f"frames of different sizes: {first.shape[:2]} and {second.shape[:2]}")
+    levels = levels or levels_for(
+        first.shape[:2], as_sizes(find_kind(model.schema.inputs, FramePair)[1].size, 2, "size")
+    )
     if levels == 1:
         return tiled_flow(model, first, second, track)
     half = ((first.shape[0] + 1) // 2, (first.shape[1] + 1) // 2)
@@ -86,8 +90,13 @@ def fetched_back(second: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "h 
     return fetched[0].movedim(0, -1).round().to(torch.uint8).numpy()
 
 
+def trained_size(model: PerceiverIO) -> tuple[int, ...]:
+    """Height and width of the frames that a model was trained on."""
+    return as_sizes(find_kind(model.schema.inputs, FramePair)[1].size, 2, "size")
+
+
 def levels_for(size: Sequence[int], trained: Sequence[int]) -> int:
-    """As many levels as leave a frame of `size` no smaller than those that a model was trained on."""
+    """As many levels of halves as leave a frame of `size` no smaller than what a model was trained on."""
     return 1 + max(0, int(np.log2(min(n / own for n, own in zip(size, trained, strict=True)))))
 
 
@@ -101,9 +110,9 @@ def tiled_flow(
 
     Tiles stand where the official notebook puts them, each once, and are blended by their distance from the border.
     """
-    name, spec = find_kind(model.schema.inputs, FramePair)
+    name, _ = find_kind(model.schema.inputs, FramePair)
     output, _ = find_kind(model.schema.outputs, Flow)
-    height, width = as_sizes(spec.size, 2, "size")
+    height, width = trained_size(model)
     size = first.shape[:2]
     short = [(0, max(tile - n, 0)) for tile, n in zip((height, width), size, strict=True)]
     frames = np.pad(np.stack([first, second]), [(0, 0), *short, (0, 0)], mode="edge").astype(np.float32) / 255 * 2 - 1

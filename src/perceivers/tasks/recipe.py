@@ -20,8 +20,9 @@ from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
 from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
 from perceivers.storage import load_model, write_text
+from perceivers.tasks.scoring import scorer_for
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, evaluate
+from perceivers.training.evaluation import Scores
 from perceivers.training.loop import seed_step, train
 from perceivers.training.mixing import check_mixing
 from perceivers.training.state import best_checkpoint, checkpoints
@@ -90,10 +91,10 @@ def evaluate_run(run: Path) -> dict[str, Scores]:
     held_out = read_held_out(recipe.data, recipe.schema)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
-    scores = {}
+    scores, score = {}, scorer_for(recipe.data)
     for name, schema in schemas.items():
         with hiding(model, schema):
-            scores[name] = evaluate(model, held_out, schema)
+            scores[name] = score(model, held_out, schema)
     return scores
 
 

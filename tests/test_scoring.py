@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from perceivers.data import FlowPairs, FlowScenes
+from perceivers.media.flow import write_flow
+from perceivers.media.image import write_image
 from perceivers.schema import to_yaml
 from perceivers.storage import save_model, write_folder
-from perceivers.tasks.elsewhere import DataSets
-from perceivers.tasks.flow_training import scores_elsewhere, side_by_side
+from perceivers.tasks.flow_scores import no_motion, score_in_tiles, scores_of
+from perceivers.tasks.flow_training import report, side_by_side
 from perceivers.tasks.optical_flow import levels_for
-from perceivers.tasks.recipe import preset_of, run_recipe
+from perceivers.tasks.recipe import evaluate_run, preset_of, run_recipe
+from perceivers.tasks.results import keep_scores
+from perceivers.tasks.scoring import DataSets
 from perceivers.training.config import TrainingConfig
 from test_flow_pairs import HEIGHT, WIDTH, write_middlebury
 
@@ -40,7 +44,7 @@ def test_flow_is_scored_in_tiles_beside_the_rivals(command, tmp_path):
     assert code == 0, err
     found = json.loads(out)
     known = np.concatenate([r["flow"][np.isfinite(r["flow"]).all(-1)] for r in pairs.held_out()])
-    assert {"three, in tiles", "three, no motion"} <= found.keys()
+    assert {"three", "three, no motion"} <= found.keys()
     assert found["three, no motion"]["flow"]["epe"] == pytest.approx(np.hypot(*known.T).mean(), rel=1e-5)
     kept = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert kept == {"held out": {"flow": {"epe": 1.5}}} | found
@@ -48,14 +52,28 @@ def test_flow_is_scored_in_tiles_beside_the_rivals(command, tmp_path):
 
 def test_a_model_that_says_no_motion_scores_as_no_motion_does():
     recipe = replace(side_by_side("3x3"), data=FlowScenes(size=(HEIGHT, WIDTH), num_held_out=2))
-    model = preset_of(recipe).build()  # starts at no motion
-    scores = scores_elsewhere(model, model.schema, recipe.data.held_out())
-    assert scores["in tiles"] == scores["no motion"]
+    model, records = preset_of(recipe).build(), recipe.data.held_out()  # a model starts at no motion
+    still = scores_of({"still": no_motion}, records, model.schema)["still"]
+    assert score_in_tiles(model, records, model.schema) == still
     with torch.no_grad():
         for parameter in model.output_adapter.parameters():
             parameter.add_(1.0)
-    changed = scores_elsewhere(model, model.schema, recipe.data.held_out())
-    assert changed["in tiles"] != scores["in tiles"]
+    assert score_in_tiles(model, records, model.schema) != still
+
+
+def test_a_run_on_pairs_of_several_sizes_is_scored_and_drawn(tmp_path):
+    write_middlebury(tmp_path)
+    large = np.zeros((2 * HEIGHT, 3 * WIDTH, 3), np.uint8)
+    for number in (10, 11):
+        write_image(tmp_path / "other-data" / "Zoo" / f"frame{number}.png", large)
+    write_flow(tmp_path / "other-gt-flow" / "Zoo" / "flow10.flo", np.zeros((*large.shape[:2], 2), np.float32))
+    data = FlowPairs(folder=str(tmp_path), layout="middlebury", held_out_every=2)
+    assert len({record["flow"].shape for record in data.held_out()}) == 2
+    recipe = replace(side_by_side("3x3"), data=data, training=replace(STEPS, batch_size=1))
+    run_recipe(recipe, tmp_path / "run")
+    assert evaluate_run(tmp_path / "run")["held out"]["flow"]["epe"] >= 0
+    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run"))
+    assert report(tmp_path / "run").read_text().count("<img") >= 2
 
 
 def test_a_model_without_a_run_is_scored_on_a_table(command, tmp_path):

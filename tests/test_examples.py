@@ -9,10 +9,12 @@ import pytest
 
 from perceivers.data import StarCraft, Table, starcraft
 from perceivers.media.audio import write_audio
-from perceivers.schema import with_settings
+from perceivers.media.image import write_image
+from perceivers.schema import from_file, with_settings
 from perceivers.tasks.declaration import read_declaration
 from perceivers.tasks.presets import PRESETS
 from perceivers.tasks.recipe import evaluate_run, run_recipe
+from perceivers.tasks.scoring import DataSets
 from test_starcraft import some_game
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -194,3 +196,30 @@ def test_exported_snapshots_are_those_of_the_replays(example, tmp_path, monkeypa
     snapshots = StarCraft().training()
     assert [row["time"] for row in rows] == [snapshot["time"] for snapshot in snapshots]
     assert rows[0]["units"]["type"] == snapshots[0]["units"]["type"].tolist()
+
+
+def test_photographed_pairs_have_the_flow_of_their_disparity_and_of_their_plane(example, tmp_path):
+    rng, source = np.random.default_rng(0), tmp_path / "source"
+    for name in ("motorcycle_left.png", "motorcycle_right.png", "aloeL.jpg", "aloeR.jpg", "graf1.png", "graf3.png"):
+        write_image(source / name, rng.integers(0, 256, (5, 7, 3), np.uint8))
+    disparity = rng.uniform(1, 3, (5, 7)).astype(np.float32)
+    disparity[1, 2] = np.inf
+    np.savez(source / "motorcycle_disp.npz", disparity)
+    write_image(source / "aloeGT.png", np.arange(35, dtype=np.uint8).reshape(5, 7))
+    # (x, y) is seen at (2 x + 1, y - 1) / 2.
+    (source / "H1to3p.xml").write_text(
+        "<opencv_storage><data>\n 2. 0. 1.\n 0. 1. -1. 0. 0. 2. </data></opencv_storage>"
+    )
+    example("flow_pairs").prepare(source, source, tmp_path / "pairs")
+
+    sets = from_file(DataSets, tmp_path / "pairs" / "pairs.yaml").data
+    flows = {name: next(iter(data.held_out()))["flow"] for name, data in sets.items()}
+    known = np.isfinite(disparity)
+    np.testing.assert_array_equal(
+        flows["motorcycle"][known], np.stack([-disparity, np.zeros_like(disparity)], -1)[known]
+    )
+    assert np.isnan(flows["motorcycle"][1, 2]).all()
+    np.testing.assert_array_equal(flows["aloe"][2, 3], [-17, 0])
+    assert np.isnan(flows["aloe"][0, 0]).all()
+    np.testing.assert_allclose(flows["wall"][3, 4], [0.5, -2])
+    assert np.isnan(flows["wall"][0]).all()  # seen above the second picture

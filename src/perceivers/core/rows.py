@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from perceivers.core.tokens import Segment
 Block = tuple[int, int]
 """Tokens from the first to before the last, counted row-major."""
 
+HEAP_BYTES = 31 << 20
+"""Of an array that is nearly the largest which glibc learns from (`keep_heap`)."""
 
 ONE = torch.Size()
 """The shape of one sample: nothing stands before its tokens."""
@@ -290,9 +293,21 @@ class SeparableRows(Rows):
 
 def blocks_of(rows: Rows, block_size: int) -> list[Block]:
     """Blocks of about this many tokens; of whole rows where tokens have rows."""
+    if rows.device.type == "cpu":
+        keep_heap()
     unit = rows.width if isinstance(rows, SeparableRows) else 1
     count, size = rows.segment.num_tokens, max(block_size // unit, 1) * unit
     return [(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+@cache
+def keep_heap() -> None:
+    """Let the C library keep what a block frees for the next one.
+
+    glibc gives the top of its heap back to the system where that is more than twice the largest array that ever had a
+    mapping of its own and was freed, up to 32 MiB: the next block would find no page there. This one is never touched.
+    """
+    torch.empty(HEAP_BYTES, dtype=torch.uint8)
 
 
 def _moments(x: Tensor, expand: int | None) -> tuple[int, Tensor, Tensor]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 from benchmarks.measuring import kept_for_backward, without_memory
 from benchmarks.models import Work, build, inputs_of, moved, preset_of
@@ -27,7 +26,7 @@ from perceivers.pretrained.matching import to_theirs
 from perceivers.pretrained.names import DERIVED
 from perceivers.pretrained.sizes import INPUT, OUTPUT, value_at, widths
 from perceivers.tasks.imagenet import MEAN, STD
-from perceivers.training.recompute import BLOCKS
+from perceivers.training.recompute import recomputed
 
 DROPOUT = 0.1
 """Of attention weights; what a PerceiverConfig has unless told otherwise."""
@@ -47,16 +46,15 @@ def own_program(
     model, raw = model.to(setting.device, setting.dtype), moved(raw, setting)
     if work.part == "reading":
         _only_read(model)
-    if checkpointed:
-        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, BLOCKS))
     order: Order | None = "projected" if plain else None
     limit = work.limit(setting.device)
 
     def forward() -> Any:
-        encoded = model.encode(raw, limit, order)
-        if work.part == "reading":
-            return encoded.latents
-        return model.decode(encoded, memory_limit=limit, order=order)
+        with recomputed(model, checkpointed):
+            encoded = model.encode(raw, limit, order)
+            if work.part == "reading":
+                return encoded.latents
+            return model.decode(encoded, memory_limit=limit, order=order)
 
     return program_of(work, model, forward)
 

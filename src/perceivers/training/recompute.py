@@ -9,14 +9,15 @@ from torch.utils.checkpoint import checkpoint
 
 from perceivers.core.attention import CrossAttention, SelfAttention
 
-BLOCKS = (CrossAttention, SelfAttention)
-"""What is recomputed; a cross-attention where it is dense, for the other orders do it by themselves."""
-
 
 @contextmanager
 def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Within: attention blocks keep only what goes in and run again, with the same dropout, for the gradient."""
-    layers = [module for module in model.modules() if isinstance(module, BLOCKS)] if enabled else []
+    """Within: attention blocks keep only what goes in and run again, with the same dropout, for the gradient.
+
+    Cross-attentions where they are dense; their other orders do so anyway.
+    """
+    blocks = (CrossAttention, SelfAttention)
+    layers = [module for module in model.modules() if isinstance(module, blocks)] if enabled else []
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
     try:

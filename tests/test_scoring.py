@@ -14,7 +14,7 @@ from perceivers.schema import to_yaml
 from perceivers.storage import save_model, write_folder
 from perceivers.tasks.flow_scores import no_motion, score_in_tiles, scores_of
 from perceivers.tasks.flow_training import report, side_by_side
-from perceivers.tasks.optical_flow import levels_for
+from perceivers.tasks.optical_flow import estimate_flow, levels_for
 from perceivers.tasks.recipe import evaluate_run, preset_of, run_recipe
 from perceivers.tasks.results import keep_scores
 from perceivers.tasks.scoring import DataSets
@@ -30,6 +30,15 @@ TABLE = "schema: {inputs: {a: {kind: numbers}}, outputs: {b: {kind: label}}}\ntr
 )
 def test_levels_leave_frames_no_smaller_than_those_learned_from(size, levels):
     assert levels_for(size, (48, 64)) == levels
+
+
+def test_no_level_is_refused():
+    model, frame = (
+        preset_of(replace(side_by_side("3x3"), data=FlowScenes(size=(8, 8)))).build(),
+        np.zeros((8, 8, 3), np.uint8),
+    )
+    with pytest.raises(ValueError, match="levels = 0 must be at least 1"):
+        estimate_flow(model, frame, frame, levels=0)
 
 
 def test_flow_is_scored_in_tiles_beside_the_rivals(command, tmp_path):

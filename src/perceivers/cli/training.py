@@ -57,7 +57,7 @@ def train(
 def evaluate(
     model: Annotated[str, tyro.conf.Positional], /, by: str | None = None, on: Path | None = None, json: bool = False
 ) -> None:
-    """Scores of a run's best (without validation, newest) checkpoint on held-out records; they are kept in its folder.
+    """Scores of a run's best (without validation, newest) checkpoint on held-out records, kept in the run's folder.
 
     Args:
         model: Folder of the run; with --on, a model's folder or hub repository too.

@@ -324,29 +324,31 @@ def _finish(
     output = cross.attention.output
     weight = output.weight.to(values.dtype).unflatten(-1, (len(values), -1))
     columns = _aligned(torch.einsum("hne,fhe->hnf", values, weight).flatten(0, 1))
-    behind, others = (_behind_as_one if is_shorter_as_one(cross, tail) else _behind)(cross, values, tail)
+    follow, others = (_composed_mlp_and_tail if is_shorter_composed(cross, tail) else _mlp_and_tail)(
+        cross, values, tail
+    )
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
         found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features]
         found = found.to(output.bias.dtype) + output.bias
-        return behind(found if queries is None else found + queries.to(found))
+        return follow(found if queries is None else found + queries.to(found))
 
     return finish, (columns, output.bias, *others)
 
 
-def _behind(
+def _mlp_and_tail(
     cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
 ) -> tuple[Callable[[Tensor], Tensor], Sequence[Tensor]]:
     """The MLP and the maps that follow it, of rows [m, f]."""
 
-    def behind(x: Tensor) -> Tensor:
+    def follow(x: Tensor) -> Tensor:
         x = x[None]
         return _through(tail, x + cross.mlp(cross.mlp_norm(x)))[0]
 
-    return behind, _parameters(cross.mlp_norm, cross.mlp, *tail)
+    return follow, _parameters(cross.mlp_norm, cross.mlp, *tail)
 
 
-def _behind_as_one(
+def _composed_mlp_and_tail(
     cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
 ) -> tuple[Callable[[Tensor], Tensor], Sequence[Tensor]]:
     """The same: all linear maps behind the activation are one, and one is all that they make of x itself."""
@@ -356,16 +358,16 @@ def _behind_as_one(
     last, after, bias = _last_maps(cross, values, tail)
     maps = torch.cat([last[0], after], -1).T  # one of them is made of the other: their gradients come together
 
-    def behind(x: Tensor) -> Tensor:
+    def follow(x: Tensor) -> Tensor:
         x = x.to(dtype)
         inner = cross.mlp.activation(F.linear(F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPSILON), *hidden))
         of_x, of_inner = maps.split([x.shape[-1], inner.shape[-1]])
         return torch.addmm(torch.addmm(bias, x, of_x), inner, of_inner)
 
-    return behind, (scale, shift, *hidden, maps, bias)
+    return follow, (scale, shift, *hidden, maps, bias)
 
 
-def is_shorter_as_one(cross: CrossAttention, tail: Sequence[nn.Module]) -> bool:
+def is_shorter_composed(cross: CrossAttention, tail: Sequence[nn.Module]) -> bool:
     """Whether the maps behind the MLP's activation, and behind what goes past it, are cheaper as two."""
     maps = [module for module in tail if isinstance(module, nn.Linear)]
     if not is_linear(tail) or not maps:

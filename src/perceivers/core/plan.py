@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from perceivers.core.attention import CrossAttention
 from perceivers.core.counting import HALF, RATES, Cost, Count, Rates, Sizes
 from perceivers.core.joining import check_names
-from perceivers.core.orders import Order, is_linear, is_shorter_as_one, is_together, kernels_for
+from perceivers.core.orders import Order, is_linear, is_shorter_composed, is_together, kernels_for
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
 
@@ -228,7 +228,7 @@ class Case:
         )
         if order in ("dense", "projected"):
             return rest + Count(products=(sizes.latents + sizes.channels) * sizes.v + behind)
-        if is_shorter_as_one(self.cross, self.tail or ()):
+        if is_shorter_composed(self.cross, self.tail or ()):
             behind = (sizes.channels + hidden) * written
             rest += Count(passes=-2 * sizes.channels, fixed=sizes.channels * behind, kept=2 * behind)
         columns = sizes.questions * sizes.channels

@@ -65,9 +65,9 @@ def estimate_flow(
     """
     if first.shape != second.shape:
         raise ValueError(f"frames of different sizes: {first.shape[:2]} and {second.shape[:2]}")
-    levels = levels or levels_for(
-        first.shape[:2], as_sizes(find_kind(model.schema.inputs, FramePair)[1].size, 2, "size")
-    )
+    levels = levels_for(first.shape[:2], trained_size(model)) if levels is None else levels
+    if levels < 1:
+        raise ValueError(f"levels = {levels} must be at least 1")
     if levels == 1:
         return tiled_flow(model, first, second, track)
     half = ((first.shape[0] + 1) // 2, (first.shape[1] + 1) // 2)

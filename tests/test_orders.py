@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cross_cases import TAILS, Crossing, Make, every_device, largest_error, makes, reading, with_gradients, writing
-from perceivers.core import orders, rows
+from perceivers.core import finishing, orders, rows
 from perceivers.core.orders import Order, _sums
 from perceivers.core.reading import ReadState
 from perceivers.core.rows import Block, Rows
@@ -281,14 +281,14 @@ MUTATIONS: list[tuple[Order, str, Any, str, int | None]] = [
     ("separable", "both", rows.SeparableRows, "row_features", None),
     ("separable", "both", rows.SeparableRows, "inverse_deviation", None),
     ("separable", "both", rows.SeparableRows, "_of_projected", None),
-    ("absorbed-folded", "writing", orders, "_composed", 0),
-    ("absorbed-folded", "writing", orders, "_composed", 1),
-    ("absorbed", "writing", orders, "_composed", 0),
-    *(("separable", "writing", orders, "_last_maps", part) for part in (1, 2)),
-    ("separable-folded", "writing", orders, "_plain", 0),
-    ("separable-folded", "writing", orders, "_plain", 1),
-    ("absorbed-folded", "writing", orders, "_aligned", None),
-    ("projected", "writing", orders, "_through", None),
+    ("absorbed-folded", "writing", finishing, "_composed", 0),
+    ("absorbed-folded", "writing", finishing, "_composed", 1),
+    ("absorbed", "writing", finishing, "_composed", 0),
+    *(("separable", "writing", finishing, "_last_maps", part) for part in (1, 2)),
+    ("separable-folded", "writing", finishing, "_plain", 0),
+    ("separable-folded", "writing", finishing, "_plain", 1),
+    ("absorbed-folded", "writing", finishing, "_aligned", None),
+    ("projected", "writing", finishing, "_through", None),
     ("absorbed", "reading", ReadState, "attended", None),
 ]
 """Order, where, what, which of its results."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from perceivers.core.attention import CrossAttention
 from perceivers.core.counting import HALF, RATES, Cost, Count, Rates, Sizes
+from perceivers.core.finishing import is_linear, is_shorter_composed
 from perceivers.core.joining import check_names
-from perceivers.core.orders import Order, is_linear, is_shorter_composed, is_together, kernels_for
+from perceivers.core.orders import Order, is_together, kernels_for
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
 

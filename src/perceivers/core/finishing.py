@@ -1,0 +1,178 @@
+"""Decoded rows from attention weights: what follows the scores when writing, in each order.
+
+Linear maps that follow one another are one, where that is shorter. What for: orders.py.
+m queries of a block, n latents, h heads, e channels of a value, f of a query.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceivers.core.attention import LAYER_NORM_EPSILON, CrossAttention
+
+ALIGNMENT = 8
+"""Products with a multiple of so many columns are the fastest."""
+
+Finish = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None], Float[Tensor, "m e"]]
+"""Makes decoded rows from attention weights, and queries where they are added to what is found."""
+
+
+def finish_of(
+    order: str, cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
+) -> tuple[Finish, tuple[Tensor, ...]]:
+    """What makes decoded rows in this order, and the tensors that it uses, none made of another."""
+    if order.endswith("folded"):
+        return _folded_finish(cross, values, tail)
+    return (_projected_finish if order == "projected" else _finish)(cross, values, tail)
+
+
+def _projected_finish(
+    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
+) -> tuple[Finish, tuple[Tensor, ...]]:
+    """As the dense path."""
+    output = cross.attention.output
+
+    def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
+        found = output(rearrange(weights @ values, "h m e -> m (h e)").to(output.weight.dtype))
+        queries = found if queries is None else queries.to(found)
+        return _through(tail, cross.finish(queries[None], found[None]))[0]
+
+    return finish, (values, *_parameters(output, cross.mlp_norm, cross.mlp, *tail))
+
+
+def _finish(
+    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
+) -> tuple[Finish, tuple[Tensor, ...]]:
+    """The output map is applied to the values; all that follows, to each query."""
+    output = cross.attention.output
+    weight = output.weight.to(values.dtype).unflatten(-1, (len(values), -1))
+    columns = _aligned(torch.einsum("hne,fhe->hnf", values, weight).flatten(0, 1))
+    follow, others = (_composed_mlp_and_tail if is_shorter_composed(cross, tail) else _mlp_and_tail)(
+        cross, values, tail
+    )
+
+    def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
+        found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features]
+        found = found.to(output.bias.dtype) + output.bias
+        return follow(found if queries is None else found + queries.to(found))
+
+    return finish, (columns, output.bias, *others)
+
+
+def _mlp_and_tail(
+    cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
+) -> tuple[Callable[[Tensor], Tensor], Sequence[Tensor]]:
+    """The MLP and the maps that follow it, of rows [m, f]."""
+
+    def follow(x: Tensor) -> Tensor:
+        x = x[None]
+        return _through(tail, x + cross.mlp(cross.mlp_norm(x)))[0]
+
+    return follow, _parameters(cross.mlp_norm, cross.mlp, *tail)
+
+
+def _composed_mlp_and_tail(
+    cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
+) -> tuple[Callable[[Tensor], Tensor], Sequence[Tensor]]:
+    """The same: all linear maps behind the activation are one, and one is all that they make of x itself."""
+    dtype, norm = values.dtype, cross.mlp_norm
+    hidden = _plain(cross.mlp.hidden, dtype)
+    scale, shift = norm.weight.to(dtype), norm.bias.to(dtype)
+    last, after, bias = _last_maps(cross, values, tail)
+    maps = torch.cat([last[0], after], -1).T  # one of them is made of the other: their gradients come together
+
+    def follow(x: Tensor) -> Tensor:
+        x = x.to(dtype)
+        inner = cross.mlp.activation(F.linear(F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPSILON), *hidden))
+        of_x, of_inner = maps.split([x.shape[-1], inner.shape[-1]])
+        return torch.addmm(torch.addmm(bias, x, of_x), inner, of_inner)
+
+    return follow, (scale, shift, *hidden, maps, bias)
+
+
+def is_shorter_composed(cross: CrossAttention, tail: Sequence[nn.Module]) -> bool:
+    """Whether the maps behind the MLP's activation, and behind what goes past it, are cheaper as two."""
+    maps = [module for module in tail if isinstance(module, nn.Linear)]
+    if not is_linear(tail) or not maps:
+        return False
+    second = cross.mlp.output.weight
+    return maps[-1].out_features * sum(second.shape) < second.numel() + sum(linear.weight.numel() for linear in maps)
+
+
+def _last_maps(
+    cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """The tail as one map, with its bias; that of the activation; the bias of both together."""
+    second = _plain(cross.mlp.output, values.dtype)
+    last = _composed(tail, len(second[0]), values)
+    return last, last[0] @ second[0], last[1] + last[0] @ second[1]
+
+
+def _folded_finish(
+    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
+) -> tuple[Finish, tuple[Tensor, ...]]:
+    """All linear maps are applied to the values; what remains for a query is one activation and one norm.
+
+    With u what attention finds, tail(u + mlp(norm u)) needs u behind the tail, behind the MLP's first map, and its
+    variance, |centred u|^2: with centred u = Q R (values in their own width, 1) that is |R (values, 1)|^2.
+    """
+    dtype, mlp, norm = values.dtype, cross.mlp, cross.mlp_norm
+    output, hidden = _plain(cross.attention.output, dtype), _plain(mlp.hidden, dtype)
+    last, after, bias = _last_maps(cross, values, tail)
+    centred = torch.cat([output[0], output[1][:, None]], -1)
+    centred = centred - centred.mean(0)
+    # R is Q' (centred u); with Q constant |R (values, 1)|^2 has its gradient also where R has no inverse (bias 0).
+    tall = centred.shape[0] > centred.shape[1]
+    root = torch.linalg.qr(centred.detach()).Q.mT @ centred if tall else centred
+    inside = hidden[0] * norm.weight.to(dtype) @ centred
+    maps = torch.cat([inside, root, torch.cat([last[0] @ output[0], (last[0] @ output[1])[:, None]], -1)])
+    per_head = maps[:, :-1].unflatten(-1, (len(values), -1))
+    columns = _aligned(torch.einsum("hne,fhe->hnf", values, per_head).flatten(0, 1))
+    constants = F.pad(maps[:, -1], (0, columns.shape[-1] - len(maps)))
+    sizes = [len(inside), len(root), len(last[0]), columns.shape[-1] - len(maps)]
+    hidden_bias = hidden[1] + hidden[0] @ norm.bias.to(dtype)
+
+    def finish(weights: Tensor, _: Tensor | None) -> Tensor:
+        weights = rearrange(weights, "h m n -> m (h n)")
+        inner, rooted, plain, _ = torch.addmm(constants, weights, columns).split(sizes, -1)
+        scale = torch.rsqrt((rooted * rooted).sum(-1, keepdim=True) / len(output[0]) + LAYER_NORM_EPSILON)
+        return torch.addmm(plain + bias, mlp.activation(torch.addcmul(hidden_bias, inner, scale)), after.T)
+
+    return finish, (columns, constants, hidden_bias, after, bias)
+
+
+def is_linear(tail: Sequence[nn.Module]) -> bool:
+    """Whether these maps, one after the other, are a linear one."""
+    return all(isinstance(module, nn.Linear | nn.Identity) for module in tail)
+
+
+def _composed(tail: Sequence[nn.Module], channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Linear maps of rows [channels], one after the other, as one."""
+    weight, bias = torch.eye(channels, dtype=like.dtype, device=like.device), like.new_zeros(channels)
+    for linear in tail:
+        if isinstance(linear, nn.Linear):
+            own, shift = _plain(linear, like.dtype)
+            weight, bias = own @ weight, own @ bias + shift
+    return weight, bias
+
+
+def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def _parameters(*modules: nn.Module) -> list[Tensor]:
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def _plain(linear: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return linear.weight.to(dtype), linear.bias.to(dtype)
+
+
+def _aligned(columns: Tensor) -> Tensor:
+    return F.pad(columns, (0, -columns.shape[-1] % ALIGNMENT))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.core.attention import LAYER_NORM_EPSILON, CrossAttention
+from perceivers.core.linear import linear, matmul
 
 ALIGNMENT = 8
 """Products with a multiple of so many columns are the fastest."""
@@ -56,7 +57,7 @@ def _finish(
     )
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
-        found = (rearrange(weights, "h m n -> m (h n)") @ columns)[:, : output.out_features]
+        found = matmul(rearrange(weights, "h m n -> m (h n)"), columns)[:, : output.out_features]
         found = found.to(output.bias.dtype) + output.bias
         return follow(found if queries is None else found + queries.to(found))
 
@@ -83,13 +84,13 @@ def _composed_mlp_and_tail(
     hidden = _plain(cross.mlp.hidden, dtype)
     scale, shift = norm.weight.to(dtype), norm.bias.to(dtype)
     last, after, bias = _last_maps(cross, values, tail)
-    maps = torch.cat([last[0], after], -1).T  # one of them is made of the other: their gradients come together
+    maps = torch.cat([last[0], after], -1)  # one of them is made of the other: their gradients come together
 
     def follow(x: Tensor) -> Tensor:
         x = x.to(dtype)
-        inner = cross.mlp.activation(F.linear(F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPSILON), *hidden))
-        of_x, of_inner = maps.split([x.shape[-1], inner.shape[-1]])
-        return torch.addmm(torch.addmm(bias, x, of_x), inner, of_inner)
+        inner = cross.mlp.activation(linear(F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPSILON), *hidden))
+        of_x, of_inner = maps.split([x.shape[-1], inner.shape[-1]], -1)
+        return linear(x, of_x, bias) + linear(inner, of_inner)
 
     return follow, (scale, shift, *hidden, maps, bias)
 
@@ -138,9 +139,9 @@ def _folded_finish(
 
     def finish(weights: Tensor, _: Tensor | None) -> Tensor:
         weights = rearrange(weights, "h m n -> m (h n)")
-        inner, rooted, plain, _ = torch.addmm(constants, weights, columns).split(sizes, -1)
+        inner, rooted, plain, _ = linear(weights, columns.T, constants).split(sizes, -1)
         scale = torch.rsqrt((rooted * rooted).sum(-1, keepdim=True) / len(output[0]) + LAYER_NORM_EPSILON)
-        return torch.addmm(plain + bias, mlp.activation(torch.addcmul(hidden_bias, inner, scale)), after.T)
+        return plain + linear(mlp.activation(torch.addcmul(hidden_bias, inner, scale)), after, bias)
 
     return finish, (columns, constants, hidden_bias, after, bias)
 
@@ -153,9 +154,9 @@ def is_linear(tail: Sequence[nn.Module]) -> bool:
 def _composed(tail: Sequence[nn.Module], channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Linear maps of rows [channels], one after the other, as one."""
     weight, bias = torch.eye(channels, dtype=like.dtype, device=like.device), like.new_zeros(channels)
-    for linear in tail:
-        if isinstance(linear, nn.Linear):
-            own, shift = _plain(linear, like.dtype)
+    for module in tail:
+        if isinstance(module, nn.Linear):
+            own, shift = _plain(module, like.dtype)
             weight, bias = own @ weight, own @ bias + shift
     return weight, bias
 

@@ -89,12 +89,12 @@ def _added_up(rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]
         top = scores.amax(-2, keepdim=True)
         if reference is None or sums is None:
             reference = top.clamp(min=NOTHING_SEEN)
-        else:
-            raised = torch.where(top > reference + HEADROOM, top, reference)
+        elif (higher := top > reference + HEADROOM).any():
+            raised = torch.where(higher, top, reference)
             scale = (reference - raised).exp()
             sums, reference = [x.mul_(scale) for x in sums], raised
-        found = rows.gather(seen, scores.sub_(reference).exp_())
-        sums = list(found) if sums is None else [x.add_(y) for x, y in zip(sums, found, strict=True)]
+        weights = scores.sub_(reference).exp_()
+        sums = list(rows.gather(seen, weights)) if sums is None else rows.add(sums, seen, weights)
     assert reference is not None
     assert sums is not None
     return reference, sums

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.core.attention import LAYER_NORM_EPSILON
+from perceivers.core.linear import linear, matmul
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
@@ -49,6 +50,10 @@ class Rows(ABC):
     @abstractmethod
     def gather(self, seen: Any, weights: Float[Tensor, "*h m n"]) -> tuple[Float[Tensor, "*h _ n"], ...]:
         """Sums over the tokens: of the weights, then of what is weighted with them."""
+
+    def add(self, sums: list[Tensor], seen: Any, weights: Float[Tensor, "*h m n"]) -> list[Tensor]:
+        """What `gather` finds, on top of the sums of other blocks."""
+        return [x.add_(y) for x, y in zip(sums, self.gather(seen, weights), strict=True)]
 
     def cut(self, tensors: dict[str, Tensor], block: Block) -> dict[str, Tensor]:
         """Views of what a block needs."""
@@ -113,13 +118,13 @@ class AbsorbedRows(MadeRows):
     def look(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor]:
         """Normed tokens times `folded`."""
         x = self.normed(tensors, block)
-        scores = x @ tensors["folded"]
+        scores = matmul(x, tensors["folded"])
         scores = scores + tensors["added"] if "added" in tensors else scores
         return self.hide_absent(scores, block), x
 
     def gather(self, seen: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         """Sums of weights and of normed tokens."""
-        return weights.sum(-2, keepdim=True), seen.mT @ weights
+        return weights.sum(-2, keepdim=True), matmul(seen.mT, weights)
 
     def expand(self, sums: Sequence[Tensor]) -> Float[Tensor, "c n"]:
         """The weighted sum of the normed tokens."""
@@ -140,7 +145,7 @@ class ProjectedRows(MadeRows):
         """Keys times what asks them."""
         x = self.normed(tensors, block)
         keys, values = (
-            rearrange(x @ tensors[name].flatten(0, 1).T, "m (h d) -> h m d", h=len(tensors[name]))
+            rearrange(linear(x, tensors[name].flatten(0, 1)), "m (h d) -> h m d", h=len(tensors[name]))
             if name in tensors
             else None
             for name in ("key", "value")
@@ -184,7 +189,7 @@ class SeparableRows(Rows):
         folded, offset = self._through_projection(folded)
         on_content, on_rows, on_columns, on_padding = (folded[..., place, :] for place in self.places)
         offset = offset if padding is None else offset + padding @ on_padding
-        self.tensors |= {"on_rows": on_rows, "on_columns": self.columns @ on_columns, "offset": offset}
+        self.tensors |= {"on_rows": on_rows, "on_columns": matmul(self.columns, on_columns), "offset": offset}
         self.tensors |= {} if content is None else {"on_content": on_content}
         self.tensors |= {} if added is None else {"added": added}
 
@@ -225,27 +230,43 @@ class SeparableRows(Rows):
             left, right = [*left, hidden[..., None].to(self.dtype)], [*right, tensors["on_hidden"]]
         added = tensors.get("added", torch.zeros_like(right[0][..., 0, :]))
         compact = torch.cat([*left, torch.ones_like(scale)[..., None]], -1)
-        scores = compact @ torch.cat([*right, added[..., None, :]], -2)
+        scores = matmul(compact, torch.cat([*right, added[..., None, :]], -2))
         scale = scale.unflatten(-1, (len(rows), self.width))[..., None]
         scores.unflatten(-2, (len(rows), self.width)).addcmul_(scale, tensors["on_columns"][..., None, :, :])
         return self.hide_absent(scores, block), (compact, scale, rows)
 
     def gather(self, seen: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> tuple[Tensor, ...]:
         """Sums of weights; of scaled content and hidden ones; of scaled row features; of scales; by column."""
-        compact, scale, rows = seen
-        sums = compact.mT @ weights
+        columns = weights.new_zeros(*weights.shape[:-2], self.width, weights.shape[-1])
+        return *self._of_all(seen, weights), self._by_column(columns, seen, weights)
+
+    def add(
+        self, sums: list[Tensor], seen: tuple[Tensor, Tensor, Tensor], weights: Float[Tensor, "*h m n"]
+    ) -> list[Tensor]:
+        """The sums by column are as large as a block: they grow where they are."""
+        *of_all, columns = sums
+        grown = [x.add_(y) for x, y in zip(of_all, self._of_all(seen, weights), strict=True)]
+        return [*grown, self._by_column(columns, seen, weights)]
+
+    @staticmethod
+    def _of_all(seen: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> tuple[Tensor, ...]:
+        compact, _, rows = seen
+        sums = matmul(compact.mT, weights)
         of_rows, rest, total = sums.split([len(rows), sums.shape[-2] - len(rows) - 1, 1], -2)
+        return total, rest, rows.T @ of_rows, of_rows.sum(-2, keepdim=True)
+
+    def _by_column(self, columns: Tensor, seen: tuple[Tensor, Tensor, Tensor], weights: Tensor) -> Tensor:
+        _, scale, rows = seen
         by_row = weights.unflatten(-2, (len(rows), self.width))
-        columns = by_row[..., 0, :, :] * scale[..., 0, :, :]
-        for row in range(1, len(rows)):  # one row after the other: the weights are read once, and not written again
+        for row in range(len(rows)):  # one row after the other: the weights are read once, and not written again
             columns.addcmul_(by_row[..., row, :, :], scale[..., row, :, :])
-        return total, rest, rows.T @ of_rows, of_rows.sum(-2, keepdim=True), columns
+        return columns
 
     def expand(self, sums: Sequence[Tensor]) -> Float[Tensor, "*b c n"]:
         """The weighted sum of the normed tokens."""
         rest, rows, scales, columns = sums
         content = len(self.places[0])
-        parts = [rest[..., :content, :], rows, self.columns.T @ columns]
+        parts = [rest[..., :content, :], rows, matmul(self.columns.T, columns)]
         parts += [self.tensors["padding"][:, None] * scales] if "padding" in self.tensors else []
         x = torch.cat(parts, -2)[..., torch.cat(self.places).argsort(), :]
         if self.segment.projection is not None:

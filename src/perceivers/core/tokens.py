@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from perceivers.core.linear import linear
 from perceivers.core.positions import AxisTables, PositionFeatures
 
 
@@ -88,7 +88,7 @@ class Segment:
         x = _join(parts, dim=-1)
         if self.projection is not None:
             weight, bias = self.projection
-            x = F.linear(x, weight.to(dtype), bias.to(dtype))
+            x = linear(x, weight.to(dtype), bias.to(dtype))
         if self.hidden is None:
             return x
         assert self.stand_in is not None

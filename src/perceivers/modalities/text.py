@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.linear import linear
 from perceivers.core.positions import LearnedPositions
 from perceivers.core.queries import InputQuery, LearnedQuery, at_points
 from perceivers.core.reading import Encoded
@@ -334,7 +335,7 @@ class TiedHead(nn.Module):
 
     def forward(self, rows: Float[Tensor, "b o e"]) -> Float[Tensor, "b o v"]:
         """One for each id."""
-        return F.linear(rows, self.weight, self.bias)
+        return linear(rows, self.weight, self.bias)
 
 
 class TextOutput(OutputAdapter):

@@ -1,0 +1,39 @@
+"""Products of matrices by MKL, as PyTorch makes them, and by oneDNN: what `perceivers.core.linear` chooses between."""
+
+import time
+from functools import partial
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+
+from perceivers.core.linear import _OneDNN
+
+SHAPES = [(rows, inner, columns) for rows in (64, 512, 2048) for inner in (64, 512, 1280) for columns in (2, 64, 1024)]
+"""Rows, channels in, channels out."""
+
+REPEATS = 9
+
+
+def main() -> None:
+    """One thread: microseconds of both in turn."""
+    torch.set_num_threads(1)
+    print("| rows | in | out | multiply-adds | MKL | oneDNN | times as fast |\n" + "| ---: " * 7 + "|")
+    for rows, inner, columns in SHAPES:
+        given = torch.randn(rows, inner), torch.randn(columns, inner), torch.randn(columns)
+        pairs = [[seconds(partial(function, *given)) for function in (F.linear, _OneDNN.apply)] for _ in range(REPEATS)]
+        mkl, onednn = (median(times) * 1e6 for times in zip(*pairs, strict=True))
+        ratio = median(one / other for one, other in pairs)
+        work = f"2^{(rows * inner * columns).bit_length() - 1}"
+        print(f"| {rows} | {inner} | {columns} | {work} | {mkl:.0f} | {onednn:.0f} | {ratio:.2f} |")
+
+
+def seconds(call: partial[torch.Tensor]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Products with matrices: PyTorch's, and oneDNN's where that is faster, equal within rounding.
+
+PyTorch gives those of float32 on a CPU to MKL, which was made for Intel's processors; oneDNN comes with PyTorch too.
+`python -m benchmarks.products` measures both; `torch.backends.mkldnn.set_flags(False)` turns oneDNN off.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+LEAST_WORK = 2**24
+"""Multiply-adds from which on oneDNN pays: a call takes longer to begin."""
+
+LEAST_COLUMNS = 8
+"""Results of a row; narrower ones are as slow as that many."""
+
+
+class Linear(nn.Linear):
+    """nn.Linear, as fast as it can be."""
+
+    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        """X W' + bias."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(
+    x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
+) -> Float[Tensor, "*b o"]:
+    """F.linear: x W' + bias."""
+    if is_for_onednn(x, weight):
+        result: Tensor = _OneDNN.apply(x, weight, bias)
+        return result
+    return F.linear(x, weight, bias)
+
+
+def matmul(x: Float[Tensor, "*b m i"], y: Float[Tensor, "*#b i n"]) -> Float[Tensor, "*b m n"]:
+    """X @ y."""
+    return linear(x, y.mT) if y.ndim == 2 else x @ y
+
+
+def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN makes the product: float32 on a CPU, large; without a compiler, transforms or special tensors."""
+    return (
+        AVAILABLE
+        and x.numel() * len(weight) >= LEAST_WORK
+        and len(weight) >= LEAST_COLUMNS
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and all(type(tensor) in (Tensor, nn.Parameter) for tensor in (x, weight))
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not _is_transformed()
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def _is_transformed() -> bool:
+    """Within vmap, or a derivative along a direction."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What PyTorch's compiler makes of a linear layer; not public, and without a gradient."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return result
+
+
+class _OneDNN(torch.autograd.Function):
+    """The same with gradients, and theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (x, weight), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        return (
+            matmul(gradient, weight) if of_x else None,
+            matmul(rows.mT, x.flatten(0, -2)) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """For FlopCounterMode."""
+    return 2 * x.numel() * weight[0]
+
+
+def _is_available() -> bool:
+    """Whether this PyTorch has all that is not public as it is used here."""
+    x = torch.eye(2)
+    try:
+        register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+        return not _is_transformed() and torch.equal(_product(x, x, None), x)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
+AVAILABLE = _is_available()
+"""Whether there is oneDNN."""

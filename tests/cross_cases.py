@@ -26,6 +26,32 @@ every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", ma
 
 
 @dataclass(frozen=True)
+class GivenAxis:
+    """Any features of the places of an axis: an `AxisTable`."""
+
+    features: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.features.device
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def part(self, first: int, last: int) -> "GivenAxis":
+        return GivenAxis(self.features[first:last])
+
+    def at(self, places: Tensor) -> Tensor:
+        return self.features[places]
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        return self.features.to(dtype)
+
+    def to(self, device: torch.device) -> "GivenAxis":
+        return GivenAxis(self.features.to(device))
+
+
+@dataclass(frozen=True)
 class Make:
     """What latents, tokens and what stands between them are like."""
 
@@ -198,7 +224,7 @@ def segment_of(make: Make, generator: torch.Generator) -> Segment:
         case "tables":
             widths = [2 + axis for axis in range(len(make.grid))]
             shuffled = torch.randperm(sum(widths), generator=generator).split(widths)
-            tables = tuple(normal(generator, n, width) for n, width in zip(make.grid, widths, strict=True))
+            tables = tuple(GivenAxis(normal(generator, n, width)) for n, width in zip(make.grid, widths, strict=True))
             positions = AxisTables(tables, tuple(tuple(place.tolist()) for place in shuffled))
         case "array":
             positions = normal(generator, count, 5)

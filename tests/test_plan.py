@@ -68,8 +68,8 @@ def size_of(x: Tensor | None) -> int:
 def peak(crossing: Crossing, choice: Choice) -> int:
     """Bytes beside inputs, parameters, results and gradients, at most at once."""
     memory, segment = PeakMemory(), crossing.segment
-    tables = segment.positions.tables if isinstance(segment.positions, AxisTables) else ()
-    memory.hold([*crossing.leaves.values(), *tables, segment.mask, segment.hidden])
+    axes: Any = segment.positions.tables if isinstance(segment.positions, AxisTables) else ()
+    memory.hold([*crossing.leaves.values(), *(axis.features for axis in axes), segment.mask, segment.hidden])
     with memory:
         before = memory.alive
         results = run(crossing, choice)

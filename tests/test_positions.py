@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cross_cases import GivenAxis
 from perceivers.core.positions import (
     AxisTables,
     Fourier,
@@ -113,7 +114,9 @@ def test_rows_are_rows_of_the_dense_array(grid: tuple[int, ...], config: Fourier
 
 def test_tables_by_hand() -> None:
     """Channels of each axis are put where they belong."""
-    tables = AxisTables((torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])), ((1,), (2, 0)))
+    tables = AxisTables(
+        (GivenAxis(torch.tensor([[1.0], [2.0]])), GivenAxis(torch.tensor([[3.0, 4.0], [5.0, 6.0]]))), ((1,), (2, 0))
+    )
     assert tables.dense(torch.float32).tolist() == [[4, 1, 3], [6, 1, 5], [4, 2, 3], [6, 2, 5]]
     assert tables.rows(torch.tensor([2, 1])).tolist() == [[4, 2, 3], [6, 1, 5]]
 

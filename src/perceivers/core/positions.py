@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from perceivers.core.initialisers import plain_linear, trained_vector
 
 CoordinateRule = Literal["inclusive", "exclusive"]
+
+PLACES_AT_ONCE = 256
+"""Places whose features are made at once."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,31 @@ class GridPlaces:
         return torch.stack(torch.meshgrid(*self.axes(), indexing="ij"), dim=-1).flatten(0, -2)
 
 
+@runtime_checkable
+class AxisTable(Protocol):
+    """Features of the places of an axis, [n, P]."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, first: int, last: int) -> "AxisTable":
+        """Of neighbouring places."""
+
+    def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
+        """Of places by number."""
+
+    def whole(self, dtype: torch.dtype) -> Float[Tensor, "n p"]:
+        """Of all places."""
+
+
 @dataclass(frozen=True)
 class AxisTables:
     """Position features on a grid [n_1, ..., n_d], each a function of one axis alone: a table for each axis."""
 
-    tables: tuple[Float[Tensor, "_ _"], ...]
+    tables: tuple[AxisTable, ...]
     """Features of the places along each axis."""
     channels: tuple[tuple[int, ...], ...]
     """Which of the features each table holds."""
@@ -120,15 +143,16 @@ class AxisTables:
         for axis, (table, channels) in enumerate(zip(self.tables, self.channels, strict=True)):
             shape = [1] * len(self.tables)
             shape[axis] = len(table)
-            features[..., list(channels)] = table.to(dtype).view(*shape, -1).expand(*self.grid, -1)
+            features[..., list(channels)] = table.whole(dtype).view(*shape, -1).expand(*self.grid, -1)
         return features.flatten(0, -2)
 
     def rows(self, index: Int[Tensor, "*b o"]) -> Float[Tensor, "*b o p"]:
         """Features of some places, counted row-major."""
-        features = self.tables[0].new_empty(*index.shape, self.num_channels)
         places = torch.unravel_index(index, self.grid)
-        for place, table, channels in zip(places, self.tables, self.channels, strict=True):
-            features[..., list(channels)] = table[place]
+        found = [table.at(place) for place, table in zip(places, self.tables, strict=True)]
+        features = found[0].new_empty(*index.shape, self.num_channels)
+        for part, channels in zip(found, self.channels, strict=True):
+            features[..., list(channels)] = part
         return features
 
 
@@ -150,6 +174,42 @@ def fourier_features(
     return torch.cat(parts, dim=-1)
 
 
+@dataclass(frozen=True)
+class FourierAxis:
+    """Fourier features of the places of an axis, made when they are asked for."""
+
+    coordinates: Float[Tensor, " n"]
+    """Of the places, in the precision of the features."""
+    resolution: int
+    """Samples that the highest frequency can tell apart."""
+    config: Fourier
+    """Which features."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are made."""
+        return self.coordinates.device
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    def part(self, first: int, last: int) -> "FourierAxis":
+        """Of neighbouring places."""
+        return replace(self, coordinates=self.coordinates[first:last])
+
+    def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
+        """Of places by number; of each once where more are asked for than there are."""
+        if torch.compiler.is_compiling() or places.numel() > len(self):
+            return self.whole(self.coordinates.dtype)[places]
+        return fourier_features(self.coordinates[places][..., None], [self.resolution], self.config)
+
+    def whole(self, dtype: torch.dtype) -> Float[Tensor, "n p"]:
+        """Of all places, a few at a time: on the way they take several times their size."""
+        parts = [self.coordinates] if torch.compiler.is_compiling() else self.coordinates.split(PLACES_AT_ONCE)
+        made = [fourier_features(part[:, None], [self.resolution], self.config).to(dtype) for part in parts]
+        return torch.cat(made)
+
+
 class FourierPositions(nn.Module):
     """Fourier features of `axes` coordinates; no parameters."""
 
@@ -167,7 +227,7 @@ class FourierPositions(nn.Module):
     def on_grid(self, places: GridPlaces) -> AxisTables:
         """Features of a grid, a table for each axis."""
         tables = [
-            fourier_features(axis[:, None], [resolution], self.config)
+            FourierAxis(axis, resolution, self.config)
             for axis, resolution in zip(places.axes(), self.max_resolution, strict=True)
         ]
         return AxisTables(tuple(tables), tuple(self._channels_of(axis) for axis in range(self.axes)))

@@ -173,8 +173,7 @@ class SeparableRows(Rows):
         assert isinstance(tables, AxisTables)
         *outer, inner = (list(channels) for channels in tables.channels)
         self.width = len(tables.tables[-1])
-        self.outer = [table.to(dtype) for table in tables.tables[:-1]]
-        self.columns = tables.tables[-1].to(dtype)
+        *self.outer, self.inner = tables.tables
         content = None if segment.content is None else self.of_each(segment.content)
         padding = None if segment.constant is None else segment.constant.to(dtype)
         # A token's channels: content, then positions, then padding; `places` says which are whose.
@@ -189,7 +188,9 @@ class SeparableRows(Rows):
         folded, offset = self._through_projection(folded)
         on_content, on_rows, on_columns, on_padding = (folded[..., place, :] for place in self.places)
         offset = offset if padding is None else offset + padding @ on_padding
-        self.tensors |= {"on_rows": on_rows, "on_columns": matmul(self.columns, on_columns), "offset": offset}
+        columns = self.inner.whole(dtype)
+        self.column_moments = _moments(columns, 0)
+        self.tensors |= {"on_rows": on_rows, "on_columns": matmul(columns, on_columns), "offset": offset}
         self.tensors |= {} if content is None else {"on_content": on_content}
         self.tensors |= {} if added is None else {"added": added}
 
@@ -208,7 +209,7 @@ class SeparableRows(Rows):
         folded, offset = weight.T @ folded, bias @ folded
         weight, bias = weight - weight.mean(0), bias - bias.mean()
         parts = [weight[:, place].T for place in self.places]
-        self.tensors |= {"norm_rows": parts[1], "norm_columns": self.columns @ parts[2]}
+        self.tensors |= {"norm_rows": parts[1], "norm_columns": self.inner.whole(self.dtype) @ parts[2]}
         self.tensors |= {
             "norm_offset": bias + self.tensors["padding"] @ parts[3] if "padding" in self.tensors else bias
         }
@@ -266,7 +267,7 @@ class SeparableRows(Rows):
         """The weighted sum of the normed tokens."""
         rest, rows, scales, columns = sums
         content = len(self.places[0])
-        parts = [rest[..., :content, :], rows, matmul(self.columns.T, columns)]
+        parts = [rest[..., :content, :], rows, matmul(self.inner.whole(self.dtype).T, columns)]
         parts += [self.tensors["padding"][:, None] * scales] if "padding" in self.tensors else []
         x = torch.cat(parts, -2)[..., torch.cat(self.places).argsort(), :]
         if self.segment.projection is not None:
@@ -282,14 +283,14 @@ class SeparableRows(Rows):
     def row_features(self, block: Block) -> Float[Tensor, "r p"]:
         """Features of the block's rows."""
         first, last = (place // self.width for place in block)
-        places = torch.unravel_index(torch.arange(first, last, device=self.columns.device), tuple(map(len, self.outer)))
-        return torch.cat([table[place] for table, place in zip(self.outer, places, strict=True)], -1)
+        places = torch.unravel_index(torch.arange(first, last, device=self.device), tuple(map(len, self.outer)))
+        return torch.cat([table.at(place).to(self.dtype) for table, place in zip(self.outer, places, strict=True)], -1)
 
     def inverse_deviation(self, tensors: dict[str, Tensor], rows: Float[Tensor, "r p"]) -> Float[Tensor, "*b m"]:
         """1 / std of each token of a block."""
         if self.segment.projection is not None:
             return self._of_projected(tensors, rows)
-        parts = [_moments(rows, 1), _moments(self.columns, 0)]
+        parts = [_moments(rows, 1), self.column_moments]
         parts += [_moments(tensors["padding"], None)] if "padding" in tensors else []
         if "content" in tensors:
             content = tensors["content"].to(self.dtype)

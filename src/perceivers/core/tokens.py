@@ -128,7 +128,7 @@ class Segment:
         first, last = (grid[0] * number // world for number in (rank, rank + 1))
         start, stop = first * inside, last * inside
         if isinstance(positions, AxisTables):
-            positions = replace(positions, tables=(positions.tables[0][first:last], *positions.tables[1:]))
+            positions = replace(positions, tables=(positions.tables[0].part(first, last), *positions.tables[1:]))
         elif positions is not None:
             positions = positions[..., start:stop, :]
         return self._taken(lambda x: x[:, start:stop], positions, (last - first, *grid[1:]))

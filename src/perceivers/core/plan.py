@@ -24,9 +24,6 @@ from perceivers.core.tokens import Segment, Tokens
 ONE_HOT = 8
 """Rows of a block of the separable order, about; their one-hot code is part of a product."""
 
-WRITING = 2
-"""How many times as large a block is when writing, where its scores are passed over fewer times."""
-
 GRADIENT = 3
 """How many times the memory a block takes when it is made again for its gradient."""
 
@@ -112,8 +109,10 @@ class Case:
 
     def default_block(self, order: Order) -> int:
         """Tokens of a block where no limit asks for fewer."""
-        numbers = self.rates.numbers * (1 if self.tail is None else WRITING)
-        size = max(numbers // (self.questions + self.channels) // self.together(order), 1)
+        numbers, row = self.rates.numbers, self.questions + self.channels
+        if self.tail is not None:  # scores are passed over fewer times, and more arrays are as wide as a query
+            numbers, row = 2 * numbers, row + 3 * self.channels
+        size = max(numbers // row // self.together(order), 1)
         coded = order.startswith("separable") and not self.is_fused(order)
         return min(size, max(ONE_HOT * self.width, size // 16)) if coded else size
 

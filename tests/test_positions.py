@@ -20,6 +20,7 @@ from perceivers.core.positions import (
     fourier_features,
     to_unit,
 )
+from perceivers.tasks.costs import PeakMemory
 from reference_files import relative_error
 
 GRIDS = [(11,), (5, 7), (2, 5, 3)]
@@ -110,6 +111,21 @@ def test_rows_are_rows_of_the_dense_array(grid: tuple[int, ...], config: Fourier
     dense = tables.dense(torch.float64)
     for index in (torch.tensor([3, 0, math.prod(grid) - 1, 3]), torch.randint(math.prod(grid), (2, 5))):
         assert torch.equal(tables.rows(index), dense[index])
+
+
+def test_a_long_axis_is_made_in_parts() -> None:
+    count, config = 10_000, Fourier(num_bands=16)
+    places = GridPlaces((count,))
+    tables = fourier((count,), config).on_grid(places)
+    table = tables.tables[0].whole(torch.float32)
+    assert torch.equal(table, fourier_features(places.coordinates(), [count], config).float())
+    assert torch.equal(tables.tables[0].part(700, 1000).whole(torch.float32), table[700:1000])
+    with PeakMemory() as some:
+        tables.rows(torch.arange(100))
+    assert some.peak < table.nbytes / 10
+    with PeakMemory() as whole:
+        tables.tables[0].whole(torch.float32)
+    assert whole.peak < 2.2 * table.nbytes
 
 
 def test_tables_by_hand() -> None:

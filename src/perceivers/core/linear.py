@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 LEAST_WORK = 2**24
 """Multiply-adds from which on oneDNN pays: a call takes longer to begin."""
@@ -21,7 +21,7 @@ LEAST_COLUMNS = 8
 
 
 class Linear(nn.Linear):
-    """nn.Linear, as fast as it can be."""
+    """nn.Linear, its product made by `linear`."""
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """X W' + bias."""
@@ -47,13 +47,13 @@ def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN makes the product: float32 on a CPU, large; without a compiler, transforms or special tensors."""
     return (
         AVAILABLE
+        and not torch.compiler.is_compiling()  # first: a compiler would note what is asked of sizes
         and x.numel() * len(weight) >= LEAST_WORK
         and len(weight) >= LEAST_COLUMNS
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in (x, weight))
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not _is_transformed()
         and bool(torch.backends.mkldnn.enabled)
     )
@@ -96,9 +96,10 @@ def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
 
 def _is_available() -> bool:
     """Whether this PyTorch has all that is not public as it is used here."""
-    x = torch.eye(2)
+    x = torch.eye(2, device="cpu", dtype=torch.float32)
     try:
-        register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+        if torch.ops.mkldnn._linear_pointwise not in flop_registry:
+            register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
         return not _is_transformed() and torch.equal(_product(x, x, None), x)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False

@@ -171,9 +171,9 @@ class SeparableRows(Rows):
         super().__init__(segment, folded.dtype, folded.shape[:-2])
         tables, dtype = segment.positions, self.dtype
         assert isinstance(tables, AxisTables)
-        *outer, inner = (list(channels) for channels in tables.channels)
-        self.width = len(tables.tables[-1])
-        *self.outer, self.inner = tables.tables
+        *self.outer, self.inner = tables.tables  # of rows, of columns
+        self.width = len(self.inner)
+        *outer, inner = tables.channels
         content = None if segment.content is None else self.of_each(segment.content)
         padding = None if segment.constant is None else segment.constant.to(dtype)
         # A token's channels: content, then positions, then padding; `places` says which are whose.

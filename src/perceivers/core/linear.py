@@ -38,7 +38,7 @@ def linear(
     return F.linear(x, weight, bias)
 
 
-def matmul(x: Float[Tensor, "*b m i"], y: Float[Tensor, "*#b i n"]) -> Float[Tensor, "*b m n"]:
+def matmul(x: Float[Tensor, "... m i"], y: Float[Tensor, "... i n"]) -> Float[Tensor, "... m n"]:
     """X @ y."""
     return linear(x, y.mT) if y.ndim == 2 else x @ y
 

@@ -89,8 +89,8 @@ def _added_up(rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]
         top = scores.amax(-2, keepdim=True)
         if reference is None or sums is None:
             reference = top.clamp(min=NOTHING_SEEN)
-        elif (higher := top > reference + HEADROOM).any():
-            raised = torch.where(higher, top, reference)
+        else:
+            raised = torch.where(top > reference + HEADROOM, top, reference)
             scale = (reference - raised).exp()
             sums, reference = [x.mul_(scale) for x in sums], raised
         weights = scores.sub_(reference).exp_()

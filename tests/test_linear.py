@@ -21,7 +21,7 @@ Three = tuple[Tensor, Tensor, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch.backends.mkldnn.flags, on its way out
 
 
-def test_oneDNN_is_there_where_pytorch_has_it() -> None:  # noqa: N802
+def test_onednn_is_there_where_pytorch_has_it() -> None:
     assert torch.backends.mkldnn.is_available() == module.AVAILABLE
 
 
@@ -72,9 +72,9 @@ def test_operations_are_counted() -> None:
     assert counter.get_total_flops() == 3 * 2 * 2 * ROWS * INNER * COLUMNS
 
 
-def test_oneDNN_is_asked_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: N802
+def test_onednn_is_asked_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(module._OneDNN, "apply", lambda *given: asked.append(given) or F.linear(*given))
+    monkeypatch.setattr(module, "onednn", lambda *given: asked.append(given) or F.linear(*given))
     x, weight, bias = (part.detach() for part in three())
 
     def is_asked(*given: Tensor) -> bool:

@@ -101,7 +101,7 @@ def is_shorter_composed(cross: CrossAttention, tail: Sequence[nn.Module]) -> boo
     if not is_linear(tail) or not maps:
         return False
     second = cross.mlp.output.weight
-    return maps[-1].out_features * sum(second.shape) < second.numel() + sum(linear.weight.numel() for linear in maps)
+    return maps[-1].out_features * sum(second.shape) < second.numel() + sum(module.weight.numel() for module in maps)
 
 
 def _last_maps(

@@ -32,10 +32,15 @@ def linear(
     x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*b o"]:
     """F.linear: x W' + bias."""
-    if is_for_onednn(x, weight):
-        result: Tensor = _OneDNN.apply(x, weight, bias)
-        return result
-    return F.linear(x, weight, bias)
+    return (onednn if is_for_onednn(x, weight) else F.linear)(x, weight, bias)
+
+
+def onednn(
+    x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
+) -> Float[Tensor, "*b o"]:
+    """F.linear of float32 on a CPU, by oneDNN."""
+    result: Tensor = _OneDNN.apply(x, weight, bias)
+    return result
 
 
 def matmul(x: Float[Tensor, "... m i"], y: Float[Tensor, "... i n"]) -> Float[Tensor, "... m n"]:

@@ -1,5 +1,6 @@
 """Two processes against one: the same losses, the same weights, checkpoints of sharded models, shares without gaps."""
 
+import gc
 import json
 import os
 import signal
@@ -7,10 +8,12 @@ import socket
 import subprocess
 import sys
 import traceback
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.positions import Fourier
@@ -159,13 +162,31 @@ def test_processes_agree_that_a_loss_is_not_finite(records, tmp_path):
         real = objective.Objective.forward
         factor = float("nan") if rank else 1.0
         objective.Objective.forward = lambda self, batch: {n: v * factor for n, v in real(self, batch).items()}
-        with pytest.raises(ValueError, match="step 0: the loss is not finite") as caught:
+        with pytest.raises(ValueError, match="step 0: the loss is not finite"):
             trained(records, tmp_path, 7, **SETTINGS)
-        kept.append(caught)  # with what it holds: gloo's destructor may wait for the other process, which has gone
 
-    kept = []
     together(2, run)
     assert latest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_nothing_of_the_model_outlives_its_process_group(records, tmp_path, failing):
+    """DDP that is the last to hold the group may never end: it joins a thread that waits for Python's lock."""
+
+    def run(rank):
+        real, ended = torch.distributed.destroy_process_group, []
+
+        def destroy():
+            ended.append([one for one in gc.get_objects() if type(one) is DistributedDataParallel])
+            real()
+
+        torch.distributed.destroy_process_group = destroy
+        settings = SETTINGS | {"optimiser": OptimiserConfig(learning_rate=1e30 if failing else 1e-3)}
+        with pytest.raises(ValueError, match="step 1: the gradient is not finite") if failing else nullcontext():
+            trained(records, tmp_path, 2, **settings)
+        assert ended == [[]]
+
+    together(2, run)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from perceivers.training.pictures import SHOWN, draw_samples
 from perceivers.training.processes import launched, only_user
 from perceivers.training.recompute import recomputed
 from perceivers.training.state import TrainingState, latest_checkpoint
-from perceivers.training.stopping import Stopped, stop_signals
+from perceivers.training.stopping import StopFlag, Stopped, stop_signals
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -45,53 +45,66 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
         recomputed(model, config.recompute),
         stop_signals() as stop,
     ):
-        objective = Objective(model, config.weights)
-        learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
-        learner.mark_forward_method("predict")
-        learner.train()
-        optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
-        state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
-        checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
-        if checkpoint is not None:
-            state.load(checkpoint)
-
-        share = (fabric.global_rank, fabric.world_size)
-        steps = (state.step, config.num_steps)
-        groups = getattr(records, "groups", ())
-        order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle, groups)
-        batches = training_batches(objective.schema, records, order, config.num_workers)
-        with Log(run, state.step, config, enabled=fabric.is_global_zero) as log, workers_let_go():
-            started = time.monotonic() - state.seconds
-            for batch in fabric.setup_dataloaders(batches, use_distributed_sampler=False):
-                rate = config.rate(state.step)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                seed_step(config.seed, state.step, fabric.global_rank)
-                batch = mixed(objective.schema, batch, config.mixing)
-                losses, weights = gradients(fabric, learner, batch, config.accumulate), objective.weights()
-                norm = clip(fabric, learner, optimiser, config)
-                check_finite(state.step, losses, norm, checkpoint)
-                optimiser.step()
-                optimiser.zero_grad()
-                state.step += 1
-                state.update_average()
-                state.seconds = time.monotonic() - started
-                scalars = {"rate": rate, "norm": norm, "seconds": round(state.seconds, 3)}
-                log.write(state.step, objective.unweighed(losses, weights), weights, **scalars)
-
-                signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
-                due = state.step == config.num_steps or state.step % config.checkpoint_every == 0
-                if due or signal:
-                    with state.averaged():
-                        score = validation_loss(learner, validation, config.batch_size) if due and validation else None
-                        if due and config.tensorboard:
-                            show(log, state.step, learner, validation or records)
-                    checkpoint = state.save(run, score)
-                if signal:
-                    raise Stopped(signal, state.step, checkpoint)
-        state.set_parameters(state.average)
+        make_steps(fabric, model, records, validation, config, run, stop)
     model.eval()
     return fabric.is_global_zero
+
+
+def make_steps(
+    fabric: "Fabric",
+    model: PerceiverIO,
+    records: Sequence[Record],
+    validation: Sequence[Record],
+    config: TrainingConfig,
+    run: Path,
+    stop: StopFlag,
+) -> None:
+    """The steps of one process, from the latest checkpoint on: the weights end as their average."""
+    objective = Objective(model, config.weights)
+    learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
+    learner.mark_forward_method("predict")
+    learner.train()
+    optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
+    state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
+    checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
+    if checkpoint is not None:
+        state.load(checkpoint)
+
+    share = (fabric.global_rank, fabric.world_size)
+    steps = (state.step, config.num_steps)
+    groups = getattr(records, "groups", ())
+    order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle, groups)
+    batches = training_batches(objective.schema, records, order, config.num_workers)
+    with Log(run, state.step, config, enabled=fabric.is_global_zero) as log, workers_let_go():
+        started = time.monotonic() - state.seconds
+        for batch in fabric.setup_dataloaders(batches, use_distributed_sampler=False):
+            rate = config.rate(state.step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            seed_step(config.seed, state.step, fabric.global_rank)
+            batch = mixed(objective.schema, batch, config.mixing)
+            losses, weights = gradients(fabric, learner, batch, config.accumulate), objective.weights()
+            norm = clip(fabric, learner, optimiser, config)
+            check_finite(state.step, losses, norm, checkpoint)
+            optimiser.step()
+            optimiser.zero_grad()
+            state.step += 1
+            state.update_average()
+            state.seconds = time.monotonic() - started
+            scalars = {"rate": rate, "norm": norm, "seconds": round(state.seconds, 3)}
+            log.write(state.step, objective.unweighed(losses, weights), weights, **scalars)
+
+            signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
+            due = state.step == config.num_steps or state.step % config.checkpoint_every == 0
+            if due or signal:
+                with state.averaged():
+                    score = validation_loss(learner, validation, config.batch_size) if due and validation else None
+                    if due and config.tensorboard:
+                        show(log, state.step, learner, validation or records)
+                checkpoint = state.save(run, score)
+            if signal:
+                raise Stopped(signal, state.step, checkpoint)
+    state.set_parameters(state.average)
 
 
 def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +23,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def launched(config: TrainingConfig) -> Iterator["Fabric"]:
-    """Within: the processes of a run work together; behind it each is alone again."""
+    """Within: the processes of a run work together; behind it each is alone again.
+
+    Nothing made within may hold DDP's reducer on leaving: were it the last holder of its process group, it would wait
+    for gloo's thread while it has Python's lock, which that thread may wait for. The frames of an error let it go here.
+    """
     fabric = launch(config)
     try:
         yield fabric
+    except BaseException as error:
+        if torch.distributed.is_initialized():
+            traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -104,7 +104,10 @@ def _kilobytes(path: Path, name: str) -> int:
 
 def _give_back_freed_memory() -> None:
     # What malloc keeps would be used again unseen.
-    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallctl"):  # jemalloc is preloaded: all of its arenas
+        library.mallctl(b"arena.4096.purge", None, None, None, ctypes.c_size_t(0))
+    elif hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 
 
@@ -185,7 +188,7 @@ class Machine:
     load: float
     """Average number of running processes in the minute before."""
     versions: dict[str, str]
-    """Of Python and of the packages that were compared."""
+    """Of Python, of the C library, of the packages that were compared; and what is preloaded."""
     device: str = "cpu"
     """cpu or cuda."""
 
@@ -199,7 +202,10 @@ def machine(device: str) -> Machine:
         processor = _processor()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     packages = ("torch", "triton", "transformers", "perceiver-io", "perceiver-pytorch", "jax")
-    versions = {"python": platform.python_version()} | {name: v for name in packages if (v := _version(name))}
+    library, release = platform.libc_ver()  # its malloc decides on a CPU's memory, unless another is preloaded
+    preloaded = " ".join(Path(name).name for name in os.environ.get("LD_PRELOAD", "").split(":") if name)
+    found = {"python": platform.python_version(), library: release, "preloaded": preloaded}
+    versions = {name: v for name, v in (found | {name: _version(name) for name in packages}).items() if v}
     return Machine(processor, os.cpu_count() or 1, memory, os.getloadavg()[0], versions, device)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -44,8 +44,8 @@ class GivenAxis:
     def at(self, places: Tensor) -> Tensor:
         return self.features[places]
 
-    def whole(self, dtype: torch.dtype) -> Tensor:
-        return self.features.to(dtype)
+    def parts(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        yield from self.features.to(dtype).split(3)
 
     def to(self, device: torch.device) -> "GivenAxis":
         return GivenAxis(self.features.to(device))

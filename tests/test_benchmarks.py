@@ -318,8 +318,11 @@ def test_matrix_products_of_a_gpu_are_faster_in_half_precision():
     assert gemm_rate("cuda", torch.bfloat16) > gemm_rate("cuda", torch.float32) > 1e12
 
 
-def test_the_machine_is_named():
+def test_the_machine_is_named(monkeypatch):
+    assert "preloaded" not in machine("cpu").versions
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
     here = machine("cpu")
+    assert here.versions["preloaded"] == "libjemalloc.so.2"
     assert here.processor
     assert here.cores >= 1
     assert here.versions["torch"] == torch.__version__

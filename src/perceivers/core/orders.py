@@ -83,21 +83,24 @@ class _Sums(torch.autograd.Function):
 
 def _added_up(rows: Rows, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
     """The reference, and the sums relative to it."""
-    reference, sums = None, None
-    for block in blocks:
-        scores, seen = rows.look(rows.cut(rows.tensors, block), block)
-        top = scores.amax(-2, keepdim=True)
-        if reference is None or sums is None:
-            reference = top.clamp(min=NOTHING_SEEN)
-        else:
-            raised = torch.where(top > reference + HEADROOM, top, reference)
-            scale = (reference - raised).exp()
-            sums, reference = [x.mul_(scale) for x in sums], raised
-        weights = scores.sub_(reference).exp_()
-        sums = list(rows.gather(seen, weights)) if sums is None else rows.add(sums, seen, weights)
-    assert reference is not None
-    assert sums is not None
+    reference, sums = _with_block(rows, blocks[0])
+    for block in blocks[1:]:
+        reference, sums = _with_block(rows, block, reference, sums)
     return reference, sums
+
+
+def _with_block(
+    rows: Rows, block: Block, reference: Tensor | None = None, sums: Sequence[Tensor] = ()
+) -> tuple[Tensor, list[Tensor]]:
+    """The same with one more block: what is made of it is let go before the next one is."""
+    scores, seen = rows.look(rows.cut(rows.tensors, block), block)
+    top = scores.amax(-2, keepdim=True)
+    if reference is None:
+        reference = top.clamp(min=NOTHING_SEEN)
+        return reference, list(rows.gather(seen, scores.sub_(reference).exp_()))
+    raised = torch.where(top > reference + HEADROOM, top, reference)
+    scale = (reference - raised).exp()
+    return raised, rows.add([x.mul_(scale) for x in sums], seen, scores.sub_(raised).exp_())
 
 
 def is_together(order: Order, device: torch.device) -> bool:

@@ -6,7 +6,7 @@ Source: the official position_encoding.py.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -114,8 +114,8 @@ class AxisTable(Protocol):
     def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
         """Of places by number."""
 
-    def whole(self, dtype: torch.dtype) -> Float[Tensor, "n p"]:
-        """Of all places."""
+    def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
+        """Of all places, a few neighbouring ones at a time."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class AxisTables:
         for axis, (table, channels) in enumerate(zip(self.tables, self.channels, strict=True)):
             shape = [1] * len(self.tables)
             shape[axis] = len(table)
-            features[..., list(channels)] = table.whole(dtype).view(*shape, -1).expand(*self.grid, -1)
+            features[..., list(channels)] = torch.cat([*table.parts(dtype)]).view(*shape, -1).expand(*self.grid, -1)
         return features.flatten(0, -2)
 
     def rows(self, index: Int[Tensor, "*b o"]) -> Float[Tensor, "*b o p"]:
@@ -200,14 +200,13 @@ class FourierAxis:
     def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
         """Of places by number; of each once where more are asked for than there are."""
         if torch.compiler.is_compiling() or places.numel() > len(self):
-            return self.whole(self.coordinates.dtype)[places]
+            return torch.cat([*self.parts(self.coordinates.dtype)])[places]
         return fourier_features(self.coordinates[places][..., None], [self.resolution], self.config)
 
-    def whole(self, dtype: torch.dtype) -> Float[Tensor, "n p"]:
+    def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
         """Of all places, a few at a time: on the way they take several times their size."""
-        parts = [self.coordinates] if torch.compiler.is_compiling() else self.coordinates.split(PLACES_AT_ONCE)
-        made = [fourier_features(part[:, None], [self.resolution], self.config).to(dtype) for part in parts]
-        return torch.cat(made)
+        for part in [self.coordinates] if torch.compiler.is_compiling() else self.coordinates.split(PLACES_AT_ONCE):
+            yield fourier_features(part[:, None], [self.resolution], self.config).to(dtype)
 
 
 class FourierPositions(nn.Module):

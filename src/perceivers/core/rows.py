@@ -185,36 +185,34 @@ class SeparableRows(Rows):
         ]
         self.tensors = {} if content is None else {"content": content}
         self.tensors |= {} if padding is None else {"padding": padding}
-        folded, offset = self._through_projection(folded)
+        folded, offset, norm = self._through_projection(folded)
         on_content, on_rows, on_columns, on_padding = (folded[..., place, :] for place in self.places)
         offset = offset if padding is None else offset + padding @ on_padding
-        columns = self.inner.whole(dtype)
-        self.column_moments = _moments(columns, 0)
-        self.tensors |= {"on_rows": on_rows, "on_columns": matmul(columns, on_columns), "offset": offset}
+        columns = [(matmul(part, on_columns), _norm_of(part, norm)) for part in self.inner.parts(dtype)]
+        on_columns, norm_columns = (torch.cat(parts, -2) for parts in zip(*columns, strict=True))
+        self.tensors |= {"on_rows": on_rows, "offset": offset, "on_columns": on_columns, "norm_columns": norm_columns}
         self.tensors |= {} if content is None else {"on_content": on_content}
         self.tensors |= {} if added is None else {"added": added}
 
     def _through_projection(
         self, folded: Float[Tensor, "*b c n"]
-    ) -> tuple[Float[Tensor, "*b own n"], Float[Tensor, "*b n"]]:
-        """What is asked of tokens in their own width, and a constant; keeps what norms and stand-ins need."""
+    ) -> tuple[Float[Tensor, "*b own n"], Float[Tensor, "*b n"], Float[Tensor, "p c"] | None]:
+        """What is asked of tokens in their own width, a constant, the columns' map; keeps what stand-ins need."""
         segment, offset = self.segment, folded.new_zeros(*self.batch, folded.shape[-1])
         if segment.hidden is not None:
             assert segment.stand_in is not None
             token = F.layer_norm(segment.stand_in.to(self.dtype), segment.stand_in.shape, eps=LAYER_NORM_EPSILON)
             self.tensors |= {"hidden_token": token, "on_hidden": (token @ folded)[..., None, :]}
         if segment.projection is None:
-            return folded, offset
+            return folded, offset, None
         weight, bias = (x.to(self.dtype) for x in segment.projection)
         folded, offset = weight.T @ folded, bias @ folded
         weight, bias = weight - weight.mean(0), bias - bias.mean()
-        parts = [weight[:, place].T for place in self.places]
-        self.tensors |= {"norm_rows": parts[1], "norm_columns": self.inner.whole(self.dtype) @ parts[2]}
-        self.tensors |= {
-            "norm_offset": bias + self.tensors["padding"] @ parts[3] if "padding" in self.tensors else bias
-        }
-        self.tensors |= {"norm_content": parts[0]} if "content" in self.tensors else {}
-        return folded, offset
+        of_content, of_rows, of_columns, of_padding = (weight[:, place].T for place in self.places)
+        bias = bias + self.tensors["padding"] @ of_padding if "padding" in self.tensors else bias
+        self.tensors |= {"norm_rows": of_rows, "norm_offset": bias}
+        self.tensors |= {"norm_content": of_content} if "content" in self.tensors else {}
+        return folded, offset, of_columns
 
     def look(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """[scale content | scale row | hidden | 1] times what is asked of them, then columns are added."""
@@ -267,7 +265,7 @@ class SeparableRows(Rows):
         """The weighted sum of the normed tokens."""
         rest, rows, scales, columns = sums
         content = len(self.places[0])
-        parts = [rest[..., :content, :], rows, matmul(self.inner.whole(self.dtype).T, columns)]
+        parts = [rest[..., :content, :], rows, self._weighted_columns(columns)]
         parts += [self.tensors["padding"][:, None] * scales] if "padding" in self.tensors else []
         x = torch.cat(parts, -2)[..., torch.cat(self.places).argsort(), :]
         if self.segment.projection is not None:
@@ -275,6 +273,14 @@ class SeparableRows(Rows):
             x = weight @ x + bias[:, None] * scales
         x = x - x.mean(-2, keepdim=True)
         return x + self.tensors["hidden_token"][:, None] * rest[..., -1:, :] if "hidden_token" in self.tensors else x
+
+    def _weighted_columns(self, weights: Float[Tensor, "*b w n"]) -> Float[Tensor, "*b p n"]:
+        """The weighted sum of their features."""
+        found, first = weights.new_zeros(()), 0
+        for part in self.inner.parts(self.dtype):
+            found = found + matmul(part.T, weights[..., first : first + len(part), :])
+            first += len(part)
+        return found
 
     def hidden(self, block: Block) -> Bool[Tensor, "*b m"] | None:
         """True where the mask token replaces a token; None: nowhere."""
@@ -290,11 +296,12 @@ class SeparableRows(Rows):
         """1 / std of each token of a block."""
         if self.segment.projection is not None:
             return self._of_projected(tensors, rows)
-        parts = [_moments(rows, 1), self.column_moments]
-        parts += [_moments(tensors["padding"], None)] if "padding" in tensors else []
+        mean, variance = tensors["norm_columns"][None].unbind(-1)
+        parts = [_moments(rows[:, None]), (len(self.places[2]), mean, variance)]
+        parts += [_moments(tensors["padding"])] if "padding" in tensors else []
         if "content" in tensors:
             content = tensors["content"].to(self.dtype)
-            parts += [_moments(content.unflatten(-2, (len(rows), self.width)), None)]
+            parts += [_moments(content.unflatten(-2, (len(rows), self.width)))]
         # Chan's formula: a sum of terms that are not negative; mean of squares minus square of mean would cancel.
         zero = rows.new_zeros(len(rows), self.width)
         channels = sum(count for count, _, _ in parts)
@@ -332,10 +339,13 @@ def keep_heap() -> None:
     torch.empty(HEAP_BYTES, dtype=torch.uint8)
 
 
-def _moments(x: Tensor, expand: int | None) -> tuple[int, Tensor, Tensor]:
-    """Number of channels, their mean and variance; with an axis of size 1 added at `expand`."""
+def _norm_of(columns: Float[Tensor, "w p"], projection: Float[Tensor, "p c"] | None) -> Float[Tensor, "w _"]:
+    """What the norm of a token needs of its column: mean and variance, or its part of the centred projected token."""
+    return columns @ projection if projection is not None else torch.stack(_moments(columns)[1:], -1)
+
+
+def _moments(x: Float[Tensor, "*b c"]) -> tuple[int, Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+    """Number of channels, their mean and variance."""
     mean = x.mean(-1)
     variance = (x - mean[..., None]).square().mean(-1)  # torch.var_mean takes ten times as long over few channels
-    if expand is not None:
-        variance, mean = variance.unsqueeze(expand), mean.unsqueeze(expand)
     return x.shape[-1], mean, variance

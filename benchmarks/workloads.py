@@ -174,10 +174,17 @@ def _train_flow() -> Row:
     return _released("training step, one flow pair", work, peers, [Target("time", 6, FORWARD), memory(1600)])
 
 
-def _train(family: str, title: str) -> Row:
+def _train(family: str, title: str, *limits: float) -> Row:
+    """`limits`: megabytes of an attention, beside recomputing."""
     work = Work(family, part="training")
+    others: dict[str, Contender] = {
+        f"{CHECKPOINTED}, memory_limit {limit:g} MB": partial(
+            own, replace(work, memory_limit=int(limit * MB)), checkpointed=True
+        )
+        for limit in limits
+    }
     targets = [Target("time", 1.4, OURS, CHECKPOINTED), Target("memory", 0.25, HF, CHECKPOINTED)]
-    return _released(f"training step, {title}", work, _peers(work), targets, checkpointed=True)
+    return _released(f"training step, {title}", work, others | _peers(work), targets, checkpointed=True)
 
 
 def sketch(inputs: int, outputs: int, latents: tuple[int, int], quick: bool) -> Preset:
@@ -231,7 +238,7 @@ ROWS: dict[str, Row] = {
     "language-batch-8": _language(8),
     "train-optical-flow": _train_flow(),
     "train-imagenet-fourier": _train("imagenet-fourier", "ImageNet, Fourier features"),
-    "train-language": _train("language", "language"),
+    "train-language": _train("language", "language", 50),
     "million": _million(),
     "growth-inputs": _growth("inputs"),
     "growth-outputs": _growth("outputs"),

@@ -22,6 +22,7 @@ from perceivers.core.attention import (
     filled_up_attention,
 )
 from perceivers.core.initialisers import attention_linear, convolution_, plain_linear, trained_vector
+from perceivers.tasks.costs import PeakMemory
 from reference_files import relative_error
 
 B, H, T, S, D, E = 2, 3, 5, 7, 11, 13  # batch, heads, queries, keys, head width, other head width of values
@@ -135,6 +136,28 @@ def test_dead_queries_get_exactly_the_output_bias(mask: Mask, value_channels: in
     out = attention(torch.randn(B, T, F), torch.randn(B, S, C), mask)
     assert all(torch.equal(out[sample, query], attention.output.bias) for sample, query in DEAD)
     assert not torch.equal(out[0, 0], attention.output.bias)
+
+
+@pytest.mark.parametrize("at_once", [1, T * S, 4 * T * S])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_few_heads_at_a_time_give_the_same(
+    mask: Mask, masked: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, inputs = mask if masked else None, (double(B, H, T, D), double(B, H, S, D), double(B, H, S, E))
+    expected = attend(*inputs, rule)
+    gradients = torch.autograd.grad(expected.square().sum(), inputs)
+    monkeypatch.setattr("perceivers.core.attention.SCORES_AT_ONCE", at_once)
+    found = attend(*inputs, rule)
+    assert relative_error(found, expected) <= 1e-12
+    for gradient, wanted in zip(torch.autograd.grad(found.square().sum(), inputs), gradients, strict=True):
+        assert relative_error(gradient, wanted) <= 1e-12
+
+
+def test_scores_of_many_heads_are_not_all_in_memory() -> None:
+    q, k, v = torch.randn(1, 8, 512, 16), torch.randn(1, 8, 2048, 16), torch.randn(1, 8, 2048, 24)
+    with PeakMemory() as memory:
+        attend(q, k, v)
+    assert memory.peak < 3 * 512 * 2048 * 4  # of one head: scores and weights; all 8 would take 67 MB
 
 
 def test_nothing_to_attend_to_gives_zero(value_channels: int) -> None:

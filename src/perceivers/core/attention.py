@@ -23,6 +23,9 @@ LAYER_NORM_EPSILON = 1e-5
 HEAD_UNIT = 8
 """The fused kernels of GPUs take head widths that are multiples of it: cuDNN's and flash up to 256, the others any."""
 
+SCORES_AT_ONCE = 1 << 20
+"""Of those that are written down: so many stay in a cache."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # jax.nn.gelu's default, so all released models
     "gelu_erf": F.gelu,  # what ports to PyTorch use; differs by at most 5e-4
@@ -89,8 +92,13 @@ def attention_weights(
     q: Float[Tensor, "b h t d"], k: Float[Tensor, "b h s d"], mask: Mask | None = None
 ) -> Float[Tensor, "b h t s"]:
     """softmax(q k' / sqrt(d)) over valid keys; 0 for dead queries. Statistics in at least float32."""
+    return _weights(q, k, *((None, None) if mask is None else (mask.scores(), mask.dead())))
+
+
+def _weights(
+    q: Float[Tensor, "*b t d"], k: Float[Tensor, "*b s d"], valid: Tensor | None, dead: Tensor | None
+) -> Float[Tensor, "*b t s"]:
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
-    valid, dead = (None, None) if mask is None else (mask.scores(), mask.dead())
     if valid is not None:
         scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
@@ -106,14 +114,40 @@ def attend(
 ) -> Float[Tensor, "b h t e"]:
     """Weighted sums of values; exactly 0 for a query that has nothing to attend to (official `attend`)."""
     on_gpu = q.device.type == "cuda"
-    if (q.shape[-1] != v.shape[-1] and not on_gpu) or k.shape[-2] == 0:  # no fused kernel takes these
-        return F.dropout(attention_weights(q, k, mask), dropout) @ v
     valid, dead = (None, None) if mask is None else (mask.scores(), mask.dead())
+    if (q.shape[-1] != v.shape[-1] and not on_gpu) or k.shape[-2] == 0:  # no fused kernel takes these
+        return _written_down(q, k, v, valid, dead, dropout)
     if valid is not None and dead is not None:
         valid = valid | dead  # some kernels give NaN for a softmax over nothing
     fused = filled_up_attention if on_gpu else F.scaled_dot_product_attention
     attended = fused(q, k, v, valid, dropout)
     return attended if dead is None else attended.masked_fill(dead, 0)
+
+
+def _written_down(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s e"],
+    valid: Bool[Tensor, "#b 1 #t s"] | None,
+    dead: Bool[Tensor, "#b 1 #t 1"] | None,
+    dropout: float,
+) -> Float[Tensor, "b h t e"]:
+    """Attention that writes its scores down, of a few heads at a time where there are many."""
+
+    def attended(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dead: Tensor | None) -> Tensor:
+        return F.dropout(_weights(q, k, valid, dead), dropout) @ v
+
+    heads, scores = q.shape[:2], q.shape[-2] * k.shape[-2]
+    if torch.compiler.is_compiling() or heads.numel() * scores <= SCORES_AT_ONCE:
+        return attended(q, k, v, valid, dead)
+    count = max(SCORES_AT_ONCE // scores, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    valid, dead = (None if x is None else x.expand(*heads, -1, -1).flatten(0, 1) for x in (valid, dead))
+    parts = [slice(first, first + count) for first in range(0, len(q), count)]
+    found = [
+        attended(q[part], k[part], v[part], *(x if x is None else x[part] for x in (valid, dead))) for part in parts
+    ]
+    return torch.cat(found).unflatten(0, heads)
 
 
 def filled_up_attention(

@@ -9,6 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Coordinates, Indices, Queries
+from perceivers.core.orders import Order
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
 from perceivers.core.reading import Encoded
@@ -28,8 +30,10 @@ from perceivers.modalities.numbers import Numbers
 from perceivers.modalities.patches import space_to_depth
 from perceivers.modalities.pointset import PointSet
 from perceivers.modalities.series import Series
+from perceivers.modalities.text import Text, TiedHead
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
+from perceivers.training.recompute import recomputed
 from reference_files import relative_error
 
 B = 3
@@ -954,3 +958,44 @@ def test_encoded_keeps_what_outputs_ask_with(everything: PerceiverIO, raw: dict[
     assert isinstance(encoded, Encoded)
     assert encoded.latents.shape[0] == B
     assert list(encoded.sources) == ["frames"]
+
+
+TIED = Schema(
+    inputs={"text": Text(length=9, channels=26)},
+    outputs={"restored": Text(length=9, key="text", of="text", query_channels=26)},
+)
+
+
+def tied_texts() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return TIED.collate([TIED.prepare({"text": text}, rng, training=True) for text in ("abcdef", "xyz")])["inputs"]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("order", ["projected", "absorbed"])
+def test_every_order_gives_a_tied_head_its_gradient(order: Order, recompute: bool) -> None:
+    """Latents are made of the same embeddings: both ways lead to them, in each block."""
+    torch.manual_seed(0)
+    model = PerceiverIO(TIED, SMALL).double().train()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    texts = tied_texts()
+
+    def gradients(order: Order | None) -> dict[str, Tensor]:
+        model.zero_grad()
+        with recomputed(model, recompute):
+            model.decode(model.encode(texts, order=order), order=order)["restored"].square().sum().backward()
+        return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+
+    expected, found = gradients("dense"), gradients(order)
+    assert found.keys() == expected.keys()
+    largest = max(x.abs().max() for x in expected.values())
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-9, atol=1e-12 * largest) for name in expected)
+
+
+def test_a_head_that_does_not_name_what_it_borrows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TiedHead, "borrowed", ())
+    model, texts = PerceiverIO(TIED, SMALL), tied_texts()
+    loss = model.decode(model.encode(texts), order="projected")["restored"].square().sum()
+    with pytest.raises(RuntimeError, match=r"a parameter \[262, 26\] of another module is used in blocks"):
+        loss.backward()

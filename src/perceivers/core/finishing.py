@@ -4,7 +4,9 @@ Linear maps that follow one another are one, where that is shorter. What for: or
 m queries of a block, n latents, h heads, e channels of a value, f of a query.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -22,10 +24,36 @@ Finish = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None], Float[T
 """Makes decoded rows from attention weights, and queries where they are added to what is found."""
 
 
+@dataclass(frozen=True)
+class Used:
+    """The tensors that make decoded rows. A head may use what latents are made of: each stands for itself alone."""
+
+    leaves: tuple[Tensor, ...]
+    """In the graph of a block: parameters, and tensors with nothing behind them."""
+    sources: tuple[Tensor, ...]
+    """What each is in the graph of the model."""
+
+    @classmethod
+    def made(cls, *tensors: Tensor) -> "Used":
+        """Tensors that were made of others."""
+        return cls(tuple(x.detach().requires_grad_(x.requires_grad) for x in tensors), tensors)
+
+    @classmethod
+    def of(cls, *modules: nn.Module) -> "Used":
+        """Parameters that modules have, and those that they borrow (a tied head has its input's embeddings)."""
+        parts = [part for module in modules for part in module.modules()]
+        found = [(*part.parameters(recurse=False), *getattr(part, "borrowed", ())) for part in parts]
+        once = tuple(dict.fromkeys(itertools.chain(*found)))
+        return cls(once, once)
+
+    def __add__(self, other: "Used") -> "Used":
+        return Used(self.leaves + other.leaves, self.sources + other.sources)
+
+
 def finish_of(
     order: str, cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
-) -> tuple[Finish, tuple[Tensor, ...]]:
-    """What makes decoded rows in this order, and the tensors that it uses, none made of another."""
+) -> tuple[Finish, Used]:
+    """What makes decoded rows in this order, and the tensors that it uses."""
     if order.endswith("folded"):
         return _folded_finish(cross, values, tail)
     return (_projected_finish if order == "projected" else _finish)(cross, values, tail)
@@ -33,66 +61,64 @@ def finish_of(
 
 def _projected_finish(
     cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
-) -> tuple[Finish, tuple[Tensor, ...]]:
+) -> tuple[Finish, Used]:
     """As the dense path."""
-    output = cross.attention.output
+    output, made = cross.attention.output, Used.made(values)
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
-        found = output(rearrange(weights @ values, "h m e -> m (h e)").to(output.weight.dtype))
+        found = output(rearrange(weights @ made.leaves[0], "h m e -> m (h e)").to(output.weight.dtype))
         queries = found if queries is None else queries.to(found)
         return _through(tail, cross.finish(queries[None], found[None]))[0]
 
-    return finish, (values, *_parameters(output, cross.mlp_norm, cross.mlp, *tail))
+    return finish, made + Used.of(output, cross.mlp_norm, cross.mlp, *tail)
 
 
-def _finish(
-    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
-) -> tuple[Finish, tuple[Tensor, ...]]:
+def _finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]) -> tuple[Finish, Used]:
     """The output map is applied to the values; all that follows, to each query."""
     output = cross.attention.output
     weight = output.weight.to(values.dtype).unflatten(-1, (len(values), -1))
-    columns = _aligned(torch.einsum("hne,fhe->hnf", values, weight).flatten(0, 1))
-    follow, others = (_composed_mlp_and_tail if is_shorter_composed(cross, tail) else _mlp_and_tail)(
-        cross, values, tail
-    )
+    made = Used.made(_aligned(torch.einsum("hne,fhe->hnf", values, weight).flatten(0, 1)), output.bias)
+    columns, bias = made.leaves
+    follow, used = (_composed_mlp_and_tail if is_shorter_composed(cross, tail) else _mlp_and_tail)(cross, values, tail)
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
         found = matmul(rearrange(weights, "h m n -> m (h n)"), columns)[:, : output.out_features]
-        found = found.to(output.bias.dtype) + output.bias
+        found = found.to(bias.dtype) + bias
         return follow(found if queries is None else found + queries.to(found))
 
-    return finish, (columns, output.bias, *others)
+    return finish, made + used
 
 
 def _mlp_and_tail(
     cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
-) -> tuple[Callable[[Tensor], Tensor], Sequence[Tensor]]:
+) -> tuple[Callable[[Tensor], Tensor], Used]:
     """The MLP and the maps that follow it, of rows [m, f]."""
 
     def follow(x: Tensor) -> Tensor:
         x = x[None]
         return _through(tail, x + cross.mlp(cross.mlp_norm(x)))[0]
 
-    return follow, _parameters(cross.mlp_norm, cross.mlp, *tail)
+    return follow, Used.of(cross.mlp_norm, cross.mlp, *tail)
 
 
 def _composed_mlp_and_tail(
     cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
-) -> tuple[Callable[[Tensor], Tensor], Sequence[Tensor]]:
+) -> tuple[Callable[[Tensor], Tensor], Used]:
     """The same: all linear maps behind the activation are one, and one is all that they make of x itself."""
     dtype, norm = values.dtype, cross.mlp_norm
-    hidden = _plain(cross.mlp.hidden, dtype)
-    scale, shift = norm.weight.to(dtype), norm.bias.to(dtype)
     last, after, bias = _last_maps(cross, values, tail)
-    maps = torch.cat([last[0], after], -1)  # one of them is made of the other: their gradients come together
+    scale, shift = norm.weight.to(dtype), norm.bias.to(dtype)
+    made = Used.made(*_plain(cross.mlp.hidden, dtype), scale, shift, torch.cat([last[0], after], -1), bias)
+    hidden, hidden_bias, scale, shift, maps, bias = made.leaves
 
     def follow(x: Tensor) -> Tensor:
         x = x.to(dtype)
-        inner = cross.mlp.activation(linear(F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPSILON), *hidden))
+        normed = F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPSILON)
+        inner = cross.mlp.activation(linear(normed, hidden, hidden_bias))
         of_x, of_inner = maps.split([x.shape[-1], inner.shape[-1]], -1)
         return linear(x, of_x, bias) + linear(inner, of_inner)
 
-    return follow, (scale, shift, *hidden, maps, bias)
+    return follow, made
 
 
 def is_shorter_composed(cross: CrossAttention, tail: Sequence[nn.Module]) -> bool:
@@ -115,7 +141,7 @@ def _last_maps(
 
 def _folded_finish(
     cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
-) -> tuple[Finish, tuple[Tensor, ...]]:
+) -> tuple[Finish, Used]:
     """All linear maps are applied to the values; what remains for a query is one activation and one norm.
 
     With u what attention finds, tail(u + mlp(norm u)) needs u behind the tail, behind the MLP's first map, and its
@@ -135,7 +161,8 @@ def _folded_finish(
     columns = _aligned(torch.einsum("hne,fhe->hnf", values, per_head).flatten(0, 1))
     constants = F.pad(maps[:, -1], (0, columns.shape[-1] - len(maps)))
     sizes = [len(inside), len(root), len(last[0]), columns.shape[-1] - len(maps)]
-    hidden_bias = hidden[1] + hidden[0] @ norm.bias.to(dtype)
+    made = Used.made(columns, constants, hidden[1] + hidden[0] @ norm.bias.to(dtype), after, bias)
+    columns, constants, hidden_bias, after, bias = made.leaves
 
     def finish(weights: Tensor, _: Tensor | None) -> Tensor:
         weights = rearrange(weights, "h m n -> m (h n)")
@@ -143,7 +170,7 @@ def _folded_finish(
         scale = torch.rsqrt((rooted * rooted).sum(-1, keepdim=True) / len(output[0]) + LAYER_NORM_EPSILON)
         return plain + linear(mlp.activation(torch.addcmul(hidden_bias, inner, scale)), after, bias)
 
-    return finish, (columns, constants, hidden_bias, after, bias)
+    return finish, made
 
 
 def is_linear(tail: Sequence[nn.Module]) -> bool:
@@ -165,10 +192,6 @@ def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
     return x
-
-
-def _parameters(*modules: nn.Module) -> list[Tensor]:
-    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def _plain(linear: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ def triton_kernels() -> ModuleType | None:
 class _Rows(torch.autograd.Function):
     """What `writer` makes of all blocks, one behind the other; the gradient makes each block again.
 
-    `others`: the tensors that the writer uses beside those of `rows`, parameters too, none made of another.
+    `others`: leaves that the writer uses beside the tensors of `rows`; what they stand for are the last of `tensors`.
     """
 
     @staticmethod
@@ -170,12 +170,29 @@ def _gradients(
         part = {name: x.detach().requires_grad_(name in own) for name, x in cut.items()}
         with torch.enable_grad(), torch.autocast(rows.device.type, enabled=False):
             made, gradients = again(part, block)
+        if block is blocks[0]:
+            _check_leaves(made, [*part.values(), *others])
         found = torch.autograd.grad(made, [*(part[name] for name in names), *beside], gradients, allow_unused=True)
         for total, more in zip([*rows.cut(own, block).values(), *of_others], found, strict=True):
             if more is not None:
                 total += more
     gradients_of = iter([*own.values(), *of_others])
     return [next(gradients_of) if wanted else None for wanted in needed]
+
+
+def _check_leaves(made: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+    """RuntimeError if a block uses a parameter that is not known here: it would get no gradient, without a word."""
+    names, nodes, seen = {id(x) for x in known}, [x.grad_fn for x in made], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [behind for behind, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in names:
+            shape = list(leaf.shape)
+            raise RuntimeError(f"a parameter {shape} of another module is used in blocks: name it in `borrowed`")
 
 
 def _without_autocast(function: Function) -> Function:
@@ -278,9 +295,10 @@ def write(
         else:
             kind = SeparableRows if order.startswith("separable") else AbsorbedRows
             rows = kind(own, _folded(asked, query), added)
-        finish, others = finish_of(order, cross, values, tail)
+        finish, used = finish_of(order, cross, values, tail)
         writer = _writer(cross, rows, finish)
-        written.append(_Rows.apply(rows, blocks_of(rows, block_size), writer, others, *rows.tensors.values(), *others))
+        tensors = (*rows.tensors.values(), *used.sources)
+        written.append(_Rows.apply(rows, blocks_of(rows, block_size), writer, used.leaves, *tensors))
     return (torch.stack(written) if len(written) > 1 else written[0][None]).to(latents.dtype)
 
 

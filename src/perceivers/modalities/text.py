@@ -333,6 +333,11 @@ class TiedHead(nn.Module):
         """[vocabulary, E]; belongs to the input."""
         return self._embedding[0].weight
 
+    @property
+    def borrowed(self) -> tuple[Tensor, ...]:
+        """Parameters that it uses and that another module has."""
+        return (self.weight,)
+
     def forward(self, rows: Float[Tensor, "b o e"]) -> Float[Tensor, "b o v"]:
         """One for each id."""
         return linear(rows, self.weight, self.bias)

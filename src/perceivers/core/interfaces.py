@@ -93,7 +93,7 @@ class OutputAdapter(nn.Module, ABC):
     """Arranges the decoder's rows into one raw output; its head is all it learns."""
 
     head: nn.Module
-    """Applied to each row by the decoder: [B, O, E] to [B, O, e]."""
+    """Applied to each row by the decoder: [B, O, E] to [B, O, e]. Parameters of other modules are in its `borrowed`."""
     mixes_neighbours: bool = False
     """Whether a value depends on several rows: then it is decoded whole."""
 

@@ -1,4 +1,4 @@
-"""Attention and the two blocks made of it, dense: all weights of a block at once. The oracle of every other order.
+"""Attention and the two blocks made of it, dense: all tokens at once. The oracle of every other order.
 
 Letters: B batch, T queries, S keys, H heads. A batch of 1 stands for "the same for every sample".
 Source: `Attention`, `CrossAttention`, `SelfAttention`, `MLP` of the official perceiver.py.

@@ -981,7 +981,7 @@ def test_every_order_gives_a_tied_head_its_gradient(order: Order, recompute: boo
         nn.init.normal_(parameter, std=0.3)
     texts = tied_texts()
 
-    def gradients(order: Order | None) -> dict[str, Tensor]:
+    def gradients(order: Order) -> dict[str, Tensor]:
         model.zero_grad()
         with recomputed(model, recompute):
             model.decode(model.encode(texts, order=order), order=order)["restored"].square().sum().backward()

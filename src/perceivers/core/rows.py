@@ -275,7 +275,7 @@ class SeparableRows(Rows):
         return x + self.tensors["hidden_token"][:, None] * rest[..., -1:, :] if "hidden_token" in self.tensors else x
 
     def _weighted_columns(self, weights: Float[Tensor, "*b w n"]) -> Float[Tensor, "*b p n"]:
-        """The weighted sum of their features."""
+        """Sums over the columns: of their features, weighted."""
         found, first = weights.new_zeros(()), 0
         for part in self.inner.parts(self.dtype):
             found = found + matmul(part.T, weights[..., first : first + len(part), :])

@@ -59,7 +59,10 @@ def make_steps(
     run: Path,
     stop: StopFlag,
 ) -> None:
-    """The steps of one process, from the latest checkpoint on: the weights end as their average."""
+    """The steps of one process, from the latest checkpoint on: the weights end as their average.
+
+    A function of its own, so that all that holds the model is gone before the processes part (`launched`).
+    """
     objective = Objective(model, config.weights)
     learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
     learner.mark_forward_method("predict")

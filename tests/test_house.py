@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "perceivers"
 
 FLOORS = [
+    ["files"],
     ["core", "media"],
     ["modalities"],
     ["schema", "storage", "preset", "proposal", "progress"],

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from perceivers.data.dataset import DataSet
-from perceivers.media.image import regular_file
+from perceivers.files import regular_file
 from perceivers.schema import Record
 
 UNSIGNED_BYTES = 8

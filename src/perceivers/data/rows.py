@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perceivers.media.image import one_line, regular_file
+from perceivers.files import one_line, regular_file
 from perceivers.modalities.cells import Files, Row
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null")

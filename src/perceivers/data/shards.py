@@ -22,7 +22,7 @@ from fsspec.core import url_to_fs
 
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.rows import arrow_library
-from perceivers.media.image import one_line, whole_file
+from perceivers.files import one_line, whole_file
 from perceivers.modalities.cells import Files, Row
 from perceivers.schema import Record
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.data.rows import arrow_library
-from perceivers.media.image import whole_file
+from perceivers.files import whole_file
 
 PlainRow = Mapping[str, Any]
 """Plain values by column: numbers, texts, lists and objects of them, None. Every row has the same columns."""

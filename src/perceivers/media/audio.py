@@ -7,8 +7,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from perceivers.files import one_line, regular_file, whole_file
 from perceivers.media.decoder import MAX_VALUES, RATES, check_sound, sound_within
-from perceivers.media.image import library, one_line, regular_file, whole_file
+from perceivers.media.image import library
 from perceivers.media.video import read_sound
 
 # The kinds that libsndfile reads here; all others, MP3 too, are decoded by FFmpeg in a process of its own.

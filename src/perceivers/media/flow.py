@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perceivers.media.image import MAX_PIXELS, read_png16, regular_file, whole_file, write_png16
+from perceivers.files import regular_file, whole_file
+from perceivers.media.image import MAX_PIXELS, read_png16, write_png16
 
 MAGIC = 202021.25
 """First number of a Middlebury file."""

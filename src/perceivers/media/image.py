@@ -1,10 +1,8 @@
-"""Pictures: files to uint8 [H, W, 3] and back; sizes and the crop of evaluation. What all of `media` needs of files."""
+"""Pictures: files to uint8 [H, W, 3] and back; sizes and the crop of evaluation."""
 
 import math
 import os
-import stat
 import struct
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+
+from perceivers.files import one_line, regular_file, whole_file
 
 # Never all that Pillow knows: EPS runs Ghostscript, FITS, PDF and JPEG 2000 have been bombs, libtiff prints on stderr.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -44,49 +44,6 @@ def library(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ImportError(f"{name} cannot be imported ({error}): pip install perceivers[media]") from None
-
-
-def regular_file(path: Path | str) -> Path:
-    """The path of an existing, readable, non-empty file; ValueError for anything else: folder, pipe, device."""
-    path = Path(path)
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path}: not a file")
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    if status.st_size == 0:
-        raise ValueError(f"{path}: is empty")
-    return path
-
-
-@contextmanager
-def whole_file(path: Path | str) -> Iterator[Path]:
-    """A file to write into beside `path`; it takes the place of `path` when all is written, or nothing changes."""
-    path = Path(path)
-    fresh: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".new.", suffix=path.suffix, dir=path.parent)
-        os.close(descriptor)
-        fresh = Path(name)
-        yield fresh
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.chmod(0o644)
-        fresh.replace(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if fresh is not None:
-            fresh.unlink(missing_ok=True)
-
-
-def one_line(error: BaseException) -> str:
-    """What a library's exception says, without line breaks, cut to a readable length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class TooManyPixelsError(ValueError):

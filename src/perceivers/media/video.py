@@ -72,7 +72,8 @@ def write_video(path: Path | str, clip: Clip) -> Path:
     """Write an .mp4: H.264 (MPEG-4 where there is no encoder for it) and AAC; an odd side gets one more pixel."""
     path = Path(path)
     _check_clip(path, clip)
-    from perceivers.media.image import library, one_line, whole_file
+    from perceivers.files import one_line, whole_file
+    from perceivers.media.image import library
 
     av = library("av")
     with whole_file(path) as fresh:
@@ -86,7 +87,8 @@ def write_video(path: Path | str, clip: Clip) -> Path:
 
 def _decoded(path: Path | str, job: dict[str, Any], seconds: float, size: int) -> tuple[dict[str, Any], list[Any]]:
     """What the child process found, and the arrays it wrote; ValueError with its complaint, or that it crashed."""
-    from perceivers.media.image import library, regular_file
+    from perceivers.files import regular_file
+    from perceivers.media.image import library
 
     path = regular_file(path)
     if find_spec("av") is None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from perceivers.pretrained.unpickle import LONGEST_AXIS, LONGEST_KEY, MOST_OPCODES, one_line
+from perceivers.files import one_line
+from perceivers.pretrained.unpickle import LONGEST_AXIS, LONGEST_KEY, MOST_OPCODES
 from perceivers.storage import WEIGHTS, load_tensors, read_json
 
 INDEX, CHECKPOINT = "model.safetensors.index.json", "pytorch_model.bin"

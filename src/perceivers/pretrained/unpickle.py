@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from perceivers.files import one_line
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -107,12 +109,6 @@ def read_haiku(path: Path) -> tuple[Arrays, Arrays]:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
-
-
-def one_line(text: object) -> str:
-    """A message that may quote a hostile file, as one printable line that is not too long."""
-    line = " ".join(str(text).split())
-    return "".join(letter if letter.isprintable() else "?" for letter in line[:300])
 
 
 @dataclass(eq=False)

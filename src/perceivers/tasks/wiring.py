@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perceivers.media.image import whole_file
+from perceivers.files import whole_file
 from perceivers.preset import Preset, Rows, wiring
 from perceivers.schema import kind_name
 from perceivers.tasks.costs import Costs, costs, training_bytes

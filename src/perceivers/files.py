@@ -1,0 +1,74 @@
+"""Files that somebody else made: what may be opened, how much of it, what is said of it; and files written whole."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LONGEST_MESSAGE = 300
+"""Characters that a message quotes of a library's exception or of a file."""
+
+MOST_TEXT_BYTES = 64 * 2**20
+"""Size of a text file (settings, descriptions, lists) that is read at once, unless told otherwise."""
+
+
+def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
+    """Return the path of an existing, readable, non-empty file of at most `max_bytes`.
+
+    ValueError for anything else: a folder, a pipe, a device, a file that is larger.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            path.open("rb").close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in its name
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path}: not a file")
+    if status.st_size == 0:
+        raise ValueError(f"{path}: is empty")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise ValueError(f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that are read")
+    return path
+
+
+def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
+    """Return the text of a file in UTF-8; ValueError for what `regular_file` refuses and for other encodings."""
+    path = regular_file(path, max_bytes)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {one_line(error)}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes."""
+    path = Path(path)
+    fresh: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".new.", suffix=path.suffix, dir=path.parent)
+        os.close(descriptor)
+        fresh = Path(name)
+        yield fresh
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if fresh is not None:
+            fresh.unlink(missing_ok=True)
+
+
+def one_line(text: object) -> str:
+    """Return what an exception says, or a file's own text, as one printable line of a readable length."""
+    line = " ".join(str(text).split())[:LONGEST_MESSAGE]
+    return "".join(letter if letter.isprintable() else "?" for letter in line) or type(text).__name__

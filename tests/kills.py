@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -18,6 +19,8 @@ import warnings
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 from perceivers.training.config import TrainingConfig
@@ -28,6 +31,8 @@ from small_run import small_records, trained, without_time
 
 STEPS, EVERY = 8, 2
 SETTINGS = {"checkpoint_every": EVERY, "average_decay": 0.9, "accumulate": 2, "validation_fraction": 0.2}
+LIMIT = 60
+"""Seconds within which the processes of a run must have ended once one of them was killed; they take about one."""
 STARTING, STEPPING, SAVING, DONE = range(4)
 PHASES = {STARTING: "starting", STEPPING: "in a step", SAVING: "in a save", DONE: "after the run"}
 
@@ -50,17 +55,26 @@ class Tally:
     """Runs that ended with other weights or another log than the run that was left alone."""
     finished: int = 0
     """Runs that ended."""
+    hung: int = 0
+    """Killed runs of which a process had to be killed too: it waited for those that were gone."""
+    orphans: int = 0
+    """Killed runs whose workers lived on."""
+
+    @property
+    def faults(self) -> tuple[int, ...]:
+        """Counts of all that must not happen."""
+        return self.lost, self.diverged, self.hung, self.orphans
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(self.kills.items()))
         ends = f"{self.lost} lost checkpoints, {self.diverged} diverged of {self.finished} runs brought to their end"
-        return f"{self.kills.total()} kills ({kinds}): {ends}"
+        return f"{self.kills.total()} kills ({kinds}): {ends}, {self.hung} hung, {self.orphans} with orphans"
 
 
 class Child:
     """A forked process that trains in a folder; `phase` and `saved` can be read when it is dead too."""
 
-    def __init__(self, run, workers=0, stopped=False):
+    def __init__(self, run, workers=0, stopped=False, places=None, **settings):
         self.run, self.memory = run, mmap.mmap(-1, 16)
         self.pid = os.fork()
         if self.pid == 0:
@@ -68,14 +82,17 @@ class Child:
             try:
                 if stopped:
                     os.kill(os.getpid(), signal.SIGSTOP)
-                self._train(workers)
+                if places is not None:
+                    os.setsid()  # by which its workers are known
+                    os.environ |= places
+                self._train(workers, settings)
                 code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(code)
 
-    def _train(self, workers):
+    def _train(self, workers, settings):
         save, update = TrainingState.save, TrainingState.update_average
 
         def noted(state, *arguments):
@@ -89,7 +106,7 @@ class Child:
             update(state)
 
         TrainingState.save, TrainingState.update_average = noted, started
-        trained(small_records(), self.run, STEPS, num_workers=workers, **SETTINGS)
+        trained(small_records(), self.run, STEPS, num_workers=workers, **SETTINGS, **settings)
         self.set(DONE, STEPS)
 
     def set(self, phase, saved):
@@ -112,13 +129,80 @@ class Child:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-class Reference:
-    """The run that was left alone."""
+class Team:
+    """A run of several processes, numbered as torchrun does, each with workers of its own."""
 
-    def __init__(self, folder):
+    def __init__(self, run, workers=0, world=2, **settings):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        places = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(world)]
+        texts = [{name: str(value) for name, value in place.items()} for place in places]
+        self.ranks = [Child(run, workers, places=text, **settings) for text in texts]
+
+    @property
+    def phase(self):
+        """What the first process does, which writes."""
+        return self.ranks[0].phase
+
+    @property
+    def saved(self):
+        return max(rank.saved for rank in self.ranks)
+
+    def ended(self):
+        """Whether one of them has."""
+        return any(rank.ended() for rank in self.ranks)
+
+    def kill(self, victim):
+        """Kill "rank 0", "rank 1", "a worker" of either (the first process, if it has none now), or "all"."""
+        workers = sorted(self.living() - {rank.pid for rank in self.ranks})
+        chosen = {"all": self.living(), "a worker": workers[:1]}.get(victim)
+        for pid in chosen or [self.ranks[victim == "rank 1"].pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def wait(self):
+        """The first exit code that is not 0, if there is one."""
+        return next(filter(None, [rank.wait() for rank in self.ranks]), 0)
+
+    def end(self, tally):
+        """Wait until no process of it is left; what does not end by itself is counted, and killed."""
+        if not within(LIMIT, lambda: all(rank.ended() for rank in self.ranks)):
+            tally.hung += 1
+            self.kill("all")
+        elif not within(LIMIT, lambda: not self.living()):
+            tally.orphans += 1
+            self.kill("all")
+        return self.wait()
+
+    def living(self):
+        """Processes of it, workers too, that have not ended."""
+        sessions, found = {str(rank.pid) for rank in self.ranks}, set()
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has gone meanwhile
+                state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+                if session in sessions and state not in "ZX":
+                    found.add(int(path.parent.name))
+        return found
+
+
+def within(seconds, condition):
+    """Wait for a condition: whether it came in time."""
+    end = time.monotonic() + seconds
+    while not (held := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return held
+
+
+class Reference:
+    """The run that was left alone; `start` starts such a run in a folder."""
+
+    def __init__(self, folder, start=Child):
         launch(TrainingConfig(accelerator="cpu"))  # imports, so that children need not
-        self.run = folder / "alone"
-        assert Child(self.run).wait() == 0
+        self.run, self.start = folder / "alone", start
+        assert start(self.run).wait() == 0
         self.end = self.result(self.run)
 
     @staticmethod
@@ -129,7 +213,7 @@ class Reference:
 
     def judge(self, run, tally):
         """Bring a killed run to its end and compare."""
-        if Child(run).wait() != 0 or self.result(run) != self.end:
+        if self.start(run).wait() != 0 or self.result(run) != self.end:
             tally.diverged += 1
         else:
             assert not list(run.rglob("*.unfinished")), "what a killed writer left was not removed"
@@ -153,8 +237,7 @@ def random_kills(folder, number, workers, seed=0):
         rarer = STEPPING if tally.kills[PHASES[STEPPING]] <= tally.kills[PHASES[SAVING]] else SAVING
         wanted = chance.choice([STARTING] + 7 * [rarer])
         after = 0 if wanted == STARTING else chance.randrange(0, STEPS - EVERY, EVERY)  # not before this was saved
-        while child.phase != DONE and (child.phase != wanted or child.saved < after) and not child.ended():
-            time.sleep(0.001)
+        wait_for(child, wanted, after)
         time.sleep(chance.random() * {STARTING: 0.2, STEPPING: 0.02, SAVING: 0.02, DONE: 0}[wanted])
         with suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
@@ -171,6 +254,38 @@ def random_kills(folder, number, workers, seed=0):
     if run.exists():
         reference.judge(run, tally)
     return tally
+
+
+def kills_of_one(folder, number, workers, seed=0, **settings):
+    """Kill one process of a run of two, or all, while the first is starting, in a step or in a save; then go on."""
+    chance, tally, start = random.Random(seed), Tally(), partial(Team, workers=workers, **settings)
+    reference, run, saved = Reference(folder, start), folder / "killed", 0
+    victims = ["rank 0", "rank 1", "all"] + ["a worker"] * bool(workers)
+    cases = list(product(victims, (STARTING, STEPPING, SAVING)))
+    chance.shuffle(cases)
+    while tally.kills.total() < number:
+        team, (victim, wanted) = start(run), cases[tally.kills.total() % len(cases)]
+        wait_for(team, wanted, 0 if wanted == STARTING else chance.randrange(0, STEPS - EVERY, EVERY))
+        time.sleep(chance.random() * {STARTING: 0.5, STEPPING: 0.02, SAVING: 0.02}[wanted])
+        phase = team.phase
+        team.kill(victim)
+        if team.end(tally):
+            tally.kills[f"{victim}, {PHASES[phase]}"] += 1
+        saved = max(saved, team.saved)
+        check(run, saved, tally)
+        if saved == STEPS or chance.random() < 0.3:
+            reference.judge(run, tally)
+            shutil.rmtree(run)
+            saved = 0
+    if run.exists():
+        reference.judge(run, tally)
+    return tally
+
+
+def wait_for(process, phase, after):
+    """Wait until a run saved step `after` and is in this phase, or has ended."""
+    while process.phase != DONE and (process.phase != phase or process.saved < after) and not process.ended():
+        time.sleep(0.001)
 
 
 def kills_at_every_call(folder, every=1):

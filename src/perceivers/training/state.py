@@ -91,8 +91,10 @@ class TrainingState:
     @torch.no_grad()
     def set_parameters(self, values: Mapping[str, Tensor]) -> None:
         """Put values into parameters by name."""
+        # Unlike the modules' own attributes, these are the shards even after a forward pass, which gathers them.
+        own = self.model.state_dict(keep_vars=True)
         for name, value in values.items():
-            self.model.get_parameter(name).copy_(value)
+            own[name].copy_(value)
 
     def save(self, run: Path, score: float | None = None) -> Path:
         """Write a checkpoint, also a model folder; then drop all but the newest and the best. Every process calls it.

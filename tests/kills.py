@@ -157,11 +157,9 @@ class Team:
 
     def kill(self, victim):
         """Kill "rank 0", "rank 1", "a worker" of either (the first process, if it has none now), or "all"."""
-        workers = sorted(self.living() - {rank.pid for rank in self.ranks})
-        chosen = {"all": self.living(), "a worker": workers[:1]}.get(victim)
-        for pid in chosen or [self.ranks[victim == "rank 1"].pid]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        living = living_processes(rank.pid for rank in self.ranks)
+        workers = sorted(living - {rank.pid for rank in self.ranks})
+        kill({"all": living, "a worker": workers[:1]}.get(victim) or [self.ranks[victim == "rank 1"].pid])
 
     def wait(self):
         """The first exit code that is not 0, if there is one."""
@@ -171,21 +169,28 @@ class Team:
         """Wait until no process of it is left; what does not end by itself is counted, and killed."""
         if not within(LIMIT, lambda: all(rank.ended() for rank in self.ranks)):
             tally.hung += 1
-            self.kill("all")
-        elif not within(LIMIT, lambda: not self.living()):
+        elif not within(LIMIT, lambda: not living_processes(rank.pid for rank in self.ranks)):
             tally.orphans += 1
-            self.kill("all")
+        self.kill("all")
         return self.wait()
 
-    def living(self):
-        """Processes of it, workers too, that have not ended."""
-        sessions, found = {str(rank.pid) for rank in self.ranks}, set()
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):  # it has gone meanwhile
-                state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-                if session in sessions and state not in "ZX":
-                    found.add(int(path.parent.name))
-        return found
+
+def living_processes(sessions):
+    """Numbers of the processes of these sessions that have not ended."""
+    wanted, found = set(map(str, sessions)), set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has gone meanwhile
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if session in wanted and state not in "ZX":
+                found.add(int(path.parent.name))
+    return found
+
+
+def kill(processes):
+    """Kill processes, those that have ended meanwhile left out."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def within(seconds, condition):
@@ -239,8 +244,7 @@ def random_kills(folder, number, workers, seed=0):
         after = 0 if wanted == STARTING else chance.randrange(0, STEPS - EVERY, EVERY)  # not before this was saved
         wait_for(child, wanted, after)
         time.sleep(chance.random() * {STARTING: 0.2, STEPPING: 0.02, SAVING: 0.02, DONE: 0}[wanted])
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
+        kill([child.pid])
         code = child.wait()
         assert code in (0, -signal.SIGKILL), "it could not be started again"
         if code:
@@ -261,7 +265,8 @@ def kills_of_one(folder, number, workers, seed=0, **settings):
     chance, tally, start = random.Random(seed), Tally(), partial(Team, workers=workers, **settings)
     reference, run, saved = Reference(folder, start), folder / "killed", 0
     victims = ["rank 0", "rank 1", "all"] + ["a worker"] * bool(workers)
-    cases = list(product(victims, (STARTING, STEPPING, SAVING)))
+    # Until they have found each other it is for torchrun, which is not here, to end the others.
+    cases = [*product(victims, (STEPPING, SAVING)), ("all", STARTING)]
     chance.shuffle(cases)
     while tally.kills.total() < number:
         team, (victim, wanted) = start(run), cases[tally.kills.total() % len(cases)]
@@ -270,7 +275,7 @@ def kills_of_one(folder, number, workers, seed=0, **settings):
         phase = team.phase
         team.kill(victim)
         if team.end(tally):
-            tally.kills[f"{victim}, {PHASES[phase]}"] += 1
+            tally.kills[PHASES[phase]] += 1
         saved = max(saved, team.saved)
         check(run, saved, tally)
         if saved == STEPS or chance.random() < 0.3:

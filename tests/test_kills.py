@@ -1,7 +1,14 @@
 """A run killed anywhere and started again loses nothing and ends with the same bits: a tenth of the kills here."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from datetime import date
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,6 +16,7 @@ import pytest
 import kills
 from perceivers import storage
 from perceivers.training import state
+from perceivers.training.processes import STARTER, end_with_starter
 
 PAGE = Path(__file__).parent.parent / "docs" / "proof.md"
 
@@ -18,12 +26,13 @@ Written by `make proof` (`tests/test_kills.py`) on {date}. A short run (dropout,
 accumulation, validation; a save every second step) is killed with SIGKILL, started again with the same arguments, and
 at its end compared with the run that was left alone: every byte of weights, moments and averages, every logged line.
 
-| kills | number | in a save | in a step | checkpoints lost | runs that ended otherwise |
-| --- | ---: | ---: | ---: | ---: | ---: |
+| kills | number | in a save | in a step | checkpoints lost | runs that ended otherwise | hung | left workers |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {rows}
 
 A checkpoint is lost if, after a kill, the newest whole one is older than the last whose save had returned. Kills at
-system calls are one before each call of a whole run that changes a file (injected by strace).
+system calls are one before each call of a whole run that changes a file (injected by strace). Of two processes one is
+killed, or a worker, or all; the others must then end by themselves, within a minute, and so must all workers.
 """
 
 
@@ -37,10 +46,24 @@ def campaign(folder, number, every):
     return found
 
 
+def faults_of(tally):
+    return tally.lost, f"{tally.diverged} of {tally.finished}", tally.hung, tally.orphans
+
+
+def campaign_of_two(folder, number):
+    """Kills of one process of two, or of all, with and without workers and sharding: what they found, by name."""
+    return {
+        f"of two processes, {'sharded' if sharded else 'DDP'}, {workers} workers each": kills.kills_of_one(
+            folder / f"{workers}{sharded}", number, workers, shard_model=sharded
+        )
+        for workers, sharded in product((0, 2), (False, True))
+    }
+
+
 def check(found):
     for name, tally in found.items():
         print(f"{name}: {tally}")
-        assert (tally.lost, tally.diverged) == (0, 0), name
+        assert not any(tally.faults), f"{name}: {tally}"
     at_random = sum((tally.kills for name, tally in found.items() if "random" in name), kills.Counter())
     assert min(at_random["in a save"], at_random["in a step"]) >= at_random.total() / 3, at_random
 
@@ -49,13 +72,61 @@ def test_a_tenth_of_the_kills(tmp_path):
     check(campaign(tmp_path, 20, every=10))
 
 
+def test_a_kill_of_one_process_of_two(tmp_path):
+    """The other ends, and its workers; what they saved is whole, and they go on from there."""
+    tally = kills.kills_of_one(tmp_path, 3, workers=2, shard_model=True)
+    assert not any(tally.faults), tally
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "meanwhile"])
+def test_a_process_ends_with_the_one_that_started_it(before):
+    """Also if that one is gone before the other has begun to look: alone it would wait for half an hour."""
+    alive, held = os.pipe()  # held open by the one that is started, for as long as it lives
+    starter = os.fork()
+    if starter == 0:
+        os.environ[STARTER] = str(os.getpid())
+        if os.fork() == 0:
+            while before and os.getppid() == int(os.environ[STARTER]):
+                time.sleep(0.01)
+            with suppress(SystemExit):
+                end_with_starter()
+                os.write(held, b"1")
+                time.sleep(300)
+            os._exit(0)
+        time.sleep(0 if before else 300)
+        os._exit(0)
+    os.close(held)
+    if not before:
+        assert os.read(alive, 1) == b"1"
+        os.kill(starter, signal.SIGKILL)
+    os.waitpid(starter, 0)
+    assert os.read(alive, 1) == b"", "it went on alone"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 3, 6, 9, 12])
+def test_the_command_killed_at_its_start_leaves_no_process(tmp_path, seconds):
+    """As soon as it has started the second process, and later."""
+    settings = ["devices=2", "num_steps=3", "batch_size=8", "accelerator=cpu", "schedule.warmup_steps=1"]
+    command = [sys.executable, "-m", "perceivers", "train", "digits", "--out", tmp_path / "run", "--set"]
+    command += [f"training.{setting}" for setting in settings]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    session = [first.pid]
+    assert kills.within(120, lambda: len(kills.living_processes(session)) > 1)
+    time.sleep(seconds)
+    kills.kill(session)
+    first.wait()
+    ended = kills.within(kills.LIMIT, lambda: not kills.living_processes(session))
+    kills.kill(kills.living_processes(session))
+    assert ended
+
+
 @pytest.mark.slow
 def test_all_kills(tmp_path):
-    """200 random ones, and one at every call; writes docs/proof.md."""
-    found = campaign(tmp_path, 200, every=1)
+    """200 random ones, one at every call, 24 of each kind of several processes; writes docs/proof.md."""
+    found = campaign(tmp_path, 200, every=1) | campaign_of_two(tmp_path, 24)
     rows = [
-        [name, t.kills.total(), t.kills["in a save"], t.kills["in a step"], t.lost, f"{t.diverged} of {t.finished}"]
-        for name, t in found.items()
+        (name, t.kills.total(), t.kills["in a save"], t.kills["in a step"], *faults_of(t)) for name, t in found.items()
     ]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     PAGE.write_text(TEXT.format(date=date.today(), rows="\n".join(lines)))

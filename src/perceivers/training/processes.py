@@ -16,9 +16,13 @@ from torch import nn
 from perceivers.core.attention import SelfAttention
 from perceivers.storage import make_folder, sweep
 from perceivers.training.config import TrainingConfig
+from perceivers.training.stopping import end_with_parent
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+STARTER = "PERCEIVERS_STARTER"
+"""Environment variable by which the process that starts the others of its run tells them its number."""
 
 
 @contextmanager
@@ -58,8 +62,25 @@ def launch(config: TrainingConfig) -> "Fabric":
         # An input or output may be missing from a whole batch: its parameters then have no gradient.
         settings["strategy"] = sharded if config.shard_model else DDPStrategy(find_unused_parameters=True)
     fabric = Fabric(**settings)
-    fabric.launch()
+    end_with_starter()
+    os.environ[STARTER] = str(os.getpid())
+    try:
+        fabric.launch()
+    finally:
+        del os.environ[STARTER]
     return fabric
+
+
+def end_with_starter() -> None:
+    """Make this process end with the one that started it, if that is a process of the same run or torchrun.
+
+    Otherwise a process whose run is gone before they found each other would wait half an hour for it.
+    """
+    starter = os.environ.pop(STARTER, None)
+    if starter is not None or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+    if starter is not None and os.getppid() != int(starter):
+        raise SystemExit(1)  # it is gone already
 
 
 def started(devices: int) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Signals that end a run in good order: it makes a checkpoint at the step it is at, and stops."""
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,9 @@ from types import FrameType
 
 EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
 """What the command exits with after each signal; 75 asks a scheduler to start the same command again."""
+
+SIGNAL_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -42,8 +47,15 @@ def stop_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
+def end_with_parent() -> None:
+    """Ask the system to kill this process as soon as the one that started it has ended, however that ended (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SIGNAL_WITH_PARENT, signal.SIGKILL)
+
+
 def ignore_stop_signals(worker: int) -> None:
     """For processes that prepare records: they end with the training process, not before it."""
+    end_with_parent()
     for name in EXIT_CODES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,6 +1,8 @@
 """Fixtures of all tests."""
 
 import os
+import re
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,50 @@ from perceivers.__main__ import main
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton looks when they are imported
+
+
+UNWANTED = re.compile(
+    r"\b\w+Warning: |"  # Python's
+    r"\[W\d{3,4}|^W\d{4} |"  # torch's, written in C++
+    r"^\[[\w,]+ @ 0x|"  # FFmpeg's
+    r"^(?:OMP|libpng|libjpeg|objc)\b.*: |^WARNING\b",
+)
+"""Lines that no command should print, whoever writes them."""
+
+
+def unwanted(text):
+    """Warnings among lines that were printed."""
+    lines = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
+    return [line for line in lines.splitlines() if UNWANTED.search(line)]
+
+
+def watched(communicate):
+    """What ends a child process and reads what it printed, with an error if it printed warnings."""
+
+    def watch(self, *arguments, **options):
+        out, err = communicate(self, *arguments, **options)
+        assert not (found := unwanted(out) + unwanted(err)), f"{self.args} printed a warning: {found}"
+        return out, err
+
+    return watch
+
+
+@pytest.fixture(autouse=True)
+def _children_print_no_warnings(request, monkeypatch) -> None:
+    """Children are not pytest's: their warnings are no errors, and would be read by nobody."""
+    if request.node.get_closest_marker("prints_warnings") is None:
+        monkeypatch.setattr(subprocess.Popen, "communicate", watched(subprocess.Popen.communicate))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What a test's own process and its forks print without Python's knowledge."""
+    report = yield
+    if report.when == "call" and report.passed and item.get_closest_marker("prints_warnings") is None:
+        printed = [text for name, text in report.sections if name.startswith("Captured std")]
+        if found := [line for text in printed for line in unwanted(text)]:
+            report.outcome, report.longrepr = "failed", "a warning was printed:\n" + "\n".join(found)
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +76,7 @@ def command(monkeypatch, capsys):
         except SystemExit as stop:
             code = stop.code or 0
         out = capsys.readouterr()
+        assert not (found := unwanted(out.out) + unwanted(out.err)), f"a warning was printed: {found}"
         return code, out.out, out.err
 
     return call

@@ -72,9 +72,9 @@ class Tally:
 
 
 class Child:
-    """A forked process that trains in a folder; `phase` and `saved` can be read when it is dead too."""
+    """A forked process that trains in a folder, or does `work`; `phase` and `saved` can be read when it is dead too."""
 
-    def __init__(self, run, workers=0, stopped=False, places=None, **settings):
+    def __init__(self, run, workers=0, stopped=False, places=None, work=None, **settings):
         self.run, self.memory = run, mmap.mmap(-1, 16)
         self.pid = os.fork()
         if self.pid == 0:
@@ -85,14 +85,18 @@ class Child:
                 if places is not None:
                     os.setsid()  # by which its workers are known
                     os.environ |= places
-                self._train(workers, settings)
+                self._note()
+                records, settings = small_records(), SETTINGS | settings
+                (work or partial(trained, records, run, STEPS, num_workers=workers, **settings))()
+                self.set(DONE, self.saved)
                 code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(code)
 
-    def _train(self, workers, settings):
+    def _note(self):
+        """Let training say what it does."""
         save, update = TrainingState.save, TrainingState.update_average
 
         def noted(state, *arguments):
@@ -106,8 +110,6 @@ class Child:
             update(state)
 
         TrainingState.save, TrainingState.update_average = noted, started
-        trained(small_records(), self.run, STEPS, num_workers=workers, **SETTINGS, **settings)
-        self.set(DONE, STEPS)
 
     def set(self, phase, saved):
         self.memory[:16] = struct.pack("qq", phase, saved)
@@ -317,13 +319,13 @@ def traced(run, trace):
     return trace.read_text().splitlines()
 
 
-def changes(trace):
-    """(name, number among those of its name) of each call in a trace, files opened to be read left out."""
+def changes(trace, wanted=lambda line: True):
+    """(name, number among those of its name) of the wanted calls in a trace, files opened to be read left out."""
     numbers, found = Counter(), []
     for line in trace:
         if call := re.match(r"\d+ +(\w+)\(", line):
             numbers[call[1]] += 1
-            if not call[1].startswith("open") or "O_CREAT" in line:
+            if wanted(line) and (not call[1].startswith("open") or "O_CREAT" in line):
                 found.append((call[1], numbers[call[1]]))
     return found
 

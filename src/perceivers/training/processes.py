@@ -47,7 +47,7 @@ def launched(config: TrainingConfig) -> Iterator["Fabric"]:
 def launch(config: TrainingConfig) -> "Fabric":
     """Start the processes of a run, or join those that torchrun or SLURM started."""
     from lightning.fabric import Fabric  # an extra, and slow to import
-    from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+    from lightning.fabric.strategies import ModelParallelStrategy
 
     local, nodes = started(config.devices)
     world = local * nodes
@@ -59,8 +59,7 @@ def launch(config: TrainingConfig) -> "Fabric":
     settings |= _precision(config.precision, device)
     if world > 1:
         sharded = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
-        # An input or output may be missing from a whole batch: its parameters then have no gradient.
-        settings["strategy"] = sharded if config.shard_model else DDPStrategy(find_unused_parameters=True)
+        settings["strategy"] = sharded if config.shard_model else _replicated()
     fabric = Fabric(**settings)
     end_with_starter()
     os.environ[STARTER] = str(os.getpid())
@@ -137,6 +136,20 @@ def _lock(file: IO[str]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _replicated() -> Any:
+    from lightning.fabric.strategies import DDPStrategy
+
+    class Replicated(DDPStrategy):
+        """DDP that is not surprised if all parameters are used: one never is, and so it warns of nothing."""
+
+        def setup_module(self, module: nn.Module) -> nn.Module:
+            module.never_used = nn.Parameter(torch.zeros((), device=self.root_device))
+            return super().setup_module(module)
+
+    # An input or output may be missing from a whole batch: its parameters then have no gradient.
+    return Replicated(find_unused_parameters=True)
 
 
 def _precision(name: Any, device: str) -> dict[str, Any]:

@@ -1,0 +1,178 @@
+"""A disk that fails at any call of a command: one line says so, what was there stays, and the next start goes on."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+import traceback
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow.parquet  # noqa: F401 - imports, so that children need not
+import pytest
+
+import kills
+import perceivers.cli.verbs  # noqa: F401
+from perceivers.__main__ import main
+from perceivers.training.config import TrainingConfig
+from perceivers.training.log import read_log
+from perceivers.training.processes import launch
+from perceivers.training.state import latest_checkpoint
+from small_run import without_time
+
+ERRORS = ("ENOSPC", "EIO", "EDQUOT")
+FAILING = re.compile(r"(open|openat|creat|mkdir|mkdirat|p?write(64|v)?|ftruncate|f(data)?sync|rename(at2?)?)$")
+"""System calls that can find a disk full or broken."""
+
+RECIPE = """
+data: {kind: table, file: TABLE, held_out_fraction: 0.2, max_bad_rows: 1}
+inputs:
+  point: {kind: numbers, count: 3}
+outputs:
+  label: {kind: label, classes: 2}
+config: {latents: {num_latents: 5, channels: 8}, processor: {num_layers: 1}}
+training:
+  num_steps: 4
+  batch_size: 4
+  checkpoint_every: 2
+  log_every: 1
+  validation_fraction: 0.2
+  average_decay: 0.9
+  accelerator: cpu
+  schedule: {warmup_steps: 1}
+"""
+
+
+@dataclass
+class Ended:
+    """How commands ended."""
+
+    code: int
+    errors: list[str]
+    """Lines of the error stream."""
+    saved: int
+    """The last step whose save had returned."""
+
+
+class Work:
+    """A folder in which commands write: a run, its report, predictions, a model."""
+
+    def __init__(self, folder):
+        launch(TrainingConfig(accelerator="cpu"))  # imports too
+        self.given, self.folder = folder / "given", folder / "work"
+        self.run, self.trace, self.told = self.folder / "run", folder / "trace", folder / "told"
+        self.given.mkdir(parents=True)
+        points = np.random.default_rng(0).normal(size=(23, 3)).round(3).tolist()
+        lines = [json.dumps({"point": point, "label": int(sum(point) > 0)}) for point in points]
+        (self.given / "table.jsonl").write_text("\n".join(["{damaged", *lines]) + "\n")
+        (self.given / "mine.yaml").write_text(RECIPE.replace("TABLE", str(self.given / "table.jsonl")))
+
+    def commands(self):
+        predicted = ["predict", self.run, self.given / "table.jsonl", "--max-bad-rows", "1"]
+        yield ["train", self.given / "mine.yaml", "--out", self.run]
+        yield from ([*predicted, "-o", self.folder / f"predicted.{kind}"] for kind in ("csv", "jsonl", "parquet"))
+        yield ["convert", self.run, self.folder / "model"]
+
+    def start(self, inject=None):
+        """Run the commands until one does not end well; `inject` is strace's expression for what fails."""
+        child = kills.Child(self.run, stopped=inject is not None, work=partial(perform, self.commands(), self.told))
+        tracer = inject and kills.strace(child, self.trace, inject)
+        code = child.wait()
+        if tracer:
+            tracer.wait()
+        return Ended(code, self.told.read_text().splitlines(), child.saved)
+
+    def calls(self):
+        """(name, number among the calls of its name) of all calls in this folder that can fail, of a whole run."""
+        self.clear()
+        assert self.start(f"trace={kills.MUTATING}").code == 0, self.told.read_text()
+        lines = self.trace.read_text().splitlines()
+        first = lines[0].split()[0]  # other threads have numbers of their own
+        inside = [line for line in lines if line.split()[0] == first]
+        found = kills.changes(inside, lambda line: str(self.folder) in line)
+        return [(call, number) for call, number in found if FAILING.match(call)]
+
+    def clear(self):
+        """Leave an older prediction, and nothing else."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        (self.folder / "predicted.csv").write_text("old\n")
+
+    def result(self):
+        """All that the commands leave, without times."""
+        assert not list(self.folder.rglob("*.unfinished*")), "what a writer left was not removed"
+        checkpoint = {path.name: path.read_bytes() for path in latest_checkpoint(self.run).glob("*.safetensors")}
+        files = ["run/recipe.yaml", "run/metrics.json", "run/unreadable.jsonl", "model/model.safetensors"]
+        files += [f"predicted.{kind}" for kind in ("csv", "jsonl", "parquet")]
+        report = (self.run / "report.html").stat().st_size > 0
+        return checkpoint, without_time(read_log(self.run)), report, [(self.folder / f).read_bytes() for f in files]
+
+
+def perform(commands, told):
+    """Commands one after the other, as a shell would start them; what the last one says goes to a file."""
+    sys.stdout = sys.stderr = told.open("w")
+    for arguments in commands:
+        sys.stderr.truncate(0)
+        sys.stderr.seek(0)
+        sys.argv, code = ["perceivers", *map(str, arguments)], 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:
+            sys.stderr.write(traceback.format_exc())
+            code = 1
+        sys.stderr.flush()
+        if code:
+            os._exit(code)
+
+
+def fail(work, call, number, error, reference):
+    """Let a call fail: what must not be so, in words."""
+    work.clear()
+    ended = work.start(f"inject={call}:error={error}:when={number}")
+    faults = [] if ended.code in (0, 2) else [f"exit code {ended.code}: {ended.errors[-1:]}"]
+    said = [line for line in ended.errors if line.startswith("perceivers: ")]
+    if ended.code == 2 and (len(said) != 1 or os.strerror(getattr(errno, error)) not in said[0]):
+        faults.append(f"said {ended.errors}")
+    tally = kills.Tally()
+    kills.check(work.run, ended.saved, tally)
+    if tally.lost:
+        faults.append(f"the checkpoint of step {ended.saved} is lost")
+    older = (work.folder / "predicted.csv").read_bytes()
+    if older not in (b"old\n", reference[-1][-3]):
+        faults.append("the older prediction is neither there nor replaced")
+    again = work.start() if ended.code else ended  # what failed may be done in another way
+    if again.code:
+        faults.append(f"then it does not go on: {again.errors}")
+    elif work.result() != reference:
+        faults.append("then it ends otherwise")
+    return [f"{call} {number} {error}: {fault}" for fault in faults]
+
+
+def failures(folder, number=None, errors=ERRORS):
+    """Let calls fail, of every kind if not all: faults in words, and how many failed."""
+    work = Work(folder)
+    points = work.calls()
+    reference = work.result()
+    if number is not None:
+        points = [points[place * len(points) // number] for place in range(number)]
+    cases = [(*point, errors[place % len(errors)]) for place, point in enumerate(points)]
+    return [fault for case in cases for fault in fail(work, *case, reference)], len(cases)
+
+
+def test_a_disk_that_fails_at_some_calls(tmp_path):
+    found, number = failures(tmp_path, 3)
+    assert (found, number) == ([], 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_disk_that_fails_at_any_call(tmp_path, error):
+    """Of a training, its report, predictions as CSV, JSON lines and Parquet, a model folder."""
+    found, number = failures(tmp_path, errors=(error,))
+    print(f"{number} calls failed with {error}")
+    assert (found, number > 100) == ([], True)

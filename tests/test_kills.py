@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from datetime import date
 from itertools import product
 from pathlib import Path
 
@@ -17,18 +16,15 @@ import kills
 from perceivers import storage
 from perceivers.training import state
 from perceivers.training.processes import STARTER, end_with_starter
+from proof import table, write_section
 
-PAGE = Path(__file__).parent.parent / "docs" / "proof.md"
+HEADS = ["kills", "number", "in a save", "in a step", "checkpoints lost", "ended otherwise", "hung", "left workers"]
 
-TEXT = """# Proof
+TEXT = """By `tests/test_kills.py` on {date}. A short run (dropout, random points, averaged weights, accumulation,
+validation; a save every second step) is killed with SIGKILL, started again with the same arguments, and at its end
+compared with the run that was left alone: every byte of weights, moments and averages, every logged line.
 
-Written by `make proof` (`tests/test_kills.py`) on {date}. A short run (dropout, random points, averaged weights,
-accumulation, validation; a save every second step) is killed with SIGKILL, started again with the same arguments, and
-at its end compared with the run that was left alone: every byte of weights, moments and averages, every logged line.
-
-| kills | number | in a save | in a step | checkpoints lost | runs that ended otherwise | hung | left workers |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-{rows}
+TABLE
 
 A checkpoint is lost if, after a kill, the newest whole one is older than the last whose save had returned. Kills at
 system calls are one before each call of a whole run that changes a file (injected by strace). Of two processes one is
@@ -128,8 +124,7 @@ def test_all_kills(tmp_path):
     rows = [
         (name, t.kills.total(), t.kills["in a save"], t.kills["in a step"], *faults_of(t)) for name, t in found.items()
     ]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    PAGE.write_text(TEXT.format(date=date.today(), rows="\n".join(lines)))
+    write_section("Kills", TEXT.replace("TABLE", table(HEADS, rows)))
     check(found)
 
 

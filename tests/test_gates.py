@@ -150,3 +150,13 @@ def needs(package, project):
         return requires(package) or []
     extras = project["optional-dependencies"].items()
     return project["dependencies"] + [f"{one} ; extra == '{extra}'" for extra, ones in extras for one in ones]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
+def test_the_tests_that_a_page_names_are_there(page):
+    for command in re.findall(r"`pytest (tests/[^`]*)`", (ROOT / page).read_text()):
+        paths, _, words = command.partition(" -k ")
+        sources = [(ROOT / path).read_text() for path in paths.split()]
+        names = re.findall(r"^def (test_\w+)", "".join(sources), re.MULTILINE)
+        assert names, command
+        assert not words or any(words in name for name in names), command

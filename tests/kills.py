@@ -334,6 +334,8 @@ def strace(child, trace, expression):
     """Attach to a stopped child, and let it go on."""
     os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
     command = ["strace", "-f", "-y", "-qq", "-p", str(child.pid), "-o", str(trace), "-e", expression]
+    if expression.startswith("inject="):
+        command += ["-e", expression.partition(":")[0].replace("inject", "trace")]  # else it writes of all calls
     tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     status = Path(f"/proc/{child.pid}/status")
     while f"TracerPid:\t{tracer.pid}" not in status.read_text():

@@ -1,6 +1,7 @@
 """Predictions over a cluster, through Ray Data: the batches of one process, made by many, in their order."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,9 @@ from perceivers.tasks.prediction import REASON, predict_rows
 
 Batch = Mapping[str, Any]
 """Arrays by column, as Ray Data hands them on."""
+
+BLOCKS = 8
+"""Shares of the batches for each worker: enough that none waits long for the last one."""
 
 
 def ray_data() -> Any:
@@ -39,13 +43,15 @@ def predict_over_cluster(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     device = next(model.parameters()).device.type
-    # Numbered first: workers that hold all CPUs would leave none to do it.
-    numbers = ray.data.range(-(-len(records) // batch_size)).materialize()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its plans
+    # Numbered first: workers that hold all CPUs would leave none to do it. A block is what a worker takes at a time.
+    count = max(1, -(-len(records) // batch_size))
+    numbers = ray.data.range(count, override_num_blocks=min(count, BLOCKS * workers)).materialize()
     batches = numbers.map_batches(
         Predictor,
         fn_constructor_args=(model.cpu(), records, device, batch_size, {**options, "max_bad_rows": max_bad_rows}),
         batch_size=1,
-        concurrency=workers,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, count)),
         num_gpus=int(device == "cuda"),
     )
     for batch in batches.iter_rows():

@@ -67,6 +67,9 @@ class InputAdapter(nn.Module, ABC):
     reads_parts: bool = False
     """Whether it takes a Part: no token depends on its neighbours, and each knows its place."""
 
+    is_set: bool = False
+    """Whether it is a set, which may be read in chunks: no token depends on its place."""
+
     @abstractmethod
     def forward(self, raw: Any) -> Segment:
         """Tokens of a raw batch; ValueError if it does not fit."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from perceivers.core.arguments import require
 from perceivers.core.initialisers import plain_linear, trained_vector
 
 CoordinateRule = Literal["inclusive", "exclusive"]
@@ -65,6 +66,29 @@ def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Ten
     "inclusive": from -1 to 1 with both ends. "exclusive": without the upper one (official rule for subsampled points).
     """
     return -1 + 2 * place / (max(span - 1, 1) if rule == "inclusive" else span)
+
+
+def sound_coordinates(
+    coordinates: Float[Tensor, "*b m axes"], mask: Bool[Tensor, "b m"] | None, axes: int
+) -> Float[Tensor, "*b m axes"]:
+    """Return coordinates that are finite: 0 where the mask says that there is nothing.
+
+    ValueError for the first place that is not finite; where values are not looked at (compiled programs), the place
+    becomes NaN, in every algorithm.
+    """
+    if coordinates.shape[-1] != axes:
+        raise ValueError(f"coordinates of shape {tuple(coordinates.shape)}, expected {axes} of them at the end")
+    if mask is not None:
+        there = mask[..., None]
+        coordinates = torch.where(there, coordinates, torch.zeros_like(coordinates))
+    known = coordinates.isfinite()
+    require(known.all(), lambda: f"coordinates of point {_first_false(known.all(-1))} are not finite numbers")
+    return torch.where(known, coordinates, torch.nan)
+
+
+def _first_false(holds: Bool[Tensor, "*b"]) -> str:
+    place = (~holds).nonzero()[0].tolist()
+    return f"{place[-1]}" + (f" of sample {place[0]}" if len(place) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -267,7 +291,7 @@ class LearnedPositions(nn.Module):
         coordinates = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
         sizes = torch.tensor(self.grid, device=coordinates.device)
         places = ((coordinates + 1) / 2 * (sizes - 1)).clamp(min=torch.zeros_like(sizes), max=sizes - 1)
-        low = places.floor().long()
+        low = places.nan_to_num(0.0).floor().long()  # NaN is no place; through the fraction it stays NaN
         fraction = (places - low).to(self.table.dtype)
         result = torch.zeros(*coordinates.shape[:-1], self.channels, dtype=self.table.dtype, device=self.table.device)
         for corner in itertools.product((0, 1), repeat=len(self.grid)):

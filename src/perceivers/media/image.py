@@ -62,6 +62,17 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return _upright(pixels, _orientation(image))
 
 
+def picture_pixels(picture: Any) -> np.ndarray:
+    """Return uint8 [H, W, 3] of a picture of Pillow, as `read_image` gives of its file."""
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"a picture of mode {picture.mode}, whose range is not known: give an array [H, W, C]")
+    if picture.mode.startswith("I;16"):
+        pixels = _eight_bits(np.asarray(picture)[..., None])
+    else:
+        pixels = _decoded(Path("picture"), picture)
+    return _upright(pixels, _orientation(picture))
+
+
 def image_size(path: Path | str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of a picture as `read_image` gives it; only its header is read."""
     with _opened(regular_file(path), max_pixels) as image:

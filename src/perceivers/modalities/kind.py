@@ -204,6 +204,20 @@ def rounded(values: Any) -> Any:
     return float(f"{plain_values:.7g}") if isinstance(plain_values, float) else plain_values
 
 
+def same_shape(target: Tensor, expected: Sequence[int]) -> Tensor:
+    """Return a target of numbers if it has this shape; else a ValueError, where it would be spread over a prediction."""
+    if tuple(target.shape) != tuple(expected) or target.is_complex():
+        raise ValueError(f"a target of shape {tuple(target.shape)} and {target.dtype}, expected {tuple(expected)}")
+    return target
+
+
+def shown(raw: Any) -> str:
+    """Return what a raw batch is, in a few words, for a message."""
+    if isinstance(raw, Tensor):
+        return f"input of shape {tuple(raw.shape)}"
+    return f"a dictionary of {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else f"a {type(raw).__name__}"
+
+
 def sample_of(batch: Raw, index: int) -> Raw:
     """One sample of a raw batch."""
     if isinstance(batch, Mapping):

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perceivers.core.arguments import check_index, check_keys
 from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.linear import linear
@@ -29,6 +30,7 @@ from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
 from perceivers.modalities.cells import Files
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences, rounded
+from perceivers.modalities.scalars import UNKNOWN, class_numbers
 from perceivers.modalities.tokenizers import tokenizer_of, word_numbers
 
 if TYPE_CHECKING:
@@ -180,6 +182,7 @@ class Text(Kind):
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean cross entropy of masked tokens, the others counting `visible` each; of all, if none is masked."""
+        target = self._known(target)
         logits = rearrange(_beside(prediction, target), "b m v -> b v m")
         losses = F.cross_entropy(logits, target["ids"], reduction="none")
         if not self.visible:
@@ -189,6 +192,7 @@ class Text(Kind):
 
     def num_terms(self, target: Raw) -> Tensor:
         """Tokens that the loss looks at, each as much as it counts."""
+        target = self._known(target)
         return self._shares(target).sum() if self.visible else _asked(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
@@ -205,6 +209,7 @@ class Text(Kind):
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Of the tokens that the loss looks at: most probable ids and the true ids' bits, [n, 2]; true ids."""
+        target = self._known(target)
         asked = _asked(target)
         logits, ids = _beside(prediction, target)[asked].float(), target["ids"][asked]
         bits = F.cross_entropy(logits, ids, reduction="none") / math.log(2)
@@ -230,6 +235,12 @@ class Text(Kind):
     def beside(self, prediction: Raw, target: Raw) -> Raw:
         """Most probable ids of the target's tokens."""
         return {**target, "ids": prediction[: len(target["ids"])].argmax(dim=-1)}
+
+    def _known(self, target: Raw) -> dict[str, Tensor]:
+        """Return a target without ids that are unknown (-1, -100): they become padding, which may be any number."""
+        padded = torch.where(target["mask"], target["ids"], UNKNOWN)
+        ids, known = class_numbers(padded, self.num_ids)
+        return {**target, "ids": ids, "mask": known}
 
     def _shares(self, target: Raw) -> Float[Tensor, "b m"]:
         asked = _asked(target)
@@ -289,9 +300,15 @@ class TextInput(InputAdapter):
 
     def forward(self, raw: Raw) -> Segment:
         """Tokens in the order of the text; without a mask all of them count, padding too."""
-        ids, mask = (raw["ids"], raw.get("mask")) if isinstance(raw, Mapping) else (raw, None)
-        if ids.ndim != 2 or ids.is_floating_point():
+        raw = raw if isinstance(raw, Mapping) else {"ids": raw}
+        check_keys(raw, ["ids"], ["mask", "masked"])
+        ids, mask = raw["ids"], raw.get("mask")
+        if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or not ids.shape[1]:
             raise ValueError(f"ids of shape {tuple(ids.shape)} and type {ids.dtype}, expected whole numbers [B, M]")
+        if mask is not None and mask.ndim != 2:
+            raise ValueError(f"mask of shape {tuple(mask.shape)}, expected [B, M]")
+        ids = ids if mask is None else torch.where(mask, ids, torch.zeros_like(ids))  # padding may be any number
+        check_index(ids, self.spec.num_ids, "id", "of the vocabulary")
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")

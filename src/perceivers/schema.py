@@ -68,6 +68,10 @@ class Schema:
         )
         return type(self)(inputs, outputs)
 
+    def uncorrupted(self) -> "Schema":
+        """The same schema as a prediction takes records: with all that they have, the same each time."""
+        return type(self)({name: spec.uncorrupted() for name, spec in self.inputs.items()}, self.outputs)
+
     def read(self, record: Record) -> dict[str, Any]:
         """A record's values as {"inputs", "targets"}, None for what it lacks; ValueError for an unreadable one."""
         sides = {"inputs": self.inputs, "targets": self.outputs}

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,6 +27,15 @@ NOMINAL = 64
 """Elements of a blank set: sets have no size of their own."""
 
 
+AT_EVAL = {
+    "keep": "keep_at_eval",
+    "hide": "hide_at_eval",
+    "mask_words": "mask_at_eval",
+    "mask_prob": "mask_at_eval",
+}
+"""Corruptions of inputs, and the options that let them act in evaluation too."""
+
+
 class LeftOut(NamedTuple):
     """A raw batch without one of its parts."""
 
@@ -49,7 +58,7 @@ class Kind(ABC):
     mask_prob: float | None = None
     """As an input: probability that a token is replaced by the trained mask token; None: there is no mask token."""
     mask_at_eval: bool = False
-    """As an input: mask outside training too (released video model)."""
+    """As an input: mask in evaluation too; in prediction only what is always masked (released video model)."""
 
     def read(self, cell: Any, files: Files) -> Any:
         """A table's cell, never None, as a record's value; ValueError if it is none of this kind."""
@@ -59,9 +68,16 @@ class Kind(ABC):
         """Itself with the statistics or the vocabulary of the training part filled in."""
         return self
 
+    def uncorrupted(self) -> "Kind":
+        """Itself as a prediction takes it: with all that it is given, the same each time."""
+        return replace(self, **{own.name: False for own in fields(self) if own.name.endswith("_at_eval")})
+
     @abstractmethod
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> Any:
-        """One record's value, in the data's units, as `collate` takes it; all that is random comes from `rng`."""
+        """One record's value, in the data's units, as `collate` takes it; all that is random comes from `rng`.
+
+        Nothing is random outside training, unless an option whose name ends in "_at_eval" is true.
+        """
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """The same as an output: never corrupted. `prepared` holds the record's prepared inputs."""
@@ -156,6 +172,11 @@ class Kind(ABC):
 def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
     """The input that an output refers to; ValueError if there is none of that name."""
     return inputs[check_names("input", [name], inputs)[0]]
+
+
+def as_evaluated(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that an evaluation changes; one that names a corruption is meant to have it."""
+    return {at_eval: True for option, at_eval in AT_EVAL.items() if option in changes} | dict(changes)
 
 
 def named(name: str, function: Callable[..., T], *arguments: Any) -> T:

@@ -93,7 +93,7 @@ def attempt(model: PerceiverIO, record: Record, asking: Sequence[str]) -> Sample
     """A record as a sample, its targets only where they say what to ask for; or why it is none."""
     schema = cast(Schema, model.schema)
     try:
-        sample = schema.prepare(record, np.random.default_rng(0), training=False, outputs=asking)
+        sample = schema.uncorrupted().prepare(record, np.random.default_rng(0), training=False, outputs=asking)
         if all(value is None for value in sample["inputs"].values()):
             raise ValueError(f"none of {', '.join(schema.inputs)} is known")
         return sample
@@ -117,6 +117,13 @@ def _predict(
 ) -> list[dict[str, Any]]:
     if not samples:
         return []
+    with model.eval().input_adapter.nothing_random():
+        return _predict_whole(model, samples, asking, explain)
+
+
+def _predict_whole(
+    model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], explain: bool
+) -> list[dict[str, Any]]:
     schema, device = cast(Schema, model.schema), _device(model)
     batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, schema.collate(samples))
     encoded, points = model.encode(batch["inputs"]), schema.points(batch["targets"])

@@ -15,6 +15,7 @@ from perceivers.core.joining import mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.sifting import read_held_out, read_parts
+from perceivers.modalities.kind import as_evaluated
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
@@ -142,13 +143,16 @@ def data_of(run: Path) -> DataSet | None:
 
 
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
-    """A schema with some fields of its inputs or outputs replaced, checked as in files."""
+    """A schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
+
+    A corruption that is named (`keep`, `hide`, `mask_words`, `mask_prob`) acts, as if its option "_at_eval" were given.
+    """
     plain = to_plain(schema)
     for name, fields in changes.items():
         schema.changed(name)  # names what there is, if this is not there
         for side in plain.values():
             if name in side:
-                side[name].update(fields)
+                side[name].update(as_evaluated(fields))
     return from_plain(Schema, plain)
 
 

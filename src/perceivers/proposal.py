@@ -159,7 +159,9 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
         return Proposal({}, f"lists that are not numbers of one shape: {error}")
     longest, axes = max(shapes), {len(shape) for shape in shapes}
     if any(map(_channels_first, shapes)):
-        return Proposal({}, f"arrays of shape {longest}: channels seem to come first, move them last (or give a schema)")
+        return Proposal(
+            {}, f"arrays of shape {longest}: channels seem to come first, move them last (or give a schema)"
+        )
     if len(axes) > 1 or len({shape[1:] for shape in shapes}) > 1:
         return Proposal({}, f"arrays of different shapes, as {longest} and {min(shapes)}")
     if len(shapes) == 1 and len(longest) == 1 and longest[0] <= SHORT:

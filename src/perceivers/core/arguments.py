@@ -58,7 +58,7 @@ def given(value: Any, device: torch.device | None) -> Any:
 
 
 def as_tensor(value: Any, device: torch.device | None) -> Tensor:
-    """Return numbers as a tensor: arrays, lists and pictures go to the device, a tensor must be there (None: anywhere)."""
+    """Return numbers as a tensor: arrays, lists and pictures go to the device, a tensor must be there (None: any)."""
     if not isinstance(value, Tensor):
         return tensor_of(value, device)
     if device is not None and value.device != device and "meta" not in (device.type, value.device.type):

@@ -74,7 +74,9 @@ class InputAdapters(nn.Module):
         single samples that lack it. With `missing`, of those not given only these are hidden.
         """
         found = self.by_name(raw)
-        own = {name: about("input", name, self._read, name, found[name], device) for name in self.adapters if name in found}
+        own = {
+            name: about("input", name, self._read, name, found[name], device) for name in self.adapters if name in found
+        }
         if not own and not missing:
             raise ValueError(f"no input given: the model reads {', '.join(self.adapters)}")
         check_batches("inputs", {name: segment.batch_size for name, segment in own.items()})
@@ -95,7 +97,7 @@ class InputAdapters(nn.Module):
         check_names("input", raw, self.adapters)
         return {name: value for name, value in raw.items() if value is not None}
 
-    def extents(self, raw: Mapping[str, Any] | Tensor) -> dict[str, Extent | None]:
+    def extents(self, raw: Any) -> dict[str, Extent | None]:
         """Return which part of each input is given (None: all of it); without sets, whose parts nothing tells apart."""
         found = raw if isinstance(raw, Mapping) else self.by_name(raw)
         return {name: _extent(found[name]) for name, own in self.adapters.items() if name in found and not own.is_set}
@@ -145,7 +147,7 @@ class OutputQueries(nn.Module):
         self.queries, self.join = nn.ModuleDict(queries), join
         self.channels = join.channels
 
-    def forward(self, encoded: Encoded, points: Mapping[str, Points], names: Iterable[str] | None) -> Tokens:
+    def forward(self, encoded: Encoded, points: Mapping[str, Points | None], names: Iterable[str] | None) -> Tokens:
         """Queries for these points of these outputs, in one width; None: all but those asking with an absent input."""
         if not isinstance(points, Mapping):
             raise ValueError(f"points of type {type(points).__name__}: give a dictionary of {', '.join(self.queries)}")
@@ -157,7 +159,7 @@ class OutputQueries(nn.Module):
         check_batches("points", {"latents": encoded.latents.shape[0]} | {n: own[n].batch_size for n in names})
         return Tokens({name: self.join(name, segment) for name, segment in own.items()})
 
-    def _ask(self, name: str, encoded: Encoded, points: Points | None) -> Any:
+    def _ask(self, name: str, encoded: Encoded, points: Any) -> Any:
         asked = None if points is None else given_points(points, encoded.latents.device)
         return self.queries[name](encoded, asked)
 
@@ -187,7 +189,10 @@ class OutputAdapters(nn.Module):
 
     def forward(self, rows: Mapping[str, Tensor], queries: Tokens) -> dict[str, Any]:
         """Raw outputs."""
-        return {name: self.adapters[name](x, queries.segments[name]) for name, x in rows.items()}
+        return {
+            name: self.adapters[name](_at_places(x, queries.segments[name]), queries.segments[name])
+            for name, x in rows.items()
+        }
 
 
 def check_new_name(what: str, name: str) -> None:
@@ -214,6 +219,14 @@ def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> 
         return function(*arguments)
     except ValueError as error:
         raise ValueError(f"{what} {name!r}: {error}") from error
+
+
+def _at_places(rows: Tensor, queries: Segment) -> Tensor:
+    """Return rows with NaN for queries of places that are not finite: attention may make a number of them."""
+    if queries.grid is not None or queries.content is not None or not isinstance(queries.positions, Tensor):
+        return rows
+    nowhere = queries.positions.isnan().any(dim=-1, keepdim=True)
+    return torch.where(nowhere, torch.nan, rows)
 
 
 def _extent(value: Any) -> Extent | None:

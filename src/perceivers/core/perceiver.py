@@ -67,8 +67,8 @@ class PerceiverIO(nn.Module):
 
     def forward(
         self,
-        raw: Mapping[str, Any] | Tensor,
-        points: Mapping[str, Points] | None = None,
+        raw: Mapping[str, Any] | Any,
+        points: Mapping[str, Points | None] | None = None,
         memory_limit: int | None = None,
         order: Order | None = None,
     ) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class PerceiverIO(nn.Module):
 
     def encode(
         self,
-        raw: Mapping[str, Any] | Tensor | Iterable[Mapping[str, Any]],
+        raw: Mapping[str, Any] | Iterable[Mapping[str, Any]] | Any,
         memory_limit: int | None = None,
         order: Order | None = None,
     ) -> Encoded:
@@ -100,7 +100,7 @@ class PerceiverIO(nn.Module):
         return Encoded(latents, self._sources(own), self._mask(tokens))
 
     def read(
-        self, raw: Mapping[str, Any] | Tensor, memory_limit: int | None = None, order: Order | None = None
+        self, raw: Mapping[str, Any] | Any, memory_limit: int | None = None, order: Order | None = None
     ) -> Reading:
         """What the latents take from these inputs alone, to be added to what they take from others.
 
@@ -122,7 +122,7 @@ class PerceiverIO(nn.Module):
     def decode(
         self,
         encoded: Encoded,
-        points: Mapping[str, Points] | None = None,
+        points: Mapping[str, Points | None] | None = None,
         outputs: Iterable[str] | None = None,
         memory_limit: int | None = None,
         order: Order | None = None,
@@ -141,7 +141,7 @@ class PerceiverIO(nn.Module):
         return self.output_adapter(rows, queries)
 
     def attention_maps(
-        self, raw: Mapping[str, Any] | Tensor, points: Mapping[str, Points] | None = None
+        self, raw: Mapping[str, Any] | Any, points: Mapping[str, Points | None] | None = None
     ) -> dict[str, dict[str, Tensor]]:
         """Under "encoder" [B, H, N, M] of each input at the first read, under "decoder" [B, H, O, N] of each output.
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from perceivers.core.arguments import as_mask, as_tensor, check_index, floats
@@ -130,7 +131,7 @@ def at_points(segment: Segment, points: Points | None) -> Segment:
     return replace(rows, mask=points.mask if rows.mask is None else rows.mask & points.mask)
 
 
-def given_points(points: Points, device: torch.device) -> Points:
+def given_points(points: Any, device: torch.device) -> Points:
     """Return the points that a caller asks at, as tensors of the type and the rank that they must have."""
     if not isinstance(points, Points):
         raise ValueError(f"asked at {type(points).__name__}: give Indices, Coordinates or Queries")
@@ -150,7 +151,8 @@ def given_points(points: Points, device: torch.device) -> Points:
         batches = {len(mask), len(x) if x.ndim > rank else 1} - {1}
         if mask.ndim != 2 or mask.shape[1] != count or len(batches) > 1:
             raise ValueError(f"mask of shape {tuple(mask.shape)}, but {name} of shape {tuple(x.shape)}")
-    return replace(points, **{name: x, "mask": mask})
+    own: Points = type(points)(x, mask)
+    return own
 
 
 def _batched(x: Float[Tensor, "*b o f"]) -> Float[Tensor, "b o f"]:

@@ -159,9 +159,8 @@ def _check_parts(name: str, ones: Iterable[Extent | None], others: Iterable[Exte
         if one.size != other.size:
             raise ValueError(f"input {name!r} is read in parts of wholes of two sizes, {one.size} and {other.size}")
         if one.overlaps(other):
-            raise ValueError(
-                f"input {name!r} is read twice: the parts {one.start} to {one.stop} and {other.start} to {other.stop} overlap"
-            )
+            parts = f"{one.start} to {one.stop} and {other.start} to {other.stop}"
+            raise ValueError(f"input {name!r} is read twice: the parts {parts} overlap")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.initialisers import embedding
 from perceivers.core.arguments import as_float32, floats, is_missing
+from perceivers.core.initialisers import embedding
 from perceivers.modalities.cells import number
 from perceivers.modalities.kind import rounded
 from perceivers.modalities.label import Label, counted
@@ -125,7 +125,7 @@ class Number(FieldType):
 
     def fit(self, values: Sequence[Any]) -> "Number":
         """Mean and standard deviation."""
-        numbers = as_float32([_parsed(value) for value in values]).astype(np.float64)
+        numbers = as_float32([_parsed(value) for value in values if not is_missing(value)]).astype(np.float64)
         mean = numbers.mean() if self.mean is None else self.mean
         std = (numbers.std() or 1.0) if self.std is None else self.std
         return replace(self, mean=float(mean), std=float(std))

@@ -70,7 +70,8 @@ class Kind(ABC):
 
     def uncorrupted(self) -> "Kind":
         """Itself as a prediction takes it: with all that it is given, the same each time."""
-        return replace(self, **{own.name: False for own in fields(self) if own.name.endswith("_at_eval")})
+        options: dict[str, Any] = {own.name: False for own in fields(self) if own.name.endswith("_at_eval")}
+        return replace(self, **options)
 
     @abstractmethod
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> Any:
@@ -226,7 +227,7 @@ def rounded(values: Any) -> Any:
 
 
 def same_shape(target: Tensor, expected: Sequence[int]) -> Tensor:
-    """Return a target of numbers if it has this shape; else a ValueError, where it would be spread over a prediction."""
+    """Return a target of real numbers of this shape; ValueError for others, which might spread over a prediction."""
     if tuple(target.shape) != tuple(expected) or target.is_complex():
         raise ValueError(f"a target of shape {tuple(target.shape)} and {target.dtype}, expected {tuple(expected)}")
     return target

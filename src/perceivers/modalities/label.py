@@ -94,13 +94,14 @@ class Label(RowKind):
             return replace(self, classes=TRUTH)
         if not all(isinstance(value, int) for value in found):
             return replace(self, classes=tuple(sorted(map(str, found))))
-        if (lowest := min(found, default=0)) < 0:  # type: ignore[type-var]
+        numbers = sorted(map(int, found))
+        if numbers and numbers[0] < 0:
             raise ValueError(
-                f"class {lowest}: classes are counted from 0. Give None where a class is unknown, and text for names below 0"
+                f"class {numbers[0]}: classes are counted from 0; give None for unknown, or text for a name"
             )
-        count = max(map(int, found), default=-1) + 1
+        count = max(numbers, default=-1) + 1
         if count > FEW_OF * (len(found) + 1):
-            return replace(self, classes=tuple(map(str, sorted(map(int, found)))))
+            return replace(self, classes=tuple(map(str, numbers)))
         return replace(self, classes=count)
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:
@@ -232,10 +233,10 @@ class Labels(RowKind):
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """Ones in the places of its classes."""
         hot = np.zeros(self.num_classes, np.float32)
-        numbers = [class_number(name, self.classes) for name in _several(value)]
-        if None in numbers:
-            raise ValueError("a class among several is unknown (None, NaN, -100): leave it out, or the whole list")
-        hot[numbers] = 1
+        for name in _several(value):
+            if (number := class_number(name, self.classes)) is None:
+                raise ValueError("a class among several is unknown (None, NaN, -100): leave it out, or the whole list")
+            hot[number] = 1
         return hot
 
     def collate(self, values: Sequence[Any]) -> Tensor:
@@ -297,7 +298,7 @@ class OneHotInput(InputAdapter):
         super().__init__()
         self.channels = num_classes
 
-    def forward(self, raw: Tensor) -> Segment:
+    def forward(self, raw: Raw) -> Segment:
         """From class numbers [B] or from ones and zeros [B, classes]."""
         if not isinstance(raw, Tensor) or raw.ndim not in (1, 2):
             raise ValueError(f"{shown(raw)}, expected class numbers [B], or zeros and ones [B, {self.channels}]")

@@ -105,7 +105,10 @@ class Numbers(RowKind):
 
     def _array(self, value: Any) -> np.ndarray:
         if isinstance(value, list | tuple | str):  # text may hold a number
-            value = [one if isinstance(one, Tensor) else number(one) for one in ([value] if isinstance(value, str) else value)]
+            value = [
+                one if isinstance(one, Tensor) else number(one)
+                for one in ([value] if isinstance(value, str) else value)
+            ]
         array = np.atleast_1d(as_float32(scalar(value)))
         if array.shape != (self.count,):
             raise ValueError(f"numbers of shape {array.shape}, expected ({self.count},)")

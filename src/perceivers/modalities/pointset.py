@@ -42,7 +42,7 @@ class PointSet(Kind):
     positions: Fourier = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
     """Position features; max_resolution is how many places along each axis they can tell apart."""
     keep: tuple[float, float] = (1.0, 1.0)
-    """As an input, in training: fraction of the points that is read, drawn between these for each sample; at least one."""
+    """As an input, in training: fraction of the points that is read, drawn between these for each sample; never none."""
     keep_at_eval: bool = False
     """As an input: read a random part in evaluation too (never in prediction)."""
     mean: tuple[float, ...] | None = None
@@ -223,9 +223,7 @@ class PointSetInput(InputAdapter):
         coordinates = sound_coordinates(floats(raw["coordinates"]), mask, self.spec.axes)
         values = blank_where_absent(floats(raw["values"]), mask)
         mean, std = values.new_tensor(self.spec.mean or (0.0,)), values.new_tensor(self.spec.std or (1.0,))
-        return Segment(
-            finite((values - mean) / std), self.positions.at(self.spec.to_unit(coordinates)), mask=mask
-        )
+        return Segment(finite((values - mean) / std), self.positions.at(self.spec.to_unit(coordinates)), mask=mask)
 
 
 class PointSetOutput(OutputAdapter):

@@ -65,7 +65,8 @@ def class_numbers(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     inside = torch.where(known, numbers, torch.zeros_like(numbers))
     good = (inside >= 0) & (inside < count)
     require(
-        good.all(), lambda: f"class {int(numbers[~good][0])} is not one of 0 to {count - 1} (unknown: {UNKNOWN}, {IGNORED})"
+        good.all(),
+        lambda: f"class {int(numbers[~good][0])} is not one of 0 to {count - 1} (unknown: {UNKNOWN}, {IGNORED})",
     )
     return inside, known
 

@@ -7,13 +7,15 @@ import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+T = TypeVar("T")
 
 
 def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
@@ -155,6 +157,28 @@ def near(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name that is nearest to a wrong one, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function gives; its errors say which input or output they are about."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{what} {name!r}: {error}") from error
+
+
+def comes_in_parts(raw: Any) -> bool:
+    """Tell whether inputs come chunk after chunk: an iterable of what would be read by itself."""
+    if isinstance(raw, Mapping | Tensor | np.ndarray | str) or is_picture(raw) or not isinstance(raw, Iterable):
+        return False
+    return not isinstance(raw, list | tuple) or all(isinstance(chunk, Mapping | Tensor) for chunk in raw)
+
+
+def check_limit(limit: int | None) -> int | None:
+    """Return a limit of memory; ValueError unless it is a whole number of bytes, or None."""
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1):
+        raise ValueError(f"memory_limit = {limit!r} must be a whole number of bytes, at least 1, or None")
+    return limit
 
 
 def as_mask(mask: Tensor) -> Bool[Tensor, "*b"]:

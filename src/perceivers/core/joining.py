@@ -1,14 +1,14 @@
 """Several named inputs as one set of tokens, several named outputs as one set of queries, and back."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.arguments import check_batches, given, near
+from perceivers.core.arguments import about, check_batches, given, near
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
 from perceivers.core.queries import given_points
@@ -16,8 +16,6 @@ from perceivers.core.reading import Encoded, Extent
 from perceivers.core.tokens import Segment, Tokens
 
 JoinRule = Literal["pad", "project"]
-
-T = TypeVar("T")
 
 
 class Join(nn.Module):
@@ -189,10 +187,12 @@ class OutputAdapters(nn.Module):
 
     def forward(self, rows: Mapping[str, Tensor], queries: Tokens) -> dict[str, Any]:
         """Raw outputs."""
-        return {
-            name: self.adapters[name](_at_places(x, queries.segments[name]), queries.segments[name])
-            for name, x in rows.items()
-        }
+        found = {}
+        for name, x in rows.items():
+            asked = queries.segments[name]
+            beyond = asked.grid is None and asked.content is None
+            found[name] = self.adapters[name](_only_at_places(x, asked) if beyond else x, asked)
+        return found
 
 
 def check_new_name(what: str, name: str) -> None:
@@ -213,17 +213,9 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[s
     return names
 
 
-def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> T:
-    """Return what a function gives; its errors say which input or output they are about."""
-    try:
-        return function(*arguments)
-    except ValueError as error:
-        raise ValueError(f"{what} {name!r}: {error}") from error
-
-
-def _at_places(rows: Tensor, queries: Segment) -> Tensor:
+def _only_at_places(rows: Tensor, queries: Segment) -> Tensor:
     """Return rows with NaN for queries of places that are not finite: attention may make a number of them."""
-    if queries.grid is not None or queries.content is not None or not isinstance(queries.positions, Tensor):
+    if not isinstance(queries.positions, Tensor):
         return rows
     nowhere = queries.positions.isnan().any(dim=-1, keepdim=True)
     return torch.where(nowhere, torch.nan, rows)

@@ -7,10 +7,9 @@ E output width, H heads. Source: Perceiver IO (Jaegle et al. 2022) and its offic
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-import numpy as np
 from torch import Tensor, nn
 
-from perceivers.core.arguments import is_picture
+from perceivers.core.arguments import check_limit, comes_in_parts
 from perceivers.core.config import Config
 from perceivers.core.decoder import AverageDecoder, Decoder
 from perceivers.core.initialisers import zero_
@@ -24,7 +23,10 @@ from perceivers.core.trunk import Resampler, Transformer
 
 
 class PerceiverIO(nn.Module):
-    """One model for what a schema declares: `model(raw)` gives raw outputs by name."""
+    """One model for what a schema declares: `model(raw)` gives raw outputs by name.
+
+    Arrays, lists and pictures of Pillow are taken in place of tensors; what does not fit is a ValueError.
+    """
 
     memory_limit: int | None = None
     """Bytes that reading and writing may take where a call says nothing else; None: what is fastest."""
@@ -72,10 +74,7 @@ class PerceiverIO(nn.Module):
         memory_limit: int | None = None,
         order: Order | None = None,
     ) -> dict[str, Any]:
-        """Raw inputs by name (or the only one) to raw outputs by name, everywhere or at points.
-
-        Arrays, lists and pictures of Pillow are taken in place of tensors.
-        """
+        """Raw inputs by name (or the only one) to raw outputs by name, everywhere or at points."""
         return self.decode(self.encode(raw, memory_limit, order), points, None, memory_limit, order)
 
     def encode(
@@ -89,7 +88,7 @@ class PerceiverIO(nn.Module):
         Beside inputs and model, each reading takes `memory_limit` bytes at most; `order` forces how attention is
         computed (core/orders.py). Both change the time and the last bits alone.
         """
-        if _is_in_parts(raw):
+        if comes_in_parts(raw):
             reading = Reading()
             for chunk in raw:
                 reading = reading + self.read(chunk, memory_limit, order)
@@ -169,12 +168,9 @@ class PerceiverIO(nn.Module):
         return self.input_adapter(raw, missing, next(self.parameters()).device)
 
     def _plan(self, memory_limit: int | None, order: Order | None) -> Plan:
-        limit = self.memory_limit if memory_limit is None else memory_limit
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1):
-            raise ValueError(f"memory_limit = {limit!r} must be a whole number of bytes, at least 1, or None")
         if order not in (None, *get_args(Order)):
             raise ValueError(f"unknown order {order!r}; there are {', '.join(get_args(Order))}")
-        return Plan(limit, order)
+        return Plan(check_limit(self.memory_limit if memory_limit is None else memory_limit), order)
 
     def _check_encoded(self, encoded: Encoded) -> None:
         if not isinstance(encoded, Encoded):
@@ -186,10 +182,3 @@ class PerceiverIO(nn.Module):
 
     def _sources(self, own: Mapping[str, Segment]) -> dict[str, Segment]:
         return {name: segment for name, segment in own.items() if name in self._asked_with}
-
-
-def _is_in_parts(raw: Any) -> bool:
-    """Tell whether inputs come chunk after chunk: an iterable of what would be read by itself."""
-    if isinstance(raw, Mapping | Tensor | np.ndarray | str) or is_picture(raw) or not isinstance(raw, Iterable):
-        return False
-    return not isinstance(raw, list | tuple) or all(isinstance(chunk, Mapping | Tensor) for chunk in raw)

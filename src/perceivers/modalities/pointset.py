@@ -42,7 +42,7 @@ class PointSet(Kind):
     positions: Fourier = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
     """Position features; max_resolution is how many places along each axis they can tell apart."""
     keep: tuple[float, float] = (1.0, 1.0)
-    """As an input, in training: fraction of the points that is read, drawn between these for each sample; never none."""
+    """As an input, in training: fraction of the points that is read, drawn between these for each sample; not none."""
     keep_at_eval: bool = False
     """As an input: read a random part in evaluation too (never in prediction)."""
     mean: tuple[float, ...] | None = None

@@ -333,6 +333,7 @@ ASKED = [
     ("image", Coordinates(torch.zeros(4, 2) + 1j), "complex64"),
     ("points", Coordinates(torch.full((B, 1, 3), torch.inf)), "coordinates of point 0 of sample 0 are not finite"),
     ("points", Coordinates(torch.zeros(4, 2)), "expected 3 of them at the end"),
+    ("label", Indices(torch.zeros(2, 0).long()), "asked at no place"),
     ("points", None, "values at free coordinates have no whole"),
     ("vectors", Queries(torch.zeros(3)), "queries of shape (3,)"),
     ("vectors", Queries(torch.zeros(3, 4)), "queries have 4 channels, expected 3"),

@@ -10,9 +10,11 @@ import torch
 
 from perceivers import Category, Image, Label, Labels, Number, Numbers, Records, Schema, Text, from_example
 from perceivers.core.arguments import as_float32, is_missing
+from perceivers.modalities import KINDS
 from perceivers.modalities.label import class_number
 from perceivers.proposal import propose
 from perceivers.training.mixing import Mixing, mixed
+from test_kinds import can_be_output
 
 
 class Colour(enum.Enum):
@@ -222,3 +224,38 @@ def test_records_take_numbers_of_any_library():
     prepared = spec.fit([columns]).prepare(columns, np.random.default_rng(0), False)
     np.testing.assert_array_equal(prepared["n"], np.array([1, 2, np.nan], np.float32))
     assert prepared["c"].tolist() == [1, 0, -1]
+
+
+WRONG = {
+    "complex": torch.zeros(2, 3) + 1j,
+    "sparse": torch.zeros(2, 3).to_sparse(),
+    "no batch": torch.tensor(1.0),
+    "batch of 0": torch.zeros(0, 3),
+    "many axes": torch.zeros(1, 1, 1, 1, 1, 1),
+    "text": "x",
+    "nothing": {},
+    "another dictionary": {"classes": torch.zeros(2, 3)},
+    "one in another": {"values": {"values": torch.zeros(2, 3)}},
+    "mask alone": {"mask": torch.ones(2, 3).bool()},
+    "object": object(),
+    "set": {1},
+}
+
+
+@pytest.mark.parametrize("target", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if can_be_output(kind.example(np.random.default_rng(0))[0])])
+def test_a_target_of_another_structure_is_an_error_that_names_the_output(kind, target):
+    spec, _ = kind.example(np.random.default_rng(0))
+    schema = Schema({"it": Numbers(), "frames": Numbers()}, {"it": spec})
+    with pytest.raises(ValueError, match=r"^target 'it': .+$"):
+        schema.losses({"it": torch.zeros(2, 3)}, {"it": target})
+
+
+def test_targets_may_be_arrays_and_lists():
+    schema = Schema({"x": Numbers()}, {"y": NAMED, "n": Numbers(count=2), "p": Image(size=2, channels=1)})
+    written = {"y": torch.randn(2, 3), "n": torch.randn(2, 2), "p": torch.randn(2, 2, 2, 1)}
+    targets = {"y": [2, -100], "n": np.array([[1, 0], [0, 1]]), "p": np.ones((2, 2, 2, 1), bool)}
+    tensors = {name: torch.as_tensor(np.asarray(value)) for name, value in targets.items()}
+    found = schema.losses(written, targets)
+    for name, loss in schema.losses(written, {**tensors, "n": tensors["n"].float()}).items():
+        torch.testing.assert_close(found[name], loss)

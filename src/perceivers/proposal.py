@@ -1,7 +1,7 @@
 """What a column of values looks like: the kind that suits it, its options, and why."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack, suppress
 from datetime import date, datetime
 from decimal import Decimal
@@ -78,7 +78,8 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     Channels come last: an array whose last axis has more than 4 places, and an earlier one no more than 4, is refused.
     """
     for name, values in {**inputs, **targets}.items():
-        if not hasattr(values, "__len__") or isinstance(values, str | Mapping) or np.shape(values) == ():
+        single = isinstance(values, Tensor | np.ndarray) and not values.ndim
+        if single or not isinstance(values, Sized) or isinstance(values, str | bytes | Mapping):
             raise ValueError(f"{name}: a batch of values is needed, an array or a list, not {type(values).__name__}")
     columns = {**inputs, **targets}
     for name in inputs.keys() & targets.keys():

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, with_config
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
 from perceivers.core.interfaces import Points
@@ -132,11 +133,13 @@ class Schema:
 
     def losses(self, predictions: Mapping[str, Raw], targets: Mapping[str, Raw]) -> dict[str, Tensor]:
         """Each output's loss times its weight; the training loss is their sum."""
-        return {
-            name: spec.weight * spec.loss(predictions[name], targets[name])
-            for name, spec in self.outputs.items()
-            if name in targets and name in predictions
-        }
+        losses = {}
+        for name, spec in self.outputs.items():
+            if name in targets and name in predictions:
+                device = tree_leaves(predictions[name])[0].device
+                target = named(f"target {name!r}", spec.checked_target, targets[name], device)
+                losses[name] = spec.weight * named(f"target {name!r}", spec.loss, predictions[name], target)
+        return losses
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -52,7 +52,7 @@ def finite(x: Tensor) -> Tensor:
 def given(value: Any, device: torch.device | None) -> Any:
     """Return what a caller gives for an input as tensors of at least one sample; in a dictionary if it comes in one."""
     if isinstance(value, Mapping):
-        return _with_mask({name: given(part, device) for name, part in value.items() if part is not None})
+        return _with_mask({name: as_tensor(part, device) for name, part in value.items() if part is not None})
     x = as_tensor(value, device)
     if not x.ndim or not x.shape[0]:
         raise ValueError(f"shape {tuple(x.shape)}: a batch of at least one sample is needed, the batch comes first")
@@ -70,6 +70,8 @@ def as_tensor(value: Any, device: torch.device | None) -> Tensor:
 
 def tensor_of(value: Any, device: torch.device | None) -> Tensor:
     """Return numbers of any library as a tensor; a single picture of Pillow is a batch of one."""
+    if isinstance(value, Mapping):
+        raise ValueError(f"a dictionary of {', '.join(map(str, value))}, expected numbers")
     array = as_array(value)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch cannot calculate with these
         if array.max(initial=0) > np.iinfo(np.int64).max:
@@ -194,6 +196,10 @@ def as_mask(mask: Tensor) -> Bool[Tensor, "*b"]:
 
 def _with_mask(parts: dict[str, Any]) -> dict[str, Any]:
     """Return a dictionary with its mask as booleans; raise a ValueError if it is of other elements than the rest."""
+    if empty := [name for name, x in parts.items() if not x.ndim or not x.shape[0]]:
+        raise ValueError(
+            f"{empty[0]} of shape {tuple(parts[empty[0]].shape)}: a batch of at least one sample is needed"
+        )
     if "mask" not in parts:
         return parts
     mask = as_mask(parts["mask"])

@@ -125,6 +125,8 @@ def at_points(segment: Segment, points: Points | None) -> Segment:
     if not isinstance(points, Indices):
         raise ValueError(f"this output can be asked at Indices only, not at {type(points).__name__}")
     check_index(points.index, segment.num_tokens, "index", "places of this output")
+    if segment.num_tokens == 1 and not points.index.shape[-1]:
+        raise ValueError("asked at no place, but this output has one row: leave it out of outputs=")
     rows = segment.rows(points.index)
     if points.mask is None:
         return rows
@@ -137,7 +139,7 @@ def given_points(points: Any, device: torch.device) -> Points:
         raise ValueError(f"asked at {type(points).__name__}: give Indices, Coordinates or Queries")
     name = {Indices: "index", Coordinates: "coordinates", Queries: "queries"}[type(points)]
     x, rank = as_tensor(getattr(points, name), device), 1 if isinstance(points, Indices) else 2
-    if x.ndim not in (rank, rank + 1) or (x.ndim > rank and not len(x)):
+    if x.ndim not in (rank, rank + 1) or (x.ndim > rank and not x.shape[0]):
         raise ValueError(f"{name} of shape {tuple(x.shape)}, expected {rank} axes, or {rank + 1} with the batch first")
     if not isinstance(points, Indices):
         x = floats(x)

@@ -152,7 +152,7 @@ class Number(FieldType):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
         """Squared difference in units of `std`."""
-        true = torch.where(self.known(target), target, prediction)
+        true = torch.where(self.known(target), floats(target), prediction)
         return (self.normalise(prediction) - self.normalise(true)) ** 2
 
     def cell(self, prediction: Tensor) -> Any:

@@ -196,6 +196,15 @@ class Grid(Kind, ABC):
         """Rows to patches to a grid."""
         return GridOutput(self, channels)
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Values, if it comes in a dictionary."""
+        return ("values",)
+
+    def checked_target(self, target: Any, device: torch.device) -> Raw:
+        """As a dictionary; a tensor is all of it."""
+        return super().checked_target(target if isinstance(target, Mapping) else {"values": target}, device)
+
     def points(self, target: Raw) -> Points | None:
         """The places that `target` chose."""
         return Indices(target["index"]) if isinstance(target, Mapping) and "index" in target else None
@@ -291,7 +300,7 @@ class GridInput(InputAdapter):
         check_keys(raw, ["values"], ["mask"])
         values, mask = floats(raw["values"]), raw.get("mask")
         shape, wrong_mask = tuple(values.shape), mask is not None and mask.ndim != self.spec.axes + 1
-        if len(shape) != self.spec.axes + 2 or shape[-1] != self.spec.channels or wrong_mask:
+        if len(shape) != self.spec.axes + 2 or shape[-1] != self.spec.channels or 0 in shape or wrong_mask:
             sizes = ", ".join(f"n{axis + 1}" for axis in range(self.spec.axes))
             expected = f"[B, {sizes}, {self.spec.channels}]{self.spec._moved(shape[1:])}"
             raise ValueError(f"input of shape {shape}, expected {expected}{' and a mask without C' * wrong_mask}")

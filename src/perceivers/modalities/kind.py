@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from perceivers.core.arguments import check_keys, floats, given
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.joining import check_names
 from perceivers.modalities.cells import Files, plain
@@ -124,6 +125,20 @@ class Kind(ABC):
         """Rows of the decoder, E channels wide, to a raw batch."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Names of the arrays of a raw target; none: it is a tensor."""
+        return ()
+
+    def checked_target(self, target: Any, device: torch.device) -> Raw:
+        """Return a raw target as tensors; ValueError for another structure than the loss takes."""
+        target, parts = given(target, device), self.target_parts
+        if isinstance(target, Mapping) != bool(parts):
+            raise ValueError(f"a target is {shown(target)}, expected {', '.join(parts) or 'a tensor'}")
+        if parts:
+            check_keys(target, parts, ["mask", "masked", "index"])
+        return target
+
     def points(self, target: Raw) -> Points | None:
         """Where a batch of targets was measured; None: everywhere."""
         return None
@@ -230,7 +245,7 @@ def same_shape(target: Tensor, expected: Sequence[int]) -> Tensor:
     """Return a target of real numbers of this shape; ValueError for others, which might spread over a prediction."""
     if tuple(target.shape) != tuple(expected) or target.is_complex():
         raise ValueError(f"a target of shape {tuple(target.shape)} and {target.dtype}, expected {tuple(expected)}")
-    return target
+    return floats(target)
 
 
 def shown(raw: Any) -> str:

@@ -350,4 +350,4 @@ def _several(value: Any) -> Iterable[Any]:
     """Return the classes of a sample that may have several: a list of them, or one alone."""
     if isinstance(value, Tensor | np.ndarray) and (value.ndim != 1 or value.dtype in (torch.bool, np.bool_)):
         raise ValueError(f"labels of shape {tuple(value.shape)} and type {value.dtype}, expected a list of classes")
-    return [value] if isinstance(value, str | bytes) or np.isscalar(value) else value
+    return value if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else [value]

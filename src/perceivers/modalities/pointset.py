@@ -125,6 +125,11 @@ class PointSet(Kind):
         """Rows to values."""
         return PointSetOutput(self, channels)
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Of a raw target."""
+        return ("coordinates", "values", "mask")
+
     def points(self, target: Raw) -> Points:
         """Where the target was measured."""
         return Coordinates(target["coordinates"], target["mask"])

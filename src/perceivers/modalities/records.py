@@ -177,6 +177,11 @@ class Records(Kind):
         """A row to the fields of a record."""
         return RecordsOutput(self, channels)
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Of a raw target."""
+        return (*self.fields, "mask")
+
     def points(self, target: Raw) -> Points | None:
         """As many records as the largest target has; with `of`, everywhere: the queries follow the input."""
         mask = target["mask"]
@@ -186,7 +191,10 @@ class Records(Kind):
         """Mean over the fields of their means over known values: cross entropy, squared difference in units of std."""
         losses = []
         for name, field in self.fields.items():
-            loss = field.loss(_beside(prediction[name], target), target[name])
+            written = _beside(prediction[name], target)
+            if target[name].shape != written.shape[:2]:
+                raise ValueError(f"{name} of shape {tuple(target[name].shape)}, expected {tuple(written.shape[:2])}")
+            loss = field.loss(written, target[name])
             losses.append(mean_where(loss, self._known(name, target)))
         return torch.stack(losses).mean()
 
@@ -236,6 +244,9 @@ class Records(Kind):
             if lengths:
                 return self._checked_columns(value, lengths)
             value = [value]
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise ValueError(f"records must come in a list of dictionaries, not as {type(value).__name__}")
         for record in value:
             if not isinstance(record, Mapping):
                 raise ValueError(f"a record must be a dictionary of its fields, not {type(record).__name__}")

@@ -175,6 +175,11 @@ class Text(Kind):
             )
         return TextOutput(TiedHead(tied_to))
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Of a raw target."""
+        return ("ids", "mask", "masked")
+
     def points(self, target: Raw) -> Points | None:
         """As many places as the longest target has; with `of`, everywhere: the queries follow the input."""
         ids = target["ids"]
@@ -182,7 +187,9 @@ class Text(Kind):
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean cross entropy of masked tokens, the others counting `visible` each; of all, if none is masked."""
-        target = self._known(target)
+        target, shape = _known(target, prediction.shape[-1]), target["ids"].shape
+        if len(shape) != 2 or shape[0] != prediction.shape[0] or shape[1] > prediction.shape[1]:
+            raise ValueError(f"ids of shape {tuple(shape)}, expected {tuple(prediction.shape[:2])} at most")
         logits = rearrange(_beside(prediction, target), "b m v -> b v m")
         losses = F.cross_entropy(logits, target["ids"], reduction="none")
         if not self.visible:
@@ -192,7 +199,7 @@ class Text(Kind):
 
     def num_terms(self, target: Raw) -> Tensor:
         """Tokens that the loss looks at, each as much as it counts."""
-        target = self._known(target)
+        target = _known(target, self.num_ids)
         return self._shares(target).sum() if self.visible else _asked(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
@@ -209,7 +216,7 @@ class Text(Kind):
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Of the tokens that the loss looks at: most probable ids and the true ids' bits, [n, 2]; true ids."""
-        target = self._known(target)
+        target = _known(target, prediction.shape[-1])
         asked = _asked(target)
         logits, ids = _beside(prediction, target)[asked].float(), target["ids"][asked]
         bits = F.cross_entropy(logits, ids, reduction="none") / math.log(2)
@@ -235,12 +242,6 @@ class Text(Kind):
     def beside(self, prediction: Raw, target: Raw) -> Raw:
         """Most probable ids of the target's tokens."""
         return {**target, "ids": prediction[: len(target["ids"])].argmax(dim=-1)}
-
-    def _known(self, target: Raw) -> dict[str, Tensor]:
-        """Return a target without ids that are unknown (-1, -100): they become padding, which may be any number."""
-        padded = torch.where(target["mask"], target["ids"], UNKNOWN)
-        ids, known = class_numbers(padded, self.num_ids)
-        return {**target, "ids": ids, "mask": known}
 
     def _shares(self, target: Raw) -> Float[Tensor, "b m"]:
         asked = _asked(target)
@@ -308,7 +309,7 @@ class TextInput(InputAdapter):
         if mask is not None and mask.ndim != 2:
             raise ValueError(f"mask of shape {tuple(mask.shape)}, expected [B, M]")
         ids = ids if mask is None else torch.where(mask, ids, torch.zeros_like(ids))  # padding may be any number
-        check_index(ids, self.spec.num_ids, "id", "of the vocabulary")
+        check_index(ids, self.embedding.num_embeddings, "id", "of the vocabulary")
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
@@ -374,6 +375,12 @@ class TextOutput(OutputAdapter):
 
 def _any(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
     return mask.any(dim=1, keepdim=True)
+
+
+def _known(target: Raw, count: int) -> dict[str, Tensor]:
+    """Return a target in which ids that are unknown (-1, -100) are padding; padding may be any number."""
+    ids, known = class_numbers(torch.where(target["mask"], target["ids"], UNKNOWN), count)
+    return {**target, "ids": ids, "mask": known}
 
 
 def _asked(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:

@@ -77,6 +77,11 @@ class Vectors(Kind):
         """A linear map."""
         return VectorsOutput(channels, self.channels)
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Of a raw target."""
+        return ("queries", "values", "mask")
+
     def points(self, target: Raw) -> Points:
         """The queries that stand beside the values."""
         return Queries(target["queries"], target["mask"])

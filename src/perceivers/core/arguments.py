@@ -125,6 +125,11 @@ def is_missing(value: Any) -> bool:
     return isinstance(value, numbers.Number) and (value != value or value in (math.inf, -math.inf))
 
 
+def is_whole(value: Any) -> bool:
+    """Tell whether a value is a whole number, of Python or of NumPy; a truth value is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def is_picture(value: Any) -> bool:
     """Tell whether a value is a picture of Pillow, without importing it."""
     return hasattr(value, "__array_interface__") and hasattr(value, "getbands") and hasattr(value, "convert")
@@ -178,7 +183,7 @@ def comes_in_parts(raw: Any) -> bool:
 
 def check_limit(limit: int | None) -> int | None:
     """Return a limit of memory; ValueError unless it is a whole number of bytes, or None."""
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1):
+    if limit is not None and (not is_whole(limit) or limit < 1):
         raise ValueError(f"memory_limit = {limit!r} must be a whole number of bytes, at least 1, or None")
     return limit
 
@@ -197,9 +202,8 @@ def as_mask(mask: Tensor) -> Bool[Tensor, "*b"]:
 def _with_mask(parts: dict[str, Any]) -> dict[str, Any]:
     """Return a dictionary with its mask as booleans; raise a ValueError if it is of other elements than the rest."""
     if empty := [name for name, x in parts.items() if not x.ndim or not x.shape[0]]:
-        raise ValueError(
-            f"{empty[0]} of shape {tuple(parts[empty[0]].shape)}: a batch of at least one sample is needed"
-        )
+        shape = tuple(parts[empty[0]].shape)
+        raise ValueError(f"{empty[0]} of shape {shape}: a batch of at least one sample is needed")
     if "mask" not in parts:
         return parts
     mask = as_mask(parts["mask"])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.arguments import about, check_batches, given, near
+from perceivers.core.arguments import about, check_batches, given, is_whole, near
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
 from perceivers.core.queries import given_points
@@ -176,8 +176,7 @@ class OutputAdapters(nn.Module):
 
     def share(self, queries: Tokens, rank: int, world: int) -> Tokens:
         """The queries of one of `world` processes; ValueError for an output whose rows depend on one another."""
-        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (rank, world))
-        if not whole or not 0 <= rank < world:
+        if not (is_whole(rank) and is_whole(world)) or not 0 <= rank < world:
             raise ValueError(f"share = {(rank, world)} must be (rank, world), whole numbers with 0 <= rank < world")
         for name in queries.segments:
             if self.adapters[name].mixes_neighbours:

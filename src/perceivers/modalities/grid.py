@@ -17,7 +17,7 @@ from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats
+from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats, is_whole
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
@@ -341,7 +341,7 @@ class GridInput(InputAdapter):
             return GridPlaces(grid, None if spec.stretched else spec.grid, device=device)
         whole = as_sizes(spec.size if part.size is None else part.size, spec.axes, "size of the whole")
         start = part.start if isinstance(part.start, tuple | list) else ()
-        whole_numbers = len(start) == spec.axes and all(isinstance(n, int) for n in start)
+        whole_numbers = len(start) == spec.axes and all(map(is_whole, start))
         if not whole_numbers or any(n < 0 or n % step for n, step in zip(start, spec.steps, strict=True)):
             raise ValueError(f"a part begins at {part.start}: it must begin with a patch, at multiples of {spec.steps}")
         span = token_grid(whole, spec.steps) if spec.stretched else spec.grid

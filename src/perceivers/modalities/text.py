@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import check_index, check_keys
+from perceivers.core.arguments import as_mask, check_index, check_keys
 from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.linear import linear
@@ -380,7 +380,7 @@ def _any(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
 def _known(target: Raw, count: int) -> dict[str, Tensor]:
     """Return a target in which ids that are unknown (-1, -100) are padding; padding may be any number."""
     ids, known = class_numbers(torch.where(target["mask"], target["ids"], UNKNOWN), count)
-    return {**target, "ids": ids, "mask": known}
+    return {"ids": ids, "mask": known, "masked": as_mask(target["masked"])}
 
 
 def _asked(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:

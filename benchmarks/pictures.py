@@ -34,7 +34,9 @@ def pictures(side: int = 7000, repeats: int = 3, folder: Path | None = None) -> 
         for name, channels, interlaced in (("grey", 1, False), ("colours", 3, False), ("interlaced", 3, True)):
             path = make(Path(place) / f"{name}.png", side, channels, interlaced)
             for reader in READERS:
-                ratios = [measured(path, reader)["seconds"] / measured(path, "pillow")["seconds"] for _ in range(repeats)]
+                ratios = [
+                    measured(path, reader)["seconds"] / measured(path, "pillow")["seconds"] for _ in range(repeats)
+                ]
                 found = {"times Pillow": float(np.median(ratios)), "times array": measured(path, reader)["memory"]}
                 print(f"{name:10} {reader}: {found['times Pillow']:.1f} times Pillow's seconds, ", end="")
                 print(f"{found['times array']:.1f} times the array's memory", flush=True)
@@ -46,7 +48,9 @@ def make(path: Path, side: int, channels: int, interlaced: bool) -> Path:
     """A picture whose high bytes are smooth and whose low bytes are noise, as of a camera."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 60_000, side).astype(np.uint16)
-    values = (ramp[:, None, None] // 2 + ramp[None, :, None] // 2) + rng.integers(0, 256, (side, side, channels), np.uint16)
+    values = (ramp[:, None, None] // 2 + ramp[None, :, None] // 2) + rng.integers(
+        0, 256, (side, side, channels), np.uint16
+    )
     if not interlaced:
         return write_png16(path, values)
     parts = [values[top::down, left::right].astype(">u2") for top, left, down, right in PASSES]

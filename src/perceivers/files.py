@@ -35,6 +35,11 @@ def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
     return path
 
 
+def most_unpacked(path: Path) -> int:
+    """Return how many bytes a packed file may unpack to: a hundred times its own, and 256 MiB in any case."""
+    return max(100 * path.stat().st_size, 256 * 2**20)
+
+
 def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
     """Return the text of a file in UTF-8; ValueError for what `regular_file` refuses and for other encodings."""
     path = regular_file(path, max_bytes)

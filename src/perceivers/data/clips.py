@@ -1,14 +1,19 @@
 """What Kinetics and AudioSet have in common: clips of films, each cut into overlapping windows."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.files import one_line, regular_file
 from perceivers.media.clips import FPS, window
 from perceivers.media.video import Clip, read_video
 from perceivers.schema import Record
+
+LARGEST_LIST = 2**30
+"""Bytes of a list of clips."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,22 @@ class Clips(DataSet):
 def decoded(path: Path) -> Clip:
     """A clip; the last few are kept, since evaluation takes a clip's windows one after the other."""
     return read_video(path)
+
+
+def list_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place and the cells of each line of a list that is not empty; ValueError for what is no CSV in UTF-8."""
+    try:
+        with regular_file(path, LARGEST_LIST).open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file, skipinitialspace=True)
+            for row in rows:
+                if row:
+                    yield f"{path}:{rows.line_num}", row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a list in UTF-8: {one_line(error)}") from None
+
+
+def whole_number(place: str, cell: str) -> int:
+    """Return the number that a cell of a list holds; ValueError that names the place if it holds none."""
+    if not (cell.isascii() and cell.isdecimal() and len(cell) <= 18):
+        raise ValueError(f"{place}: {one_line(repr(cell))} is not a whole number")
+    return int(cell)

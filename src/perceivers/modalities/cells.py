@@ -10,8 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from perceivers.files import one_line
+from perceivers.media.numpy_files import read_npy
+
 WHOLE_ROW = "*"
 """The key that stands for all cells of a row together."""
+
+
+LONGEST_SUFFIX = 16
+"""Characters of the end of a file's name that tells its kind."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,12 @@ class Files:
         if not isinstance(text, str):
             raise ValueError(f"a path must be text, not {_shown(text)}")
         path = self.folder / text
-        if not self.outside and not path.resolve().is_relative_to(self.folder.resolve()):
-            raise ValueError(f"{text}: outside of the table's folder, which data.files_outside must allow")
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a NUL character
+            raise ValueError(f"{one_line(text)}: {getattr(error, 'strerror', None) or one_line(error)}") from None
+        if not self.outside and not inside:
+            raise ValueError(f"{one_line(text)}: outside of the table's folder, which data.files_outside must allow")
         return path
 
     @contextmanager
@@ -38,7 +49,7 @@ class Files:
         if not holds_file(cell):
             yield self.path(cell)
             return
-        with NamedTemporaryFile(suffix=PurePath(cell.get("path") or "").suffix) as file:
+        with NamedTemporaryFile(suffix=suffix_of(cell.get("path"))) as file:
             file.write(cell["bytes"])
             file.flush()
             yield Path(file.name)
@@ -47,6 +58,12 @@ class Files:
 def holds_file(cell: Any) -> bool:
     """Whether a cell is the content of a file, beside its name."""
     return isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes)
+
+
+def suffix_of(name: Any) -> str:
+    """Return the suffix of a file's name; empty if it has none that a file can have."""
+    suffix = PurePath(name).suffix if isinstance(name, str) else ""
+    return suffix if suffix.isprintable() and suffix.isascii() and len(suffix) <= LONGEST_SUFFIX else ""
 
 
 class Row(Mapping[str, Any]):
@@ -98,11 +115,11 @@ def numbers(cell: Any) -> np.ndarray:
 
 
 def array_file(path: Path) -> np.ndarray:
-    """The array of a .npy file; ValueError if it is none. Never unpickles."""
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a .npy file of plain numbers: {error}") from None
+    """Return the array of a .npy file of numbers; ValueError for other files. Never unpickles."""
+    array = read_npy(path)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{path}: an array of {array.dtype}, expected numbers")
+    return array
 
 
 def _shown(value: Any) -> str:

@@ -53,9 +53,8 @@ class AudioSet(Clips):
             for film, mids in segments(folder / name):
                 unknown = [mid for mid in mids if mid not in numbers]
                 if unknown:
-                    raise ValueError(
-                        f"{folder / name}: {one_line(film)} has label {one_line(repr(unknown[0]))}, which {CLASSES} lacks"
-                    )
+                    label = one_line(repr(unknown[0]))
+                    raise ValueError(f"{folder / name}: {one_line(film)} has label {label}, which {CLASSES} lacks")
                 if film in files:
                     clips.append((files[film], {"labels": [numbers[mid] for mid in mids]}))
         if not clips:

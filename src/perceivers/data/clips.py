@@ -64,7 +64,7 @@ def decoded(path: Path) -> Clip:
 
 
 def list_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the place and the cells of each line of a list that is not empty; ValueError for what is no CSV in UTF-8."""
+    """Yield place and cells of each line of a list that is not empty; ValueError for what is no CSV in UTF-8."""
     try:
         with regular_file(path, LARGEST_LIST).open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file, skipinitialspace=True)

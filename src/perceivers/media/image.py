@@ -33,8 +33,8 @@ SWAPPED = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4}
 _PNG_COLOURS = {channels: colour for colour, channels in _PNG_CHANNELS.items()}
-# How Pillow decodes all 16 bits: a mode and raw modes. Grey it does; grey and alpha are four channels of bytes to it; of
-# three and four channels it drops the low bytes (16B) or, told that the order of bytes is the other, the high ones.
+# How Pillow decodes all 16 bits: a mode and raw modes. Grey it does; grey and alpha are four channels of bytes to it;
+# of three and four channels it drops the low bytes (16B) or, told that the order of bytes is the other, the high ones.
 _PNG16_MODES = {
     1: ("I;16", ("I;16B",)),
     2: ("RGBA", ("RGBA",)),

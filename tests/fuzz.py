@@ -19,7 +19,7 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ import numpy as np
 SECONDS = 10
 """Processor time that a case may take."""
 
-PATIENCE = 60
+PATIENCE = 30
 """Seconds until a case counts as one that never ends, on however busy a machine."""
 
 MEMORY = 512 * 2**20
@@ -72,20 +72,7 @@ class Failure:
 
 EXTREMES = [0, 1, 2, 127, 128, 255, 256, 32767, 65535, 10**6, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
 NUMBERS = [b"0", b"-1", b"1e999", b"NaN", b"99999999999999999999", b"9" * 400, b"true", b"null", b"''", b"[]", b"{}"]
-PIECES = [
-    b"",
-    b"\0",
-    b"\xff\xfe",
-    b"\xed\xa0\x80",
-    b'"',
-    b"'",
-    b",",
-    b"\n",
-    b"\t",
-    b"\x1b[31m",
-    b"[" * 2000,
-    b"{" * 2000,
-]
+PIECES = [*(b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\x1b[31m", b"[" * 2000, b"{" * 2000), *map(str.encode, "\"',\n\t")]
 
 
 def case(reader: Reader, good: bytes, seed: int) -> bytes:
@@ -167,24 +154,48 @@ def _cut(data: bytearray, place: int, rng: np.random.Generator) -> None:
 CHANGES = (_bits, _bits, _value, _value, _value, _number, _piece, _noise, _left_out, _repeated, _moved, _cut)
 
 
+Cases = Mapping[int, Callable[[Path], object]]
+"""What makes the file of each case."""
+
+
 def fuzz(reader: Reader, seeds: Sequence[int], folder: Path) -> list[Failure]:
-    """Read the cases of the seeds, in a process that is forked once, and again after each case that ended it."""
+    """Read the cases of the seeds."""
+    good = valid(reader, folder)
+    return failures(
+        reader, {seed: lambda path, seed=seed: path.write_bytes(case(reader, good, seed)) for seed in seeds}, folder
+    )
+
+
+def odd_files(reader: Reader, folder: Path) -> list[Failure]:
+    """Read what is no file: a pipe that nobody writes to, a device without end, a folder, an empty file, none."""
+    valid(reader, folder)
+    makers = (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir, Path.touch, lambda path: None)
+    return failures(reader, dict(enumerate(makers)), folder)
+
+
+def valid(reader: Reader, folder: Path) -> bytes:
+    """Write the reader's valid file; what it holds."""
     path = folder / "valid" / reader.file
     path.parent.mkdir(parents=True)
     reader.write(path)
-    good, failures, left = path.read_bytes(), [], list(seeds)
-    while left and (failed := _watched(reader, left, path, good)):
+    return path.read_bytes()
+
+
+def failures(reader: Reader, cases: Cases, folder: Path) -> list[Failure]:
+    """Read the cases in a process that is forked once, and again after each case that does not pass."""
+    path, found, left = folder / "valid" / reader.file, [], dict(cases)
+    while left and (failed := _watched(reader, left, path)):
         seed, reason = failed
         if seed not in left:
             raise ValueError(f"{reader.name}: the valid file is not read: {reason}")
         kept = folder / f"{reader.name}-{seed}-{path.name}"
-        kept.write_bytes(case(reader, good, seed))
-        failures.append(Failure(reader.name, seed, reason, kept))
-        left = left[left.index(seed) + 1 :]
-    return failures
+        left[seed](kept)
+        found.append(Failure(reader.name, seed, reason, kept))
+        left = {later: make for later, make in left.items() if later > seed}
+    return found
 
 
-def _watched(reader: Reader, seeds: Sequence[int], path: Path, good: bytes) -> tuple[int, str] | None:
+def _watched(reader: Reader, cases: Cases, path: Path) -> tuple[int, str] | None:
     """The first case that does not pass, and why; None if all do."""
     source, sink = os.pipe()
     sys.stdout.flush()
@@ -192,7 +203,7 @@ def _watched(reader: Reader, seeds: Sequence[int], path: Path, good: bytes) -> t
     worker = os.fork()
     if worker == 0:
         os.close(source)
-        _work(reader, seeds, path, good, sink)
+        _work(reader, cases, path, sink)
     os.close(sink)
     seed, buffer, status = -1, b"", 0
     try:
@@ -216,8 +227,8 @@ def _watched(reader: Reader, seeds: Sequence[int], path: Path, good: bytes) -> t
             os.waitpid(worker, 0)
 
 
-def _work(reader: Reader, seeds: Sequence[int], path: Path, good: bytes, sink: int) -> None:
-    """In the forked process: read the valid file, then all cases; tell of each before it is read, and of what is wrong."""
+def _work(reader: Reader, cases: Cases, path: Path, sink: int) -> None:
+    """In the forked process: read the valid file, then the cases; tell of each before it is read, and what is wrong."""
 
     def tell(seed: int, reason: str = "") -> None:
         os.write(sink, json.dumps([seed, reason]).encode() + b"\n")
@@ -228,13 +239,15 @@ def _work(reader: Reader, seeds: Sequence[int], path: Path, good: bytes, sink: i
         os.dup2(null, 2)
         os.environ["XDG_CACHE_HOME"] = str(path.parent.parent / "cache")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        path.write_bytes(good)
+        _remove(path)
+        reader.write(path)
         reader.read(path)
         # Far above what a case may take, to end one that takes all.
         _limit(resource.RLIMIT_AS, _status("VmSize") + 8 * MEMORY)
-        for seed in seeds:
+        for seed, make in cases.items():
             tell(seed)
-            path.write_bytes(case(reader, good, seed))
+            _remove(path)
+            make(path)
             reason = complaint(reader, path)
             if reason:
                 tell(seed, reason)
@@ -243,6 +256,13 @@ def _work(reader: Reader, seeds: Sequence[int], path: Path, good: bytes, sink: i
     except BaseException as error:  # pytest must not go on in this process
         tell(-1, f"{type(error).__name__}: {error}")
         os._exit(1)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def complaint(reader: Reader, path: Path) -> str:
@@ -527,15 +547,13 @@ def texts() -> Iterator[Reader]:
     def read_tokens(path: Path) -> None:
         FileTokenizer(str(path)).encode("some words")
 
-    layouts = {"sst_2": LAYOUTS["sst_2"][0], "sts": LAYOUTS["sts"][1]}
+    def read_glue(task: str, layout: int) -> Callable[[Path], object]:
+        return lambda path: list(read_examples(path, task, LAYOUTS[task][layout], False))
+
     yield Reader("texts", "a.jsonl", written(lines), read_texts)
     yield Reader("texts-packed", "a.jsonl.gz", written(gzip.compress(lines)), read_texts, gzip_content)
-    yield Reader(
-        "glue", "a.tsv", written(sst), lambda path: list(read_examples(path, "sst_2", layouts["sst_2"], False))
-    )
-    yield Reader(
-        "glue-sts", "a.tsv", written(sts), lambda path: list(read_examples(path, "sts", layouts["sts"], False))
-    )
+    yield Reader("glue", "a.tsv", written(sst), read_glue("sst_2", 0))
+    yield Reader("glue-sts", "a.tsv", written(sts), read_glue("sts", 1))
     yield Reader("kinetics", "a.csv", written(kinetics), lambda path: list(listed(path)))
     yield Reader("audioset", "a.csv", written(segment), lambda path: list(segments(path)))
     yield Reader("audioset-labels", "a.csv", written(labels), label_names)
@@ -579,13 +597,16 @@ def models() -> Iterator[Reader]:
 
         path.write_bytes(pickle.dumps({"net/~/linear": {"w": np.arange(6.0).reshape(2, 3), "b": np.zeros(3)}}, 4))
 
+    def read_recipe(path: Path) -> None:
+        preset_of(read_declaration(path)).build("meta")
+
     state = b'{"step": 10, "seconds": 2.5, "score": null, "scale": {}}\n'
     log = b"".join(b'{"step": %d, "losses": {"y": 0.5}}\n' % step for step in range(9))
     yield Reader(
         "recipe",
         "a.yaml",
         lambda path: path.write_bytes(RECIPE),
-        lambda path: preset_of(read_declaration(path)).build("meta"),
+        read_recipe,
     )
     yield Reader("model-description", "model.json", model, lambda path: load_model(path.parent))
     yield Reader("model-weights", "model.safetensors", model, lambda path: load_model(path.parent), safetensors_header)
@@ -610,9 +631,9 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{reader.name}-"))
         if len(numbers) == 2:
             started = time.time()
-            failures = fuzz(reader, range(int(numbers[0]), int(numbers[1])), folder)
-            print(f"{reader.name}: {len(failures)} failures in {time.time() - started:.1f} s", flush=True)
-            for failure in failures:
+            found = fuzz(reader, range(int(numbers[0]), int(numbers[1])), folder)
+            print(f"{reader.name}: {len(found)} failures in {time.time() - started:.1f} s", flush=True)
+            for failure in found:
                 print(f"  {failure}", flush=True)
             continue
         path = folder / reader.file

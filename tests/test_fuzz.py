@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import Reader, fuzz, readers
+from fuzz import Reader, fuzz, odd_files, readers
 
 READERS = readers()
 
@@ -16,4 +16,10 @@ COUNTS = [-(-300 // len(READERS)), pytest.param(-(-10_000 // len(READERS)), mark
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_changed_files_are_read_or_refused(reader: Reader, count: int, tmp_path: Path) -> None:
     failures = fuzz(reader, range(count), tmp_path)
+    assert not failures, "\n".join(map(str, failures))
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_what_is_no_file_is_refused(reader: Reader, tmp_path: Path) -> None:
+    failures = odd_files(reader, tmp_path)
     assert not failures, "\n".join(map(str, failures))

@@ -1,6 +1,8 @@
 """Pictures: files to uint8 [H, W, 3] and back; sizes and the crop of evaluation."""
 
 import math
+import mmap
+import re
 import struct
 import warnings
 import zlib
@@ -44,7 +46,9 @@ _PNG16_MODES = {
 
 _MOST_CHUNKS = 1_000_000  # of a PNG; writers make one of at least 8 kB of pixels
 _MOST_ROW_BITS = 2_147_000_000  # of Pillow's decoder of PNGs, which counts them with 32 bits
-_TILE = 1 << 19  # pixels of 16 bits that are converted at a time
+_TILE = 1 << 16  # pixels of 16 bits that are converted at a time
+_MOST_SCANNED = 100 * MAX_PIXELS  # pixels of all scans of a JPEG together; progressive ones have about ten scans
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # but those within a scan: a zero byte, or where to begin anew
 _LONGEST_RUN_LENGTHS = 2048  # side of a BMP of run lengths in pixels: Pillow unpacks it a pixel at a time, in Python
 
 
@@ -91,7 +95,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
             raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
         with image:
             _check_size(path, image.width, image.height, max_pixels)
-            _check_runs(path, image)
+            _check_work(path, image)
             yield image
 
 
@@ -186,13 +190,29 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
         raise TooManyPixelsError(f"{path}: {width} x {height} pixels, expected 1 to {max_pixels:,}")
 
 
-def _check_runs(path: Path, image: Any) -> None:
+def _check_work(path: Path, image: Any) -> None:
+    """ValueError for a picture that takes far more time than its pixels are worth."""
+    if image.format == "JPEG" and (scans := _scans(path, image.fp.tell())) * image.width * image.height > _MOST_SCANNED:
+        raise ValueError(f"{path}: {image.width} x {image.height} pixels in {scans} scans, expected a few")
     run_lengths = any(part.codec_name == "bmp_rle" for part in image.tile)
     if run_lengths and max(image.size) > _LONGEST_RUN_LENGTHS:
         raise ValueError(
             f"{path}: a BMP of run lengths of {image.width} x {image.height} pixels, "
             f"expected at most {_LONGEST_RUN_LENGTHS:,} each way: save it as PNG"
         )
+
+
+def _scans(path: Path, first: int) -> int:
+    """Scans of a JPEG, each of which is read over all pixels; the first begins at byte `first`.
+
+    Behind the picture there may be another, or a film; in it, a marker stands only where a segment begins.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = 1
+        while (marker := _JPEG_MARKER.search(content, first)) and marker[0] != b"\xff\xd9":
+            found += marker[0] == b"\xff\xda"
+            first = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+        return found
 
 
 def _decoded(path: Path, image: Any) -> np.ndarray:
@@ -364,7 +384,8 @@ def _wide_tiles(path: Path, high: np.ndarray) -> Iterator[tuple[Tile, np.ndarray
 
 def _raw_pixels(path: Path, mode: str, raw: str) -> Any:
     """A Pillow image of a PNG, whatever its header says of its channels: those of `mode`, cut out as `raw` says."""
-    with library("PIL.Image").open(path, formats=("PNG",)) as image:
+    header = _png_header(path)
+    with _opened(path, header.width * header.height) as image:
         image._mode, image.tile = mode, [part._replace(args=raw) for part in image.tile]
         try:
             image.load()

@@ -25,14 +25,21 @@ def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
         if stat.S_ISREG(status.st_mode):
             path.open("rb").close()
     except (OSError, ValueError) as error:  # ValueError: a NUL character in its name
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        raise ValueError(f"{_named(path)}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path}: not a file")
+        raise ValueError(f"{_named(path)}: not a file")
     if status.st_size == 0:
         raise ValueError(f"{path}: is empty")
     if max_bytes is not None and status.st_size > max_bytes:
         raise ValueError(f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that are read")
     return path
+
+
+def _named(path: Path) -> str:
+    """A path as a message shows it, printable; of a very long one its beginning and its end."""
+    name = str(path)
+    name = name if len(name) <= LONGEST_MESSAGE else f"{name[: LONGEST_MESSAGE // 3]}...{name[-LONGEST_MESSAGE // 2 :]}"
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def most_unpacked(path: Path) -> int:

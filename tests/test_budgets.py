@@ -25,6 +25,7 @@ from perceivers.media import numpy_files
 from perceivers.media.audio import read_audio, write_audio
 from perceivers.media.image import read_image, read_png16, write_png16
 from perceivers.modalities.cells import Files, array_file
+from perceivers.modalities.tokenizers import FileTokenizer
 from test_media_image import png
 
 Read = Callable[[Path], object]
@@ -297,6 +298,15 @@ def test_targets_that_are_no_numbers(task: str, line: str, match: str, tmp_path:
     path = tmp_path / "a.tsv"
     path.write_text(f"{line}\n")
     refused(lambda path: list(read_examples(path, task, LAYOUTS[task][-1], False)), path, match)
+
+
+def test_a_tokenizer_with_an_id_of_four_billion(tmp_path: Path) -> None:
+    """A model would have a row of numbers for each id below it."""
+    model = {"type": "WordLevel", "vocab": {"a": 0, "b": 2**32 - 1}, "unk_token": "a"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
+    with Budget(), pytest.raises(ValueError, match="has an id of 4,294,967,295"):
+        FileTokenizer(str(path))
 
 
 # Files that cells name.

@@ -68,7 +68,7 @@ def listed(path: Path) -> Iterator[tuple[str, str]]:
         raise ValueError(f"{path}: has no column {missing[0]!r}; a list has {', '.join(COLUMNS)}")
     for place, cells in rows:
         if len(cells) < len(names):
-            raise ValueError(f"{place}: {len(cells)} cells, expected {len(names)}: {', '.join(names)}")
+            raise ValueError(f"{place}: {len(cells)} cells, expected the {len(names)} of line 1")
         row = dict(zip(names, cells, strict=False))
         start, end = (whole_number(place, row[name]) for name in ("time_start", "time_end"))
         yield row["label"], f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"

@@ -76,7 +76,7 @@ class FileTokenizer(Tokenizer):
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer as Loaded
 
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise ValueError(f"no tokenizer file {path!r}: give the path of a tokenizer.json, or 'bytes'")
         regular_file(path, MOST_TEXT_BYTES)
         try:

@@ -127,12 +127,15 @@ def test_run_lengths_that_jump_far(size: tuple[int, int], tmp_path: Path) -> Non
     refused(read_image, written(tmp_path / "a.bmp", start + header + palette + pixels), "run lengths")
 
 
-def test_a_jpeg_of_many_scans(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_jpeg_of_many_scans(kind: str, tmp_path: Path) -> None:
     """Each of 75 bytes is read over all pixels."""
     out = io.BytesIO()
-    Image.new("L", (4001, 4003)).save(out, "JPEG", progressive=True)
+    second = {"save_all": True, "append_images": [Image.new("L", (5, 7))]} if kind == "MPO" else {}
+    Image.new("L", (4001, 4003)).save(out, kind, progressive=True, **second)
     good = out.getvalue()
-    last, end = good.rfind(b"\xff\xda"), good.rfind(b"\xff\xd9")
+    end = good.find(b"\xff\xd9")
+    last = good.rfind(b"\xff\xda", 0, end)
     assert read_image(written(tmp_path / "a.jpg", good + good[last:end] * 999)).shape == (4003, 4001, 3)
     refused(read_image, written(tmp_path / "b.jpg", good[:end] + good[last:end] * 999 + good[end:]), "scans")
 

@@ -48,7 +48,7 @@ _MOST_CHUNKS = 1_000_000  # of a PNG; writers make one of at least 8 kB of pixel
 _MOST_ROW_BITS = 2_147_000_000  # of Pillow's decoder of PNGs, which counts them with 32 bits
 _TILE = 1 << 16  # pixels of 16 bits that are converted at a time
 _MOST_SCANNED = 100 * MAX_PIXELS  # pixels of all scans of a JPEG together; progressive ones have about ten scans
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # but those within a scan: a zero byte, or where to begin anew
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # with a length behind it, but for the end of a picture
 _LONGEST_RUN_LENGTHS = 2048  # side of a BMP of run lengths in pixels: Pillow unpacks it a pixel at a time, in Python
 
 
@@ -192,7 +192,8 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 def _check_work(path: Path, image: Any) -> None:
     """ValueError for a picture that takes far more time than its pixels are worth."""
-    if image.format == "JPEG" and (scans := _scans(path, image.fp.tell())) * image.width * image.height > _MOST_SCANNED:
+    scans = _scans(path) if image.format in ("JPEG", "MPO") else 0
+    if scans * image.width * image.height > _MOST_SCANNED:
         raise ValueError(f"{path}: {image.width} x {image.height} pixels in {scans} scans, expected a few")
     run_lengths = any(part.codec_name == "bmp_rle" for part in image.tile)
     if run_lengths and max(image.size) > _LONGEST_RUN_LENGTHS:
@@ -202,13 +203,13 @@ def _check_work(path: Path, image: Any) -> None:
         )
 
 
-def _scans(path: Path, first: int) -> int:
-    """Scans of a JPEG, each of which is read over all pixels; the first begins at byte `first`.
+def _scans(path: Path) -> int:
+    """Scans of a JPEG, each of which is read over all pixels; of the first picture, which others or a film may follow.
 
-    Behind the picture there may be another, or a film; in it, a marker stands only where a segment begins.
+    Of what looks like a marker, that counts which stands where a segment begins: thumbnails lie within segments.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = 1
+        found = first = 0
         while (marker := _JPEG_MARKER.search(content, first)) and marker[0] != b"\xff\xd9":
             found += marker[0] == b"\xff\xda"
             first = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "perceivers"
 
 FLOORS = [
     ["files"],
+    ["budgets"],
     ["core", "media"],
     ["modalities"],
     ["schema", "storage", "preset", "proposal", "progress"],

@@ -1,7 +1,6 @@
 """Schema: named inputs and outputs. Schemas, configs and recipes to and from JSON and YAML, errors naming the place."""
 
 import dataclasses
-import difflib
 import functools
 import json
 import operator
@@ -16,10 +15,13 @@ import yaml
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, with_config
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
+from perceivers.budgets import Lines, check_memory, from_yaml
 from perceivers.core.interfaces import Points
-from perceivers.core.joining import check_names, check_new_name
+from perceivers.core.joining import check_names, check_new_name, hint
+from perceivers.files import read_text
 from perceivers.modalities import KINDS
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, Raw, named
@@ -121,7 +123,13 @@ class Schema:
         return {name: points for name, points in asked.items() if points is not None}
 
     def blank(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
-        """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant."""
+        """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant.
+
+        ValueError for sizes that no memory holds.
+        """
+        if device.type != "meta":
+            shapes, _ = self.blank(batch_size, torch.device("meta"))
+            check_memory("inputs of the trained size", num_bytes(shapes))
         raw = {name: named(name, spec.blank, batch_size, device) for name, spec in self.inputs.items()}
         points = {name: spec.blank_points(batch_size, device) for name, spec in self.outputs.items()}
         return raw, {name: asked for name, asked in points.items() if asked is not None}
@@ -157,6 +165,12 @@ def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
     raise ValueError(f"the model has no {kind.__name__}, only {found}")
 
 
+def num_bytes(tensors: Any) -> int:
+    """Return the bytes of all tensors of nested dictionaries and lists."""
+    leaves = tree_leaves(tensors)
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
+
+
 def to_plain(value: Any) -> Any:
     """Dataclasses as the dictionaries, lists, numbers and names that files hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -188,7 +202,7 @@ def with_settings(value: T, settings: Iterable[str]) -> T:
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise ValueError(f"setting {setting!r}: there is no {'.'.join(parents)}")
-        node[name] = yaml.safe_load(text)
+        node[name], _ = from_yaml(text, f"setting {setting[:99]!r}")
     return from_plain(type(value), plain)
 
 
@@ -209,38 +223,15 @@ def from_file(kind: type[T], path: str | Path) -> T:
     return from_plain(kind, plain, str(path), lines)
 
 
-def read_plain(path: Path) -> tuple[Any, dict[tuple[str, ...], int]]:
+def read_plain(path: Path) -> tuple[Any, Lines]:
     """Content of a YAML or JSON file, and the line of each place in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, yaml.SafeLoader)  # JSON is YAML
-        lines: dict[tuple[str, ...], int] = {}
-        if node is not None:
-            _mark_lines(node, (), lines)
-        return yaml.safe_load(text), lines
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ValueError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    return from_yaml(read_text(path), str(path))  # JSON is YAML
 
 
 def json_schema(kind: type[T]) -> dict[str, Any]:
     """JSON schema of a dataclass, for editors that check what they write."""
     full = TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).json_schema()  # type: ignore[valid-type]
     return {**full["items"], "$defs": full.get("$defs", {})}
-
-
-def _mark_lines(node: yaml.Node, place: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
-    lines[place] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            _mark_lines(value, (*place, str(key.value)), lines)
-            lines[(*place, str(key.value))] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            _mark_lines(value, (*place, str(number)), lines)
 
 
 def _message(kind: type, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
@@ -291,7 +282,7 @@ def _explain(kind: type, error: ErrorDetails) -> str:
     if error["type"] == "union_tag_not_found":
         return f"needs a kind: one of {', '.join(_kind_names())}"
     message = error["msg"].removeprefix("Value error, ")
-    return message if isinstance(error["input"], Mapping) else f"{message}, not {error['input']!r}"
+    return message if isinstance(error["input"], Mapping) else f"{message}, not {error['input']!r:.99}"
 
 
 def _unknown_kind(tag: str, kinds: Sequence[str]) -> str:
@@ -299,8 +290,7 @@ def _unknown_kind(tag: str, kinds: Sequence[str]) -> str:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, set(known) - {name}, n=1)  # a field of another kind may have that name
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return hint(name, set(known) - {name})  # a field of another kind may have that name
 
 
 def kind_name(kind: Kind | type[Kind]) -> str:

@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from perceivers.budgets import from_json
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.files import one_line, read_text, regular_file
 from perceivers.modalities.kind import named
 from perceivers.preset import Preset
 from perceivers.schema import Schema, from_plain, to_plain
@@ -130,9 +132,14 @@ def load_model(folder: Path) -> PerceiverIO:
     source = str(folder / DESCRIPTION)
     schema = from_plain(Schema, description.get("schema"), source)
     config = from_plain(Config, description.get("config"), source)
+    weights = load_shards(folder / WEIGHTS)
+    if config.num_built > len(weights):
+        raise ValueError(
+            f"{source}: {config.num_built} attention blocks, but {WEIGHTS} has {len(weights)} arrays in all"
+        )
     # Shapes alone: what the file says must not take memory before it has been checked.
     model = named(source, Preset(schema, config).build, "meta")
-    load_weights(model, load_shards(folder / WEIGHTS), str(folder / WEIGHTS), assign=True)
+    load_weights(model, weights, str(folder / WEIGHTS), assign=True)
     return model.eval()
 
 
@@ -160,10 +167,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU; ValueError if it is none."""
+    regular_file(path)
     try:
         return load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {one_line(error)}") from None
 
 
 def shard_name(path: Path, number: int, total: int) -> Path:
@@ -184,12 +192,11 @@ def load_shards(path: Path) -> dict[str, Tensor]:
 
 def read_json(path: Path) -> Any:
     """Content of a JSON file; ValueError naming the file if it is none."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        return from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {one_line(error)}") from None
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:

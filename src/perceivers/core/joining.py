@@ -15,6 +15,9 @@ from perceivers.core.tokens import Segment, Tokens
 
 JoinRule = Literal["pad", "project"]
 
+LONGEST_HINT, MOST_HINTS = 100, 2000
+"""Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
+
 
 class Join(nn.Module):
     """Brings segments to one width, `channels`, so that they can stand behind one another.
@@ -160,10 +163,15 @@ def check_new_name(what: str, name: str) -> None:
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
     """The names, if all are known; else a ValueError with the nearest known one."""
-    names, known = list(names), list(known)
+    names, known = list(names), dict.fromkeys(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}{hint}")
+            raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}{hint(str(name), known)}")
     return names
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the known name that is nearest to a wrong one, or nothing."""
+    short = [other for other in known if len(other) <= LONGEST_HINT][:MOST_HINTS]
+    near = difflib.get_close_matches(name, short, n=1) if len(name) <= LONGEST_HINT else []
+    return f"; did you mean {near[0]!r}?" if near else ""

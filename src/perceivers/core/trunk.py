@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perceivers.core import orders
 from perceivers.core.attention import CrossAttention, Mask, SelfAttention
-from perceivers.core.config import Config, LatentsConfig, Sharing
+from perceivers.core.config import Config, LatentsConfig, shared
 from perceivers.core.initialisers import plain_linear, sines, trained_vector
 from perceivers.core.plan import FASTEST, Choice, Plan, plan_reading, plan_states
 from perceivers.core.reading import ReadState, sum_states
@@ -89,8 +89,8 @@ class Resampler(nn.Module):
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         latents, encoder, processor = config.latents, config.encoder, config.processor
-        read_of = [_shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
-        block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
+        read_of = [shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
+        block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         self.latents = start_of(latents)
         self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(read_of) + 1))
         self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of) + 1))
@@ -151,7 +151,7 @@ class Transformer(nn.Module):
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         processor = config.processor
-        self._block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
+        self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         self.encoder = plain_linear(input_channels, config.latents.channels)
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
 
@@ -169,7 +169,3 @@ class Transformer(nn.Module):
         for block in self._block_of:
             rows = self.processor[block](rows, exist)
         return rows
-
-
-def _shared(number: int, sharing: Sharing) -> int:
-    return {"none": number, "all": 0, "all_but_first": min(number, 1)}[sharing]

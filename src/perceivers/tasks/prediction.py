@@ -22,6 +22,9 @@ from perceivers.tasks.explaining import Sample, contribution_columns, contributi
 from perceivers.tasks.recipe import load_run
 from perceivers.training.evaluation import Scores, evaluate
 
+MOST_ROWS = 2**16
+"""Rows that are predicted at once, whatever is asked for: more are no faster."""
+
 REASON = "unreadable"
 """Column that says why a row has no prediction; there where such rows are allowed."""
 
@@ -44,7 +47,7 @@ def predict_rows(
         0,
         iter(records),
     )
-    while batch := list(islice(stream, batch_size)):
+    while batch := list(islice(stream, min(batch_size, MOST_ROWS))):
         samples = [attempt(model, record, asking) for record in batch]
         predicted = iter(
             _predict(model, [sample for sample in samples if not isinstance(sample, str)], asking, explain)

@@ -98,7 +98,7 @@ def _inputs(inputs: Mapping[str, Proposal], table: bool) -> list[str]:
 
 
 def _specs(proposals: Mapping[str, Proposal]) -> list[str]:
-    lines, taken = [], {ROW}
+    lines, taken = [], {ROW: 0}
     for column, proposal in proposals.items():
         name = _new_name(column, taken)
         key = {} if name == column else {"key": column}
@@ -107,16 +107,19 @@ def _specs(proposals: Mapping[str, Proposal]) -> list[str]:
     return lines
 
 
-def _new_name(column: str, taken: set[str]) -> str:
+def _new_name(column: str, taken: dict[str, int]) -> str:
     name = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_") or "column"
     name = f"_{name}" if name[0].isdigit() else name
     try:
         check_new_name("", name)
     except ValueError:
         name += "_"
-    while name in taken:
-        name += "_"
-    taken.add(name)
+    first, number = name, taken.get(name, 0)
+    while name in taken:  # one name for many columns, as where none has a letter of ASCII: each is numbered once
+        number += 1
+        name = f"{first}_{number}"
+    taken[first] = number
+    taken[name] = 0
     return name
 
 

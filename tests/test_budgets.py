@@ -1,0 +1,317 @@
+"""Small files that stand for gigabytes or for ever: refused in one line, within little memory; honest ones still read.
+
+Each case is a few bytes that mean far more, in a file of another kind. All are read by processes of little memory.
+"""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from hostile import archive, program
+from perceivers import Image, Label, PerceiverIO, Schema
+from perceivers.budgets import from_json, from_yaml
+from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
+from perceivers.storage import save_model
+from small_memory import SECONDS, read_all
+
+CASES = {}
+
+
+def case(reader, name, *needed):
+    """A maker of the hostile file at a path; what is read is what it returns, or the path; `needed` in the message."""
+
+    def note(make):
+        CASES[make.__name__.removeprefix("_")] = (reader, name, make, needed)
+        return make
+
+    return note
+
+
+def aliases(depth=9, width=9, first="[x, x]"):
+    """A list of lists of lists, each a few times the last: width ** depth values."""
+    lines = [f"a0: &a0 {first}"]
+    for level in range(1, depth + 1):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")
+    return "\n".join(lines)
+
+
+@case("plain", "x.yaml", "x.yaml:7", "values")
+def _yaml_aliases(path):
+    path.write_text(aliases())
+
+
+@case("declaration", "x.yaml", "x.yaml:", "values")
+def _yaml_aliases_in_a_schema(path):
+    path.write_text("inputs:\n  x: {kind: image, size: *a9}\noutputs: {}\n".replace("*a9", "8") + aliases())
+
+
+@case("plain", "x.yaml", "values")
+def _yaml_merges(path):
+    rows = ["a0: &a0 {" + ", ".join(f"k{number}: 1" for number in range(99)) + "}"]
+    rows += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 9)]
+    path.write_text("\n".join(rows))
+
+
+@case("plain", "x.yaml", "x.yaml:1", "within what it names")
+def _yaml_that_holds_itself(path):
+    path.write_text("a: &a [*a]\n")
+
+
+@case("plain", "x.yaml", "64 deep")
+def _yaml_aliases_in_depth(path):
+    rows = ["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 900))]
+    path.write_text("\n".join(rows))
+
+
+@case("plain", "x.yaml", "64 deep")
+def _yaml_lists_in_lists(path):
+    path.write_text("[" * 10**6)
+
+
+@case("plain", "x.yaml", "64 deep")
+def _yaml_objects_in_lists(path):
+    path.write_text("{a: [" * 10**5)
+
+
+@case("plain", "x.yaml", "64 deep")
+def _yaml_lists_by_dashes(path):
+    path.write_text("- " * 10**5 + "x")
+
+
+@case("plain", "x.yaml", "values")
+def _yaml_of_many_values(path):
+    path.write_text("- \n" * 3_000_000)
+
+
+@case("plain", "x.yaml", "x.yaml:2", "100,000 characters")
+def _yaml_of_a_long_number(path):
+    path.write_text("b: 1\na: " + "9" * 10**5)
+
+
+@case("plain", "x.yaml", "characters")
+def _yaml_of_a_number_of_sixties(path):
+    path.write_text("a: 1" + ":59" * 10**6)
+
+
+@case("plain", "x.yaml", "a key must be a text")
+def _yaml_of_a_key_of_lists(path):
+    path.write_text("? " + "[" * 60 + "]" * 60 + "\n: 1")
+
+
+@case("plain", "x.yaml", "the key 'a' is there twice")
+def _yaml_of_a_key_twice(path):
+    path.write_text("a: 1\nb: 2\na: 3\n")
+
+
+@case("plain", "x.yaml", "bytes")
+def _yaml_of_a_gigabyte(path):
+    with path.open("wb") as file:
+        file.truncate(10**9)
+
+
+@case("plain", "x.yaml", "not a file")
+def _yaml_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+@case("plain", "x.yaml", "not a file")
+def _yaml_from_a_device(path):
+    path.symlink_to("/dev/zero")
+
+
+@case("setting", "x", "values")
+def _setting_of_aliases(path):
+    rows = "{" + ", ".join(aliases().splitlines()).replace("]\n", "],\n") + "}"
+    path.write_text(f"seed={rows}")
+
+
+@case("setting", "x", "characters")
+def _setting_of_a_long_number(path):
+    path.write_text("seed=" + "9" * 10**6)
+
+
+@case("json", "x.json", "64 deep")
+def _json_lists_in_lists(path):
+    path.write_text("[" * 900 + "]" * 900)
+
+
+@case("json", "x.json", "values")
+def _json_of_many_values(path):
+    path.write_text("[" + "{}," * 10**7 + "{}]")
+
+
+@case("json", "x.json", "x.json")
+def _json_of_a_long_number(path):
+    path.write_text("9" * 10**6)
+
+
+@case("json", "x.json", "not a file")
+def _json_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+def model_folder(path, schema=None, config=None, **changes):
+    """A small model's folder, whose description says something else: values by path, as "config.latents.num_latents"."""
+    small = Config(LatentsConfig(num_latents=5, channels=8), processor=ProcessorConfig(num_heads=2, num_layers=1))
+    model = PerceiverIO(schema or Schema({"image": Image(size=7)}, {"label": Label(classes=3)}), config or small)
+    path.mkdir()
+    save_model(model, path)
+    description = json.loads((path / "model.json").read_text())
+    for place, value in changes.items():
+        node, (*parents, last) = description, place.split("__")
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    (path / "model.json").write_text(json.dumps(description))
+
+
+@case("model", "m", "model.json", "9001 attention blocks", "arrays in all")
+def _model_of_many_layers(path):
+    model_folder(path, config__processor__num_layers=9000)
+
+
+for number, (field, value) in enumerate(
+    {
+        "config__processor__num_layers": 10**9,
+        "config__processor__num_blocks": 10**9,
+        "config__latents__num_latents": 10**12,
+        "config__latents__channels": 10**9,
+        "config__encoder__num_reads": 10**9,
+        "config__encoder__widening_factor": 10**12,
+        "schema__outputs__label__classes": 10**12,
+        "schema__outputs__label__query_channels": 10**12,
+        "schema__inputs__image__channels": 10**12,
+        "schema__inputs__image__positions__num_bands": 10**9,
+        "schema__inputs__image__positions__num_residual_layers": 10**6,
+    }.items()
+):
+
+    def _absurd_size(path, field=field, value=value):
+        model_folder(path, **{field: value})
+
+    _absurd_size.__name__ = f"model_with_absurd_{field}"
+    case("model", "m", "model.")(_absurd_size)
+
+
+@case("model", "m", "model.json", "not a file")
+def _model_described_by_a_pipe(path):
+    model_folder(path)
+    (path / "model.json").unlink()
+    os.mkfifo(path / "model.json")
+
+
+@case("model", "m", "model.safetensors", "not a file")
+def _model_with_weights_from_a_pipe(path):
+    model_folder(path)
+    (path / "model.safetensors").unlink()
+    os.mkfifo(path / "model.safetensors")
+
+
+@case("model", "m", "manifest.json", "not a file")
+def _model_with_a_manifest_from_a_pipe(path):
+    model_folder(path)
+    os.mkfifo(path / "manifest.json")
+
+
+@case("model", "m", "shard")
+def _model_in_a_billion_shards(path):
+    model_folder(path)
+    (path / "model.safetensors").rename(path / "model-00001-of-99999999999999999.safetensors")
+
+
+@case("haiku", "x.pystate", "too many names")
+def _one_array_under_many_names(path):
+    large = np.zeros(10**6, "u1")
+    path.write_bytes(pickle.dumps({"a": {f"w{number}": large for number in range(5000)}}, 4))
+
+
+@case("torch", "x.bin", "x.bin")
+def _checkpoint_of_nested_keys(path):
+    path.write_bytes(archive(program(b"}" + b")" + b"q\0h\0\x86" * 40 + b"Ns", protocol=2)))
+
+
+@case("torch", "x.bin", "not a file")
+def _checkpoint_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+@case("haiku", "x.pystate", "not a file")
+def _pickle_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+RECIPE = "inputs: {image: {kind: image, size: 8}}\noutputs: {label: {kind: label, classes: 3}}\n"
+
+for name, text, said in (
+    (
+        "latents",
+        RECIPE + "config: {latents: {num_latents: 1000000000, channels: 128}}",
+        "trunk.latents, are [1000000000, 128]",
+    ),
+    ("layers", RECIPE + "config: {processor: {num_layers: 1000000}}", "at most 10000"),
+    ("blocks", RECIPE + "config: {processor: {num_blocks: 100000000}}", "at most 10000"),
+    (
+        "bands",
+        RECIPE.replace("size: 8", "size: 8, positions: {kind: fourier, num_bands: 1000000000}"),
+        "at most 100000",
+    ),
+    ("pixels", RECIPE.replace("size: 8", "size: [1000000, 1000000]"), "GB"),
+    (
+        "records",
+        RECIPE.replace("image, size: 8", "records, max_records: 1000000000000, fields: {a: {kind: number}}"),
+        "GB",
+    ),
+    ("classes", RECIPE.replace("classes: 3", "classes: 100000000000"), "GB"),
+    ("wrong_classes", RECIPE.replace("classes: 3", f"classes: [{', '.join(['1'] * 200_000)}]"), "x.yaml:2"),
+    ("batches", RECIPE + "training: {batch_size: 1000000000000}", "batch_size = 1000000000000"),
+    ("steps", RECIPE + f"training: {{num_steps: {10**30}}}", f"num_steps = {10**30}"),
+    ("workers", RECIPE + "training: {num_workers: 1000000}", "num_workers = 1000000"),
+):
+
+    def _absurd_recipe(path, text=text):
+        path.write_text(text)
+
+    _absurd_recipe.__name__ = f"recipe_of_many_{name}"
+    case("declaration", "x.yaml", said)(_absurd_recipe)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """What came of each case."""
+    jobs = {}
+    for name, (reader, file, make, _) in CASES.items():
+        path = tmp_path_factory.mktemp(name) / file
+        jobs[name] = (reader, make(path) or path)
+    return read_all(jobs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_would_never_end_is_one_line(name, reports):
+    report = reports[name]
+    assert report.outcome == "refused", report
+    assert report.message.isprintable()
+    assert len(report.message) < 1000
+    assert report.seconds < SECONDS / 2
+    assert all(part in report.message for part in CASES[name][-1]), report.message
+
+
+def test_honest_yaml_and_json_read():
+    text = "base: &base {size: 8, steps: [1, 2]}\nimage: {<<: *base, steps: [3]}\ntwice: [*base, *base]\n"
+    plain, lines = from_yaml(text, "x")
+    base = {"size": 8, "steps": [1, 2]}
+    assert plain == {"base": base, "image": {"size": 8, "steps": [3]}, "twice": [base, base]}
+    assert (lines["image",], lines["twice", "1", "steps"]) == (2, 1)
+    names = [f"class {number}, also called {number}" for number in range(30_000)]
+    assert from_yaml(json.dumps(names), "x")[0] == names
+    assert from_json(json.dumps([names])) == [names]
+    assert from_yaml("", "x") == (None, {})
+
+
+@pytest.mark.parametrize("text", ["2026-99-99", "!!int x", "!!bool x", "!!timestamp x", "0b_", "=", "!!float x", "\0"])
+def test_values_that_only_look_like_yaml_are_one_line(text):
+    with pytest.raises(ValueError, match=r"^here(:1)?: not YAML: ") as caught:
+        from_yaml(text, "here")
+    assert str(caught.value).isprintable()

@@ -1,6 +1,6 @@
 """A process with little memory that reads files made to need much, and says what came of each.
 
-It may take half a gigabyte more than it has when it begins, and a few seconds for each file.
+It may take a gigabyte more than it has when it begins, and a few seconds for each file.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-MORE_MEMORY, SECONDS = 2**29, 20
+MORE_MEMORY, SECONDS = 2**30, 20
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ def _readers():
     def prepared(schema):
         return lambda path: [preparing(schema)(row) for row in read_rows(path)]
 
+    def whole(rows):
+        for row in rows:
+            if row.error:
+                raise ValueError(row.error)
+
     return {
         "plain": read_plain,
         "setting": lambda path: with_settings(TrainingConfig(), [path.read_text()]),
@@ -78,13 +83,13 @@ def _readers():
         "model": from_pretrained,
         "haiku": read_haiku,
         "torch": read_torch,
-        "rows": lambda path: [dict(row) for row in read_rows(path)],
+        "rows": lambda path: whole(read_rows(path)),
         "table": lambda path: Table(str(path)).training(),
         "short": prepared(short),
         "strict": prepared(strict),
         "few": prepared(few),
         "tokenizer": lambda path: tokenizer_of(str(path)),
-        "shards": lambda path: [dict(row) for row in open_shards(str(path))],
+        "shards": lambda path: whole(open_shards(str(path))),
     }
 
 
@@ -92,7 +97,7 @@ def _main():
     jobs, readers = json.load(sys.stdin), _readers()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MORE_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for _, reader, path in jobs:
         message, start = "", time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, also within a library

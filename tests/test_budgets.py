@@ -3,9 +3,11 @@
 Each case is a few bytes that mean far more, in a file of another kind. All are read by processes of little memory.
 """
 
+import io
 import json
 import os
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -154,7 +156,7 @@ def _json_from_a_pipe(path):
 
 
 def model_folder(path, schema=None, config=None, **changes):
-    """A small model's folder, whose description says something else: values by path, as "config.latents.num_latents"."""
+    """A small model's folder whose description says something else: values by path, as config__latents__channels."""
     small = Config(LatentsConfig(num_latents=5, channels=8), processor=ProcessorConfig(num_heads=2, num_layers=1))
     model = PerceiverIO(schema or Schema({"image": Image(size=7)}, {"label": Label(classes=3)}), config or small)
     path.mkdir()
@@ -173,21 +175,19 @@ def _model_of_many_layers(path):
     model_folder(path, config__processor__num_layers=9000)
 
 
-for number, (field, value) in enumerate(
-    {
-        "config__processor__num_layers": 10**9,
-        "config__processor__num_blocks": 10**9,
-        "config__latents__num_latents": 10**12,
-        "config__latents__channels": 10**9,
-        "config__encoder__num_reads": 10**9,
-        "config__encoder__widening_factor": 10**12,
-        "schema__outputs__label__classes": 10**12,
-        "schema__outputs__label__query_channels": 10**12,
-        "schema__inputs__image__channels": 10**12,
-        "schema__inputs__image__positions__num_bands": 10**9,
-        "schema__inputs__image__positions__num_residual_layers": 10**6,
-    }.items()
-):
+for field, value in {
+    "config__processor__num_layers": 10**9,
+    "config__processor__num_blocks": 10**9,
+    "config__latents__num_latents": 10**12,
+    "config__latents__channels": 10**9,
+    "config__encoder__num_reads": 10**9,
+    "config__encoder__widening_factor": 10**12,
+    "schema__outputs__label__classes": 10**12,
+    "schema__outputs__label__query_channels": 10**12,
+    "schema__inputs__image__channels": 10**12,
+    "schema__inputs__image__positions__num_bands": 10**9,
+    "schema__inputs__image__positions__num_residual_layers": 10**6,
+}.items():
 
     def _absurd_size(path, field=field, value=value):
         model_folder(path, **{field: value})
@@ -243,6 +243,8 @@ def _pickle_from_a_pipe(path):
     os.mkfifo(path)
 
 
+MANY = "1000000000"
+
 RECIPE = "inputs: {image: {kind: image, size: 8}}\noutputs: {label: {kind: label, classes: 3}}\n"
 
 for name, text, said in (
@@ -278,14 +280,153 @@ for name, text, said in (
     case("declaration", "x.yaml", said)(_absurd_recipe)
 
 
+# Tables.
+
+
+@case("strict", "x.csv", "longer than length = 16")
+def _cell_of_a_hundred_megabytes(path):
+    path.write_text("text,label\n" + "x " * (5 * 10**7) + ",1\n")
+
+
+@case("few", "x.jsonl", "values")
+def _cell_of_many_numbers(path):
+    path.write_text('{"text": [' + "1," * (3 * 10**7) + '1], "label": 1}\n')
+
+
+@case("rows", "x.csv", "a line of more than")
+def _csv_of_one_endless_line(path):
+    path.write_text("a,b\n" + "x" * (2**27 + 9))
+
+
+@case("rows", "x.jsonl", "a line of more than")
+def _json_lines_of_one_endless_line(path):
+    path.write_text('"' + "x" * (2**27 + 9))
+
+
+@case("few", "x.jsonl", "64 deep")
+def _json_lines_of_lists_in_lists(path):
+    path.write_text('{"text": ' + "[" * 500 + "]" * 500 + ', "label": 1}\n')
+
+
+@case("rows", "x.csv", "not a file")
+def _csv_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+@case("rows", "x.parquet", "not a file")
+def _parquet_from_a_device(path):
+    path.symlink_to("/dev/zero")
+
+
+@case("tokenizer", "x.json", "not a file")
+def _tokenizer_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+def parquet(path, columns, **options):
+    arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns(arrow)), path, **options)
+
+
+for reader in ("table", "shards"):
+
+    @case(reader, "x.parquet", "bytes hold 300,000,000 rows; refused")
+    def _parquet_of_many_rows(path):
+        parquet(path, lambda arrow: {"a": arrow.nulls(3 * 10**8)})
+
+    @case(reader, "x.parquet", "bytes; refused")
+    def _parquet_of_zeros(path):
+        zeros = [b"\0" * 2**26] * 9
+        parquet(path, lambda arrow: {"a": zeros}, compression="zstd", use_dictionary=False)
+
+    @case(reader, "x.parquet", "values; refused")
+    def _parquet_of_a_long_list(path):
+        values = np.zeros(3 * 10**7, "i1")
+        parquet(path, lambda arrow: {"a": arrow.ListArray.from_arrays([0, len(values)], arrow.array(values))})
+
+    CASES |= {f"{reader}_{name}": CASES.pop(name) for name in list(CASES) if name.startswith("parquet_of")}
+
+
+# Shards.
+
+
+def tar(path, *members, kind=tarfile.PAX_FORMAT):
+    """A .tar of (name, content, further fields of its header)."""
+    with tarfile.open(path, "w", format=kind) as file:
+        for name, content, fields in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for field, value in fields.items():
+                setattr(member, field, value)
+            file.addfile(member, io.BytesIO(content))
+
+
+def changed_header(path, place, content, at=0):
+    """The header at a byte of a .tar with other content at a place, its sum put right."""
+    data = bytearray(path.read_bytes())
+    data[at + place : at + place + len(content)] = content
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    path.write_bytes(data)
+
+
+@case("shards", "x.tar", "sparse")
+def _sparse_member(path):
+    tar(path, ("a.bin", b"x" * 512, {}), kind=tarfile.GNU_FORMAT)
+    changed_header(path, 156, b"S")
+    changed_header(path, 386, b"%011o\0%011o\0" % (0, 512) + b"\0" * 72 + b"\0" + b"%011o\0" % (2**33 - 1))
+
+
+@case("shards", "x.tar", "sparse")
+def _sparse_member_of_pax(path):
+    fields = {"GNU.sparse.size": str(2**33), "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,512"}
+    tar(path, ("a.bin", b"x" * 512, {"pax_headers": fields}))
+
+
+@case("shards", "x.tar", "x.tar")
+def _sparse_member_with_an_endless_map(path):
+    fields = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**33)}
+    tar(path, ("a.bin", b"9" * 9 + b"\n0\n", {"pax_headers": fields}))
+
+
+@case("shards", "x.tar", "header of this length")
+def _long_header(path):
+    tar(path, ("a" * 200 + ".bin", b"x", {}))
+    changed_header(path, 124, b"\x80\0\0\0\0\0\0\1\0\0\0\0")  # 4 GB
+
+
+@case("shards", "x.tar", "header of this length")
+def _long_name(path):
+    tar(path, ("a" * 10**7 + ".bin", b"x", {}), kind=tarfile.GNU_FORMAT)
+
+
+@case("shards", "x.tar", "x.tar")
+def _member_that_is_cut_off(path):
+    tar(path, ("a.bin", b"x", {}))
+    changed_header(path, 124, b"\x80\0\0\0\0\0\0\1\0\0\0\0")
+
+
+@case("shards", "x.tar", "64 deep")
+def _member_of_lists_in_lists(path):
+    tar(path, ("a.json", b"[" * 900 + b"]" * 900, {}))
+
+
+@case("shards", "x.tar", "not a file")
+def _shard_from_a_pipe(path):
+    os.mkfifo(path)
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """What came of each case."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     jobs = {}
     for name, (reader, file, make, _) in CASES.items():
         path = tmp_path_factory.mktemp(name) / file
         jobs[name] = (reader, make(path) or path)
-    return read_all(jobs)
+    yield read_all(jobs)
+    patch.undo()
 
 
 @pytest.mark.parametrize("name", CASES)

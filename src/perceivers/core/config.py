@@ -113,13 +113,9 @@ class Config:
     @property
     def num_built(self) -> int:
         """Number of attention blocks with weights of their own, apart from the decoder's."""
-        if self.trunk == "transformer":
-            reads = 0
-        else:
-            reads = shared(self.encoder.num_reads - 1, self.encoder.share_reads) + 1
-        return reads + self.processor.num_layers * (
-            shared(self.processor.num_blocks - 1, self.processor.share_blocks) + 1
-        )
+        encoder, processor = self.encoder, self.processor
+        reads = 0 if self.trunk == "transformer" else 1 + shared(encoder.num_reads - 1, encoder.share_reads)
+        return reads + processor.num_layers * (1 + shared(processor.num_blocks - 1, processor.share_blocks))
 
 
 def shared(number: int, sharing: Sharing) -> int:

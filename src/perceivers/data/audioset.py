@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from perceivers.data.clips import Clips
+from perceivers.files import regular_file
 from perceivers.schema import Record
 
 ID_LENGTH = 11
@@ -82,7 +83,7 @@ def label_names(path: Path) -> list[tuple[str, str]]:
 
 def _rows(path: Path) -> Iterator[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with regular_file(path).open(newline="", encoding="utf-8") as file:
             yield from csv.reader(file, skipinitialspace=True)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.files import regular_file
 from perceivers.schema import Record
 
 Task = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst_2", "sts", "vader"]
@@ -178,7 +179,9 @@ def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Ite
     Lines without all of their cells are left out, as in GLUE's own readers (QQP has some).
     """
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # `splitlines` would cut within sentences
+        lines = (
+            regular_file(path).read_bytes().decode("utf-8-sig").split("\n")
+        )  # `splitlines` would cut within sentences
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error}") from None
     first = cells_of(lines[0])

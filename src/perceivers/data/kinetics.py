@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from perceivers.data.clips import Clips
+from perceivers.files import regular_file
 from perceivers.schema import Record
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -62,7 +63,7 @@ class Kinetics(Clips):
 def listed(path: Path) -> Iterator[tuple[str, str]]:
     """Label and file name of each clip of a list; ValueError if it is none."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with regular_file(path).open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
             if missing:

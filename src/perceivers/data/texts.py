@@ -5,9 +5,8 @@ wikiextractor) are published. Documents, not records, are training or held out.
 """
 
 import gzip
-import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +14,16 @@ from typing import Literal
 
 import numpy as np
 
+from perceivers.budgets import from_json
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.modalities.cells import MOST_VALUES
 from perceivers.schema import Record
 
 PLAIN, LINES = (".txt", ".rst", ".md"), (".json", ".jsonl")
 """Ends of the names of text files and of JSON Lines files; either may be packed: .gz behind them."""
+
+LONGEST_DOCUMENT, MOST_UNPACKED = 2**28, 2**32
+"""Bytes of a line of JSON, and of what a packed file unpacks to."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,9 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
         return
     start = 0
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        lines: Iterable[bytes] = file
-        for line in lines:
+        while line := file.readline(LONGEST_DOCUMENT):
+            if len(line) == LONGEST_DOCUMENT:
+                raise ValueError(f"{path}: a line of more than {LONGEST_DOCUMENT:,} bytes")
             if line.strip():
                 yield start, len(line)
             start += len(line)
@@ -172,7 +177,7 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 def text_of(path: Path, line: bytes) -> bytes:
     """The text of a line; ValueError if it has none."""
     try:
-        return json.loads(line)["text"].encode()
+        return from_json(line.decode(), MOST_VALUES)["text"].encode()
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f'{path}: each line must be an object with a "text", not {line[:60]!r}') from None
 
@@ -180,7 +185,10 @@ def text_of(path: Path, line: bytes) -> bytes:
 def unpacked(path: Path) -> bytes:
     """What a packed file holds."""
     with gzip.open(path) as file:
-        return file.read()
+        content = file.read(MOST_UNPACKED + 1)
+    if len(content) > MOST_UNPACKED:
+        raise ValueError(f"{path}: unpacks to more than {MOST_UNPACKED:,} bytes: unpack it on the disk")
+    return content
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,5 @@
 """A table's cells: text of a CSV, values of Parquet and JSON, paths of files beside the table."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from perceivers.budgets import from_json
+
 WHOLE_ROW = "*"
 """The key that stands for all cells of a row together."""
+
+MOST_VALUES = 10**7
+"""Numbers, texts and lists that a cell, or a row of JSON, may hold."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def plain(cell: Any) -> Any:
     if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "{")):
         return cell
     try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
+        return from_json(cell, MOST_VALUES)
+    except ValueError:
         raise ValueError(f"not JSON: {_shown(cell)}") from None
 
 
@@ -106,5 +110,5 @@ def array_file(path: Path) -> np.ndarray:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = repr(value[:40] if isinstance(value, str | bytes | list) else value)  # quotes are more
     return text if len(text) <= 40 else f"{text[:37]}..."

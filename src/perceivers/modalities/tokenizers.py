@@ -11,6 +11,8 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int
 
+from perceivers.files import MOST_TEXT_BYTES, regular_file
+
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 """Ids of the byte vocabulary that are no bytes (official `bytes_tokenizer`)."""
 FIRST_BYTE = 6
@@ -72,8 +74,9 @@ class FileTokenizer(Tokenizer):
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer as Loaded
 
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise ValueError(f"no tokenizer file {path!r}: give the path of a tokenizer.json, or 'bytes'")
+        regular_file(path, MOST_TEXT_BYTES)
         try:
             self.loaded = Loaded.from_file(path)
         except Exception as error:  # the library raises nothing more specific

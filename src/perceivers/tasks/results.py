@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from perceivers.files import read_text
 from perceivers.schema import to_yaml
 from perceivers.storage import read_json, write_text
 from perceivers.tasks.recipe import data_of, read_recipe
@@ -90,6 +91,6 @@ def _about(run: Path) -> list[str]:
     recipe, checkpoint = read_recipe(run), best_checkpoint(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
-    command = (run / COMMAND).read_text(encoding="utf-8").strip() if (run / COMMAND).exists() else ""
+    command = read_text(run / COMMAND).strip() if (run / COMMAND).exists() else ""
     state = read_json(checkpoint / STATE)
     return [run.name, command, str(recipe.training.seed), str(state["step"]), f"{state['seconds'] / 60:.1f}"]

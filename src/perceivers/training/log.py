@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from perceivers.budgets import from_json
+from perceivers.files import regular_file
 from perceivers.progress import progress_bar
 from perceivers.storage import write_text
 from perceivers.training.config import TrainingConfig
@@ -64,12 +66,15 @@ class Log:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Lines of a run's log; a last line that was cut off is left out."""
-    lines = []
-    for line in (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    path, lines = run / LOG, list[dict[str, Any]]()
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        return lines
+    with regular_file(path).open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                lines.append(from_json(line))
+            except ValueError:
+                break
     return lines
 
 

@@ -127,7 +127,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     arrow = arrow_library()
     number = 0
     try:
-        with path.open("rb") as opened, open_parquet(path, opened) as file:
+        with path.open("rb") as opened:
+            file = arrow.parquet.ParquetFile(opened, **parquet_options(path, opened))
             for batch in file.iter_batches(batch_size=1024):
                 for cells in batch_rows(batch):
                     number += 1
@@ -136,8 +137,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
         raise ValueError(f"{path}: not a whole Parquet file: {one_line(error)}") from None
 
 
-def open_parquet(path: str | Path, opened: Any) -> Any:
-    """Return pyarrow's ParquetFile; ValueError for one that says it holds far more than its bytes can mean.
+def parquet_options(path: str | Path, opened: Any) -> dict[str, Any]:
+    """Return how pyarrow is to read a file; ValueError for one that says it holds far more than its bytes can mean.
 
     Texts that a file holds once for many rows stay so: a file of a megabyte may repeat one of them a million times.
     """
@@ -159,7 +160,7 @@ def open_parquet(path: str | Path, opened: Any) -> Any:
         for chunk in chunks
         if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in chunk.encodings)
     }
-    return arrow.parquet.ParquetFile(opened, metadata=about, read_dictionary=sorted(repeated))
+    return {"metadata": about, "read_dictionary": sorted(repeated)}
 
 
 def batch_rows(batch: Any) -> Iterator[dict[str, Any]]:

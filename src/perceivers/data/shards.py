@@ -8,8 +8,8 @@ over processes and workers, and a resumed run goes on with the same records.
 import io
 import os
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from perceivers.budgets import from_json
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.data.rows import arrow_library, batch_rows, open_parquet
+from perceivers.data.rows import arrow_library, batch_rows, parquet_options
 from perceivers.files import one_line, regular_file, whole_file
 from perceivers.modalities.cells import MOST_VALUES, Files, Row
 from perceivers.schema import Record
@@ -238,21 +238,17 @@ def _found_bounds(path: str, file: Any) -> np.ndarray:
 
 
 def _parquet_pieces(url: str) -> list[Piece]:
-    arrow = arrow_library()
-    system, path = url_to_fs(url)
-    try:
-        with system.open(path, "rb") as file:
-            about = open_parquet(path, file).metadata
-            counts = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole Parquet file: {one_line(error)}") from None
+    _, path = url_to_fs(url)
+    with _parquet_errors(f"{path}: not a whole Parquet file"):
+        about = _parquet_options(url)["metadata"]
+        counts = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
     starts = np.cumsum([0, *counts]).tolist()
     return [(count, partial(_parquet_row, url, group, starts[group])) for group, count in enumerate(counts)]
 
 
 def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
     _, path = url_to_fs(url)
-    cells: Mapping[str, Any] = next(batch_rows(_row_group(url, group).slice(number, 1).combine_chunks()))
+    cells: Mapping[str, Any] = next(batch_rows(_row_group(url, group).slice(number, 1)))
     return Row(f"{path}:{start + number + 1}", cells, Files(Path(path).parent))
 
 
@@ -260,8 +256,26 @@ def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
 def _row_group(url: str, group: int) -> Any:
     arrow = arrow_library()
     system, path = url_to_fs(url)
+    with _parquet_errors(f"{path}: row group {group} cannot be read"), system.open(path, "rb") as file:
+        return arrow.parquet.ParquetFile(file, **_parquet_options(url)).read_row_group(group)
+
+
+def _parquet_options(url: str) -> dict[str, Any]:
+    system, path = url_to_fs(url)
+    return _kept_options(url, system.ukey(path))
+
+
+@lru_cache(maxsize=KEPT_GROUPS)
+def _kept_options(url: str, version: str) -> dict[str, Any]:
+    """What a look at all columns of all row groups tells, until the file changes."""
+    system, path = url_to_fs(url)
+    with system.open(path, "rb") as file:
+        return parquet_options(path, file)
+
+
+@contextmanager
+def _parquet_errors(what: str) -> Iterator[None]:
     try:
-        with system.open(path, "rb") as file:
-            return open_parquet(path, file).read_row_group(group)
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: row group {group} cannot be read: {one_line(error)}") from None
+        yield
+    except (arrow_library().ArrowException, OSError) as error:
+        raise ValueError(f"{what}: {one_line(error)}") from None

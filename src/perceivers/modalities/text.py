@@ -59,7 +59,10 @@ class Text(Kind):
     sines: bool = False
     """Positions (as an output with `of`: queries) begin as sines of their places, otherwise at random (official)."""
     overflow: Literal["error", "truncate", "crop"] = "error"
-    """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning."""
+    """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning.
+
+    A text of more than 64 characters a token counts as longer; one of more than 16 million is not cropped.
+    """
     mask_words: float = 0.0
     """As an input, in training: probability that a word (between white space) is masked, all its tokens at once."""
     of: str | None = None

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import tarfile
 import time
 
@@ -226,6 +227,12 @@ def _model_with_weights_from_a_pipe(path):
 def _model_with_a_manifest_from_a_pipe(path):
     model_folder(path)
     os.mkfifo(path / "manifest.json")
+
+
+@case("torch", "x.safetensors", "more than 200,000 arrays")
+def _many_empty_arrays(path):
+    header = json.dumps({f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(200_001)})
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
 
 
 @case("model", "m", "shard")

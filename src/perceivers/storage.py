@@ -30,6 +30,9 @@ FORMAT = 1
 
 WEIGHTS, DESCRIPTION, MANIFEST = "model.safetensors", "model.json", "manifest.json"
 
+LARGEST_HEADER, MOST_ARRAYS = 2**27, 200_000
+"""Bytes of the header of a file of tensors (the library's limit is below), and how many tensors it may hold."""
+
 UNFINISHED = ".unfinished"
 """End of the hidden names of what is being written or removed."""
 
@@ -167,7 +170,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU; ValueError if it is none."""
-    regular_file(path)
+    with regular_file(path).open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little") % LARGEST_HEADER)
+    if header.count(b'"data_offsets"') > MOST_ARRAYS:
+        raise ValueError(f"{path}: more than {MOST_ARRAYS:,} arrays")
     try:
         return load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

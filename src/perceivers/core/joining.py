@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,9 @@ JoinRule = Literal["pad", "project"]
 
 LONGEST_HINT, MOST_HINTS = 100, 2000
 """Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
+
+MOST_LISTED = 50
+"""Names that a message lists."""
 
 
 class Join(nn.Module):
@@ -166,7 +170,8 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[s
     names, known = list(names), dict.fromkeys(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}{hint(str(name), known)}")
+            listed = ", ".join(islice(known, MOST_LISTED)) + f", ... ({len(known)} in all)" * (len(known) > MOST_LISTED)
+            raise ValueError(f"unknown {what} {name!r:.99}; there are {listed:.600}{hint(str(name), known)}")
     return names
 
 

@@ -108,6 +108,8 @@ class TrainingState:
                 (folder / STATE).write_text(json.dumps(state) + "\n")
                 self._write_tensors(self.fabric.broadcast(folder))
 
+            if target.exists():  # it was passed over
+                remove_folder(target)
             write_folder(target, write)
             found = checkpoints(run)
             for folder in set(found[KEPT:]) - {min(found, key=_score)}:

@@ -1,4 +1,4 @@
-"""Saving replaces what was saved before and nothing else, in a folder of any kind, and is cut off nowhere in between."""
+"""Saving replaces what was saved before and nothing else, in a folder of any kind, and is not cut off in between."""
 
 import hashlib
 import json

@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
@@ -30,7 +31,7 @@ FORMAT = 1
 WEIGHTS, DESCRIPTION, MANIFEST = "model.safetensors", "model.json", "manifest.json"
 
 READY = ".manifest.ready"
-"""Hidden folder within a folder: the files of a save that is being put in place. It counts in place of the older ones."""
+"""Hidden folder within a folder: the files of a save that is being put in place. They count, not the older ones."""
 
 UNFINISHED = ".unfinished"
 """End of the hidden names of what is being written or removed."""
@@ -132,8 +133,23 @@ def check_folder(folder: Path) -> None:
             raise ValueError(f"{folder / name} is not what was written: damaged or changed")
 
 
+def check_finite(folder: Path) -> None:
+    """ValueError naming the first tensor of a folder's files that holds NaN or an infinite number."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                if not is_finite([file.get_tensor(name)]):
+                    raise ValueError(f"{path}: {name} is not finite")
+
+
+def is_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether no tensor (of a sharded one the part that is here) holds NaN or an infinite number."""
+    here = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return all(bool(tensor.isfinite().all()) for tensor in here)
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Size and hash by name of the files that `write_folder` put into a folder; ValueError if its manifest is not ours."""
+    """Return size and hash by name of the files that `write_folder` made; ValueError if it made no such manifest."""
     path = folder / MANIFEST
     found = read_json(path)
     if not isinstance(found, dict) or not found:
@@ -296,7 +312,7 @@ def _earlier_manifest(folder: Path) -> Manifest:
 
 
 def _put_in_place(folder: Path) -> None:
-    """Give the files of READY their names, and remove older ones of ours. Cut off at any point, it can be done again."""
+    """Give the files of READY their names and remove older ones of ours; cut off at any point, it can be done again."""
     ready = folder / READY
     new, old = read_manifest(ready), _earlier_manifest(folder)
     for name in new:

@@ -1,6 +1,7 @@
 """The verbs `train`, `evaluate` and `report`."""
 
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from perceivers.tasks import TASKS, Recipe, Task
 from perceivers.tasks.declaration import read_declaration
 from perceivers.tasks.prediction import group_scores
 from perceivers.tasks.recipe import data_of, evaluate_run, find_model, read_recipe, run_recipe
-from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, results_table
+from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
 from perceivers.tasks.scoring import DataSets, scores_elsewhere
 from perceivers.training.evaluation import Scores
 
@@ -108,12 +109,12 @@ def _evaluate(run: Path) -> dict[str, Scores]:
 def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
     """Every metric of every output in every evaluation."""
     rows = [
-        (evaluation, output, metric, f"{value:.4f}")
+        (evaluation, output, metric, f"{value:.4f}" if math.isfinite(value) else "n/a")
         for evaluation, outputs in scores.items()
         for output, metrics in outputs.items()
         for metric, value in metrics.items()
     ]
-    show(scores, as_json, ["evaluation", "output", "metric", "score"], rows)
+    show(plain_scores(scores), as_json, ["evaluation", "output", "metric", "score"], rows)
 
 
 def chosen_recipe(name: str, data: str | None = None) -> Recipe:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.kind import Kind, Raw
@@ -39,17 +40,39 @@ def answers(
 ) -> Iterator[tuple[str, Compared]]:
     """What a model says of all records beside the truth, an output and a batch at a time."""
     model.eval()
-    for batch in tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation"):
+    for number, batch in enumerate(tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation")):
         batch = on_device(batch, device_of(model))
         with torch.no_grad():
             written = model(batch["inputs"], schema.points(batch["targets"]))
-        yield from compared(schema, batch, written)
+        yield from compared(schema, batch, written, number * batch_size)
 
 
-def compared(schema: Schema, batch: Batch, guesses: Mapping[str, Raw]) -> Iterator[tuple[str, Compared]]:
-    """What is guessed of a batch beside the truth, of each output that has both."""
+def compared(
+    schema: Schema, batch: Batch, guesses: Mapping[str, Raw], first: int = 0
+) -> Iterator[tuple[str, Compared]]:
+    """What is guessed of a batch beside the truth, of each output that has both.
+
+    ValueError for a guess that is not finite; `first` is the number of the batch's first record.
+    """
     for name in guesses.keys() & batch["targets"].keys():
+        check_guesses(name, guesses[name], first)
         yield name, schema.outputs[name].compared(guesses[name], batch["targets"][name])
+
+
+def check_guesses(output: str, guesses: Raw, first: int = 0) -> None:
+    """ValueError naming the first sample of a batch of which something is predicted that is not finite."""
+    bad = not_finite(guesses).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"{output}: what is predicted of record {first + int(bad[0]) + 1} is not finite: it cannot be scored"
+        )
+
+
+def not_finite(raw: Raw) -> Bool[Tensor, " b"]:
+    """Return which samples of a raw batch hold NaN or an infinite number."""
+    leaves = list(raw.values()) if isinstance(raw, Mapping) else [raw]
+    bad = [not_finite(leaf) if isinstance(leaf, Mapping) else ~leaf.isfinite() for leaf in leaves]
+    return torch.stack([flags.flatten(1).any(dim=1) if flags.ndim > 1 else flags for flags in bad]).any(dim=0)
 
 
 def guess_scores(schema: Schema, batches: Iterable[Batch], guess: Callable[[Batch], Mapping[str, Raw]]) -> Scores:
@@ -91,6 +114,15 @@ def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) ->
             sums[number] += count[number] * losses[name].item() if name in losses else 0.0
     learner.train()
     return float((sums / counted.clamp(min=1)).sum())
+
+
+@torch.no_grad()
+def batch_loss(learner: Any, batch: Batch) -> float:
+    """The loss of a training batch without dropout and the like."""
+    learner.eval()
+    loss = sum(own.item() for own in learner(batch).values())
+    learner.train()
+    return float(loss)
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

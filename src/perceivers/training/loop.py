@@ -16,7 +16,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
 from perceivers.schema import Batch, Record
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import device_of, on_device, validation_loss
+from perceivers.training.evaluation import batch_loss, device_of, on_device, validation_loss
 from perceivers.training.log import Log
 from perceivers.training.mixing import mixed
 from perceivers.training.objective import Objective, counts, parts
@@ -25,11 +25,14 @@ from perceivers.training.order import BatchOrder, evaluation_batches, training_b
 from perceivers.training.pictures import SHOWN, draw_samples
 from perceivers.training.processes import launched, only_user
 from perceivers.training.recompute import recomputed
-from perceivers.training.state import TrainingState, latest_checkpoint
+from perceivers.training.state import TrainingState, diverged, latest_checkpoint
 from perceivers.training.stopping import StopFlag, Stopped, stop_signals
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+SMALLEST_SCALE = 2.0**-24
+"""Of the loss, under 16-mixed."""
 
 
 def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig, run: Path) -> bool:
@@ -88,7 +91,7 @@ def make_steps(
             batch = mixed(objective.schema, batch, config.mixing)
             losses, weights = gradients(fabric, learner, batch, config.accumulate), objective.weights()
             norm = clip(fabric, learner, optimiser, config)
-            check_finite(state.step, losses, norm, checkpoint)
+            check_finite(state.step, losses, weights, norm, state.checkpoint)
             optimiser.step()
             optimiser.zero_grad()
             state.step += 1
@@ -102,9 +105,11 @@ def make_steps(
             if due or signal:
                 with state.averaged():
                     score = validation_loss(learner, validation, config.batch_size) if due and validation else None
-                    if due and config.tensorboard:
+                    loss = batch_loss(learner, parts(batch, config.accumulate)[0]) if score is None else score
+                checkpoint = state.save(run, loss, score)
+                if due and config.tensorboard:
+                    with state.averaged():
                         show(log, state.step, learner, validation or records)
-                checkpoint = state.save(run, score)
             if signal:
                 raise Stopped(signal, state.step, checkpoint)
     state.set_parameters(state.average)
@@ -145,22 +150,28 @@ def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict
 
 
 def clip(fabric: "Fabric", learner: Any, optimiser: Any, config: TrainingConfig) -> float:
-    """Clip the gradient to the norm the optimiser allows; its norm before. 0 where 16-mixed skips the step."""
+    """Clip the gradient to the norm the optimiser allows; its norm before. 0 where 16-mixed skips the step.
+
+    It halves its scale at each such step: a gradient that no scale makes finite is not passed over for ever.
+    """
     limit = config.optimiser.max_norm or math.inf
+    skips = config.precision == "16-mixed" and fabric.strategy.precision.scaler.get_scale() > SMALLEST_SCALE
     norm = fabric.clip_gradients(learner, optimiser, max_norm=limit, error_if_nonfinite=False)
     assert norm is not None
     found = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    return found if config.precision != "16-mixed" or math.isfinite(found) else 0.0
+    return 0.0 if skips and not math.isfinite(found) else found
 
 
-def check_finite(step: int, losses: Mapping[str, float], norm: float, checkpoint: Path | None) -> None:
+def check_finite(
+    step: int, losses: Mapping[str, float], weights: Mapping[str, float], norm: float, checkpoint: Path | None
+) -> None:
     """ValueError if the loss or its gradient is not finite, before it can spoil a weight; the same in all processes."""
+    if vanished := [name for name, weight in weights.items() if weight == 0]:
+        raise diverged(step, f"the learned weight of {vanished[0]} is 0", checkpoint)
     what = "loss" if not all(map(math.isfinite, losses.values())) else "" if math.isfinite(norm) else "gradient"
     if what:
         found = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
-        good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-        advice = f"lower the learning rate or check the data; {good}"
-        raise ValueError(f"step {step}: the {what} is not finite ({found}, norm {norm:g}): {advice}")
+        raise diverged(step, f"the {what} is not finite ({found}, norm {norm:g})", checkpoint)
 
 
 @torch.no_grad()

@@ -77,14 +77,15 @@ def test_a_validation_score_that_is_not_finite_ends_the_run(tmp_path, monkeypatc
     assert best_checkpoint(tmp_path).name == "step-00000002"
 
 
-@pytest.mark.parametrize("shard_model", [False, True])
-def test_processes_agree_that_weights_are_not_finite(tmp_path, shard_model):
+@pytest.mark.parametrize(("shard_model", "fraction"), [(False, 0.0), (True, 0.0), (True, 0.3)])
+def test_processes_agree_that_weights_are_not_finite(tmp_path, shard_model, fraction):
     """They are so in one of them alone."""
 
     def run(rank):
         TrainingState.update_average = spoil("weights")
+        settings = SETTINGS | {"checkpoint_every": 2, "validation_fraction": fraction}
         with pytest.raises(ValueError, match=r"step 4: the (loss of the new weights|weights).*step-00000002"):
-            trained(small_records(), tmp_path, 4, **SETTINGS | {"checkpoint_every": 2}, shard_model=shard_model)
+            trained(small_records(), tmp_path, 4, **settings, shard_model=shard_model)
 
     together(2, run)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002"]

@@ -3,11 +3,13 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.kind import Kind, Raw
@@ -99,30 +101,42 @@ def gathered(pairs: Iterable[tuple[str, Compared]]) -> dict[str, Compared]:
     return {name: tuple(torch.cat(side).cpu() for side in zip(*own, strict=True)) for name, own in found.items()}
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(learner: nn.Module) -> Iterator[None]:
+    """Put a training module into evaluation mode, without gradients; afterwards its weights are sharded again.
+
+    Only a backward pass would do that: until then parameters are whole tensors, and no state can be saved of them.
+    """
+    learner.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        learner.train()
+        for module in learner.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) -> float:
     """The training loss over all records, as if they were one batch; in sharded training every process computes it."""
     schema = learner.schema
     sums = torch.zeros(len(schema.outputs), dtype=torch.double)
     counted = torch.zeros_like(sums)
-    learner.eval()
-    for batch in evaluation_batches(schema, records, batch_size):
-        losses = learner(on_device(batch, device_of(learner)))
-        count = counts(schema, batch, torch.device("cpu"))
-        counted += count
-        for number, name in enumerate(schema.outputs):
-            sums[number] += count[number] * losses[name].item() if name in losses else 0.0
-    learner.train()
+    with evaluating(learner):
+        for batch in evaluation_batches(schema, records, batch_size):
+            losses = learner(on_device(batch, device_of(learner)))
+            count = counts(schema, batch, torch.device("cpu"))
+            counted += count
+            for number, name in enumerate(schema.outputs):
+                sums[number] += count[number] * losses[name].item() if name in losses else 0.0
     return float((sums / counted.clamp(min=1)).sum())
 
 
-@torch.no_grad()
 def batch_loss(learner: Any, batch: Batch) -> float:
     """The loss of a training batch without dropout and the like."""
-    learner.eval()
-    loss = sum(own.item() for own in learner(batch).values())
-    learner.train()
-    return float(loss)
+    with evaluating(learner):
+        return float(sum(own.item() for own in learner(batch).values()))
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

@@ -16,7 +16,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
 from perceivers.schema import Batch, Record
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import batch_loss, device_of, on_device, validation_loss
+from perceivers.training.evaluation import batch_loss, device_of, evaluating, on_device, validation_loss
 from perceivers.training.log import Log
 from perceivers.training.mixing import mixed
 from perceivers.training.objective import Objective, counts, parts
@@ -174,11 +174,11 @@ def check_finite(
         raise diverged(step, f"the {what} is not finite ({found}, norm {norm:g})", checkpoint)
 
 
-@torch.no_grad()
 def show(log: Log, step: int, learner: Any, records: Sequence[Record]) -> None:
     """Draw what the model makes of a few records."""
     batch = next(iter(evaluation_batches(learner.schema, records[:SHOWN], SHOWN)))
-    predictions = on_device(learner.predict(on_device(batch, device_of(learner))), torch.device("cpu"))
+    with evaluating(learner):
+        predictions = on_device(learner.predict(on_device(batch, device_of(learner))), torch.device("cpu"))
     log.picture(step, draw_samples(learner.schema, batch, predictions))
 
 

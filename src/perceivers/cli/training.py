@@ -31,6 +31,7 @@ def train(
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="MODEL")] = None,
     freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOUN")] = (),
+    accept_changed_data: bool = False,
     json: bool = False,
 ) -> None:
     """Train a recipe in a folder, or continue there; then evaluate it on held-out records and make its report.
@@ -44,12 +45,17 @@ def train(
         set: Settings that replace the recipe's, e.g. training.num_steps=200.
         from_: Start with the weights of this model that fit: folder of a model or of a run, or hub repository.
         freeze: Parts that do not learn: latents, encoder, processor, decoder, input_adapter, ...
+        accept_changed_data: Go on with a run whose data have changed since it began; that is an error without it.
         json: Print the scores as JSON.
     """
     chosen = chosen_recipe(recipe, data)
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
     console = Console(stderr=True)
-    run_recipe(with_settings(chosen, set), out, lambda line: console.print(line, soft_wrap=True, markup=False))
+
+    def tell(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    run_recipe(with_settings(chosen, set), out, tell, accept_changed_data)
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
     show_scores(_evaluate(out), json)
     Console(stderr=json).print(f"Report: {_task(out).report(out)}")

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -71,6 +71,10 @@ class Shards(DataSet):
     def held_out(self) -> LazyRecords:
         """Records of the other shards, or held out of the same."""
         return self._parts[1]
+
+    def record_files(self) -> Iterable[str]:
+        """All shards of both parts."""
+        return [url for files in (self.files, self.held_out_files) if files for url in _matching(files)]
 
     def typical(self, training: Sequence[Record]) -> Sequence[Record]:
         """The first ones."""

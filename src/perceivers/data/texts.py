@@ -60,6 +60,10 @@ class Texts(DataSet):
         """Parts of the other documents."""
         return self._records(True, self.num_held_out)
 
+    def record_files(self) -> Iterable[Path]:
+        """Files of all documents, of both parts."""
+        return [path for part in self._sources(False) for path in part.documents.files]
+
     def documents(self, held_out: bool) -> Iterator[str]:
         """The whole documents of a part, each once."""
         for source in self._sources(held_out):

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from perceivers.training.objective import Objective, counts, parts
 from perceivers.training.optimisers import build_optimiser
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches, workers_let_go
 from perceivers.training.pictures import SHOWN, draw_samples
-from perceivers.training.processes import launched, only_user
+from perceivers.training.processes import agreed, launched, only_user
 from perceivers.training.recompute import recomputed
 from perceivers.training.state import TrainingState, diverged, latest_checkpoint
 from perceivers.training.stopping import StopFlag, Stopped, stop_signals
@@ -35,9 +35,17 @@ SMALLEST_SCALE = 2.0**-24
 """Of the loss, under 16-mixed."""
 
 
-def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig, run: Path) -> bool:
+def train(
+    model: PerceiverIO,
+    records: Sequence[Record],
+    config: TrainingConfig,
+    run: Path,
+    claim: Callable[[int], None] = lambda step: None,
+) -> bool:
     """Train a model, in place, up to `num_steps`, from the run folder's latest checkpoint if it has one.
 
+    `claim` is called in the first process alone, with the number of steps made, when the folder is locked, everything
+    is built and nothing was written there: it may refuse to go on (ValueError, then of all processes).
     True in the first process, which goes on alone. Raises Stopped after a signal and the checkpoint it asks for.
     """
     records, validation = split(records, config)
@@ -48,7 +56,7 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
         recomputed(model, config.recompute),
         stop_signals() as stop,
     ):
-        make_steps(fabric, model, records, validation, config, run, stop)
+        make_steps(fabric, model, records, validation, config, run, stop, claim)
     model.eval()
     return fabric.is_global_zero
 
@@ -61,6 +69,7 @@ def make_steps(
     config: TrainingConfig,
     run: Path,
     stop: StopFlag,
+    claim: Callable[[int], None],
 ) -> None:
     """The steps of one process, from the latest checkpoint on: the weights end as their average.
 
@@ -75,6 +84,7 @@ def make_steps(
     checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
     if checkpoint is not None:
         state.load(checkpoint)
+    agreed(fabric, lambda: claim(state.step))
 
     share = (fabric.global_rank, fabric.world_size)
     steps = (state.step, config.num_steps)
@@ -103,16 +113,28 @@ def make_steps(
             signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
             due = state.step == config.num_steps or state.step % config.checkpoint_every == 0
             if due or signal:
-                with state.averaged():
-                    score = validation_loss(learner, validation, config.batch_size) if due and validation else None
-                    loss = batch_loss(learner, parts(batch, config.accumulate)[0]) if score is None else score
-                checkpoint = state.save(run, loss, score)
+                checkpoint = saved(state, learner, batch, validation if due else [], config, run)
                 if due and config.tensorboard:
                     with state.averaged():
                         show(log, state.step, learner, validation or records)
             if signal:
                 raise Stopped(signal, state.step, checkpoint)
     state.set_parameters(state.average)
+
+
+def saved(
+    state: TrainingState,
+    learner: Any,
+    batch: Batch,
+    validation: Sequence[Record],
+    config: TrainingConfig,
+    run: Path,
+) -> Path:
+    """Save a checkpoint with its validation loss, or with none if there are no such records."""
+    with state.averaged():
+        score = validation_loss(learner, validation, config.batch_size) if validation else None
+        loss = batch_loss(learner, parts(batch, config.accumulate)[0]) if score is None else score
+    return state.save(run, loss, score)
 
 
 def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -4,7 +4,7 @@ import fcntl
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -75,11 +75,12 @@ def started(devices: int) -> tuple[int, int]:
 
 
 def device_kind(config: TrainingConfig) -> str:
-    """The accelerator asked for, or the best there is."""
-    if config.accelerator != "auto":
-        return config.accelerator
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found.type if found is not None and found.type in ("cuda", "mps") else "cpu"
+    """The accelerator asked for, or the best there is; ValueError if this machine has none or too few of the kind."""
+    current = torch.accelerator.current_accelerator(check_available=True)
+    found = current.type if current is not None and current.type in ("cuda", "mps") else "cpu"
+    if config.accelerator not in ("auto", "cpu", found):
+        raise ValueError(f"accelerator = {config.accelerator}: this machine has none; choose {found} or auto")
+    return found if config.accelerator == "auto" else config.accelerator
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
@@ -91,6 +92,19 @@ def shard(module: nn.Module, mesh: Any) -> nn.Module:
             fully_shard(layer, mesh=mesh["data_parallel"])
     fully_shard(module, mesh=mesh["data_parallel"])
     return module
+
+
+def agreed(fabric: "Fabric", act: Callable[[], None]) -> None:
+    """Let the first process act; what it raises of a user's mistake or of files ends all processes."""
+    error: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            act()
+        except (ValueError, OSError) as caught:
+            error = caught
+    error = fabric.broadcast(error)
+    if error is not None:
+        raise error
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+from datetime import datetime
+from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from perceivers.data.rows import read_rows
 from perceivers.data.writing import write_rows
+from perceivers.modalities.cells import Row
 from perceivers.storage import check_finite, load_model, load_tensors, save_model, save_tensors, write_folder
 from perceivers.tasks.prediction import predict_rows
 from perceivers.tasks.results import keep_scores, read_scores, results_table
@@ -23,7 +26,7 @@ from perceivers.training.order import evaluation_batches
 from perceivers.training.state import STATE, TRAINING, TrainingState, best_checkpoint, checkpoints, latest_checkpoint
 from small_run import SCHEMA, small_records, trained, weights_of
 from test_explaining import SCHEMA as ROW_SCHEMA
-from test_explaining import SUM, model_of, rows_of
+from test_explaining import HERE, SUM, model_of, rows_of
 from test_processes import SETTINGS, together
 
 
@@ -241,3 +244,23 @@ def test_a_gradient_that_no_scale_makes_finite_is_not_passed_over_for_ever():
     assert loop.clip(fabric, None, None, config) == 0.0
     scale[0] = 2.0**-25
     assert math.isnan(loop.clip(fabric, None, None, config))
+
+
+@pytest.mark.parametrize("out", ["out.csv", "out.jsonl", "out.parquet"])
+def test_what_is_kept_is_written_in_every_format(tmp_path, model, out):
+    """NaN is no value, a date its text; the content of files is refused in one line."""
+    kept = {"when": datetime(2026, 1, 2, 3), "price": Decimal("1.50"), "gap": math.nan, "note": "x"}
+    rows = [Row(f"row {number}", {**row, **kept}, HERE) for number, row in enumerate(rows_of(3))]
+    write_rows(tmp_path / out, predict_rows(model, rows, 2, keep=list(kept)))
+    cells = next(iter(read_rows(tmp_path / out))).cells
+    assert [cells[name] for name in kept] == ["2026-01-02T03:00:00", "1.50", None, "x"]
+    rows[1].cells["note"] = {"bytes": b"1", "path": "x.png"}
+    with pytest.raises(ValueError, match="keep: note holds files"):
+        list(predict_rows(model, rows, 2, keep=["note"]))
+
+
+def test_what_json_cannot_hold_names_its_column(tmp_path):
+    for cell, said in ((math.inf, "not JSON compliant"), ({1, 2}, "set")):
+        with pytest.raises(ValueError, match=f"column price: JSON cannot hold it: .*{said}"):
+            write_rows(tmp_path / "out.jsonl", [{"price": cell}])
+    assert not list(tmp_path.iterdir())

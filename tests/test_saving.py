@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from perceivers import from_pretrained, push_to_hub, save_pretrained
+from perceivers.data.writing import write_rows
 from perceivers.storage import READY, check_folder, remove_folder, sweep, write_folder
 from reference_files import REFERENCE
 
@@ -242,3 +243,20 @@ def test_what_is_swept_has_a_name_that_only_we_give(tmp_path):
     shutil.copytree(FROZEN, tmp_path / ".step-00000001.zyxw9876.unfinished")
     sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".my.notes.unfinished", ".thesis.unfinished"]
+
+
+def test_a_table_replaces_a_file_and_nothing_else(tmp_path):
+    """Through a link the file that it leads to; no folder, no pipe; permissions stay."""
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "real.csv").chmod(0o600)
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    write_rows(tmp_path / "link.csv", [{"a": 1}])
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "a\n1\n"
+    assert (tmp_path / "real.csv").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name in ("folder.csv", "pipe.csv"):
+        with pytest.raises(ValueError, match=rf"{name}: not a file, and nothing"):
+            write_rows(tmp_path / name, [{"a": 1}])
+    assert (tmp_path / "pipe.csv").is_fifo()

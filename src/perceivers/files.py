@@ -48,10 +48,16 @@ def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes."""
-    path = Path(path)
+    """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes.
+
+    What a link leads to is replaced, not the link, and permissions stay; ValueError for what is no regular file.
+    """
+    path = Path(os.path.realpath(path))
     fresh: Path | None = None
     try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: not a file, and nothing that a file may replace")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".new.", suffix=path.suffix, dir=path.parent)
         os.close(descriptor)
@@ -59,7 +65,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         yield fresh
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
-        fresh.chmod(0o644)
+        fresh.chmod(mode)
         fresh.replace(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -61,13 +61,11 @@ def compared(
         yield name, schema.outputs[name].compared(guesses[name], batch["targets"][name])
 
 
-def check_guesses(output: str, guesses: Raw, first: int = 0) -> None:
-    """ValueError naming the first sample of a batch of which something is predicted that is not finite."""
+def check_guesses(output: str, guesses: Raw, first: int = 0, what: str = "record") -> None:
+    """ValueError naming the first sample (a `what`) of a batch of which something is predicted that is not finite."""
     bad = not_finite(guesses).nonzero()
     if len(bad):
-        raise ValueError(
-            f"{output}: what is predicted of record {first + int(bad[0]) + 1} is not finite: it cannot be scored"
-        )
+        raise ValueError(f"{output}: what is predicted of {what} {first + int(bad[0]) + 1} is not finite")
 
 
 def not_finite(raw: Raw) -> Bool[Tensor, " b"]:

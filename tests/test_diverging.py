@@ -25,8 +25,8 @@ from perceivers.training.optimisers import OptimiserConfig
 from perceivers.training.order import evaluation_batches
 from perceivers.training.state import STATE, TRAINING, TrainingState, best_checkpoint, checkpoints, latest_checkpoint
 from small_run import SCHEMA, small_records, trained, weights_of
-from test_explaining import SCHEMA as ROW_SCHEMA
 from test_explaining import HERE, SUM, model_of, rows_of
+from test_explaining import SCHEMA as ROW_SCHEMA
 from test_processes import SETTINGS, together
 
 

@@ -261,7 +261,8 @@ def test_released_models_agree_in_every_order(name: str, order: Order, device: s
 def scaled(x: Any, part: int | None) -> Any:
     if isinstance(x, Tensor):
         return x * 1.001
-    return type(x)(y * 1.001 if number == part else y for number, y in enumerate(x))
+    parts = [y * 1.001 if number == part else y for number, y in enumerate(x)]
+    return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
 
 
 MUTATIONS: list[tuple[Order, str, Any, str, int | None]] = [
@@ -285,10 +286,10 @@ MUTATIONS: list[tuple[Order, str, Any, str, int | None]] = [
     ("absorbed-folded", "writing", finishing, "_composed", 1),
     ("absorbed", "writing", finishing, "_composed", 0),
     *(("separable", "writing", finishing, "_last_maps", part) for part in (1, 2)),
-    ("separable-folded", "writing", finishing, "_plain", 0),
-    ("separable-folded", "writing", finishing, "_plain", 1),
+    ("separable-folded", "writing", finishing, "linear_map", 0),
+    ("separable-folded", "writing", finishing, "linear_map", 1),
     ("absorbed-folded", "writing", finishing, "_aligned", None),
-    ("projected", "writing", finishing, "_through", None),
+    ("projected", "writing", finishing, "through", None),
     ("absorbed", "reading", ReadState, "attended", None),
 ]
 """Order, where, what, which of its results."""

@@ -8,9 +8,12 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrizations, parametrize
 
 from perceivers import Config, Image, Label, LatentsConfig, PerceiverIO, Schema
+from perceivers.core.attention import CrossAttention, SelfAttention
 from perceivers.core.config import DecoderConfig, EncoderConfig, ProcessorConfig
 from perceivers.core.linear_map import apply_linear, is_linear_map, linear_map
 from perceivers.core.orders import Order
@@ -328,3 +331,34 @@ def test_applying_a_linear_layer_is_calling_it() -> None:
     assert torch.equal(apply_linear(layer, x), layer(x))
     copied = copy.deepcopy(layer)
     assert torch.equal(apply_linear(copied, x), layer(x))
+
+
+@pytest.fixture
+def process_group():
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # pictures are views: nothing here changes one in place
+@pytest.mark.parametrize("kinds", [(CrossAttention,), (CrossAttention, SelfAttention), (nn.Linear,)])
+def test_blocks_that_are_sharded_each_compute_the_same(kinds: tuple[type[nn.Module], ...]) -> None:
+    whole, sharded = small_model(), small_model()
+    for module in sharded.modules():
+        if isinstance(module, kinds):
+            fully_shard(module)
+    fully_shard(sharded)
+    expected = flat(whole(RAW, order="dense"))
+    expected.square().sum().backward()
+    for algorithm in (None, *ALGORITHMS):
+        sharded.zero_grad()
+        found = flat(sharded(RAW, order=algorithm))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        found.square().sum().backward()
+        grads = {name: parameter.grad for name, parameter in sharded.named_parameters()}
+        for name, parameter in whole.named_parameters():
+            own = grads[name]
+            assert isinstance(own, DTensor), (algorithm, name)
+            torch.testing.assert_close(own.full_tensor(), parameter.grad, rtol=1e-3, atol=1e-3)

@@ -193,7 +193,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b t f"]:
         """Attend; a batch of 1 of queries, tokens or mask serves the whole batch of the others."""
         q, k = self.queries_and_keys(queries, tokens, mask)
-        attended = attend(q, k, self.values(tokens, len(q)), mask, self.dropout if self.training else 0.0)
+        attended = attend(q, k, self.values(tokens, q.shape[0]), mask, self.dropout if self.training else 0.0)
         return apply_linear(self.output, rearrange(attended, "b h t d -> b t (h d)"))
 
     def queries_and_keys(
@@ -267,7 +267,7 @@ class CrossAttention(nn.Module):
         """Return what queries take from some of their tokens, densely, to be added to what they take from others."""
         tokens = self.token_norm(tokens)
         q, k = self.attention.queries_and_keys(self.query_norm(queries), tokens, mask)
-        v = self.attention.values(tokens, len(q))
+        v = self.attention.values(tokens, q.shape[0])
         dtype, valid = torch.promote_types(q.dtype, torch.float32), None if mask is None else mask.scores()
         with torch.autocast(q.device.type, enabled=False):  # sums and statistics need float32
             scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])

@@ -35,11 +35,11 @@ class Decoder(nn.Module):
         mask: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Rows [B, O, e] of each output, after its head; the mask is True where a latent exists (None: all do)."""
-        if mask is None and not is_hooked(self.cross_attention, sharding=False):
-            write = partial(_write, output=self.output, heads=heads, plan=plan)
-            return self.cross_attention(queries, latents, algorithm=write)
-        x = self.cross_attention(queries.dense(latents.dtype), latents, Mask(mask, queries.mask()))  # hooks see arrays
-        return _headed(x, queries, self.output, heads)
+        if mask is not None or plan.always_dense or is_hooked(self.cross_attention, sharding=False):
+            x = self.cross_attention(queries.dense(latents.dtype), latents, Mask(mask, queries.mask()))
+            return _headed(x, queries, self.output, heads)
+        write = partial(_write, output=self.output, heads=heads, plan=plan)
+        return self.cross_attention(queries, latents, algorithm=write)
 
     def attention_map(
         self, queries: Tokens, latents: Float[Tensor, "#b n d"], mask: Bool[Tensor, "b n"] | None = None

@@ -31,7 +31,7 @@ class Read(nn.Module):
         plan: Plan = FASTEST,
     ) -> Float[Tensor, "b n d"]:
         """Updated latents; in the cheapest order that the plan allows."""
-        if is_hooked(self.cross_attention, sharding=False):  # hooks see arrays
+        if plan.always_dense or is_hooked(self.cross_attention, sharding=False):  # hooks see arrays
             return self.cross_attention(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
         return self.cross_attention(latents, tokens, algorithm=partial(_read, plan=plan))
 

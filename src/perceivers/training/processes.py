@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from perceivers.core.attention import SelfAttention
+from perceivers.core.attention import CrossAttention, SelfAttention
 from perceivers.storage import make_folder, sweep
 from perceivers.training.config import TrainingConfig
 
@@ -83,11 +83,11 @@ def device_kind(config: TrainingConfig) -> str:
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
-    """Spread parameters over the processes: those of each self-attention layer together, then the rest."""
+    """Spread parameters over the processes: those of each attention block together, then the rest."""
     from torch.distributed.fsdp import fully_shard
 
     for layer in module.modules():
-        if isinstance(layer, SelfAttention):
+        if isinstance(layer, CrossAttention | SelfAttention):
             fully_shard(layer, mesh=mesh["data_parallel"])
     fully_shard(module, mesh=mesh["data_parallel"])
     return module

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.core.initialisers import attention_linear
-from perceivers.core.linear_map import apply_linear
+from perceivers.core.linear_map import apply_linear, apply_norm
 from perceivers.core.reading import NOTHING_SEEN, ReadState
 
 LAYER_NORM_EPSILON = 1e-5
@@ -253,20 +253,20 @@ class CrossAttention(nn.Module):
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b t f"]:
         """Return the updated queries. The residual adds the queries as they came, not their norm."""
-        return self.finish(queries, self.attention(self.query_norm(queries), self.token_norm(tokens), mask))
+        return self.finish(queries, self.attention(*self._normed(queries, tokens), mask))
 
     def finish(self, queries: Float[Tensor, "#b t f"], found: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
         """Queries updated with what attention found for them."""
         x = self.dropout(found)
-        x = queries + x if self.query_residual else x
+        x = queries.to(x.dtype) + x if self.query_residual else x
         return x + self.mlp(self.mlp_norm(x))
 
     def softmax_state(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> ReadState:
         """Return what queries take from some of their tokens, densely, to be added to what they take from others."""
-        tokens = self.token_norm(tokens)
-        q, k = self.attention.queries_and_keys(self.query_norm(queries), tokens, mask)
+        queries, tokens = self._normed(queries, tokens)
+        q, k = self.attention.queries_and_keys(queries, tokens, mask)
         v = self.attention.values(tokens, q.shape[0])
         dtype, valid = torch.promote_types(q.dtype, torch.float32), None if mask is None else mask.scores()
         with torch.autocast(q.device.type, enabled=False):  # sums and statistics need float32
@@ -281,8 +281,11 @@ class CrossAttention(nn.Module):
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b h t s"]:
         """The attention map of this block: how much each query takes from each token."""
-        q, k = self.attention.queries_and_keys(self.query_norm(queries), self.token_norm(tokens), mask)
+        q, k = self.attention.queries_and_keys(*self._normed(queries, tokens), mask)
         return attention_weights(q, k, mask)
+
+    def _normed(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return apply_norm(self.query_norm, queries), apply_norm(self.token_norm, tokens)
 
 
 Algorithm = Callable[[CrossAttention, Any, Any], Any]

@@ -13,7 +13,7 @@ from perceivers.core.config import Config
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.linear_map import apply_linear, is_hooked
 from perceivers.core.plan import FASTEST, Plan, plan_writing
-from perceivers.core.tokens import Tokens
+from perceivers.core.tokens import Tokens, token_dtype
 
 
 class Decoder(nn.Module):
@@ -36,7 +36,7 @@ class Decoder(nn.Module):
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Rows [B, O, e] of each output, after its head; the mask is True where a latent exists (None: all do)."""
         if mask is not None or plan.always_dense or is_hooked(self.cross_attention, sharding=False):
-            x = self.cross_attention(queries.dense(latents.dtype), latents, Mask(mask, queries.mask()))
+            x = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, Mask(mask, queries.mask()))
             return _headed(x, queries, self.output, heads)
         write = partial(_write, output=self.output, heads=heads, plan=plan)
         return self.cross_attention(queries, latents, algorithm=write)
@@ -46,7 +46,8 @@ class Decoder(nn.Module):
     ) -> dict[str, Float[Tensor, "b h _ n"]]:
         """How much each query of each output takes from each latent."""
         weights = partial(CrossAttention.weights, mask=Mask(mask, queries.mask()))
-        return queries.split(self.cross_attention(queries.dense(latents.dtype), latents, algorithm=weights), dim=-2)
+        found = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, algorithm=weights)
+        return queries.split(found, dim=-2)
 
 
 def _write(
@@ -66,7 +67,7 @@ def _write(
     }
     dense = Tokens({name: segment for name, segment in queries.segments.items() if name not in rows})
     if dense.segments:
-        x = cross.dense(dense.dense(latents.dtype), latents, Mask(queries=dense.mask()))
+        x = cross.dense(dense.dense(token_dtype(latents.dtype)), latents, Mask(queries=dense.mask()))
         rows |= _headed(x, dense, output, heads)
     return {name: rows[name] for name in queries.segments}
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.module_tracker import ModuleTracker
@@ -78,6 +79,17 @@ def through(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     for module in modules:
         x = apply_linear(module, x)
     return x
+
+
+def apply_norm(module: nn.Module, x: Tensor) -> Tensor:
+    """Return module(x) in the module's precision; in float16 a norm takes out the scale of x before x is rounded."""
+    dtype = dtype_of(module)
+    wide = dtype == torch.float16 and x.dtype != dtype
+    if wide and isinstance(module, nn.LayerNorm) and is_plain_norm(module, module.eps):
+        scale, shift = module.weight.to(x.dtype), module.bias.to(x.dtype)
+        return F.layer_norm(x, module.normalized_shape, scale, shift, module.eps).to(dtype)
+    result: Tensor = module(x.to(dtype) if wide else x)
+    return result
 
 
 def is_plain_norm(module: nn.Module, epsilon: float) -> bool:

@@ -13,7 +13,7 @@ from perceivers.core.initialisers import plain_linear, sines, trained_vector
 from perceivers.core.linear_map import apply_linear, is_hooked
 from perceivers.core.plan import FASTEST, Choice, Plan, plan_reading, plan_states
 from perceivers.core.reading import ReadState, sum_states
-from perceivers.core.tokens import Tokens, as_tokens
+from perceivers.core.tokens import Tokens, as_tokens, token_dtype
 
 
 class Read(nn.Module):
@@ -32,7 +32,7 @@ class Read(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Updated latents; in the cheapest order that the plan allows."""
         if plan.always_dense or is_hooked(self.cross_attention, sharding=False):  # hooks see arrays
-            return self.cross_attention(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
+            return self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
         return self.cross_attention(latents, tokens, algorithm=partial(_read, plan=plan))
 
     def states(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan) -> dict[str, ReadState]:
@@ -49,7 +49,7 @@ class Read(nn.Module):
     def attention_map(self, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
         """How much each latent takes from each token of each input."""
         weights = partial(CrossAttention.weights, mask=Mask(keys=tokens.mask()))
-        found = self.cross_attention(latents, tokens.dense(latents.dtype), algorithm=weights)
+        found = self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), algorithm=weights)
         return tokens.split(found, dim=-1)
 
 
@@ -57,7 +57,7 @@ def _read(cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Token
     """Latents updated with all tokens, by the cheapest algorithm."""
     choices = plan_reading(cross, latents, tokens, plan)
     if not choices:
-        return cross.dense(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
+        return cross.dense(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
     return _update(cross, latents, sum_states(_states(cross, latents, tokens, choices).values()))
 
 
@@ -78,7 +78,8 @@ def _states(
     for name, segment in tokens.segments.items():
         choice = choices[name]
         if choice.order == "dense":
-            states[name] = cross.softmax_state(latents, segment.dense(latents.dtype), Mask(keys=segment.mask))
+            array = segment.dense(token_dtype(latents.dtype))
+            states[name] = cross.softmax_state(latents, array, Mask(keys=segment.mask))
         else:
             states[name] = orders.read(cross, latents, segment, choice.order, choice.block_size)
     return states

@@ -28,10 +28,20 @@ HEAD_UNIT = 8
 SCORES_AT_ONCE = 1 << 20
 """Of those that are written down: so many stay in a cache."""
 
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return x * sigmoid(1.702 x), a coarse approximation of GELU that some checkpoints of others have."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # jax.nn.gelu's default, so all released models
     "gelu_erf": F.gelu,  # what ports to PyTorch use; differs by at most 5e-4
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
 }
+"""By name. The last three are for models that others trained with them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class BlockConfig:
     """Width of values; None: that of queries and keys."""
     widening_factor: int = 1
     """Hidden width of the MLP over its width."""
-    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+    activation: Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu"] = "gelu_tanh"
     """Activation of the MLP; the released models were trained with tanh GELU."""
     dropout: float = 0.0
     """Dropout after attention and after the MLP, in training."""

@@ -178,14 +178,12 @@ def test_only_the_kernel_of_deepminds_weights_in_the_hub_is_transposed():
     """Their library applies what it saved as it is; `test_huggingface` compares the numbers."""
     preset, arrays = theirs("imagenet_conv", "huggingface")
     kernel = arrays["perceiver.input_preprocessor.convnet.conv.weight"]
-    said = {"num_self_attention_heads": 4, "num_cross_attention_heads": 1, "num_blocks": 2}
 
-    def read_with(hf_config=said, **options):
+    def read_with(hf_config=None, **options):
         converted = from_huggingface(preset, arrays, hf_config, **options)[1]
         return converted["input_adapter.adapters.image.stem.convolutions.0.weight"]
 
     assert torch.equal(read_with(), kernel)
-    assert torch.equal(read_with(None), kernel)
     assert torch.equal(read_with(as_huggingface=False), kernel.transpose(2, 3))
     assert torch.equal(read_with(conv_kernel_transposed=True), kernel.transpose(2, 3))
     assert torch.equal(read_with({"conv_kernel_transposed": False}, as_huggingface=False), kernel)
@@ -447,11 +445,16 @@ def test_config_json_tells_what_shapes_do_not():
     preset, arrays = theirs("imagenet_fourier", "huggingface")
     names = {str(number): name for number, name in enumerate("abcdefghij")}
     preset = changed(preset, {"schema.outputs.label.classes": 11})
-    again, _ = from_huggingface(preset, arrays, {**CONFIG, "num_cross_attention_heads": 1, "id2label": names})
+    said = {**CONFIG, "num_cross_attention_heads": 1, "id2label": names}
+    again, _ = from_huggingface(preset, arrays, said, as_huggingface=False)
     assert again.config.processor.num_blocks == 3
     assert again.config.processor.num_heads == 2
     assert not again.config.encoder.query_residual
     assert again.schema.outputs["label"].classes == tuple("abcdefghij")
+    with pytest.raises(
+        ValueError, match=r"^transformers has no .* with schema.inputs.image.positions = Fourier\(num_ba"
+    ):
+        from_huggingface(preset, arrays, said)
 
 
 @pytest.mark.parametrize(

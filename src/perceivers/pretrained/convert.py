@@ -10,7 +10,14 @@ from torch import Tensor
 
 from perceivers.preset import Preset
 from perceivers.pretrained import krasserm
-from perceivers.pretrained.huggingface import OPTIONS, check_config, class_names, read_config, written_config
+from perceivers.pretrained.huggingface import (
+    OPTIONS,
+    check_class,
+    check_config,
+    class_names,
+    read_config,
+    written_config,
+)
 from perceivers.pretrained.matching import check_names, count_layers, family_of, pairs, to_ours, to_theirs
 from perceivers.pretrained.names import Column
 from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, changed, sized, value_at
@@ -59,6 +66,8 @@ def from_huggingface(
     config = hf_config or {}
     if config:
         check_config(preset, family, converted, config)
+    if hf_config is not None and as_huggingface:
+        check_class(preset, family, converted)
     if conv_kernel_transposed is None:
         conv_kernel_transposed = not as_huggingface and config.get(KERNEL_KEY) is not False
     if KERNEL in converted and conv_kernel_transposed:
@@ -106,12 +115,6 @@ def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[
     config = written_config(preset, family, weights)
     if KERNEL in weights:
         config[KERNEL_KEY] = False
-    for path, value in OPTIONS[family].items():
-        if value_at(preset, path) != value:
-            raise ValueError(
-                f"transformers computes with {path} = {value}, not {value_at(preset, path)}: "
-                f"--numbers huggingface (huggingface_options) makes it so"
-            )
     for stage in STAGES:
         if dropout := value_at(preset, f"config.{stage}.dropout"):
             warnings.warn(f"transformers trains without config.{stage}.dropout = {dropout}", stacklevel=2)

@@ -1,7 +1,7 @@
 """The models of transformers: what their config.json says, which of our models it can say, and how they compute."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, fields, replace
 from itertools import product
 from typing import Any
 
@@ -68,10 +68,11 @@ TOLD_BY_ITS_SHAPES = {
 }
 """The same of one model."""
 
+WIDTH_RULE = "cross_attention_shape_for_attention"
+"""Key that says whether queries ("q") or tokens ("kv") give cross-attention its width, where qk_channels does not."""
+
 CLIP_KEYS = ("num_frames", "audio_samples_per_frame", "image_size", "output_shape")
 """Keys that say the sizes of a clip together."""
-
-TEXTS = (f"{OUTPUT}restored", f"{INPUT}text")
 
 DECODER_HEADS = dict.fromkeys(CLASSES, 1) | {"language": 8}
 
@@ -163,7 +164,7 @@ def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) ->
     `as_huggingface`: how the class computes with it, what is not there as transformers takes it. Otherwise nothing of
     this: the hub's files say erf GELU, but DeepMind trained with tanh.
     """
-    _check_class(family, config)
+    _check_architecture(family, config)
     activation, key = _read_activation(config), "attention_probs_dropout_prob"
     dropout = part_dropped(config, key, DEFAULTS[key])
     values: Values = {"config.decoder.num_heads": DECODER_HEADS[family]}
@@ -191,22 +192,31 @@ def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[
     for key, told in _told_by_shapes(preset, family).items():
         if key in config and whole_number(config, key) != told:
             raise ValueError(f"config.json: {key} = {config[key]}, but the arrays are those of a model with {told}")
-    keys = ("qk_channels", "v_channels", "cross_attention_shape_for_attention")
-    said = {key: config.get(key) for key in keys}
-    for key in keys[:2]:
-        if said[key] is not None:
-            whole_number(config, key)
-    if said[keys[2]] not in (None, "kv", "q"):
-        raise ValueError(f"config.json: {keys[2]} = {said[keys[2]]!r:.99} is neither 'kv' nor 'q'")
-    expected = _expected_widths(family, weights, *said.values())
+    shape = config.get(WIDTH_RULE)
+    if shape not in (None, "kv", "q"):
+        raise ValueError(f"config.json: {WIDTH_RULE} = {shape!r:.99} is neither 'kv' nor 'q'")
+    qk, v = (config.get(key) and whole_number(config, key) for key in ("qk_channels", "v_channels"))
+    expected = _expected_widths(family, weights, qk, v, shape)
     for stage, seen in _attention_widths(weights).items():
         if seen != expected[stage]:
-            told = f"come to {expected[stage]}, its arrays have {seen}"
-            raise ValueError(f"config.json: qk_channels and v_channels of the {stage} {told}")
-    names, label = config.get("id2label"), preset.schema.outputs.get("label")
-    if names and label is not None and len(names) != value_at(preset, f"{OUTPUT}label.num_classes"):
-        classes = value_at(preset, f"{OUTPUT}label.num_classes")
-        raise ValueError(f"config.json: id2label has {len(names)} classes, the arrays are those of {classes}")
+            rule = f"qk_channels and v_channels of the {stage} come to {expected[stage]}"
+            raise ValueError(f"config.json: {rule}, its arrays have {seen}")
+    if config.get("id2label") and "label" in preset.schema.outputs:
+        said, classes = len(config["id2label"]), value_at(preset, f"{OUTPUT}label.num_classes")
+        if said != classes:
+            raise ValueError(f"config.json: id2label has {said} classes, the arrays are those of {classes}")
+
+
+def check_class(preset: Preset, family: str, weights: Weights) -> None:
+    """ValueError naming the first thing that the class of transformers cannot have, or does otherwise."""
+    demands = (*_demands(preset, family, weights), *_unsaid(preset, family))
+    for path, seen, needed in demands:
+        if seen != needed:
+            raise ValueError(f"transformers has no {CLASSES[family]} with {path} = {seen!r}, only with {needed!r}")
+    for path, value in OPTIONS[family].items():
+        if value_at(preset, path) != value:
+            told = f"{path} = {value}, not {value_at(preset, path)}"
+            raise ValueError(f"transformers computes with {told}: --numbers huggingface (huggingface_options) does so")
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -219,10 +229,8 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, Any]:
-    """The content of config.json; ValueError naming the first thing that the classes of transformers cannot say."""
-    for path, seen, needed in (*_demands(preset, family, weights), *_unsaid(preset, family)):
-        if seen != needed:
-            raise ValueError(f"transformers has no {CLASSES[family]} with {path} = {seen!r}, only with {needed!r}")
+    """Return the content of config.json; ValueError as `check_class` raises, for then it would be another model's."""
+    check_class(preset, family, weights)
     config: dict[str, Any] = {
         "architectures": [CLASSES[family]],
         "model_type": "perceiver",
@@ -294,7 +302,7 @@ def _written_clip(preset: Preset) -> dict[str, Any]:
     }
 
 
-def _check_class(family: str, config: Mapping[str, Any]) -> None:
+def _check_architecture(family: str, config: Mapping[str, Any]) -> None:
     kind, names = config.get("model_type", "perceiver"), config.get("architectures") or [CLASSES[family]]
     if kind != "perceiver":
         raise ValueError(f"config.json: model_type = {kind!r:.99}, those of transformers' Perceivers say 'perceiver'")
@@ -352,7 +360,7 @@ def _written_widths(family: str, weights: Weights) -> dict[str, Any]:
     qk_channels, v_channels = seen["processor"]
     for shape, qk, v in product(("kv", "q"), (None, qk_channels), (None, v_channels)):
         if _expected_widths(family, weights, qk, v, shape) == seen:
-            return {"qk_channels": qk, "v_channels": v, "cross_attention_shape_for_attention": shape}
+            return {"qk_channels": qk, "v_channels": v, WIDTH_RULE: shape}
     raise ValueError(
         f"transformers has one qk_channels and one v_channels for reading and processing, and its own for writing; "
         f"these are {', '.join(f'{stage} {found}' for stage, found in seen.items())}"
@@ -363,14 +371,15 @@ def _unsaid(preset: Preset, family: str) -> Iterator[tuple[str, Any, Any]]:
     """Each field that nothing else settles, as it is and as the class has it: as by default."""
     settled = FIXED[family].keys() | OPTIONS[family].keys()
     preprocessed = {"mean", "std"} if family.startswith("imagenet") else set()  # transformers has an image processor
-    specs = {INPUT: preset.schema.inputs, OUTPUT: preset.schema.outputs}
-    parts = {f"{end}{name}.": spec for end, side in specs.items() for name, spec in side.items()}
-    parts |= {f"config.{name}.": getattr(preset.config, name) for name in ("latents", *STAGES)}
-    for path, part in {"config.": preset.config, **parts}.items():
+    parts: dict[str, Any] = {"config": preset.config}
+    parts |= {f"config.{name}": getattr(preset.config, name) for name in ("latents", *STAGES)}
+    for end, side in ((INPUT, preset.schema.inputs), (OUTPUT, preset.schema.outputs)):
+        parts |= {f"{end}{name}": spec for name, spec in side.items()}
+    for path, part in parts.items():
         for field in fields(part):
-            value, known = getattr(part, field.name), SAID | WITHOUT_EFFECT | preprocessed
-            if field.name not in known and path + field.name not in settled and not is_dataclass(value):
-                yield path + field.name, value, _default(field)
+            name, value = f"{path}.{field.name}", getattr(part, field.name)
+            if field.name not in SAID | WITHOUT_EFFECT | preprocessed and name not in settled and name not in parts:
+                yield name, value, _default(field)
 
 
 def _default(field: Field) -> Any:
@@ -394,14 +403,14 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
     yield "config.decoder.num_heads", config.decoder.num_heads, DECODER_HEADS[family]
     if family == "language":
         yield "decoder queries and keys of width", decoder["qk"], 256
-        for name in ("length", "vocab_size"):
-            yield f"{OUTPUT}restored.{name}", *(value_at(preset, f"{path}.{name}") for path in TEXTS)
-        yield f"{OUTPUT}restored.query_channels", decoder["asking"], value_at(preset, f"{INPUT}text.channels")
+        given, restored = preset.schema.inputs["text"], preset.schema.outputs["restored"]
+        for name, same in (("length", "length"), ("vocab_size", "vocab_size"), ("query_channels", "channels")):
+            yield f"{OUTPUT}restored.{name}", getattr(restored, name), getattr(given, same)
     for path, needed in FIXED[family].items():
         yield path, value_at(preset, path), needed
     for path, positions in _needed_positions(preset, family).items():
-        given = replace(value_at(preset, f"{path}.positions"), max_resolution=_resolution(preset, path))
-        yield f"{path}.positions", given, positions
+        found = replace(value_at(preset, f"{path}.positions"), max_resolution=_resolution(preset, path))
+        yield f"{path}.positions", found, positions
     if family.startswith("imagenet"):
         yield f"{OUTPUT}label.query_channels", decoder["asking"], config.latents.channels
     if family == "imagenet-learned":
@@ -412,8 +421,9 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
         (samples,) = _sizes(preset, f"{INPUT}audio")
         yield f"{INPUT}audio.size modulo frames", samples % frames, 0
         for name in ("audio", "image"):
-            yield f"{OUTPUT}{name}.size", *(_sizes(preset, f"{end}{name}") for end in (OUTPUT, INPUT))
-        yield f"{OUTPUT}audio.patch", *(value_at(preset, f"{end}audio.steps") for end in (OUTPUT, INPUT))
+            yield f"{OUTPUT}{name}.size", _sizes(preset, f"{OUTPUT}{name}"), _sizes(preset, f"{INPUT}{name}")
+        steps = f"{OUTPUT}audio.steps", f"{INPUT}audio.steps"
+        yield steps[0], value_at(preset, steps[0]), value_at(preset, steps[1])
 
 
 def _needed_positions(preset: Preset, family: str) -> dict[str, Fourier]:

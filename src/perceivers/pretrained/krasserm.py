@@ -108,7 +108,7 @@ def _numerics(family: str, config: Mapping[str, Any]) -> Values:
         dropout = part_dropped(decoder if stage == "decoder" else encoder, "dropout", 0.0)
         values |= {f"config.{stage}.activation": "gelu_erf", f"config.{stage}.attention_dropout": dropout}
     if family == "optical-flow":
-        rescale = decoder.get("rescale_factor")
+        rescale: Any = decoder.get("rescale_factor")
         if type(rescale) not in (int, float) or not 0 < rescale < float("inf"):
             raise ValueError(f"config.json: rescale_factor = {rescale!r:.99} is not a number above 0")
         values[f"{OUTPUT}flow.scale"] = RESCALE / rescale

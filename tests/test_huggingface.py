@@ -308,3 +308,46 @@ def test_full_size(family: str) -> None:
     assert {key: x for key, x in again.config.to_dict().items() if key in FULL[family]} == {
         key: x for key, x in model.config.to_dict().items() if key in FULL[family]
     }
+
+
+def test_convert_says_whose_numbers_it_took(command: Any, tmp_path: Any) -> None:
+    their_model("imagenet-conv", TINY["imagenet-conv"]).save_pretrained(tmp_path / "theirs")
+    code, out, err = command("convert", tmp_path / "theirs", tmp_path / "ours", "--model", "imagenet-conv")
+    assert code == 0, err
+    assert "computing as transformers does (--numbers)" in " ".join(out.split())
+    code, _, err = command("convert", tmp_path / "ours", tmp_path / "again", "--to", "huggingface")
+    assert code == 0, err
+    for option in (("--model", "imagenet-conv"), ("--numbers", "deepmind"), ("--set", "config.trunk=perceiver")):
+        code, _, err = command("convert", tmp_path / "ours", tmp_path / "third", *option)
+        assert (code, len(err.strip().splitlines())) == (2, 1)
+        assert "is a model of ours: model, set and numbers have no effect on it; leave them out" in err
+
+
+def test_a_model_of_ours_is_written_otherwise_only_on_demand(command: Any, tmp_path: Any) -> None:
+    """Its padding is not theirs; its activation and everything else is."""
+    their_model("imagenet-conv", TINY["imagenet-conv"]).save_pretrained(tmp_path / "theirs")
+    numbers = ["--numbers", "deepmind", "--set", "config.encoder.attention_dropout=0.1"]
+    numbers += ["config.processor.attention_dropout=0.1", "config.decoder.attention_dropout=0.1"]
+    plainly = json.loads((tmp_path / "theirs" / "config.json").read_text()) | {"hidden_act": "gelu"}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(plainly))
+    code, _, err = command("convert", tmp_path / "theirs", tmp_path / "ours", "--model", "imagenet-conv", *numbers)
+    assert code == 0, err
+    code, _, err = command("convert", tmp_path / "ours", tmp_path / "again", "--to", "huggingface")
+    assert code == 2
+    assert "transformers computes with schema.inputs.image.conv_padding = symmetric, not same" in err
+    arguments = ("--to", "huggingface", "--numbers", "huggingface")
+    code, _, err = command("convert", tmp_path / "ours", tmp_path / "again", *arguments)
+    assert code == 0, err
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (written["hidden_act"], written["attention_probs_dropout_prob"]) == ("gelu_pytorch_tanh", 0.1)
+    again = read_checkpoint(tmp_path / "again", "imagenet-conv", (), False).state_dict()
+    ours = read_checkpoint(tmp_path / "theirs", "imagenet-conv", (), False).state_dict()
+    assert all(torch.equal(again[name], x) for name, x in ours.items())
+
+
+def test_their_other_classes_are_named(tmp_path: Any) -> None:
+    sizes = TINY["language"] | {"num_labels": 5}
+    transformers.PerceiverForSequenceClassification(transformers.PerceiverConfig(**sizes)).save_pretrained(tmp_path)
+    message = "architectures = .'PerceiverForSequenceClassification'. is none that can be converted; language is"
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path, "language")

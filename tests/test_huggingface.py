@@ -11,11 +11,12 @@ import transformers
 from torch import Tensor
 
 from perceivers.core.interfaces import Indices
-from perceivers.modalities.patches import surrounding_patches
+from perceivers.modalities.patches import as_sizes, surrounding_patches
 from perceivers.preset import Preset
 from perceivers.pretrained.convert import from_huggingface, huggingface_options, to_huggingface
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.huggingface import CLASSES, HIDDEN_ACTS
+from perceivers.pretrained.normalisation import with_normalisation
 from perceivers.pretrained.sizes import STAGES, changed
 from perceivers.storage import load_weights, save_tensors
 from perceivers.tasks.convert import read_checkpoint, write_huggingface
@@ -351,3 +352,43 @@ def test_their_other_classes_are_named(tmp_path: Any) -> None:
     message = "architectures = .'PerceiverForSequenceClassification'. is none that can be converted; language is"
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path, "language")
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {},
+        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.7]},
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 70.0, 30.0]},
+        {"rescale_factor": 0.01, "size": {"height": 131, "width": 127}},
+    ],
+)
+def test_pixels_are_scaled_as_their_processor_scales_them(processor: dict[str, Any], tmp_path: Any) -> None:
+    """Both directions; cutting and resizing aside."""
+    theirs, family = their_model("imagenet-conv", TINY["imagenet-conv"]), "imagenet-conv"
+    theirs.save_pretrained(tmp_path / "theirs")
+    transformers.PerceiverImageProcessorPil(**processor).save_pretrained(tmp_path / "theirs")
+    ours = read_checkpoint(tmp_path / "theirs", family)
+    image = ours.schema.inputs["image"]
+    assert as_sizes(image.size, 2, "size") == tuple(processor.get("size", {"height": 224, "width": 224}).values())
+    if not processor:
+        assert (image.mean, image.std) == (MEAN, STD)
+    write_huggingface(ours, tmp_path / "again")
+    pixels = torch.randint(0, 256, (37, 43, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        (output,) = ours({"image": pixels[None].float()}).values()
+        for folder in ("theirs", "again"):
+            prepare = transformers.PerceiverImageProcessorPil.from_pretrained(tmp_path / folder)
+            given = prepare(pixels.numpy(), do_resize=False, do_center_crop=False, return_tensors="pt")
+            assert relative_error(output, theirs(given["pixel_values"]).logits) <= TOLERANCE, folder
+    assert read_checkpoint(tmp_path / "again", family).schema == ours.schema
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"image_mean": [1, 2]}, {"image_std": "1"}, {"image_std": 0.0}, {"rescale_factor": float("nan")}, {"size": 3}],
+)
+def test_lies_of_a_processor_are_named(lie: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^preprocessor_config.json: .*{next(iter(lie))} = "):
+        with_normalisation(PRESETS["imagenet-conv"].preset(), lie)

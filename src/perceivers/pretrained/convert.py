@@ -107,7 +107,8 @@ def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[
     """Weights and the content of config.json; transformers' class computes the same with them.
 
     ValueError naming what it would compute otherwise, or cannot say; `huggingface_options` changes the first kind.
-    Its classes of images take pixels as `mean` and `std` leave them. Warns of dropout that it trains without.
+    Its classes of images take pixels as `mean` and `std` leave them (`written_normalisation`). Warns of dropout that
+    it trains without.
     """
     family = _family(preset)
     converted = to_theirs(family, "huggingface", weights)

@@ -20,6 +20,7 @@ from perceivers.pretrained.convert import (
 )
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.hub import fetched
+from perceivers.pretrained.normalisation import PREPROCESSOR, takes_pictures, with_normalisation, written_normalisation
 from perceivers.pretrained.sizes import STAGES, value_at
 from perceivers.pretrained.unpickle import read_haiku
 from perceivers.schema import Schema, with_settings
@@ -27,7 +28,7 @@ from perceivers.storage import DESCRIPTION, WEIGHTS, read_json, write_folder
 from perceivers.tasks.presets import PRESETS
 from perceivers.tasks.recipe import data_of, find_model
 
-THEIR_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
+THEIR_FILES = ["config.json", PREPROCESSOR, "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
 """What is fetched of a repository of Hugging Face's or krasserm's."""
 
 HIS_LATENTS = "0.latent_provider._query"
@@ -88,6 +89,8 @@ def write_huggingface(model: PerceiverIO, folder: Path, as_huggingface: bool = F
         plain = {name: tensor.contiguous() for name, tensor in weights.items()}
         save_file(plain, fresh / WEIGHTS, {"format": "pt"})
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if takes_pictures(preset):
+            (fresh / PREPROCESSOR).write_text(json.dumps(written_normalisation(preset), indent=2) + "\n")
 
     write_folder(folder, write)
 
@@ -112,7 +115,11 @@ def _from_folder(
         return config, from_krasserm(preset, weights, config, as_huggingface)
     if config is None and as_huggingface:
         raise ValueError(f"{folder}: config.json is missing: it says how many heads and blocks there are")
-    return config, from_huggingface(preset, weights, config, as_huggingface=as_huggingface)
+    found, converted = from_huggingface(preset, weights, config, as_huggingface=as_huggingface)
+    processor = _read_config((folder if folder.is_dir() else folder.parent) / PREPROCESSOR)
+    if processor is not None and as_huggingface and takes_pictures(found):
+        found = with_normalisation(found, processor)
+    return config, (found, converted)
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -222,8 +222,9 @@ def test_what_files_leave_open_is_asked_for():
     pickle, image = REFERENCE / "pickles" / "imagenet_conv.pystate", "schema.inputs.image"
     said = [f"{image}.size=32", f"{image}.positions.max_resolution=8", f"{image}.mean=null", f"{image}.std=null"]
     said += ["config.processor.num_heads=4"]
-    with pytest.raises(ValueError, match=r"^nothing in the files says config.processor.num_blocks: give it with --set"):
-        read_checkpoint(pickle, "imagenet-conv", said)
+    for numbers in (None, False, True):
+        with pytest.raises(ValueError, match=r"^nothing in the files says config.processor.num_blocks: give it with "):
+            read_checkpoint(pickle, "imagenet-conv", said, numbers)
     said += ["config.processor.num_blocks=2"]
     assert_as_recorded("imagenet_conv", read_checkpoint(pickle, "imagenet-conv", said))
     with pytest.raises(ValueError, match=r"^set: config.latents.num_latents = 13, but the files say "):

@@ -56,11 +56,12 @@ def read_checkpoint(
     settings = list(settings)
     paths = [setting.partition("=")[0] for setting in settings]
     preset = with_settings(huggingface_options(preset) if as_huggingface else preset, settings)
-    if source.suffix in PICKLES:
+    pickled = source.suffix in PICKLES
+    if pickled:
         config, (found, weights) = None, from_haiku(preset, *read_haiku(source))
     else:
         config, (found, weights) = _from_folder(preset, source, as_huggingface, paths)
-    if config is None and not as_huggingface and found != preset:
+    if config is None and (pickled or not as_huggingface) and found != preset:
         # DeepMind's configuration alone tells, and this is not the model that it is of.
         _check_told([path for path in UNTOLD if value_at(preset, path) != 1], paths)
     for path in paths:

@@ -74,7 +74,8 @@ def read_checkpoint(
 
 def is_theirs(source: Path) -> bool:
     """Whether weights count as trained by the library that wrote the file: not DeepMind's pickles and repositories."""
-    return source.suffix not in PICKLES and (source.exists() or source.parts[0] != "deepmind")
+    deepminds = any(part.startswith("models--deepmind--") for part in source.parts)  # in the hub's cache
+    return source.suffix not in PICKLES and not deepminds and (source.exists() or source.parts[0] != "deepmind")
 
 
 def write_huggingface(model: PerceiverIO, folder: Path, as_huggingface: bool = False) -> None:

@@ -24,6 +24,7 @@ FLOORS = [
     ["tasks"],
     ["export", "serving"],
     ["cli"],
+    ["public"],
     ["__main__", "__init__"],
 ]
 """Each part may import from its own part and from the floors below."""

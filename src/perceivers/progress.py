@@ -22,13 +22,13 @@ def tracked(items: Collection[T] | DataLoader[T], what: str) -> Iterator[T]:
 def progress_bar(disable: bool = False) -> Progress:
     """A bar on the error stream, with count, time gone, time left and a note; tasks need a field `note`."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
         disable=disable,
     )

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,13 @@ UNFINISHED = ".unfinished"
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder, then put it in place: whole and on disk, or not there. An older one is replaced."""
-    make_folder(target.parent)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
+    with _naming(target):
+        make_folder(target.parent)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
+        _fill_folder(target, fresh, write)
+
+
+def _fill_folder(target: Path, fresh: Path, write: Callable[[Path], None]) -> None:
     try:
         write(fresh)
         files = sorted(fresh.iterdir())
@@ -56,9 +62,13 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(target: Path, text: str) -> None:
     """Write a text file, whole and on disk, or leave the old one."""
-    make_folder(target.parent)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
-    fresh = Path(name)
+    with _naming(target):
+        make_folder(target.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
+        _fill_file(target, Path(name), descriptor, text)
+
+
+def _fill_file(target: Path, fresh: Path, descriptor: int, text: str) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -67,6 +77,17 @@ def write_text(target: Path, text: str) -> None:
         to_disk(target.parent)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Within: an error of the file system names what was to be written, not the hidden name it is written under."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is not None:
+            error.filename, error.filename2 = str(target), None
+        raise
 
 
 def remove_folder(folder: Path) -> None:
@@ -155,7 +176,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, a
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: cannot be written: {error}") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from perceivers.pretrained.hub import save_pretrained
 from perceivers.tasks.convert import is_theirs, read_checkpoint, read_own, write_huggingface
@@ -47,4 +46,4 @@ def convert(
         save_pretrained(converted, dest, run_card(source) if data_of(source) else "")
     count = sum(parameter.numel() for parameter in converted.parameters())
     whose = "" if own else f", computing as {'transformers does' if theirs else 'DeepMind does'} (--numbers)"
-    Console().print(f"Written: {dest}, {count:,} parameters{whose}")
+    print(f"Written: {dest}, {count:,} parameters{whose}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from perceivers.cli.tables import show
 from perceivers.schema import from_file, with_settings
@@ -47,11 +46,10 @@ def train(
     """
     chosen = chosen_recipe(recipe, data)
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
-    console = Console(stderr=True)
-    run_recipe(with_settings(chosen, set), out, lambda line: console.print(line, soft_wrap=True, markup=False))
+    run_recipe(with_settings(chosen, set), out, lambda line: print(line, file=sys.stderr))
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
     show_scores(_evaluate(out), json)
-    Console(stderr=json).print(f"Report: {_task(out).report(out)}")
+    print(f"Report: {_task(out).report(out)}", file=sys.stderr if json else sys.stdout)
 
 
 def evaluate(
@@ -88,7 +86,7 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
         raise ValueError("name at least one folder of a run")
     table = results_table(runs)
     for run in runs:
-        Console(stderr=True).print(f"Report: {_task(run).report(run)}")
+        print(f"Report: {_task(run).report(run)}", file=sys.stderr)
     if out is None:
         print(table, end="")
     else:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perceivers.files import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -63,5 +65,6 @@ class Report:
 
     def write(self, path: Path) -> Path:
         """Write the page."""
-        path.write_text(self.html(), encoding="utf-8")
+        with whole_file(path) as fresh:
+            fresh.write_text(self.html(), encoding="utf-8")
         return path

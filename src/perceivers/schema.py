@@ -203,7 +203,7 @@ def to_yaml(value: Any) -> str:
 
 
 def yaml_text(plain: Any, **style: Any) -> str:
-    """Return plain values as YAML that can be printed: a text with control characters is quoted, and spells them out."""
+    """Return plain values as YAML that can be printed: control characters are spelled out, in quotes."""
     return printable(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
 
 

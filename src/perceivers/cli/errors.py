@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from perceivers.files import printable
@@ -20,15 +21,17 @@ LONGEST_LINE = 1000
 """Bytes of the longest message: of one that is longer, the beginning and the end are kept."""
 
 USER_ERRORS = frozenset(
-    """
-    ValueError OSError EOFError OverflowError
-    csv.Error struct.error zlib.error lzma.LZMAError zipfile.BadZipFile tarfile.TarError pickle.UnpicklingError
-    yaml.YAMLError safetensors.SafetensorError safetensors_rust.SafetensorError pyarrow.ArrowException
-    av.FFmpegError PIL.DecompressionBombError soundfile.SoundFileError
-    lightning.MisconfigurationException httpx.HTTPError httpx2.HTTPError aiohttp.ClientError ray.RayError
-    """.split()
+    {
+        *("ValueError", "OSError", "EOFError", "OverflowError"),
+        *("csv.Error", "struct.error", "zlib.error", "lzma.LZMAError", "zipfile.BadZipFile", "tarfile.TarError"),
+        *("pickle.UnpicklingError", "yaml.YAMLError", "pyarrow.ArrowException"),
+        *("safetensors.SafetensorError", "safetensors_rust.SafetensorError"),
+        *("av.FFmpegError", "PIL.DecompressionBombError", "soundfile.SoundFileError"),
+        *("lightning.MisconfigurationException", "ray.RayError"),
+        *("httpx.HTTPError", "httpx2.HTTPError", "aiohttp.ClientError"),
+    }
 )
-"""Errors that are not of our making, by package and name: bad input, files, machines. They and their kinds get a line."""
+"""Errors of input, files and machines, by package and name: these and their kinds get a line, all others are bugs."""
 
 MACHINE = re.compile(
     r"no space left on device|too many open files|unable to (open|mmap|write|resize)|can't start new thread|"
@@ -84,10 +87,8 @@ def _ended_by(error: BaseException) -> int:
 
 def say(line: str) -> None:
     """Print one message on the error stream, on one line, of at most a kilobyte and without control characters."""
-    try:
+    with suppress(OSError, ValueError):  # where there is nobody to tell
         print(f"perceivers: {message(line)}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # there is nobody to tell
 
 
 def message(text: str) -> str:
@@ -152,10 +153,8 @@ def _first_line(text: str) -> str:
 def _file_error(error: OSError, text: str) -> str:
     if error.strerror is None:
         return text or type(error).__name__
-    names = [
-        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)
-    ]
-    return ": ".join([*(" to ".join(names) for _ in names[:1]), error.strerror])
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return f"{' to '.join(names)}: {error.strerror}" if names else error.strerror
 
 
 def _missing(error: ImportError, text: str) -> str | None:
@@ -196,18 +195,13 @@ def _told_by_first_process() -> bool:
 
 def _write_nowhere() -> None:
     """Let what is still to be written to the standard output go, so that leaving is no second error."""
-    try:
+    with suppress(OSError, ValueError, AttributeError):  # where it is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):
-        pass  # it is no file
 
 
 def _versions() -> str:
-    names = ["perceivers", "torch"]
     found = []
-    for name in names:
-        try:
+    for name in ("perceivers", "torch"):
+        with suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} unknown")
     return ", ".join([*found, f"Python {platform.python_version()}", platform.platform()])

@@ -4,9 +4,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
+from typing import Any, cast
 
-from perceivers.cli.errors import message, say
+from perceivers.cli.errors import say
 from perceivers.files import printable
 
 
@@ -35,7 +35,7 @@ class PrintableStream:
 def printable_output() -> Iterator[None]:
     """Within: both output streams are printable, and a warning is one line of at most a kilobyte."""
     before = warnings.showwarning
-    warnings.showwarning = _show_warning
+    warnings.showwarning = cast(Any, _show_warning)
     out, error = (stream and PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
     try:
         with redirect_stdout(out), redirect_stderr(error):
@@ -44,5 +44,5 @@ def printable_output() -> Iterator[None]:
         warnings.showwarning = before
 
 
-def _show_warning(said: Warning | str, *where: Any, **options: Any) -> None:
-    say(f"warning: {message(str(said))}")
+def _show_warning(said: Warning | str, *where: Any, **options: Any) -> None:  # the rest: its lines of source
+    say(f"warning: {said}")

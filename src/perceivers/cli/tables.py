@@ -19,7 +19,9 @@ def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Seque
     if as_json:
         print(json.dumps(plain, indent=2, ensure_ascii=False))
         return
-    table = Table(*map(_cell, columns))
+    table = Table()
+    for column in columns:
+        table.add_column(_cell(column))
     for row in rows:
         table.add_row(*map(_cell, row))
     Console().print(table)

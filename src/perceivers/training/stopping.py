@@ -38,7 +38,7 @@ class EndSignals:
     once. Later the work is left by an exception, so that nothing half-written stays behind.
     """
 
-    number, loading = 0, True
+    number, loading, _since = 0, True, 0.0
 
     @property
     def exit_code(self) -> int:

@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -169,11 +170,25 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple[str, ...], int] | None = None) -> T:
     """A dataclass from plain values; ValueError naming the place (and the line) of the first thing that is wrong."""
+    if wild := next(_wild_numbers(plain, source), ""):
+        raise ValueError(wild)
     try:
         # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
         return TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).validate_python([plain])[0]  # type: ignore[valid-type]
     except ValidationError as error:
         raise ValueError(_message(kind, plain, error, source, lines or {})) from None
+
+
+def _wild_numbers(plain: Any, place: str) -> Iterator[str]:
+    """Yield what is wrong with each number that no computation takes: NaN, beyond float32, beyond 64 bits."""
+    if isinstance(plain, Mapping | list | tuple):
+        items = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
+        for key, value in items:
+            yield from _wild_numbers(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(plain, float) and (math.isnan(plain) or float(np.finfo(np.float32).max) < abs(plain) < math.inf):
+        yield f"{place}: {plain} must be a number up to {np.finfo(np.float32).max:.3g}"
+    elif isinstance(plain, int) and not -(2**63) <= plain < 2**63:
+        yield f"{place}: a number of {plain.bit_length()} bits must fit into 64"
 
 
 def with_settings(value: T, settings: Iterable[str]) -> T:

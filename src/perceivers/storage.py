@@ -7,11 +7,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -33,15 +33,29 @@ UNFINISHED = ".unfinished"
 """End of the hidden names of what is being written or removed."""
 
 
+Content = TypeVar("Content")
+
+
+def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path, Content], None]:
+    """Return `write`, whose errors of the file system name the target, not what it is called until it is whole."""
+
+    @wraps(write)
+    def named_write(target: Path, content: Content) -> None:
+        try:
+            write(target, content)
+        except OSError as error:
+            if error.strerror is not None:
+                error.filename, error.filename2 = str(target), None
+            raise
+
+    return named_write
+
+
+@naming_its_target
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder, then put it in place: whole and on disk, or not there. An older one is replaced."""
-    with _naming(target):
-        make_folder(target.parent)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
-        _fill_folder(target, fresh, write)
-
-
-def _fill_folder(target: Path, fresh: Path, write: Callable[[Path], None]) -> None:
+    make_folder(target.parent)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
     try:
         write(fresh)
         files = sorted(fresh.iterdir())
@@ -60,15 +74,12 @@ def _fill_folder(target: Path, fresh: Path, write: Callable[[Path], None]) -> No
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+@naming_its_target
 def write_text(target: Path, text: str) -> None:
     """Write a text file, whole and on disk, or leave the old one."""
-    with _naming(target):
-        make_folder(target.parent)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
-        _fill_file(target, Path(name), descriptor, text)
-
-
-def _fill_file(target: Path, fresh: Path, descriptor: int, text: str) -> None:
+    make_folder(target.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
+    fresh = Path(name)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -77,17 +88,6 @@ def _fill_file(target: Path, fresh: Path, descriptor: int, text: str) -> None:
         to_disk(target.parent)
     finally:
         fresh.unlink(missing_ok=True)
-
-
-@contextmanager
-def _naming(target: Path) -> Iterator[None]:
-    """Within: an error of the file system names what was to be written, not the hidden name it is written under."""
-    try:
-        yield
-    except OSError as error:
-        if error.strerror is not None:
-            error.filename, error.filename2 = str(target), None
-        raise
 
 
 def remove_folder(folder: Path) -> None:

@@ -35,7 +35,7 @@ USER_ERRORS = frozenset(
 
 MACHINE = re.compile(
     r"no space left on device|too many open files|unable to (open|mmap|write|resize)|can't start new thread|"
-    r"DataLoader worker .*(killed|exited)|no NVIDIA driver|no CUDA GPUs|not compiled with CUDA|MPS backend",
+    r"DataLoader worker .*(killed|exited)|no NVIDIA driver|can not run on your system|no CUDA GPUs|not compiled with CUDA|MPS backend",
     re.IGNORECASE,
 )
 """What torch says of the machine in errors that have no kind of their own."""

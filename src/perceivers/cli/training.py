@@ -46,7 +46,9 @@ def train(
     """
     chosen = chosen_recipe(recipe, data)
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
-    run_recipe(with_settings(chosen, set), out, lambda line: print(line, file=sys.stderr))
+    chosen = with_settings(chosen, set)
+    task_of(chosen)
+    run_recipe(chosen, out, lambda line: print(line, file=sys.stderr))
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
     show_scores(_evaluate(out), json)
     print(f"Report: {_task(out).report(out)}", file=sys.stderr if json else sys.stdout)
@@ -93,8 +95,23 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
         write_text(out, HEADING + table)
 
 
+def task_of(recipe: Recipe) -> Task:
+    """Return the task of a recipe; ValueError if it lacks what is measured and shown of a run of that task."""
+    if recipe.task not in TASKS:
+        return Task(lambda: recipe)
+    own = TASKS[recipe.task].recipe()
+    for what, needed, there in (
+        ("input", own.schema.inputs, recipe.schema.inputs),
+        ("output", own.schema.outputs, recipe.schema.outputs),
+        ("evaluation", own.evaluations, recipe.evaluations),
+    ):
+        if lacking := [name for name in needed if name not in there]:
+            raise ValueError(f"task: the recipe lacks the {what} {lacking[0]!r} of {recipe.task}; leave its name out")
+    return TASKS[recipe.task]
+
+
 def _task(run: Path) -> Task:
-    return TASKS.get(read_recipe(run).task or "", Task(lambda: read_recipe(run)))
+    return task_of(read_recipe(run))
 
 
 def _evaluate(run: Path) -> dict[str, Scores]:

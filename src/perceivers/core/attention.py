@@ -65,6 +65,14 @@ class BlockConfig:
     attention_dropout: float = 0.0
     """Dropout of the attention weights, in training."""
 
+    def __post_init__(self) -> None:
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to 1")
+        for name in ("num_heads", "widening_factor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+
 
 @dataclass(frozen=True)
 class Mask:

@@ -75,8 +75,12 @@ def started(devices: int) -> tuple[int, int]:
 
 
 def device_kind(config: TrainingConfig) -> str:
-    """The accelerator asked for, or the best there is."""
+    """Return the accelerator asked for, or the best there is; ValueError for one that this machine lacks."""
     if config.accelerator != "auto":
+        here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not here[config.accelerator]:
+            there = ", ".join(name for name, is_there in here.items() if is_there)
+            raise ValueError(f"accelerator = {config.accelerator} cannot be used here: auto, {there}")
         return config.accelerator
     found = torch.accelerator.current_accelerator(check_available=True)
     return found.type if found is not None and found.type in ("cuda", "mps") else "cpu"

@@ -35,7 +35,8 @@ USER_ERRORS = frozenset(
 
 MACHINE = re.compile(
     r"no space left on device|too many open files|unable to (open|mmap|write|resize)|can't start new thread|"
-    r"DataLoader worker .*(killed|exited)|no NVIDIA driver|can not run on your system|no CUDA GPUs|not compiled with CUDA|MPS backend",
+    r"DataLoader worker .*(killed|exited)|no NVIDIA driver|can not run on your system|"
+    r"no CUDA GPUs|not compiled with CUDA|MPS backend",
     re.IGNORECASE,
 )
 """What torch says of the machine in errors that have no kind of their own."""
@@ -126,14 +127,14 @@ def original(error: BaseException) -> tuple[frozenset[str], str]:
     cause = getattr(error, "cause", None)  # of Ray
     if isinstance(cause, BaseException):
         return original(cause)
-    kinds, text = _kinds(type(error)), str(error)
+    kinds, text = kinds_of(type(error)), str(error)
     if "Traceback (most recent call last):" not in text:
         return kinds, text
     last = re.split(r"\n(?=\S)", text.strip())[-1]
     name, _, said = last.partition(":")
     own = getattr(builtins, name, None)
     if isinstance(own, type) and issubclass(own, BaseException):
-        return _kinds(own), said.strip()
+        return kinds_of(own), said.strip()
     if not re.fullmatch(r"[\w.]+", name):
         return kinds, last
     package, *_, name = f"builtins.{name}".split(".")[-2:] if "." not in name else name.split(".")
@@ -141,7 +142,8 @@ def original(error: BaseException) -> tuple[frozenset[str], str]:
     return frozenset({named}), said.strip()
 
 
-def _kinds(kind: type[BaseException]) -> frozenset[str]:
+def kinds_of(kind: type[BaseException]) -> frozenset[str]:
+    """Return package and name of an error's type and of those it is derived from; of built-in ones the name."""
     names = ((c.__module__.split(".")[0].lstrip("_"), c.__qualname__) for c in kind.__mro__)
     return frozenset(name if package == "builtins" else f"{package}.{name}" for package, name in names)
 

@@ -341,7 +341,8 @@ def test_a_disk_that_fills_leaves_no_half_written_output(command, table, verb):
 def test_output_that_nobody_takes(tmp_path):
     """A full disk behind the standard output is an error; a reader that has gone is none of ours."""
     code = "import sys, types\nverbs = types.ModuleType('verbs')\n"
-    code += "verbs.VERBS = dict.fromkeys('ab', lambda: print('x' * 10**6))\nsys.modules['perceivers.cli.verbs'] = verbs\nsys.argv = ['perceivers', 'a']\n"
+    code += "verbs.VERBS = dict.fromkeys('ab', lambda: print('x' * 10**6))\n"
+    code += "sys.modules['perceivers.cli.verbs'] = verbs\nsys.argv = ['perceivers', 'a']\n"
     code += "from perceivers.__main__ import main\nmain()"
     call = [sys.executable, "-c", code]
     with open("/dev/full", "w") as full:

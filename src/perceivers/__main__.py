@@ -8,20 +8,21 @@ from contextlib import redirect_stderr
 from functools import partial, wraps
 from typing import Any
 
-from perceivers.cli.errors import USER_ERROR, exit_code
-from perceivers.cli.output import printable_output
 from perceivers.training.stopping import EndSignals, end_signals
 
 
 def main() -> None:
     """Run the verb on the command line."""
     with end_signals() as signals:
+        from perceivers.cli.errors import exit_code  # not before signals are looked after
+
         code = exit_code(partial(_command, signals), signals)
     if code:
         sys.exit(code)
 
 
 def _command(signals: EndSignals) -> None:
+    from perceivers.cli.output import printable_output
     from perceivers.cli.verbs import VERBS  # takes seconds: signals and errors are looked after by now
 
     run = parsed(VERBS)
@@ -33,6 +34,8 @@ def _command(signals: EndSignals) -> None:
 def parsed(verbs: Mapping[str, Callable[..., None]]) -> Callable[[], None]:
     """The verb of the command line with its arguments, ready to run; ValueError if they are wrong."""
     import tyro
+
+    from perceivers.cli.errors import USER_ERROR
 
     complaint = io.StringIO()
     later = {name: _later(verb) for name, verb in verbs.items()}

@@ -188,7 +188,7 @@ def _told_by_first_process() -> bool:
     if os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ:
         return False
     first = os.getppid()
-    for _ in range(30):
+    for _ in range(100):
         if os.getppid() != first:
             return True
         time.sleep(0.1)

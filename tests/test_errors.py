@@ -20,7 +20,7 @@ import yaml
 from torch._utils import ExceptionWrapper
 
 import perceivers.cli.verbs
-from perceivers.cli.errors import LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
+from perceivers.cli.errors import LEFT_ALONE, LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
 from perceivers.files import printable
 from perceivers.schema import Schema, from_plain, yaml_text
 from perceivers.training.stopping import EndSignals, end_signals
@@ -196,6 +196,24 @@ def test_the_cause_in_another_process_is_told():
     ray = RuntimeError("ray::worker")
     ray.cause = ValueError("t.csv:5: no number")
     assert complaint(ray) == "t.csv:5: no number"
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_of_several_processes_one_says_what_is_wrong(alike):
+    """The first if it knows; the one that met it else, though the first ends for want of it."""
+    code = "import os, subprocess, sys, time\nfrom perceivers.cli import errors\nerrors.PATIENCE = 2.0\n"
+    code += "def first():\n    if len(sys.argv) == 2:\n"
+    code += "        me = [sys.executable, '-c', sys.argv[1], sys.argv[1], 'child']\n"
+    code += "        subprocess.Popen(me, env={**os.environ, 'LOCAL_RANK': '1'})\n"
+    code += "        time.sleep(1)\n"
+    code += f"    if len(sys.argv) == 3 or {alike}: raise ValueError('t.csv:7: damaged')\n"
+    code += "    raise RuntimeError('gloo/transport/tcp: Connection reset by peer')\n"
+    code += "sys.exit(errors.exit_code(first, errors.EndSignals()))"
+    done = subprocess.run([sys.executable, "-c", code, code], capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert lines[0] == "perceivers: t.csv:7: damaged"
+    assert [line[: len(LEFT_ALONE) + 12] for line in lines[1:]] == [f"perceivers: {LEFT_ALONE}"] * (not alike)
 
 
 def test_every_package_that_is_imported_has_its_extra():

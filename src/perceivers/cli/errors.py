@@ -46,6 +46,14 @@ OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|cannot allocate m
 PARTNER = re.compile(r"connection (closed|reset) by peer|gloo/transport|remote process exited|NCCL", re.IGNORECASE)
 """What the processes of a run say when one of them has ended."""
 
+LEFT_ALONE = "another process of this run has ended"
+
+STARTER = os.getppid()
+"""The process that started this one."""
+
+PATIENCE = 10.0
+"""Seconds that a process waits to see whether the first one ends too, which then says why."""
+
 OTHER_NAMES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
 """Packages that are installed under another name than they are imported by."""
 
@@ -79,6 +87,8 @@ def _ended_by(error: BaseException) -> int:
         sys.stderr.write(printable("".join(traceback.format_exception(error))))
         say(f"a bug of perceivers: please report the lines above with the command and its input ({_versions()})")
         return OWN_BUG
+    if line.startswith(LEFT_ALONE):
+        _wait_for_a_child()  # while this process is there, one that knows more says it
     if not _told_by_first_process():
         say(line)
     if isinstance(error, OSError):
@@ -114,7 +124,7 @@ def complaint(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return _file_error(error, text)
     if "RuntimeError" in kinds and PARTNER.search(text):
-        return f"another process of this run has ended, see what it says ({_first_line(text)})"
+        return f"{LEFT_ALONE}, see what it says ({_first_line(text)})"
     machine = kinds & {"RuntimeError", "AssertionError"} and MACHINE.search(text)
     return (text or type(error).__name__) if machine or kinds & USER_ERRORS else None
 
@@ -187,12 +197,18 @@ def _told_by_first_process() -> bool:
     """Whether the first process, which started this one, ends too: what all find wrong, one says."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ:
         return False
-    first = os.getppid()
-    for _ in range(100):
-        if os.getppid() != first:
-            return True
+    end = time.monotonic() + PATIENCE
+    while os.getppid() == STARTER and time.monotonic() < end:
         time.sleep(0.1)
-    return False
+    return os.getppid() != STARTER
+
+
+def _wait_for_a_child() -> None:
+    """Wait until one of the processes that this one started has ended."""
+    end = time.monotonic() + PATIENCE + 5
+    with suppress(ChildProcessError):  # there is none
+        while time.monotonic() < end and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.1)
 
 
 def _write_nowhere() -> None:

@@ -22,6 +22,7 @@ from torch._utils import ExceptionWrapper
 import perceivers.cli.verbs
 from perceivers.cli.errors import LEFT_ALONE, LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
 from perceivers.files import printable
+from perceivers.modalities.cells import array_file
 from perceivers.schema import Schema, from_plain, yaml_text
 from perceivers.training.stopping import EndSignals, end_signals
 
@@ -182,6 +183,29 @@ def test_what_a_worker_finds_wrong_is_what_it_would_be_here(error, said):
     line = complaint(raised.value)
     assert (line is None) if said is None else said in line
     assert line is None or "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "{'descr': '<f4',",
+            "{'descr': '<,4'",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }",
+            "{}",
+            "",
+        ),
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999999,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999999999,), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+    ],
+)
+def test_a_damaged_array_is_one_line(tmp_path, header):
+    text = header.encode() + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(24))
+    with pytest.raises(ValueError, match=r"a\.npy: ") as raised:
+        array_file(tmp_path / "a.npy")
+    assert "\n" not in str(raised.value)
 
 
 def test_the_cause_in_another_process_is_told():

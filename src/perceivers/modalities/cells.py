@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from perceivers.files import one_line
+
 WHOLE_ROW = "*"
 """The key that stands for all cells of a row together."""
 
@@ -109,8 +111,8 @@ def array_file(path: Path) -> np.ndarray:
     """The array of a .npy file; ValueError if it is none. Never unpickles."""
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a .npy file of plain numbers: {error}") from None
+    except Exception as error:  # NumPy evaluates the header as Python: it may raise anything
+        raise ValueError(f"{path}: not a .npy file of plain numbers: {one_line(error)}") from None
 
 
 def _shown(value: Any) -> str:

@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,6 +21,7 @@ from typing_extensions import TypedDict
 
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name
+from perceivers.files import one_line, printable
 from perceivers.modalities import KINDS
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, Raw, named
@@ -168,11 +170,25 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple[str, ...], int] | None = None) -> T:
     """A dataclass from plain values; ValueError naming the place (and the line) of the first thing that is wrong."""
+    if wild := next(_wild_numbers(plain, source), ""):
+        raise ValueError(wild)
     try:
         # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
         return TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).validate_python([plain])[0]  # type: ignore[valid-type]
     except ValidationError as error:
         raise ValueError(_message(kind, plain, error, source, lines or {})) from None
+
+
+def _wild_numbers(plain: Any, place: str) -> Iterator[str]:
+    """Yield what is wrong with each number that no computation takes: NaN, beyond float32, beyond 64 bits."""
+    if isinstance(plain, Mapping | list | tuple):
+        items = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
+        for key, value in items:
+            yield from _wild_numbers(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(plain, float) and (math.isnan(plain) or float(np.finfo(np.float32).max) < abs(plain) < math.inf):
+        yield f"{place}: {plain} must be a number up to {np.finfo(np.float32).max:.3g}"
+    elif isinstance(plain, int) and not -(2**63) <= plain < 2**63:
+        yield f"{place}: a number of {plain.bit_length()} bits must fit into 64"
 
 
 def with_settings(value: T, settings: Iterable[str]) -> T:
@@ -188,13 +204,34 @@ def with_settings(value: T, settings: Iterable[str]) -> T:
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise ValueError(f"setting {setting!r}: there is no {'.'.join(parents)}")
-        node[name] = yaml.safe_load(text)
+        try:
+            node[name] = _yaml_value(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            problem = getattr(error, "problem", None) or one_line(error)
+            raise ValueError(f"setting {setting!r}: the value is not YAML: {problem}") from None
     return from_plain(type(value), plain)
 
 
 def to_yaml(value: Any) -> str:
     """A dataclass as YAML."""
-    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
+    return yaml_text(to_plain(value))
+
+
+def yaml_text(plain: Any, **style: Any) -> str:
+    """Return plain values as YAML that can be printed: control characters are spelled out, in quotes."""
+    return printable(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what cannot be printed as it is."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if printable(text) == text else '"'
+    ),
+)
 
 
 def to_json(value: Any) -> str:
@@ -217,13 +254,21 @@ def read_plain(path: Path) -> tuple[Any, dict[tuple[str, ...], int]]:
         lines: dict[tuple[str, ...], int] = {}
         if node is not None:
             _mark_lines(node, (), lines)
-        return yaml.safe_load(text), lines
+        return _yaml_value(text), lines
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ValueError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Of a scalar that is not what its form or its tag says: the date 2001-99-99, `!!bool maybe`.
+        raise yaml.YAMLError(f"a value that cannot be read: {one_line(error)}") from None
 
 
 def json_schema(kind: type[T]) -> dict[str, Any]:

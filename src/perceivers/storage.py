@@ -8,9 +8,10 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -45,6 +46,25 @@ Manifest = dict[str, dict[str, int | str]]
 """Size and hash of files by name."""
 
 
+Content = TypeVar("Content")
+
+
+def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path, Content], None]:
+    """Return `write`, whose errors of the file system name the target, not what it is called until it is whole."""
+
+    @wraps(write)
+    def named_write(target: Path, content: Content) -> None:
+        try:
+            write(target, content)
+        except OSError as error:
+            if error.strerror is not None:
+                error.filename, error.filename2 = str(target), None
+            raise
+
+    return named_write
+
+
+@naming_its_target
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder, then put its files in place: all of them and on disk, or none.
 
@@ -80,6 +100,7 @@ def current(folder: Path) -> Path:
     return folder / READY if (folder / READY / MANIFEST).is_file() else folder
 
 
+@naming_its_target
 def write_text(target: Path, text: str) -> None:
     """Write a text file, whole and on disk, or leave the old one."""
     make_folder(target.parent)
@@ -214,7 +235,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, a
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: cannot be written: {error}") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

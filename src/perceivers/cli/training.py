@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from perceivers.cli.tables import show
 from perceivers.schema import from_file, with_settings
@@ -50,15 +49,12 @@ def train(
     """
     chosen = chosen_recipe(recipe, data)
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
-    console = Console(stderr=True)
-
-    def tell(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
-    run_recipe(with_settings(chosen, set), out, tell, accept_changed_data)
+    chosen = with_settings(chosen, set)
+    task_of(chosen)
+    run_recipe(chosen, out, lambda line: print(line, file=sys.stderr), accept_changed_data)
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
     show_scores(_evaluate(out), json)
-    Console(stderr=json).print(f"Report: {_task(out).report(out)}")
+    print(f"Report: {_task(out).report(out)}", file=sys.stderr if json else sys.stdout)
 
 
 def evaluate(
@@ -95,15 +91,30 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
         raise ValueError("name at least one folder of a run")
     table = results_table(runs)
     for run in runs:
-        Console(stderr=True).print(f"Report: {_task(run).report(run)}")
+        print(f"Report: {_task(run).report(run)}", file=sys.stderr)
     if out is None:
         print(table, end="")
     else:
         write_text(out, HEADING + table)
 
 
+def task_of(recipe: Recipe) -> Task:
+    """Return the task of a recipe; ValueError if it lacks what is measured and shown of a run of that task."""
+    if recipe.task not in TASKS:
+        return Task(lambda: recipe)
+    own = TASKS[recipe.task].recipe()
+    for what, needed, there in (
+        ("input", own.schema.inputs, recipe.schema.inputs),
+        ("output", own.schema.outputs, recipe.schema.outputs),
+        ("evaluation", own.evaluations, recipe.evaluations),
+    ):
+        if lacking := [name for name in needed if name not in there]:
+            raise ValueError(f"task: the recipe lacks the {what} {lacking[0]!r} of {recipe.task}; leave its name out")
+    return TASKS[recipe.task]
+
+
 def _task(run: Path) -> Task:
-    return TASKS.get(read_recipe(run).task or "", Task(lambda: read_recipe(run)))
+    return task_of(read_recipe(run))
 
 
 def _evaluate(run: Path) -> dict[str, Scores]:

@@ -1,6 +1,7 @@
 """The verbs that use a model on files: `fill-mask`, `classify`, `flow`, `autoencode`."""
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import pairwise
@@ -10,7 +11,6 @@ from typing import Annotated, TypeVar
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 
 from perceivers.cli.model import ModelChoice
 from perceivers.cli.tables import show
@@ -116,7 +116,7 @@ def autoencode(film: OnePath, /, out: Path, choice: Choice = DEFAULT, top: int =
     clip = read_video(film)
     rebuilt = autoencode_clip(choice.load("multimodal"), clip, top, _tracker("parts"))
     write_video(out, rebuilt.clip)
-    Console(stderr=True).print(f"Written: {out}")
+    print(f"Written: {out}", file=sys.stderr)
     show(rebuilt.classes, json, ["class", "probability"], [(name, f"{p:.3f}") for name, p in rebuilt.classes])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from perceivers.files import one_line
 from perceivers.progress import progress
 from perceivers.storage import write_text
 from perceivers.training.config import TrainingConfig
@@ -48,7 +49,7 @@ class Log:
         with self.path.open("a", encoding="utf-8") as file:
             learned = {"weights": weights} if weights else {}
             file.write(json.dumps({"step": step, **scalars, "losses": losses, **learned}) + "\n")
-        self.report(step, "  ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+        self.report(step, "  ".join(f"{one_line(name)} {value:.4f}" for name, value in losses.items()))
         if self.board is not None:
             named = [(f"loss/{name}", loss) for name, loss in losses.items()]
             named += [(f"weight/{name}", weight) for name, weight in weights.items()]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from perceivers.core.attention import SelfAttention
+from perceivers.core.attention import CrossAttention, SelfAttention
 from perceivers.storage import make_folder, sweep
 from perceivers.training.config import TrainingConfig
 
@@ -75,20 +75,23 @@ def started(devices: int) -> tuple[int, int]:
 
 
 def device_kind(config: TrainingConfig) -> str:
-    """The accelerator asked for, or the best there is; ValueError if this machine has none or too few of the kind."""
-    current = torch.accelerator.current_accelerator(check_available=True)
-    found = current.type if current is not None and current.type in ("cuda", "mps") else "cpu"
-    if config.accelerator not in ("auto", "cpu", found):
-        raise ValueError(f"accelerator = {config.accelerator}: this machine has none; choose {found} or auto")
-    return found if config.accelerator == "auto" else config.accelerator
+    """Return the accelerator asked for, or the best there is; ValueError for one that this machine lacks."""
+    if config.accelerator != "auto":
+        here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not here[config.accelerator]:
+            there = ", ".join(name for name, is_there in here.items() if is_there)
+            raise ValueError(f"accelerator = {config.accelerator} cannot be used here: auto, {there}")
+        return config.accelerator
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found is not None and found.type in ("cuda", "mps") else "cpu"
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
-    """Spread parameters over the processes: those of each self-attention layer together, then the rest."""
+    """Spread parameters over the processes: those of each attention block together, then the rest."""
     from torch.distributed.fsdp import fully_shard
 
     for layer in module.modules():
-        if isinstance(layer, SelfAttention):
+        if isinstance(layer, CrossAttention | SelfAttention):
             fully_shard(layer, mesh=mesh["data_parallel"])
     fully_shard(module, mesh=mesh["data_parallel"])
     return module

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
+import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,7 +22,7 @@ from typing_extensions import TypedDict
 from perceivers.budgets import Lines, check_memory, from_yaml
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name, hint
-from perceivers.files import read_text
+from perceivers.files import printable, read_text
 from perceivers.modalities import KINDS
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, Raw, named
@@ -182,11 +183,25 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple[str, ...], int] | None = None) -> T:
     """A dataclass from plain values; ValueError naming the place (and the line) of the first thing that is wrong."""
+    if wild := next(_wild_numbers(plain, source), ""):
+        raise ValueError(wild)
     try:
         # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
         return TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).validate_python([plain])[0]  # type: ignore[valid-type]
     except ValidationError as error:
         raise ValueError(_message(kind, plain, error, source, lines or {})) from None
+
+
+def _wild_numbers(plain: Any, place: str) -> Iterator[str]:
+    """Yield what is wrong with each number that no computation takes: NaN, beyond float32, beyond 64 bits."""
+    if isinstance(plain, Mapping | list | tuple):
+        items = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
+        for key, value in items:
+            yield from _wild_numbers(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(plain, float) and (math.isnan(plain) or float(np.finfo(np.float32).max) < abs(plain) < math.inf):
+        yield f"{place}: {plain} must be a number up to {np.finfo(np.float32).max:.3g}"
+    elif isinstance(plain, int) and not -(2**63) <= plain < 2**63:
+        yield f"{place}: a number of {plain.bit_length()} bits must fit into 64"
 
 
 def with_settings(value: T, settings: Iterable[str]) -> T:
@@ -208,7 +223,24 @@ def with_settings(value: T, settings: Iterable[str]) -> T:
 
 def to_yaml(value: Any) -> str:
     """A dataclass as YAML."""
-    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
+    return yaml_text(to_plain(value))
+
+
+def yaml_text(plain: Any, **style: Any) -> str:
+    """Return plain values as YAML that can be printed: control characters are spelled out, in quotes."""
+    return printable(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what cannot be printed as it is."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if printable(text) == text else '"'
+    ),
+)
 
 
 def to_json(value: Any) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
+from perceivers.core.linear_map import dtype_of, is_linear_map, linear_map
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens
 
@@ -44,9 +45,12 @@ class Join(nn.Module):
     def forward(self, name: str, segment: Segment) -> Segment:
         """The segment in the common width."""
         if name in self.projections:
-            linear = self.projections[name]
-            assert isinstance(linear, nn.Linear)
-            return replace(segment, projection=(linear.weight, linear.bias))
+            projection = self.projections[name]
+            if is_linear_map(projection):
+                weight, bias = linear_map(projection)
+                return replace(segment, projection=(weight, bias))
+            tokens = projection(segment.dense(dtype_of(projection)))
+            return Segment(content=tokens, mask=segment.mask, grid=segment.grid)
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
 

@@ -8,7 +8,7 @@ over processes and workers, and a resumed run goes on with the same records.
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -66,6 +66,8 @@ class Shards(DataSet):
     """Name in files."""
 
     def __post_init__(self) -> None:
+        if self.max_bad_rows < 0:
+            raise ValueError(f"max_bad_rows = {self.max_bad_rows} must be 0 or more")
         if not 0 < self.held_out_fraction < 1:
             raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
         if self.fitted_to < 1:
@@ -78,6 +80,10 @@ class Shards(DataSet):
     def held_out(self) -> LazyRecords:
         """Records of the other shards, or held out of the same."""
         return self._parts[1]
+
+    def record_files(self) -> Iterable[str]:
+        """All shards of both parts."""
+        return [url for files in (self.files, self.held_out_files) if files for url in _matching(files)]
 
     def typical(self, training: Sequence[Record]) -> Sequence[Record]:
         """The first ones."""

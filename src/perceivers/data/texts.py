@@ -6,7 +6,7 @@ wikiextractor) are published. Documents, not records, are training or held out.
 
 import gzip
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +63,10 @@ class Texts(DataSet):
     def held_out(self) -> Sequence[Record]:
         """Parts of the other documents."""
         return self._records(True, self.num_held_out)
+
+    def record_files(self) -> Iterable[Path]:
+        """Files of all documents, of both parts."""
+        return [path for part in self._sources(False) for path in part.documents.files]
 
     def documents(self, held_out: bool) -> Iterator[str]:
         """The whole documents of a part, each once."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from perceivers.budgets import from_json
+from perceivers.files import one_line
 
 WHOLE_ROW = "*"
 """The key that stands for all cells of a row together."""
@@ -85,19 +86,27 @@ def plain(cell: Any) -> Any:
 
 
 def number(cell: Any) -> float:
-    """A cell's number; NaN for None; ValueError if it is none."""
+    """A cell's number; NaN for None; ValueError if it is none that 32 bits hold."""
     try:
-        return float("nan") if cell is None else float(cell)
-    except (TypeError, ValueError, OverflowError):
+        value = float("nan") if cell is None else float(cell)
+        with np.errstate(over="raise"):
+            np.float32(value)
+        return value
+    except (TypeError, ValueError):
         raise ValueError(f"not a number: {_shown(cell)}") from None
+    except ArithmeticError:
+        raise ValueError(f"beyond the numbers of 32 bits: {_shown(cell)}") from None
 
 
 def numbers(cell: Any) -> np.ndarray:
     """A cell's array of numbers, lists in lists for several axes; ValueError if it is none."""
     value = plain(cell)
     try:
-        return np.asarray(value, np.float32)
-    except (TypeError, ValueError, OverflowError):
+        with np.errstate(over="raise"):
+            return np.asarray(value, np.float32)
+    except ArithmeticError:
+        raise ValueError(f"beyond the numbers of 32 bits: {_shown(value)}") from None
+    except (TypeError, ValueError):
         raise ValueError(f"not numbers in lists of equal length: {_shown(value)}") from None
 
 
@@ -105,8 +114,8 @@ def array_file(path: Path) -> np.ndarray:
     """The array of a .npy file; ValueError if it is none. Never unpickles."""
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a .npy file of plain numbers: {error}") from None
+    except Exception as error:  # NumPy evaluates the header as Python: it may raise anything
+        raise ValueError(f"{path}: not a .npy file of plain numbers: {one_line(error)}") from None
 
 
 def _shown(value: Any) -> str:

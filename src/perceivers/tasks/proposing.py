@@ -6,15 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import FOLDER, column_names, read_rows
 from perceivers.data.shards import KEY, is_shards, open_shards
 from perceivers.modalities.cells import WHOLE_ROW, Files, Row
 from perceivers.proposal import OWN_KINDS, Proposal, propose
-from perceivers.schema import Record
+from perceivers.schema import Record, yaml_text
 
 LOOKED_AT = 10_000
 """Rows that a proposal looks at."""
@@ -137,7 +135,7 @@ def _training(num_rows: int) -> dict[str, Any]:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
+    text = yaml_text(value, default_flow_style=True, width=10**9)
     return text.strip().removesuffix("...").strip()
 
 

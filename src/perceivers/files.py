@@ -1,5 +1,6 @@
 """Files that somebody else made: what may be opened, how much of it, what is said of it; and files written whole."""
 
+import json
 import os
 import stat
 import tempfile
@@ -9,6 +10,9 @@ from pathlib import Path
 
 LONGEST_MESSAGE = 300
 """Characters that a message quotes of a library's exception or of a file."""
+
+HARMLESS = frozenset("\n\t\xa0\u200c\u200d\u202f\u3000")
+"""Characters that are printed as they are, though Python calls them unprintable: lines, tabs, spaces, joiners."""
 
 MOST_TEXT_BYTES = 64 * 2**20
 """Size of a text file (settings, descriptions, lists) that is read at once, unless told otherwise."""
@@ -60,10 +64,16 @@ def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes."""
-    path = Path(path)
+    """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes.
+
+    What a link leads to is replaced, not the link, and permissions stay; ValueError for what is no regular file.
+    """
+    path = Path(os.path.realpath(path))
     fresh: Path | None = None
     try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: not a file, and nothing that a file may replace")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".new.", suffix=path.suffix, dir=path.parent)
         os.close(descriptor)
@@ -71,7 +81,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         yield fresh
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
-        fresh.chmod(0o644)
+        fresh.chmod(mode)
         fresh.replace(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -80,7 +90,20 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             fresh.unlink(missing_ok=True)
 
 
-def one_line(text: object) -> str:
-    """Return what an exception says, or a file's own text, as one printable line of a readable length."""
-    line = " ".join(str(text).split())[:LONGEST_MESSAGE]
-    return "".join(letter if letter.isprintable() else "?" for letter in line) or type(text).__name__
+def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
+    """Return what an exception says, or a file's own text, as one printable line of at most `longest` characters."""
+    return printable(" ".join(str(text).split())[:longest])[:longest] or type(text).__name__
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which every character that acts on a terminal or hides is spelled out as in JSON (\u001b).
+
+    Lines and tabs stay. What this changes within a string of JSON is the same string for those who read it.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in HARMLESS else _spelled(letter) for letter in text)
+
+
+def _spelled(letter: str) -> str:
+    return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]

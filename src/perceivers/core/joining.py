@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -10,10 +11,17 @@ from torch import Tensor, nn
 
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
+from perceivers.core.linear_map import dtype_of, is_linear_map, linear_map
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens
 
 JoinRule = Literal["pad", "project"]
+
+LONGEST_HINT, MOST_HINTS = 100, 2000
+"""Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
+
+MOST_LISTED = 50
+"""Names that a message lists."""
 
 
 class Join(nn.Module):
@@ -37,9 +45,12 @@ class Join(nn.Module):
     def forward(self, name: str, segment: Segment) -> Segment:
         """The segment in the common width."""
         if name in self.projections:
-            linear = self.projections[name]
-            assert isinstance(linear, nn.Linear)
-            return replace(segment, projection=(linear.weight, linear.bias))
+            projection = self.projections[name]
+            if is_linear_map(projection):
+                weight, bias = linear_map(projection)
+                return replace(segment, projection=(weight, bias))
+            tokens = projection(segment.dense(dtype_of(projection)))
+            return Segment(content=tokens, mask=segment.mask, grid=segment.grid)
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
 
@@ -160,10 +171,16 @@ def check_new_name(what: str, name: str) -> None:
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
     """The names, if all are known; else a ValueError with the nearest known one."""
-    names, known = list(names), list(known)
+    names, known = list(names), dict.fromkeys(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}{hint}")
+            listed = ", ".join(islice(known, MOST_LISTED)) + f", ... ({len(known)} in all)" * (len(known) > MOST_LISTED)
+            raise ValueError(f"unknown {what} {name!r:.99}; there are {listed:.600}{hint(str(name), known)}")
     return names
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the known name that is nearest to a wrong one, or nothing."""
+    short = [other for other in known if len(other) <= LONGEST_HINT][:MOST_HINTS]
+    near = difflib.get_close_matches(name, short, n=1) if len(name) <= LONGEST_HINT else []
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,7 +1,7 @@
 """What Kinetics and AudioSet have in common: clips of films, each cut into overlapping windows."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +38,10 @@ class Clips(DataSet):
     def __post_init__(self) -> None:
         if self.windows < 1:
             raise ValueError(f"windows = {self.windows} must be at least 1")
+
+    def record_files(self) -> Iterable[Path]:
+        """Lists and clips."""
+        return [path for pattern in ("*.csv", "*/*") for path in Path(self.folder).glob(pattern) if path.is_file()]
 
     @property
     def fps(self) -> float:

@@ -6,7 +6,7 @@ CoLA's, Stanford's (SST-2) and SemEval's (STS) own; hutto_ICWSM_2014 of VADER (H
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -135,6 +135,11 @@ class Glue(DataSet):
             raise ValueError(f"tasks = {self.tasks} must name at least one task, each once")
         if self.shares is not None and (len(self.shares) != len(self.tasks) or min(self.shares) <= 0):
             raise ValueError(f"shares = {self.shares} must be {len(self.tasks)} numbers above 0, one a task")
+
+    def record_files(self) -> Iterable[Path]:
+        """Files of all tasks, as they were unpacked."""
+        folders = {layout.folder for task in self.tasks for layout in LAYOUTS[task]}
+        return [path for name in folders for path in Path(self.folder, name).rglob("*") if path.is_file()]
 
     def training(self) -> Sequence[Record]:
         """Of all tasks, one behind the other; with shares every record comes at least once."""

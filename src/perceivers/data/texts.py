@@ -5,10 +5,9 @@ wikiextractor) are published. Documents, not records, are training or held out.
 """
 
 import gzip
-import json
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,8 +17,10 @@ from typing import Literal
 
 import numpy as np
 
+from perceivers.budgets import from_json
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.files import most_unpacked, one_line, regular_file
+from perceivers.modalities.cells import MOST_VALUES
 from perceivers.schema import Record
 
 PLAIN, LINES = (".txt", ".rst", ".md"), (".json", ".jsonl")
@@ -66,6 +67,10 @@ class Texts(DataSet):
     def held_out(self) -> Sequence[Record]:
         """Parts of the other documents."""
         return self._records(True, self.num_held_out)
+
+    def record_files(self) -> Iterable[Path]:
+        """Files of all documents, of both parts."""
+        return [path for part in self._sources(False) for path in part.documents.files]
 
     def documents(self, held_out: bool) -> Iterator[str]:
         """The whole documents of a part, each once."""
@@ -179,8 +184,8 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 def text_of(path: Path, line: bytes) -> bytes:
     """The text of a line; ValueError if it has none."""
     try:
-        return json.loads(line)["text"].encode()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return from_json(line.decode(), MOST_VALUES)["text"].encode()
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f'{path}: each line must be an object with a "text", not {line[:60]!r}') from None
 
 

@@ -1,6 +1,5 @@
 """A table's cells: text of a CSV, values of Parquet and JSON, paths of files beside the table."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from perceivers.budgets import from_json
 from perceivers.files import one_line
 from perceivers.media.numpy_files import read_npy
 
 WHOLE_ROW = "*"
 """The key that stands for all cells of a row together."""
+
+MOST_VALUES = 10**7
+"""Numbers, texts and lists that a cell, or a row of JSON, may hold."""
 
 
 LONGEST_SUFFIX = 16
@@ -92,25 +95,33 @@ def plain(cell: Any) -> Any:
     if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "{")):
         return cell
     try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
+        return from_json(cell, MOST_VALUES)
+    except ValueError:
         raise ValueError(f"not JSON: {_shown(cell)}") from None
 
 
 def number(cell: Any) -> float:
-    """A cell's number; NaN for None; ValueError if it is none."""
+    """A cell's number; NaN for None; ValueError if it is none that 32 bits hold."""
     try:
-        return float("nan") if cell is None else float(cell)
-    except (TypeError, ValueError, OverflowError):
+        value = float("nan") if cell is None else float(cell)
+        with np.errstate(over="raise"):
+            np.float32(value)
+        return value
+    except (TypeError, ValueError):
         raise ValueError(f"not a number: {_shown(cell)}") from None
+    except ArithmeticError:
+        raise ValueError(f"beyond the numbers of 32 bits: {_shown(cell)}") from None
 
 
 def numbers(cell: Any) -> np.ndarray:
     """A cell's array of numbers, lists in lists for several axes; ValueError if it is none."""
     value = plain(cell)
     try:
-        return np.asarray(value, np.float32)
-    except (TypeError, ValueError, OverflowError):
+        with np.errstate(over="raise"):
+            return np.asarray(value, np.float32)
+    except ArithmeticError:
+        raise ValueError(f"beyond the numbers of 32 bits: {_shown(value)}") from None
+    except (TypeError, ValueError):
         raise ValueError(f"not numbers in lists of equal length: {_shown(value)}") from None
 
 
@@ -123,5 +134,5 @@ def array_file(path: Path) -> np.ndarray:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = repr(value[:40] if isinstance(value, str | bytes | list) else value)  # quotes are more
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -115,6 +115,8 @@ class FileTokenizer(Tokenizer):
 
 def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
     """A JSON file of the tokenizers library: SentencePiece's unigram pieces, at most so many, of these texts."""
+    if not 0 < vocab_size < 2**31:
+        raise ValueError(f"vocab_size = {vocab_size} must be a number of pieces, at least 1")
     from tokenizers import Tokenizer as Built
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

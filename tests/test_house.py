@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "perceivers"
 
 FLOORS = [
     ["files"],
+    ["budgets"],
     ["core", "media"],
     ["modalities"],
     ["schema", "storage", "preset", "proposal", "progress"],
@@ -24,6 +25,7 @@ FLOORS = [
     ["tasks"],
     ["export", "serving"],
     ["cli"],
+    ["public"],
     ["__main__", "__init__"],
 ]
 """Each part may import from its own part and from the floors below."""
@@ -122,6 +124,6 @@ def test_the_readmes_python_runs(block, tmp_path):
 def test_core_needs_no_extra():
     """`import perceivers` works with the required dependencies alone."""
     extras = ["lightning", "torchmetrics", "matplotlib", "sklearn", "PIL", "av", "transformers", "tokenizers"]
-    code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import perceivers"
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import perceivers; perceivers.PerceiverIO"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

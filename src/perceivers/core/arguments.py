@@ -17,6 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 T = TypeVar("T")
 
+LONGEST_HINT, MOST_HINTS = 100, 2000
+"""Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
+
 
 def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
     """Raise a ValueError unless a condition on values holds.
@@ -161,8 +164,9 @@ def check_keys(raw: Mapping[str, Any], needed: Sequence[str], allowed: Sequence[
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is nearest to a wrong one, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1)
+    """Return "; did you mean ...?" with the known name that is nearest to a wrong one, or nothing."""
+    short = [other for other in known if len(other) <= LONGEST_HINT][:MOST_HINTS]
+    found = difflib.get_close_matches(name, short, n=1) if len(name) <= LONGEST_HINT else []
     return f"; did you mean {found[0]!r}?" if found else ""
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 from perceivers.core.arguments import about, check_batches, given, is_whole, near
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
+from perceivers.core.linear_map import dtype_of, is_linear_map, linear_map
 from perceivers.core.queries import given_points
 from perceivers.core.reading import Encoded, Extent
 from perceivers.core.tokens import Segment, Tokens
 
 JoinRule = Literal["pad", "project"]
+
+MOST_LISTED = 50
+"""Names that a message lists."""
 
 
 class Join(nn.Module):
@@ -39,9 +44,12 @@ class Join(nn.Module):
     def forward(self, name: str, segment: Segment) -> Segment:
         """The segment in the common width."""
         if name in self.projections:
-            linear = self.projections[name]
-            assert isinstance(linear, nn.Linear)
-            return replace(segment, projection=(linear.weight, linear.bias))
+            projection = self.projections[name]
+            if is_linear_map(projection):
+                weight, bias = linear_map(projection)
+                return replace(segment, projection=(weight, bias))
+            tokens = projection(segment.dense(dtype_of(projection)))
+            return Segment(content=tokens, mask=segment.mask, grid=segment.grid)
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
 
@@ -204,11 +212,12 @@ def check_new_name(what: str, name: str) -> None:
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
     """The names, if all are known; else a ValueError with the nearest known one."""
     if isinstance(names, str) or not isinstance(names, Iterable):
-        raise ValueError(f"{what}: names must come in a list, not as {names!r}")
-    names, known = list(names), list(known)
+        raise ValueError(f"{what}: names must come in a list, not as {names!r:.99}")
+    names, known = list(names), dict.fromkeys(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}{near(str(name), known)}")
+            listed = ", ".join(islice(known, MOST_LISTED)) + f", ... ({len(known)} in all)" * (len(known) > MOST_LISTED)
+            raise ValueError(f"unknown {what} {name!r:.99}; there are {listed:.600}{near(str(name), known)}")
     return names
 
 

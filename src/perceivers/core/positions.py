@@ -59,6 +59,9 @@ class Learned:
 
 PositionConfig = Fourier | Learned
 
+MOST_BANDS, MOST_RESIDUAL_LAYERS = 100_000, 1000
+"""Most bands of Fourier features, and most residual layers behind positions."""
+
 
 def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:
     """Coordinates from places counted along an axis of `span` places, 0 to span - 1, fractions allowed.
@@ -244,6 +247,8 @@ class FourierPositions(nn.Module):
         self.max_resolution = (resolution,) * axes if isinstance(resolution, int) else tuple(resolution)
         if len(self.max_resolution) != axes:
             raise ValueError(f"max_resolution {self.max_resolution} must have one number for each of {axes} axes")
+        if config.num_bands > MOST_BANDS:
+            raise ValueError(f"num_bands = {config.num_bands} must be at most {MOST_BANDS}")
         self.config, self.axes = config, axes
         self.channels = axes * ((1 if config.sine_only else 2) * config.num_bands + config.with_coordinates)
 
@@ -314,6 +319,10 @@ class Positions(nn.Module):
             raise ValueError("learned positions need a grid; values at free coordinates take Fourier positions")
         else:
             self.source = LearnedPositions(grid, config.channels)
+        if config.num_residual_layers > MOST_RESIDUAL_LAYERS:
+            raise ValueError(
+                f"num_residual_layers = {config.num_residual_layers} must be at most {MOST_RESIDUAL_LAYERS}"
+            )
         self.channels = config.project or self.source.channels
         self.projection = plain_linear(self.source.channels, config.project) if config.project else None
         self.residual_layers = nn.ModuleList(

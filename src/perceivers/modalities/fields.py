@@ -258,11 +258,11 @@ class Date(Number):
         """Days since the beginning of 2000 UTC; a moment without a zone is taken for UTC."""
         cell = scalar(cell)
         if isinstance(cell, int | float):
-            return float(cell)
+            return number(cell)
         try:
             moment = datetime.fromisoformat(cell if isinstance(cell, str) else cell.isoformat())
         except (AttributeError, ValueError):
-            raise ValueError(f"not a date as in 2026-11-22 or 2026-11-22T14:30: {cell!r}") from None
+            raise ValueError(f"not a date as in 2026-11-22 or 2026-11-22T14:30: {cell!r:.99}") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return (moment - ORIGIN).total_seconds() / DAY
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
+from perceivers.media.pictures import drawable
 from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.kind import Raw, mean_where, rounded, shown
 from perceivers.modalities.row import RowKind, RowOutput, stack_known
@@ -191,12 +192,13 @@ class Label(RowKind):
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Its name; of logits, the three most probable classes as bars."""
         if sample.ndim == 0:
-            known = int(sample) >= 0
-            axes.text(0.5, 0.5, self.name_of(int(sample)) if known else "?", ha="center", va="center", fontsize=14)
+            name = drawable(self.name_of(int(sample))) if int(sample) >= 0 else "?"
+            axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=14)
             axes.set_axis_off()
             return
         top = sample.detach().float().softmax(-1).topk(min(3, self.num_classes))
-        axes.barh([self.name_of(int(i)) for i in top.indices], top.values.cpu().numpy(), color="0.4")
+        names = [drawable(self.name_of(int(i))) for i in top.indices]
+        axes.barh(range(len(names)), top.values.cpu().numpy(), tick_label=names, color="0.4")
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
 

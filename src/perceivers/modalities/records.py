@@ -156,9 +156,9 @@ class Records(Kind):
 
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """Records of which nothing is known, `max_records` or NOMINAL."""
-        unknown = [None] * (self.max_records or NOMINAL)
-        columns = {name: torch.from_numpy(field.prepare(unknown)) for name, field in self.fields.items()}
-        return {name: column.to(device).repeat(batch_size, 1) for name, column in columns.items()}
+        size = (batch_size, self.max_records or NOMINAL)
+        unknown = {name: torch.from_numpy(field.prepare([None])) for name, field in self.fields.items()}
+        return {name: value.to(device).repeat(size) for name, value in unknown.items()}
 
     def build_input(self) -> InputAdapter:
         """A token for each record, or for each field of each."""

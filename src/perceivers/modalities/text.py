@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
 
+CHARACTERS = 64
+"""Characters of a text that are looked at for each of its `length` tokens, unless it is cropped."""
+
+MOST_CROPPED = 2**24
+"""Characters of a text that a random part is taken of."""
+
 
 @dataclass(frozen=True)
 class Text(Kind):
@@ -55,7 +61,10 @@ class Text(Kind):
     sines: bool = False
     """Positions (as an output with `of`: queries) begin as sines of their places, otherwise at random (official)."""
     overflow: Literal["error", "truncate", "crop"] = "error"
-    """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning."""
+    """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning.
+
+    A text of more than 64 characters a token counts as longer; one of more than 16 million is not cropped.
+    """
     mask_words: float = 0.0
     """As an input, in training: probability that a word (between white space) is masked, all its tokens at once."""
     of: str | None = None
@@ -98,6 +107,7 @@ class Text(Kind):
 
         Words are masked outside training too under `mask_at_eval`; always by MASK alone (paper F.3).
         """
+        value = self._within(value)
         ids, characters = self._tokens(value)
         part = self._part(len(ids), rng, training)
         ids, masked = ids[part], np.zeros(len(ids[part]), bool)
@@ -106,7 +116,7 @@ class Text(Kind):
             # The last place is that of -1: white space is never masked.
             masked = np.append(rng.random(words.max(initial=-1) + 1) < self.mask_words, False)[words]
             ids = np.where(masked, tokenizer_of(self.tokenizer).mask_id, ids)
-        return {"ids": ids, "masked": masked, "start": part.start}
+        return {"ids": ids, "masked": masked, "start": part.start, "characters": len(value)}
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """True ids; with `of`, of the part that the input shows, and where it was masked (None without the input).
@@ -120,6 +130,7 @@ class Text(Kind):
         source = prepared.get(self.of)
         if source is None:
             return None
+        value = _text(value)[: max(source["characters"], CHARACTERS * self.length)]
         ids = self._tokens(value)[0][source["start"] :][: len(source["ids"])]
         if len(ids) != len(source["ids"]):
             raise ValueError(
@@ -247,9 +258,21 @@ class Text(Kind):
         asked = _asked(target)
         return torch.where(asked, 1.0, self.visible * target["mask"])
 
-    def _tokens(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
-        if not isinstance(value, str):
-            raise ValueError(f"a text must be a string, not {type(value).__name__}")
+    def _within(self, value: Any) -> str:
+        """As much of a text as its tokens can come from; ValueError for one that is far too long."""
+        value, most = _text(value), CHARACTERS * self.length
+        if self.overflow == "truncate" or len(value) <= most:
+            return value[:most]
+        if self.overflow == "crop" and len(value) <= MOST_CROPPED:
+            return value
+        if self.overflow == "crop":
+            raise ValueError(f"a text of {len(value):,} characters is too long to crop: split it, or raise length")
+        raise ValueError(
+            f"a text of {len(value):,} characters is longer than length = {self.length} tokens: raise length, "
+            "or set overflow = truncate or overflow = crop"
+        )
+
+    def _tokens(self, value: str) -> tuple[np.ndarray, np.ndarray]:
         ids, characters = tokenizer_of(self.tokenizer).tokens(value)
         if ids.max(initial=0) >= self.num_ids:
             raise ValueError(f"the tokenizer gave id {ids.max()}, which vocab_size = {self.num_ids} does not reach")
@@ -371,6 +394,12 @@ class TextOutput(OutputAdapter):
     def forward(self, rows: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
         """One row for each place."""
         return rows
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a text must be a string, not {type(value).__name__}")
+    return value
 
 
 def _any(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:

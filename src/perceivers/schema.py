@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
 from perceivers.budgets import Lines, check_memory, from_yaml
+from perceivers.core.arguments import near
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.files import one_line, printable, read_text

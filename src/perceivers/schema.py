@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from perceivers.budgets import Lines, check_memory, from_yaml
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name, hint
-from perceivers.files import printable, read_text
+from perceivers.files import one_line, printable, read_text
 from perceivers.modalities import KINDS
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, Raw, named

@@ -863,6 +863,16 @@ def checkpoints() -> Iterator[Hostile]:
     yield one(archive(program(b")" + b"\x85" * 150_000, protocol=2)))
     yield one(archive(program(b"}" + b")" + b"\x85" * 150_000 + b"Ns", protocol=2)))
     yield one(archive(program(b"N" * 300_000, protocol=2)))
+    for doubled in (b"q\0h\0\x86" * 40, b"q\0h\0h\0\x87" * 30, b"\x85q\0(h\0h\0h\0t" * 30):  # 2 ** 40 leaves
+        yield one(archive(program(b"}" + b")" + doubled + b"Ns", protocol=2)))
+        yield one(archive(program(b"}(" + b")" + doubled + b"Nu", protocol=2)))
+        pairs = b"]" + b")" + doubled + b"N\x86a\x85R"
+        yield one(archive(program(named("collections", "OrderedDict") + pairs, protocol=2)))
+        yield one(archive(program(text("storage") + named("torch", "FloatStorage") + b")" + doubled + b"\x87Q", 2)))
+    lists = b"]q\0" + b"]q\1(h\0h\0eq\0" * 40
+    yield one(archive(program(lists + b")R", protocol=2)))  # a message would show the function
+    yield one(archive(program(b"}" + b")" + b"\x85" * 90_000 + b"Ns", protocol=2)))
+    yield one(archive(program(b"}" + b"](" * 45_000, protocol=2)))
     many = {f"w{number}": tensor(storage(count=25_000), size=(25_000,)) for number in range(40)}
     yield one(archive(state_dict(**many), {"m/data/0": b"\0" * 100_000}))
     for protocol in (0, 1, 3, 4, 5, 255):

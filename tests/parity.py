@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import test_huggingface as hf
-from perceivers.pretrained.convert import from_huggingface, huggingface_options
+from perceivers.pretrained.convert import from_huggingface
 from perceivers.tasks.presets import PRESETS
 from reference_files import read, relative_error, under
 from test_convert import ASK, RECORDED, ask_imagenet, built, converted
@@ -28,9 +28,9 @@ def huggingface_rows():
         model = hf.their_model(family, hf.TINY[family])
         with tempfile.TemporaryDirectory() as folder:
             weights, config = hf.saved(model, Path(folder))
-            preset, ours = from_huggingface(PRESETS[family].preset(), weights, config, conv_kernel_transposed=False)
+            preset, ours = from_huggingface(PRESETS[family].preset(), weights, config)
         question = hf.question_for(family, model.config, hf.size_of(family))
-        outputs = hf.our_outputs(huggingface_options(preset), ours, family, question)
+        outputs = hf.our_outputs(preset, ours, family, question)
         theirs = hf.their_outputs(model, family, question)
         # They restore as many places of a text as there can be.
         cut = {name: x[:, : outputs[name].shape[1]] if x.ndim == 3 else x for name, x in theirs.items()}

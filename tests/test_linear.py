@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.export import Dim
 from torch.func import jvp, vmap
@@ -93,7 +93,13 @@ def test_onednn_is_asked_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_compiler_is_given_plain_products() -> None:
-    layer, x = module.Linear(INNER, COLUMNS), three()[0].detach()
+    x, weight, bias = (tensor.detach() for tensor in three())
+
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return linear(x, weight, bias)
+
+    layer = Product()
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},))
     assert "aten.linear" in str(program.graph)
     assert "mkldnn" not in str(program.graph)

@@ -160,7 +160,7 @@ def test_an_array_under_two_names_stays_one(tmp_path):
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
     for read in (read_haiku, read_torch):
-        with pytest.raises(ValueError, match="nowhere: not a file") as caught:
+        with pytest.raises(ValueError, match="nowhere: No such file") as caught:
             read(tmp_path / "nowhere")
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"there should be model\.safetensors"):

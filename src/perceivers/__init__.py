@@ -1,82 +1,29 @@
 """Perceiver IO: declare what goes in and what must come out; get one model that reads it, thinks, and writes it.
 
-Public names, in the order of the dataflow.
+The public names are those of `public.py`. They are imported with the first that is used, not with the package: the
+command has to be ready for signals and errors before the seconds that torch takes to load.
 """
 
-from perceivers.core.attention import Mask
-from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.explain import explain
-from perceivers.core.interfaces import Coordinates, Indices, Part, Points, Queries
-from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier, Learned
-from perceivers.core.reading import Encoded, Reading, ReadState
-from perceivers.core.tokens import Segment, Tokens
-from perceivers.core.trunk import Resampler
-from perceivers.modalities import (
-    Audio,
-    Estimate,
-    Flow,
-    FramePair,
-    Image,
-    Label,
-    Labels,
-    Numbers,
-    PointSet,
-    Records,
-    Series,
-    Spectrogram,
-    Text,
-    Vectors,
-    Video,
-)
-from perceivers.modalities.fields import Category, Date, Number
-from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
-from perceivers.proposal import from_example
-from perceivers.schema import Schema
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Audio",
-    "Category",
-    "Config",
-    "Coordinates",
-    "Date",
-    "DecoderConfig",
-    "Encoded",
-    "EncoderConfig",
-    "Estimate",
-    "Flow",
-    "Fourier",
-    "FramePair",
-    "Image",
-    "Indices",
-    "Label",
-    "Labels",
-    "LatentsConfig",
-    "Learned",
-    "Mask",
-    "Number",
-    "Numbers",
-    "Part",
-    "PerceiverIO",
-    "PointSet",
-    "Points",
-    "ProcessorConfig",
-    "Queries",
-    "ReadState",
-    "Reading",
-    "Records",
-    "Resampler",
-    "Schema",
-    "Segment",
-    "Series",
-    "Spectrogram",
-    "Text",
-    "Tokens",
-    "Vectors",
-    "Video",
-    "explain",
-    "from_example",
-    "from_pretrained",
-    "push_to_hub",
-    "save_pretrained",
-]
+if TYPE_CHECKING:
+    from perceivers.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Import all public names, and with them the modules of the package; AttributeError if `name` is none."""
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module 'perceivers' has no attribute {name!r}")
+    import perceivers.public as public
+
+    found = {known: getattr(public, known) for known in public.__all__}
+    globals().update({**found, "__all__": public.__all__})
+    try:
+        return globals()[name]
+    except KeyError:
+        raise AttributeError(f"module 'perceivers' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return list(__getattr__("__all__"))

@@ -1,7 +1,6 @@
 """The command `perceivers`: a verb and its arguments. Wrong input gets one line and exit code 2."""
 
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -9,33 +8,35 @@ from contextlib import redirect_stderr
 from functools import partial, wraps
 from typing import Any
 
-import tyro
-
-USER_ERROR = 2
+from perceivers.training.stopping import EndSignals, end_signals
 
 
 def main() -> None:
     """Run the verb on the command line."""
-    # Imported here, so that a broken installation is an error with a message too.
-    from perceivers.cli.verbs import VERBS
-    from perceivers.training.stopping import Stopped
+    with end_signals() as signals:
+        from perceivers.cli.errors import exit_code  # not before signals are looked after
 
-    try:
-        parsed(VERBS)()
-    except ValueError as error:
-        print(f"perceivers: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except Stopped as stopped:
-        print(f"perceivers: {stopped}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = exit_code(partial(_command, signals), signals)
+    if code:
+        sys.exit(code)
+
+
+def _command(signals: EndSignals) -> None:
+    from perceivers.cli.output import printable_output
+    from perceivers.cli.verbs import VERBS  # takes seconds: signals and errors are looked after by now
+
+    run = parsed(VERBS)
+    signals.loading = False
+    with printable_output():
+        run()
 
 
 def parsed(verbs: Mapping[str, Callable[..., None]]) -> Callable[[], None]:
     """The verb of the command line with its arguments, ready to run; ValueError if they are wrong."""
+    import tyro
+
+    from perceivers.cli.errors import USER_ERROR
+
     complaint = io.StringIO()
     later = {name: _later(verb) for name, verb in verbs.items()}
     try:

@@ -1,5 +1,6 @@
 """Files that somebody else made: what may be opened, how much of it, what is said of it; and files written whole."""
 
+import json
 import os
 import stat
 import tempfile
@@ -9,6 +10,9 @@ from pathlib import Path
 
 LONGEST_MESSAGE = 300
 """Characters that a message quotes of a library's exception or of a file."""
+
+HARMLESS = frozenset("\n\t\xa0\u200c\u200d\u202f\u3000")
+"""Characters that are printed as they are, though Python calls them unprintable: lines, tabs, spaces, joiners."""
 
 MOST_TEXT_BYTES = 64 * 2**20
 """Size of a text file (settings, descriptions, lists) that is read at once, unless told otherwise."""
@@ -25,14 +29,26 @@ def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
         if stat.S_ISREG(status.st_mode):
             path.open("rb").close()
     except (OSError, ValueError) as error:  # ValueError: a NUL character in its name
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        raise ValueError(f"{_named(path)}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path}: not a file")
+        raise ValueError(f"{_named(path)}: not a file")
     if status.st_size == 0:
         raise ValueError(f"{path}: is empty")
     if max_bytes is not None and status.st_size > max_bytes:
         raise ValueError(f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that are read")
     return path
+
+
+def _named(path: Path) -> str:
+    """A path as a message shows it, printable; of a very long one its beginning and its end."""
+    name = str(path)
+    name = name if len(name) <= LONGEST_MESSAGE else f"{name[: LONGEST_MESSAGE // 3]}...{name[-LONGEST_MESSAGE // 2 :]}"
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def most_unpacked(path: Path) -> int:
+    """Return how many bytes a packed file may unpack to: a hundred times its own, and 256 MiB in any case."""
+    return max(100 * path.stat().st_size, 256 * 2**20)
 
 
 def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
@@ -48,10 +64,16 @@ def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes."""
-    path = Path(path)
+    """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes.
+
+    What a link leads to is replaced, not the link, and permissions stay; ValueError for what is no regular file.
+    """
+    path = Path(os.path.realpath(path))
     fresh: Path | None = None
     try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: not a file, and nothing that a file may replace")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".new.", suffix=path.suffix, dir=path.parent)
         os.close(descriptor)
@@ -59,7 +81,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         yield fresh
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
-        fresh.chmod(0o644)
+        fresh.chmod(mode)
         fresh.replace(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -68,7 +90,20 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             fresh.unlink(missing_ok=True)
 
 
-def one_line(text: object) -> str:
-    """Return what an exception says, or a file's own text, as one printable line of a readable length."""
-    line = " ".join(str(text).split())[:LONGEST_MESSAGE]
-    return "".join(letter if letter.isprintable() else "?" for letter in line) or type(text).__name__
+def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
+    """Return what an exception says, or a file's own text, as one printable line of at most `longest` characters."""
+    return printable(" ".join(str(text).split())[:longest])[:longest] or type(text).__name__
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which every character that acts on a terminal or hides is spelled out as in JSON (\u001b).
+
+    Lines and tabs stay. What this changes within a string of JSON is the same string for those who read it.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in HARMLESS else _spelled(letter) for letter in text)
+
+
+def _spelled(letter: str) -> str:
+    return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]

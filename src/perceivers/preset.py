@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import torch
 
+from perceivers.budgets import check_memory
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded
+from perceivers.files import one_line
 from perceivers.modalities import Text
 from perceivers.modalities.kind import named
-from perceivers.schema import Schema
+from perceivers.schema import Schema, num_bytes
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,16 @@ class Preset:
     """Sizes."""
 
     def build(self, device: str = "cpu") -> PerceiverIO:
-        """The model, newly initialised; device "meta" makes shapes alone, in no time and no memory."""
+        """The model, newly initialised; device "meta" makes shapes alone, in no time and no memory.
+
+        ValueError for sizes that no model has, or that this machine's memory cannot hold.
+        """
+        if device != "meta":
+            parameters = dict(self.build("meta").named_parameters())
+            largest = max(parameters, key=lambda name: parameters[name].numel())
+            shape = list(parameters[largest].shape)
+            check_memory(f"the model's weights (the largest, {largest}, are {shape})", num_bytes(parameters))
+            check_memory("inputs of this size", num_bytes(self.schema.blank(1, torch.device("meta"))))
         with torch.device(device), only_value_errors():
             return PerceiverIO(self.schema, self.config)
 
@@ -36,7 +47,7 @@ def only_value_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, OverflowError, ZeroDivisionError, MemoryError) as error:
-        raise ValueError(f"no model has these sizes: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"no model has these sizes: {one_line(error)}") from None
 
 
 class Rows(NamedTuple):

@@ -1,6 +1,8 @@
-"""How long work shows itself."""
+"""How far work is: a bar on a terminal or in a notebook, elsewhere a line of text every minute."""
 
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -9,26 +11,77 @@ from torch.utils.data import DataLoader
 
 T = TypeVar("T")
 
+SECONDS = 60.0
+"""Between two lines, where there is no terminal."""
+
+
+Report = Callable[..., None]
+"""Takes the number of what is done and, if there is a new one, a note beside it."""
+
 
 def tracked(items: Collection[T] | DataLoader[T], what: str) -> Iterator[T]:
-    """The items one by one, counted by a bar."""
-    with progress_bar() as progress:
-        task = progress.add_task(what, total=len(items), note="")
-        for item in items:
+    """Yield the items one by one and show how many were."""
+    with progress(what, len(items)) as report:
+        for number, item in enumerate(items, start=1):
             yield item
-            progress.advance(task)
+            report(number)
 
 
-def progress_bar(disable: bool = False) -> Progress:
-    """A bar on the error stream, with count, time gone, time left and a note; tasks need a field `note`."""
+@contextmanager
+def progress(
+    what: str,
+    total: int,
+    completed: int = 0,
+    enabled: bool = True,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Report]:
+    """Show on the error stream how far work is, as often as it says so: a bar, or at most one line a minute."""
+    console = console or Console(stderr=True)
+    if not enabled:
+        yield _silent
+    elif console.is_jupyter or (console.is_interactive and console.file.isatty()):
+        with _bar(console) as bar:
+            task = bar.add_task(what, total=total, completed=completed, note="")
+
+            def update(completed: int, note: str | None = None) -> None:
+                bar.update(task, completed=completed)
+                if note is not None:
+                    bar.update(task, note=note)
+
+            yield update
+    else:
+        yield _lines(what, total, console, clock)
+
+
+def _silent(completed: int, note: str | None = None) -> None:
+    pass
+
+
+def _lines(what: str, total: int, console: Console, clock: Callable[[], float]) -> Report:
+    begun = last = clock()
+    known = ""
+
+    def say(completed: int, note: str | None = None) -> None:
+        nonlocal last, known
+        known, now = known if note is None else note, clock()
+        if now - last >= SECONDS:
+            last = now
+            line = f"{what} {completed}/{total}  {(now - begun) / 60:.0f} min  {known}"
+            console.print(line.rstrip(), soft_wrap=True, markup=False, highlight=False)
+
+    return say
+
+
+def _bar(console: Console) -> Progress:
+    """Count, time gone, time left and a note; tasks need a field `note`."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        disable=disable,
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
     )

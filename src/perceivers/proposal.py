@@ -1,9 +1,10 @@
 """What a column of values looks like: the kind that suits it, its options, and why."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack, suppress
 from datetime import date, datetime
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from perceivers.core.arguments import as_array, as_float32, is_missing, is_picture
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.image import image_size
 from perceivers.modalities.cells import Files, array_file, holds_file, plain
-from perceivers.modalities.fields import is_missing
+from perceivers.modalities.kind import named
+from perceivers.modalities.scalars import scalar
 from perceivers.modalities.series import Audio
 from perceivers.preset import Preset, auto_config
 from perceivers.schema import Schema, from_plain
@@ -40,6 +43,9 @@ MOST_TOKENS = 1024
 LOOKED_AT = 20
 """Files of a column that are opened, to see how large they are."""
 
+MOST_CHANNELS = 4
+"""Channels that a picture is taken to have, at most, where they might stand first."""
+
 OWN_KINDS = {"number": "numbers", "category": "label"}
 """What a field of records is called as an input of its own."""
 
@@ -55,7 +61,7 @@ class Proposal(NamedTuple):
 
 def propose(values: Sequence[Any], target: bool = False, files: Files | None = None) -> Proposal:
     """What suits these values of a table's column, or of a batch; `target` if they are to be predicted."""
-    known = [_plain(value) for value in values if not is_missing(value)]
+    known = [plain for value in values if not is_missing(plain := _plain(value))]
     if not known:
         return Proposal({}, "empty")
     found = _propose(known, target, files)
@@ -69,7 +75,12 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     Shapes say the kind: [B] numbers, or whole numbers as a target: classes; [B, n] vectors; [B, n, C] series;
     [B, H, W, C] pictures; [B, T, H, W, C] films; texts; as targets few texts: classes; lists of dictionaries: records;
     {"coordinates", "values"}: points. Statistics and vocabularies are fitted to the batch: give one that is typical.
+    Channels come last: an array whose last axis has more than 4 places, and an earlier one no more than 4, is refused.
     """
+    for name, values in {**inputs, **targets}.items():
+        single = isinstance(values, Tensor | np.ndarray) and not values.ndim
+        if single or not isinstance(values, Sized) or isinstance(values, str | bytes | Mapping):
+            raise ValueError(f"{name}: a batch of values is needed, an array or a list, not {type(values).__name__}")
     columns = {**inputs, **targets}
     for name in inputs.keys() & targets.keys():
         if inputs[name] is not targets[name]:
@@ -79,14 +90,15 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
         raise ValueError(f"an example needs as many values for each name, found {lengths}")
     records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     sides = {
-        "inputs": {name: _own_kind(name, propose(list(values))) for name, values in inputs.items()},
-        "outputs": {name: _own_kind(name, propose(list(values), target=True)) for name, values in targets.items()},
+        "inputs": {name: _own_kind(name, list(values), False) for name, values in inputs.items()},
+        "outputs": {name: _own_kind(name, list(values), True) for name, values in targets.items()},
     }
     schema = from_plain(Schema, sides).fit(records)
     return Preset(schema, config or auto_config(schema)).build()
 
 
-def _own_kind(name: str, proposal: Proposal) -> dict[str, Any]:
+def _own_kind(name: str, values: Sequence[Any], target: bool) -> dict[str, Any]:
+    proposal = named(name, propose, values, target)
     kind = proposal.spec.get("kind")
     if kind in (None, "date"):
         raise ValueError(f"{name}: no kind suits these values: {proposal.why}")
@@ -94,8 +106,13 @@ def _own_kind(name: str, proposal: Proposal) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+    value = scalar(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+        return value.tolist()
+    if isinstance(value, Tensor | np.ndarray) or is_picture(value):
+        return as_array(value)
+    if isinstance(value, Decimal):
+        return float(value)
     with suppress(ValueError):  # text that only begins like a list is text
         return plain(value)
     return value
@@ -120,7 +137,9 @@ def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposa
         return _propose_text(known, target)
     if all(isinstance(value, date) for value in known):
         return Proposal({"kind": "date"}, f"{min(map(str, known))} to {max(map(str, known))}")
-    if all(isinstance(value, int | float | np.number | np.ndarray) for value in known):
+    if target and all(isinstance(value, bool) for value in known):
+        return Proposal({"kind": "label"}, "truth values")
+    if all(isinstance(value, int | float) for value in known):
         return _propose_number([float(value) for value in known], target)
     return Proposal({}, f"values of several types, or of {type(first).__name__}")
 
@@ -136,10 +155,14 @@ def _propose_records(known: Sequence[Sequence[Mapping[str, Any]]]) -> Proposal:
 
 def _propose_array(known: Sequence[Any]) -> Proposal:
     try:
-        shapes = {np.asarray(value, np.float32).shape for value in known}
-    except (TypeError, ValueError):
-        return Proposal({}, "lists that are not numbers of one shape")
+        shapes = {as_float32(value).shape for value in known}
+    except ValueError as error:
+        return Proposal({}, f"lists that are not numbers of one shape: {error}")
     longest, axes = max(shapes), {len(shape) for shape in shapes}
+    if any(map(_channels_first, shapes)):
+        return Proposal(
+            {}, f"arrays of shape {longest}: channels seem to come first, move them last (or give a schema)"
+        )
     if len(axes) > 1 or len({shape[1:] for shape in shapes}) > 1:
         return Proposal({}, f"arrays of different shapes, as {longest} and {min(shapes)}")
     if len(shapes) == 1 and len(longest) == 1 and longest[0] <= SHORT:
@@ -154,6 +177,13 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
     patch = _patch(size[-2:], MOST_TOKENS)
     steps = patch if kind == "image" else [1, patch, patch]
     return Proposal({"kind": kind, "size": size, "channels": channels, "patch": steps}, f"arrays of shape {longest}")
+
+
+def _channels_first(shape: Sequence[int]) -> bool:
+    """Tell whether the channels of one sample seem to come first, or behind the time of a film."""
+    if len(shape) == 2:  # short series of many channels are common
+        return shape[0] <= MOST_CHANNELS and shape[1] > SHORT
+    return 2 < len(shape) < 5 and shape[-1] > MOST_CHANNELS >= min(shape[: len(shape) - 2])
 
 
 def _propose_text(known: Sequence[str], target: bool) -> Proposal:

@@ -1,11 +1,11 @@
 """Schema: named inputs and outputs. Schemas, configs and recipes to and from JSON and YAML, errors naming the place."""
 
 import dataclasses
-import difflib
 import functools
 import json
+import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,10 +16,14 @@ import yaml
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, with_config
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
+from perceivers.budgets import Lines, check_memory, from_yaml
+from perceivers.core.arguments import near
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name
+from perceivers.files import one_line, printable, read_text
 from perceivers.modalities import KINDS
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, Raw, named
@@ -29,6 +33,9 @@ Record = Mapping[str, Any]
 
 Batch = Mapping[str, Mapping[str, Any]]
 """Samples collated: "inputs" and "targets", raw, each by name."""
+
+LONGEST_COMPLAINT = 900
+"""Characters that are said of a file that is wrong; names in it may be any text."""
 
 T = TypeVar("T")
 
@@ -67,6 +74,10 @@ class Schema:
             for specs in (self.inputs, self.outputs)
         )
         return type(self)(inputs, outputs)
+
+    def uncorrupted(self) -> "Schema":
+        """The same schema as a prediction takes records: with all that they have, the same each time."""
+        return type(self)({name: spec.uncorrupted() for name, spec in self.inputs.items()}, self.outputs)
 
     def read(self, record: Record) -> dict[str, Any]:
         """A record's values as {"inputs", "targets"}, None for what it lacks; ValueError for an unreadable one."""
@@ -121,18 +132,26 @@ class Schema:
         return {name: points for name, points in asked.items() if points is not None}
 
     def blank(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
-        """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant."""
+        """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant.
+
+        ValueError for sizes that no memory holds.
+        """
+        if device.type != "meta":
+            shapes, _ = self.blank(batch_size, torch.device("meta"))
+            check_memory("inputs of the trained size", num_bytes(shapes))
         raw = {name: named(name, spec.blank, batch_size, device) for name, spec in self.inputs.items()}
         points = {name: spec.blank_points(batch_size, device) for name, spec in self.outputs.items()}
         return raw, {name: asked for name, asked in points.items() if asked is not None}
 
     def losses(self, predictions: Mapping[str, Raw], targets: Mapping[str, Raw]) -> dict[str, Tensor]:
         """Each output's loss times its weight; the training loss is their sum."""
-        return {
-            name: spec.weight * spec.loss(predictions[name], targets[name])
-            for name, spec in self.outputs.items()
-            if name in targets and name in predictions
-        }
+        losses = {}
+        for name, spec in self.outputs.items():
+            if name in targets and name in predictions:
+                device = tree_leaves(predictions[name])[0].device
+                target = named(f"target {name!r}", spec.checked_target, targets[name], device)
+                losses[name] = spec.weight * named(f"target {name!r}", spec.loss, predictions[name], target)
+        return losses
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -157,6 +176,12 @@ def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
     raise ValueError(f"the model has no {kind.__name__}, only {found}")
 
 
+def num_bytes(tensors: Any) -> int:
+    """Return the bytes of all tensors of nested dictionaries and lists."""
+    leaves = tree_leaves(tensors)
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
+
+
 def to_plain(value: Any) -> Any:
     """Dataclasses as the dictionaries, lists, numbers and names that files hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -168,11 +193,25 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple[str, ...], int] | None = None) -> T:
     """A dataclass from plain values; ValueError naming the place (and the line) of the first thing that is wrong."""
+    if wild := next(_wild_numbers(plain, source), ""):
+        raise ValueError(wild)
     try:
         # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
         return TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).validate_python([plain])[0]  # type: ignore[valid-type]
     except ValidationError as error:
         raise ValueError(_message(kind, plain, error, source, lines or {})) from None
+
+
+def _wild_numbers(plain: Any, place: str) -> Iterator[str]:
+    """Yield what is wrong with each number that no computation takes: NaN, beyond float32, beyond 64 bits."""
+    if isinstance(plain, Mapping | list | tuple):
+        items = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
+        for key, value in items:
+            yield from _wild_numbers(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(plain, float) and (math.isnan(plain) or float(np.finfo(np.float32).max) < abs(plain) < math.inf):
+        yield f"{place}: {plain} must be a number up to {np.finfo(np.float32).max:.3g}"
+    elif isinstance(plain, int) and not -(2**63) <= plain < 2**63:
+        yield f"{place}: a number of {plain.bit_length()} bits must fit into 64"
 
 
 def with_settings(value: T, settings: Iterable[str]) -> T:
@@ -188,13 +227,30 @@ def with_settings(value: T, settings: Iterable[str]) -> T:
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise ValueError(f"setting {setting!r}: there is no {'.'.join(parents)}")
-        node[name] = yaml.safe_load(text)
+        node[name], _ = from_yaml(text, f"setting {setting[:99]!r}")
     return from_plain(type(value), plain)
 
 
 def to_yaml(value: Any) -> str:
     """A dataclass as YAML."""
-    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
+    return yaml_text(to_plain(value))
+
+
+def yaml_text(plain: Any, **style: Any) -> str:
+    """Return plain values as YAML that can be printed: control characters are spelled out, in quotes."""
+    return printable(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what cannot be printed as it is."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if printable(text) == text else '"'
+    ),
+)
 
 
 def to_json(value: Any) -> str:
@@ -209,38 +265,15 @@ def from_file(kind: type[T], path: str | Path) -> T:
     return from_plain(kind, plain, str(path), lines)
 
 
-def read_plain(path: Path) -> tuple[Any, dict[tuple[str, ...], int]]:
+def read_plain(path: Path) -> tuple[Any, Lines]:
     """Content of a YAML or JSON file, and the line of each place in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, yaml.SafeLoader)  # JSON is YAML
-        lines: dict[tuple[str, ...], int] = {}
-        if node is not None:
-            _mark_lines(node, (), lines)
-        return yaml.safe_load(text), lines
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ValueError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    return from_yaml(read_text(path), str(path))  # JSON is YAML
 
 
 def json_schema(kind: type[T]) -> dict[str, Any]:
     """JSON schema of a dataclass, for editors that check what they write."""
     full = TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).json_schema()  # type: ignore[valid-type]
     return {**full["items"], "$defs": full.get("$defs", {})}
-
-
-def _mark_lines(node: yaml.Node, place: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
-    lines[place] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            _mark_lines(value, (*place, str(key.value)), lines)
-            lines[(*place, str(key.value))] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            _mark_lines(value, (*place, str(number)), lines)
 
 
 def _message(kind: type, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
@@ -257,7 +290,7 @@ def _message(kind: type, plain: Any, error: ValidationError, source: str, lines:
             e["ctx"]["expected"].strip("'") for e in errors if "expected" in e.get("ctx", ()) and e["loc"][-1] == "kind"
         ]
         what = _unknown_kind(str(first["input"]), kinds)
-    return ": ".join(filter(None, [where, ".".join(place), what]))
+    return one_line(": ".join(filter(None, [where, ".".join(place), what])), LONGEST_COMPLAINT)
 
 
 _LAST = ("dataclass_type", "none_required")
@@ -291,7 +324,7 @@ def _explain(kind: type, error: ErrorDetails) -> str:
     if error["type"] == "union_tag_not_found":
         return f"needs a kind: one of {', '.join(_kind_names())}"
     message = error["msg"].removeprefix("Value error, ")
-    return message if isinstance(error["input"], Mapping) else f"{message}, not {error['input']!r}"
+    return message if isinstance(error["input"], Mapping) else f"{message}, not {error['input']!r:.99}"
 
 
 def _unknown_kind(tag: str, kinds: Sequence[str]) -> str:
@@ -299,8 +332,7 @@ def _unknown_kind(tag: str, kinds: Sequence[str]) -> str:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, set(known) - {name}, n=1)  # a field of another kind may have that name
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return near(name, set(known) - {name})  # a field of another kind may have that name
 
 
 def kind_name(kind: Kind | type[Kind]) -> str:

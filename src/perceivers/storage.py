@@ -1,24 +1,28 @@
 """Model folders and durable files: what is there is whole, what is being written is not there yet."""
 
-import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
-import sys
+import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from perceivers.budgets import from_json
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.files import one_line, read_text, regular_file
 from perceivers.modalities.kind import named
 from perceivers.preset import Preset
 from perceivers.schema import Schema, from_plain, to_plain
@@ -28,32 +32,79 @@ FORMAT = 1
 
 WEIGHTS, DESCRIPTION, MANIFEST = "model.safetensors", "model.json", "manifest.json"
 
+LARGEST_HEADER, MOST_ARRAYS = 2**27, 200_000
+"""Bytes of the header of a file of tensors (the library's limit is below), and how many tensors it may hold."""
+
+READY = ".manifest.ready"
+"""Hidden folder within a folder: the files of a save that is being put in place. They count, not the older ones."""
+
 UNFINISHED = ".unfinished"
 """End of the hidden names of what is being written or removed."""
 
+LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.unfinished")
+"""Those names as `tempfile` makes them."""
 
+IN_THE_WAY = "was not saved here by us, or changed since: move it, or save elsewhere"
+
+Manifest = dict[str, dict[str, int | str]]
+"""Size and hash of files by name."""
+
+
+Content = TypeVar("Content")
+
+
+def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path, Content], None]:
+    """Return `write`, whose errors of the file system name the target, not what it is called until it is whole."""
+
+    @wraps(write)
+    def named_write(target: Path, content: Content) -> None:
+        try:
+            write(target, content)
+        except OSError as error:
+            if error.strerror is not None:
+                error.filename, error.filename2 = str(target), None
+            raise
+
+    return named_write
+
+
+@naming_its_target
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, then put it in place: whole and on disk, or not there. An older one is replaced."""
-    make_folder(target.parent)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
+    """Let `write` fill a folder, then put its files in place: all of them and on disk, or none.
+
+    A folder that exists keeps what is not ours. Only the files that its manifest names are replaced or removed, and
+    only as they were written; ValueError naming any other file that has the name of a new one.
+    """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target}: is a file, not a folder")
+    if is_there := target.is_dir():
+        _finish_earlier_save(target)
+    else:
+        make_folder(target.parent)
+    home, name = (target, "model") if is_there else (target.parent, target.name)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=UNFINISHED, dir=home))
     try:
         write(fresh)
-        files = sorted(fresh.iterdir())
-        for path in files:
-            _finish_file(path)
-        (fresh / MANIFEST).write_text(json.dumps({path.name: _fingerprint(path) for path in files}, indent=2) + "\n")
-        _finish_file(fresh / MANIFEST)
-        fresh.chmod(0o755)
-        to_disk(fresh)
-        if target.exists():
-            _exchange(fresh, target)  # from here on `fresh` is the old one
+        _seal(fresh)
+        if is_there:
+            _check_replaceable(target, read_manifest(fresh))
+            fresh.rename(target / READY)  # from here on the new files count
+            to_disk(target)
+            _put_in_place(target)
         else:
             fresh.rename(target)
-        to_disk(target.parent)
+            to_disk(target.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def current(folder: Path) -> Path:
+    """Return where a folder's files are: in it, or within it where a save was cut off while they were put in place."""
+    return folder / READY if (folder / READY / MANIFEST).is_file() else folder
+
+
+@naming_its_target
 def write_text(target: Path, text: str) -> None:
     """Write a text file, whole and on disk, or leave the old one."""
     make_folder(target.parent)
@@ -70,7 +121,13 @@ def write_text(target: Path, text: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder at once: one that is half removed is not found under its name."""
+    """Remove a folder that `write_folder` made, at once: one that is half removed is not found under its name.
+
+    A folder in which there is something else is not removed but renamed: NAME.kept.xxxxxxxx.
+    """
+    if not _holds_only_ours(folder):
+        folder.rename(tempfile.mkdtemp(prefix=f"{folder.name}.kept.", dir=folder.parent))
+        return
     doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
     folder.rename(doomed)
     shutil.rmtree(doomed)
@@ -78,8 +135,9 @@ def remove_folder(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed writer left in a folder that nobody else writes to: unfinished files of ours, no others."""
-    for path in folder.glob(f".*{UNFINISHED}"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -92,16 +150,41 @@ def make_folder(folder: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """ValueError unless every file that the manifest names is there as it was written."""
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{folder / MANIFEST}: not a list of files")
-    for name, fingerprint in manifest.items():
-        if Path(name).name != name:
-            raise ValueError(f"{folder / MANIFEST}: {name!r} is no name of a file beside it")
+    folder = current(folder)
+    for name, fingerprint in read_manifest(folder).items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing")
         if _fingerprint(folder / name) != fingerprint:
             raise ValueError(f"{folder / name} is not what was written: damaged or changed")
+
+
+def check_finite(folder: Path) -> None:
+    """ValueError naming the first tensor of a folder's files that holds NaN or an infinite number."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                if not is_finite([file.get_tensor(name)]):
+                    raise ValueError(f"{path}: {name} is not finite")
+
+
+def is_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether no tensor (of a sharded one the part that is here) holds NaN or an infinite number."""
+    here = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return all(bool(tensor.isfinite().all()) for tensor in here)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return size and hash by name of the files that `write_folder` made; ValueError if it made no such manifest."""
+    path = folder / MANIFEST
+    found = read_json(path)
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path}: not a list of files")
+    for name, fingerprint in found.items():
+        if Path(name).name != name:
+            raise ValueError(f"{path}: {name!r} is no name of a file beside it")
+        if not isinstance(fingerprint, dict) or fingerprint.keys() != {"size", "sha256"}:
+            raise ValueError(f"{path}: has no size and hash of {name!r}")
+    return found
 
 
 def save_model(model: PerceiverIO, folder: Path) -> None:
@@ -123,6 +206,7 @@ def save_description(model: PerceiverIO, folder: Path) -> None:
 
 def load_model(folder: Path) -> PerceiverIO:
     """The model of a folder, in evaluation mode; ValueError naming what is wrong with it."""
+    folder = current(folder)
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
@@ -130,9 +214,14 @@ def load_model(folder: Path) -> PerceiverIO:
     source = str(folder / DESCRIPTION)
     schema = from_plain(Schema, description.get("schema"), source)
     config = from_plain(Config, description.get("config"), source)
+    weights = load_shards(folder / WEIGHTS)
+    if config.num_built > len(weights):
+        raise ValueError(
+            f"{source}: {config.num_built} attention blocks, but {WEIGHTS} has {len(weights)} arrays in all"
+        )
     # Shapes alone: what the file says must not take memory before it has been checked.
     model = named(source, Preset(schema, config).build, "meta")
-    load_weights(model, load_shards(folder / WEIGHTS), str(folder / WEIGHTS), assign=True)
+    load_weights(model, weights, str(folder / WEIGHTS), assign=True)
     return model.eval()
 
 
@@ -155,15 +244,22 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, a
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: cannot be written: {error}") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU; ValueError if it is none."""
+    with regular_file(path).open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little") % LARGEST_HEADER)
+    if header.count(b'"data_offsets"') > MOST_ARRAYS:
+        raise ValueError(f"{path}: more than {MOST_ARRAYS:,} arrays")
     try:
-        return load_file(path)
+        return load_file(regular_file(path))
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {one_line(error)}") from None
 
 
 def shard_name(path: Path, number: int, total: int) -> Path:
@@ -184,12 +280,11 @@ def load_shards(path: Path) -> dict[str, Tensor]:
 
 def read_json(path: Path) -> Any:
     """Content of a JSON file; ValueError naming the file if it is none."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        return from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {one_line(error)}") from None
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:
@@ -211,13 +306,81 @@ def _finish_file(path: Path) -> None:
     to_disk(path)
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders at once, so that there is one under each name at any time (Linux); elsewhere nearly so."""
-    at_working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    names = os.fsencode(one), os.fsencode(other)
-    if rename is None or rename(at_working_folder, names[0], at_working_folder, names[1], exchange):
-        aside = one.with_name(f"{one.name}{UNFINISHED}")
-        other.rename(aside)
-        one.rename(other)
-        aside.rename(one)
+def _seal(folder: Path) -> None:
+    """Sync all files of a folder, then a manifest of them."""
+    files = sorted(folder.iterdir())
+    for path in files:
+        _finish_file(path)
+    (folder / MANIFEST).write_text(json.dumps({path.name: _fingerprint(path) for path in files}, indent=2) + "\n")
+    _finish_file(folder / MANIFEST)
+    folder.chmod(0o755)
+    to_disk(folder)
+
+
+def _finish_earlier_save(folder: Path) -> None:
+    """Put in place what a killed writer had ready, and remove what it had not."""
+    for path in folder.glob(".model.*"):
+        if LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path)
+    if os.path.lexists(folder / READY):
+        check_folder(folder / READY)
+        _check_replaceable(folder, read_manifest(folder / READY))
+        _put_in_place(folder)
+
+
+def _check_replaceable(folder: Path, new: Manifest) -> None:
+    """ValueError for a file that has the name of a new one and is not what was written here before."""
+    old = _earlier_manifest(folder)
+    for name in new:
+        path = folder / name
+        ours = path.is_file() and _fingerprint(path) in (old.get(name), new[name])
+        if os.path.lexists(path) and not ours:
+            raise ValueError(f"{path} {IN_THE_WAY}")
+
+
+def _earlier_manifest(folder: Path) -> Manifest:
+    """What was saved in a folder before; ValueError if something else has the manifest's name."""
+    if not os.path.lexists(folder / MANIFEST):
+        return {}
+    try:
+        return read_manifest(folder)
+    except ValueError:
+        raise ValueError(f"{folder / MANIFEST} {IN_THE_WAY}") from None
+
+
+def _put_in_place(folder: Path) -> None:
+    """Give the files of READY their names and remove older ones of ours; cut off at any point, it can be done again."""
+    ready = folder / READY
+    new, old = read_manifest(ready), _earlier_manifest(folder)
+    for name in new:
+        _link(ready / name, folder / name)
+    for name in old.keys() - new.keys():
+        if (folder / name).is_file() and _fingerprint(folder / name) == old[name]:
+            (folder / name).unlink()
+    _link(ready / MANIFEST, folder / MANIFEST)  # the last one: it knows no longer what is to be removed
+    to_disk(folder)
+    doomed = Path(tempfile.mkdtemp(prefix=".model.", suffix=UNFINISHED, dir=folder))
+    ready.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _link(source: Path, place: Path) -> None:
+    """Give a file a second place, at once, with the permissions of the file that was there."""
+    spare = source.with_name(f"{source.name}{UNFINISHED}")
+    spare.unlink(missing_ok=True)
+    try:
+        spare.hardlink_to(source)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, spare)
+    if place.exists():
+        spare.chmod(stat.S_IMODE(place.stat().st_mode))
+    to_disk(spare)
+    spare.replace(place)
+
+
+def _holds_only_ours(folder: Path) -> bool:
+    try:
+        named = read_manifest(folder).keys()
+    except ValueError:
+        return False
+    return {path.name for path in folder.iterdir()} <= {*named, MANIFEST}

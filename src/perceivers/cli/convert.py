@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from perceivers.pretrained.hub import save_pretrained
-from perceivers.tasks.convert import read_checkpoint, read_own, write_huggingface
+from perceivers.tasks.convert import is_theirs, read_checkpoint, read_own, write_huggingface
 from perceivers.tasks.recipe import data_of
 from perceivers.tasks.results import run_card
 
@@ -18,7 +17,7 @@ def convert(
     /,
     model: str = "",
     to: Literal["perceivers", "huggingface"] = "perceivers",
-    numbers: Literal["deepmind", "huggingface"] = "deepmind",
+    numbers: Literal["deepmind", "huggingface"] | None = None,
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
 ) -> None:
     """A released checkpoint, or a run, to a model folder, or to one that transformers loads. Nothing in it is run.
@@ -28,15 +27,23 @@ def convert(
         dest: Folder to write; it must not exist. That of a run has its command and scores on its card.
         model: Name of the published model (see info); not needed for what is ours.
         to: Format to write.
-        numbers: Whose numbers the model computes: DeepMind's code, or transformers' (other GELU, padding, residual).
-        set: What arrays do not tell, e.g. config.processor.num_heads=4 schema.inputs.image.size=12.
+        numbers: Whose numbers the model computes: DeepMind's code, or transformers' (other GELU, padding, residual); by
+            default those of the library that wrote the files, and DeepMind's for what its repositories hold. deepmind:
+            a copy of weights that DeepMind trained. With a model of ours: huggingface lets transformers' class compute
+            otherwise than the model does.
+        set: What the files do not tell, e.g. config.processor.num_heads=4 schema.inputs.image.size=12.
     """
     if dest.exists():
         raise ValueError(f"{dest} exists: choose another folder, or remove it")
-    converted = read_own(source) or read_checkpoint(source, model, set, numbers == "huggingface")
+    theirs = is_theirs(source) if numbers is None else numbers == "huggingface"
+    own = read_own(source)
+    if own is not None and (model or set or (numbers and (to, numbers) != ("huggingface", "huggingface"))):
+        raise ValueError(f"{source} is a model of ours: model, set and numbers have no effect on it; leave them out")
+    converted = own or read_checkpoint(source, model, set, theirs)
     if to == "huggingface":
-        write_huggingface(converted, dest)
+        write_huggingface(converted, dest, numbers == "huggingface")
     else:
         save_pretrained(converted, dest, run_card(source) if data_of(source) else "")
     count = sum(parameter.numel() for parameter in converted.parameters())
-    Console().print(f"Written: {dest}, {count:,} parameters")
+    whose = "" if own else f", computing as {'transformers does' if theirs else 'DeepMind does'} (--numbers)"
+    print(f"Written: {dest}, {count:,} parameters{whose}")

@@ -1,5 +1,6 @@
 """The verb `predict`: a model on a table."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from perceivers.cli.model import ModelChoice
 from perceivers.data import Table
@@ -83,10 +83,10 @@ def predict(
     else:
         rows = predict_rows(chosen, records, batch_size, keep, max_bad_rows, explain)
     count = write_rows(out, rows)
-    Console(stderr=True).print(f"Written: {count} rows to {out}")
+    print(f"Written: {count} rows to {out}", file=sys.stderr)
     if attention is not None:
         first = list(islice(_records(data, model), PAGE_ROWS))
-        Console(stderr=True).print(f"Attention: {attention_page(chosen, first, attention)}")
+        print(f"Attention: {attention_page(chosen, first, attention)}", file=sys.stderr)
 
 
 def _records(data: str, model: str) -> Iterable[Record]:

@@ -6,20 +6,29 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from perceivers.files import one_line
 
 MEMORY = ("B", "kB", "MB", "GB")
 """Units of memory."""
 
 
 def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print `plain` as JSON, or the rows as a table; both to the standard output."""
+    """Print `plain` as JSON, or the rows as a table of one line a cell; both to the standard output."""
     if as_json:
         print(json.dumps(plain, indent=2, ensure_ascii=False))
         return
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(_cell(column))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_cell, row))
     Console().print(table)
+
+
+def _cell(text: str) -> Text:
+    return Text(one_line(text) if text else "")  # not markup: a label may be "[bold]" or "[/]"
 
 
 def in_units(value: int | float, units: Sequence[str] = ("", "K", "M", "B", "T")) -> str:

@@ -1,6 +1,7 @@
 """The verbs `train`, `evaluate` and `report`."""
 
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from perceivers.cli.tables import show
 from perceivers.schema import from_file, with_settings
@@ -17,7 +17,7 @@ from perceivers.tasks import TASKS, Recipe, Task
 from perceivers.tasks.declaration import read_declaration
 from perceivers.tasks.prediction import group_scores
 from perceivers.tasks.recipe import data_of, evaluate_run, find_model, read_recipe, run_recipe
-from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, results_table
+from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
 from perceivers.tasks.scoring import DataSets, scores_elsewhere
 from perceivers.training.evaluation import Scores
 
@@ -30,6 +30,7 @@ def train(
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="MODEL")] = None,
     freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOUN")] = (),
+    accept_changed_data: bool = False,
     json: bool = False,
 ) -> None:
     """Train a recipe in a folder, or continue there; then evaluate it on held-out records and make its report.
@@ -43,15 +44,17 @@ def train(
         set: Settings that replace the recipe's, e.g. training.num_steps=200.
         from_: Start with the weights of this model that fit: folder of a model or of a run, or hub repository.
         freeze: Parts that do not learn: latents, encoder, processor, decoder, input_adapter, ...
+        accept_changed_data: Go on with a run whose data have changed since it began; that is an error without it.
         json: Print the scores as JSON.
     """
     chosen = chosen_recipe(recipe, data)
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
-    console = Console(stderr=True)
-    run_recipe(with_settings(chosen, set), out, lambda line: console.print(line, soft_wrap=True, markup=False))
+    chosen = with_settings(chosen, set)
+    task_of(chosen)
+    run_recipe(chosen, out, lambda line: print(line, file=sys.stderr), accept_changed_data)
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
     show_scores(_evaluate(out), json)
-    Console(stderr=json).print(f"Report: {_task(out).report(out)}")
+    print(f"Report: {_task(out).report(out)}", file=sys.stderr if json else sys.stdout)
 
 
 def evaluate(
@@ -88,15 +91,30 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
         raise ValueError("name at least one folder of a run")
     table = results_table(runs)
     for run in runs:
-        Console(stderr=True).print(f"Report: {_task(run).report(run)}")
+        print(f"Report: {_task(run).report(run)}", file=sys.stderr)
     if out is None:
         print(table, end="")
     else:
         write_text(out, HEADING + table)
 
 
+def task_of(recipe: Recipe) -> Task:
+    """Return the task of a recipe; ValueError if it lacks what is measured and shown of a run of that task."""
+    if recipe.task not in TASKS:
+        return Task(lambda: recipe)
+    own = TASKS[recipe.task].recipe()
+    for what, needed, there in (
+        ("input", own.schema.inputs, recipe.schema.inputs),
+        ("output", own.schema.outputs, recipe.schema.outputs),
+        ("evaluation", own.evaluations, recipe.evaluations),
+    ):
+        if lacking := [name for name in needed if name not in there]:
+            raise ValueError(f"task: the recipe lacks the {what} {lacking[0]!r} of {recipe.task}; leave its name out")
+    return TASKS[recipe.task]
+
+
 def _task(run: Path) -> Task:
-    return TASKS.get(read_recipe(run).task or "", Task(lambda: read_recipe(run)))
+    return task_of(read_recipe(run))
 
 
 def _evaluate(run: Path) -> dict[str, Scores]:
@@ -108,12 +126,12 @@ def _evaluate(run: Path) -> dict[str, Scores]:
 def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
     """Every metric of every output in every evaluation."""
     rows = [
-        (evaluation, output, metric, f"{value:.4f}")
+        (evaluation, output, metric, f"{value:.4f}" if math.isfinite(value) else "n/a")
         for evaluation, outputs in scores.items()
         for output, metrics in outputs.items()
         for metric, value in metrics.items()
     ]
-    show(scores, as_json, ["evaluation", "output", "metric", "score"], rows)
+    show(plain_scores(scores), as_json, ["evaluation", "output", "metric", "score"], rows)
 
 
 def chosen_recipe(name: str, data: str | None = None) -> Recipe:

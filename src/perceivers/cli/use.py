@@ -1,6 +1,7 @@
 """The verbs that use a model on files: `fill-mask`, `classify`, `flow`, `autoencode`."""
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import pairwise
@@ -8,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import numpy as np
+import torch
 import tyro
-from rich.console import Console
 
 from perceivers.cli.model import ModelChoice
 from perceivers.cli.tables import show
@@ -21,6 +22,7 @@ from perceivers.tasks.imagenet import classify as classify_images
 from perceivers.tasks.language import fill_mask as fill_text
 from perceivers.tasks.multimodal import autoencode as autoencode_clip
 from perceivers.tasks.optical_flow import estimate_flow
+from perceivers.training.evaluation import check_guesses
 
 T = TypeVar("T")
 
@@ -114,7 +116,7 @@ def autoencode(film: OnePath, /, out: Path, choice: Choice = DEFAULT, top: int =
     clip = read_video(film)
     rebuilt = autoencode_clip(choice.load("multimodal"), clip, top, _tracker("parts"))
     write_video(out, rebuilt.clip)
-    Console(stderr=True).print(f"Written: {out}")
+    print(f"Written: {out}", file=sys.stderr)
     show(rebuilt.classes, json, ["class", "probability"], [(name, f"{p:.3f}") for name, p in rebuilt.classes])
 
 
@@ -125,6 +127,7 @@ def _flow_pair(
         raise ValueError(f"{out}: the flow of two pictures is written as .flo or .png")
     frames = read_image(first), read_image(second)
     field = estimate_flow(choice.load("optical-flow"), *frames, track=_tracker("tiles"), levels=levels)
+    check_guesses("flow", torch.from_numpy(field)[None], what="pair")
     picture = out.with_name(f"{out.stem}.colours.png")
     write_flow(out, field)
     write_image(picture, flow_colours(field, full))
@@ -141,7 +144,11 @@ def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: 
         raise ValueError(f"{film}: one frame has no flow, a film of at least two is needed")
     model = choice.load("optical-flow")
     pairs = list(pairwise(clip.frames))
-    colours = [flow_colours(estimate_flow(model, *pair, levels=levels), full) for pair in tracked(pairs, "frames")]
+    colours = []
+    for number, pair in enumerate(tracked(pairs, "frames")):
+        field = estimate_flow(model, *pair, levels=levels)
+        check_guesses("flow", torch.from_numpy(field)[None], number, "pair")
+        colours.append(flow_colours(field, full))
     write_video(out, Clip((np.stack(colours) * 255).round().astype(np.uint8), clip.fps))
     return {"film": str(out), "frames": len(colours)}
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.core.initialisers import attention_linear
+from perceivers.core.linear_map import apply_linear, apply_norm
+from perceivers.core.reading import NOTHING_SEEN, ReadState
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -26,10 +28,20 @@ HEAD_UNIT = 8
 SCORES_AT_ONCE = 1 << 20
 """Of those that are written down: so many stay in a cache."""
 
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return x * sigmoid(1.702 x), a coarse approximation of GELU that some checkpoints of others have."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # jax.nn.gelu's default, so all released models
     "gelu_erf": F.gelu,  # what ports to PyTorch use; differs by at most 5e-4
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
 }
+"""By name. The last three are for models that others trained with them."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class BlockConfig:
     """Width of values; None: that of queries and keys."""
     widening_factor: int = 1
     """Hidden width of the MLP over its width."""
-    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+    activation: Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu"] = "gelu_tanh"
     """Activation of the MLP; the released models were trained with tanh GELU."""
     dropout: float = 0.0
     """Dropout after attention and after the MLP, in training."""
@@ -52,6 +64,14 @@ class BlockConfig:
     """Keys' weights begin as so many times the queries', so that like attends to like; None: at random (official)."""
     attention_dropout: float = 0.0
     """Dropout of the attention weights, in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to 1")
+        for name in ("num_heads", "widening_factor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -174,6 +194,8 @@ class Attention(nn.Module):
             if width % config.num_heads:
                 raise ValueError(f"{name} = {width} is not a multiple of num_heads = {config.num_heads}")
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.query_channels, self.token_channels = query_channels, token_channels
+        self.qk_channels, self.v_channels = qk_channels, v_channels
         self.query = attention_linear(query_channels, qk_channels)
         self.key = attention_linear(token_channels, qk_channels)
         if config.alignment is not None:
@@ -189,17 +211,20 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b t f"]:
         """Attend; a batch of 1 of queries, tokens or mask serves the whole batch of the others."""
         q, k = self.queries_and_keys(queries, tokens, mask)
-        v = self._heads(self.value(tokens)).expand(q.shape[0], -1, -1, -1)
-        attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
-        return self.output(rearrange(attended, "b h t d -> b t (h d)"))
+        attended = attend(q, k, self.values(tokens, q.shape[0]), mask, self.dropout if self.training else 0.0)
+        return apply_linear(self.output, rearrange(attended, "b h t d -> b t (h d)"))
 
     def queries_and_keys(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"]]:
         """What the weights are computed from, split into heads, for the whole batch."""
-        q, k = self._heads(self.query(queries)), self._heads(self.key(tokens))
+        q, k = self._heads(apply_linear(self.query, queries)), self._heads(apply_linear(self.key, tokens))
         batch = max(q.shape[0], k.shape[0], 1 if mask is None else mask.batch_size)
         return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1)
+
+    def values(self, tokens: Float[Tensor, "#b s c"], batch_size: int) -> Float[Tensor, "b h s e"]:
+        """Return the values, split into heads, for the whole batch."""
+        return self._heads(apply_linear(self.value, tokens)).expand(batch_size, -1, -1, -1)
 
     def _heads(self, x: Float[Tensor, "b t hd"]) -> Float[Tensor, "b h t d"]:
         return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
@@ -210,14 +235,15 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, config: BlockConfig) -> None:
         super().__init__()
-        self.hidden = attention_linear(channels, config.widening_factor * channels)
-        self.output = attention_linear(config.widening_factor * channels, channels)
+        self.hidden_channels = config.widening_factor * channels
+        self.hidden = attention_linear(channels, self.hidden_channels)
+        self.output = attention_linear(self.hidden_channels, channels)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         """Same shape."""
-        return self.dropout(self.output(self.activation(self.hidden(x))))
+        return self.dropout(apply_linear(self.output, self.activation(apply_linear(self.hidden, x))))
 
 
 class CrossAttention(nn.Module):
@@ -233,24 +259,55 @@ class CrossAttention(nn.Module):
         self.mlp_norm = nn.LayerNorm(query_channels, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(query_channels, config)
 
-    def forward(
+    def forward(self, queries: Any, tokens: Any, mask: Mask | None = None, algorithm: "Algorithm | None" = None) -> Any:
+        """Return the updated queries [B, T, F], or what the `algorithm` makes of block, queries and tokens.
+
+        Nothing outside of this call may use the weights of a block: what wraps one (sharding, offloading) makes them
+        ready here. Without an algorithm queries are [B, T, F], tokens [B, S, C], and attention is dense.
+        """
+        return self.dense(queries, tokens, mask) if algorithm is None else algorithm(self, queries, tokens)
+
+    def dense(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b t f"]:
-        """Updated queries. The residual adds the queries as they came, not their norm."""
-        return self.finish(queries, self.attention(self.query_norm(queries), self.token_norm(tokens), mask))
+        """Return the updated queries. The residual adds the queries as they came, not their norm."""
+        return self.finish(queries, self.attention(*self._normed(queries, tokens), mask))
 
     def finish(self, queries: Float[Tensor, "#b t f"], found: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
         """Queries updated with what attention found for them."""
         x = self.dropout(found)
-        x = queries + x if self.query_residual else x
+        x = queries.to(x.dtype) + x if self.query_residual else x
         return x + self.mlp(self.mlp_norm(x))
+
+    def softmax_state(
+        self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
+    ) -> ReadState:
+        """Return what queries take from some of their tokens, densely, to be added to what they take from others."""
+        queries, tokens = self._normed(queries, tokens)
+        q, k = self.attention.queries_and_keys(queries, tokens, mask)
+        v = self.attention.values(tokens, q.shape[0])
+        dtype, valid = torch.promote_types(q.dtype, torch.float32), None if mask is None else mask.scores()
+        with torch.autocast(q.device.type, enabled=False):  # sums and statistics need float32
+            scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
+            scores = scores if valid is None else scores.masked_fill(~valid, -math.inf)
+            nothing = scores.new_full((*scores.shape[:-1], 1), NOTHING_SEEN)
+            largest = torch.cat([scores.detach(), nothing], -1).amax(-1)
+            weights = (scores - largest[..., None]).exp()
+            return ReadState(largest, weights.sum(-1), weights @ v.to(dtype))
 
     def weights(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b h t s"]:
         """The attention map of this block: how much each query takes from each token."""
-        q, k = self.attention.queries_and_keys(self.query_norm(queries), self.token_norm(tokens), mask)
+        q, k = self.attention.queries_and_keys(*self._normed(queries, tokens), mask)
         return attention_weights(q, k, mask)
+
+    def _normed(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return apply_norm(self.query_norm, queries), apply_norm(self.token_norm, tokens)
+
+
+Algorithm = Callable[[CrossAttention, Any, Any], Any]
+"""Computes something of a cross-attention: its output or a part of it, from queries and tokens of any kind."""
 
 
 class SelfAttention(nn.Module):

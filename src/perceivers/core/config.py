@@ -9,6 +9,9 @@ from perceivers.core.joining import JoinRule
 
 Sharing = Literal["none", "all", "all_but_first"]
 
+MOST_LAYERS = 10_000
+"""Self-attention layers that a sample may run through."""
+
 
 @dataclass(frozen=True)
 class LatentsConfig:
@@ -91,6 +94,10 @@ class Config:
     the encoder than their width has a meaning then."""
 
     def __post_init__(self) -> None:
+        if (layers := max(self.processor.num_layers, 1) * self.processor.num_blocks) > MOST_LAYERS:
+            raise ValueError(
+                f"processor.num_layers x processor.num_blocks = {layers} layers must be at most {MOST_LAYERS}"
+            )
         if not 1 <= self.encoder.num_reads <= self.processor.num_blocks:
             raise ValueError(
                 f"encoder.num_reads = {self.encoder.num_reads} must be from 1 to processor.num_blocks = "
@@ -102,3 +109,15 @@ class Config:
         ):
             if stage.join == "pad" and width is not None:
                 raise ValueError(f"{name} has no effect under join: pad, which takes the widest; leave it out")
+
+    @property
+    def num_built(self) -> int:
+        """Number of attention blocks with weights of their own, apart from the decoder's."""
+        encoder, processor = self.encoder, self.processor
+        reads = 0 if self.trunk == "transformer" else 1 + shared(encoder.num_reads - 1, encoder.share_reads)
+        return reads + processor.num_layers * (1 + shared(processor.num_blocks - 1, processor.share_blocks))
+
+
+def shared(number: int, sharing: Sharing) -> int:
+    """Return which weights the stage of this number (from 0) has."""
+    return {"none": number, "all": 0, "all_but_first": min(number, 1)}[sharing]

@@ -1,6 +1,7 @@
 """Queries write from latents."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,8 +11,9 @@ from perceivers.core import orders
 from perceivers.core.attention import CrossAttention, Mask
 from perceivers.core.config import Config
 from perceivers.core.initialisers import plain_linear
+from perceivers.core.linear_map import apply_linear, is_hooked
 from perceivers.core.plan import FASTEST, Plan, plan_writing
-from perceivers.core.tokens import Tokens
+from perceivers.core.tokens import Tokens, token_dtype
 
 
 class Decoder(nn.Module):
@@ -33,26 +35,48 @@ class Decoder(nn.Module):
         mask: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Rows [B, O, e] of each output, after its head; the mask is True where a latent exists (None: all do)."""
-        tails = {name: (self.output, heads[name]) for name in queries.segments}
-        choices = plan_writing(self.cross_attention, latents, queries, tails, plan) if mask is None else {}
-        rows = {
-            name: orders.write(
-                self.cross_attention, queries.segments[name], latents, tails[name], choice.order, choice.block_size
-            )
-            for name, choice in choices.items()
-        }
-        dense = Tokens({name: segment for name, segment in queries.segments.items() if name not in rows})
-        if dense.segments:
-            x = self.cross_attention(dense.dense(latents.dtype), latents, Mask(mask, dense.mask()))
-            rows |= {name: heads[name](part) for name, part in dense.split(self.output(x)).items()}
-        return {name: rows[name] for name in queries.segments}
+        if mask is not None or plan.always_dense or is_hooked(self.cross_attention, sharding=False):
+            x = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, Mask(mask, queries.mask()))
+            return _headed(x, queries, self.output, heads)
+        write = partial(_write, output=self.output, heads=heads, plan=plan)
+        return self.cross_attention(queries, latents, algorithm=write)
 
     def attention_map(
         self, queries: Tokens, latents: Float[Tensor, "#b n d"], mask: Bool[Tensor, "b n"] | None = None
     ) -> dict[str, Float[Tensor, "b h _ n"]]:
         """How much each query of each output takes from each latent."""
-        weights = self.cross_attention.weights(queries.dense(latents.dtype), latents, Mask(mask, queries.mask()))
-        return queries.split(weights, dim=-2)
+        weights = partial(CrossAttention.weights, mask=Mask(mask, queries.mask()))
+        found = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, algorithm=weights)
+        return queries.split(found, dim=-2)
+
+
+def _write(
+    cross: CrossAttention,
+    queries: Tokens,
+    latents: Float[Tensor, "#b n d"],
+    output: nn.Module,
+    heads: Mapping[str, nn.Module],
+    plan: Plan,
+) -> dict[str, Float[Tensor, "b _ _"]]:
+    """Rows [B, O, e] of each output after its head, each by the cheapest algorithm."""
+    tails = {name: (output, heads[name]) for name in queries.segments}
+    choices = plan_writing(cross, latents, queries, tails, plan)
+    rows = {
+        name: orders.write(cross, queries.segments[name], latents, tails[name], choice.order, choice.block_size)
+        for name, choice in choices.items()
+    }
+    dense = Tokens({name: segment for name, segment in queries.segments.items() if name not in rows})
+    if dense.segments:
+        x = cross.dense(dense.dense(token_dtype(latents.dtype)), latents, Mask(queries=dense.mask()))
+        rows |= _headed(x, dense, output, heads)
+    return {name: rows[name] for name in queries.segments}
+
+
+def _headed(
+    x: Float[Tensor, "b _ f"], queries: Tokens, output: nn.Module, heads: Mapping[str, nn.Module]
+) -> dict[str, Float[Tensor, "b _ _"]]:
+    """Decoded queries after the map that all outputs share and after the head of each."""
+    return {name: apply_linear(heads[name], part) for name, part in queries.split(apply_linear(output, x)).items()}
 
 
 class AverageDecoder(nn.Module):

@@ -5,6 +5,7 @@ m queries of a block, n latents, h heads, e channels of a value, f of a query.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from perceivers.core.attention import LAYER_NORM_EPSILON, CrossAttention
 from perceivers.core.linear import linear, matmul
+from perceivers.core.linear_map import apply_linear, is_linear_map, linear_map, linear_shape, through
 
 ALIGNMENT = 8
 """Products with a multiple of so many columns are the fastest."""
@@ -63,26 +65,26 @@ def _projected_finish(
     cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]
 ) -> tuple[Finish, Used]:
     """As the dense path."""
-    output, made = cross.attention.output, Used.made(values)
+    output, made, dtype = cross.attention.output, Used.made(values), cross.mlp_norm.weight.dtype
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
-        found = output(rearrange(weights @ made.leaves[0], "h m e -> m (h e)").to(output.weight.dtype))
+        found = apply_linear(output, rearrange(weights @ made.leaves[0], "h m e -> m (h e)").to(dtype))
         queries = found if queries is None else queries.to(found)
-        return _through(tail, cross.finish(queries[None], found[None]))[0]
+        return through(tail, cross.finish(queries[None], found[None]))[0]
 
     return finish, made + Used.of(output, cross.mlp_norm, cross.mlp, *tail)
 
 
 def _finish(cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Sequence[nn.Module]) -> tuple[Finish, Used]:
     """The output map is applied to the values; all that follows, to each query."""
-    output = cross.attention.output
+    output = linear_map(cross.attention.output)
     weight = output.weight.to(values.dtype).unflatten(-1, (len(values), -1))
     made = Used.made(_aligned(torch.einsum("hne,fhe->hnf", values, weight).flatten(0, 1)), output.bias)
     columns, bias = made.leaves
     follow, used = (_composed_mlp_and_tail if is_shorter_composed(cross, tail) else _mlp_and_tail)(cross, values, tail)
 
     def finish(weights: Tensor, queries: Tensor | None) -> Tensor:
-        found = matmul(rearrange(weights, "h m n -> m (h n)"), columns)[:, : output.out_features]
+        found = matmul(rearrange(weights, "h m n -> m (h n)"), columns)[:, : len(bias)]
         found = found.to(bias.dtype) + bias
         return follow(found if queries is None else found + queries.to(found))
 
@@ -96,7 +98,7 @@ def _mlp_and_tail(
 
     def follow(x: Tensor) -> Tensor:
         x = x[None]
-        return _through(tail, x + cross.mlp(cross.mlp_norm(x)))[0]
+        return through(tail, x + cross.mlp(cross.mlp_norm(x)))[0]
 
     return follow, Used.of(cross.mlp_norm, cross.mlp, *tail)
 
@@ -108,7 +110,7 @@ def _composed_mlp_and_tail(
     dtype, norm = values.dtype, cross.mlp_norm
     last, after, bias = _last_maps(cross, values, tail)
     scale, shift = norm.weight.to(dtype), norm.bias.to(dtype)
-    made = Used.made(*_plain(cross.mlp.hidden, dtype), scale, shift, torch.cat([last[0], after], -1), bias)
+    made = Used.made(*linear_map(cross.mlp.hidden).to(dtype), scale, shift, torch.cat([last[0], after], -1), bias)
     hidden, hidden_bias, scale, shift, maps, bias = made.leaves
 
     def follow(x: Tensor) -> Tensor:
@@ -123,18 +125,18 @@ def _composed_mlp_and_tail(
 
 def is_shorter_composed(cross: CrossAttention, tail: Sequence[nn.Module]) -> bool:
     """Whether the maps behind the MLP's activation, and behind what goes past it, are cheaper as two."""
-    maps = [module for module in tail if isinstance(module, nn.Linear)]
+    maps = [linear_shape(module) for module in tail if is_linear_map(module)]
     if not is_linear(tail) or not maps:
         return False
-    second = cross.mlp.output.weight
-    return maps[-1].out_features * sum(second.shape) < second.numel() + sum(module.weight.numel() for module in maps)
+    channels, hidden = cross.attention.query_channels, cross.mlp.hidden_channels
+    return maps[-1][0] * (channels + hidden) < channels * hidden + sum(map(math.prod, maps))
 
 
 def _last_maps(
     cross: CrossAttention, values: Tensor, tail: Sequence[nn.Module]
 ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """The tail as one map, with its bias; that of the activation; the bias of both together."""
-    second = _plain(cross.mlp.output, values.dtype)
+    second = linear_map(cross.mlp.output).to(values.dtype)
     last = _composed(tail, len(second[0]), values)
     return last, last[0] @ second[0], last[1] + last[0] @ second[1]
 
@@ -148,7 +150,7 @@ def _folded_finish(
     variance, |centred u|^2: with centred u = Q R (values in their own width, 1) that is |R (values, 1)|^2.
     """
     dtype, mlp, norm = values.dtype, cross.mlp, cross.mlp_norm
-    output, hidden = _plain(cross.attention.output, dtype), _plain(mlp.hidden, dtype)
+    output, hidden = linear_map(cross.attention.output).to(dtype), linear_map(mlp.hidden).to(dtype)
     last, after, bias = _last_maps(cross, values, tail)
     centred = torch.cat([output[0], output[1][:, None]], -1)
     centred = centred - centred.mean(0)
@@ -175,27 +177,17 @@ def _folded_finish(
 
 def is_linear(tail: Sequence[nn.Module]) -> bool:
     """Whether these maps, one after the other, are a linear one."""
-    return all(isinstance(module, nn.Linear | nn.Identity) for module in tail)
+    return all(is_linear_map(module) or type(module) is nn.Identity for module in tail)
 
 
 def _composed(tail: Sequence[nn.Module], channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Linear maps of rows [channels], one after the other, as one."""
     weight, bias = torch.eye(channels, dtype=like.dtype, device=like.device), like.new_zeros(channels)
     for module in tail:
-        if isinstance(module, nn.Linear):
-            own, shift = _plain(module, like.dtype)
+        if is_linear_map(module):
+            own, shift = linear_map(module).to(like.dtype)
             weight, bias = own @ weight, own @ bias + shift
     return weight, bias
-
-
-def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    for module in modules:
-        x = module(x)
-    return x
-
-
-def _plain(linear: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return linear.weight.to(dtype), linear.bias.to(dtype)
 
 
 def _aligned(columns: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.linear import Linear
-
 POSITION_STD = 0.02  # latents, learned positions, queries, paddings and mask tokens
 
 # Standard deviation of a unit normal cut at +-2: haiku's VarianceScaling divides by it, its TruncatedNormal does not.
@@ -71,7 +69,7 @@ def convolution_(layer: nn.Module) -> nn.Module:
 
 
 def _linear(in_channels: int, out_channels: int, std: float) -> nn.Linear:
-    layer = Linear(in_channels, out_channels)
+    layer = nn.Linear(in_channels, out_channels)
     nn.init.zeros_(layer.bias)
     nn.init.zeros_(layer.weight) if std == 0 else truncated_normal_(layer.weight, std)
     return layer

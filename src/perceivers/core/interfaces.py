@@ -17,9 +17,9 @@ from perceivers.core.tokens import Segment
 class Indices:
     """Ask for some of an output's places, counted row-major."""
 
-    index: Int[Tensor, "*b o"]
-    """[O] for the whole batch, or [B, O]."""
-    mask: Bool[Tensor, "b o"] | None = None
+    index: Int[Tensor, "*b o"] | Any
+    """[O] for the whole batch, or [B, O]; a tensor, an array or a list."""
+    mask: Bool[Tensor, "b o"] | Any = None
     """True where a place is asked for; None: all are."""
 
 
@@ -27,9 +27,9 @@ class Indices:
 class Coordinates:
     """Ask at any coordinates, in the units of the data."""
 
-    coordinates: Float[Tensor, "*b o axes"]
-    """[O, axes] for the whole batch, or [B, O, axes]."""
-    mask: Bool[Tensor, "b o"] | None = None
+    coordinates: Float[Tensor, "*b o axes"] | Any
+    """[O, axes] for the whole batch, or [B, O, axes]; finite numbers in a tensor, an array or lists."""
+    mask: Bool[Tensor, "b o"] | Any = None
     """True where a place is asked for; None: all are."""
 
 
@@ -37,9 +37,9 @@ class Coordinates:
 class Queries:
     """Ask with query vectors of the caller's own."""
 
-    queries: Float[Tensor, "*b o f"]
-    """[O, F] for the whole batch, or [B, O, F]."""
-    mask: Bool[Tensor, "b o"] | None = None
+    queries: Float[Tensor, "*b o f"] | Any
+    """[O, F] for the whole batch, or [B, O, F]; a tensor, an array or lists."""
+    mask: Bool[Tensor, "b o"] | Any = None
     """True where a query exists; None: all do."""
 
 
@@ -53,7 +53,7 @@ class Part:
 
     values: Any
     """As the whole input would be given."""
-    start: tuple[int, ...]
+    start: tuple[int, ...] | Any
     """Where along each axis of the whole they begin."""
     size: tuple[int, ...] | None = None
     """Size of the whole; None: the size it is trained at."""
@@ -66,6 +66,9 @@ class InputAdapter(nn.Module, ABC):
     """Width of the tokens, C."""
     reads_parts: bool = False
     """Whether it takes a Part: no token depends on its neighbours, and each knows its place."""
+
+    is_set: bool = False
+    """Whether it is a set, which may be read in chunks: no token depends on its place."""
 
     @abstractmethod
     def forward(self, raw: Any) -> Segment:

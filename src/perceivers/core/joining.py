@@ -1,19 +1,26 @@
 """Several named inputs as one set of tokens, several named outputs as one set of queries, and back."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from perceivers.core.arguments import about, check_batches, given, is_whole, near
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
-from perceivers.core.reading import Encoded
+from perceivers.core.linear_map import dtype_of, is_linear_map, linear_map
+from perceivers.core.queries import given_points
+from perceivers.core.reading import Encoded, Extent
 from perceivers.core.tokens import Segment, Tokens
 
 JoinRule = Literal["pad", "project"]
+
+MOST_LISTED = 50
+"""Names that a message lists."""
 
 
 class Join(nn.Module):
@@ -37,9 +44,12 @@ class Join(nn.Module):
     def forward(self, name: str, segment: Segment) -> Segment:
         """The segment in the common width."""
         if name in self.projections:
-            linear = self.projections[name]
-            assert isinstance(linear, nn.Linear)
-            return replace(segment, projection=(linear.weight, linear.bias))
+            projection = self.projections[name]
+            if is_linear_map(projection):
+                weight, bias = linear_map(projection)
+                return replace(segment, projection=(weight, bias))
+            tokens = projection(segment.dense(dtype_of(projection)))
+            return Segment(content=tokens, mask=segment.mask, grid=segment.grid)
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
 
@@ -60,17 +70,22 @@ class InputAdapters(nn.Module):
         self.mask_tokens = nn.ParameterDict({name: trained_vector(join.channels) for name in mask_probs})
 
     def forward(
-        self, raw: Mapping[str, Any] | Tensor, missing: Iterable[str] | None = None
+        self, raw: Any, missing: Iterable[str] | None = None, device: torch.device | None = None
     ) -> tuple[Tokens, dict[str, Segment]]:
         """All tokens in one width; and each input's own, before they were joined and hidden.
+
+        Tensors must be on `device`, arrays go there (None: tensors may be anywhere).
 
         An input that is not given (absent or None) is left out; one that has a mask token is hidden instead, also in
         single samples that lack it. With `missing`, of those not given only these are hidden.
         """
-        given = self._by_name(raw)
-        own = {name: adapter(given[name]) for name, adapter in self.adapters.items() if name in given}
+        found = self.by_name(raw)
+        own = {
+            name: about("input", name, self._read, name, found[name], device) for name in self.adapters if name in found
+        }
         if not own and not missing:
             raise ValueError(f"no input given: the model reads {', '.join(self.adapters)}")
+        check_batches("inputs", {name: segment.batch_size for name, segment in own.items()})
         joined = {}
         for name in self.adapters:
             hidden = missing is None or name in missing
@@ -79,15 +94,36 @@ class InputAdapters(nn.Module):
                 joined[name] = self._hide(name, self.join(name, segment), absent=name not in own)
         return Tokens(joined), own
 
-    def _by_name(self, raw: Mapping[str, Any] | Tensor) -> dict[str, Any]:
-        if isinstance(raw, Tensor):
+    def by_name(self, raw: Any) -> dict[str, Any]:
+        """Return the inputs that are given, by name: a dictionary, or the only input as it is."""
+        if not isinstance(raw, Mapping):
             if len(self.adapters) != 1:
                 raise ValueError(f"several inputs: give a dictionary of {', '.join(self.adapters)}")
-            return {next(iter(self.adapters)): raw}
-        for name in check_names("input", raw, self.adapters):
-            if isinstance(raw[name], Part) and not self.adapters[name].reads_parts:
-                raise ValueError(f"input {name!r} is no grid of independent tokens: give it whole, not as a Part")
+            raw = {next(iter(self.adapters)): raw}
+        check_names("input", raw, self.adapters)
         return {name: value for name, value in raw.items() if value is not None}
+
+    def extents(self, raw: Any) -> dict[str, Extent | None]:
+        """Return which part of each input is given (None: all of it); without sets, whose parts nothing tells apart."""
+        found = raw if isinstance(raw, Mapping) else self.by_name(raw)
+        return {name: _extent(found[name]) for name, own in self.adapters.items() if name in found and not own.is_set}
+
+    @contextmanager
+    def nothing_random(self) -> Iterator[None]:
+        """Within: no token is masked at random outside training; what is always masked stays so."""
+        own = self.mask_probs
+        self.mask_probs = {name: (prob, at_eval and prob == 1) for name, (prob, at_eval) in own.items()}
+        try:
+            yield
+        finally:
+            self.mask_probs = own
+
+    def _read(self, name: str, value: Any, device: torch.device | None) -> Any:
+        is_part = isinstance(value, Part)
+        if is_part and not self.adapters[name].reads_parts:
+            raise ValueError("it is no grid of independent tokens: give it whole, not as a Part")
+        value = replace(value, values=given(value.values, device)) if is_part else given(value, device)
+        return self.adapters[name](value)
 
     def _absent(self, name: str) -> Segment | None:
         adapter = self.adapters[name]
@@ -117,13 +153,21 @@ class OutputQueries(nn.Module):
         self.queries, self.join = nn.ModuleDict(queries), join
         self.channels = join.channels
 
-    def forward(self, encoded: Encoded, points: Mapping[str, Points], names: Iterable[str] | None) -> Tokens:
+    def forward(self, encoded: Encoded, points: Mapping[str, Points | None], names: Iterable[str] | None) -> Tokens:
         """Queries for these points of these outputs, in one width; None: all but those asking with an absent input."""
+        if not isinstance(points, Mapping):
+            raise ValueError(f"points of type {type(points).__name__}: give a dictionary of {', '.join(self.queries)}")
         check_names("output", points, self.queries)
         if names is None:
             names = [name for name, query in self.queries.items() if query.source in (None, *encoded.sources)]
         names = check_names("output", names, self.queries)
-        return Tokens({name: self.join(name, self.queries[name](encoded, points.get(name))) for name in names})
+        own = {name: about("output", name, self._ask, name, encoded, points.get(name)) for name in names}
+        check_batches("points", {"latents": encoded.latents.shape[0]} | {n: own[n].batch_size for n in names})
+        return Tokens({name: self.join(name, segment) for name, segment in own.items()})
+
+    def _ask(self, name: str, encoded: Encoded, points: Any) -> Any:
+        asked = None if points is None else given_points(points, encoded.latents.device)
+        return self.queries[name](encoded, asked)
 
 
 class OutputAdapters(nn.Module):
@@ -140,6 +184,8 @@ class OutputAdapters(nn.Module):
 
     def share(self, queries: Tokens, rank: int, world: int) -> Tokens:
         """The queries of one of `world` processes; ValueError for an output whose rows depend on one another."""
+        if not (is_whole(rank) and is_whole(world)) or not 0 <= rank < world:
+            raise ValueError(f"share = {(rank, world)} must be (rank, world), whole numbers with 0 <= rank < world")
         for name in queries.segments:
             if self.adapters[name].mixes_neighbours:
                 raise ValueError(f"output {name!r} mixes neighbouring places: decode it whole, on one process")
@@ -148,7 +194,12 @@ class OutputAdapters(nn.Module):
 
     def forward(self, rows: Mapping[str, Tensor], queries: Tokens) -> dict[str, Any]:
         """Raw outputs."""
-        return {name: self.adapters[name](x, queries.segments[name]) for name, x in rows.items()}
+        found = {}
+        for name, x in rows.items():
+            asked = queries.segments[name]
+            beyond = asked.grid is None and asked.content is None
+            found[name] = self.adapters[name](_only_at_places(x, asked) if beyond else x, asked)
+        return found
 
 
 def check_new_name(what: str, name: str) -> None:
@@ -160,10 +211,27 @@ def check_new_name(what: str, name: str) -> None:
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
     """The names, if all are known; else a ValueError with the nearest known one."""
-    names, known = list(names), list(known)
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"{what}: names must come in a list, not as {names!r:.99}")
+    names, known = list(names), dict.fromkeys(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}{hint}")
+            listed = ", ".join(islice(known, MOST_LISTED)) + f", ... ({len(known)} in all)" * (len(known) > MOST_LISTED)
+            raise ValueError(f"unknown {what} {name!r:.99}; there are {listed:.600}{near(str(name), known)}")
     return names
+
+
+def _only_at_places(rows: Tensor, queries: Segment) -> Tensor:
+    """Return rows with NaN for queries of places that are not finite: attention may make a number of them."""
+    if not isinstance(queries.positions, Tensor):
+        return rows
+    nowhere = queries.positions.isnan().any(dim=-1, keepdim=True)
+    return torch.where(nowhere, torch.nan, rows)
+
+
+def _extent(value: Any) -> Extent | None:
+    if not isinstance(value, Part):
+        return None
+    values = value.values["values"] if isinstance(value.values, Mapping) else value.values
+    stop = tuple(at + n for at, n in zip(value.start, values.shape[1:], strict=False))
+    return Extent(tuple(value.start), stop, value.size)

@@ -20,14 +20,6 @@ LEAST_COLUMNS = 8
 """Results of a row; narrower ones are as slow as that many."""
 
 
-class Linear(nn.Linear):
-    """nn.Linear, its product made by `linear`."""
-
-    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        """X W' + bias."""
-        return linear(x, self.weight, self.bias)
-
-
 def linear(
     x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*b o"]:

@@ -34,6 +34,7 @@ from torch.autograd.function import once_differentiable
 
 from perceivers.core.attention import CrossAttention
 from perceivers.core.finishing import Finish, finish_of
+from perceivers.core.linear_map import LinearMap, apply_linear, linear_map
 from perceivers.core.reading import NOTHING_SEEN, ReadState
 from perceivers.core.rows import AbsorbedRows, Block, MadeRows, ProjectedRows, Rows, SeparableRows, blocks_of
 from perceivers.core.tokens import Segment
@@ -200,7 +201,7 @@ def _without_autocast(function: Function) -> Function:
 
     @wraps(function)
     def call(cross: CrossAttention, *given: Any) -> Any:
-        with torch.autocast(cross.mlp.output.weight.device.type, enabled=False):
+        with torch.autocast(cross.mlp_norm.weight.device.type, enabled=False):
             return function(cross, *given)
 
     return cast(Function, call)
@@ -214,11 +215,11 @@ def read(
     attention, norm = cross.attention, cross.token_norm
     dtype = torch.promote_types(latents.dtype, torch.float32)
     heads = attention.num_heads
-    query = attention.query(cross.query_norm(latents.to(attention.query.weight.dtype)))
+    query = apply_linear(attention.query, cross.query_norm(latents.to(cross.query_norm.weight.dtype)))
     query = rearrange(query.to(dtype), "b n (h d) -> b h n d", h=heads)
     query = query / math.sqrt(query.shape[-1])
-    key, key_bias = _behind_norm(attention.key, norm, heads, dtype)
-    value, value_bias = _behind_norm(attention.value, norm, heads, dtype)
+    key, key_bias = _behind_norm(linear_map(attention.key), norm, heads, dtype)
+    value, value_bias = _behind_norm(linear_map(attention.value), norm, heads, dtype)
     # The softmax cancels the keys' bias; its gradient is 0 and not None, which data parallelism would wait for.
     value_bias = value_bias + key_bias[:, :0].sum()
     batch = max(len(latents), segment.batch_size)
@@ -254,10 +255,10 @@ def _sums(rows: Rows, block_size: int) -> tuple[Tensor, ...]:
 
 
 def _behind_norm(
-    linear: nn.Linear, norm: nn.LayerNorm, heads: int, dtype: torch.dtype
+    linear: LinearMap, norm: nn.LayerNorm, heads: int, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "h d c"], Float[Tensor, "h d"]]:
     """A linear map with the scale and shift of the norm before it folded in, split into heads."""
-    weight, bias = linear.weight.to(dtype), linear.bias.to(dtype)
+    weight, bias = linear.to(dtype)
     bias = bias + weight @ norm.bias.to(dtype)
     return (weight * norm.weight.to(dtype)).unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
 
@@ -279,12 +280,12 @@ def write(
 ) -> Float[Tensor, "b o e"]:
     """What queries find in the latents, behind the maps that follow (`tail`), `block_size` queries at a time."""
     heads, dtype = cross.attention.num_heads, torch.promote_types(latents.dtype, torch.float32)
-    normed = cross.token_norm(latents.to(cross.attention.key.weight.dtype))
+    normed = cross.token_norm(latents.to(cross.token_norm.weight.dtype))
     key, value = (
-        rearrange(linear(normed), "b n (h d) -> b h n d", h=heads)
-        for linear in (cross.attention.key, cross.attention.value)
+        rearrange(apply_linear(module, normed), "b n (h d) -> b h n d", h=heads)
+        for module in (cross.attention.key, cross.attention.value)
     )
-    query, bias = _behind_norm(cross.attention.query, cross.query_norm, heads, dtype)
+    query, bias = _behind_norm(linear_map(cross.attention.query), cross.query_norm, heads, dtype)
     written = []
     for number in range(max(len(latents), queries.batch_size)):
         own, values = queries.sample(number), value[number % len(value)].to(dtype)

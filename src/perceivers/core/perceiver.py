@@ -5,10 +5,11 @@ E output width, H heads. Source: Perceiver IO (Jaegle et al. 2022) and its offic
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from perceivers.core.arguments import check_limit, comes_in_parts
 from perceivers.core.config import Config
 from perceivers.core.decoder import AverageDecoder, Decoder
 from perceivers.core.initialisers import zero_
@@ -22,7 +23,10 @@ from perceivers.core.trunk import Resampler, Transformer
 
 
 class PerceiverIO(nn.Module):
-    """One model for what a schema declares: `model(raw)` gives raw outputs by name."""
+    """One model for what a schema declares: `model(raw)` gives raw outputs by name.
+
+    Arrays, lists and pictures of Pillow are taken in place of tensors; what does not fit is a ValueError.
+    """
 
     memory_limit: int | None = None
     """Bytes that reading and writing may take where a call says nothing else; None: what is fastest."""
@@ -65,8 +69,8 @@ class PerceiverIO(nn.Module):
 
     def forward(
         self,
-        raw: Mapping[str, Any] | Tensor,
-        points: Mapping[str, Points] | None = None,
+        raw: Mapping[str, Any] | Any,
+        points: Mapping[str, Points | None] | None = None,
         memory_limit: int | None = None,
         order: Order | None = None,
     ) -> dict[str, Any]:
@@ -75,7 +79,7 @@ class PerceiverIO(nn.Module):
 
     def encode(
         self,
-        raw: Mapping[str, Any] | Tensor | Iterable[Mapping[str, Any]],
+        raw: Mapping[str, Any] | Iterable[Mapping[str, Any]] | Any,
         memory_limit: int | None = None,
         order: Order | None = None,
     ) -> Encoded:
@@ -84,36 +88,40 @@ class PerceiverIO(nn.Module):
         Beside inputs and model, each reading takes `memory_limit` bytes at most; `order` forces how attention is
         computed (core/orders.py). Both change the time and the last bits alone.
         """
-        if not isinstance(raw, Mapping | Tensor):
+        if comes_in_parts(raw):
             reading = Reading()
             for chunk in raw:
                 reading = reading + self.read(chunk, memory_limit, order)
             missing = {name: None for name in self.input_adapter.mask_probs if name not in reading.states}
             return self.process(reading + self.read(missing, memory_limit, order) if missing else reading)
-        tokens, own = self.input_adapter(raw)
+        tokens, own = self._tokens(raw)
         latents = self.trunk(tokens, None, self._plan(memory_limit, order))
         return Encoded(latents, self._sources(own), self._mask(tokens))
 
     def read(
-        self, raw: Mapping[str, Any] | Tensor, memory_limit: int | None = None, order: Order | None = None
+        self, raw: Mapping[str, Any] | Any, memory_limit: int | None = None, order: Order | None = None
     ) -> Reading:
         """What the latents take from these inputs alone, to be added to what they take from others.
 
         An input given as None is read as missing. ValueError if the model reads more than once.
         """
-        tokens, own = self.input_adapter(
-            raw, missing=[] if isinstance(raw, Tensor) else [n for n in raw if raw[n] is None]
-        )
-        return Reading(self._resampler().read(tokens, self._plan(memory_limit, order)), self._sources(own))
+        trunk, plan = self._resampler(), self._plan(memory_limit, order)
+        missing = [name for name in raw if raw[name] is None] if isinstance(raw, Mapping) else []
+        tokens, own = self._tokens(raw, missing)
+        states, extents = trunk.read(tokens, plan), self.input_adapter.extents(raw)
+        parts = {name: (extent,) for name, extent in extents.items() if name in states}
+        return Reading(states, self._sources(own), parts)
 
     def process(self, reading: Reading) -> Encoded:
         """What `encode` gives for all that was read."""
+        if not isinstance(reading, Reading):
+            raise ValueError(f"processing takes a Reading, as `read` gives, not {type(reading).__name__}")
         return Encoded(self._resampler().process(reading.total()), reading.sources)
 
     def decode(
         self,
         encoded: Encoded,
-        points: Mapping[str, Points] | None = None,
+        points: Mapping[str, Points | None] | None = None,
         outputs: Iterable[str] | None = None,
         memory_limit: int | None = None,
         order: Order | None = None,
@@ -124,26 +132,27 @@ class PerceiverIO(nn.Module):
         `share` (rank, world): of each output the part of one of several processes, if it gets any; of a grid slices of
         its first axis.
         """
-        queries = self.output_query(encoded, points or {}, outputs)
+        self._check_encoded(encoded)
+        queries = self.output_query(encoded, {} if points is None else points, outputs)
         queries = queries if share is None else self.output_adapter.share(queries, *share)
         plan, heads = self._plan(memory_limit, order), self.output_adapter.heads
         rows = self.decoder(queries, encoded.latents, heads, plan, encoded.mask)
         return self.output_adapter(rows, queries)
 
     def attention_maps(
-        self, raw: Mapping[str, Any] | Tensor, points: Mapping[str, Points] | None = None
+        self, raw: Mapping[str, Any] | Any, points: Mapping[str, Points | None] | None = None
     ) -> dict[str, dict[str, Tensor]]:
         """Under "encoder" [B, H, N, M] of each input at the first read, under "decoder" [B, H, O, N] of each output.
 
         Without what the model does not do: a transformer does not read, an averaging decoder does not ask.
         """
-        tokens, own = self.input_adapter(raw)
+        tokens, own = self._tokens(raw)
         maps = {}
         if isinstance(self.trunk, Resampler):
             maps["encoder"] = self.trunk.attention_map(tokens)
         if isinstance(self.decoder, Decoder):
             encoded = Encoded(self.trunk(tokens), own, self._mask(tokens))
-            queries = self.output_query(encoded, points or {}, None)
+            queries = self.output_query(encoded, {} if points is None else points, None)
             maps["decoder"] = self.decoder.attention_map(queries, encoded.latents, encoded.mask)
         return maps
 
@@ -155,8 +164,21 @@ class PerceiverIO(nn.Module):
     def _mask(self, tokens: Tokens) -> Tensor | None:
         return tokens.mask() if isinstance(self.trunk, Transformer) else None
 
+    def _tokens(self, raw: Any, missing: Iterable[str] | None = None) -> Any:
+        return self.input_adapter(raw, missing, next(self.parameters()).device)
+
     def _plan(self, memory_limit: int | None, order: Order | None) -> Plan:
-        return Plan(self.memory_limit if memory_limit is None else memory_limit, order)
+        if order not in (None, *get_args(Order)):
+            raise ValueError(f"unknown order {order!r}; there are {', '.join(get_args(Order))}")
+        return Plan(check_limit(self.memory_limit if memory_limit is None else memory_limit), order)
+
+    def _check_encoded(self, encoded: Encoded) -> None:
+        if not isinstance(encoded, Encoded):
+            raise ValueError(f"decoding takes an Encoded, as `encode` gives, not {type(encoded).__name__}")
+        widths = {name: self.input_adapter.adapters[name].channels for name in self._asked_with}
+        other = [name for name, segment in encoded.sources.items() if segment.own_channels != widths.get(name)]
+        if encoded.latents.ndim != 3 or encoded.latents.shape[-1] != self.config.latents.channels or other:
+            raise ValueError(f"latents {tuple(encoded.latents.shape)} of another model: decode what this one encoded")
 
     def _sources(self, own: Mapping[str, Segment]) -> dict[str, Segment]:
         return {name: segment for name, segment in own.items() if name in self._asked_with}

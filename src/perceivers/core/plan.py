@@ -13,16 +13,20 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.attention import CrossAttention
+from perceivers.core.attention import LAYER_NORM_EPSILON, MLP, Attention, CrossAttention
 from perceivers.core.counting import HALF, RATES, Cost, Count, Rates, Sizes
 from perceivers.core.finishing import is_linear, is_shorter_composed
 from perceivers.core.joining import check_names
+from perceivers.core.linear_map import has_plain_tensors, is_hooked, is_linear_map, is_plain_norm, linear_shape
 from perceivers.core.orders import Order, is_together, kernels_for
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
 
 ONE_HOT = 8
 """Rows of a block of the separable order, about; their one-hot code is part of a product."""
+
+BLOCK_PARTS = (Attention, MLP, nn.Dropout, nn.Dropout)
+"""Classes of a block's attention, MLP and dropouts."""
 
 GRADIENT = 3
 """How many times the memory a block takes when it is made again for its gradient."""
@@ -89,9 +93,10 @@ class Case:
 
     def costs(self) -> dict[Order, Cost]:
         """Of every order that is possible."""
-        attention = self.cross.attention
         orders: list[Order] = ["dense"]
-        if not (attention.training and (attention.dropout or (self.tail is not None and self.cross.dropout.p))):
+        if not self.is_transparent:
+            return {"dense": self._cost("dense")}
+        if not (self.drops_weights or (self.tail is not None and self.cross.training and self.cross.dropout.p)):
             orders += ["projected", "absorbed"]
             if self.width and not (self.tail is not None and self.cross.query_residual):
                 orders.append("separable")
@@ -99,6 +104,27 @@ class Case:
             folded: dict[Order, Order] = {"absorbed": "absorbed-folded", "separable": "separable-folded"}
             orders += [folded[order] for order in orders if order in folded]
         return {order: self._cost(order) for order in orders}
+
+    @property
+    def drops_weights(self) -> bool:
+        """Whether attention weights are dropped at random, which only the dense algorithm does."""
+        return self.cross.attention.training and self.cross.attention.dropout > 0
+
+    @cached_property
+    def is_transparent(self) -> bool:
+        """Whether the weights of all modules that other algorithms do not call are known, and calls do nothing else."""
+        cross, behind = self.cross, [part for module in self.tail or () for part in module.modules()]
+        attention, mlp = cross.attention, cross.mlp
+        maps = (attention.query, attention.key, attention.value, attention.output, mlp.hidden, mlp.output)
+        borrowed = [x for module in behind for x in getattr(module, "borrowed", ())]
+        return (
+            not is_hooked(attention, mlp, cross.dropout, mlp.dropout, *behind)
+            and (type(attention), type(mlp), type(cross.dropout), type(mlp.dropout)) == BLOCK_PARTS
+            and all(map(is_linear_map, maps))
+            and all(is_plain_norm(x, LAYER_NORM_EPSILON) for x in (cross.query_norm, cross.token_norm, cross.mlp_norm))
+            and all(map(has_plain_tensors, behind))
+            and all(x.is_leaf and type(x) is nn.Parameter for x in borrowed)
+        )
 
     @property
     def width(self) -> int:
@@ -150,7 +176,7 @@ class Case:
     def channels(self) -> int:
         """Width of the tokens."""
         attention = self.cross.attention
-        return (attention.key if self.tail is None else attention.query).in_features
+        return attention.token_channels if self.tail is None else attention.query_channels
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -161,8 +187,8 @@ class Case:
             samples=self.samples,
             latents=self.latents.shape[-2],
             questions=self.questions,
-            qk=attention.query.out_features,
-            v=attention.value.out_features,
+            qk=attention.qk_channels,
+            v=attention.v_channels,
             channels=self.channels,
             own=segment.own_channels,
             content=content,
@@ -209,9 +235,9 @@ class Case:
 
     def _writing(self, order: Order) -> Count:
         """What follows the scores when writing: sums of values, the MLP, the maps behind it."""
-        sizes, hidden = self.sizes, self.cross.mlp.hidden.out_features
-        maps = [module for module in self.tail or () if isinstance(module, nn.Linear)]
-        written = maps[-1].out_features if maps else sizes.channels
+        sizes, hidden = self.sizes, self.cross.mlp.hidden_channels
+        maps = [linear_shape(module) for module in self.tail or () if is_linear_map(module)]
+        written = maps[-1][0] if maps else sizes.channels
         # What is written of several samples is stacked: it is there twice.
         stacked = sizes.samples * self.segment.num_tokens * written if sizes.samples > 1 else 0
         softmax = Count(stored=2, kept=stacked)
@@ -226,7 +252,7 @@ class Case:
                 + sizes.channels * (sizes.channels + hidden)
                 + hidden * written,
             )
-        behind = sizes.channels * hidden + sum(linear.weight.numel() for linear in maps)
+        behind = sizes.channels * hidden + sum(map(math.prod, maps))
         rest = softmax + Count(
             products=sizes.channels * hidden, passes=8 * sizes.channels, held=4 * sizes.channels + 2 * hidden + written
         )
@@ -252,7 +278,7 @@ class Case:
         fitting = {order: cost for order, cost in allowed.items() if cost.bytes(cost.unit) <= limit}
         if not fitting:
             least = min(cost.bytes(cost.unit) for cost in allowed.values())
-            raise ValueError(f"memory limit of {limit / 1e6:.3g} MB: this needs at least {least / 1e6:.3g} MB")
+            raise ValueError(_too_small(limit, least))
         order = min(fitting, key=lambda name: fitting[name].work)
         cost = fitting[order]
         if order == "dense":
@@ -262,10 +288,14 @@ class Case:
 
 
 def plan_states(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice] | None:
-    """A choice for each segment that makes a state to be added up; None where dropout of weights forbids it."""
+    """A choice for each segment that makes a state to be added up; None where dropout of weights forbids it.
+
+    Dense ones only where the block's weights are not known.
+    """
     choices = {}
     for name, segment in tokens.segments.items():
-        choice = Case(cross, latents, segment, None).choose(plan, dense=False)
+        case = Case(cross, latents, segment, None)
+        choice = None if case.drops_weights else case.choose(plan, dense=not case.is_transparent)
         if choice is None:
             return None
         choices[name] = choice
@@ -280,9 +310,18 @@ def plan_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: P
     if states is None:
         return {}
     dense = [Case(cross, latents, segment, None).costs()["dense"] for segment in tokens.segments.values()]
-    fits = plan.memory_limit is None or sum(cost.bytes(0) for cost in dense) <= plan.memory_limit
+    needed = sum(cost.bytes(0) for cost in dense)
+    fits = plan.memory_limit is None or needed <= plan.memory_limit
+    if any(choice.order == "dense" for choice in states.values()):  # modules must be called, for all tokens at once
+        if not fits:
+            raise ValueError(_too_small(plan.memory_limit, needed))
+        return {}
     cheaper = sum(cost.work for cost in dense) <= sum(choice.cost.work for choice in states.values())
     return {} if plan.order is None and fits and cheaper else states
+
+
+def _too_small(limit: float | None, least: int) -> str:
+    return f"memory limit of {(limit or 0) / 1e6:.3g} MB: this needs at least {least / 1e6:.3g} MB"
 
 
 def plan_writing(

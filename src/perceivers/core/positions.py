@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from perceivers.core.arguments import require
 from perceivers.core.initialisers import plain_linear, trained_vector
 
 CoordinateRule = Literal["inclusive", "exclusive"]
@@ -58,6 +59,9 @@ class Learned:
 
 PositionConfig = Fourier | Learned
 
+MOST_BANDS, MOST_RESIDUAL_LAYERS = 100_000, 1000
+"""Most bands of Fourier features, and most residual layers behind positions."""
+
 
 def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:
     """Coordinates from places counted along an axis of `span` places, 0 to span - 1, fractions allowed.
@@ -65,6 +69,29 @@ def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Ten
     "inclusive": from -1 to 1 with both ends. "exclusive": without the upper one (official rule for subsampled points).
     """
     return -1 + 2 * place / (max(span - 1, 1) if rule == "inclusive" else span)
+
+
+def sound_coordinates(
+    coordinates: Float[Tensor, "*b m axes"], mask: Bool[Tensor, "b m"] | None, axes: int
+) -> Float[Tensor, "*b m axes"]:
+    """Return coordinates that are finite: 0 where the mask says that there is nothing.
+
+    ValueError for the first place that is not finite; where values are not looked at (compiled programs), the place
+    becomes NaN, in every algorithm.
+    """
+    if coordinates.shape[-1] != axes:
+        raise ValueError(f"coordinates of shape {tuple(coordinates.shape)}, expected {axes} of them at the end")
+    if mask is not None:
+        there = mask[..., None]
+        coordinates = torch.where(there, coordinates, torch.zeros_like(coordinates))
+    known = coordinates.isfinite()
+    require(known.all(), lambda: f"coordinates of point {_first_false(known.all(-1))} are not finite numbers")
+    return torch.where(known, coordinates, torch.nan)
+
+
+def _first_false(holds: Bool[Tensor, "*b"]) -> str:
+    place = (~holds).nonzero()[0].tolist()
+    return f"{place[-1]}" + (f" of sample {place[0]}" if len(place) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -220,6 +247,8 @@ class FourierPositions(nn.Module):
         self.max_resolution = (resolution,) * axes if isinstance(resolution, int) else tuple(resolution)
         if len(self.max_resolution) != axes:
             raise ValueError(f"max_resolution {self.max_resolution} must have one number for each of {axes} axes")
+        if config.num_bands > MOST_BANDS:
+            raise ValueError(f"num_bands = {config.num_bands} must be at most {MOST_BANDS}")
         self.config, self.axes = config, axes
         self.channels = axes * ((1 if config.sine_only else 2) * config.num_bands + config.with_coordinates)
 
@@ -267,7 +296,7 @@ class LearnedPositions(nn.Module):
         coordinates = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
         sizes = torch.tensor(self.grid, device=coordinates.device)
         places = ((coordinates + 1) / 2 * (sizes - 1)).clamp(min=torch.zeros_like(sizes), max=sizes - 1)
-        low = places.floor().long()
+        low = places.nan_to_num(0.0).floor().long()  # NaN is no place; through the fraction it stays NaN
         fraction = (places - low).to(self.table.dtype)
         result = torch.zeros(*coordinates.shape[:-1], self.channels, dtype=self.table.dtype, device=self.table.device)
         for corner in itertools.product((0, 1), repeat=len(self.grid)):
@@ -290,6 +319,10 @@ class Positions(nn.Module):
             raise ValueError("learned positions need a grid; values at free coordinates take Fourier positions")
         else:
             self.source = LearnedPositions(grid, config.channels)
+        if config.num_residual_layers > MOST_RESIDUAL_LAYERS:
+            raise ValueError(
+                f"num_residual_layers = {config.num_residual_layers} must be at most {MOST_RESIDUAL_LAYERS}"
+            )
         self.channels = config.project or self.source.channels
         self.projection = plain_linear(self.source.channels, config.project) if config.project else None
         self.residual_layers = nn.ModuleList(

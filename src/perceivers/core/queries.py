@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.core.arguments import as_mask, as_tensor, check_index, floats
 from perceivers.core.initialisers import trained_vector
 from perceivers.core.interfaces import Coordinates, Indices, OutputQuery, Points, Queries
-from perceivers.core.positions import CoordinateRule, GridPlaces, PositionConfig, Positions, to_unit
+from perceivers.core.positions import CoordinateRule, GridPlaces, PositionConfig, Positions, sound_coordinates, to_unit
 from perceivers.core.reading import Encoded
-from perceivers.core.tokens import Segment
+from perceivers.core.tokens import Segment, blank_where_absent
 
 
 class LearnedQuery(OutputQuery):
@@ -39,7 +41,8 @@ class PositionQuery(OutputQuery):
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
         """Coordinates count places of the grid along each axis, from 0, fractions allowed."""
         if isinstance(points, Coordinates):
-            unit = [to_unit(x, n, self.rule) for x, n in zip(points.coordinates.unbind(-1), self.grid, strict=True)]
+            coordinates = sound_coordinates(points.coordinates, points.mask, len(self.grid))
+            unit = [to_unit(x, n, self.rule) for x, n in zip(coordinates.unbind(-1), self.grid, strict=True)]
             return Segment(positions=self.positions.at(torch.stack(unit, dim=-1)), mask=points.mask)
         positions = self.positions.on_grid(GridPlaces(self.grid, rule=self.rule, device=encoded.latents.device))
         return at_points(Segment(positions=positions, grid=self.grid), points)
@@ -50,6 +53,7 @@ class CoordinateQuery(OutputQuery):
 
     def __init__(self, axes: int, config: PositionConfig, to_unit: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        self.axes = axes
         self.positions = Positions(axes, None, config)
         self.channels = self.positions.channels
         self.to_unit = to_unit
@@ -58,7 +62,8 @@ class CoordinateQuery(OutputQuery):
         """`to_unit` brings the data's coordinates to -1 to 1."""
         if not isinstance(points, Coordinates):
             raise ValueError("values at free coordinates have no whole: ask with points={name: Coordinates(...)}")
-        return Segment(positions=self.positions.at(self.to_unit(points.coordinates)), mask=points.mask)
+        coordinates = sound_coordinates(points.coordinates, points.mask, self.axes)
+        return Segment(positions=self.positions.at(self.to_unit(coordinates)), mask=points.mask)
 
 
 class InputQuery(OutputQuery):
@@ -93,7 +98,7 @@ class GivenQuery(OutputQuery):
             raise ValueError("this output has no queries of its own: ask with points={name: Queries(...)}")
         if points.queries.shape[-1] != self.channels:
             raise ValueError(f"queries have {points.queries.shape[-1]} channels, expected {self.channels}")
-        return Segment(content=_batched(points.queries), mask=points.mask)
+        return Segment(content=blank_where_absent(_batched(points.queries), points.mask), mask=points.mask)
 
 
 class NoQuery(OutputQuery):
@@ -119,19 +124,37 @@ def at_points(segment: Segment, points: Points | None) -> Segment:
         return segment
     if not isinstance(points, Indices):
         raise ValueError(f"this output can be asked at Indices only, not at {type(points).__name__}")
-    _check_places(points.index, segment.num_tokens)
+    check_index(points.index, segment.num_tokens, "index", "places of this output")
+    if segment.num_tokens == 1 and not points.index.shape[-1]:
+        raise ValueError("asked at no place, but this output has one row: leave it out of outputs=")
     rows = segment.rows(points.index)
     if points.mask is None:
         return rows
     return replace(rows, mask=points.mask if rows.mask is None else rows.mask & points.mask)
 
 
-def _check_places(index: Int[Tensor, "*b o"], count: int) -> None:
-    if torch.compiler.is_compiling() or not index.numel():
-        return
-    low, high = (int(place) for place in index.aminmax())
-    if low < 0 or high >= count:
-        raise ValueError(f"index {low if low < 0 else high} is outside the {count} places of this output, from 0")
+def given_points(points: Any, device: torch.device) -> Points:
+    """Return the points that a caller asks at, as tensors of the type and the rank that they must have."""
+    if not isinstance(points, Points):
+        raise ValueError(f"asked at {type(points).__name__}: give Indices, Coordinates or Queries")
+    name = {Indices: "index", Coordinates: "coordinates", Queries: "queries"}[type(points)]
+    x, rank = as_tensor(getattr(points, name), device), 1 if isinstance(points, Indices) else 2
+    if x.ndim not in (rank, rank + 1) or (x.ndim > rank and not x.shape[0]):
+        raise ValueError(f"{name} of shape {tuple(x.shape)}, expected {rank} axes, or {rank + 1} with the batch first")
+    if not isinstance(points, Indices):
+        x = floats(x)
+    elif x.numel() and (x.is_floating_point() or x.dtype == torch.bool):
+        raise ValueError(f"index of type {x.dtype}, expected whole numbers, each a place")
+    else:
+        x = x.long()
+    mask = None if points.mask is None else as_mask(as_tensor(points.mask, device))
+    if mask is not None:
+        mask, count = mask if mask.ndim > 1 else mask[None], x.shape[x.ndim - rank]
+        batches = {len(mask), len(x) if x.ndim > rank else 1} - {1}
+        if mask.ndim != 2 or mask.shape[1] != count or len(batches) > 1:
+            raise ValueError(f"mask of shape {tuple(mask.shape)}, but {name} of shape {tuple(x.shape)}")
+    own: Points = type(points)(x, mask)
+    return own
 
 
 def _batched(x: Float[Tensor, "*b o f"]) -> Float[Tensor, "b o f"]:

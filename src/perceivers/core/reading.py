@@ -1,5 +1,6 @@
 """What reading leaves behind. Reading is a sum over tokens: states of different tokens can be added, in any order."""
 
+import itertools
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -82,6 +83,23 @@ def sum_states(states: Iterable[ReadState]) -> ReadState:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """Which part of an input on a grid was read."""
+
+    start: tuple[int, ...]
+    """First place along each axis."""
+    stop: tuple[int, ...]
+    """Behind the last place along each axis."""
+    size: tuple[int, ...] | None
+    """Size of the whole; None: the size it is trained at."""
+
+    def overlaps(self, other: "Extent") -> bool:
+        """Tell whether both hold a place."""
+        ends = zip(self.start, self.stop, other.start, other.stop, strict=True)
+        return all(start < other_stop and other_start < stop for start, stop, other_start, other_stop in ends)
+
+
+@dataclass(frozen=True)
 class Reading:
     """What the latents take from each input. Add readings, leave inputs out, put others in; then process them."""
 
@@ -89,13 +107,20 @@ class Reading:
     """By input."""
     sources: Mapping[str, Segment] = field(default_factory=dict)
     """Tokens of the inputs that an output asks with."""
+    parts: Mapping[str, tuple[Extent | None, ...]] = field(default_factory=dict)
+    """What was read of each input that is no set; None: all of it."""
 
     def __add__(self, other: "Reading") -> "Reading":
-        """Everything that either has read; what both have of an input are different tokens of it."""
-        both = {name: self.states[name] + other.states[name] for name in self.states if name in other.states}
+        """Everything that either has read; what both have of an input are different tokens of it, or a ValueError."""
         if twice := set(self.sources) & set(other.sources):
             raise ValueError(f"an output asks with the tokens of {', '.join(twice)}: read that input in one piece")
-        return Reading({**self.states, **other.states, **both}, {**self.sources, **other.sources})
+        both = {name: self.states[name] + other.states[name] for name in self.states if name in other.states}
+        for name in both:
+            if self.states[name] is other.states[name]:
+                raise ValueError(f"input {name!r} is read twice: the same reading is added to itself")
+            _check_parts(name, self.parts.get(name, ()), other.parts.get(name, ()))
+        parts = {name: self.parts.get(name, ()) + other.parts.get(name, ()) for name in {**self.parts, **other.parts}}
+        return Reading({**self.states, **other.states, **both}, {**self.sources, **other.sources}, parts)
 
     def without(self, *names: str) -> "Reading":
         """As if these inputs had never been read."""
@@ -104,6 +129,7 @@ class Reading:
         return Reading(
             {name: state for name, state in self.states.items() if name not in names},
             {name: source for name, source in self.sources.items() if name not in names},
+            {name: parts for name, parts in self.parts.items() if name not in names},
         )
 
     def total(self) -> ReadState:
@@ -123,6 +149,18 @@ class Reading:
         """The sum of the readings of all processes of a group, each of which has read a part of the same inputs."""
         # Sorted: all processes must add up the same input, in whatever order they have read theirs.
         return replace(self, states={name: self.states[name].all_reduce(group) for name in sorted(self.states)})
+
+
+def _check_parts(name: str, ones: Iterable[Extent | None], others: Iterable[Extent | None]) -> None:
+    """Raise a ValueError for parts of an input that do not belong together."""
+    for one, other in itertools.product(ones, others):
+        if one is None or other is None:
+            raise ValueError(f"input {name!r} is read twice: it was given whole, not in parts (Part)")
+        if one.size != other.size:
+            raise ValueError(f"input {name!r} is read in parts of wholes of two sizes, {one.size} and {other.size}")
+        if one.overlaps(other):
+            parts = f"{one.start} to {one.stop} and {other.start} to {other.stop}"
+            raise ValueError(f"input {name!r} is read twice: the parts {parts} overlap")
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,14 @@ class Tokens:
         return dict(zip(self.segments, x.split(sizes, dim), strict=True))
 
 
+def token_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which a model of this precision has its tokens before they are normed.
+
+    float16 ends at 65,504, which raw values may exceed; behind the norm their scale does not matter.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def as_tokens(x: Tokens | Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None = None) -> Tokens:
     """A plain array [B, M, C], with a mask True where a token exists, is a valid Tokens."""
     return x if isinstance(x, Tokens) else Tokens({"tokens": Segment(content=blank_where_absent(x, mask), mask=mask)})

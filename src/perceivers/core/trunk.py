@@ -1,17 +1,19 @@
 """The trunk: tokens are read into latents, and latents are processed."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from perceivers.core import orders
 from perceivers.core.attention import CrossAttention, Mask, SelfAttention
-from perceivers.core.config import Config, LatentsConfig, Sharing
+from perceivers.core.config import Config, LatentsConfig, shared
 from perceivers.core.initialisers import plain_linear, sines, trained_vector
+from perceivers.core.linear_map import apply_linear, is_hooked
 from perceivers.core.plan import FASTEST, Choice, Plan, plan_reading, plan_states
 from perceivers.core.reading import ReadState, sum_states
-from perceivers.core.tokens import Tokens, as_tokens
+from perceivers.core.tokens import Tokens, as_tokens, token_dtype
 
 
 class Read(nn.Module):
@@ -29,35 +31,64 @@ class Read(nn.Module):
         plan: Plan = FASTEST,
     ) -> Float[Tensor, "b n d"]:
         """Updated latents; in the cheapest order that the plan allows."""
-        choices = plan_reading(self.cross_attention, latents, tokens, plan)
-        if not choices:
-            return self.cross_attention(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
-        return self.update(latents, sum_states(self._states(latents, tokens, choices).values()))
+        if plan.always_dense or is_hooked(self.cross_attention, sharding=False):  # hooks see arrays
+            return self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
+        return self.cross_attention(latents, tokens, algorithm=partial(_read, plan=plan))
 
     def states(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan) -> dict[str, ReadState]:
         """What the latents take from each segment, to be added up."""
-        choices = plan_states(self.cross_attention, latents, tokens, plan)
-        if choices is None:
-            raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
-        return self._states(latents, tokens, choices)
+        cross = self.cross_attention
+        if is_hooked(cross, sharding=False) or is_hooked(cross.attention):
+            raise ValueError("a hook on a cross-attention needs its output: read everything at once, with encode")
+        return self.cross_attention(latents, tokens, algorithm=partial(_read_states, plan=plan))
 
     def update(self, latents: Float[Tensor, "#b n d"], state: ReadState) -> Float[Tensor, "b n d"]:
         """Latents updated with all that they have taken."""
-        found = self.cross_attention.attention.output(state.attended().to(latents.dtype))
-        return self.cross_attention.finish(latents, found)
-
-    def _states(
-        self, latents: Float[Tensor, "#b n d"], tokens: Tokens, choices: Mapping[str, Choice]
-    ) -> dict[str, ReadState]:
-        return {
-            name: orders.read(self.cross_attention, latents, segment, choices[name].order, choices[name].block_size)
-            for name, segment in tokens.segments.items()
-        }
+        return self.cross_attention(latents, state, algorithm=_update)
 
     def attention_map(self, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
         """How much each latent takes from each token of each input."""
-        weights = self.cross_attention.weights(latents, tokens.dense(latents.dtype), Mask(keys=tokens.mask()))
-        return tokens.split(weights, dim=-1)
+        weights = partial(CrossAttention.weights, mask=Mask(keys=tokens.mask()))
+        found = self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), algorithm=weights)
+        return tokens.split(found, dim=-1)
+
+
+def _read(cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan) -> Tensor:
+    """Latents updated with all tokens, by the cheapest algorithm."""
+    choices = plan_reading(cross, latents, tokens, plan)
+    if not choices:
+        return cross.dense(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
+    return _update(cross, latents, sum_states(_states(cross, latents, tokens, choices).values()))
+
+
+def _read_states(
+    cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan
+) -> dict[str, ReadState]:
+    """What the latents take from each segment, each by the cheapest algorithm."""
+    choices = plan_states(cross, latents, tokens, plan)
+    if choices is None:
+        raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
+    return _states(cross, latents, tokens, choices)
+
+
+def _states(
+    cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens, choices: Mapping[str, Choice]
+) -> dict[str, ReadState]:
+    states = {}
+    for name, segment in tokens.segments.items():
+        choice = choices[name]
+        if choice.order == "dense":
+            array = segment.dense(token_dtype(latents.dtype))
+            states[name] = cross.softmax_state(latents, array, Mask(keys=segment.mask))
+        else:
+            states[name] = orders.read(cross, latents, segment, choice.order, choice.block_size)
+    return states
+
+
+def _update(cross: CrossAttention, latents: Float[Tensor, "#b n d"], state: ReadState) -> Float[Tensor, "b n d"]:
+    """Latents updated with all that they have taken."""
+    found = apply_linear(cross.attention.output, state.attended().to(latents.dtype))
+    return cross.finish(latents, found)
 
 
 class Process(nn.Module):
@@ -89,8 +120,8 @@ class Resampler(nn.Module):
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         latents, encoder, processor = config.latents, config.encoder, config.processor
-        read_of = [_shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
-        block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
+        read_of = [shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
+        block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         self.latents = start_of(latents)
         self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(read_of) + 1))
         self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of) + 1))
@@ -151,7 +182,7 @@ class Transformer(nn.Module):
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         processor = config.processor
-        self._block_of = [_shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
+        self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         self.encoder = plain_linear(input_channels, config.latents.channels)
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
 
@@ -165,11 +196,8 @@ class Transformer(nn.Module):
         if plan.memory_limit is not None or plan.order not in (None, "dense"):
             raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no order")
         tokens = as_tokens(tokens, mask)
-        rows, exist = self.encoder(tokens.dense(self.encoder.weight.dtype)), Mask(keys=tokens.mask())
+        rows = apply_linear(self.encoder, tokens.dense(next(self.processor.parameters()).dtype))
+        exist = Mask(keys=tokens.mask())
         for block in self._block_of:
             rows = self.processor[block](rows, exist)
         return rows
-
-
-def _shared(number: int, sharing: Sharing) -> int:
-    return {"none": number, "all": 0, "all_but_first": min(number, 1)}[sharing]

@@ -1,17 +1,15 @@
 """Arrays in .npz or .safetensors files: each array is a field, its first axis counts the records."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import safetensors
 from safetensors.numpy import load_file
 
-from perceivers.data.dataset import DataSet
+from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.files import one_line, regular_file
+from perceivers.media.numpy_files import read_npz
 from perceivers.schema import Record
 
 ARRAY_FILES = (".npz", ".safetensors")
@@ -45,7 +43,7 @@ class Arrays(DataSet):
         """Records of the second file, or held out of the first."""
         return self._parts()[1]
 
-    def _parts(self) -> tuple[list[Record], list[Record]]:
+    def _parts(self) -> tuple[Sequence[Record], Sequence[Record]]:
         records = read_arrays(self.training_file)
         if self.held_out_file:
             return records, read_arrays(self.held_out_file)
@@ -53,29 +51,34 @@ class Arrays(DataSet):
         count = round(self.held_out_fraction * len(records))
         if not 0 < count < len(records):
             raise ValueError(f"{self.training_file}: {len(records)} records cannot be split: name a held_out_file")
-        return [records[i] for i in sorted(order[count:])], [records[i] for i in sorted(order[:count])]
+        return records.chosen(np.sort(order[count:])), records.chosen(np.sort(order[:count]))
 
 
-def read_arrays(path: str) -> list[Record]:
-    """Records of a file of arrays; ValueError if it is none or they differ in length. Never unpickles."""
-    fields = _safetensors(path) if path.endswith(".safetensors") else _npz(path)
+def read_arrays(path: str) -> LazyRecords:
+    """Records of a file of arrays; ValueError if it is none or they differ in length. Never unpickles.
+
+    The arrays are in memory, the records are made when they are asked for: there may be a billion of one byte each.
+    """
+    found = _safetensors(path) if path.endswith(".safetensors") else read_npz(path)
+    fields = {name: np.atleast_1d(array) for name, array in found.items()}
+    for name, array in fields.items():
+        if not array.size:
+            raise ValueError(f"{path}: array {one_line(name)} of shape {array.shape} holds nothing")
     lengths = {name: len(array) for name, array in fields.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"{path}: arrays must count the same records along their first axis, found {lengths}")
-    rows = {name: array.tolist() if array.ndim == 1 else array for name, array in fields.items()}
-    return [{name: array[row] for name, array in rows.items()} for row in range(next(iter(lengths.values())))]
+        raise ValueError(
+            f"{path}: arrays must count the same records along their first axis, found {one_line(lengths)}"
+        )
 
+    def record(number: int) -> Record:
+        return {name: array[number].item() if array.ndim == 1 else array[number] for name, array in fields.items()}
 
-def _npz(path: str) -> dict[str, np.ndarray]:
-    try:
-        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: np.atleast_1d(file[name]) for name in file.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path or 'no file named'}: not an .npz file of plain arrays: {error}") from None
+    return LazyRecords(next(iter(lengths.values())), record)
 
 
 def _safetensors(path: str) -> dict[str, np.ndarray]:
+    regular_file(path)
     try:
-        return {name: np.atleast_1d(array) for name, array in load_file(path).items()}
-    except (OSError, TypeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: not a .safetensors file of arrays: {error}") from None
+        return load_file(path)
+    except Exception as error:  # the library's own error, and others of kinds that NumPy lacks
+        raise ValueError(f"{path}: not a .safetensors file of arrays: {one_line(error)}") from None

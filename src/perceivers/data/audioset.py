@@ -1,12 +1,12 @@
 """AudioSet as it is published: lists of segments of YouTube films with their labels, and the clips that one has."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from perceivers.data.clips import Clips
+from perceivers.data.clips import Clips, list_rows, whole_number
+from perceivers.files import one_line
 from perceivers.schema import Record
 
 ID_LENGTH = 11
@@ -53,7 +53,8 @@ class AudioSet(Clips):
             for film, mids in segments(folder / name):
                 unknown = [mid for mid in mids if mid not in numbers]
                 if unknown:
-                    raise ValueError(f"{folder / name}: {film} has label {unknown[0]!r}, which {CLASSES} lacks")
+                    label = one_line(repr(unknown[0]))
+                    raise ValueError(f"{folder / name}: {one_line(film)} has label {label}, which {CLASSES} lacks")
                 if film in files:
                     clips.append((files[film], {"labels": [numbers[mid] for mid in mids]}))
         if not clips:
@@ -65,24 +66,21 @@ class AudioSet(Clips):
 
 def segments(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Film and labels of each segment of a list; ValueError if it is none."""
-    for number, row in enumerate(_rows(path), start=1):
-        if row and not row[0].startswith("#"):
+    for place, row in list_rows(path):
+        if not row[0].startswith("#"):
             if len(row) != 4 or len(row[0]) != ID_LENGTH:
-                raise ValueError(f"{path}:{number}: not YTID, start_seconds, end_seconds, positive_labels")
+                raise ValueError(f"{place}: not YTID, start_seconds, end_seconds, positive_labels")
             yield row[0], row[3].split(",")
 
 
 def label_names(path: Path) -> list[tuple[str, str]]:
     """Machine's and display name of each label, in the order of their indices."""
-    rows = _rows(path)
-    if next(rows, []) != ["index", "mid", "display_name"]:
+    rows = list_rows(path)
+    if next(rows, ("", []))[1] != ["index", "mid", "display_name"]:
         raise ValueError(f"{path}: expected columns index, mid, display_name")
-    return [(mid, name) for _, mid, name in sorted(rows, key=lambda row: int(row[0]))]
-
-
-def _rows(path: Path) -> Iterator[list[str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.reader(file, skipinitialspace=True)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
+    found = []
+    for place, row in rows:
+        if len(row) != 3:
+            raise ValueError(f"{place}: {len(row)} cells, expected index, mid, display_name")
+        found.append((whole_number(place, row[0]), row[1], row[2]))
+    return [(mid, name) for _, mid, name in sorted(found)]

@@ -1,8 +1,9 @@
 """What a data set is: two sequences of records, for training and held out. A new one is one file and one table line."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -27,6 +28,10 @@ class DataSet(ABC):
     def typical(self, training: Sequence[Record]) -> Sequence[Record]:
         """Those of the training records that statistics and vocabularies are fitted to."""
         return training
+
+    def record_files(self) -> Iterable[str | Path]:
+        """Paths or URLs of the files that `LazyRecords` of it are read from; none, if they are made of nothing else."""
+        return ()
 
 
 class LazyRecords(Sequence[Record]):

@@ -1,6 +1,6 @@
 """Optical flow in the folders that AutoFlow, MPI Sintel, KITTI 2015 and Middlebury are published in."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +55,10 @@ class FlowPairs(DataSet):
     def held_out(self) -> Sequence[Record]:
         """The others, whole."""
         return _records(self._files()[self.held_out_every - 1 :: self.held_out_every])
+
+    def record_files(self) -> Iterable[Path]:
+        """Frames, flows and masks of all pairs."""
+        return [path for pair in self._files() for path in vars(pair).values() if path is not None]
 
     def _files(self) -> list[PairFiles]:
         files = list(LAYOUTS[self.layout](Path(self.folder)))

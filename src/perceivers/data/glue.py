@@ -4,8 +4,9 @@ The folder holds a folder for each task, as they are unpacked: CoLA, MNLI, MRPC,
 CoLA's, Stanford's (SST-2) and SemEval's (STS) own; hutto_ICWSM_2014 of VADER (Hutto and Gilbert 2014).
 """
 
+import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.files import one_line, regular_file
 from perceivers.schema import Record
 
 Task = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst_2", "sts", "vader"]
@@ -34,6 +36,9 @@ RATING = "vader_rating"
 
 BETWEEN = "\t"
 """Between two sentences (ours; the paper does not say): the files' own separator, so that no sentence holds it."""
+
+LARGEST_FILE = 2**30
+"""Bytes of a task's file."""
 
 UNLABELLED = ("", "-")
 """What stands in place of a target that was not told."""
@@ -131,6 +136,11 @@ class Glue(DataSet):
         if self.shares is not None and (len(self.shares) != len(self.tasks) or min(self.shares) <= 0):
             raise ValueError(f"shares = {self.shares} must be {len(self.tasks)} numbers above 0, one a task")
 
+    def record_files(self) -> Iterable[Path]:
+        """Files of all tasks, as they were unpacked."""
+        folders = {layout.folder for task in self.tasks for layout in LAYOUTS[task]}
+        return [path for name in folders for path in Path(self.folder, name).rglob("*") if path.is_file()]
+
     def training(self) -> Sequence[Record]:
         """Of all tasks, one behind the other; with shares every record comes at least once."""
         parts = [examples(self.folder, task, False) for task in self.tasks]
@@ -178,9 +188,10 @@ def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Ite
     Lines without all of their cells are left out, as in GLUE's own readers (QQP has some).
     """
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # `splitlines` would cut within sentences
+        # `splitlines` would cut within sentences.
+        lines = regular_file(path, LARGEST_FILE).read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8: {error}") from None
+        raise ValueError(f"{path}: not UTF-8: {one_line(error)}") from None
     first = cells_of(lines[0])
     named = {*layout.sentences, layout.target} <= set(first)
     columns = first if named else layout.columns
@@ -200,15 +211,16 @@ def targets(task: Task, cell: str, place: str) -> dict[str, Any]:
     """By name, from what stands in the column of the target; ValueError naming the place for what is none."""
     classes = CLASSES.get(task, ())
     if task not in ("sts", "vader"):
-        if cell.isdecimal() and int(cell) < len(classes):
-            return {task: classes[int(cell)]}
-        if cell in classes:
-            return {task: cell}
-        raise ValueError(f"{place}: {cell!r} is no target of {task}: expected {' or '.join(classes)}")
+        numbered = {str(number): name for number, name in enumerate(classes)}
+        if numbered.get(cell, cell) in classes:
+            return {task: numbered.get(cell, cell)}
+        raise ValueError(f"{place}: {one_line(repr(cell))} is no target of {task}: expected {' or '.join(classes)}")
     try:
         score = float(cell)
     except ValueError:
-        raise ValueError(f"{place}: {cell!r} is no target of {task}: expected a number") from None
+        score = math.nan
+    if not math.isfinite(score):
+        raise ValueError(f"{place}: {one_line(repr(cell))} is no target of {task}: expected a number")
     if task == "sts":
         return {task: score}
     return {RATING: score} | ({task: classes[score > 0]} if score else {})
@@ -222,6 +234,6 @@ def cells_of(line: str) -> list[str]:
 def is_held_out(document: str, every: int, place: str) -> bool:
     """By its number, before that of a sentence in it: 12_3 is the third of 12; ValueError if there is none."""
     number = document.partition("_")[0]
-    if not number.isdecimal():
-        raise ValueError(f"{place}: {document!r} must begin with the number of a document")
+    if not (number.isascii() and number.isdecimal() and len(number) <= 18):
+        raise ValueError(f"{place}: {one_line(repr(document))} must begin with the number of a document")
     return int(number) % every == 0

@@ -1,6 +1,7 @@
 """Pictures and classes in the IDX files that MNIST, Fashion-MNIST, KMNIST and EMNIST are published in."""
 
 import gzip
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -11,11 +12,14 @@ from typing import Literal
 import numpy as np
 
 from perceivers.data.dataset import DataSet
-from perceivers.files import regular_file
+from perceivers.files import most_unpacked, one_line, regular_file
 from perceivers.schema import Record
 
 UNSIGNED_BYTES = 8
 """The only type of element that is read, as IDX numbers them."""
+
+MOST_AXES = 32
+"""Axes of an array that are read; NumPy can have twice as many."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,22 @@ class Idx(DataSet):
 
 def read_idx(path: Path) -> np.ndarray:
     """An array of bytes; ValueError for other files. No more is unpacked than its header announces."""
-    opener = gzip.open if regular_file(path).suffix == ".gz" else open
+    packed = regular_file(path).suffix == ".gz"
+    most = most_unpacked(path) if packed else path.stat().st_size
     try:
-        with opener(path, "rb") as file:
+        with gzip.open(path) if packed else path.open("rb") as file:
             start = file.read(4)
-            if len(start) < 4 or start[:3] != bytes([0, 0, UNSIGNED_BYTES]) or not start[3]:
+            if len(start) < 4 or start[:3] != bytes([0, 0, UNSIGNED_BYTES]) or not 0 < start[3] <= MOST_AXES:
                 raise ValueError(f"{path}: not an IDX file of bytes")
             sizes = struct.unpack(f">{start[3]}I", file.read(4 * start[3]))
-            content = file.read(int(np.prod(sizes, dtype=object)) + 1)
-    except (OSError, EOFError, struct.error, zlib.error, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path}: damaged IDX file: {error}") from None
-    if len(content) != np.prod(sizes, dtype=object):
-        found = " x ".join(map(str, sizes))
-        raise ValueError(f"{path}: damaged IDX file: announces {found} bytes and does not hold as many")
+            announced = " x ".join(map(str, sizes))
+            if not 0 < math.prod(sizes) <= most:
+                raise ValueError(f"{path}: damaged IDX file: announces {one_line(announced)} bytes, at most {most:,}")
+            content = file.read(math.prod(sizes) + 1)
+    except (OSError, EOFError, struct.error, zlib.error) as error:
+        raise ValueError(f"{path}: damaged IDX file: {one_line(error)}") from None
+    if len(content) != math.prod(sizes):
+        raise ValueError(f"{path}: damaged IDX file: announces {announced} bytes and does not hold as many")
     return np.frombuffer(content, np.uint8).reshape(sizes)
 
 

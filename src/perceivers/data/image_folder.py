@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,10 @@ class ImageFolder(DataSet):
     def held_out(self) -> Sequence[Record]:
         """The others."""
         return _records(*self._parts[1])
+
+    def record_files(self) -> Iterable[Path]:
+        """All pictures of both parts."""
+        return [root / name for root, names in self._parts for name in names]
 
     @cached_property
     def _parts(self) -> tuple[tuple[Path, Sequence[str]], tuple[Path, Sequence[str]]]:

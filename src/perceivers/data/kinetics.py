@@ -1,12 +1,12 @@
 """Kinetics-700 as it is published: lists of clips of YouTube films, and the clips that one has of them."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from perceivers.data.clips import Clips
+from perceivers.data.clips import Clips, list_rows, whole_number
+from perceivers.files import one_line
 from perceivers.schema import Record
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -52,7 +52,7 @@ class Kinetics(Clips):
         rows = list(listed(Path(self.folder) / name))
         new = {label for label, _ in rows} - set(numbers)
         if new:
-            raise ValueError(f"{name}: label {min(new)!r} is not in {self.training_list}")
+            raise ValueError(f"{name}: label {one_line(repr(min(new)))} is not in {self.training_list}")
         clips = [(files[file], {"label": numbers[label]}) for label, file in rows if file in files]
         if not clips:
             raise ValueError(f"{self.folder}: holds none of the {len(rows)} clips of {name} as LABEL/ID_START_END.mp4")
@@ -61,14 +61,14 @@ class Kinetics(Clips):
 
 def listed(path: Path) -> Iterator[tuple[str, str]]:
     """Label and file name of each clip of a list; ValueError if it is none."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path}: has no column {missing[0]!r}; a list has {', '.join(COLUMNS)}")
-            for row in rows:
-                start, end = int(row["time_start"]), int(row["time_end"])
-                yield row["label"], f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
+    rows = list_rows(path)
+    _, names = next(rows, ("", []))
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise ValueError(f"{path}: has no column {missing[0]!r}; a list has {', '.join(COLUMNS)}")
+    for place, cells in rows:
+        if len(cells) < len(names):
+            raise ValueError(f"{place}: {len(cells)} cells, expected the {len(names)} of line 1")
+        row = dict(zip(names, cells, strict=False))
+        start, end = (whole_number(place, row[name]) for name in ("time_start", "time_end"))
+        yield row["label"], f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"

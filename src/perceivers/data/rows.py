@@ -4,13 +4,15 @@ A row that cannot be read is a row that says so when it is used: nothing is drop
 """
 
 import csv
-import json
+import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from perceivers.budgets import from_json
 from perceivers.files import one_line, regular_file
-from perceivers.modalities.cells import Files, Row
+from perceivers.modalities.cells import MOST_VALUES, Files, Row
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
 """Text of cells without a value."""
@@ -19,7 +21,10 @@ FILE, FOLDER = "file", "label"
 """Columns of a folder's rows: a file's path, and the sub-folder it lies in."""
 
 LARGEST_CELL = 1 << 27
-"""Characters that a cell of a CSV may have."""
+"""Characters that a cell of a CSV, or a line of a table, may have."""
+
+CLAIMS = {"rows": (10**6, 100), "values": (10**7, 1000), "bytes": (2**28, 1000)}
+"""Most that a Parquet file may say that it holds: so many, and so many more for each of its bytes."""
 
 
 def read_rows(path: Path, missing: Sequence[str] = MISSING, outside: bool = False) -> Iterator[Row]:
@@ -52,7 +57,7 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Mapping[str, A
     csv.field_size_limit(LARGEST_CELL)
     # Bytes that are not UTF-8 become lone surrogates, so that one bad row is one bad row.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = csv.reader(file, delimiter=delimiter, strict=True)
+        lines = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
         names = _header(path, lines)
         while True:
             place = f"{path}:{lines.line_num + 1}"
@@ -82,10 +87,19 @@ def _header(path: Path, lines: Iterator[list[str]]) -> list[str]:
         raise ValueError(f"{path}:1: {one_line(error)}") from None
     if not names or any(map(_is_broken, names)):
         raise ValueError(f"{path}:1: not a line of column names in UTF-8")
+    counts = Counter(names)
     for name in names:
-        if not name or names.count(name) > 1:
-            raise ValueError(f"{path}:1: column name {name!r} is {'there twice' if name else 'empty'}")
+        if not name or counts[name] > 1:
+            raise ValueError(f"{path}:1: column name {one_line(repr(name))} is {'there twice' if name else 'empty'}")
     return names
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """A file's lines; ValueError for one that is longer than a cell may be."""
+    while line := file.readline(LARGEST_CELL):
+        if len(line) == LARGEST_CELL:
+            raise ValueError(f"{path}: a line of more than {LARGEST_CELL:,} characters")
+        yield line
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
@@ -94,7 +108,7 @@ def _tsv(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(path, file), start=1):
             if line.strip():
                 yield f"{path}:{number}", _object(line)
 
@@ -103,8 +117,8 @@ def _object(line: str) -> Mapping[str, Any] | str:
     if _is_broken(line):
         return "not UTF-8"
     try:
-        cells = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        cells = from_json(line, MOST_VALUES)
+    except ValueError as error:
         return f"not JSON: {one_line(error)}"
     return cells if isinstance(cells, dict) else "not an object of JSON"
 
@@ -113,13 +127,54 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     arrow = arrow_library()
     number = 0
     try:
-        with arrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened:
+            file = arrow.parquet.ParquetFile(opened, **parquet_options(path, opened))
             for batch in file.iter_batches(batch_size=1024):
-                for cells in batch.to_pylist():
+                for cells in batch_rows(batch):
                     number += 1
                     yield f"{path}:{number}", cells
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a whole Parquet file: {one_line(error)}") from None
+
+
+def parquet_options(path: str | Path, opened: Any) -> dict[str, Any]:
+    """Return how pyarrow is to read a file; ValueError for one that says it holds far more than its bytes can mean.
+
+    Texts that a file holds once for many rows stay so: a file of a megabyte may repeat one of them a million times.
+    """
+    arrow = arrow_library()
+    about = arrow.parquet.read_metadata(opened)
+    size = opened.seek(0, io.SEEK_END)
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    said = {
+        "rows": sum(group.num_rows for group in groups),
+        "values": sum(chunk.num_values for chunk in chunks),
+        "bytes": sum(chunk.total_uncompressed_size for chunk in chunks),
+    }
+    for what, (most, more) in CLAIMS.items():
+        if not 0 <= said[what] <= most + more * size:
+            raise ValueError(f"{path}: says that its {size:,} bytes hold {said[what]:,} {what}; refused")
+    repeated = {
+        chunk.path_in_schema
+        for chunk in chunks
+        if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in chunk.encodings)
+    }
+    return {"metadata": about, "read_dictionary": sorted(repeated)}
+
+
+def batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """Return the rows of one of pyarrow's batches or tables as dictionaries of plain values."""
+    columns = [_values(column) for column in batch.columns]
+    return (dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    if not hasattr(column, "dictionary"):
+        return list(column.to_pylist())
+    used = column.indices.unique()
+    values = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+    return [values[index] for index in column.indices.to_pylist()]  # one object for all rows that have it
 
 
 def arrow_library() -> Any:
@@ -155,4 +210,8 @@ def column_names(rows: Iterable[Row]) -> list[str]:
 
 
 def _is_broken(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -6,11 +6,10 @@ over processes and workers, and a resumed run goes on with the same records.
 """
 
 import io
-import json
 import os
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
@@ -19,11 +18,13 @@ from typing import Any, Literal
 
 import numpy as np
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
+from perceivers.budgets import from_json
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.data.rows import arrow_library
-from perceivers.files import one_line, whole_file
-from perceivers.modalities.cells import Files, Row
+from perceivers.data.rows import arrow_library, batch_rows, parquet_options
+from perceivers.files import one_line, regular_file, whole_file
+from perceivers.modalities.cells import MOST_VALUES, Files, Row
 from perceivers.schema import Record
 
 TEXTS = ("txt", "text", "cls", "id", "json")
@@ -31,6 +32,12 @@ TEXTS = ("txt", "text", "cls", "id", "json")
 
 KEY = "__key__"
 """Column of the name that the members of a record share."""
+
+BROKEN = (tarfile.TarError, ValueError, LookupError, OverflowError)
+"""What the library makes of a .tar that is damaged."""
+
+LONGEST_HEADER = 2**16
+"""Bytes of a header of a .tar, with long names."""
 
 KEPT_GROUPS = 16
 """Row groups that are kept decoded, in each process; more than an order mixes at a time."""
@@ -59,6 +66,8 @@ class Shards(DataSet):
     """Name in files."""
 
     def __post_init__(self) -> None:
+        if self.max_bad_rows < 0:
+            raise ValueError(f"max_bad_rows = {self.max_bad_rows} must be 0 or more")
         if not 0 < self.held_out_fraction < 1:
             raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
         if self.fitted_to < 1:
@@ -71,6 +80,10 @@ class Shards(DataSet):
     def held_out(self) -> LazyRecords:
         """Records of the other shards, or held out of the same."""
         return self._parts[1]
+
+    def record_files(self) -> Iterable[str]:
+        """All shards of both parts."""
+        return [url for files in (self.files, self.held_out_files) if files for url in _matching(files)]
 
     def typical(self, training: Sequence[Record]) -> Sequence[Record]:
         """The first ones."""
@@ -118,6 +131,9 @@ def _matching(files: str) -> list[str]:
         raise ValueError(f"{files}: {one_line(error)}") from None
     if not found:
         raise ValueError(f"{files or 'data.files'}: no shard has such a name")
+    if isinstance(system, LocalFileSystem):
+        for name in found:
+            regular_file(system._strip_protocol(name))
     return found
 
 
@@ -133,25 +149,46 @@ def _tar_row(url: str, bounds: np.ndarray, number: int) -> Row:
     content = system.cat_file(path, start=int(bounds[number]), end=int(bounds[number + 1]))
     try:
         return Row(place, _cells(content), files)
-    except (tarfile.TarError, ValueError) as error:
+    except BROKEN as error:
         return Row(place, {}, files, error=one_line(error))
 
 
 def _cells(content: bytes) -> dict[str, Any]:
     cells: dict[str, Any] = {}
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+    with _open_tar(io.BytesIO(content)) as tar:
         for member in tar:
             if (name := _name(member)) is not None:
                 key, column = name
-                opened = tar.extractfile(member)
-                data = b"" if opened is None else opened.read()
+                data = content[member.offset_data : member.offset_data + member.size]
+                if len(data) < member.size:
+                    raise tarfile.ReadError(f"{one_line(member.name)} is cut off")
                 cells[column] = _text(data) if column in TEXTS else {"bytes": data, "path": f"{key}.{column}"}
                 cells[KEY] = key
-    described = json.loads(cells["json"]) if "json" in cells else None
+    described = from_json(cells["json"], MOST_VALUES) if "json" in cells else None
     if not isinstance(described, dict):
         return cells
     del cells["json"]
     return {**described, **cells}
+
+
+def _open_tar(file: Any) -> tarfile.TarFile:
+    headers: Any = _Headers(file)
+    return tarfile.open(fileobj=headers, mode="r:")
+
+
+class _Headers:
+    """A .tar of which only headers are read: no more than there is, and no endless one."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.left = file, LONGEST_HEADER + 2 * file.seek(0, io.SEEK_END)
+        self.seek, self.tell = file.seek, file.tell
+        file.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= size  # also of what is asked for behind the end, over and over
+        if not 0 <= size <= LONGEST_HEADER or self.left < 0:
+            raise tarfile.ReadError("a header of this length has no place in a shard; refused")
+        return bytes(self.file.read(size))
 
 
 def _text(data: bytes) -> str:
@@ -163,6 +200,8 @@ def _text(data: bytes) -> str:
 
 def _name(member: tarfile.TarInfo) -> tuple[str, str] | None:
     """Key and column of a member: its path to the first dot of the file's name, and what is behind; None for others."""
+    if member.issparse():  # a few bytes may mean any number of zeros
+        raise tarfile.ReadError(f"{one_line(member.name)} is a sparse file, write it without --sparse")
     path = PurePosixPath(member.name)
     stem, dot, suffix = path.name.partition(".")
     return (str(path.with_name(stem)), suffix.lower()) if member.isreg() and stem and dot and suffix else None
@@ -174,7 +213,10 @@ def _bounds(url: str) -> np.ndarray:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceivers" / "shards"
     kept = folder / f"{sha256(f'{url} {system.ukey(path)}'.encode()).hexdigest()}.npy"
     with suppress(OSError, ValueError, EOFError):
-        return np.load(kept, allow_pickle=False)
+        # Mapped into memory: then a file that says it holds more than it does takes none.
+        bounds = np.array(np.load(kept, allow_pickle=False, mmap_mode="r"))
+        if bounds.dtype == np.int64 and bounds.ndim == 1 and (np.diff(bounds, prepend=0) >= 0).all():
+            return bounds
     with system.open(path, "rb") as file:
         bounds = _found_bounds(path, file)
     with suppress(ValueError), whole_file(kept) as fresh:  # a cache that cannot be written is none
@@ -185,7 +227,7 @@ def _bounds(url: str) -> np.ndarray:
 def _found_bounds(path: str, file: Any) -> np.ndarray:
     starts, last = [], None
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with _open_tar(file) as tar:
             for member in tar:
                 name = _name(member)
                 if name is not None and name[0] != last:
@@ -196,27 +238,23 @@ def _found_bounds(path: str, file: Any) -> np.ndarray:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # at a broken header the library just stops
             raise tarfile.ReadError(f"cut off or damaged at byte {end}")
-    except tarfile.TarError as error:
+    except BROKEN as error:
         raise ValueError(f"{path}: not a .tar without compression: {one_line(error)}") from None
     return np.array([*starts, end], np.int64)
 
 
 def _parquet_pieces(url: str) -> list[Piece]:
-    arrow = arrow_library()
-    system, path = url_to_fs(url)
-    try:
-        with system.open(path, "rb") as file:
-            about = arrow.parquet.ParquetFile(file).metadata
-            counts = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole Parquet file: {one_line(error)}") from None
+    _, path = url_to_fs(url)
+    with _parquet_errors(f"{path}: not a whole Parquet file"):
+        about = _parquet_options(url)["metadata"]
+        counts = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
     starts = np.cumsum([0, *counts]).tolist()
     return [(count, partial(_parquet_row, url, group, starts[group])) for group, count in enumerate(counts)]
 
 
 def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
     _, path = url_to_fs(url)
-    cells: Mapping[str, Any] = _row_group(url, group).slice(number, 1).to_pylist()[0]
+    cells: Mapping[str, Any] = next(batch_rows(_row_group(url, group).slice(number, 1)))
     return Row(f"{path}:{start + number + 1}", cells, Files(Path(path).parent))
 
 
@@ -224,8 +262,26 @@ def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
 def _row_group(url: str, group: int) -> Any:
     arrow = arrow_library()
     system, path = url_to_fs(url)
+    with _parquet_errors(f"{path}: row group {group} cannot be read"), system.open(path, "rb") as file:
+        return arrow.parquet.ParquetFile(file, **_parquet_options(url)).read_row_group(group)
+
+
+def _parquet_options(url: str) -> dict[str, Any]:
+    system, path = url_to_fs(url)
+    return _kept_options(url, system.ukey(path))
+
+
+@lru_cache(maxsize=KEPT_GROUPS)
+def _kept_options(url: str, version: str) -> dict[str, Any]:
+    """What a look at all columns of all row groups tells, until the file changes."""
+    system, path = url_to_fs(url)
+    with system.open(path, "rb") as file:
+        return parquet_options(path, file)
+
+
+@contextmanager
+def _parquet_errors(what: str) -> Iterator[None]:
     try:
-        with system.open(path, "rb") as file:
-            return arrow.parquet.ParquetFile(file).read_row_group(group)
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: row group {group} cannot be read: {one_line(error)}") from None
+        yield
+    except (arrow_library().ArrowException, OSError) as error:
+        raise ValueError(f"{what}: {one_line(error)}") from None

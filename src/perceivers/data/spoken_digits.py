@@ -5,7 +5,7 @@ the pictures are scikit-learn's (a fifth of each class is held out). What is put
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -80,6 +80,10 @@ class SpokenDigits(DataSet):
     def rate(self) -> int:
         """Samples of sound a second."""
         return RATE
+
+    def record_files(self) -> Iterable[Path]:
+        """All recordings."""
+        return Path(self.folder).glob("*.wav")
 
     def training(self) -> Sequence[Record]:
         """Any number of them, made when they are asked for."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perceivers.data.dataset import DataSet
+from perceivers.files import one_line, regular_file
 from perceivers.schema import Record
 
 STATISTICS = {
@@ -25,6 +26,9 @@ STATISTICS = {
 
 PLAYERS = (1, 2)
 """Owners, as replays number them."""
+
+LARGEST_REPLAY = 2**26
+"""Bytes of a replay; long games of eight players have five million."""
 
 Columns = dict[str, np.ndarray]
 
@@ -80,10 +84,11 @@ def events_of(path: Path) -> list[Any]:
         import sc2reader
     except ImportError as error:
         raise ImportError(f"sc2reader cannot be imported ({error}): pip install perceivers[starcraft]") from None
+    regular_file(path, LARGEST_REPLAY)
     try:
         replay = sc2reader.load_replay(str(path), load_level=3)
     except Exception as error:  # a damaged archive raises nearly anything
-        raise ValueError(f"{path}: not a replay that sc2reader reads: {str(error).splitlines()[:1]}") from None
+        raise ValueError(f"{path}: not a replay that sc2reader reads: {one_line(error)}") from None
     if not getattr(replay, "tracker_events", None):
         raise ValueError(f"{path}: has no tracker events: only replays of version 2.0.8 and later do")
     return list(replay.tracker_events)

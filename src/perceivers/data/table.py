@@ -41,6 +41,8 @@ class Table(DataSet):
     """Name in files."""
 
     def __post_init__(self) -> None:
+        if self.max_bad_rows < 0:
+            raise ValueError(f"max_bad_rows = {self.max_bad_rows} must be 0 or more")
         if not 0 < self.held_out_fraction < 1:
             raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
         rules = [name for name in ("stratify", "group", "order") if getattr(self, name) is not None]

@@ -5,21 +5,29 @@ wikiextractor) are published. Documents, not records, are training or held out.
 """
 
 import gzip
-import json
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from perceivers.budgets import from_json
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.files import most_unpacked, one_line, regular_file
+from perceivers.modalities.cells import MOST_VALUES
 from perceivers.schema import Record
 
 PLAIN, LINES = (".txt", ".rst", ".md"), (".json", ".jsonl")
 """Ends of the names of text files and of JSON Lines files; either may be packed: .gz behind them."""
+
+LARGEST_DOCUMENT = 2**30
+"""Bytes of a document, which is read as one."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,10 @@ class Texts(DataSet):
     def held_out(self) -> Sequence[Record]:
         """Parts of the other documents."""
         return self._records(True, self.num_held_out)
+
+    def record_files(self) -> Iterable[Path]:
+        """Files of all documents, of both parts."""
+        return [path for part in self._sources(False) for path in part.documents.files]
 
     def documents(self, held_out: bool) -> Iterator[str]:
         """The whole documents of a part, each once."""
@@ -129,15 +141,13 @@ class Documents:
         """A document, as UTF-8."""
         number, start, size = self.places[place].tolist()
         path = self.files[number]
-        if layout_of(path) == "plain":
-            return unpacked(path) if path.suffix == ".gz" else path.read_bytes()
         if path.suffix == ".gz":
-            line = kept_unpacked(path)[start : start + size]
+            held = unpacked(path) if layout_of(path) == "plain" else kept_unpacked(path)[start : start + size]
         else:
             with path.open("rb") as file:
                 file.seek(start)
-                line = file.read(size)
-        return text_of(path, line)
+                held = file.read(size)
+        return held if layout_of(path) == "plain" else text_of(path, held)
 
 
 @lru_cache(maxsize=8)
@@ -156,14 +166,16 @@ def layout_of(path: Path) -> Literal["plain", "lines", ""]:
 
 def parts_of(path: Path) -> Iterator[tuple[int, int]]:
     """Where each document of a file begins, and its size, in bytes; what is empty is none."""
+    if not path.stat().st_size:
+        return
     if layout_of(path) == "plain":
-        if path.stat().st_size:
-            yield 0, path.stat().st_size
+        yield 0, regular_file(path, LARGEST_DOCUMENT).stat().st_size
         return
     start = 0
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        lines: Iterable[bytes] = file
-        for line in lines:
+    with opened(path) as file:
+        while line := file.readline(LARGEST_DOCUMENT + 1):
+            if len(line) > LARGEST_DOCUMENT:
+                raise ValueError(f"{path}: a line of more than {LARGEST_DOCUMENT:,} bytes at byte {start:,}")
             if line.strip():
                 yield start, len(line)
             start += len(line)
@@ -172,15 +184,29 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 def text_of(path: Path, line: bytes) -> bytes:
     """The text of a line; ValueError if it has none."""
     try:
-        return json.loads(line)["text"].encode()
+        return from_json(line.decode(), MOST_VALUES)["text"].encode()
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f'{path}: each line must be an object with a "text", not {line[:60]!r}') from None
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a file, unpacking it if it is packed; ValueError for one that is damaged."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read: {one_line(error)}") from None
+
+
 def unpacked(path: Path) -> bytes:
-    """What a packed file holds."""
-    with gzip.open(path) as file:
-        return file.read()
+    """Return what a packed file holds; ValueError if that is more than a file may unpack to."""
+    most = most_unpacked(regular_file(path))
+    with opened(path) as file:
+        held = file.read(most + 1)
+    if len(held) > most:
+        raise ValueError(f"{path}: unpacks to more than {most:,} bytes: unpack it on the disk")
+    return held
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.data.rows import arrow_library
-from perceivers.files import whole_file
+from perceivers.files import one_line, whole_file
 
 PlainRow = Mapping[str, Any]
 """Plain values by column: numbers, texts, lists and objects of them, None. Every row has the same columns."""
@@ -45,7 +45,9 @@ def _csv(path: Path, rows: Iterator[PlainRow], delimiter: str = ",") -> None:
         for number, row in enumerate(rows):
             if number == 0:
                 writer.writerow(row)
-            writer.writerow([_json(cell) if isinstance(cell, list | dict) else cell for cell in row.values()])
+            writer.writerow(
+                [_json(cell, name) if isinstance(cell, list | dict) else cell for name, cell in row.items()]
+            )
 
 
 def _tsv(path: Path, rows: Iterator[PlainRow]) -> None:
@@ -54,14 +56,16 @@ def _tsv(path: Path, rows: Iterator[PlainRow]) -> None:
 
 def _json_lines(path: Path, rows: Iterator[PlainRow]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(_json(row) + "\n" for row in rows)
+        for row in rows:
+            cells = (f"{_json(name, name)}: {_json(cell, name)}" for name, cell in row.items())
+            file.write(f"{{{', '.join(cells)}}}\n")
 
 
-def _json(value: Any) -> str:
+def _json(value: Any, column: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        raise ValueError("the model wrote a number that is not finite, which JSON cannot hold") from None
+    except (ValueError, TypeError) as error:  # a number that is not finite, or what is neither number nor text
+        raise ValueError(f"column {column}: JSON cannot hold it: {one_line(error)}") from None
 
 
 def _parquet(path: Path, rows: Iterator[PlainRow]) -> None:

@@ -111,17 +111,17 @@ def _samples(sound: Any, max_values: int) -> np.ndarray:
         slack = 16 if name.lower().startswith("riff") else 0
         if int(declared) - int(found) > slack and int(declared) not in _UNKNOWN_SIZES:
             raise ValueError(f"cut short: {found} bytes of the {declared} that its header declares")
-    blocks, count = [], 0
-    while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
-        blocks.append(block)
-        count += len(block)
-        if count * sound.channels > max_values:
-            raise ValueError(f"more than {max_values:,} samples of all channels")
-    if count == 0:
+    if sound.frames * sound.channels > max_values:
+        raise ValueError(f"announces {sound.frames:,} samples of {sound.channels} channels, of at most {max_values:,}")
+    if sound.frames < 1:
         raise ValueError("holds no sound")
-    if count < sound.frames:
-        raise ValueError(f"cut short or damaged: {count} samples of {sound.frames}")
-    return sound_within(np.concatenate(blocks))
+    samples = np.empty((sound.frames, sound.channels), np.float32)  # no memory is taken for what is not written
+    count = 0
+    while count < len(samples) and len(block := sound.read(out=samples[count : count + _BLOCK])):
+        count += len(block)
+    if count < len(samples):
+        raise ValueError(f"cut short or damaged: {count} samples of {len(samples)}")
+    return sound_within(samples)
 
 
 def _check_samples(samples: np.ndarray) -> None:

@@ -160,10 +160,11 @@ def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
         ends[packet.stream_index] = max(ends.get(packet.stream_index, 0.0), time + seconds)
         if packet.stream_index == stream.index:
             last = max(last, time)
-            stamps.append((packet.pts, packet.dts))
-            if len(stamps) == _STAMPS and not whole:
+            if len(stamps) < _STAMPS:
+                stamps.append((packet.pts, packet.dts))
+            elif not whole:
                 break
-    rate, even = _rate(stream, stamps[:_STAMPS])
+    rate, even = _rate(stream, stamps)
     if whole:
         end = max(ends.get(stream.index, 0.0), last + float(1 / rate))  # packets may say nothing of their durations
         _check_end(_declared(container, stream), end, 0.75 / float(rate), "pictures")

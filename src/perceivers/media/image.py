@@ -1,7 +1,8 @@
 """Pictures: files to uint8 [H, W, 3] and back; sizes and the crop of evaluation."""
 
 import math
-import os
+import mmap
+import re
 import struct
 import warnings
 import zlib
@@ -9,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from perceivers.files import one_line, regular_file, whole_file
+from perceivers.files import MOST_TEXT_BYTES, one_line, regular_file, whole_file
 
 # Never all that Pillow knows: EPS runs Ghostscript, FITS, PDF and JPEG 2000 have been bombs, libtiff prints on stderr.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -34,8 +35,21 @@ SWAPPED = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4}
 _PNG_COLOURS = {channels: colour for colour, channels in _PNG_CHANNELS.items()}
-# First row, first column, step of rows, step of columns of the seven passes of an interlaced PNG.
-_PNG_PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+# How Pillow decodes all 16 bits: a mode and raw modes. Grey it does; grey and alpha are four channels of bytes to it;
+# of three and four channels it drops the low bytes (16B) or, told that the order of bytes is the other, the high ones.
+_PNG16_MODES = {
+    1: ("I;16", ("I;16B",)),
+    2: ("RGBA", ("RGBA",)),
+    3: ("RGB", ("RGB;16B", "RGB;16L")),
+    4: ("RGBA", ("RGBA;16B", "RGBA;16L")),
+}
+
+_MOST_CHUNKS = 1_000_000  # of a PNG; writers make one of at least 8 kB of pixels
+_MOST_ROW_BITS = 2_147_000_000  # of Pillow's decoder of PNGs, which counts them with 32 bits
+_TILE = 1 << 16  # pixels of 16 bits that are converted at a time
+_MOST_SCANNED = 100 * MAX_PIXELS  # pixels of all scans of a JPEG together; progressive ones have about ten scans
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # with a length behind it, but for the end of a picture
+_LONGEST_RUN_LENGTHS = 2048  # side of a BMP of run lengths in pixels: Pillow unpacks it a pixel at a time, in Python
 
 
 def library(name: str) -> Any:
@@ -52,14 +66,22 @@ class TooManyPixelsError(ValueError):
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """uint8 [H, W, 3], upright as its EXIF says, transparency over white, 16 bits scaled; the first of several."""
-    path = regular_file(path)
+    path = regular_file(path, _most_bytes(max_pixels))
     with _opened(path, max_pixels) as image:
-        if image.format == "PNG" and _png_depth(path) == 16:
-            # Pillow drops the low byte of each of three channels.
-            pixels = _eight_bits(read_png16(path, max_pixels), image.info.get("transparency"))
-        else:
-            pixels = _decoded(path, image)
+        wide = image.format == "PNG" and _png_header(path).depth == 16
+        pixels = _narrowed(path, image) if wide else _decoded(path, image)
         return _upright(pixels, _orientation(image))
+
+
+def picture_pixels(picture: Any) -> np.ndarray:
+    """Return uint8 [H, W, 3] of a picture of Pillow, as `read_image` gives of its file."""
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"a picture of mode {picture.mode}, whose range is not known: give an array [H, W, C]")
+    if picture.mode.startswith("I;16"):
+        pixels = _eight_bits(np.asarray(picture)[..., None])
+    else:
+        pixels = _decoded(Path("picture"), picture)
+    return _upright(pixels, _orientation(picture))
 
 
 def image_size(path: Path | str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -84,6 +106,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
             raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
         with image:
             _check_size(path, image.width, image.height, max_pixels)
+            _check_work(path, image)
             yield image
 
 
@@ -136,22 +159,18 @@ def centre_crop(image: np.ndarray, part: float) -> np.ndarray:
 
 def read_png16(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """uint16 [H, W, channels] of a PNG of 16 bits: grey, grey and alpha, RGB or RGBA."""
-    path = regular_file(path)
-    with path.open("rb") as file:
-        width, height, depth, colour, interlaced = _png_header(path, file)
-        channels = _PNG_CHANNELS.get(colour)
-        if depth != 16 or channels is None or interlaced > 1:
-            raise ValueError(f"{path}: PNG of {depth} bits and colour type {colour}, expected 16 bits without palette")
-        _check_size(path, width, height, max_pixels)
-        passes = _PNG_PASSES if interlaced else ((0, 0, 1, 1),)
-        grids = [(slice(y, None, dy), slice(x, None, dx)) for y, x, dy, dx in passes if y < height and x < width]
-        shapes = [(len(range(height)[rows]), len(range(width)[columns])) for rows, columns in grids]
-        data = _png_data(path, file, sum(h * (1 + w * channels * 2) for h, w in shapes))
-    values = np.empty((height, width, channels * 2), np.uint8)
-    for grid, (h, w) in zip(grids, shapes, strict=True):
-        lines, data = np.split(data, [h * (1 + w * channels * 2)])
-        values[grid] = _unfiltered(path, lines.reshape(h, -1), channels * 2)
-    return values.view(">u2").astype(np.uint16)
+    path = regular_file(path, _most_bytes(max_pixels))
+    header = _png_header(path)
+    if header.depth != 16 or header.colour not in _PNG_CHANNELS:
+        raise ValueError(
+            f"{path}: PNG of {header.depth} bits and colour type {header.colour}, expected 16 bits without palette"
+        )
+    _check_size(path, header.width, header.height, max_pixels)
+    shape = (header.height, header.width, _PNG_CHANNELS[header.colour])
+    values = np.empty(shape, np.uint16)
+    for tile, wide in _wide_tiles(path, np.empty(shape, np.uint8)):
+        values[tile] = wide
+    return values
 
 
 def write_png16(path: Path | str, values: np.ndarray) -> Path:
@@ -172,9 +191,40 @@ def write_png16(path: Path | str, values: np.ndarray) -> Path:
     return path
 
 
+def _most_bytes(max_pixels: int) -> int:
+    """Bytes of a file of so many pixels: four channels of 16 bits, and as much again for what else is in it."""
+    return 16 * max_pixels + MOST_TEXT_BYTES
+
+
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if not 0 < width * height <= max_pixels:
         raise TooManyPixelsError(f"{path}: {width} x {height} pixels, expected 1 to {max_pixels:,}")
+
+
+def _check_work(path: Path, image: Any) -> None:
+    """ValueError for a picture that takes far more time than its pixels are worth."""
+    scans = _scans(path) if image.format in ("JPEG", "MPO") else 0
+    if scans * image.width * image.height > _MOST_SCANNED:
+        raise ValueError(f"{path}: {image.width} x {image.height} pixels in {scans} scans, expected a few")
+    run_lengths = any(part.codec_name == "bmp_rle" for part in image.tile)
+    if run_lengths and max(image.size) > _LONGEST_RUN_LENGTHS:
+        raise ValueError(
+            f"{path}: a BMP of run lengths of {image.width} x {image.height} pixels, "
+            f"expected at most {_LONGEST_RUN_LENGTHS:,} each way: save it as PNG"
+        )
+
+
+def _scans(path: Path) -> int:
+    """Scans of a JPEG, each of which is read over all pixels; of the first picture, which others or a film may follow.
+
+    Of what looks like a marker, that counts which stands where a segment begins: thumbnails lie within segments.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = first = 0
+        while (marker := _JPEG_MARKER.search(content, first)) and marker[0] != b"\xff\xd9":
+            found += marker[0] == b"\xff\xda"
+            first = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+        return found
 
 
 def _decoded(path: Path, image: Any) -> np.ndarray:
@@ -279,78 +329,96 @@ def _weighted_rows(image: np.ndarray, places: np.ndarray, weights: np.ndarray) -
     return total
 
 
-def _png_header(path: Path, file: BinaryIO) -> tuple[int, int, int, int, int]:
-    """Width, height, bits, colour type and interlacing."""
-    start = file.read(33)
+class _PngHeader(NamedTuple):
+    width: int
+    height: int
+    depth: int
+    """Bits of a channel."""
+    colour: int
+    """PNG's number of what the channels are."""
+
+
+def _png_header(path: Path) -> _PngHeader:
+    with path.open("rb") as file:
+        start = file.read(33)
     if len(start) < 33 or start[:16] != _PNG_START + b"\0\0\0\rIHDR":
         raise ValueError(f"{path}: not a PNG")
     if zlib.crc32(start[12:29]) != int.from_bytes(start[29:], "big"):
         raise ValueError(f"{path}: damaged PNG: checksum of the header")
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", start[16:29])
-    return width, height, depth, colour, interlaced
+    return _PngHeader(*struct.unpack(">IIBB", start[16:26]))
 
 
-def _png_depth(path: Path) -> int:
+def _check_png_data(path: Path, most: int) -> None:
+    """ValueError unless all chunks of a PNG are whole, and those of pixels have at most `most` bytes together."""
     with path.open("rb") as file:
-        return _png_header(path, file)[2]
+        file.seek(len(_PNG_START))
+        left, kind = most, b""
+        for _ in range(_MOST_CHUNKS):
+            head = file.read(8)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            left -= length if kind == b"IDAT" else 0
+            if len(head) < 8 or left < 0:
+                raise ValueError(f"{path}: damaged PNG: ends early or lies about its length")
+            checksum = zlib.crc32(kind)
+            while length and (piece := file.read(min(length, 1 << 20))):
+                checksum, length = zlib.crc32(piece, checksum), length - len(piece)
+            if length or file.read(4) != checksum.to_bytes(4, "big"):
+                raise ValueError(f"{path}: damaged PNG: checksum of the data, or cut short")
+            if kind == b"IEND":
+                return
+        raise ValueError(f"{path}: damaged PNG: more than {_MOST_CHUNKS:,} chunks")
 
 
-def _png_data(path: Path, file: BinaryIO, expected: int) -> np.ndarray:
-    """The decompressed bytes [expected] behind the header; never more are made than expected."""
-    unpacker, parts, size = zlib.decompressobj(), [], 0
-    while True:
-        head = file.read(8)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        if kind == b"IEND":
-            break
-        # A chunk longer than the data could be at its worst is no picture's: it is not read into memory.
-        if len(head) < 8 or (kind == b"IDAT" and length > 2 * expected + 65536):
-            raise ValueError(f"{path}: damaged PNG: ends early or lies about its length")
-        if kind != b"IDAT":
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        data, checksum = file.read(length), file.read(4)
-        if zlib.crc32(kind + data) != int.from_bytes(checksum, "big") or len(checksum) < 4:
-            raise ValueError(f"{path}: damaged PNG: checksum of the data, or cut short")
-        try:
-            parts.append(unpacker.decompress(data, expected + 1 - size))
-        except zlib.error as error:
-            raise ValueError(f"{path}: damaged PNG: {one_line(error)}") from None
-        size += len(parts[-1])
-        if size > expected:
-            break
-    if size != expected:
-        found = f"more than {expected}" if size > expected else f"{size} of {expected}"
-        raise ValueError(f"{path}: damaged PNG: {found} bytes of pixels")
-    return np.frombuffer(b"".join(parts), np.uint8)
+Tile = tuple[slice, slice]
 
 
-def _unfiltered(path: Path, lines: np.ndarray, step: int) -> np.ndarray:
-    """uint8 [H, W, step] of the lines [H, 1 + W * step] of a PNG, the first byte of each naming its filter.
+def _wide_tiles(path: Path, high: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
+    """Parts of a PNG of 16 bits, uint16 [h, w, channels], and where they are.
 
-    A pixel needs those to its left and above, so pixels of one anti-diagonal are computed together: W + H steps.
+    `high`, uint8 [H, W, at least channels], is used in between: its pixels are the caller's once their tile is given.
     """
-    height, width = len(lines), (lines.shape[1] - 1) // step
-    filters = lines[:, :1].astype(np.int16)
-    if filters.max() > 4:
-        raise ValueError(f"{path}: damaged PNG: filter {filters.max()}")
-    # One row and one column of zeros before the first; flat, so that an anti-diagonal is a slice of step `width`.
-    values = np.zeros((height + 1, width + 1, step), np.int16)
-    values[1:, 1:] = lines[:, 1:].reshape(height, width, step)
-    flat = values.reshape(-1, step)
-    for diagonal in range(height + width - 1):
-        top, bottom = max(0, diagonal - width + 1), min(height, diagonal + 1)
-        start = (top + 1) * (width + 1) + diagonal - top + 1
-        stop = start + (bottom - top - 1) * width + 1
-        here, left, above, corner = (flat[start - back : stop - back : width] for back in (0, 1, width + 1, width + 2))
-        guesses = np.zeros_like(left), left, above, (left + above) >> 1, _paeth(left, above, corner)
-        here[:] = (here + np.choose(filters[top:bottom], guesses)) & 255
-    return values[1:, 1:].astype(np.uint8)
+    header = _png_header(path)
+    channels = _PNG_CHANNELS[header.colour]
+    if header.width * channels * 16 > _MOST_ROW_BITS:
+        raise ValueError(f"{path}: rows of {header.width:,} pixels, too many for {channels} channels of 16 bits")
+    # Interlaced pictures have up to twice as many lines; deflated noise is hardly longer than it was.
+    _check_png_data(path, 2 * header.height * (1 + header.width * channels * 2) + 4096)
+    mode, (first, *second) = _PNG16_MODES[channels]
+    for tile, pixels in _tiles(_raw_pixels(path, mode, first)):
+        if second:
+            high[tile][..., :channels] = pixels
+        else:
+            yield tile, pixels[..., None] if channels == 1 else pixels.view(">u2").astype(np.uint16)
+    for raw in second:
+        for tile, pixels in _tiles(_raw_pixels(path, mode, raw)):
+            yield tile, high[tile][..., :channels] * np.uint16(256) + pixels
 
 
-def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Whichever of the three is nearest to left + above - corner, in this order."""
-    to_left, to_above = np.abs(above - corner), np.abs(left - corner)
-    to_corner = np.abs(left + above - 2 * corner)
-    nearer = np.where(to_above <= to_corner, above, corner)
-    return np.where((to_left <= to_above) & (to_left <= to_corner), left, nearer)
+def _raw_pixels(path: Path, mode: str, raw: str) -> Any:
+    """A Pillow image of a PNG, whatever its header says of its channels: those of `mode`, cut out as `raw` says."""
+    header = _png_header(path)
+    with _opened(path, header.width * header.height) as image:
+        image._mode, image.tile = mode, [part._replace(args=raw) for part in image.tile]
+        try:
+            image.load()
+        except Exception as error:  # Pillow's readers raise nearly anything on broken data
+            raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
+        return image
+
+
+def _tiles(image: Any) -> Iterator[tuple[Tile, np.ndarray]]:
+    """A Pillow image in parts, so that what is computed of a part is small."""
+    columns = min(image.width, _TILE)
+    rows = max(_TILE // columns, 1)
+    for top in range(0, image.height, rows):
+        for left in range(0, image.width, columns):
+            bottom, right = min(top + rows, image.height), min(left + columns, image.width)
+            yield (slice(top, bottom), slice(left, right)), np.asarray(image.crop((left, top, right, bottom)))
+
+
+def _narrowed(path: Path, image: Any) -> np.ndarray:
+    """uint8 [H, W, 3] of a PNG of 16 bits; Pillow alone would drop the low bytes of three channels."""
+    pixels = np.empty((image.height, image.width, 4 if _png_header(path).colour == 6 else 3), np.uint8)
+    for tile, wide in _wide_tiles(path, pixels):
+        pixels[tile][..., :3] = _eight_bits(wide, image.info.get("transparency"))
+    return pixels[..., :3]

@@ -33,12 +33,18 @@ ROOM = 84.0
 """Points of a side of small axes."""
 
 
-def show_text(axes: "Axes", text: str) -> None:
-    """Write plain text from the upper left corner, small enough to fit; what the font lacks is replaced."""
+def drawable(text: str, family: str = "sans") -> str:
+    """Return a text for a figure: lines stay, what the font lacks is replaced, and nothing is read as a formula."""
     from matplotlib.font_manager import findfont, get_font
 
-    font = get_font(findfont("monospace"))
+    font = get_font(findfont(family))
     drawn = "".join(c if c == "\n" or font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return drawn if family == "monospace" else drawn.replace("$", r"\$")
+
+
+def show_text(axes: "Axes", text: str) -> None:
+    """Write plain text from the upper left corner, small enough to fit; what the font lacks is replaced."""
+    drawn = drawable(text, "monospace")
     lines = drawn.split("\n")
     size = min(8.0, ROOM / (1.2 * len(lines)), ROOM / (0.6 * max(map(len, lines)) or 1))
     written = axes.text(0, 1, drawn, family="monospace", fontsize=max(size, 3.0), va="top", parse_math=False)

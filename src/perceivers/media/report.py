@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perceivers.files import printable, whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -28,21 +30,21 @@ class Report:
 
     def heading(self, text: str) -> None:
         """A section begins."""
-        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+        self.parts.append(f"<h2>{_escaped(text)}</h2>")
 
     def text(self, text: str) -> None:
         """A paragraph."""
-        self.parts.append(f"<p>{html.escape(text)}</p>")
+        self.parts.append(f"<p>{_escaped(text)}</p>")
 
     def verbatim(self, text: str) -> None:
         """Text as it is, with its spaces and lines."""
-        self.parts.append(f"<pre>{html.escape(text)}</pre>")
+        self.parts.append(f"<pre>{_escaped(text)}</pre>")
 
     def table(self, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
         """A table; the first column holds the rows' names."""
-        head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+        head = "".join(f"<th>{_escaped(column)}</th>" for column in columns)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (name, *cells)) + "</tr>"
+            "<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in (name, *cells)) + "</tr>"
             for name, cells in rows.items()
         )
         self.parts.append(f"<table><tr>{head}</tr>{body}</table>")
@@ -52,16 +54,21 @@ class Report:
         png = io.BytesIO()
         figure.savefig(png, dpi=130, bbox_inches="tight")
         data = base64.b64encode(png.getvalue()).decode()
-        caption = html.escape(caption)
+        caption = _escaped(caption)
         self.parts.append(f'<img alt="{caption}" src="data:image/png;base64,{data}"><p class="note">{caption}</p>')
 
     def html(self) -> str:
         """The page."""
-        title = html.escape(self.title)
+        title = _escaped(self.title)
         head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         return head + f"<h1>{title}</h1>" + "\n".join(self.parts) + "</html>\n"
 
     def write(self, path: Path) -> Path:
         """Write the page."""
-        path.write_text(self.html(), encoding="utf-8")
+        with whole_file(path) as fresh:
+            fresh.write_text(self.html(), encoding="utf-8")
         return path
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))

@@ -1,6 +1,5 @@
 """A table's cells: text of a CSV, values of Parquet and JSON, paths of files beside the table."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from perceivers.budgets import from_json
+from perceivers.files import one_line
+from perceivers.media.numpy_files import read_npy
+
 WHOLE_ROW = "*"
 """The key that stands for all cells of a row together."""
+
+MOST_VALUES = 10**7
+"""Numbers, texts and lists that a cell, or a row of JSON, may hold."""
+
+
+LONGEST_SUFFIX = 16
+"""Characters of the end of a file's name that tells its kind."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,12 @@ class Files:
         if not isinstance(text, str):
             raise ValueError(f"a path must be text, not {_shown(text)}")
         path = self.folder / text
-        if not self.outside and not path.resolve().is_relative_to(self.folder.resolve()):
-            raise ValueError(f"{text}: outside of the table's folder, which data.files_outside must allow")
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a NUL character
+            raise ValueError(f"{one_line(text)}: {getattr(error, 'strerror', None) or one_line(error)}") from None
+        if not self.outside and not inside:
+            raise ValueError(f"{one_line(text)}: outside of the table's folder, which data.files_outside must allow")
         return path
 
     @contextmanager
@@ -38,7 +52,7 @@ class Files:
         if not holds_file(cell):
             yield self.path(cell)
             return
-        with NamedTemporaryFile(suffix=PurePath(cell.get("path") or "").suffix) as file:
+        with NamedTemporaryFile(suffix=suffix_of(cell.get("path"))) as file:
             file.write(cell["bytes"])
             file.flush()
             yield Path(file.name)
@@ -47,6 +61,12 @@ class Files:
 def holds_file(cell: Any) -> bool:
     """Whether a cell is the content of a file, beside its name."""
     return isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes)
+
+
+def suffix_of(name: Any) -> str:
+    """Return the suffix of a file's name; empty if it has none that a file can have."""
+    suffix = PurePath(name).suffix if isinstance(name, str) else ""
+    return suffix if suffix.isprintable() and suffix.isascii() and len(suffix) <= LONGEST_SUFFIX else ""
 
 
 class Row(Mapping[str, Any]):
@@ -75,36 +95,44 @@ def plain(cell: Any) -> Any:
     if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "{")):
         return cell
     try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
+        return from_json(cell, MOST_VALUES)
+    except ValueError:
         raise ValueError(f"not JSON: {_shown(cell)}") from None
 
 
 def number(cell: Any) -> float:
-    """A cell's number; NaN for None; ValueError if it is none."""
+    """A cell's number; NaN for None; ValueError if it is none that 32 bits hold."""
     try:
-        return float("nan") if cell is None else float(cell)
-    except (TypeError, ValueError, OverflowError):
+        value = float("nan") if cell is None else float(cell)
+        with np.errstate(over="raise"):
+            np.float32(value)
+        return value
+    except (TypeError, ValueError):
         raise ValueError(f"not a number: {_shown(cell)}") from None
+    except ArithmeticError:
+        raise ValueError(f"beyond the numbers of 32 bits: {_shown(cell)}") from None
 
 
 def numbers(cell: Any) -> np.ndarray:
     """A cell's array of numbers, lists in lists for several axes; ValueError if it is none."""
     value = plain(cell)
     try:
-        return np.asarray(value, np.float32)
-    except (TypeError, ValueError, OverflowError):
+        with np.errstate(over="raise"):
+            return np.asarray(value, np.float32)
+    except ArithmeticError:
+        raise ValueError(f"beyond the numbers of 32 bits: {_shown(value)}") from None
+    except (TypeError, ValueError):
         raise ValueError(f"not numbers in lists of equal length: {_shown(value)}") from None
 
 
 def array_file(path: Path) -> np.ndarray:
-    """The array of a .npy file; ValueError if it is none. Never unpickles."""
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a .npy file of plain numbers: {error}") from None
+    """Return the array of a .npy file of numbers; ValueError for other files. Never unpickles."""
+    array = read_npy(path)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{path}: an array of {array.dtype}, expected numbers")
+    return array
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = repr(value[:40] if isinstance(value, str | bytes | list) else value)  # quotes are more
     return text if len(text) <= 40 else f"{text[:37]}..."

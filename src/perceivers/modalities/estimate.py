@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perceivers.core.arguments import finite
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
-from perceivers.modalities.kind import Raw, mean_where, rounded
+from perceivers.modalities.kind import Raw, mean_where, rounded, same_shape
 from perceivers.modalities.numbers import Numbers
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ class Estimate(Numbers):
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Negative log likelihood, or the quantiles' mean pinball loss, in units of `std`; over known numbers."""
         std = prediction.new_tensor(self.std or (1.0,))[:, None]
+        target = same_shape(target, prediction.shape[:-1])
         known, prediction = target.isfinite(), prediction / std
-        true = target.nan_to_num(0.0)[..., None] / std
+        true = finite(target)[..., None] / std
         if not self.quantiles:
             mean, deviation = prediction.split(1, dim=-1)
             loss = F.gaussian_nll_loss(mean, true, deviation**2, reduction="none")[..., 0]
@@ -97,7 +99,7 @@ class Estimate(Numbers):
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """[n, 2] of known numbers: what is estimated and whether it fits; the truth, and a one, which means it does."""
-        known = target.isfinite()
+        known = same_shape(target, prediction.shape[:-1]).isfinite()
         found, true = prediction[known], target[known]
         middle = found[:, 0] if not self.quantiles else found[:, self._middle]
         low, high = self.interval(found)

@@ -14,10 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perceivers.core.arguments import as_float32, floats, is_missing
 from perceivers.core.initialisers import embedding
 from perceivers.modalities.cells import number
 from perceivers.modalities.kind import rounded
-from perceivers.modalities.label import UNKNOWN, Label
+from perceivers.modalities.label import Label, counted
+from perceivers.modalities.scalars import UNKNOWN, class_numbers, class_value, scalar
 
 DAY = 86_400
 """Seconds."""
@@ -92,8 +94,8 @@ class FieldEncoding(nn.Module, ABC):
     channels: int
 
     @abstractmethod
-    def forward(self, values: Tensor) -> Float[Tensor, "b m c"]:
-        """Features of known and of unknown values."""
+    def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
+        """Features of known and of unknown values; what the mask hides is unknown."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,14 @@ class Number(FieldType):
 
     def fit(self, values: Sequence[Any]) -> "Number":
         """Mean and standard deviation."""
-        numbers = np.asarray(values, np.float64)
+        numbers = as_float32([_parsed(value) for value in values if not is_missing(value)]).astype(np.float64)
         mean = numbers.mean() if self.mean is None else self.mean
         std = (numbers.std() or 1.0) if self.std is None else self.std
         return replace(self, mean=float(mean), std=float(std))
 
     def prepare(self, values: Column) -> np.ndarray:
         """As float32; None becomes NaN."""
-        return np.asarray(values, np.float32)
+        return as_float32([_parsed(value) for value in values])
 
     def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
         """Finite."""
@@ -150,7 +152,7 @@ class Number(FieldType):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
         """Squared difference in units of `std`."""
-        true = torch.where(self.known(target), target, prediction)
+        true = torch.where(self.known(target), floats(target), prediction)
         return (self.normalise(prediction) - self.normalise(true)) ** 2
 
     def cell(self, prediction: Tensor) -> Any:
@@ -200,12 +202,12 @@ class Category(FieldType):
 
     def prepare(self, values: Column) -> np.ndarray:
         """Class numbers."""
-        number_of = self.classes if isinstance(self.classes, int) else {c: i for i, c in enumerate(self.classes)}
-        return np.array([self._number(value, number_of) for value in values], np.int64)
+        names = {} if isinstance(self.classes, int) else {name: place for place, name in enumerate(self.classes)}
+        return np.array([self._number(value, names) for value in values], np.int64)
 
     def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
-        """Not -1."""
-        return values != UNKNOWN
+        """A class; not -1 or -100."""
+        return class_numbers(values, self.num_outputs)[1]
 
     def build_encoding(self) -> "CategoryEncoding":
         """A trained vector for each class."""
@@ -217,7 +219,8 @@ class Category(FieldType):
 
     def loss(self, prediction: Float[Tensor, "b m e"], target: Int[Tensor, "b m"]) -> Float[Tensor, "b m"]:
         """Cross entropy."""
-        return F.cross_entropy(rearrange(prediction, "b m e -> b e m"), target.clamp(min=0), reduction="none")
+        numbers, _ = class_numbers(target, self.num_outputs)
+        return F.cross_entropy(rearrange(prediction, "b m e -> b e m"), numbers, reduction="none")
 
     def cell(self, prediction: Tensor) -> str:
         """The most probable class."""
@@ -231,17 +234,17 @@ class Category(FieldType):
     def show(self, value: Tensor) -> str:
         """Name of the class, of the most probable one for logits."""
         number = int(value.argmax() if value.ndim else value)
-        if number == UNKNOWN:
+        if number < 0:
             return "?"
         return str(number) if isinstance(self.classes, int) else self.classes[number]
 
-    def _number(self, value: Any, number_of: int | Mapping[str, int]) -> int:
-        if is_missing(value):
-            return UNKNOWN
-        if isinstance(number_of, int):
-            place = number(value)
-            return int(place) if 0 <= place < number_of else UNKNOWN
-        return number_of.get(str(value), UNKNOWN)
+    def _number(self, value: Any, names: Mapping[str, int]) -> int:
+        known = class_value(value)
+        if known is None or not isinstance(self.classes, int):
+            return names.get(str(known), names.get(str(value), UNKNOWN))
+        with suppress(ValueError):
+            return counted(known, self.classes)
+        return UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -253,12 +256,13 @@ class Date(Number):
 
     def read(self, cell: Any) -> float:
         """Days since the beginning of 2000 UTC; a moment without a zone is taken for UTC."""
-        if isinstance(cell, int | float | np.number):
-            return float(cell)
+        cell = scalar(cell)
+        if isinstance(cell, int | float):
+            return number(cell)
         try:
             moment = datetime.fromisoformat(cell if isinstance(cell, str) else cell.isoformat())
         except (AttributeError, ValueError):
-            raise ValueError(f"not a date as in 2026-11-22 or 2026-11-22T14:30: {cell!r}") from None
+            raise ValueError(f"not a date as in 2026-11-22 or 2026-11-22T14:30: {cell!r:.99}") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return (moment - ORIGIN).total_seconds() / DAY
 
@@ -299,8 +303,9 @@ class NumberEncoding(FieldEncoding):
         super().__init__()
         self.field = field
 
-    def forward(self, values: Float[Tensor, "b m"]) -> Float[Tensor, "b m 2"]:
+    def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m 2"]:
         """Finite, whatever the values."""
+        values = _unless(mask, floats(values), torch.nan)
         known = self.field.known(values)
         number = torch.where(known, self.field.normalise(values), torch.zeros_like(values))
         return torch.stack([number, known.to(values.dtype)], dim=-1)
@@ -311,8 +316,9 @@ class DateEncoding(NumberEncoding):
 
     channels = 2 + 2 * 3
 
-    def forward(self, values: Float[Tensor, "b m"]) -> Float[Tensor, "b m 8"]:
+    def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m 8"]:
         """Finite, whatever the values."""
+        values = _unless(mask, floats(values), torch.nan)
         turns = [2 * torch.pi * values.nan_to_num(0.0, 0.0, 0.0) / days for days in CYCLES]
         waves = torch.stack([wave for turn in turns for wave in (turn.sin(), turn.cos())], dim=-1)
         return torch.cat([super().forward(values), waves * self.field.known(values)[..., None]], dim=-1)
@@ -326,11 +332,17 @@ class CategoryEncoding(FieldEncoding):
         self.channels = field.channels
         self.embedding = embedding(1 + field.num_outputs, field.channels)
 
-    def forward(self, values: Int[Tensor, "b m"]) -> Float[Tensor, "b m c"]:
-        """Of class numbers from -1."""
-        return self.embedding(values - UNKNOWN)
+    def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
+        """Of class numbers; -1 and -100 are unknown."""
+        numbers, known = class_numbers(_unless(mask, values, UNKNOWN), self.embedding.num_embeddings - 1)
+        return self.embedding(torch.where(known, numbers + 1, torch.zeros_like(numbers)))
 
 
-def is_missing(value: Any) -> bool:
-    """None, NaN or infinite."""
-    return value is None or (isinstance(value, float | np.floating) and not np.isfinite(value))
+def _unless(mask: Bool[Tensor, "b m"] | None, values: Tensor, unknown: int | float) -> Tensor:
+    """Return values where the mask says that there are any, and the unknown one elsewhere."""
+    return values if mask is None else torch.where(mask, values, torch.full_like(values, unknown))
+
+
+def _parsed(value: Any) -> Any:
+    """Return a number, also of text; NaN where it is unknown."""
+    return float("nan") if is_missing(value := scalar(value)) else number(value)

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from perceivers.core.arguments import as_float32, check_keys, finite, floats
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.positions import Fourier, GridPlaces, PositionConfig, Positions
@@ -23,7 +24,7 @@ from perceivers.core.tokens import Segment
 from perceivers.media.flow import flow_colours
 from perceivers.media.pictures import show_image
 from perceivers.modalities.convolution import ConvStem
-from perceivers.modalities.kind import Kind, Raw, input_of, mean_where
+from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, same_shape
 from perceivers.modalities.patches import as_sizes, rows_of, surrounding_patches, token_grid
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class FramePair(Kind):
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[2, H, W, C] as float32."""
-        frames = np.asarray(value, np.float32)
+        frames = as_float32(value)
         if frames.ndim != 4 or len(frames) != 2 or frames.shape[-1] != self.channels:
             raise ValueError(f"frames of shape {frames.shape}, expected (2, H, W, {self.channels})")
         return frames
@@ -110,7 +111,7 @@ class Flow(Kind):
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[H, W, 2] as float32."""
-        flow = np.asarray(value, np.float32)
+        flow = as_float32(value)
         if flow.ndim != 3 or flow.shape[-1] != 2:
             raise ValueError(f"flow of shape {flow.shape}, expected (H, W, 2)")
         return flow
@@ -130,8 +131,8 @@ class Flow(Kind):
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean distance in network units (neither paper nor code states the loss: a choice of ours)."""
-        known = target.isfinite().all(dim=-1)
-        difference = (prediction - target.nan_to_num(0.0)) / (self.scale / RESCALE)
+        known = same_shape(target, prediction.shape).isfinite().all(dim=-1)
+        difference = (prediction - finite(target)) / (self.scale / RESCALE)
         return mean_where(torch.linalg.vector_norm(difference, dim=-1), known)
 
     def metrics(self) -> "dict[str, Metric]":
@@ -140,7 +141,7 @@ class Flow(Kind):
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Displacements of known pixels [P, 2]."""
-        known = target.isfinite().all(dim=-1)
+        known = same_shape(target, prediction.shape).isfinite().all(dim=-1)
         return prediction[known], target[known]
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
@@ -177,13 +178,17 @@ class FramePairInput(InputAdapter):
 
     def forward(self, raw: Raw) -> Segment:
         """Tokens row-major, the first frame's first; a missing pair has none."""
-        frames, mask = (raw["values"], raw["mask"]) if isinstance(raw, Mapping) else (raw, None)
+        raw = raw if isinstance(raw, Mapping) else {"values": raw}
+        check_keys(raw, ["values"], ["mask"])
+        frames, mask = floats(raw["values"]), raw.get("mask")
         if frames.ndim != 5 or frames.shape[1] != 2 or frames.shape[-1] != self.spec.channels:
             raise ValueError(f"frames of shape {tuple(frames.shape)}, expected [B, 2, H, W, {self.spec.channels}]")
         content = self._content(frames)
         grid = tuple(content.shape[1:-1]) if self.spec.separate else tuple(content.shape[2:-1])
         positions = self.positions.on_grid(GridPlaces(grid, device=frames.device))
         content = rows_of(content)
+        if mask is not None and mask.ndim != 1:
+            raise ValueError(f"mask of shape {tuple(mask.shape)}, expected [B], True where there is a pair")
         mask = None if mask is None else mask[:, None].expand(-1, content.shape[1])
         return Segment(content, positions, mask=mask, grid=grid)
 

@@ -1,6 +1,7 @@
 """Values on an n-dimensional grid: what images, video, audio and series have in common.
 
-A raw batch is [B, *size, C] in the data's units, or {"values": that, "mask": [B, *size]}, True where there is a value.
+A raw batch is [B, *size, C] in the data's units (bytes of a picture stay 0 to 255), channels last, or {"values": that,
+"mask": [B, *size]}, True where there is a value. As a target, NaN and infinite values are unknown.
 """
 
 import math
@@ -16,6 +17,7 @@ from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats, is_whole
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
@@ -24,7 +26,7 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, array_file, holds_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
-from perceivers.modalities.kind import Kind, Raw, mean_where
+from perceivers.modalities.kind import Kind, Raw, mean_where, same_shape
 from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
 
 if TYPE_CHECKING:
@@ -194,6 +196,15 @@ class Grid(Kind, ABC):
         """Rows to patches to a grid."""
         return GridOutput(self, channels)
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Values, if it comes in a dictionary."""
+        return ("values",)
+
+    def checked_target(self, target: Any, device: torch.device) -> Raw:
+        """As a dictionary; a tensor is all of it."""
+        return super().checked_target(target if isinstance(target, Mapping) else {"values": target}, device)
+
     def points(self, target: Raw) -> Points | None:
         """The places that `target` chose."""
         return Indices(target["index"]) if isinstance(target, Mapping) and "index" in target else None
@@ -201,8 +212,9 @@ class Grid(Kind, ABC):
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean difference in units of `std`, over values that are there."""
         values = target["values"] if isinstance(target, Mapping) else target
+        values = same_shape(values, prediction.shape)
         # Unknown values must not reach the difference: a gradient through NaN is NaN, whatever hides it afterwards.
-        difference = self.normalise(prediction) - self.normalise(values.nan_to_num(0.0))
+        difference = self.normalise(prediction) - self.normalise(finite(floats(values)))
         return mean_where(difference.abs() if self.loss_kind == "l1" else difference**2, values.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
@@ -217,7 +229,7 @@ class Grid(Kind, ABC):
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Values that are there, flat."""
         values = target["values"] if isinstance(target, Mapping) else target
-        valid = values.isfinite()
+        valid = same_shape(values, prediction.shape).isfinite()
         return prediction[valid], values[valid]
 
     def normalise(self, values: Tensor) -> Tensor:
@@ -241,12 +253,17 @@ class Grid(Kind, ABC):
         return each.repeat(like.shape[-1] // self.channels) if len(each) > 1 else each
 
     def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
-        array = np.asarray(value, dtype)
+        array = as_array(value) if dtype is None else as_float32(value)
         array = array[..., None] if array.ndim == self.axes and self.channels == 1 else array
         if array.ndim != self.axes + 1 or array.shape[-1] != self.channels:
             shape = ", ".join("HWT"[i] if self.axes == 2 else f"n{i + 1}" for i in range(self.axes))
-            raise ValueError(f"shape {array.shape} does not fit [{shape}, {self.channels}]")
+            raise ValueError(f"shape {array.shape} does not fit [{shape}, {self.channels}]{self._moved(array.shape)}")
         return array
+
+    def _moved(self, shape: Sequence[int]) -> str:
+        """Return a hint for the shape of one sample whose channels do not come last."""
+        first = len(shape) == self.axes + 1 and self.channels in shape[:-1]
+        return "; channels come last: move them there, as with np.moveaxis or .movedim" if first else ""
 
 
 class GridInput(InputAdapter):
@@ -279,10 +296,14 @@ class GridInput(InputAdapter):
     def forward(self, raw: Raw | Part) -> Segment:
         """Tokens row-major."""
         raw, part = (raw.values, raw) if isinstance(raw, Part) else (raw, None)
-        values, mask = (raw["values"], raw["mask"]) if isinstance(raw, Mapping) else (raw, None)
-        if values.ndim != self.spec.axes + 2 or values.shape[-1] != self.spec.channels:
+        raw = raw if isinstance(raw, Mapping) else {"values": raw}
+        check_keys(raw, ["values"], ["mask"])
+        values, mask = floats(raw["values"]), raw.get("mask")
+        shape, wrong_mask = tuple(values.shape), mask is not None and mask.ndim != self.spec.axes + 1
+        if len(shape) != self.spec.axes + 2 or shape[-1] != self.spec.channels or 0 in shape or wrong_mask:
             sizes = ", ".join(f"n{axis + 1}" for axis in range(self.spec.axes))
-            raise ValueError(f"input of shape {tuple(values.shape)}, expected [B, {sizes}, {self.spec.channels}]")
+            expected = f"[B, {sizes}, {self.spec.channels}]{self.spec._moved(shape[1:])}"
+            raise ValueError(f"input of shape {shape}, expected {expected}{' and a mask without C' * wrong_mask}")
         x = self.spec.normalise(values)
         if mask is not None:  # an unknown value in a patch that is partly known is the mean
             x = torch.where(mask[..., None], x, torch.zeros_like(x))
@@ -319,9 +340,9 @@ class GridInput(InputAdapter):
         if part is None:
             return GridPlaces(grid, None if spec.stretched else spec.grid, device=device)
         whole = as_sizes(spec.size if part.size is None else part.size, spec.axes, "size of the whole")
-        if len(part.start) != spec.axes or any(
-            n < 0 or n % step for n, step in zip(part.start, spec.steps, strict=True)
-        ):
+        start = part.start if isinstance(part.start, tuple | list) else ()
+        whole_numbers = len(start) == spec.axes and all(map(is_whole, start))
+        if not whole_numbers or any(n < 0 or n % step for n, step in zip(start, spec.steps, strict=True)):
             raise ValueError(f"a part begins at {part.start}: it must begin with a patch, at multiples of {spec.steps}")
         span = token_grid(whole, spec.steps) if spec.stretched else spec.grid
         first = tuple(place // step for place, step in zip(part.start, spec.steps, strict=True))

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.core.arguments import is_picture
 from perceivers.core.positions import Fourier
-from perceivers.media.image import centre_crop, read_image, resize
+from perceivers.media.image import centre_crop, picture_pixels, read_image, resize
 from perceivers.media.pictures import show_heat, show_image
 from perceivers.media.video import read_video
 from perceivers.modalities.augmentation import Augmentation, augmented
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Image(Grid):
-    """Pictures [H, W, C]; a record holds one, or the path of its file."""
+    """Pictures [H, W, C], channels last; a record holds one, a picture of Pillow, or the path of a file."""
 
     axes: ClassVar[int] = 2
     channels: int = 3
@@ -67,7 +68,9 @@ class Image(Grid):
         show_heat(axes, self.heat(sample, weights))
 
     def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
-        return super()._array(_shades(read_image(value), self.channels) if isinstance(value, Path) else value, dtype)
+        if isinstance(value, Path):
+            value = _shades(read_image(value), self.channels)
+        return super()._array(_shades(picture_pixels(value), self.channels) if is_picture(value) else value, dtype)
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Image, list[Any]]":

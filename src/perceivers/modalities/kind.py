@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from perceivers.core.arguments import check_keys, floats, given
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.joining import check_names
 from perceivers.modalities.cells import Files, plain
@@ -25,6 +26,15 @@ Raw = Any
 
 NOMINAL = 64
 """Elements of a blank set: sets have no size of their own."""
+
+
+AT_EVAL = {
+    "keep": "keep_at_eval",
+    "hide": "hide_at_eval",
+    "mask_words": "mask_at_eval",
+    "mask_prob": "mask_at_eval",
+}
+"""Corruptions of inputs, and the options that let them act in evaluation too."""
 
 
 class LeftOut(NamedTuple):
@@ -49,7 +59,7 @@ class Kind(ABC):
     mask_prob: float | None = None
     """As an input: probability that a token is replaced by the trained mask token; None: there is no mask token."""
     mask_at_eval: bool = False
-    """As an input: mask outside training too (released video model)."""
+    """As an input: mask in evaluation too; in prediction only what is always masked (released video model)."""
 
     def read(self, cell: Any, files: Files) -> Any:
         """A table's cell, never None, as a record's value; ValueError if it is none of this kind."""
@@ -59,9 +69,17 @@ class Kind(ABC):
         """Itself with the statistics or the vocabulary of the training part filled in."""
         return self
 
+    def uncorrupted(self) -> "Kind":
+        """Itself as a prediction takes it: with all that it is given, the same each time."""
+        options: dict[str, Any] = {own.name: False for own in fields(self) if own.name.endswith("_at_eval")}
+        return replace(self, **options)
+
     @abstractmethod
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> Any:
-        """One record's value, in the data's units, as `collate` takes it; all that is random comes from `rng`."""
+        """One record's value, in the data's units, as `collate` takes it; all that is random comes from `rng`.
+
+        Nothing is random outside training, unless an option whose name ends in "_at_eval" is true.
+        """
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """The same as an output: never corrupted. `prepared` holds the record's prepared inputs."""
@@ -106,6 +124,20 @@ class Kind(ABC):
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Rows of the decoder, E channels wide, to a raw batch."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
+
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Names of the arrays of a raw target; none: it is a tensor."""
+        return ()
+
+    def checked_target(self, target: Any, device: torch.device) -> Raw:
+        """Return a raw target as tensors; ValueError for another structure than the loss takes."""
+        target, parts = given(target, device), self.target_parts
+        if isinstance(target, Mapping) != bool(parts):
+            raise ValueError(f"a target is {shown(target)}, expected {', '.join(parts) or 'a tensor'}")
+        if parts:
+            check_keys(target, parts, ["mask", "masked", "index"])
+        return target
 
     def points(self, target: Raw) -> Points | None:
         """Where a batch of targets was measured; None: everywhere."""
@@ -158,6 +190,11 @@ def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
     return inputs[check_names("input", [name], inputs)[0]]
 
 
+def as_evaluated(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that an evaluation changes; one that names a corruption is meant to have it."""
+    return {at_eval: True for option, at_eval in AT_EVAL.items() if option in changes} | dict(changes)
+
+
 def named(name: str, function: Callable[..., T], *arguments: Any) -> T:
     """What the function gives; its errors say what they are about."""
     try:
@@ -202,6 +239,20 @@ def rounded(values: Any) -> Any:
     if isinstance(plain_values, list):
         return [rounded(value) for value in plain_values]
     return float(f"{plain_values:.7g}") if isinstance(plain_values, float) else plain_values
+
+
+def same_shape(target: Tensor, expected: Sequence[int]) -> Tensor:
+    """Return a target of real numbers of this shape; ValueError for others, which might spread over a prediction."""
+    if tuple(target.shape) != tuple(expected) or target.is_complex():
+        raise ValueError(f"a target of shape {tuple(target.shape)} and {target.dtype}, expected {tuple(expected)}")
+    return floats(target)
+
+
+def shown(raw: Any) -> str:
+    """Return what a raw batch is, in a few words, for a message."""
+    if isinstance(raw, Tensor):
+        return f"input of shape {tuple(raw.shape)}"
+    return f"a dictionary of {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else f"a {type(raw).__name__}"
 
 
 def sample_of(batch: Raw, index: int) -> Raw:

@@ -1,10 +1,11 @@
 """What a whole sample is: one class, or several labels.
 
-A raw batch is [B] class numbers (-1: unknown), or [B, classes] zeros and ones. A target of one class may also be the
-probabilities of all, [B, classes].
+A raw batch is [B] class numbers (-1 and -100: unknown), or [B, classes] zeros and ones. A target of one class may also
+be the probabilities of all, [B, classes]. NaN is unknown there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,16 +17,18 @@ from torch.nn import functional as F
 
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
+from perceivers.media.pictures import drawable
 from perceivers.modalities.cells import Files, plain
-from perceivers.modalities.kind import Raw, mean_where, rounded
+from perceivers.modalities.kind import Raw, mean_where, rounded, shown
 from perceivers.modalities.row import RowKind, RowOutput, stack_known
+from perceivers.modalities.scalars import UNKNOWN, class_chances, class_numbers, class_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
 
-UNKNOWN = -1
-"""Number of an unknown class."""
+TRUTH = ("False", "True")
+"""Names of the classes of truth values, in the order of their numbers."""
 
 FEW_OF = 10
 """Whole numbers are names (years, keys) where not even one in so many up to the largest occurs."""
@@ -81,15 +84,25 @@ class Label(RowKind):
         return str(cell)
 
     def fit(self, values: Iterable[Any]) -> "Label":
-        """The names that occur, sorted; whole numbers stay numbers, unless hardly any below the largest occurs."""
+        """The names that occur, sorted; truth values are "False" and "True".
+
+        Whole numbers stay numbers, unless hardly any below the largest occurs.
+        """
         if self.classes:
             return self
-        found = set(values)
-        if not all(isinstance(value, int | np.integer) for value in found):
+        found = {known for value in values if (known := class_value(value)) is not None}
+        if found and all(isinstance(value, bool) for value in found):
+            return replace(self, classes=TRUTH)
+        if not all(isinstance(value, int) for value in found):
             return replace(self, classes=tuple(sorted(map(str, found))))
-        count = int(max(found, default=-1)) + 1
+        numbers = sorted(map(int, found))
+        if numbers and numbers[0] < 0:
+            raise ValueError(
+                f"class {numbers[0]}: classes are counted from 0; give None for unknown, or text for a name"
+            )
+        count = max(numbers, default=-1) + 1
         if count > FEW_OF * (len(found) + 1):
-            return replace(self, classes=tuple(map(str, sorted(found))))
+            return replace(self, classes=tuple(map(str, numbers)))
         return replace(self, classes=count)
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:
@@ -99,8 +112,8 @@ class Label(RowKind):
         except ValueError:
             return None
 
-    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> int:
-        """Its number; ValueError if there is no such class."""
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> int | None:
+        """Its number; None where it is unknown; ValueError if there is no such class."""
         return class_number(value, self.classes)
 
     def collate(self, values: Sequence[Any]) -> Tensor:
@@ -131,13 +144,13 @@ class Label(RowKind):
 
     def probabilities(self, target: Tensor) -> Float[Tensor, "b k"]:
         """A target of class numbers as probabilities of all classes; NaN where unknown."""
-        hot = F.one_hot(target.clamp(min=0), fitted_count(self.num_classes)).float()
-        return torch.where(target[:, None] == UNKNOWN, torch.nan, hot)
+        numbers, known = class_numbers(target, fitted_count(self.num_classes))
+        return torch.where(known[:, None], F.one_hot(numbers, self.num_classes).float(), torch.nan)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Cross entropy over samples whose class, or the probabilities of all classes, is known."""
-        known = target.isfinite().all(dim=-1) if target.ndim == 2 else target != UNKNOWN
-        target = target.nan_to_num(0.0) if target.ndim == 2 else target.clamp(min=0)
+        target, known = self._known(target)
+        target = target.to(prediction.dtype) if target.ndim == 2 else target
         loss = F.cross_entropy(prediction, target, reduction="none", label_smoothing=self.smoothing)
         return mean_where(loss, known)
 
@@ -154,13 +167,23 @@ class Label(RowKind):
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Probabilities [n, classes] (of two at least) and true classes of known samples."""
-        known = target != UNKNOWN
+        target, known = self._known(target)
+        target = target.argmax(dim=-1) if target.ndim == 2 else target
         return F.pad(prediction[known].softmax(dim=-1), (0, max(2 - self.num_classes, 0))), target[known]
 
     def ranking(self, probabilities: Float[Tensor, " classes"], count: int) -> list[tuple[str, float]]:
         """Names and probabilities of the most probable classes."""
         top = probabilities.topk(min(count, len(probabilities)))
         return [(self.name_of(int(i)), float(p)) for i, p in zip(top.indices, top.values, strict=True)]
+
+    def _known(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class numbers, or probabilities of all classes, with 0 where unknown; and True for known samples."""
+        if target.ndim not in (1, 2):
+            raise ValueError(f"classes of shape {tuple(target.shape)}, expected [B] or [B, {self.num_classes}]")
+        if target.ndim == 1:
+            return class_numbers(target, fitted_count(self.num_classes))
+        chances, known = class_chances(target, fitted_count(self.num_classes), "probabilities")
+        return chances, known.all(dim=-1)
 
     def name_of(self, number: int) -> str:
         """Name of a class."""
@@ -169,12 +192,13 @@ class Label(RowKind):
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Its name; of logits, the three most probable classes as bars."""
         if sample.ndim == 0:
-            known = int(sample) != UNKNOWN
-            axes.text(0.5, 0.5, self.name_of(int(sample)) if known else "?", ha="center", va="center", fontsize=14)
+            name = drawable(self.name_of(int(sample))) if int(sample) >= 0 else "?"
+            axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=14)
             axes.set_axis_off()
             return
         top = sample.detach().float().softmax(-1).topk(min(3, self.num_classes))
-        axes.barh([self.name_of(int(i)) for i in top.indices], top.values.cpu().numpy(), color="0.4")
+        names = [drawable(self.name_of(int(i))) for i in top.indices]
+        axes.barh(range(len(names)), top.values.cpu().numpy(), tick_label=names, color="0.4")
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
 
@@ -205,13 +229,16 @@ class Labels(RowKind):
 
     def fit(self, values: Iterable[Any]) -> "Labels":
         """The names that occur, sorted."""
-        fitted = Label(classes=self.classes).fit(name for value in values for name in value)
+        fitted = Label(classes=self.classes).fit(name for value in values for name in _several(value))
         return replace(self, classes=fitted.classes)
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """Ones in the places of its classes."""
         hot = np.zeros(self.num_classes, np.float32)
-        hot[[class_number(name, self.classes) for name in value]] = 1
+        for name in _several(value):
+            if (number := class_number(name, self.classes)) is None:
+                raise ValueError("a class among several is unknown (None, NaN, -100): leave it out, or the whole list")
+            hot[number] = 1
         return hot
 
     def collate(self, values: Sequence[Any]) -> Tensor:
@@ -244,10 +271,9 @@ class Labels(RowKind):
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Binary cross entropy over known samples."""
-        known = target.isfinite()
-        return mean_where(
-            F.binary_cross_entropy_with_logits(prediction, target.nan_to_num(0.0), reduction="none"), known
-        )
+        target, known = class_chances(target, self.num_classes, "labels")
+        loss = F.binary_cross_entropy_with_logits(prediction, target.to(prediction.dtype), reduction="none")
+        return mean_where(loss, known)
 
     def metrics(self) -> "dict[str, Metric]":
         """Mean average precision over the classes."""
@@ -257,7 +283,8 @@ class Labels(RowKind):
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Logits and classes of known samples."""
-        known = target.isfinite().all(dim=-1)
+        target, parts = class_chances(target, self.num_classes, "labels")
+        known = parts.all(dim=-1)
         return prediction[known], target[known].long()
 
     @classmethod
@@ -273,14 +300,15 @@ class OneHotInput(InputAdapter):
         super().__init__()
         self.channels = num_classes
 
-    def forward(self, raw: Tensor) -> Segment:
+    def forward(self, raw: Raw) -> Segment:
         """From class numbers [B] or from ones and zeros [B, classes]."""
+        if not isinstance(raw, Tensor) or raw.ndim not in (1, 2):
+            raise ValueError(f"{shown(raw)}, expected class numbers [B], or zeros and ones [B, {self.channels}]")
         if raw.ndim == 1:
-            known = raw != UNKNOWN
-            hot = F.one_hot(raw.clamp(min=0), self.channels).float()
-        else:
-            known, hot = raw.isfinite().all(dim=-1), raw.nan_to_num(0.0)
-        return Segment(hot[:, None], mask=known[:, None])
+            numbers, known = class_numbers(raw, self.channels)
+            return Segment(F.one_hot(numbers, self.channels).float()[:, None], mask=known[:, None])
+        hot, parts = class_chances(raw, self.channels, "labels")
+        return Segment(hot[:, None], mask=parts.all(dim=-1, keepdim=True))
 
     def absent(self, device: torch.device) -> Segment:
         """One token."""
@@ -294,16 +322,34 @@ def fitted_count(num_classes: int) -> int:
     return num_classes
 
 
-def class_number(value: Any, classes: int | tuple[str, ...]) -> int:
-    """Number of a class given by name or number; ValueError if there is no such class."""
+def class_number(value: Any, classes: int | tuple[str, ...]) -> int | None:
+    """Number of a class given by name or number; None where it is unknown; ValueError if there is no such class."""
+    if (known := class_value(value)) is None:
+        return None
     if isinstance(classes, int):
-        number = int(value)
-        if 0 <= number < classes:
-            return number
-        raise ValueError(f"class {value} is not one of 0 to {classes - 1}")
-    if str(value) in classes:
-        return classes.index(str(value))
+        return counted(known, classes)
+    for name in (str(known), str(value)):  # models of before have whole numbers as "1.0"
+        if name in classes:
+            return classes.index(name)
+    if isinstance(known, str) and known in map(str.lower, classes) and known in ("true", "false"):
+        return TRUTH.index(known.title())
     numbered = any(name.removeprefix("-").isdigit() for name in classes)  # a number is a name then, no place
-    if isinstance(value, int | np.integer) and 0 <= value < len(classes) and not numbered:
-        return int(value)
-    raise ValueError(f"class {value!r} is not one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}")
+    if isinstance(known, int) and 0 <= known < len(classes) and not numbered and (known < 2 or classes != TRUTH):
+        return int(known)
+    raise ValueError(f"class {known!r} is not one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}")
+
+
+def counted(value: bool | int | str, count: int) -> int:
+    """Return the number of a class of `count` that have no names; ValueError if there is none."""
+    with suppress(ValueError):
+        number = float(value)
+        if number.is_integer() and 0 <= number < count and not (isinstance(value, bool) and count != 2):
+            return int(number)
+    raise ValueError(f"class {value!r} is not one of 0 to {count - 1}; where it is unknown, give None")
+
+
+def _several(value: Any) -> Iterable[Any]:
+    """Return the classes of a sample that may have several: a list of them, or one alone."""
+    if isinstance(value, Tensor | np.ndarray) and (value.ndim != 1 or value.dtype in (torch.bool, np.bool_)):
+        raise ValueError(f"labels of shape {tuple(value.shape)} and type {value.dtype}, expected a list of classes")
+    return value if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else [value]

@@ -1,6 +1,6 @@
 """Numbers that a whole sample has.
 
-A raw batch is [B, n], NaN where unknown.
+A raw batch is [B, n], NaN (or infinite) where unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.core.arguments import as_float32, finite, floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, number, plain
-from perceivers.modalities.kind import Raw, mean_where, rounded, statistics
+from perceivers.modalities.kind import Raw, mean_where, rounded, same_shape, shown, statistics
 from perceivers.modalities.row import RowKind, RowOutput, stack_known
+from perceivers.modalities.scalars import scalar
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -81,7 +82,8 @@ class Numbers(RowKind):
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean squared difference in units of `std`, over known numbers."""
         std = prediction.new_tensor(self.std or (1.0,))
-        return mean_where(((prediction - target.nan_to_num(0.0)) / std) ** 2, target.isfinite())
+        target = same_shape(target, prediction.shape)
+        return mean_where(((prediction - finite(target)) / std) ** 2, target.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
         """Mean absolute error in the data's units, and the share of variance explained."""
@@ -97,13 +99,19 @@ class Numbers(RowKind):
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Known numbers, flat."""
+        target = same_shape(target, prediction.shape)
         known = target.isfinite()
         return prediction[known], target[known]
 
     def _array(self, value: Any) -> np.ndarray:
-        array = np.atleast_1d(np.asarray(value, np.float32))
+        if isinstance(value, list | tuple | str):  # text may hold a number
+            value = [
+                one if isinstance(one, Tensor) else number(one)
+                for one in ([value] if isinstance(value, str) else value)
+            ]
+        array = np.atleast_1d(as_float32(scalar(value)))
         if array.shape != (self.count,):
-            raise ValueError(f"{len(array)} numbers, expected {self.count}")
+            raise ValueError(f"numbers of shape {array.shape}, expected ({self.count},)")
         return array
 
     @classmethod
@@ -119,11 +127,14 @@ class NumbersInput(InputAdapter):
         super().__init__()
         self.spec, self.channels = spec, 2 * spec.count
 
-    def forward(self, raw: Float[Tensor, "b n"]) -> Segment:
+    def forward(self, raw: Raw) -> Segment:
         """A sample without one known number has no token."""
+        if not isinstance(raw, Tensor) or raw.ndim != 2 or raw.shape[1] != self.spec.count:
+            raise ValueError(f"{shown(raw)}, expected [B, {self.spec.count}]")
+        raw = floats(raw)
         mean, std = raw.new_tensor(self.spec.mean or (0.0,)), raw.new_tensor(self.spec.std or (1.0,))
         known = raw.isfinite()
-        token = torch.cat([((raw - mean) / std).nan_to_num(0.0), known.to(raw.dtype)], dim=-1)
+        token = torch.cat([finite((raw - mean) / std), known.to(raw.dtype)], dim=-1)
         return Segment(token[:, None], mask=known.any(dim=-1, keepdim=True))
 
     def absent(self, device: torch.device) -> Segment:

@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.core.arguments import as_float32, check_keys, finite, floats
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import Coordinates, InputAdapter, OutputAdapter, OutputQuery, Points
-from perceivers.core.positions import Fourier, Positions
+from perceivers.core.positions import Fourier, Positions, sound_coordinates
 from perceivers.core.queries import CoordinateQuery
 from perceivers.core.tokens import Segment, blank_where_absent
 from perceivers.modalities.cells import Files, numbers, plain
-from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences, statistics
+from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences, same_shape, shown, statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,9 @@ class PointSet(Kind):
     positions: Fourier = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
     """Position features; max_resolution is how many places along each axis they can tell apart."""
     keep: tuple[float, float] = (1.0, 1.0)
-    """As an input: fraction of the points that is read, drawn between these for each sample; at least one point."""
+    """As an input, in training: fraction of the points that is read, drawn between these for each sample; not none."""
+    keep_at_eval: bool = False
+    """As an input: read a random part in evaluation too (never in prediction)."""
     mean: tuple[float, ...] | None = None
     """Subtracted from values on the way in, added on the way out. Fitted if None."""
     std: tuple[float, ...] | None = None
@@ -80,10 +83,10 @@ class PointSet(Kind):
         )
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
-        """Coordinates and values as float32, a random part of them under `keep` (outside training too)."""
+        """Coordinates and values as float32; in training, or under `keep_at_eval`, a random part of them."""
         points = self._arrays(value)
         total = len(points["coordinates"])
-        if self.keep == (1.0, 1.0) or not total:
+        if not (training or self.keep_at_eval) or self.keep == (1.0, 1.0) or not total:
             return points
         count = max(1, round(rng.uniform(*self.keep) * total))
         chosen = rng.choice(total, count, replace=False)
@@ -122,14 +125,19 @@ class PointSet(Kind):
         """Rows to values."""
         return PointSetOutput(self, channels)
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Of a raw target."""
+        return ("coordinates", "values", "mask")
+
     def points(self, target: Raw) -> Points:
         """Where the target was measured."""
         return Coordinates(target["coordinates"], target["mask"])
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean squared difference in units of `std`, over points that exist."""
-        std, values = prediction.new_tensor(self.std or (1.0,)), target["values"]
-        difference = (prediction - values.nan_to_num(0.0)) / std
+        std, values = prediction.new_tensor(self.std or (1.0,)), same_shape(target["values"], prediction.shape)
+        difference = (prediction - finite(values)) / std
         return mean_where(difference**2, target["mask"][..., None] & values.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
@@ -176,8 +184,10 @@ class PointSet(Kind):
         return {"coordinates": places, "values": known if known.size else unknown}
 
     def _arrays(self, value: Any) -> dict[str, np.ndarray]:
-        value = value if isinstance(value, Mapping) else self._split(np.asarray(value, np.float32))
-        points = {name: np.asarray(value[name], np.float32) for name in ("coordinates", "values")}
+        value = value if isinstance(value, Mapping) else self._split(as_float32(value))
+        if missing := [name for name in ("coordinates", "values") if name not in value]:
+            raise ValueError(f'points without {" and ".join(missing)}: give {{"coordinates", "values"}}')
+        points = {name: as_float32(value[name]) for name in ("coordinates", "values")}
         count = len(points["coordinates"])
         for name, width in (("coordinates", self.axes), ("values", self.channels)):
             if points[name].shape != (count, width):
@@ -196,6 +206,8 @@ class PointSet(Kind):
 class PointSetInput(InputAdapter):
     """A token for each point: its values and its position."""
 
+    is_set = True
+
     def __init__(self, spec: PointSet) -> None:
         super().__init__()
         self.spec = spec
@@ -204,12 +216,19 @@ class PointSetInput(InputAdapter):
 
     def forward(self, raw: Raw) -> Segment:
         """Tokens in the order of the points."""
-        mask = raw.get("mask")
-        coordinates, values = (blank_where_absent(raw[name], mask) for name in ("coordinates", "values"))
+        if not isinstance(raw, Mapping):
+            raise ValueError(f'{shown(raw)}, expected {{"coordinates", "values", "mask"}}')
+        check_keys(raw, ["coordinates", "values"], ["mask"])
+        mask, shape = raw.get("mask"), raw["coordinates"].shape
+        if len(shape) != 3 or raw["values"].shape[1:] != (shape[1], self.spec.channels):
+            raise ValueError(
+                f"coordinates of shape {tuple(shape)} and values of shape {tuple(raw['values'].shape)}, expected "
+                f"[B, M, {self.spec.axes}] and [B, M, {self.spec.channels}]"
+            )
+        coordinates = sound_coordinates(floats(raw["coordinates"]), mask, self.spec.axes)
+        values = blank_where_absent(floats(raw["values"]), mask)
         mean, std = values.new_tensor(self.spec.mean or (0.0,)), values.new_tensor(self.spec.std or (1.0,))
-        return Segment(
-            ((values - mean) / std).nan_to_num(0.0), self.positions.at(self.spec.to_unit(coordinates)), mask=mask
-        )
+        return Segment(finite((values - mean) / std), self.positions.at(self.spec.to_unit(coordinates)), mask=mask)
 
 
 class PointSetOutput(OutputAdapter):

@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from perceivers.core.arguments import check_keys
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.joining import check_names
@@ -33,6 +34,7 @@ from perceivers.modalities.kind import (
     named,
     pad_sequences,
     rounded,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +65,9 @@ class Records(Kind):
     query_channels: int = 256
     """As an output without `of`: width of the trained queries."""
     hide: dict[str, float] = dataclasses.field(default_factory=dict)
-    """As an input: probability that a value of a field is hidden, as if unknown; in evaluation too."""
+    """As an input, in training: probability that a value of a field is hidden, as if unknown."""
+    hide_at_eval: bool = False
+    """As an input: hide values in evaluation too (never in prediction)."""
     hidden_only: bool = False
     """As an output with `of`: only values that are unknown to the input count."""
     kind: Literal["records"] = "records"
@@ -74,7 +78,7 @@ class Records(Kind):
             raise ValueError("records need at least one field, e.g. fields={'health': Number()}")
         if "mask" in self.fields:
             raise ValueError("a field cannot be called 'mask', which says where records are: give it another name")
-        check_names("field in hide:", self.hide, self.fields)
+        check_names("field in hide:", list(self.hide), self.fields)
         if self.hidden_only and self.of is None:
             raise ValueError("hidden_only needs `of`, the input that hides values")
 
@@ -98,13 +102,13 @@ class Records(Kind):
         count = _count(prepared)
         if self.max_records is not None and count > self.max_records:
             raise ValueError(f"{count} records are more than max_records = {self.max_records}: raise it, or give fewer")
-        for name, probability in self.hide.items():
+        for name, probability in self.hide.items() if training or self.hide_at_eval else ():
             prepared[name] = self._without(name, prepared[name], rng.random(count) < probability)
         return prepared
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """All records; with `of`, one for each of the input's (None without the input)."""
-        target = self.prepare(value, rng, training=False)
+        target = replace(self, hide={}).prepare(value, rng, training=False)
         if self.of is None:
             if _count(target) > self._num_queries:
                 raise ValueError(f"{_count(target)} records where {self._num_queries} can be asked: set max_records")
@@ -152,9 +156,9 @@ class Records(Kind):
 
     def blank(self, batch_size: int, device: torch.device) -> Raw:
         """Records of which nothing is known, `max_records` or NOMINAL."""
-        unknown = [None] * (self.max_records or NOMINAL)
-        columns = {name: torch.from_numpy(field.prepare(unknown)) for name, field in self.fields.items()}
-        return {name: column.to(device).repeat(batch_size, 1) for name, column in columns.items()}
+        size = (batch_size, self.max_records or NOMINAL)
+        unknown = {name: torch.from_numpy(field.prepare([None])) for name, field in self.fields.items()}
+        return {name: value.to(device).repeat(size) for name, value in unknown.items()}
 
     def build_input(self) -> InputAdapter:
         """A token for each record, or for each field of each."""
@@ -173,6 +177,11 @@ class Records(Kind):
         """A row to the fields of a record."""
         return RecordsOutput(self, channels)
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Of a raw target."""
+        return (*self.fields, "mask")
+
     def points(self, target: Raw) -> Points | None:
         """As many records as the largest target has; with `of`, everywhere: the queries follow the input."""
         mask = target["mask"]
@@ -182,7 +191,10 @@ class Records(Kind):
         """Mean over the fields of their means over known values: cross entropy, squared difference in units of std."""
         losses = []
         for name, field in self.fields.items():
-            loss = field.loss(_beside(prediction[name], target), target[name])
+            written = _beside(prediction[name], target)
+            if target[name].shape != written.shape[:2]:
+                raise ValueError(f"{name} of shape {tuple(target[name].shape)}, expected {tuple(written.shape[:2])}")
+            loss = field.loss(written, target[name])
             losses.append(mean_where(loss, self._known(name, target)))
         return torch.stack(losses).mean()
 
@@ -232,6 +244,9 @@ class Records(Kind):
             if lengths:
                 return self._checked_columns(value, lengths)
             value = [value]
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise ValueError(f"records must come in a list of dictionaries, not as {type(value).__name__}")
         for record in value:
             if not isinstance(record, Mapping):
                 raise ValueError(f"a record must be a dictionary of its fields, not {type(record).__name__}")
@@ -281,6 +296,8 @@ class Records(Kind):
 class RecordsInput(InputAdapter):
     """A token for each record: its fields' features side by side."""
 
+    is_set = True
+
     def __init__(self, spec: Records) -> None:
         super().__init__()
         self.encodings = FieldEncodings(spec)
@@ -293,6 +310,8 @@ class RecordsInput(InputAdapter):
 
 class FieldsInput(InputAdapter):
     """A token for each field of each record: its features through a linear map, plus a vector that says which field."""
+
+    is_set = True
 
     def __init__(self, spec: Records) -> None:
         super().__init__()
@@ -323,10 +342,17 @@ class FieldEncodings(nn.Module):
 
     def forward(self, raw: Raw) -> list[Float[Tensor, "b m _"]]:
         """In the order of the fields; ValueError if one is not there."""
-        missing = [name for name in self.names if name not in raw]
-        if missing:
-            raise ValueError(f"the input has no {', '.join(missing)}: give all of {', '.join(self.names)}")
-        return [encoding(raw[name]) for name, encoding in zip(self.names, self.fields, strict=True)]
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"{shown(raw)}, expected a dictionary of {', '.join(self.names)} and mask, each [B, M]")
+        check_keys(raw, self.names, ["mask"])
+        shapes = {name: tuple(x.shape) for name, x in raw.items()}
+        if any(len(shape) != 2 or shape[1] != shapes[self.names[0]][1] for shape in shapes.values()):
+            raise ValueError(f"columns of shapes {shapes}, expected [B, M] of each")
+        mask = raw.get("mask")
+        return [
+            named(f"field {name!r}", encoding, raw[name], mask)
+            for name, encoding in zip(self.names, self.fields, strict=True)
+        ]
 
 
 class RecordsOutput(OutputAdapter):

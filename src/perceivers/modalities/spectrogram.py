@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from perceivers.core.arguments import as_float32
 from perceivers.core.positions import Fourier
 from perceivers.media.audio import read_audio, to_mono, to_rate
 from perceivers.media.mel import log_mel
@@ -52,7 +53,7 @@ class Spectrogram(Grid):
         axes.set_axis_off()
 
     def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
-        samples = np.asarray(value, dtype)
+        samples = as_float32(value)
         if samples.ndim == 2 and samples.shape[1] == 1:
             samples = samples[:, 0]
         if samples.ndim != 1:

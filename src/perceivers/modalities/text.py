@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perceivers.core.arguments import as_mask, check_index, check_keys
 from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.linear import linear
@@ -29,11 +30,18 @@ from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
 from perceivers.modalities.cells import Files
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences, rounded
+from perceivers.modalities.scalars import UNKNOWN, class_numbers
 from perceivers.modalities.tokenizers import tokenizer_of, word_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
+
+CHARACTERS = 64
+"""Characters of a text that are looked at for each of its `length` tokens, unless it is cropped."""
+
+MOST_CROPPED = 2**24
+"""Characters of a text that a random part is taken of."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,10 @@ class Text(Kind):
     sines: bool = False
     """Positions (as an output with `of`: queries) begin as sines of their places, otherwise at random (official)."""
     overflow: Literal["error", "truncate", "crop"] = "error"
-    """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning."""
+    """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning.
+
+    A text of more than 64 characters a token counts as longer; one of more than 16 million is not cropped.
+    """
     mask_words: float = 0.0
     """As an input, in training: probability that a word (between white space) is masked, all its tokens at once."""
     of: str | None = None
@@ -96,6 +107,7 @@ class Text(Kind):
 
         Words are masked outside training too under `mask_at_eval`; always by MASK alone (paper F.3).
         """
+        value = self._within(value)
         ids, characters = self._tokens(value)
         part = self._part(len(ids), rng, training)
         ids, masked = ids[part], np.zeros(len(ids[part]), bool)
@@ -104,7 +116,7 @@ class Text(Kind):
             # The last place is that of -1: white space is never masked.
             masked = np.append(rng.random(words.max(initial=-1) + 1) < self.mask_words, False)[words]
             ids = np.where(masked, tokenizer_of(self.tokenizer).mask_id, ids)
-        return {"ids": ids, "masked": masked, "start": part.start}
+        return {"ids": ids, "masked": masked, "start": part.start, "characters": len(value)}
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """True ids; with `of`, of the part that the input shows, and where it was masked (None without the input).
@@ -118,6 +130,7 @@ class Text(Kind):
         source = prepared.get(self.of)
         if source is None:
             return None
+        value = _text(value)[: max(source["characters"], CHARACTERS * self.length)]
         ids = self._tokens(value)[0][source["start"] :][: len(source["ids"])]
         if len(ids) != len(source["ids"]):
             raise ValueError(
@@ -173,6 +186,11 @@ class Text(Kind):
             )
         return TextOutput(TiedHead(tied_to))
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Of a raw target."""
+        return ("ids", "mask", "masked")
+
     def points(self, target: Raw) -> Points | None:
         """As many places as the longest target has; with `of`, everywhere: the queries follow the input."""
         ids = target["ids"]
@@ -180,6 +198,9 @@ class Text(Kind):
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean cross entropy of masked tokens, the others counting `visible` each; of all, if none is masked."""
+        target, shape = _known(target, prediction.shape[-1]), target["ids"].shape
+        if len(shape) != 2 or shape[0] != prediction.shape[0] or shape[1] > prediction.shape[1]:
+            raise ValueError(f"ids of shape {tuple(shape)}, expected {tuple(prediction.shape[:2])} at most")
         logits = rearrange(_beside(prediction, target), "b m v -> b v m")
         losses = F.cross_entropy(logits, target["ids"], reduction="none")
         if not self.visible:
@@ -189,6 +210,7 @@ class Text(Kind):
 
     def num_terms(self, target: Raw) -> Tensor:
         """Tokens that the loss looks at, each as much as it counts."""
+        target = _known(target, self.num_ids)
         return self._shares(target).sum() if self.visible else _asked(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
@@ -205,6 +227,7 @@ class Text(Kind):
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Of the tokens that the loss looks at: most probable ids and the true ids' bits, [n, 2]; true ids."""
+        target = _known(target, prediction.shape[-1])
         asked = _asked(target)
         logits, ids = _beside(prediction, target)[asked].float(), target["ids"][asked]
         bits = F.cross_entropy(logits, ids, reduction="none") / math.log(2)
@@ -235,9 +258,21 @@ class Text(Kind):
         asked = _asked(target)
         return torch.where(asked, 1.0, self.visible * target["mask"])
 
-    def _tokens(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
-        if not isinstance(value, str):
-            raise ValueError(f"a text must be a string, not {type(value).__name__}")
+    def _within(self, value: Any) -> str:
+        """As much of a text as its tokens can come from; ValueError for one that is far too long."""
+        value, most = _text(value), CHARACTERS * self.length
+        if self.overflow == "truncate" or len(value) <= most:
+            return value[:most]
+        if self.overflow == "crop" and len(value) <= MOST_CROPPED:
+            return value
+        if self.overflow == "crop":
+            raise ValueError(f"a text of {len(value):,} characters is too long to crop: split it, or raise length")
+        raise ValueError(
+            f"a text of {len(value):,} characters is longer than length = {self.length} tokens: raise length, "
+            "or set overflow = truncate or overflow = crop"
+        )
+
+    def _tokens(self, value: str) -> tuple[np.ndarray, np.ndarray]:
         ids, characters = tokenizer_of(self.tokenizer).tokens(value)
         if ids.max(initial=0) >= self.num_ids:
             raise ValueError(f"the tokenizer gave id {ids.max()}, which vocab_size = {self.num_ids} does not reach")
@@ -289,9 +324,15 @@ class TextInput(InputAdapter):
 
     def forward(self, raw: Raw) -> Segment:
         """Tokens in the order of the text; without a mask all of them count, padding too."""
-        ids, mask = (raw["ids"], raw.get("mask")) if isinstance(raw, Mapping) else (raw, None)
-        if ids.ndim != 2 or ids.is_floating_point():
+        raw = raw if isinstance(raw, Mapping) else {"ids": raw}
+        check_keys(raw, ["ids"], ["mask", "masked"])
+        ids, mask = raw["ids"], raw.get("mask")
+        if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or not ids.shape[1]:
             raise ValueError(f"ids of shape {tuple(ids.shape)} and type {ids.dtype}, expected whole numbers [B, M]")
+        if mask is not None and mask.ndim != 2:
+            raise ValueError(f"mask of shape {tuple(mask.shape)}, expected [B, M]")
+        ids = ids if mask is None else torch.where(mask, ids, torch.zeros_like(ids))  # padding may be any number
+        check_index(ids, self.embedding.num_embeddings, "id", "of the vocabulary")
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
@@ -355,8 +396,20 @@ class TextOutput(OutputAdapter):
         return rows
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a text must be a string, not {type(value).__name__}")
+    return value
+
+
 def _any(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
     return mask.any(dim=1, keepdim=True)
+
+
+def _known(target: Raw, count: int) -> dict[str, Tensor]:
+    """Return a target in which ids that are unknown (-1, -100) are padding; padding may be any number."""
+    ids, known = class_numbers(torch.where(target["mask"], target["ids"], UNKNOWN), count)
+    return {"ids": ids, "mask": known, "masked": as_mask(target["masked"])}
 
 
 def _asked(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:

@@ -11,10 +11,14 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int
 
+from perceivers.files import MOST_TEXT_BYTES, one_line, regular_file
+
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 """Ids of the byte vocabulary that are no bytes (official `bytes_tokenizer`)."""
 FIRST_BYTE = 6
 """Id of byte 0."""
+MOST_IDS = 10_000_000
+"""Ids of a tokenizer file; the largest published ones have a quarter of a million."""
 
 
 class Tokenizer(ABC):
@@ -72,17 +76,20 @@ class FileTokenizer(Tokenizer):
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer as Loaded
 
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise ValueError(f"no tokenizer file {path!r}: give the path of a tokenizer.json, or 'bytes'")
+        regular_file(path, MOST_TEXT_BYTES)
         try:
             self.loaded = Loaded.from_file(path)
         except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"{path!r} is not a file of the tokenizers library: {error}") from error
+            raise ValueError(f"{path!r} is not a file of the tokenizers library: {one_line(error)}") from error
         # A file may ask for both; length and padding are matters of the spec and of the batch.
         self.loaded.no_truncation()
         self.loaded.no_padding()
         self.path = path
         self.vocab_size = max(self.loaded.get_vocab().values(), default=-1) + 1
+        if self.vocab_size > MOST_IDS:  # a table of as many rows would be made
+            raise ValueError(f"{path!r} has an id of {self.vocab_size - 1:,}, expected less than {MOST_IDS:,}")
         self.pad_id = self._find("[PAD]", "<pad>") or 0
 
     @property
@@ -108,6 +115,8 @@ class FileTokenizer(Tokenizer):
 
 def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
     """A JSON file of the tokenizers library: SentencePiece's unigram pieces, at most so many, of these texts."""
+    if not 0 < vocab_size < 2**31:
+        raise ValueError(f"vocab_size = {vocab_size} must be a number of pieces, at least 1")
     from tokenizers import Tokenizer as Built
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.core.arguments import as_float32, check_keys, finite, floats
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points, Queries
 from perceivers.core.queries import GivenQuery
 from perceivers.core.tokens import Segment, blank_where_absent
-from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences
+from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences, same_shape
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -32,17 +33,19 @@ class Vectors(Kind):
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[M, channels] as float32."""
-        vectors = np.asarray(value, np.float32)
+        vectors = as_float32(value)
         if vectors.ndim != 2 or vectors.shape[1] != self.channels:
             raise ValueError(f"vectors of shape {vectors.shape}, expected (M, {self.channels})")
         return vectors
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """{"queries": [O, query_channels], "values": [O, channels]}."""
-        return {
-            "queries": np.asarray(value["queries"], np.float32),
-            "values": self.prepare(value["values"], rng, training=False),
-        }
+        if not isinstance(value, Mapping) or not {"queries", "values"} <= value.keys():
+            raise ValueError('a target must be {"queries": [O, query_channels], "values": [O, channels]}')
+        queries, values = as_float32(value["queries"]), self.prepare(value["values"], rng, training=False)
+        if queries.shape != (len(values), self.query_channels):
+            raise ValueError(f"queries of shape {queries.shape}, expected ({len(values)}, {self.query_channels})")
+        return {"queries": queries, "values": values}
 
     def collate(self, values: Sequence[Any]) -> Raw:
         """Padded to the largest set."""
@@ -74,13 +77,20 @@ class Vectors(Kind):
         """A linear map."""
         return VectorsOutput(channels, self.channels)
 
+    @property
+    def target_parts(self) -> tuple[str, ...]:
+        """Of a raw target."""
+        return ("queries", "values", "mask")
+
     def points(self, target: Raw) -> Points:
         """The queries that stand beside the values."""
         return Queries(target["queries"], target["mask"])
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean squared difference."""
-        return mean_where((prediction - target["values"]) ** 2, target["mask"][..., None].expand_as(prediction))
+        """Mean squared difference of known numbers."""
+        values = same_shape(target["values"], prediction.shape)
+        known = target["mask"][..., None] & values.isfinite()
+        return mean_where((prediction - finite(values)) ** 2, known)
 
     def metrics(self) -> "dict[str, Metric]":
         """Root of the mean squared error."""
@@ -89,8 +99,9 @@ class Vectors(Kind):
         return {"rmse": MeanSquaredError(squared=False)}
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Vectors that exist."""
-        return prediction[target["mask"]], target["values"][target["mask"]]
+        """Known numbers of vectors that exist, flat."""
+        known = target["mask"][..., None] & target["values"].isfinite()
+        return prediction[known], target["values"][known]
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Vectors, list[Any]]":
@@ -101,16 +112,20 @@ class Vectors(Kind):
 class VectorsInput(InputAdapter):
     """The vectors as they are."""
 
+    is_set = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
 
     def forward(self, raw: Raw) -> Segment:
         """Tokens in the order given."""
-        values, mask = (raw["values"], raw.get("mask")) if isinstance(raw, Mapping) else (raw, None)
+        raw = raw if isinstance(raw, Mapping) else {"values": raw}
+        check_keys(raw, ["values"], ["mask"])
+        values, mask = raw["values"], raw.get("mask")
         if values.ndim != 3 or values.shape[-1] != self.channels:
             raise ValueError(f"input of shape {tuple(values.shape)}, expected [B, M, {self.channels}]")
-        return Segment(blank_where_absent(values, mask), mask=mask)
+        return Segment(blank_where_absent(floats(values), mask), mask=mask)
 
 
 class VectorsOutput(OutputAdapter):

@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from perceivers.modalities import Label
 from perceivers.preset import Preset
-from perceivers.pretrained.huggingface import OPTIONS, class_names, read_config, written_config
+from perceivers.pretrained import krasserm
+from perceivers.pretrained.huggingface import (
+    OPTIONS,
+    check_class,
+    check_config,
+    class_names,
+    read_config,
+    written_config,
+)
 from perceivers.pretrained.matching import check_names, count_layers, family_of, pairs, to_ours, to_theirs
 from perceivers.pretrained.names import Column
 from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, changed, sized, value_at
@@ -42,40 +49,66 @@ def from_huggingface(
     weights: Mapping[str, Tensor],
     hf_config: Mapping[str, Any] | None = None,
     conv_kernel_transposed: bool | None = None,
+    as_huggingface: bool = True,
 ) -> Converted:
     """From the weights of one of transformers' classes, as `read_torch` gives them, and its config.json.
 
-    What shapes tell is taken from them, then what config.json tells, the rest is the preset's. In the hub's file the
-    kernel of the convolution has rows and columns exchanged; `conv_kernel_transposed` says whether it has here. None:
-    as config.json says, where `to_huggingface` wrote it, else as in the hub's file.
+    The model computes what that class computes: config.json says it, and what it leaves out is as transformers takes
+    it. Not `as_huggingface`: weights that DeepMind trained, in the hub's file. Then the preset says it, with the sizes
+    that shapes and config.json tell, and the kernel of the convolution has rows and columns exchanged (theirs has, it
+    was written so); `conv_kernel_transposed` says whether it has here. Without config.json the preset says all that
+    shapes do not. ValueError for what config.json says otherwise than the arrays.
     """
-    config = hf_config or {}
-    family = _family(preset)
-    preset = changed(preset, read_config(family, config))
+    family, names = _family(preset), class_names(hf_config or {})
+    if hf_config is not None:
+        preset = changed(preset, read_config(family, hf_config, as_huggingface))
     preset, converted = _converted(preset, family, "huggingface", weights)
+    config = hf_config or {}
+    if config:
+        check_config(preset, family, converted, config)
+    if hf_config is not None and as_huggingface:
+        check_class(preset, family, converted)
     if conv_kernel_transposed is None:
-        conv_kernel_transposed = config.get(KERNEL_KEY) is not False
+        conv_kernel_transposed = not as_huggingface and config.get(KERNEL_KEY) is not False
     if KERNEL in converted and conv_kernel_transposed:
         converted[KERNEL] = converted[KERNEL].mT.contiguous()
-    return _with_class_names(preset, config), converted
+    return _with_class_names(preset, names), converted
 
 
-def from_krasserm(preset: Preset, weights: Mapping[str, Tensor]) -> Converted:
-    """From the weights of krasserm's perceiver-io: its masked language model, image classifier and optical flow."""
+def from_krasserm(
+    preset: Preset,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    as_krasserm: bool = True,
+) -> Converted:
+    """From the weights of krasserm's perceiver-io: its masked language model, image classifier and optical flow.
+
+    `config`: the content of config.json, which says heads and blocks; without it the preset does. Then the model
+    computes what his does, or, not `as_krasserm`, for weights that DeepMind trained, what the preset says.
+    """
     names = {name: re.sub(r"^(backend_model|model)\.", "", name) for name in weights}
     # The wrapper around the decoder's attention is the residual.
     residual = any(name.startswith("1.cross_attn.0.module.") for name in names.values())
     names = {name: re.sub(r"^1\.cross_attn\.0\.(?!module\.)", r"\g<0>module.", short) for name, short in names.items()}
     if len(set(names.values())) < len(names):
         raise ValueError("the same array is there with and without the name of a wrapper")
+    family = _family(preset)
+    if config is not None:
+        preset = changed(preset, krasserm.read_config(family, config, as_krasserm))
     preset = changed(preset, {"config.decoder.query_residual": residual})
-    return _converted(preset, _family(preset), "krasserm", {names[name]: array for name, array in weights.items()})
+    arrays = {names[name]: array for name, array in weights.items()}
+    preset, converted = _converted(preset, family, "krasserm", arrays)
+    if config is not None:
+        krasserm.check_config(preset, config)
+    return preset, converted
 
 
 def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and the content of config.json, which transformers' class loads; ValueError naming what it cannot say.
+    """Weights and the content of config.json; transformers' class computes the same with them.
 
-    Warns where that class would compute something else than the preset says, see `huggingface_options`.
+    ValueError naming what it would compute otherwise, or cannot say; `huggingface_options` changes the first kind.
+    Its classes of images take pixels as `mean` and `std` leave them (`written_normalisation`). Warns of dropout that
+    it trains without.
     """
     family = _family(preset)
     converted = to_theirs(family, "huggingface", weights)
@@ -83,18 +116,19 @@ def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[
     config = written_config(preset, family, weights)
     if KERNEL in weights:
         config[KERNEL_KEY] = False
-    for path, value in OPTIONS[family].items():
-        if value_at(preset, path) != value:
-            warnings.warn(f"transformers computes with {path} = {value}, not {value_at(preset, path)}", stacklevel=2)
+    for stage in STAGES:
+        if dropout := value_at(preset, f"config.{stage}.dropout"):
+            warnings.warn(f"transformers trains without config.{stage}.dropout = {dropout}", stacklevel=2)
     return converted, config
 
 
-def huggingface_options(preset: Preset) -> Preset:
+def huggingface_options(preset: Preset, activation: str | None = "gelu_erf") -> Preset:
     """The preset computing as transformers does with the hub's config.json: other GELU, residual, padding, masks, unit.
 
     All else is the same; only a text without a single token differs (attention to nothing: theirs is a mean, ours 0).
+    `activation`: that of the hub's config.json; None leaves it as it is, for config.json can say others.
     """
-    activations: Values = {f"config.{stage}.activation": "gelu_erf" for stage in STAGES}
+    activations: Values = {f"config.{stage}.activation": activation for stage in STAGES} if activation else {}
     return changed(preset, activations | OPTIONS[_family(preset)])
 
 
@@ -130,9 +164,8 @@ def _check_shapes(preset: Preset, family: str, column: Column, arrays: Mapping[s
             )
 
 
-def _with_class_names(preset: Preset, config: Mapping[str, Any]) -> Preset:
-    names, label = class_names(config), preset.schema.outputs.get("label")
-    if not names or not isinstance(label, Label) or label.num_classes != len(names):
+def _with_class_names(preset: Preset, names: tuple[str, ...]) -> Preset:
+    if not names or "label" not in preset.schema.outputs:
         return preset
     ends = [end for end in (INPUT, OUTPUT) if "label" in value_at(preset, end.rstrip("."))]
     return changed(preset, {f"{end}label.classes": names for end in ends})

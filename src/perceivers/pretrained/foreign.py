@@ -4,11 +4,13 @@ import pickletools
 import re
 import zipfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from perceivers.files import one_line
+from perceivers.budgets import MOST_DEPTH
+from perceivers.files import one_line, regular_file
 from perceivers.pretrained.unpickle import LONGEST_AXIS, LONGEST_KEY, MOST_OPCODES
 from perceivers.storage import WEIGHTS, load_tensors, read_json
 
@@ -41,6 +43,12 @@ CHECKPOINT_FILES = re.compile(
 )
 """What the archive of a checkpoint may hold: no code, no constants."""
 
+FILLING = ("REDUCE", "BUILD", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "NEWOBJ")
+"""The opcodes that put values into what lies below them on the stack."""
+
+CONTAINERS = ("EMPTY_", "TUPLE", *FILLING)
+"""The opcodes whose value holds others."""
+
 
 def read_torch(path: Path) -> dict[str, Tensor]:
     """Weights of a Hugging Face folder, or of one file of it, on the CPU; ValueError if it holds anything but tensors.
@@ -60,8 +68,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"{path}: not a file")
+    regular_file(path)
     try:
         found = load_tensors(path) if path.suffix == ".safetensors" else _load_checkpoint(path)
         return _checked(found, path.stat().st_size)
@@ -132,6 +139,7 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def _check_program(program: bytes) -> None:
+    values = _Values()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
         if count > MOST_OPCODES:
             raise ValueError(f"more than {MOST_OPCODES} opcodes: not a checkpoint of tensors")
@@ -140,6 +148,65 @@ def _check_program(program: bytes) -> None:
         if opcode.name == "GLOBAL" and argument not in CHECKPOINT_NAMES:
             name = str(argument).replace(" ", ".")
             raise ValueError(f"names {name}, which has no place in a checkpoint of tensors; refused")
+        values.follow(opcode, argument)
+
+
+class _Value(NamedTuple):
+    """What is known of a value of a pickle before it is made."""
+
+    height: int = 0
+    """How many containers lie in one another there."""
+    single: bool = False
+    """Whether it is a container, which may lie in one place only."""
+    name: str = ""
+    """Of a global."""
+
+
+class _Values:
+    """The stack of a pickle without its values, so that what it describes is a tree, and no deep one.
+
+    A container that lies in two places of another, and so on, costs a hash or a message 2 ** 30 steps in 500 bytes.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[_Value | None] = []  # None: a mark
+        self.memo: dict[Any, _Value | None] = {}
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Do to the stack what an opcode does; ValueError for a container in two places, or too deep."""
+        if opcode.name.endswith("BINGET"):
+            value = self.memo.get(argument)
+            if value is None or value.single:
+                raise ValueError(f"damaged: value {argument} is not there, or lies in two places")
+            self.stack.append(value)
+        elif opcode.name.endswith("BINPUT"):
+            self.memo[argument] = self.stack[-1] if self.stack else None
+        else:
+            made = self._made(opcode, self._taken(opcode), argument)
+            if made.height > MOST_DEPTH:
+                raise ValueError(f"values in one another more than {MOST_DEPTH} deep")
+            self.stack += [None if after is pickletools.markobject else made for after in opcode.stack_after]
+
+    def _taken(self, opcode: pickletools.OpcodeInfo) -> list[_Value]:
+        needed, taken = opcode.stack_before, list[_Value | None]()
+        try:
+            if pickletools.markobject in needed:
+                while (value := self.stack.pop()) is not None:
+                    taken.append(value)
+                needed = needed[: needed.index(pickletools.markobject)]
+            for _ in needed:
+                taken.insert(0, self.stack.pop())
+        except IndexError:
+            raise ValueError("damaged: its stack is empty") from None
+        return [value for value in taken if value is not None]
+
+    def _made(self, opcode: pickletools.OpcodeInfo, taken: list[_Value], argument: Any) -> _Value:
+        if opcode.name == "GLOBAL":
+            return _Value(name=argument)
+        inside = taken[1:] if opcode.name in FILLING else taken
+        height = max([*(value.height + 1 for value in inside), *(value.height for value in taken)], default=0)
+        tensor = opcode.name == "REDUCE" and bool(taken) and taken[0].name.startswith("torch._utils ")
+        return _Value(height, opcode.name.startswith(CONTAINERS) and not tensor)
 
 
 def _checked(found: object, size: int) -> dict[str, Tensor]:

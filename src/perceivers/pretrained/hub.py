@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from perceivers.storage import (
     DESCRIPTION,
     MANIFEST,
     check_folder,
+    current,
     load_model,
     read_json,
+    read_manifest,
     save_model,
     write_folder,
     write_text,
@@ -29,7 +32,7 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
 
     A repository's hashes are recorded when it is first used and must be the same ever after.
     """
-    folder = Path(name)
+    folder = current(Path(name))
     if not folder.is_dir():
         folder = fetched(str(name), FILES, revision, offline)
         if not (folder / DESCRIPTION).exists():
@@ -44,7 +47,11 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
 
 
 def save_pretrained(model: PerceiverIO, folder: Path, about: str = "") -> None:
-    """Write a model folder, whole or not at all; an older one is replaced. Its card ends with what is `about` it."""
+    """Write a model folder, whole or not at all. The model card ends with `about`.
+
+    In a folder that exists, the files of an older model are replaced, everything else stays. ValueError naming a file
+    that has the name of one of ours and is not what was saved there before.
+    """
 
     def write(fresh: Path) -> None:
         save_model(model, fresh)
@@ -54,13 +61,16 @@ def save_pretrained(model: PerceiverIO, folder: Path, about: str = "") -> None:
 
 
 def push_to_hub(model: PerceiverIO, name: str, folder: Path, token: str | None = None) -> str:
-    """Save to `folder` and upload it as repository "owner/name"; gives its address."""
+    """Save to `folder` and upload the saved files, no others, as repository "owner/name"; return its address."""
     from huggingface_hub import HfApi
 
     save_pretrained(model, folder)
     api = HfApi(token=token)
     api.create_repo(name, exist_ok=True)
-    return str(api.upload_folder(repo_id=name, folder_path=folder))
+    with tempfile.TemporaryDirectory() as ours:
+        for file in (*read_manifest(Path(folder)), MANIFEST):
+            Path(ours, file).symlink_to(Path(folder, file).resolve())
+        return str(api.upload_folder(repo_id=name, folder_path=ours))
 
 
 def model_card(model: PerceiverIO) -> str:

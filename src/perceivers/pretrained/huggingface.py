@@ -1,14 +1,15 @@
 """The models of transformers: what their config.json says, which of our models it can say, and how they compute."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import MISSING, Field, fields, replace
+from itertools import product
 from typing import Any
 
 from perceivers.core.positions import Fourier
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
-from perceivers.pretrained.sizes import INPUT, OUTPUT, Values, Weights, axes_of, value_at, widths
+from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, Weights, axes_of, value_at, widths
 
 CLASSES = {
     "language": "PerceiverForMaskedLM",
@@ -28,6 +29,21 @@ TOLD_BY_CONFIG = {
 }
 """Keys of config.json that say what shapes do not, beside sizes of pictures and clips."""
 
+DEFAULTS: dict[str, Any] = {
+    "num_blocks": 1,
+    "num_self_attention_heads": 8,
+    "num_cross_attention_heads": 8,
+    "use_query_residual": True,
+    "hidden_act": "gelu",
+    "attention_probs_dropout_prob": 0.1,
+    "train_size": [368, 496],
+    "num_frames": 16,
+    "audio_samples_per_frame": 1920,
+    "image_size": 56,
+    "output_shape": [1, 16, 224, 224],
+}
+"""What transformers takes where config.json lacks a key that shapes do not tell."""
+
 TOLD_BY_SHAPES = {
     "num_latents": "config.latents.num_latents",
     "d_latents": "config.latents.channels",
@@ -35,16 +51,25 @@ TOLD_BY_SHAPES = {
     "self_attention_widening_factor": "config.processor.widening_factor",
     "cross_attention_widening_factor": "config.encoder.widening_factor",
 }
-"""Keys that are written and not read."""
+"""Keys that must agree with the arrays."""
 
 TOLD_BY_ITS_SHAPES = {
-    "language": {"vocab_size": f"{INPUT}text.vocab_size", "max_position_embeddings": f"{INPUT}text.length"},
+    "language": {
+        "vocab_size": f"{INPUT}text.vocab_size",
+        "max_position_embeddings": f"{INPUT}text.length",
+        "d_model": f"{INPUT}text.channels",
+    },
+    "imagenet-learned": {"image_size": f"{INPUT}image.size"},
     "multimodal": {
         "output_num_channels": "config.decoder.output_channels",
         "_label_trainable_num_channels": f"{OUTPUT}label.query_channels",
+        "samples_per_patch": f"{INPUT}audio.patch",
     },
 }
 """The same of one model."""
+
+WIDTH_RULE = "cross_attention_shape_for_attention"
+"""Key that says whether queries ("q") or tokens ("kv") give cross-attention its width, where qk_channels does not."""
 
 CLIP_KEYS = ("num_frames", "audio_samples_per_frame", "image_size", "output_shape")
 """Keys that say the sizes of a clip together."""
@@ -61,7 +86,12 @@ FIXED: dict[str, Values] = {
         f"{INPUT}image.positions.channels": 256,
         f"{INPUT}image.positions.project": 256,
     },
-    "imagenet-conv": {f"{INPUT}image.channels": 3, f"{INPUT}image.steps": (4, 4), f"{INPUT}image.embed": 64},
+    "imagenet-conv": {
+        f"{INPUT}image.channels": 3,
+        f"{INPUT}image.steps": (4, 4),
+        f"{INPUT}image.embed": 64,
+        f"{INPUT}image.stem": "conv",
+    },
     "optical-flow": {f"{INPUT}frames.channels": 3, f"{INPUT}frames.patch": 3, f"{INPUT}frames.embed": 64},
     "multimodal": {
         "config.encoder.min_padding": 4,
@@ -69,6 +99,8 @@ FIXED: dict[str, Values] = {
         f"{INPUT}audio.channels": 1,
         f"{INPUT}image.channels": 3,
         f"{INPUT}image.steps": (1, 4, 4),
+        f"{OUTPUT}audio.channels": 1,
+        f"{OUTPUT}image.channels": 3,
         f"{OUTPUT}image.steps": (1, 1, 1),
     },
 }
@@ -92,30 +124,99 @@ OPTIONS: dict[str, Values] = {
 }
 """How the classes compute, apart from their activation, which config.json says."""
 
-ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
+HIDDEN_ACTS = {
+    "gelu": "gelu_erf",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "gelu_python": "gelu_erf",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "swish": "silu",
+}
+"""Our activation for each value of hidden_act; the first of those that are the same is written."""
+
+SAID = {
+    *("num_latents", "channels", "num_heads", "qk_channels", "v_channels", "widening_factor", "activation"),
+    *("attention_dropout", "query_residual", "num_layers", "num_blocks", "share_blocks", "num_reads", "share_reads"),
+    *("output_channels", "join", "min_padding", "length", "vocab_size", "query_channels", "classes", "size", "patch"),
+    *("embed", "positions"),
+}
+"""Fields that names and shapes of arrays, config.json or `_demands` settle."""
+
+WITHOUT_EFFECT = {
+    *("key", "of", "kind", "weight", "tokenizer", "value_range", "rate", "crop", "overflow", "further_metrics"),
+    *("init_std", "num_places", "alignment", "sines"),
+    *("dropout", "drop_prob", "noise", "num_points", "loss_kind", "augmentation", "mask_words", "visible", "smoothing"),
+}
+"""Fields that do not change what a trained model makes of raw inputs: reading of data, first weights, training."""
 
 MOST_BLOCKS, LARGEST, LONGEST_NAME = 1000, 2**31, 500
 """Limits of what config.json may say."""
 
 
-def read_config(family: str, config: Mapping[str, Any]) -> Values:
-    """What config.json tells, if there is one; ValueError if it is absurd.
+def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) -> Values:
+    """Return what config.json tells; ValueError if it is absurd, or of another class.
 
-    Its activation is not read: the hub's files say erf GELU, but DeepMind trained with tanh.
+    `as_huggingface`: how the class computes with it, what is not there as transformers takes it. Otherwise nothing of
+    this: the hub's files say erf GELU, but DeepMind trained with tanh.
     """
-    if not config:
-        return {}
+    _check_architecture(family, config)
+    activation, key = _read_activation(config), "attention_probs_dropout_prob"
+    dropout = part_dropped(config, key, DEFAULTS[key])
     values: Values = {"config.decoder.num_heads": DECODER_HEADS[family]}
+    if as_huggingface:
+        config = DEFAULTS | dict(config)
+        values |= OPTIONS[family]
+        values |= {f"config.{stage}.activation": activation for stage in STAGES}
+        values |= {f"config.{stage}.attention_dropout": dropout for stage in STAGES}
+    elif not activation.startswith("gelu"):
+        raise ValueError(f"config.json: hidden_act = {config['hidden_act']!r:.99}: DeepMind's models have gelu")
     for key, path in TOLD_BY_CONFIG.items():
         if key in config:
-            values[path] = _flag(config, key) if key == "use_query_residual" else _number(config, key)
+            values[path] = _flag(config, key) if key == "use_query_residual" else whole_number(config, key)
     if values.get("config.processor.num_blocks", 1) > MOST_BLOCKS:
         raise ValueError(f"config.json: num_blocks = {config['num_blocks']} is more than {MOST_BLOCKS}")
     if family == "optical-flow" and "train_size" in config:
-        values[f"{INPUT}frames.size"] = _numbers(config, "train_size", 2)
+        values[f"{INPUT}frames.size"] = whole_numbers(config, "train_size", 2)
     if family == "multimodal" and config.keys() >= set(CLIP_KEYS):
         values |= _read_clip(config)
     return values
+
+
+def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[str, Any]) -> None:
+    """ValueError naming the first thing that config.json says otherwise than the arrays: its class would not load."""
+    for key, told in _told_by_shapes(preset, family).items():
+        if key in config and whole_number(config, key) != told:
+            raise ValueError(f"config.json: {key} = {config[key]}, but the arrays are those of a model with {told}")
+    shape = config.get(WIDTH_RULE)
+    if shape not in (None, "kv", "q"):
+        raise ValueError(f"config.json: {WIDTH_RULE} = {shape!r:.99} is neither 'kv' nor 'q'")
+    qk, v = (config.get(key) and whole_number(config, key) for key in ("qk_channels", "v_channels"))
+    expected = _expected_widths(family, weights, qk, v, shape)
+    for stage, seen in _attention_widths(weights).items():
+        if seen != expected[stage]:
+            rule = f"qk_channels and v_channels of the {stage} come to {expected[stage]}"
+            raise ValueError(f"config.json: {rule}, its arrays have {seen}")
+    if config.get("id2label") and "label" in preset.schema.outputs:
+        said, classes = len(config["id2label"]), value_at(preset, f"{OUTPUT}label.num_classes")
+        if said != classes:
+            raise ValueError(f"config.json: id2label has {said} classes, the arrays are those of {classes}")
+
+
+def check_class(preset: Preset, family: str, weights: Weights) -> None:
+    """ValueError naming the first thing that the class of transformers cannot have, or does otherwise."""
+    demands = (*_demands(preset, family, weights), *_unsaid(preset, family))
+    for path, seen, needed in demands:
+        if seen != needed:
+            raise ValueError(f"transformers has no {CLASSES[family]} with {path} = {seen!r}, only with {needed!r}")
+    for path, value in OPTIONS[family].items():
+        if value_at(preset, path) != value:
+            told = f"{path} = {value}, not {value_at(preset, path)}"
+            raise ValueError(f"transformers computes with {told}: --numbers huggingface (huggingface_options) does so")
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -128,23 +229,19 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, Any]:
-    """The content of config.json; ValueError naming the first thing that the classes of transformers cannot say."""
-    for path, seen, needed in _demands(preset, family, weights):
-        if seen != needed:
-            raise ValueError(f"transformers has no {CLASSES[family]} with {path} = {seen!r}, only with {needed!r}")
+    """Return the content of config.json; ValueError as `check_class` raises, for then it would be another model's."""
+    check_class(preset, family, weights)
     config: dict[str, Any] = {
         "architectures": [CLASSES[family]],
         "model_type": "perceiver",
         "dtype": str(weights["trunk.latents"].dtype).removeprefix("torch."),
-        "hidden_act": ACTIVATIONS[preset.config.encoder.activation],
+        "hidden_act": next(act for act, own in HIDDEN_ACTS.items() if own == preset.config.encoder.activation),
         "attention_probs_dropout_prob": preset.config.encoder.attention_dropout,
         "d_model": widths(weights, "encoder")["asked"],
-        **_attention_widths(weights),
+        **_written_widths(family, weights),
+        **_told_by_shapes(preset, family),
+        **{key: value_at(preset, path) for key, path in TOLD_BY_CONFIG.items()},
     }
-    for key, path in (TOLD_BY_CONFIG | TOLD_BY_SHAPES | TOLD_BY_ITS_SHAPES.get(family, {})).items():
-        config[key] = value_at(preset, path)
-    if family == "imagenet-learned":
-        config["image_size"] = _sizes(preset, f"{INPUT}image")[0]
     if family == "optical-flow":
         config["train_size"] = list(_sizes(preset, f"{INPUT}frames"))
     if family == "multimodal":
@@ -167,21 +264,25 @@ def _flag(config: Mapping[str, Any], key: str) -> bool:
     return config[key]
 
 
-def _number(config: Mapping[str, Any], key: str) -> int:
-    if type(config[key]) is not int or not 0 < config[key] < LARGEST:
-        raise ValueError(f"config.json: {key} = {config[key]!r:.99} is not a whole number from 1 to {LARGEST - 1}")
-    return config[key]
+def whole_number(config: Mapping[str, Any], key: str) -> int:
+    """Return the number that a key holds; ValueError if it holds none, or an absurd one."""
+    value = config.get(key)
+    if type(value) is not int or not 0 < value < LARGEST:
+        raise ValueError(f"config.json: {key} = {value!r:.99} is not a whole number from 1 to {LARGEST - 1}")
+    return value
 
 
-def _numbers(config: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
-    if not isinstance(config[key], list | tuple) or len(config[key]) != count:
-        raise ValueError(f"config.json: {key} = {config[key]!r:.99} is not a list of {count} numbers")
-    return tuple(_number({key: number}, key) for number in config[key])
+def whole_numbers(config: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
+    """Return the numbers of a key that holds a list of so many."""
+    values = config.get(key)
+    if not isinstance(values, list | tuple) or len(values) != count:
+        raise ValueError(f"config.json: {key} = {values!r:.99} is not a list of {count} numbers")
+    return tuple(whole_number({key: value}, key) for value in values)
 
 
 def _read_clip(config: Mapping[str, Any]) -> Values:
-    frames, samples, side = (_number(config, key) for key in CLIP_KEYS[:3])
-    _, *size = _numbers(config, "output_shape", 4)
+    frames, samples, side = (whole_number(config, key) for key in CLIP_KEYS[:3])
+    _, *size = whole_numbers(config, "output_shape", 4)
     values: Values = {}
     for end in (INPUT, OUTPUT):
         values[f"{end}image.size"] = tuple(size)
@@ -198,24 +299,91 @@ def _written_clip(preset: Preset) -> dict[str, Any]:
         "image_size": side,
         "audio_samples_per_frame": samples // frames,
         "output_shape": [1, *_sizes(preset, f"{OUTPUT}image")],
-        "samples_per_patch": value_at(preset, f"{INPUT}audio").steps[0],
     }
 
 
-def _attention_widths(weights: Weights) -> dict[str, int | None]:
-    """One number for reading and processing together, or None for the rule of each."""
-    encoder, processor = widths(weights, "encoder"), widths(weights, "processor")
-    found: dict[str, int | None] = {}
-    for key, own, rule in (("qk_channels", "qk", "asked"), ("v_channels", "v", "qk")):
-        if encoder[own] == encoder[rule] and processor[own] == processor[rule]:
-            found[key] = None
-        elif encoder[own] == processor[own]:
-            found[key] = encoder[own]
+def _check_architecture(family: str, config: Mapping[str, Any]) -> None:
+    kind, names = config.get("model_type", "perceiver"), config.get("architectures") or [CLASSES[family]]
+    if kind != "perceiver":
+        raise ValueError(f"config.json: model_type = {kind!r:.99}, those of transformers' Perceivers say 'perceiver'")
+    if names != [CLASSES[family]]:
+        known = {name: model for model, name in CLASSES.items()}
+        name = names[0] if isinstance(names, list) and isinstance(names[0], str) else names
+        found = f"the model {known[name]}" if isinstance(name, str) and name in known else "none that can be converted"
+        raise ValueError(f"config.json: architectures = {names!r:.99} is {found}; {family} is {CLASSES[family]}")
+
+
+def _read_activation(config: Mapping[str, Any]) -> str:
+    name = config.get("hidden_act", DEFAULTS["hidden_act"])
+    if not isinstance(name, str) or name not in HIDDEN_ACTS:
+        raise ValueError(f"config.json: hidden_act = {name!r:.99} is none of {', '.join(HIDDEN_ACTS)}")
+    return HIDDEN_ACTS[name]
+
+
+def part_dropped(config: Mapping[str, Any], key: str, default: float) -> float:
+    """Return the rate of dropout that a key holds; ValueError if it holds none."""
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise ValueError(f"config.json: {key} = {value!r:.99} is not a number from 0 to below 1")
+    return float(value)
+
+
+def _told_by_shapes(preset: Preset, family: str) -> dict[str, int]:
+    paths = TOLD_BY_SHAPES | TOLD_BY_ITS_SHAPES.get(family, {})
+    values = {key: value_at(preset, path) for key, path in paths.items()}
+    return {key: value[0] if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _attention_widths(weights: Weights) -> dict[str, tuple[int, int]]:
+    """Widths of queries and keys, and of values, by stage."""
+    return {stage: (found["qk"], found["v"]) for stage in STAGES for found in [widths(weights, stage)]}
+
+
+def _expected_widths(
+    family: str, weights: Weights, qk_channels: int | None, v_channels: int | None, shape: str | None
+) -> dict[str, tuple[int, int]]:
+    """The same as the classes make them of these three of config.json, whose decoders have rules of their own."""
+    expected = {}
+    for stage in STAGES:
+        found = widths(weights, stage)
+        rule = found["asking"] if stage == "processor" or shape == "q" else found["asked"]
+        if stage == "decoder":
+            expected[stage] = (256, found["asking"]) if family == "language" else (rule, rule)
         else:
-            raise ValueError(
-                f"transformers has one {key} for reading and processing, these are {encoder[own]} and {processor[own]}"
-            )
-    return found
+            expected[stage] = (qk_channels or rule, v_channels or qk_channels or rule)
+    return expected
+
+
+def _written_widths(family: str, weights: Weights) -> dict[str, Any]:
+    """The three of config.json; ValueError if no choice of them makes the widths that the arrays have."""
+    seen = _attention_widths(weights)
+    qk_channels, v_channels = seen["processor"]
+    for shape, qk, v in product(("kv", "q"), (None, qk_channels), (None, v_channels)):
+        if _expected_widths(family, weights, qk, v, shape) == seen:
+            return {"qk_channels": qk, "v_channels": v, WIDTH_RULE: shape}
+    raise ValueError(
+        f"transformers has one qk_channels and one v_channels for reading and processing, and its own for writing; "
+        f"these are {', '.join(f'{stage} {found}' for stage, found in seen.items())}"
+    )
+
+
+def _unsaid(preset: Preset, family: str) -> Iterator[tuple[str, Any, Any]]:
+    """Each field that nothing else settles, as it is and as the class has it: as by default."""
+    settled = FIXED[family].keys() | OPTIONS[family].keys()
+    preprocessed = {"mean", "std"} if family.startswith("imagenet") else set()  # transformers has an image processor
+    parts: dict[str, Any] = {"config": preset.config}
+    parts |= {f"config.{name}": getattr(preset.config, name) for name in ("latents", *STAGES)}
+    for end, side in ((INPUT, preset.schema.inputs), (OUTPUT, preset.schema.outputs)):
+        parts |= {f"{end}{name}": spec for name, spec in side.items()}
+    for path, part in parts.items():
+        for field in fields(part):
+            name, value = f"{path}.{field.name}", getattr(part, field.name)
+            if field.name not in SAID | WITHOUT_EFFECT | preprocessed and name not in settled and name not in parts:
+                yield name, value, _default(field)
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[str, Any, Any]]:
@@ -229,22 +397,33 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
         yield f"config.latents.channels modulo config.{name}.num_heads", rest, 0
     for stage in (config.processor, config.decoder):
         yield "an activation of its own for each stage", stage.activation, config.encoder.activation
+        dropout = stage.attention_dropout
+        yield "an attention_dropout of its own for each stage", dropout, config.encoder.attention_dropout
     yield "config.decoder.widening_factor", config.decoder.widening_factor, 1
     yield "config.decoder.num_heads", config.decoder.num_heads, DECODER_HEADS[family]
-    yield "decoder queries and keys of width", decoder["qk"], 256 if family == "language" else decoder["asked"]
-    yield "decoder values of width", decoder["v"], decoder["asking"] if family == "language" else decoder["asked"]
+    if family == "language":
+        yield "decoder queries and keys of width", decoder["qk"], 256
+        given, restored = preset.schema.inputs["text"], preset.schema.outputs["restored"]
+        for name, same in (("length", "length"), ("vocab_size", "vocab_size"), ("query_channels", "channels")):
+            yield f"{OUTPUT}restored.{name}", getattr(restored, name), getattr(given, same)
     for path, needed in FIXED[family].items():
         yield path, value_at(preset, path), needed
     for path, positions in _needed_positions(preset, family).items():
-        given = replace(value_at(preset, f"{path}.positions"), max_resolution=_resolution(preset, path))
-        yield f"{path}.positions", given, positions
+        found = replace(value_at(preset, f"{path}.positions"), max_resolution=_resolution(preset, path))
+        yield f"{path}.positions", found, positions
     if family.startswith("imagenet"):
         yield f"{OUTPUT}label.query_channels", decoder["asking"], config.latents.channels
     if family == "imagenet-learned":
         height, width = _sizes(preset, f"{INPUT}image")
         yield f"{INPUT}image.size", (height, width), (height, height)
     if family == "multimodal":
-        yield f"{OUTPUT}audio.size", _sizes(preset, f"{OUTPUT}audio"), _sizes(preset, f"{INPUT}audio")
+        frames = _resolution(preset, f"{INPUT}image")[0]
+        (samples,) = _sizes(preset, f"{INPUT}audio")
+        yield f"{INPUT}audio.size modulo frames", samples % frames, 0
+        for name in ("audio", "image"):
+            yield f"{OUTPUT}{name}.size", _sizes(preset, f"{OUTPUT}{name}"), _sizes(preset, f"{INPUT}{name}")
+        steps = f"{OUTPUT}audio.steps", f"{INPUT}audio.steps"
+        yield steps[0], value_at(preset, steps[0]), value_at(preset, steps[1])
 
 
 def _needed_positions(preset: Preset, family: str) -> dict[str, Fourier]:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from perceivers.files import one_line
+from perceivers.files import one_line, regular_file
 
 Arrays = dict[str, np.ndarray]
 
@@ -96,19 +96,19 @@ def read_haiku(path: Path) -> tuple[Arrays, Arrays]:
     are native and writable; one that the file shares between names stays shared.
     """
     try:
-        if not path.is_file():
-            raise ValueError("not a file")
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             root = _Machine().run(_Reader(file))
         both = isinstance(root, dict) and root.keys() == {"params", "state"}
         params, state = (_flat(root["params"]), _flat(root["state"])) if both else (_flat(root), {})
         if not params:
             raise ValueError("holds no arrays")
+        if sum(array.nbytes for array in (*params.values(), *state.values())) > 2 * path.stat().st_size:
+            raise ValueError("one array under too many names: holds more than the file does")
         return params, state
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {one_line(error)}") from None
+        raise ValueError(f"{path}: {one_line(str(error).removeprefix(f'{path}: '))}") from None
 
 
 @dataclass(eq=False)

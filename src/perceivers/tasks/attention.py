@@ -13,6 +13,7 @@ from perceivers.media.report import Report
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import sample_of
 from perceivers.schema import Record, Schema
+from perceivers.storage import is_finite
 from perceivers.tasks.prediction import attempt
 from perceivers.training.pictures import subplots
 
@@ -51,6 +52,9 @@ def _add(page: Report, model: PerceiverIO, sample: Mapping[str, Mapping[str, Any
     schema = cast(Schema, model.schema)
     inputs = schema.collate([sample])["inputs"]
     weights = attention(model, inputs)
+    if not is_finite(weights.values()):
+        page.text("The attention is not finite.")
+        return
     figure, (axes,) = subplots(1, [f"{name}: {float(weights[name].sum()):.1%}" for name in inputs], side=3.0)
     for place, name in zip(axes, inputs, strict=True):
         schema.inputs[name].attention_picture(place, sample_of(inputs[name], 0), weights[name][0].cpu())

@@ -24,6 +24,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
 from perceivers.data import Idx, ImageFolder
 from perceivers.media.image import CENTRE
+from perceivers.media.pictures import drawable
 from perceivers.media.report import Report
 from perceivers.modalities import Image, Label
 from perceivers.modalities.augmentation import Augmentation
@@ -274,7 +275,7 @@ def draw_confusion(counts: Int[Tensor, "k k"], label: Label) -> "Figure":
     percent = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(percent.numpy(), cmap="Blues", vmin=0, vmax=100)
     if len(counts) <= 20:
-        names = [label.name_of(number) for number in range(len(counts))]
+        names = [drawable(label.name_of(number)) for number in range(len(counts))]
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         for row, column in np.ndindex(*counts.shape):

@@ -11,7 +11,7 @@ import torch
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.writing import PlainRow
 from perceivers.schema import Record
-from perceivers.tasks.prediction import REASON, predict_rows
+from perceivers.tasks.prediction import REASON, predict_rows, too_many
 
 Batch = Mapping[str, Any]
 """Arrays by column, as Ray Data hands them on."""
@@ -61,7 +61,7 @@ def predict_over_cluster(
         for row in found:
             bad += row.get(REASON) is not None
             if bad > max_bad_rows:
-                raise ValueError(f"{row[REASON]} (row {bad} that cannot be read; max_bad_rows = {max_bad_rows})")
+                raise too_many(row[REASON], bad, max_bad_rows)
             yield row
 
 
@@ -79,8 +79,9 @@ class Predictor:
         return {"found": [json.dumps(self._rows(int(number))) for number in batch["id"]]}
 
     def _rows(self, number: int) -> list[PlainRow] | str:
-        chosen = self.records[number * self.batch_size : (number + 1) * self.batch_size]
+        first = number * self.batch_size
+        chosen = self.records[first : first + self.batch_size]
         try:
-            return list(predict_rows(self.model, chosen, self.batch_size, **self.options))
+            return list(predict_rows(self.model, chosen, self.batch_size, first=first, **self.options))
         except ValueError as error:
             return str(error)

@@ -40,7 +40,7 @@ def recipe() -> Recipe:
     return Recipe(
         data=Digits(),
         schema=Schema(
-            inputs={"pixels": PointSet(axes=2, channels=1, positions=positions, keep=(0.1, 1.0))},
+            inputs={"pixels": PointSet(axes=2, channels=1, positions=positions, keep=(0.1, 1.0), keep_at_eval=True)},
             outputs={
                 "label": Label(classes=10, query_channels=64),
                 "image": Image(size=SIDE, channels=1, positions=positions),

@@ -12,7 +12,7 @@ from perceivers.modalities import Flow
 from perceivers.progress import tracked
 from perceivers.schema import Record, Schema, find_kind
 from perceivers.tasks.optical_flow import estimate_flow
-from perceivers.training.evaluation import Compared, Scores, scored
+from perceivers.training.evaluation import Compared, Scores, check_guesses, scored
 
 FramesU8 = UInt8[np.ndarray, "2 h w 3"]
 Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]
@@ -35,9 +35,10 @@ def scores_of(estimators: Mapping[str, Estimator], records: Sequence[Record], sc
     output, flow = find_kind(schema.outputs, Flow)
 
     def guesses(name: str) -> Iterator[tuple[str, Compared]]:
-        for record in tracked(records, name):
-            guess = estimators[name](as_bytes(record["frames"]))
-            yield output, flow.compared(torch.from_numpy(guess), torch.from_numpy(record["flow"]))
+        for number, record in enumerate(tracked(records, name)):
+            guess = torch.from_numpy(estimators[name](as_bytes(record["frames"])))
+            check_guesses(f"{output}, {name}", guess[None], number)
+            yield output, flow.compared(guess, torch.from_numpy(record["flow"]))
 
     return {name: scored(schema.outputs, guesses(name)) for name in estimators}
 

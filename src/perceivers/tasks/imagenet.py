@@ -17,6 +17,7 @@ from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
+from perceivers.training.evaluation import check_guesses
 
 Features = Literal["fourier", "learned", "conv"]
 
@@ -78,7 +79,9 @@ def classify(
         found = f"{height} x {width} x {picture.channels}"
         raise ValueError(f"pictures can be cut for square models of 3 channels, not for {found}")
     parameter = next(model.parameters())
-    for image in images:
+    for number, image in enumerate(images):
         raw = torch.from_numpy(imagenet_crop(image, height))[None].to(parameter)
         with torch.no_grad():
-            yield label.ranking(model({name: raw})[output][0].double().softmax(dim=-1), num_classes)
+            logits = model({name: raw})[output]
+        check_guesses(output, logits, number, "picture")
+        yield label.ranking(logits[0].double().softmax(dim=-1), num_classes)

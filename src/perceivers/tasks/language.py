@@ -15,6 +15,7 @@ from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
+from perceivers.training.evaluation import check_guesses
 
 WIDTH = 768
 """Of embeddings, queries and what the decoder writes."""
@@ -69,8 +70,9 @@ def fill_mask(
     asked = Indices(torch.from_numpy(np.flatnonzero(masked)).to(device))
     raw = torch.from_numpy(ids)[None].to(device)
     with torch.no_grad():
-        logits = model({name: {"ids": raw, "mask": torch.ones_like(raw, dtype=torch.bool)}}, {output: asked})[output][0]
-    probabilities = logits.double().softmax(dim=-1).cpu()
+        logits = model({name: {"ids": raw, "mask": torch.ones_like(raw, dtype=torch.bool)}}, {output: asked})[output]
+    check_guesses(output, logits, what="text")
+    probabilities = logits[0].double().softmax(dim=-1).cpu()
     filled, taken = [], 0
     for start, stop in runs(masked):
         part = probabilities[taken : taken + stop - start]

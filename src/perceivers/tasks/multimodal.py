@@ -17,6 +17,7 @@ from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
+from perceivers.training.evaluation import check_guesses
 
 FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
 """Of a clip at 25 frames and 48,000 samples a second."""
@@ -103,6 +104,8 @@ def autoencode(
         with torch.no_grad():
             encoded = model.encode({video: pixels, audio: wave})
             raw = model.decode(encoded)
+        for output, own in raw.items():
+            check_guesses(output, own, part, "part")
         written.append((raw[video][0].clamp(0, 1) * 255).round().byte().cpu().numpy())
         heard.append(raw[audio][0].clamp(-1, 1).float().cpu().numpy())
         logits.append(raw[label][0].double().cpu())

@@ -1,6 +1,9 @@
 """A model at work on tables: predictions row by row, scores group by group."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -8,19 +11,23 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from perceivers.core.joining import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.rows import column_names
 from perceivers.data.sifting import read_held_out
 from perceivers.data.writing import PlainRow
-from perceivers.modalities.cells import Row
+from perceivers.modalities.cells import Row, holds_file
 from perceivers.modalities.kind import Kind, rounded, sample_of
 from perceivers.schema import Record, Schema
+from perceivers.storage import is_finite
 from perceivers.tasks.explaining import Sample, contribution_columns, contributions, own_part
 from perceivers.tasks.recipe import load_run
 from perceivers.training.evaluation import Scores, evaluate
+
+MOST_ROWS = 2**16
+"""Rows that are predicted at once, whatever is asked for: more are no faster."""
 
 REASON = "unreadable"
 """Column that says why a row has no prediction; there where such rows are allowed."""
@@ -33,10 +40,12 @@ def predict_rows(
     keep: Sequence[str] = (),
     max_bad_rows: int = 0,
     explain: bool = False,
+    first: int = 0,
 ) -> Iterator[PlainRow]:
-    """A row of plain values for each record, in their order; ValueError past `max_bad_rows` that cannot be read.
+    """A row of plain values for each record, in their order.
 
-    `explain` adds what each input contributes to each output.
+    ValueError past `max_bad_rows` records that cannot be read, or of which something is predicted that is not finite.
+    `explain` adds what each input contributes to each output; `first` is the number of the first record.
     """
     columns, asking, bad, stream = (
         output_columns(model, explain),
@@ -44,20 +53,26 @@ def predict_rows(
         0,
         iter(records),
     )
-    while batch := list(islice(stream, batch_size)):
+    while batch := list(islice(stream, min(batch_size, MOST_ROWS))):
         samples = [attempt(model, record, asking) for record in batch]
         predicted = iter(
             _predict(model, [sample for sample in samples if not isinstance(sample, str)], asking, explain)
         )
-        for record, sample in zip(batch, samples, strict=True):
-            reason = sample if isinstance(sample, str) else None
+        for number, (record, sample) in enumerate(zip(batch, samples, strict=True), start=first + 1):
+            cells = sample if isinstance(sample, str) else next(predicted)
+            reason = f"{_place(record, number)}: {cells}" if isinstance(cells, str) else None
             bad += reason is not None
-            if bad > max_bad_rows:
-                raise ValueError(f"{reason} (row {bad} that cannot be read; max_bad_rows = {max_bad_rows})")
-            cells = {} if reason else next(predicted)
+            if reason and bad > max_bad_rows:
+                raise too_many(reason, bad, max_bad_rows)
             row = {f"{name}.given" if name in columns else name: _kept(record, name) for name in keep}
-            row |= {column: cells.get(column) for column in columns}
+            row |= {column: None if isinstance(cells, str) else cells.get(column) for column in columns}
             yield row | ({REASON: reason} if max_bad_rows else {})
+        first += len(batch)
+
+
+def too_many(reason: str, bad: int, allowed: int) -> ValueError:
+    """The error for a row without a prediction, where that is one too many."""
+    return ValueError(f"{reason} (row {bad} that cannot be read; max_bad_rows = {allowed})")
 
 
 @torch.no_grad()
@@ -93,16 +108,25 @@ def attempt(model: PerceiverIO, record: Record, asking: Sequence[str]) -> Sample
     """A record as a sample, its targets only where they say what to ask for; or why it is none."""
     schema = cast(Schema, model.schema)
     try:
-        sample = schema.prepare(record, np.random.default_rng(0), training=False, outputs=asking)
+        sample = schema.uncorrupted().prepare(record, np.random.default_rng(0), training=False, outputs=asking)
         if all(value is None for value in sample["inputs"].values()):
             raise ValueError(f"none of {', '.join(schema.inputs)} is known")
         return sample
     except ValueError as error:
-        return f"{record.place}: {error}" if isinstance(record, Row) else str(error)
+        return str(error)
+
+
+def _place(record: Record, number: int) -> str:
+    return record.place if isinstance(record, Row) else f"record {number}"
 
 
 def _kept(record: Record, name: str) -> Any:
-    return record.cells.get(name) if isinstance(record, Row) else rounded(record.get(name))
+    cell = record.cells.get(name) if isinstance(record, Row) else rounded(record.get(name))
+    if holds_file(cell):
+        raise ValueError(f"keep: {name} holds files, which a table of predictions cannot: leave it out")
+    if isinstance(cell, float) and math.isnan(cell):
+        return None
+    return cell.isoformat() if isinstance(cell, date | time) else str(cell) if isinstance(cell, Decimal) else cell
 
 
 def asking_outputs(schema: Schema) -> list[str]:
@@ -114,9 +138,17 @@ def asking_outputs(schema: Schema) -> list[str]:
 @torch.no_grad()
 def _predict(
     model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], explain: bool
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any] | str]:
+    """Cells by column of each sample, or what is wrong with them."""
     if not samples:
         return []
+    with model.eval().input_adapter.nothing_random():
+        return _predict_whole(model, samples, asking, explain)
+
+
+def _predict_whole(
+    model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], explain: bool
+) -> list[dict[str, Any] | str]:
     schema, device = cast(Schema, model.schema), _device(model)
     batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, schema.collate(samples))
     encoded, points = model.encode(batch["inputs"]), schema.points(batch["targets"])
@@ -128,8 +160,24 @@ def _predict(
         spec = schema.outputs[name]
         for number, row in enumerate(rows):
             sample = own_part(name, spec, prediction, batch, number)
-            row |= {} if sample is None else _cells(name, spec, sample)
-    return rows
+            if sample is not None:
+                # What cells are made of is looked at too: there is a most probable class among any numbers.
+                row |= _cells(name, spec, sample) if is_finite(tree_leaves(sample)) else {name: math.nan}
+    return [_unsound(row) or row for row in rows]
+
+
+def _unsound(row: Mapping[str, Any]) -> str:
+    """What is wrong with the cells of a row; nothing: they are all finite."""
+    bad = [column for column, value in row.items() if not _is_finite(value)]
+    return f"{bad[0]}: what is predicted is not finite" if bad else ""
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a cell, with all that lists and dictionaries in it hold, has no NaN and nothing infinite."""
+    values = list(value.values()) if isinstance(value, Mapping) else value
+    if isinstance(values, list):
+        return all(map(_is_finite, values))
+    return not isinstance(values, float) or math.isfinite(values)
 
 
 def _cells(name: str, spec: Kind, sample: Any) -> dict[str, Any]:

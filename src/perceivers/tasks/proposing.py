@@ -6,15 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import FOLDER, column_names, read_rows
 from perceivers.data.shards import KEY, is_shards, open_shards
 from perceivers.modalities.cells import WHOLE_ROW, Files, Row
 from perceivers.proposal import OWN_KINDS, Proposal, propose
-from perceivers.schema import Record
+from perceivers.schema import Record, yaml_text
 
 LOOKED_AT = 10_000
 """Rows that a proposal looks at."""
@@ -98,7 +96,7 @@ def _inputs(inputs: Mapping[str, Proposal], table: bool) -> list[str]:
 
 
 def _specs(proposals: Mapping[str, Proposal]) -> list[str]:
-    lines, taken = [], {ROW}
+    lines, taken = [], {ROW: 0}
     for column, proposal in proposals.items():
         name = _new_name(column, taken)
         key = {} if name == column else {"key": column}
@@ -107,16 +105,19 @@ def _specs(proposals: Mapping[str, Proposal]) -> list[str]:
     return lines
 
 
-def _new_name(column: str, taken: set[str]) -> str:
+def _new_name(column: str, taken: dict[str, int]) -> str:
     name = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_") or "column"
     name = f"_{name}" if name[0].isdigit() else name
     try:
         check_new_name("", name)
     except ValueError:
         name += "_"
-    while name in taken:
-        name += "_"
-    taken.add(name)
+    first, number = name, taken.get(name, 0)
+    while name in taken:  # one name for many columns, as where none has a letter of ASCII: each is numbered once
+        number += 1
+        name = f"{first}_{number}"
+    taken[first] = number
+    taken[name] = 0
     return name
 
 
@@ -134,7 +135,7 @@ def _training(num_rows: int) -> dict[str, Any]:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
+    text = yaml_text(value, default_flow_style=True, width=10**9)
     return text.strip().removesuffix("...").strip()
 
 

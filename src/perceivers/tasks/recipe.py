@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,20 +16,30 @@ from perceivers.core.config import Config
 from perceivers.core.joining import mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
-from perceivers.data.sifting import read_held_out, read_parts
+from perceivers.data.fingerprint import Fingerprint, differences, fingerprint
+from perceivers.data.sifting import Parts, read_held_out, read_parts
+from perceivers.files import read_text
+from perceivers.modalities.kind import as_evaluated
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
 from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
-from perceivers.storage import load_model, write_text
+from perceivers.storage import load_model, read_json, write_text
 from perceivers.tasks.scoring import scorer_for
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores
+from perceivers.training.log import LOG, read_log
 from perceivers.training.loop import seed_step, train
 from perceivers.training.mixing import check_mixing
 from perceivers.training.state import best_checkpoint, checkpoints
 
-RECIPE, UNREADABLE = "recipe.yaml", "unreadable.jsonl"
+RECIPE, UNREADABLE, DATA = "recipe.yaml", "unreadable.jsonl", "data.json"
+
+RESULTS = (LOG, "metrics.json", "command.txt", "report.html")
+"""Other files of a run that are replaced."""
+
+Fingerprints = Mapping[str, Fingerprint]
+"""Of the parts of a data set, by name."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +70,115 @@ class Recipe:
             changed_schema(self.schema, changes)
 
 
-def run_recipe(recipe: Recipe, run: Path, tell: Callable[[str], None] = lambda line: None) -> None:
+def run_recipe(
+    recipe: Recipe,
+    run: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    accept_changed_data: bool = False,
+) -> None:
     """Train a recipe in a folder, or continue there; writes recipe, log and checkpoints.
 
-    `tell` is called with what is worth knowing before it starts. Only the first process returns.
+    `tell` is called with what is worth knowing before it starts. A run goes on with the data it began with; others are
+    an error that says what has changed, unless `accept_changed_data`. Only the first process returns.
     """
-    parts = read_parts(recipe.data, recipe.schema)
-    preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
+    recipe, parts, found = resolved(recipe, run, accept_changed_data)
     seed_step(recipe.training.seed)
-    model = preset.build()
+    model = preset_of(recipe).build()
     freeze(model, recipe.freeze)
     if recipe.start_from is not None and not checkpoints(run):
         loaded, fresh = transfer(model, find_model(recipe.start_from))
         tell(f"loaded from {recipe.start_from}: {', '.join(loaded) or 'nothing'}")
         tell(f"fresh: {', '.join(fresh) or 'nothing'}")
-    _claim(run, dataclasses.replace(recipe, schema=preset.schema, config=preset.config))
-    if parts.unreadable:
-        lines = [json.dumps(to_plain(row), ensure_ascii=False) + "\n" for row in parts.unreadable]
-        write_text(run / UNREADABLE, "".join(lines))
-    if not train(model, parts.training, recipe.training, run):
+
+    def claim(step: int) -> None:
+        check_claim(run, recipe)
+        kept = kept_data(run, found(), step, accept_changed_data) if has_steps(run) else {"parts": found()}
+        if not (run / RECIPE).exists() or read_recipe(run) != recipe:
+            write_text(run / RECIPE, to_yaml(recipe))
+        write_text(run / DATA, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+        if parts.unreadable:
+            lines = [json.dumps(to_plain(row), ensure_ascii=False) + "\n" for row in parts.unreadable]
+            write_text(run / UNREADABLE, "".join(lines))
+
+    if not train(model, parts.training, recipe.training, run, claim):
         raise SystemExit(0)  # what comes is the first process's
+
+
+def resolved(recipe: Recipe, run: Path, accept: bool) -> tuple[Recipe, Parts, Callable[[], Fingerprints]]:
+    """Return a recipe with all that data decide (statistics, vocabularies, sizes), the data, and their fingerprints.
+
+    A run that has begun goes on with what its data decided then; `accept`: although they have changed. ValueError if
+    that is not accepted, or the folder holds something else.
+    """
+    parts = read_parts(recipe.data, recipe.schema)
+    preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
+    whole = dataclasses.replace(recipe, schema=preset.schema, config=preset.config)
+    found = cache(partial(fingerprints, whole, parts))
+    if has_steps(run) and (run / RECIPE).is_file() and (run / DATA).exists():
+        earlier = read_recipe(run)
+        if earlier != whole and _differ_by_data(*map(to_plain, (recipe, whole, earlier))):
+            kept_data(run, found(), 0, accept)
+            return earlier, read_parts(earlier.data, earlier.schema), found
+    check_claim(run, whole)
+    return whole, parts, found
+
+
+def check_claim(run: Path, recipe: Recipe) -> None:
+    """ValueError unless a run of this recipe may begin or go on in a folder.
+
+    The recipe of a run that made no step may be replaced; a file that is not of a run may not.
+    """
+    path = run / RECIPE
+    if not path.exists():
+        for name in (UNREADABLE, DATA, *RESULTS):
+            if os.path.lexists(run / name):
+                raise ValueError(f"{run / name} is in the way, in a folder that is not a run's: choose another --out")
+        return
+    earlier = read_recipe(run)
+    if earlier == recipe:
+        return
+    if has_steps(run):
+        raise ValueError(f"{run} holds a run of another recipe: choose another --out, or remove it")
+    if read_text(path) != to_yaml(earlier):
+        raise ValueError(f"{path} was not written by a run, and would be replaced: choose another --out")
+
+
+def has_steps(run: Path) -> bool:
+    """Return whether a run has made steps that it could go on from, or wrote of some."""
+    return bool(checkpoints(run) or read_log(run))
+
+
+def fingerprints(recipe: Recipe, parts: Parts) -> Fingerprints:
+    """Return the fingerprint of both parts of a recipe's data."""
+    sides = {"training": parts.training, "held out": parts.held_out}
+    return {side: fingerprint(recipe.data, recipe.schema, records) for side, records in sides.items()}
+
+
+def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> dict[str, Any]:
+    """Return what a run is to keep of its data; ValueError if they have changed since it began, unless `accept`.
+
+    A run of an older version, which has nothing to compare with, goes on.
+    """
+    before = read_json(run / DATA) if (run / DATA).exists() else {"parts": found}
+    kept = before.get("parts") if isinstance(before, dict) else None
+    if not isinstance(kept, dict) or not all(isinstance(part, dict) for part in kept.values()):
+        raise ValueError(f"{run / DATA}: holds no fingerprint of data: remove it to go on without one")
+    what = differences(kept, found)
+    if what and not accept:
+        raise ValueError(f"the data of {run} have changed since it began ({what}): --accept-changed-data goes on")
+    accepted = [*before.get("accepted", []), *([{"step": step, "changed": what}] if what else [])]
+    return {"parts": found, **({"accepted": accepted} if accepted else {})}
+
+
+def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:
+    """Whether two recipes, `whole` and `earlier`, differ at most in what data filled into the `given` one."""
+    if given == whole:
+        return bool(earlier == whole)
+    if isinstance(given, dict) and isinstance(whole, dict) and isinstance(earlier, dict):
+        return given.keys() == whole.keys() == earlier.keys() and all(
+            _differ_by_data(given[key], whole[key], earlier[key]) for key in given
+        )
+    return True
 
 
 def preset_of(recipe: Recipe) -> Preset:
@@ -142,18 +243,14 @@ def data_of(run: Path) -> DataSet | None:
 
 
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
-    """A schema with some fields of its inputs or outputs replaced, checked as in files."""
+    """A schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
+
+    A corruption that is named (`keep`, `hide`, `mask_words`, `mask_prob`) acts, as if its option "_at_eval" were given.
+    """
     plain = to_plain(schema)
     for name, fields in changes.items():
         schema.changed(name)  # names what there is, if this is not there
         for side in plain.values():
             if name in side:
-                side[name].update(fields)
+                side[name].update(as_evaluated(fields))
     return from_plain(Schema, plain)
-
-
-def _claim(run: Path, recipe: Recipe) -> None:
-    path = run / RECIPE
-    if path.exists() and from_file(Recipe, path) != recipe:
-        raise ValueError(f"{run} holds a run of another recipe: choose another --out, or remove it")
-    write_text(path, to_yaml(recipe))

@@ -1,5 +1,6 @@
 """The report of any run: scores, losses over the steps, and samples as their kinds draw them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,4 +70,4 @@ def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tu
 
 
 def _shown(score: float | None) -> str:
-    return "" if score is None else f"{score:.4g}"
+    return "" if score is None or not math.isfinite(score) else f"{score:.4g}"

@@ -1,10 +1,12 @@
 """What runs came to: their scores in their folders, and one table of many runs."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from perceivers.files import read_text
 from perceivers.schema import to_yaml
 from perceivers.storage import read_json, write_text
 from perceivers.tasks.recipe import data_of, read_recipe
@@ -24,7 +26,18 @@ METRICS, COMMAND = "metrics.json", "command.txt"
 
 def keep_scores(run: Path, scores: dict[str, Scores]) -> None:
     """Write scores of a run into its folder."""
-    write_text(run / METRICS, json.dumps(scores, indent=2) + "\n")
+    write_text(run / METRICS, json.dumps(plain_scores(scores), indent=2, allow_nan=False) + "\n")
+
+
+def plain_scores(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Scores as JSON can hold them: None (null) for a metric that has no finite value."""
+    return {
+        evaluation: {
+            output: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            for output, metrics in outputs.items()
+        }
+        for evaluation, outputs in scores.items()
+    }
 
 
 def add_scores(run: Path, scores: dict[str, Scores]) -> None:
@@ -33,8 +46,15 @@ def add_scores(run: Path, scores: dict[str, Scores]) -> None:
 
 
 def read_scores(run: Path) -> dict[str, Scores]:
-    """Scores of a run, by name of the evaluation; ValueError if it was not evaluated."""
-    return cast(dict[str, Scores], read_json(run / METRICS))
+    """Scores of a run, by name of the evaluation, NaN where there is none; ValueError if it was not evaluated."""
+    kept = cast(dict[str, dict[str, dict[str, float | None]]], read_json(run / METRICS))
+    return {
+        evaluation: {
+            output: {name: math.nan if value is None else value for name, value in metrics.items()}
+            for output, metrics in outputs.items()
+        }
+        for evaluation, outputs in kept.items()
+    }
 
 
 def keep_command(run: Path, command: str) -> None:
@@ -83,13 +103,17 @@ def _score_rows(run: Path) -> list[tuple[str, str]]:
 
 
 def _texts(outputs: Scores) -> list[str]:
-    return [f"{output} {metric} {value:.4g}" for output, own in outputs.items() for metric, value in own.items()]
+    return [
+        f"{output} {metric} {value:.4g}" if math.isfinite(value) else f"{output} {metric} n/a"
+        for output, own in outputs.items()
+        for metric, value in own.items()
+    ]
 
 
 def _about(run: Path) -> list[str]:
     recipe, checkpoint = read_recipe(run), best_checkpoint(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
-    command = (run / COMMAND).read_text(encoding="utf-8").strip() if (run / COMMAND).exists() else ""
+    command = read_text(run / COMMAND).strip() if (run / COMMAND).exists() else ""
     state = read_json(checkpoint / STATE)
     return [run.name, command, str(recipe.training.seed), str(state["step"]), f"{state['seconds'] / 60:.1f}"]

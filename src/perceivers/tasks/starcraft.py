@@ -121,6 +121,7 @@ def schema() -> Schema:
         },
         max_records=512,
         hide={"type": HIDDEN},
+        hide_at_eval=True,
     )
     hidden = Records(key="units", fields={"type": Category()}, of="units", hidden_only=True)
     statistics = Records(

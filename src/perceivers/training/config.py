@@ -6,6 +6,9 @@ from typing import Literal
 from perceivers.training.mixing import Mixing
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
+MOST = {"num_steps": 10**12, "batch_size": 10**6, "accumulate": 10**6, "devices": 1024, "num_workers": 1024}
+"""Most that a number may be: more could never end, or would start more processes than a machine bears."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -60,6 +63,9 @@ class TrainingConfig:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at most {most}")
         if self.memory_limit is not None and self.memory_limit < 1:
             raise ValueError(f"memory_limit = {self.memory_limit} must be at least 1 megabyte, or None")
         if self.weights == "learned" and self.optimiser.kind == "lamb":

@@ -3,10 +3,13 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.kind import Kind, Raw
@@ -39,17 +42,37 @@ def answers(
 ) -> Iterator[tuple[str, Compared]]:
     """What a model says of all records beside the truth, an output and a batch at a time."""
     model.eval()
-    for batch in tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation"):
+    for number, batch in enumerate(tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation")):
         batch = on_device(batch, device_of(model))
         with torch.no_grad():
             written = model(batch["inputs"], schema.points(batch["targets"]))
-        yield from compared(schema, batch, written)
+        yield from compared(schema, batch, written, number * batch_size)
 
 
-def compared(schema: Schema, batch: Batch, guesses: Mapping[str, Raw]) -> Iterator[tuple[str, Compared]]:
-    """What is guessed of a batch beside the truth, of each output that has both."""
+def compared(
+    schema: Schema, batch: Batch, guesses: Mapping[str, Raw], first: int = 0
+) -> Iterator[tuple[str, Compared]]:
+    """What is guessed of a batch beside the truth, of each output that has both.
+
+    ValueError for a guess that is not finite; `first` is the number of the batch's first record.
+    """
     for name in guesses.keys() & batch["targets"].keys():
+        check_guesses(name, guesses[name], first)
         yield name, schema.outputs[name].compared(guesses[name], batch["targets"][name])
+
+
+def check_guesses(output: str, guesses: Raw, first: int = 0, what: str = "record") -> None:
+    """ValueError naming the first sample (a `what`) of a batch of which something is predicted that is not finite."""
+    bad = not_finite(guesses).nonzero()
+    if len(bad):
+        raise ValueError(f"{output}: what is predicted of {what} {first + int(bad[0]) + 1} is not finite")
+
+
+def not_finite(raw: Raw) -> Bool[Tensor, " b"]:
+    """Return which samples of a raw batch hold NaN or an infinite number."""
+    leaves = list(raw.values()) if isinstance(raw, Mapping) else [raw]
+    bad = [not_finite(leaf) if isinstance(leaf, Mapping) else ~leaf.isfinite() for leaf in leaves]
+    return torch.stack([flags.flatten(1).any(dim=1) if flags.ndim > 1 else flags for flags in bad]).any(dim=0)
 
 
 def guess_scores(schema: Schema, batches: Iterable[Batch], guess: Callable[[Batch], Mapping[str, Raw]]) -> Scores:
@@ -76,21 +99,42 @@ def gathered(pairs: Iterable[tuple[str, Compared]]) -> dict[str, Compared]:
     return {name: tuple(torch.cat(side).cpu() for side in zip(*own, strict=True)) for name, own in found.items()}
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(learner: nn.Module) -> Iterator[None]:
+    """Put a training module into evaluation mode, without gradients; afterwards its weights are sharded again.
+
+    Only a backward pass would do that: until then parameters are whole tensors, and no state can be saved of them.
+    """
+    learner.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        learner.train()
+        for module in learner.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) -> float:
     """The training loss over all records, as if they were one batch; in sharded training every process computes it."""
     schema = learner.schema
     sums = torch.zeros(len(schema.outputs), dtype=torch.double)
     counted = torch.zeros_like(sums)
-    learner.eval()
-    for batch in evaluation_batches(schema, records, batch_size):
-        losses = learner(on_device(batch, device_of(learner)))
-        count = counts(schema, batch, torch.device("cpu"))
-        counted += count
-        for number, name in enumerate(schema.outputs):
-            sums[number] += count[number] * losses[name].item() if name in losses else 0.0
-    learner.train()
+    with evaluating(learner):
+        for batch in evaluation_batches(schema, records, batch_size):
+            losses = learner(on_device(batch, device_of(learner)))
+            count = counts(schema, batch, torch.device("cpu"))
+            counted += count
+            for number, name in enumerate(schema.outputs):
+                sums[number] += count[number] * losses[name].item() if name in losses else 0.0
     return float((sums / counted.clamp(min=1)).sum())
+
+
+def batch_loss(learner: Any, batch: Batch) -> float:
+    """The loss of a training batch without dropout and the like."""
+    with evaluating(learner):
+        return float(sum(own.item() for own in learner(batch).values()))
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

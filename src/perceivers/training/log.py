@@ -7,7 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from perceivers.progress import progress_bar
+from perceivers.budgets import from_json
+from perceivers.files import one_line, regular_file
+from perceivers.progress import progress
 from perceivers.storage import write_text
 from perceivers.training.config import TrainingConfig
 
@@ -23,33 +25,32 @@ class Log:
 
     def __init__(self, run: Path, step: int, config: TrainingConfig, enabled: bool) -> None:
         self.path, self.every, self.enabled = run / LOG, config.log_every, enabled
-        self.progress = progress_bar(disable=not enabled)
-        self.task = self.progress.add_task("training", total=config.num_steps, completed=step, note="")
+        self.progress = progress("training", config.num_steps, step, enabled)
         self.board = _board(run, step) if enabled and config.tensorboard else None
         if enabled:
             earlier = [line for line in read_log(run) if line["step"] <= step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
 
     def __enter__(self) -> "Log":
-        self.progress.start()
+        self.report = self.progress.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        self.progress.__exit__(kind, error, trace)
         if self.board is not None:
             self.board.close()
 
     def write(self, step: int, losses: Mapping[str, float], weights: Mapping[str, float], **scalars: float) -> None:
         """A line every `log_every` steps: losses of outputs by name, their weights if learned, and other scalars."""
-        self.progress.update(self.task, completed=step)
+        self.report(step)
         if not self.enabled or step % self.every:
             return
         with self.path.open("a", encoding="utf-8") as file:
             learned = {"weights": weights} if weights else {}
             file.write(json.dumps({"step": step, **scalars, "losses": losses, **learned}) + "\n")
-        self.progress.update(self.task, note="  ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+        self.report(step, "  ".join(f"{one_line(name)} {value:.4f}" for name, value in losses.items()))
         if self.board is not None:
             named = [(f"loss/{name}", loss) for name, loss in losses.items()]
             named += [(f"weight/{name}", weight) for name, weight in weights.items()]
@@ -64,12 +65,15 @@ class Log:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Lines of a run's log; a last line that was cut off is left out."""
-    lines = []
-    for line in (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    path, lines = run / LOG, list[dict[str, Any]]()
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        return lines
+    with regular_file(path).open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                lines.append(from_json(line))
+            except ValueError:
+                break
     return lines
 
 

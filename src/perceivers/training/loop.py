@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +16,36 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
 from perceivers.schema import Batch, Record
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import device_of, on_device, validation_loss
+from perceivers.training.evaluation import batch_loss, device_of, evaluating, on_device, validation_loss
 from perceivers.training.log import Log
 from perceivers.training.mixing import mixed
 from perceivers.training.objective import Objective, counts, parts
 from perceivers.training.optimisers import build_optimiser
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches, workers_let_go
 from perceivers.training.pictures import SHOWN, draw_samples
-from perceivers.training.processes import launched, only_user
+from perceivers.training.processes import agreed, launched, only_user
 from perceivers.training.recompute import recomputed
-from perceivers.training.state import TrainingState, latest_checkpoint
+from perceivers.training.state import TrainingState, diverged, latest_checkpoint
 from perceivers.training.stopping import StopFlag, Stopped, stop_signals
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+SMALLEST_SCALE = 2.0**-24
+"""Of the loss, under 16-mixed."""
 
-def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig, run: Path) -> bool:
+
+def train(
+    model: PerceiverIO,
+    records: Sequence[Record],
+    config: TrainingConfig,
+    run: Path,
+    claim: Callable[[int], None] = lambda step: None,
+) -> bool:
     """Train a model, in place, up to `num_steps`, from the run folder's latest checkpoint if it has one.
 
+    `claim` is called in the first process alone, with the number of steps made, when the folder is locked, everything
+    is built and nothing was written there: it may refuse to go on (ValueError, then of all processes).
     True in the first process, which goes on alone. Raises Stopped after a signal and the checkpoint it asks for.
     """
     records, validation = split(records, config)
@@ -45,7 +56,7 @@ def train(model: PerceiverIO, records: Sequence[Record], config: TrainingConfig,
         recomputed(model, config.recompute),
         stop_signals() as stop,
     ):
-        make_steps(fabric, model, records, validation, config, run, stop)
+        make_steps(fabric, model, records, validation, config, run, stop, claim)
     model.eval()
     return fabric.is_global_zero
 
@@ -58,6 +69,7 @@ def make_steps(
     config: TrainingConfig,
     run: Path,
     stop: StopFlag,
+    claim: Callable[[int], None],
 ) -> None:
     """The steps of one process, from the latest checkpoint on: the weights end as their average.
 
@@ -72,6 +84,7 @@ def make_steps(
     checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
     if checkpoint is not None:
         state.load(checkpoint)
+    agreed(fabric, lambda: claim(state.step))
 
     share = (fabric.global_rank, fabric.world_size)
     steps = (state.step, config.num_steps)
@@ -88,7 +101,7 @@ def make_steps(
             batch = mixed(objective.schema, batch, config.mixing)
             losses, weights = gradients(fabric, learner, batch, config.accumulate), objective.weights()
             norm = clip(fabric, learner, optimiser, config)
-            check_finite(state.step, losses, norm, checkpoint)
+            check_finite(state.step, losses, weights, norm, state.checkpoint)
             optimiser.step()
             optimiser.zero_grad()
             state.step += 1
@@ -100,14 +113,28 @@ def make_steps(
             signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
             due = state.step == config.num_steps or state.step % config.checkpoint_every == 0
             if due or signal:
-                with state.averaged():
-                    score = validation_loss(learner, validation, config.batch_size) if due and validation else None
-                    if due and config.tensorboard:
+                checkpoint = saved(state, learner, batch, validation if due else [], config, run)
+                if due and config.tensorboard:
+                    with state.averaged():
                         show(log, state.step, learner, validation or records)
-                checkpoint = state.save(run, score)
             if signal:
                 raise Stopped(signal, state.step, checkpoint)
     state.set_parameters(state.average)
+
+
+def saved(
+    state: TrainingState,
+    learner: Any,
+    batch: Batch,
+    validation: Sequence[Record],
+    config: TrainingConfig,
+    run: Path,
+) -> Path:
+    """Save a checkpoint with its validation loss, or with none if there are no such records."""
+    with state.averaged():
+        score = validation_loss(learner, validation, config.batch_size) if validation else None
+        loss = batch_loss(learner, parts(batch, config.accumulate)[0]) if score is None else score
+    return state.save(run, loss, score)
 
 
 def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[Record], Sequence[Record]]:
@@ -145,29 +172,35 @@ def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict
 
 
 def clip(fabric: "Fabric", learner: Any, optimiser: Any, config: TrainingConfig) -> float:
-    """Clip the gradient to the norm the optimiser allows; its norm before. 0 where 16-mixed skips the step."""
+    """Clip the gradient to the norm the optimiser allows; its norm before. 0 where 16-mixed skips the step.
+
+    It halves its scale at each such step: a gradient that no scale makes finite is not passed over for ever.
+    """
     limit = config.optimiser.max_norm or math.inf
+    skips = config.precision == "16-mixed" and fabric.strategy.precision.scaler.get_scale() > SMALLEST_SCALE
     norm = fabric.clip_gradients(learner, optimiser, max_norm=limit, error_if_nonfinite=False)
     assert norm is not None
     found = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    return found if config.precision != "16-mixed" or math.isfinite(found) else 0.0
+    return 0.0 if skips and not math.isfinite(found) else found
 
 
-def check_finite(step: int, losses: Mapping[str, float], norm: float, checkpoint: Path | None) -> None:
+def check_finite(
+    step: int, losses: Mapping[str, float], weights: Mapping[str, float], norm: float, checkpoint: Path | None
+) -> None:
     """ValueError if the loss or its gradient is not finite, before it can spoil a weight; the same in all processes."""
+    if vanished := [name for name, weight in weights.items() if weight == 0]:
+        raise diverged(step, f"the learned weight of {vanished[0]} is 0", checkpoint)
     what = "loss" if not all(map(math.isfinite, losses.values())) else "" if math.isfinite(norm) else "gradient"
     if what:
         found = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
-        good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-        advice = f"lower the learning rate or check the data; {good}"
-        raise ValueError(f"step {step}: the {what} is not finite ({found}, norm {norm:g}): {advice}")
+        raise diverged(step, f"the {what} is not finite ({found}, norm {norm:g})", checkpoint)
 
 
-@torch.no_grad()
 def show(log: Log, step: int, learner: Any, records: Sequence[Record]) -> None:
     """Draw what the model makes of a few records."""
     batch = next(iter(evaluation_batches(learner.schema, records[:SHOWN], SHOWN)))
-    predictions = on_device(learner.predict(on_device(batch, device_of(learner))), torch.device("cpu"))
+    with evaluating(learner):
+        predictions = on_device(learner.predict(on_device(batch, device_of(learner))), torch.device("cpu"))
     log.picture(step, draw_samples(learner.schema, batch, predictions))
 
 

@@ -234,7 +234,7 @@ def _epsilon(config: OptimiserConfig) -> float:
 
 
 def _check_rates(rate: float, weight_decay: float, betas: Betas, epsilon: float) -> None:
-    _check(0 <= rate < math.inf, f"learning rate {rate} must be 0 or more, and finite")
+    _check(0 <= rate < 3e38, f"learning rate {rate} must be 0 or more, and finite in 32 bits")
     _check(0 <= weight_decay < math.inf, f"weight_decay={weight_decay} must be 0 or more, and finite")
     _check(all(0 <= beta < 1 for beta in betas), f"betas={betas} must lie in [0, 1)")
     _check(0 < epsilon < math.inf, f"epsilon={epsilon} must be above 0, and finite")

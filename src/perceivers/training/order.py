@@ -11,9 +11,11 @@ from traceback import clear_frames
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from perceivers.schema import Record, Schema
+from perceivers.budgets import check_memory
+from perceivers.schema import Record, Schema, num_bytes
 from perceivers.training.stopping import ignore_stop_signals
 
 WINDOW = 8
@@ -108,7 +110,11 @@ def workers_let_go() -> Iterator[None]:
 def training_batches(
     schema: Schema, records: Sequence[Record], order: BatchOrder, num_workers: int = 0
 ) -> DataLoader[Any]:
-    """Collated training batches in this order."""
+    """Collated training batches in this order; ValueError for batches that no memory holds."""
+    check_memory(
+        f"batch_size = {order.batch_size}: the inputs",
+        order.batch_size * num_bytes(schema.blank(1, torch.device("meta"))),
+    )
     prepared = PreparedRecords(schema, records, order.seed, training=True)
     return DataLoader(
         prepared,
@@ -122,4 +128,5 @@ def training_batches(
 def evaluation_batches(schema: Schema, records: Sequence[Record], batch_size: int, seed: int = 0) -> DataLoader[Any]:
     """All records once, in their order."""
     prepared = PreparedRecords(schema, records, seed, training=False)
-    return DataLoader(prepared, batch_size=batch_size, collate_fn=schema.collate)
+    # Some loaders make room for a whole batch at once, also beyond the last record.
+    return DataLoader(prepared, batch_size=max(min(batch_size, len(records)), 1), collate_fn=schema.collate)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from perceivers.media.pictures import drawable
 from perceivers.modalities.kind import sample_of
 from perceivers.schema import Schema
 
@@ -39,7 +40,7 @@ def subplots(rows: int, titles: Sequence[str], side: float = 1.6) -> "tuple[Figu
     figure = Figure(figsize=(side * len(titles), side * rows), layout="constrained")
     axes = figure.subplots(rows, len(titles), squeeze=False)
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(drawable(title), fontsize=10)
     return figure, axes
 
 

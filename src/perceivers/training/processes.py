@@ -4,7 +4,7 @@ import fcntl
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from perceivers.core.attention import SelfAttention
+from perceivers.core.attention import CrossAttention, SelfAttention
 from perceivers.storage import make_folder, sweep
 from perceivers.training.config import TrainingConfig
 from perceivers.training.stopping import end_with_parent
@@ -95,22 +95,39 @@ def started(devices: int) -> tuple[int, int]:
 
 
 def device_kind(config: TrainingConfig) -> str:
-    """The accelerator asked for, or the best there is."""
+    """Return the accelerator asked for, or the best there is; ValueError for one that this machine lacks."""
     if config.accelerator != "auto":
+        here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not here[config.accelerator]:
+            there = ", ".join(name for name, is_there in here.items() if is_there)
+            raise ValueError(f"accelerator = {config.accelerator} cannot be used here: auto, {there}")
         return config.accelerator
     found = torch.accelerator.current_accelerator(check_available=True)
     return found.type if found is not None and found.type in ("cuda", "mps") else "cpu"
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
-    """Spread parameters over the processes: those of each self-attention layer together, then the rest."""
+    """Spread parameters over the processes: those of each attention block together, then the rest."""
     from torch.distributed.fsdp import fully_shard
 
     for layer in module.modules():
-        if isinstance(layer, SelfAttention):
+        if isinstance(layer, CrossAttention | SelfAttention):
             fully_shard(layer, mesh=mesh["data_parallel"])
     fully_shard(module, mesh=mesh["data_parallel"])
     return module
+
+
+def agreed(fabric: "Fabric", act: Callable[[], None]) -> None:
+    """Let the first process act; what it raises of a user's mistake or of files ends all processes."""
+    error: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            act()
+        except (ValueError, OSError) as caught:
+            error = caught
+    error = fabric.broadcast(error)
+    if error is not None:
+        raise error
 
 
 @contextmanager

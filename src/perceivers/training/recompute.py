@@ -16,12 +16,17 @@ def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
 
     Cross-attentions where they are dense; their other orders do so anyway.
     """
-    blocks = (CrossAttention, SelfAttention)
-    layers = [module for module in model.modules() if isinstance(module, blocks)] if enabled else []
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+    blocks = {CrossAttention: "dense", SelfAttention: "forward"}
+    layers = [
+        (module, method)
+        for module in (model.modules() if enabled else ())
+        for block, method in blocks.items()
+        if isinstance(module, block)
+    ]
+    for layer, method in layers:
+        setattr(layer, method, partial(checkpoint, getattr(layer, method), use_reentrant=False))
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward  # the class's own again
+        for layer, method in layers:
+            delattr(layer, method)  # the class's own again

@@ -17,7 +17,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.storage import (
     WEIGHTS,
+    check_finite,
     check_folder,
+    is_finite,
     load_shards,
     load_weights,
     read_json,
@@ -60,6 +62,8 @@ class TrainingState:
     """Steps made."""
     seconds: float = 0.0
     """Time they took, over all starts."""
+    checkpoint: Path | None = None
+    """The last checkpoint that was loaded or saved: it is whole, and all of it is finite."""
 
     @classmethod
     def start(
@@ -96,11 +100,27 @@ class TrainingState:
         for name, value in values.items():
             own[name].copy_(value)
 
-    def save(self, run: Path, score: float | None = None) -> Path:
+    def check_finite(self, loss: float) -> None:
+        """ValueError in all processes unless the state is finite in each, and `loss`, which its weights give."""
+        found = {
+            "loss of the new weights is": math.isfinite(loss),
+            "weights are": is_finite(self.model.state_dict().values()),
+            "averaged weights are": is_finite(self.average.values()),
+            "learned weights of the losses are": is_finite(self.beside.values()),
+            "moments of the optimiser are": is_finite(self._moments().values()),
+        }
+        bad = torch.tensor([not good for good in found.values()], dtype=torch.int, device=self.fabric.device)
+        for what, processes in zip(found, self.fabric.all_reduce(bad, reduce_op="sum").tolist(), strict=True):
+            if processes:
+                raise diverged(self.step, f"the {what} not finite", self.checkpoint)
+
+    def save(self, run: Path, loss: float, score: float | None = None) -> Path:
         """Write a checkpoint, also a model folder; then drop all but the newest and the best. Every process calls it.
 
-        `score` is the validation loss: the lowest is the best.
+        `score` is the validation loss: the lowest is the best. `loss`: any loss that the weights to be saved give.
+        ValueError, and no checkpoint, if the loss or anything that the checkpoint would hold is not finite.
         """
+        self.check_finite(loss)
         target = run / "checkpoints" / f"step-{self.step:08d}"
         if self.fabric.is_global_zero:
             state = {"step": self.step, "seconds": self.seconds, "score": score, "scale": self._precision.state_dict()}
@@ -110,6 +130,8 @@ class TrainingState:
                 (folder / STATE).write_text(json.dumps(state) + "\n")
                 self._write_tensors(self.fabric.broadcast(folder))
 
+            if target.exists():  # it was passed over
+                remove_folder(target)
             write_folder(target, write)
             found = checkpoints(run)
             for folder in set(found[KEPT:]) - {min(found, key=_score)}:
@@ -117,6 +139,7 @@ class TrainingState:
         else:
             self._write_tensors(self.fabric.broadcast(target))
         self.fabric.barrier()
+        self.checkpoint = target
         return target
 
     def load(self, folder: Path) -> None:
@@ -133,6 +156,7 @@ class TrainingState:
         state = read_json(folder / STATE)
         self.step, self.seconds = step_of(folder), float(state["seconds"])
         self._precision.load_state_dict(state["scale"])
+        self.checkpoint = folder
 
     @property
     def _precision(self) -> Any:
@@ -194,15 +218,21 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that is whole; None if there is none. A damaged one is passed over with a warning."""
-    return next(filter(_is_whole, checkpoints(run)), None)
+    """The newest checkpoint that is whole and finite; None if there is none. Others are passed over with a warning."""
+    return next(filter(_is_good, checkpoints(run)), None)
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The whole checkpoint with the lowest validation loss; the newest one if the run has no validation."""
+    """The good checkpoint with the lowest validation loss; the newest one if the run has no validation."""
     scores = {folder: _score(folder) for folder in checkpoints(run)}
     ranked = sorted(scores, key=lambda folder: scores[folder])  # equal ones stay newest first
-    return next(filter(_is_whole, ranked), None)
+    return next(filter(_is_good, ranked), None)
+
+
+def diverged(step: int, what: str, checkpoint: Path | None) -> ValueError:
+    """The error that ends a run whose numbers are no longer finite."""
+    good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+    return ValueError(f"step {step}: {what}: lower the learning rate or check the data; {good}")
 
 
 def step_of(folder: Path) -> int:
@@ -222,16 +252,18 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _score(folder: Path) -> float:
+    """The validation loss of a checkpoint; infinite, which is never best, if it has none or that is not finite."""
     try:
-        score = read_json(folder / STATE)["score"]
+        score = float(read_json(folder / STATE)["score"])
     except (ValueError, KeyError, TypeError):
-        score = None
-    return math.inf if score is None else float(score)
+        score = math.inf
+    return score if math.isfinite(score) else math.inf
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_good(folder: Path) -> bool:
     try:
         check_folder(folder)
+        check_finite(folder)
     except ValueError as error:
         warnings.warn(f"passing over a checkpoint: {error}", stacklevel=4)
         return False

@@ -1,0 +1,225 @@
+"""The one place where an error becomes a line and an exit code: 2 for wrong input and the machine, 1 for a bug."""
+
+import builtins
+import os
+import platform
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from perceivers.files import printable
+from perceivers.training.stopping import EndSignals, Stopped
+
+OWN_BUG, USER_ERROR, READER_GONE = 1, 2, 141
+"""Exit codes; the last is a shell's for a command whose output nobody reads any more."""
+
+LONGEST_LINE = 1000
+"""Bytes of the longest message: of one that is longer, the beginning and the end are kept."""
+
+USER_ERRORS = frozenset(
+    {
+        *("ValueError", "OSError", "EOFError", "OverflowError"),
+        *("csv.Error", "struct.error", "zlib.error", "lzma.LZMAError", "zipfile.BadZipFile", "tarfile.TarError"),
+        *("pickle.UnpicklingError", "yaml.YAMLError", "pyarrow.ArrowException"),
+        *("safetensors.SafetensorError", "safetensors_rust.SafetensorError"),
+        *("av.FFmpegError", "PIL.DecompressionBombError", "soundfile.SoundFileError"),
+        *("lightning.MisconfigurationException", "ray.RayError"),
+        *("httpx.HTTPError", "httpx2.HTTPError", "aiohttp.ClientError"),
+    }
+)
+"""Errors of input, files and machines, by package and name: these and their kinds get a line, all others are bugs."""
+
+MACHINE = re.compile(
+    r"no space left on device|too many open files|unable to (open|mmap|write|resize)|can't start new thread|"
+    r"DataLoader worker .*(killed|exited)|no NVIDIA driver|can not run on your system|"
+    r"no CUDA GPUs|not compiled with CUDA|MPS backend",
+    re.IGNORECASE,
+)
+"""What torch says of the machine in errors that have no kind of their own."""
+
+OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|cannot allocate memory|can't allocate", re.IGNORECASE)
+
+PARTNER = re.compile(r"connection (closed|reset) by peer|gloo/transport|remote process exited|NCCL", re.IGNORECASE)
+"""What the processes of a run say when one of them has ended."""
+
+LEFT_ALONE = "another process of this run has ended"
+
+STARTER = os.getppid()
+"""The process that started this one."""
+
+PATIENCE = 10.0
+"""Seconds that a process waits to see whether the first one ends too, which then says why."""
+
+OTHER_NAMES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+"""Packages that are installed under another name than they are imported by."""
+
+
+def exit_code(command: Callable[[], None], signals: EndSignals) -> int:
+    """Run a command and return its exit code, after a line on the error stream if it did not end well."""
+    try:
+        command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except SystemExit as stop:
+        if not signals.number:
+            raise
+        return stop.code if isinstance(stop.code, int) else signals.exit_code
+    except BaseException as error:
+        return signals.exit_code if signals.number else _ended_by(error)
+    return 0
+
+
+def _ended_by(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):
+        _write_nowhere()
+        return READER_GONE
+    if isinstance(error, Stopped):
+        say(str(error))
+        return error.exit_code
+    line = complaint(error)
+    if line is None:
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
+        say(f"a bug of perceivers: please report the lines above with the command and its input ({_versions()})")
+        return OWN_BUG
+    if line.startswith(LEFT_ALONE):
+        _wait_for_a_child()  # while this process is there, one that knows more says it
+    if not _told_by_first_process():
+        say(line)
+    if isinstance(error, OSError):
+        _write_nowhere()  # what the standard output holds back could be what has no room
+    return USER_ERROR
+
+
+def say(line: str) -> None:
+    """Print one message on the error stream, on one line, of at most a kilobyte and without control characters."""
+    with suppress(OSError, ValueError):  # where there is nobody to tell
+        print(f"perceivers: {message(line)}", file=sys.stderr, flush=True)
+
+
+def message(text: str) -> str:
+    """Return a text as one printable line of at most a kilobyte: of a longer one, its beginning and its end."""
+    # What is cut off is never spelled out: a text of gigabytes costs no more.
+    ends = text if len(text) <= 4 * LONGEST_LINE else f"{text[: 2 * LONGEST_LINE]} ... {text[-LONGEST_LINE:]}"
+    line = printable(" ".join(ends.split())).encode("utf-8", "backslashreplace")
+    if len(line) > LONGEST_LINE:
+        line = line[: LONGEST_LINE * 2 // 3] + b" ... " + line[-LONGEST_LINE // 4 :]
+    return line.decode("utf-8", "ignore")
+
+
+def complaint(error: BaseException) -> str | None:
+    """Return what an error says to a user, or None if it is a bug of ours."""
+    kinds, text = original(error)
+    if "torch.OutOfMemoryError" in kinds or "MemoryError" in kinds or OUT_OF_MEMORY.search(text):
+        return f"out of memory ({_first_line(text)}): a smaller batch size or a memory limit needs less"
+    if "RecursionError" in kinds:
+        return f"nested too deeply to be read ({_first_line(text)})"
+    if isinstance(error, ImportError):
+        return _missing(error, text)
+    if isinstance(error, OSError):
+        return _file_error(error, text)
+    if "RuntimeError" in kinds and PARTNER.search(text):
+        return f"{LEFT_ALONE}, see what it says ({_first_line(text)})"
+    machine = kinds & {"RuntimeError", "AssertionError"} and MACHINE.search(text)
+    return (text or type(error).__name__) if machine or kinds & USER_ERRORS else None
+
+
+def original(error: BaseException) -> tuple[frozenset[str], str]:
+    """Return the kinds of an error, as package and name, and its text: those of its cause in another process.
+
+    Workers of loaders, of clusters and of runs pass their errors on as a traceback within a text.
+    """
+    cause = getattr(error, "cause", None)  # of Ray
+    if isinstance(cause, BaseException):
+        return original(cause)
+    kinds, text = kinds_of(type(error)), str(error)
+    if "Traceback (most recent call last):" not in text:
+        return kinds, text
+    last = re.split(r"\n(?=\S)", text.strip())[-1]
+    name, _, said = last.partition(":")
+    own = getattr(builtins, name, None)
+    if isinstance(own, type) and issubclass(own, BaseException):
+        return kinds_of(own), said.strip()
+    if not re.fullmatch(r"[\w.]+", name):
+        return kinds, last
+    package, *_, name = f"builtins.{name}".split(".")[-2:] if "." not in name else name.split(".")
+    named = "ValueError" if package == "perceivers" else f"{package}.{name}"
+    return frozenset({named}), said.strip()
+
+
+def kinds_of(kind: type[BaseException]) -> frozenset[str]:
+    """Return package and name of an error's type and of those it is derived from; of built-in ones the name."""
+    names = ((c.__module__.split(".")[0].lstrip("_"), c.__qualname__) for c in kind.__mro__)
+    return frozenset(name if package == "builtins" else f"{package}.{name}" for package, name in names)
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.strip().split("\n", 1)[0].split())[:200] or "no more is known"
+
+
+def _file_error(error: OSError, text: str) -> str:
+    if error.strerror is None:
+        return text or type(error).__name__
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return f"{' to '.join(names)}: {error.strerror}" if names else error.strerror
+
+
+def _missing(error: ImportError, text: str) -> str | None:
+    package = (error.name or "").split(".")[0]
+    if package == "perceivers":
+        return None
+    if not package:
+        return text
+    extra = extras().get(OTHER_NAMES.get(package, package).replace("_", "-").lower())
+    what = f"perceivers[{extra}]" if extra else "perceivers"
+    why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({_first_line(text)})"
+    return f'{package} {why}: pip install "{what}"'
+
+
+def extras() -> dict[str, str]:
+    """Return the extra of this package that installs each optional package."""
+    try:
+        lines = requires("perceivers") or []
+    except PackageNotFoundError:
+        return {}
+    found = [re.match(r"([\w.-]+).*extra == ['\"](\w+)", line) for line in lines]
+    # "dev" repeats the others.
+    pairs = sorted(((match[1], match[2]) for match in found if match), key=lambda pair: pair[1] != "dev")
+    return {name.replace("_", "-").lower(): extra for name, extra in pairs}
+
+
+def _told_by_first_process() -> bool:
+    """Whether the first process, which started this one, ends too: what all find wrong, one says."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    end = time.monotonic() + PATIENCE
+    while os.getppid() == STARTER and time.monotonic() < end:
+        time.sleep(0.1)
+    return os.getppid() != STARTER
+
+
+def _wait_for_a_child() -> None:
+    """Wait until one of the processes that this one started has ended."""
+    end = time.monotonic() + PATIENCE + 5
+    with suppress(ChildProcessError):  # there is none
+        while time.monotonic() < end and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.1)
+
+
+def _write_nowhere() -> None:
+    """Let what is still to be written to the standard output go, so that leaving is no second error."""
+    with suppress(OSError, ValueError, AttributeError):  # where it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _versions() -> str:
+    found = []
+    for name in ("perceivers", "torch"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join([*found, f"Python {platform.python_version()}", platform.platform()])

@@ -1,0 +1,133 @@
+"""NumPy's own files: .npy and .npz to arrays; what a header announces is checked before any memory is taken for it.
+
+`np.load` takes the memory that a header asks for, whatever the file holds, and unpacks whatever an archive holds.
+"""
+
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from io import BufferedIOBase
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.lib import format as npy
+
+from perceivers.files import most_unpacked, one_line, regular_file
+
+MOST_ARRAYS = 10_000
+"""Arrays that an .npz may hold."""
+
+MOST_DIRECTORY_BYTES = 4 * 2**20
+"""Size of the list of an .npz's arrays."""
+
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_DEFLATE_RATIO = 1032  # no deflated byte gives more
+_LARGEST_ITEM = 1 << 20  # bytes of one text of an array
+
+Found = TypeVar("Found")
+
+
+def read_npy(path: Path | str) -> np.ndarray:
+    """Return the array of a .npy file; ValueError for other files and for arrays of Python objects or of structures."""
+    path = regular_file(path)
+
+    def read() -> np.ndarray:
+        with path.open("rb") as file:
+            return _array(file, os.fstat(file.fileno()).st_size)
+
+    return _told_of(path, "a .npy file of plain numbers", read)
+
+
+def read_npz(path: Path | str) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name; ValueError for other files, and for those that unpack to too much."""
+    path = regular_file(path)
+
+    def read() -> dict[str, np.ndarray]:
+        with path.open("rb") as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                _check_members(path, members)
+                return {member.filename.removesuffix(".npy"): _member(archive, member) for member in members}
+
+    return _told_of(path, "an .npz file of plain arrays", read)
+
+
+def _told_of(path: Path, what: str, read: Callable[[], Found]) -> Found:
+    """What is read; ValueError of one line instead of what NumPy and zipfile raise of broken files, nearly anything."""
+    try:
+        return read()
+    except Exception as error:
+        raise ValueError(f"{path}: not {what}: {one_line(error)}") from None
+
+
+def _array(file: BufferedIOBase, size: int) -> np.ndarray:
+    """The array of an open file of `size` bytes, which are its header and its items and nothing else."""
+    version = npy.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"format {version}, expected {' or '.join(map(str, _HEADERS))}")
+    shape, fortran, dtype = _HEADERS[version](file)
+    if dtype.hasobject or dtype.kind == "V" or not 0 < dtype.itemsize <= _LARGEST_ITEM:
+        raise ValueError(f"items of {dtype}, expected plain numbers or texts")
+    announced, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if announced != held or min(shape, default=0) < 0:
+        raise ValueError(f"announces {announced:,} bytes of {dtype} {shape}, holds {held:,}")
+    items = np.empty(math.prod(shape), dtype)
+    _fill(file, items.view(np.uint8).data)
+    return items.reshape(shape, order="F" if fortran else "C")
+
+
+def _fill(file: BufferedIOBase, memory: memoryview) -> None:
+    """Read as many bytes as the memory has, and the end of the file, where an archive's checksum is checked."""
+    while len(memory) and (count := file.readinto(memory)):
+        memory = memory[count:]
+    if len(memory) or file.read(1):
+        raise ValueError("does not hold as many bytes as its header announces")
+
+
+def _check_directory(file: BufferedIOBase) -> None:
+    """ValueError for an archive with too long a list of what is in it; `zipfile` reads all of the list at once."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - (1 << 16) - 98, 0))  # the end's record, behind it a comment, before it those of 64 bits
+    end = file.read()
+    place = end.rfind(b"PK\5\6")
+    if place < 0 or len(end) < place + 22:
+        raise ValueError("not an archive, or cut short")
+    (listed,) = struct.unpack_from("<I", end, place + 12)
+    if end[max(place - 20, 0) : place].startswith(b"PK\6\7") and place >= 76:
+        (listed,) = struct.unpack_from("<Q", end, place - 76 + 40)
+    if listed > MOST_DIRECTORY_BYTES:
+        raise ValueError(f"a list of its arrays of {listed:,} bytes, expected at most {MOST_DIRECTORY_BYTES:,}")
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """ValueError unless the archive holds arrays alone that unpack to what is read here."""
+    if len(members) > MOST_ARRAYS:
+        raise ValueError(f"{len(members):,} arrays, expected at most {MOST_ARRAYS:,}")
+    names = [member.filename for member in members]
+    for name in names:
+        if not name.endswith(".npy"):
+            raise ValueError(f"{name!r} in it is not an array")
+    if len(set(names)) < len(names):
+        raise ValueError("two of its arrays have one name")
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{member.filename!r} is packed in a way that NumPy does not use")
+        if member.file_size > _DEFLATE_RATIO * member.compress_size + 64:
+            raise ValueError(f"{member.filename!r} lies about its size")
+    packed, whole = (sum(sizes) for sizes in zip(*((m.compress_size, m.file_size) for m in members), strict=True))
+    if packed > path.stat().st_size:
+        raise ValueError("its arrays overlap")
+    if whole > most_unpacked(path):
+        raise ValueError(f"unpacks to {whole:,} bytes, expected at most {most_unpacked(path):,}: save it unpacked")
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        try:
+            return _array(file, member.file_size)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{member.filename}: {error}") from None

@@ -1,0 +1,86 @@
+"""Single values: the same value, whichever library it comes from, and the class that it names."""
+
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perceivers.core.arguments import is_missing, require
+
+UNKNOWN = -1
+"""Number of an unknown class."""
+
+IGNORED = -100
+"""Number that PyTorch's losses ignore: an unknown class too."""
+
+ROUNDING = 1e-3
+"""How far a probability may be below 0 or above 1, as mixed ones are."""
+
+
+def scalar(value: Any) -> Any:
+    """Return a single value of PyTorch, NumPy or an enumeration as Python's own; anything else as it is.
+
+    A tensor hashes by its identity: two equal ones would be two values.
+    """
+    if isinstance(value, Enum):
+        return scalar(value.value) if isinstance(value, int | str) else value.name
+    if isinstance(value, np.datetime64):
+        return value.astype("datetime64[us]").item()  # nanoseconds would become a number
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 and value is not np.ma.masked:
+        return scalar(value.detach().cpu().item() if isinstance(value, Tensor) else value[()])
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def class_value(value: Any) -> bool | int | str | None:
+    """Return what a value says of a class: a whole number, a name or a truth value; None where it is unknown.
+
+    ValueError for what is no single value.
+    """
+    if is_missing(value := scalar(value)):
+        return None
+    if isinstance(value, bool | int | str):
+        return None if value == IGNORED and not isinstance(value, str) else value
+    if isinstance(value, float):
+        return class_value(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, list | tuple | dict | set | np.ndarray | Tensor | complex):
+        raise ValueError(f"a class must be a name or a number, not a {type(value).__name__}")
+    return str(value)
+
+
+def class_numbers(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return class numbers with 0 in place of unknown ones, and True where they are known.
+
+    Unknown are -1 and -100; ValueError for any other number that is not one of `count` classes.
+    """
+    if numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError(f"class numbers of type {numbers.dtype}, expected whole numbers")
+    numbers = numbers.long()
+    known = (numbers != UNKNOWN) & (numbers != IGNORED)
+    inside = torch.where(known, numbers, torch.zeros_like(numbers))
+    good = (inside >= 0) & (inside < count)
+    require(
+        good.all(),
+        lambda: f"class {int(numbers[~good][0])} is not one of 0 to {count - 1} (unknown: {UNKNOWN}, {IGNORED})",
+    )
+    return inside, known
+
+
+def class_chances(chances: Tensor, count: int, what: str) -> tuple[Tensor, Tensor]:
+    """Return probabilities of `count` classes with 0 in place of unknown ones, and True where they are known.
+
+    Unknown is NaN; ValueError for a number that is no probability.
+    """
+    if chances.shape[-1] != count or chances.is_complex():
+        raise ValueError(f"{what} of shape {tuple(chances.shape)}, expected {count} at the end, one for each class")
+    chances = chances if chances.is_floating_point() else chances.float()
+    known = ~chances.isnan()
+    inside = torch.where(known, chances, torch.zeros_like(chances))
+    good = (inside >= -ROUNDING) & (inside <= 1 + ROUNDING)
+    require(good.all(), lambda: f"{what}: {float(inside.detach()[~good][0]):g} is not between 0 and 1")
+    return inside, known

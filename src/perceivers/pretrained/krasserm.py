@@ -1,0 +1,115 @@
+"""The models of krasserm's perceiver-io 0.11: what their config.json says, and how they compute."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perceivers.modalities.flow import RESCALE
+from perceivers.preset import Preset
+from perceivers.pretrained.huggingface import MOST_BLOCKS, OPTIONS, part_dropped, whole_number, whole_numbers
+from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, value_at
+
+MODELS = {
+    "language": "perceiver-io-masked-language-model",
+    "imagenet-fourier": "perceiver-io-image-classifier",
+    "optical-flow": "perceiver-io-optical-flow",
+}
+"""model_type of each model of his that we have."""
+
+PLACES = {"imagenet-fourier": f"{INPUT}image", "optical-flow": f"{INPUT}frames"}
+"""The input that has a size."""
+
+TOLD_BY_CONFIG = {
+    "encoder": {
+        "num_self_attention_blocks": "config.processor.num_blocks",
+        "num_self_attention_heads": "config.processor.num_heads",
+        "num_cross_attention_heads": "config.encoder.num_heads",
+        "num_cross_attention_layers": "config.encoder.num_reads",
+    },
+    "decoder": {"num_cross_attention_heads": "config.decoder.num_heads"},
+}
+"""Keys that say what shapes do not."""
+
+TOLD_BY_SHAPES = {
+    "": {"num_latents": "config.latents.num_latents", "num_latent_channels": "config.latents.channels"},
+    "encoder": {
+        "num_self_attention_layers_per_block": "config.processor.num_layers",
+        "cross_attention_widening_factor": "config.encoder.widening_factor",
+        "self_attention_widening_factor": "config.processor.widening_factor",
+    },
+    "decoder": {"cross_attention_widening_factor": "config.decoder.widening_factor"},
+}
+"""Keys that must agree with the arrays; "": beside encoder and decoder."""
+
+
+def read_config(family: str, config: Mapping[str, Any], as_krasserm: bool) -> Values:
+    """Return what config.json tells; ValueError if it is absurd, or of another model.
+
+    `as_krasserm`: how his model computes, too.
+    """
+    if config.get("model_type") != MODELS.get(family):
+        found, wanted = config.get("model_type"), MODELS.get(family, "none of his")
+        raise ValueError(f"config.json: model_type = {found!r:.99}; the model {family} is {wanted}")
+    values: Values = {}
+    for part, keys in TOLD_BY_CONFIG.items():
+        values |= {path: whole_number(_part(config, part), key) for key, path in keys.items()}
+    if values["config.processor.num_blocks"] > MOST_BLOCKS:
+        raise ValueError(f"config.json: num_self_attention_blocks is more than {MOST_BLOCKS}")
+    if values["config.encoder.num_reads"] > 1:
+        values["config.encoder.share_reads"] = "all"  # others have arrays of their own, for which there is no place
+    if family in PLACES:
+        values |= _read_places(family, config)
+    return values | _numerics(family, config) if as_krasserm else values
+
+
+def check_config(preset: Preset, config: Mapping[str, Any]) -> None:
+    """ValueError naming the first thing that config.json says otherwise than the arrays: his model would not load."""
+    for part, keys in TOLD_BY_SHAPES.items():
+        said = _part(config, part)
+        for key, path in keys.items():
+            if whole_number(said, key) != value_at(preset, path):
+                told = value_at(preset, path)
+                raise ValueError(f"config.json: {key} = {said[key]}, but the arrays are those of a model with {told}")
+    residual = preset.config.decoder.query_residual
+    if _part(config, "decoder").get("cross_attention_residual") is not residual:
+        raise ValueError(f"config.json: cross_attention_residual is not {residual}, as the names of the arrays are")
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Encoder or decoder of what his configuration says, or all of it."""
+    whole = config.get("model_config")
+    part = whole.get(name) if name and isinstance(whole, Mapping) else whole
+    if not isinstance(part, Mapping):
+        raise ValueError(f"config.json: model_config{name and '.'}{name} is missing: it says how many heads there are")
+    return part
+
+
+def _read_places(family: str, config: Mapping[str, Any]) -> Values:
+    """Sizes of pictures, which are also what his highest frequencies can tell apart."""
+    encoder, path, flow = _part(config, "encoder"), PLACES[family], family == "optical-flow"
+    *size, channels = (*_frame(encoder), 3) if flow else whole_numbers(encoder, "image_shape", 3)
+    values: Values = {f"{path}.size": tuple(size), f"{path}.positions.max_resolution": tuple(size)}
+    if flow and _frame(_part(config, "decoder")) != tuple(size):
+        raise ValueError(f"config.json: image_shape of the decoder is not {size}, as that of the encoder")
+    if channels != 3:  # the preset's statistics are not theirs: pictures come as the network takes them
+        values |= {f"{path}.{name}": None for name in ("mean", "std", "value_range")}
+        values[f"{path}.channels"] = channels
+    return values
+
+
+def _frame(part: Mapping[str, Any]) -> tuple[int, ...]:
+    return whole_numbers(part, "image_shape", 2)
+
+
+def _numerics(family: str, config: Mapping[str, Any]) -> Values:
+    """How his models compute, whose names tell the residual: as those of transformers, with the exact GELU."""
+    encoder, decoder = (_part(config, name) for name in ("encoder", "decoder"))
+    values = {path: value for path, value in OPTIONS[family].items() if not path.endswith("query_residual")}
+    for stage in STAGES:
+        dropout = part_dropped(decoder if stage == "decoder" else encoder, "dropout", 0.0)
+        values |= {f"config.{stage}.activation": "gelu_erf", f"config.{stage}.attention_dropout": dropout}
+    if family == "optical-flow":
+        rescale: Any = decoder.get("rescale_factor")
+        if type(rescale) not in (int, float) or not 0 < rescale < float("inf"):
+            raise ValueError(f"config.json: rescale_factor = {rescale!r:.99} is not a number above 0")
+        values[f"{OUTPUT}flow.scale"] = RESCALE / rescale
+    return values

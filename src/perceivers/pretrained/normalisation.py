@@ -1,0 +1,82 @@
+"""How transformers' image processor scales pixels, which its models leave to it and ours do themselves."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from perceivers.core.positions import Learned
+from perceivers.modalities.patches import as_sizes
+from perceivers.preset import Preset
+from perceivers.pretrained.huggingface import LARGEST
+from perceivers.pretrained.sizes import INPUT, changed, value_at
+
+PREPROCESSOR = "preprocessor_config.json"
+"""The file beside config.json that says it."""
+
+IMAGE = f"{INPUT}image"
+
+SCALE, MEAN, STD = 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What the processor multiplies pixels by, subtracts from them and divides them by where its file says nothing else."""
+
+BORDER = 32
+"""Pixels by which the central square that is cut is larger than the picture that is made of it, at its size."""
+
+
+def takes_pictures(preset: Preset) -> bool:
+    """Whether transformers has an image processor for the model: those of ImageNet."""
+    return preset.schema.inputs.keys() == {"image"}
+
+
+def with_normalisation(preset: Preset, config: Mapping[str, Any]) -> Preset:
+    """The preset with a processor's mean, standard deviation and size; what is the same stays as it is.
+
+    Trained positions have a size of their own, which shapes tell.
+    """
+    scale = _values(config, "rescale_factor", SCALE)[0] if config.get("do_rescale", True) else 1.0
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
+    if config.get("do_normalize", True):
+        mean, std = _values(config, "image_mean", MEAN), _values(config, "image_std", STD)
+    if min(std) <= 0 or scale <= 0:
+        raise ValueError(f"{PREPROCESSOR}: image_std = {std} and rescale_factor = {scale} must be above 0")
+    for path, found in ((f"{IMAGE}.mean", mean), (f"{IMAGE}.std", std)):
+        values, own = tuple(x / scale for x in found), value_at(preset, path)
+        if own is None or len(own) != len(values) or not all(map(math.isclose, own, values)):
+            preset = changed(preset, {path: values})
+    size, own = _size(config), as_sizes(value_at(preset, f"{IMAGE}.size"), 2, "size")
+    trained = isinstance(value_at(preset, f"{IMAGE}.positions"), Learned)
+    return preset if trained or size == own else changed(preset, {f"{IMAGE}.size": size})
+
+
+def written_normalisation(preset: Preset) -> dict[str, Any]:
+    """The content of the processor's file; it takes pictures in the units in which the model takes them."""
+    height, width = as_sizes(value_at(preset, f"{IMAGE}.size"), 2, f"{IMAGE}.size")
+    return {
+        "image_processor_type": "PerceiverImageProcessor",
+        "size": {"height": height, "width": width},
+        "crop_size": {"height": height + BORDER, "width": width + BORDER},
+        "rescale_factor": SCALE,
+        "image_mean": _scaled(preset, "mean", 0.0),
+        "image_std": _scaled(preset, "std", 1.0),
+    }
+
+
+def _scaled(preset: Preset, name: str, default: float) -> list[float]:
+    values, channels = value_at(preset, f"{IMAGE}.{name}") or (default,), value_at(preset, f"{IMAGE}.channels")
+    return [x * SCALE for x in (values * channels if len(values) == 1 else values)]
+
+
+def _size(config: Mapping[str, Any]) -> tuple[int, int]:
+    found = config.get("size", {"height": 224, "width": 224})
+    height, width = (found.get(name) if isinstance(found, Mapping) else None for name in ("height", "width"))
+    if not (type(height) is int and type(width) is int and 0 < height < LARGEST and 0 < width < LARGEST):
+        raise ValueError(f"{PREPROCESSOR}: size = {found!r:.99} is not a height and a width")
+    return height, width
+
+
+def _values(config: Mapping[str, Any], key: str, default: Any) -> tuple[float, ...]:
+    found = config.get(key, default)
+    values = tuple(found) if isinstance(found, list | tuple) else (found,)
+    if len(values) not in (1, 3) or not all(type(x) in (int, float) and math.isfinite(x) for x in values):
+        raise ValueError(f"{PREPROCESSOR}: {key} = {found!r:.99} is not a number, or one for each of 3 channels")
+    return tuple(map(float, values))

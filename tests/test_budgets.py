@@ -1,0 +1,553 @@
+"""Small files that stand for gigabytes or for ever: refused in one line, within little memory; honest ones still read.
+
+Each case is a few bytes that mean far more, in a file of another kind. All are read by processes of little memory.
+"""
+
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from hostile import archive, program
+from perceivers import Image, Label, PerceiverIO, Schema
+from perceivers.budgets import from_json, from_yaml
+from perceivers.core.arguments import near
+from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
+from perceivers.data.rows import read_rows
+from perceivers.data.shards import open_shards
+from perceivers.data.sifting import check_columns
+from perceivers.modalities import Records, Text
+from perceivers.modalities.fields import Number
+from perceivers.preset import Preset
+from perceivers.storage import save_model
+from perceivers.tasks.prediction import predict_rows
+from perceivers.tasks.proposing import _new_name
+from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
+from small_memory import SECONDS, read_all
+
+CASES = {}
+
+
+def case(reader, name, *needed):
+    """A maker of the hostile file at a path; what is read is what it returns, or the path; `needed` in the message."""
+
+    def note(make):
+        CASES[make.__name__.removeprefix("_")] = (reader, name, make, needed)
+        return make
+
+    return note
+
+
+def aliases(depth=9, width=9, first="[x, x]"):
+    """A list of lists of lists, each a few times the last: width ** depth values."""
+    lines = [f"a0: &a0 {first}"]
+    for level in range(1, depth + 1):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")
+    return "\n".join(lines)
+
+
+@case("plain", "x.yaml", "x.yaml:7", "values")
+def _yaml_aliases(path):
+    path.write_text(aliases())
+
+
+@case("declaration", "x.yaml", "x.yaml:", "values")
+def _yaml_aliases_in_a_schema(path):
+    path.write_text("inputs:\n  x: {kind: image, size: *a9}\noutputs: {}\n".replace("*a9", "8") + aliases())
+
+
+@case("plain", "x.yaml", "values")
+def _yaml_merges(path):
+    rows = ["a0: &a0 {" + ", ".join(f"k{number}: 1" for number in range(99)) + "}"]
+    rows += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 5)}]}}" for n in range(1, 9)]
+    path.write_text("\n".join(rows))
+
+
+@case("plain", "x.yaml", "x.yaml:1", "within what it names")
+def _yaml_that_holds_itself(path):
+    path.write_text("a: &a [*a]\n")
+
+
+@case("plain", "x.yaml", "64 deep")
+def _yaml_aliases_in_depth(path):
+    rows = ["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 900))]
+    path.write_text("\n".join(rows))
+
+
+@case("plain", "x.yaml", "64 deep")
+def _yaml_lists_in_lists(path):
+    path.write_text("[" * 10**6)
+
+
+@case("plain", "x.yaml", "64 deep")
+def _yaml_objects_in_lists(path):
+    path.write_text("{a: [" * 10**5)
+
+
+@case("plain", "x.yaml", "64 deep")
+def _yaml_lists_by_dashes(path):
+    path.write_text("- " * 10**5 + "x")
+
+
+@case("plain", "x.yaml", "values")
+def _yaml_of_many_values(path):
+    path.write_text("- \n" * 600_000)
+
+
+@case("plain", "x.yaml", "x.yaml:2", "100,000 characters")
+def _yaml_of_a_long_number(path):
+    path.write_text("b: 1\na: " + "9" * 10**5)
+
+
+@case("plain", "x.yaml", "characters")
+def _yaml_of_a_number_of_sixties(path):
+    path.write_text("a: 1" + ":59" * 10**6)
+
+
+@case("plain", "x.yaml", "a key must be a text")
+def _yaml_of_a_key_of_lists(path):
+    path.write_text("? " + "[" * 60 + "]" * 60 + "\n: 1")
+
+
+@case("plain", "x.yaml", "the key 'a' is there twice")
+def _yaml_of_a_key_twice(path):
+    path.write_text("a: 1\nb: 2\na: 3\n")
+
+
+@case("plain", "x.yaml", "bytes")
+def _yaml_of_a_gigabyte(path):
+    with path.open("wb") as file:
+        file.truncate(10**9)
+
+
+@case("plain", "x.yaml", "not a file")
+def _yaml_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+@case("plain", "x.yaml", "not a file")
+def _yaml_from_a_device(path):
+    path.symlink_to("/dev/zero")
+
+
+@case("setting", "x", "values")
+def _setting_of_aliases(path):
+    rows = "{" + ", ".join(aliases().splitlines()).replace("]\n", "],\n") + "}"
+    path.write_text(f"seed={rows}")
+
+
+@case("setting", "x", "characters")
+def _setting_of_a_long_number(path):
+    path.write_text("seed=" + "9" * 10**6)
+
+
+@case("json", "x.json", "64 deep")
+def _json_lists_in_lists(path):
+    path.write_text("[" * 900 + "]" * 900)
+
+
+@case("json", "x.json", "values")
+def _json_of_many_values(path):
+    path.write_text("[" + "{}," * 10**6 + "{}]")
+
+
+@case("json", "x.json", "x.json")
+def _json_of_a_long_number(path):
+    path.write_text("9" * 10**6)
+
+
+@case("json", "x.json", "not a file")
+def _json_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+def model_folder(path, schema=None, config=None, **changes):
+    """A small model's folder whose description says something else: values by path, as config__latents__channels."""
+    small = Config(LatentsConfig(num_latents=5, channels=8), processor=ProcessorConfig(num_heads=2, num_layers=1))
+    model = PerceiverIO(schema or Schema({"image": Image(size=7)}, {"label": Label(classes=3)}), config or small)
+    path.mkdir()
+    save_model(model, path)
+    description = json.loads((path / "model.json").read_text())
+    for place, value in changes.items():
+        node, (*parents, last) = description, place.split("__")
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    (path / "model.json").write_text(json.dumps(description))
+
+
+@case("model", "m", "model.json", "9001 attention blocks", "arrays in all")
+def _model_of_many_layers(path):
+    model_folder(path, config__processor__num_layers=9000)
+
+
+for field, value in {
+    "config__processor__num_layers": 10**9,
+    "config__processor__num_blocks": 10**9,
+    "config__latents__num_latents": 10**12,
+    "config__latents__channels": 10**9,
+    "config__encoder__num_reads": 10**9,
+    "config__encoder__widening_factor": 10**12,
+    "schema__outputs__label__classes": 10**12,
+    "schema__outputs__label__query_channels": 10**12,
+    "schema__inputs__image__channels": 10**12,
+    "schema__inputs__image__positions__num_bands": 10**9,
+    "schema__inputs__image__positions__num_residual_layers": 10**6,
+}.items():
+
+    def _absurd_size(path, field=field, value=value):
+        model_folder(path, **{field: value})
+
+    _absurd_size.__name__ = f"model_with_absurd_{field}"
+    case("model", "m", "model.")(_absurd_size)
+
+
+@case("model", "m", "model.json", "not a file")
+def _model_described_by_a_pipe(path):
+    model_folder(path)
+    (path / "model.json").unlink()
+    os.mkfifo(path / "model.json")
+
+
+@case("model", "m", "model.safetensors", "not a file")
+def _model_with_weights_from_a_pipe(path):
+    model_folder(path)
+    (path / "model.safetensors").unlink()
+    os.mkfifo(path / "model.safetensors")
+
+
+@case("model", "m", "manifest.json", "not a file")
+def _model_with_a_manifest_from_a_pipe(path):
+    model_folder(path)
+    os.mkfifo(path / "manifest.json")
+
+
+@case("torch", "x.safetensors", "more than 200,000 arrays")
+def _many_empty_arrays(path):
+    header = json.dumps({f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(200_001)})
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+
+
+@case("model", "m", "shard")
+def _model_in_a_billion_shards(path):
+    model_folder(path)
+    (path / "model.safetensors").rename(path / "model-00001-of-99999999999999999.safetensors")
+
+
+@case("haiku", "x.pystate", "too many names")
+def _one_array_under_many_names(path):
+    large = np.zeros(10**6, "u1")
+    path.write_bytes(pickle.dumps({"a": {f"w{number}": large for number in range(5000)}}, 4))
+
+
+@case("torch", "x.bin", "x.bin")
+def _checkpoint_of_nested_keys(path):
+    path.write_bytes(archive(program(b"}" + b")" + b"q\0h\0\x86" * 40 + b"Ns", protocol=2)))
+
+
+@case("torch", "x.bin", "not a file")
+def _checkpoint_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+@case("haiku", "x.pystate", "not a file")
+def _pickle_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+MANY = "1000000000"
+
+RECIPE = "inputs: {image: {kind: image, size: 8}}\noutputs: {label: {kind: label, classes: 3}}\n"
+
+for name, text, said in (
+    (
+        "latents",
+        RECIPE + "config: {latents: {num_latents: 1000000000, channels: 128}}",
+        "trunk.latents, are [1000000000, 128]",
+    ),
+    ("layers", RECIPE + "config: {processor: {num_layers: 1000000}}", "at most 10000"),
+    ("blocks", RECIPE + "config: {processor: {num_blocks: 100000000}}", "at most 10000"),
+    (
+        "bands",
+        RECIPE.replace("size: 8", "size: 8, positions: {kind: fourier, num_bands: 1000000000}"),
+        "at most 100000",
+    ),
+    ("pixels", RECIPE.replace("size: 8", "size: [1000000, 1000000]"), "GB"),
+    (
+        "records",
+        RECIPE.replace("image, size: 8", "records, max_records: 1000000000000, fields: {a: {kind: number}}"),
+        "GB",
+    ),
+    ("classes", RECIPE.replace("classes: 3", "classes: 100000000000"), "GB"),
+    ("wrong_classes", RECIPE.replace("classes: 3", f"classes: [{', '.join(['1'] * 50_000)}]"), "x.yaml:2"),
+    ("batches", RECIPE + "training: {batch_size: 1000000000000}", "batch_size = 1000000000000"),
+    ("steps", RECIPE + f"training: {{num_steps: {10**30}}}", f"num_steps = {10**30}"),
+    ("workers", RECIPE + "training: {num_workers: 1000000}", "num_workers = 1000000"),
+):
+
+    def _absurd_recipe(path, text=text):
+        path.write_text(text)
+
+    _absurd_recipe.__name__ = f"recipe_of_many_{name}"
+    case("declaration", "x.yaml", said)(_absurd_recipe)
+
+
+# Tables.
+
+
+@case("strict", "x.csv", "longer than length = 16")
+def _cell_of_many_megabytes(path):
+    path.write_text("text,label\n" + "x " * 10**7 + ",1\n")
+
+
+@case("few", "x.jsonl", "values")
+def _cell_of_many_numbers(path):
+    path.write_text('{"text": [' + "1," * (11 * 10**6) + '1], "label": 1}\n')
+
+
+@case("rows", "x.csv", "a line of more than")
+def _csv_of_one_endless_line(path):
+    path.write_text("a,b\n")
+    os.truncate(path, 2**27 + 99)
+
+
+@case("rows", "x.jsonl", "a line of more than")
+def _json_lines_of_one_endless_line(path):
+    path.write_text("{")
+    os.truncate(path, 2**27 + 99)
+
+
+@case("few", "x.jsonl", "64 deep")
+def _json_lines_of_lists_in_lists(path):
+    path.write_text('{"text": ' + "[" * 500 + "]" * 500 + ', "label": 1}\n')
+
+
+@case("rows", "x.csv", "not a file")
+def _csv_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+@case("rows", "x.parquet", "not a file")
+def _parquet_from_a_device(path):
+    path.symlink_to("/dev/zero")
+
+
+@case("tokenizer", "x.json", "not a file")
+def _tokenizer_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+def parquet(path, columns, **options):
+    arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns(arrow)), path, **options)
+
+
+for reader in ("table", "shards"):
+
+    @case(reader, "x.parquet", "bytes hold 60,000,000 rows; refused")
+    def _parquet_of_many_rows(path):
+        parquet(path, lambda arrow: {"a": arrow.nulls(6 * 10**7)})
+
+    @case(reader, "x.parquet", "bytes; refused")
+    def _parquet_of_zeros(path):
+        zeros = [b"\0" * 2**26] * 9
+        parquet(path, lambda arrow: {"a": zeros}, compression="zstd", use_dictionary=False)
+
+    @case(reader, "x.parquet", "values; refused")
+    def _parquet_of_a_long_list(path):
+        values = np.zeros(11 * 10**6, "i1")
+        parquet(path, lambda arrow: {"a": arrow.ListArray.from_arrays([0, len(values)], arrow.array(values))})
+
+    CASES |= {f"{reader}_{name}": CASES.pop(name) for name in list(CASES) if name.startswith("parquet_of")}
+
+
+# Shards.
+
+
+def tar(path, *members, kind=tarfile.PAX_FORMAT):
+    """A .tar of (name, content, further fields of its header)."""
+    with tarfile.open(path, "w", format=kind) as file:
+        for name, content, fields in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for field, value in fields.items():
+                setattr(member, field, value)
+            file.addfile(member, io.BytesIO(content))
+
+
+def changed_header(path, place, content, at=0):
+    """The header at a byte of a .tar with other content at a place, its sum put right."""
+    data = bytearray(path.read_bytes())
+    data[at + place : at + place + len(content)] = content
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    path.write_bytes(data)
+
+
+@case("shards", "x.tar", "sparse")
+def _sparse_member(path):
+    tar(path, ("a.bin", b"x" * 512, {}), kind=tarfile.GNU_FORMAT)
+    changed_header(path, 156, b"S")
+    changed_header(path, 386, b"%011o\0%011o\0" % (0, 512) + b"\0" * 72 + b"\0" + b"%011o\0" % (2**33 - 1))
+
+
+@case("shards", "x.tar", "sparse")
+def _sparse_member_of_pax(path):
+    fields = {"GNU.sparse.size": str(2**33), "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,512"}
+    tar(path, ("a.bin", b"x" * 512, {"pax_headers": fields}))
+
+
+@case("shards", "x.tar", "x.tar")
+def _sparse_member_with_an_endless_map(path):
+    fields = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**33)}
+    tar(path, ("a.bin", b"9" * 9 + b"\n0\n", {"pax_headers": fields}))
+
+
+@case("shards", "x.tar", "header of this length")
+def _long_header(path):
+    tar(path, ("a" * 200 + ".bin", b"x", {}))
+    changed_header(path, 124, b"\x80\0\0\0\0\0\0\1\0\0\0\0")  # 4 GB
+
+
+@case("shards", "x.tar", "header of this length")
+def _long_name(path):
+    tar(path, ("a" * 10**7 + ".bin", b"x", {}), kind=tarfile.GNU_FORMAT)
+
+
+@case("shards", "x.tar", "x.tar")
+def _member_that_is_cut_off(path):
+    tar(path, ("a.bin", b"x", {}))
+    changed_header(path, 124, b"\x80\0\0\0\0\0\0\1\0\0\0\0")
+
+
+@case("shards", "x.tar", "64 deep")
+def _member_of_lists_in_lists(path):
+    tar(path, ("a.json", b"[" * 900 + b"]" * 900, {}))
+
+
+@case("shards", "x.tar", "not a file")
+def _shard_from_a_pipe(path):
+    os.mkfifo(path)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """What came of each case."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    jobs = {}
+    for name, (reader, file, make, _) in CASES.items():
+        path = tmp_path_factory.mktemp(name) / file
+        jobs[name] = (reader, make(path) or path)
+    yield read_all(jobs)
+    patch.undo()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_would_never_end_is_one_line(name, reports):
+    report = reports[name]
+    assert report.outcome == "refused", report
+    assert report.message.isprintable()
+    assert len(report.message) < 1000
+    assert report.seconds < SECONDS / 2
+    assert all(part in report.message for part in CASES[name][-1]), report.message
+
+
+def test_honest_yaml_and_json_read():
+    text = "base: &base {size: 8, steps: [1, 2]}\nimage: {<<: *base, steps: [3]}\ntwice: [*base, *base]\n"
+    plain, lines = from_yaml(text, "x")
+    base = {"size": 8, "steps": [1, 2]}
+    assert plain == {"base": base, "image": {"size": 8, "steps": [3]}, "twice": [base, base]}
+    assert (lines["image",], lines["twice", "1", "steps"]) == (2, 1)
+    names = [f"class {number}, also called {number}" for number in range(30_000)]
+    assert from_yaml(json.dumps(names), "x")[0] == names
+    assert from_json(json.dumps([names])) == [names]
+    assert from_yaml("", "x") == (None, {})
+
+
+@pytest.mark.parametrize("text", ["2026-99-99", "!!int x", "!!bool x", "!!timestamp x", "0b_", "=", "!!float x", "\0"])
+def test_values_that_only_look_like_yaml_are_one_line(text):
+    with pytest.raises(ValueError, match=r"^here(:1)?: not YAML: ") as caught:
+        from_yaml(text, "here")
+    assert str(caught.value).isprintable()
+
+
+# Honest files, large ones too.
+
+
+def test_a_wide_table_is_linear_in_its_columns(tmp_path):
+    """Of 50,000 columns: anything quadratic in them would take minutes."""
+    names = [f"c{number}" for number in range(50_000)]
+    path = tmp_path / "wide.csv"
+    path.write_text("\n".join([",".join(names), *(",".join(str((n * k) % 7) for n in range(50_000)) for k in (3, 5))]))
+    start = time.process_time()
+    rows = list(read_rows(path))
+    schema = Schema({"row": Records({name: Number() for name in names[1:]}, key="*")}, {"kind": Label(key="c0")})
+    check_columns(schema, rows)
+    assert time.process_time() - start < 10
+    with pytest.raises(ValueError, match="unknown column"):
+        check_columns(Schema(schema.inputs, {"kind": Label(key="c" * 10**6)}), rows)
+    taken = {}
+    assert len({_new_name(chr(number), taken) for number in range(10_000, 15_000)}) == 5000
+    assert time.process_time() - start < 20
+
+
+def test_texts_are_read_no_further_than_their_length(tmp_path):
+    whole, rng = "Grüße aus Köln " * 10_000, np.random.default_rng(0)
+    short = Text(length=17, overflow="truncate", mask_words=0.5)
+    prepared = short.prepare(whole, rng, training=True)
+    assert prepared["characters"] == 17 * 64
+    target = Text(length=17, of="text").target(whole, rng, {"text": prepared}, training=True)
+    assert bytes((target["ids"] - 6).tolist()) == whole.encode()[:17]
+    cropped = Text(length=17, overflow="crop").prepare(whole, np.random.default_rng(1), training=True)
+    assert bytes((cropped["ids"] - 6).tolist()) == whole.encode()[cropped["start"] :][:17]
+    assert cropped["start"] > 17 * 64
+    long = Text(length=400_000).prepare(whole, rng, training=False)
+    assert bytes((long["ids"] - 6).tolist()) == whole.encode()
+    with pytest.raises(ValueError, match="a text of 150,000 characters is longer than length = 17 tokens: raise"):
+        Text(length=17).prepare(whole, rng, training=False)
+    with pytest.raises(ValueError, match="too long to crop"):
+        Text(length=17, overflow="crop").prepare("x" * (2**24 + 1), rng, training=False)
+
+
+def test_texts_that_parquet_repeats_are_held_once(tmp_path):
+    names = ["x" * 10**6, None, "y"]
+    parquet(tmp_path / "a.parquet", lambda arrow: {"name": names * 20, "size": list(range(60))}, row_group_size=40)
+    for rows in (read_rows(tmp_path / "a.parquet"), open_shards(str(tmp_path / "a.parquet"))):
+        found = [dict(row) for row in rows]
+        assert [row["name"] for row in found] == names * 20
+        assert [row["size"] for row in found] == list(range(60))
+
+
+def test_batches_end_with_the_records():
+    schema = Schema({"image": Image(size=3, channels=1)}, {"label": Label(classes=2)})
+    records = [{"image": np.zeros((3, 3)), "label": 1}] * 5
+    (batch,) = evaluation_batches(schema, records, 10**12)
+    assert len(batch["targets"]["label"]) == 5
+    rows = list(predict_rows(Preset(schema, Config(LatentsConfig(channels=8))).build(), records, 10**30))
+    assert len(rows) == 5
+    order = BatchOrder(0, len(records), 10**12, 0, 1)
+    with pytest.raises(ValueError, match=r"^batch_size = 1000000000000: the inputs take 36,000.0 GB, there are "):
+        training_batches(schema, records, order)
+
+
+def test_sizes_that_a_machine_holds_are_built():
+    preset = Preset(Schema({"image": Image(size=7)}, {"label": Label(classes=3)}), Config(LatentsConfig(channels=8)))
+    torch.manual_seed(0)
+    checked = preset.build()
+    torch.manual_seed(0)
+    plain = PerceiverIO(preset.schema, preset.config)
+    assert all(torch.equal(one, other) for one, other in zip(checked.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_wrong_name_is_compared_with_few_and_short_ones():
+    known = [f"{'x' * 10**4}{number}" for number in range(10**4)]
+    assert near("x" * 10**6, known) == near("label", known) == ""
+    assert near("lable", [*known, "label"]) == "; did you mean 'label'?"

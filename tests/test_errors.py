@@ -1,0 +1,447 @@
+"""Errors end the command with one line and an exit code; what a file says never acts on the terminal."""
+
+import ast
+import csv
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch._utils import ExceptionWrapper
+
+import perceivers.cli.verbs
+from perceivers.cli.errors import LEFT_ALONE, LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
+from perceivers.files import printable
+from perceivers.modalities.cells import array_file
+from perceivers.schema import Schema, from_plain, yaml_text
+from perceivers.training.stopping import EndSignals, end_signals
+
+ROOT = Path(__file__).parent.parent
+HOSTILE = "c\x1b[31m\x07\x08\u202e\x9b[/]"
+"""Colour, bell, backspace, right to left, a command of 8 bits, and markup of rich."""
+
+SIZES = """
+config:
+  latents: {num_latents: 3, channels: 8}
+  encoder: {num_heads: 1}
+  processor: {num_layers: 1, num_heads: 1}
+  decoder: {num_heads: 1}
+training: {num_steps: 2, batch_size: 4, checkpoint_every: 1, log_every: 1, accelerator: cpu}
+"""
+
+
+@pytest.fixture
+def failing(command, monkeypatch):
+    """The command with a verb `info` that raises this error."""
+
+    def call(error):
+        def raises(*arguments, **options):
+            raise error
+
+        monkeypatch.setitem(perceivers.cli.verbs.VERBS, "info", raises)
+        return command("info")
+
+    return call
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A folder with a table and a recipe for it, of a number and a class with hostile names."""
+    monkeypatch.chdir(tmp_path)
+    with open("t.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow([f"a{HOSTILE}", f"y{HOSTILE}"])
+        rows.writerows([i * 7 % 13 + 0.5, "xy"[i % 2] + HOSTILE] for i in range(20))
+    recipe = {
+        "data": {"kind": "table", "file": "t.csv"},
+        "inputs": {"a": {"kind": "numbers", "count": 1, "key": f"a{HOSTILE}"}},
+        "outputs": {"y": {"kind": "label", "key": f"y{HOSTILE}"}},
+    }
+    Path("r.yaml").write_text(yaml_text(recipe) + SIZES)
+    return tmp_path
+
+
+def one_line(text, said=""):
+    assert said in text
+    assert text.startswith("perceivers: ")
+    assert text.endswith("\n")
+    assert len(text.splitlines()) == 1
+    assert len(text.encode()) <= 1024
+    assert text[:-1].isprintable()
+    return text
+
+
+def named(package, name, base=Exception):
+    return type(name, (base,), {"__module__": package})
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "run/log"), "run/log: No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", b"a", None, "b"), "a to b: Read-only file system"),
+        (OSError(errno.EMFILE, "Too many open files"), "perceivers: Too many open files"),
+        (OSError("a text alone"), "a text alone"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "x\x1b"), "x\\u001b: Is a directory"),
+        (named("safetensors_rust", "SafetensorError")("HeaderTooLarge"), "HeaderTooLarge"),
+        (named("pyarrow.lib", "ArrowNotImplementedError", named("pyarrow.lib", "ArrowException"))("x"), "x"),
+        (named("zipfile", "BadZipFile")(), "perceivers: BadZipFile"),
+        (OverflowError("date value out of range"), "date value out of range"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (MemoryError(), "out of memory"),
+        (named("torch", "OutOfMemoryError", RuntimeError)("CUDA out of memory. Tried\nmore"), "smaller batch size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "is killed by signal"),
+        (RuntimeError("[gloo/transport/tcp] Connection closed by peer"), "another process of this run has ended"),
+        (
+            ModuleNotFoundError("No module named 'PIL'", name="PIL.Image"),
+            'not installed: pip install "perceivers[media]"',
+        ),
+        (
+            ModuleNotFoundError("", name="lightning.fabric"),
+            'lightning is not installed: pip install "perceivers[train]"',
+        ),
+        (ModuleNotFoundError("", name="torch"), 'torch is not installed: pip install "perceivers"'),
+        (ImportError("cannot open libx.so", name="sklearn"), "sklearn cannot be imported (cannot open libx.so): pip"),
+        (ValueError("two\nlines \x1b[2J\x00"), "two lines \\u001b[2J\\u0000"),
+        (ValueError("first " + "\x9b" * 10**6 + " last"), "first"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_errors_of_users_and_machines_are_one_line(failing, error, said):
+    code, out, err = failing(error)
+    assert (code, out) == (2, "")
+    one_line(err, said)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("a"), TypeError("b"), RuntimeError("c"), AssertionError(), AttributeError()]
+)
+def test_a_bug_of_ours_keeps_its_traceback(failing, error):
+    code, out, err = failing(error)
+    assert (code, out) == (1, "")
+    assert "Traceback (most recent call last):" in err
+    assert "in raises" in err
+    assert "a bug of perceivers: please report the lines above" in err.splitlines()[-1]
+    assert f"torch {torch.__version__}" in err.splitlines()[-1]
+
+
+def test_a_message_keeps_its_beginning_and_its_end():
+    long = message(f"first {'é' * 10**7} last")
+    assert long.startswith("first ")
+    assert long.endswith(" last")
+    assert LONGEST_LINE * 0.9 < len(long.encode()) <= LONGEST_LINE
+
+
+def test_the_errors_of_libraries_exist():
+    """Those of what is installed: a name that no longer is would let a traceback through."""
+    found = set()
+    for module in ("csv", "struct", "zlib", "lzma", "zipfile", "tarfile", "pickle", "yaml", "safetensors", "PIL.Image"):
+        found |= set(filter(callable, vars(__import__(module, fromlist=["x"])).values()))
+    for module in ("pyarrow", "av.error", "soundfile", "lightning.fabric.utilities.exceptions"):
+        found |= set(filter(callable, vars(pytest.importorskip(module)).values()))
+    types = [kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds = set().union(*map(kinds_of, types))
+    assert {name for name in USER_ERRORS if "." in name} - kinds <= {
+        *(
+            "safetensors_rust.SafetensorError",
+            "ray.RayError",
+            "httpx.HTTPError",
+            "httpx2.HTTPError",
+            "aiohttp.ClientError",
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("f.npy: broken"), "f.npy: broken"),
+        (OSError(errno.EIO, "Input/output error", "f.npy"), "Input/output error: 'f.npy'"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "can't decode byte 0xff"),
+        (KeyError("a bug"), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_a_worker_finds_wrong_is_what_it_would_be_here(error, said):
+    try:
+        raise error
+    except Exception:
+        passed_on = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(Exception, match="Original Traceback") as raised:
+        passed_on.reraise()
+    line = complaint(raised.value)
+    assert (line is None) if said is None else said in line
+    assert line is None or "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "{'descr': '<f4',",
+            "{'descr': '<,4'",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }",
+            "{}",
+            "",
+        ),
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999999,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999999999,), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+    ],
+)
+def test_a_damaged_array_is_one_line(tmp_path, header):
+    text = header.encode() + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(24))
+    with pytest.raises(ValueError, match=r"a\.npy: ") as raised:
+        array_file(tmp_path / "a.npy")
+    assert "\n" not in str(raised.value)
+
+
+def test_the_cause_in_another_process_is_told():
+    spawned = named("torch.multiprocessing.spawn", "ProcessRaisedException")
+    trace = (
+        "\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n  File x\n    y\n"
+    )
+    assert complaint(spawned(f"{trace}ValueError: t.csv:3: no number\n")) == "t.csv:3: no number"
+    assert complaint(spawned(f"{trace}perceivers.training.order.RecordError: r 3\n")) == "r 3"
+    assert complaint(spawned(f"{trace}zipfile.BadZipFile: not a zip\n")) == "not a zip"
+    assert complaint(spawned(f"{trace}KeyError: 'a'\n")) is None
+    ray = RuntimeError("ray::worker")
+    ray.cause = ValueError("t.csv:5: no number")
+    assert complaint(ray) == "t.csv:5: no number"
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_of_several_processes_one_says_what_is_wrong(alike):
+    """The first if it knows; the one that met it else, though the first ends for want of it."""
+    code = "import os, subprocess, sys, time\nfrom perceivers.cli import errors\nerrors.PATIENCE = 2.0\n"
+    code += "def first():\n    if len(sys.argv) == 2:\n"
+    code += "        me = [sys.executable, '-c', sys.argv[1], sys.argv[1], 'child']\n"
+    code += "        subprocess.Popen(me, env={**os.environ, 'LOCAL_RANK': '1'})\n"
+    code += "        time.sleep(1)\n"
+    code += f"    if len(sys.argv) == 3 or {alike}: raise ValueError('t.csv:7: damaged')\n"
+    code += "    raise RuntimeError('gloo/transport/tcp: Connection reset by peer')\n"
+    code += "sys.exit(errors.exit_code(first, errors.EndSignals()))"
+    done = subprocess.run([sys.executable, "-c", code, code], capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert lines[0] == "perceivers: t.csv:7: damaged"
+    assert [line[: len(LEFT_ALONE) + 12] for line in lines[1:]] == [f"perceivers: {LEFT_ALONE}"] * (not alike)
+
+
+def test_every_package_that_is_imported_has_its_extra():
+    """Of pyproject.toml: what is neither required nor in an extra could not be installed by what the line says."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    plain = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
+    known = extras()
+    for extra, lines in project["optional-dependencies"].items():
+        if extra != "dev":
+            assert all(known[re.match(r"[\w-]+", line)[0].lower()] == extra for line in lines), extra
+    used = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            used |= {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+            used |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+    for name in {name.split(".")[0] for name in used} - {"perceivers", *sys.stdlib_module_names}:
+        own = {"yaml": "pyyaml", "typing_extensions": "torch", "pydantic_core": "pydantic"}.get(name, name)
+        known = own in {*plain, "triton", "mpl_toolkits"}
+        assert known or "[" in complaint(ModuleNotFoundError("", name=name)), name
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("[", "2001-99-99", "!!bool maybe", "!!int abc", "!!timestamp q", "!!int ''", "*a", "[" * 2000, "9" * 5000),
+        *("\x1b", ".nan", "9" * 30, "!!python/object:os.system x"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "tokenizer"])
+def test_a_broken_setting_is_one_line(command, tmp_path, verb, value):
+    code, out, err = command(verb, "digits", "--out", tmp_path / "run", "--set", f"training.num_steps={value}")
+    assert (code, out) == (2, "")
+    one_line(err)
+
+
+@pytest.mark.parametrize("value", ["2001-99-99", "!!bool maybe", "!!int ''", "9" * 5000])
+def test_a_broken_scalar_of_a_file_is_one_line(command, tmp_path, value):
+    (tmp_path / "r.yaml").write_text(f"inputs: {value}")
+    code, _, err = command("schema", "check", tmp_path / "r.yaml")
+    assert code == 2
+    one_line(err, str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("training.accelerator=mps", "accelerator = mps cannot be used here: auto, cpu"),
+        ("training.optimiser.learning_rate=1e300", "learning rate 1e+300"),
+        ("training.seed=" + "9" * 30, "training.seed: a number of 100 bits must fit into 64"),
+        ("schema.inputs.a.mean=.nan", "schema.inputs.a.mean: nan must be a number"),
+        ("config.processor.dropout=7", "dropout = 7"),
+        ("data.max_bad_rows=-1", "max_bad_rows = -1"),
+        ("task=digits", "the recipe lacks the"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_and_names_out_of_range_are_told_before_the_work(command, table, setting, said):
+    code, out, err = command("train", "r.yaml", "--out", "run", "--set", setting)
+    assert (code, out) == (2, "")
+    assert said in err.splitlines()[-1]
+
+
+def test_what_a_file_says_never_acts_on_the_terminal(command, table):
+    """Every verb that prints names of a table or of files, to both streams; the data themselves stay as they are."""
+    calls = [
+        ("schema", "propose", "t.csv"),
+        ("schema", "check", "r.yaml"),
+        ("train", "r.yaml", "--out", f"o{HOSTILE.replace('/', '')}"),
+        ("evaluate", "run"),
+        ("evaluate", "run", "--by", f"y{HOSTILE}"),
+        ("report", "run"),
+        ("predict", "run", "t.csv", "-o", "p.csv", "--keep", f"y{HOSTILE}"),
+        ("convert", "run", f"m{HOSTILE.replace('/', '')}"),
+        ("evaluate", HOSTILE),
+        ("classify", f"{HOSTILE}.png"),
+        (HOSTILE,),
+    ]
+    printed = {}
+    for call in calls:
+        code, out, err = command(*call)
+        wrong = call[0] in (HOSTILE, "classify") or call[1:] == (HOSTILE,)
+        assert code == (2 if wrong else 0), err
+        assert (out + err).replace("\n", "").isprintable(), call
+        printed[call[:2]] = out
+        if call[0] == "train":
+            os.rename(call[-1], "run")
+    assert "[/]" in printed["schema", "propose"]
+    Path("proposed.yaml").write_text(printed["schema", "propose"])
+    assert command("schema", "check", "proposed.yaml")[0] == 0  # spelled out, it says what it said
+    assert HOSTILE in Path("p.csv").read_text()
+    assert "\x1b" not in Path("run/report.html").read_text()
+
+
+def test_a_warning_is_one_line(command, monkeypatch):
+    def warns():
+        warnings.warn(f"{HOSTILE}\n{'x' * 5000}", stacklevel=1)
+
+    monkeypatch.setitem(perceivers.cli.verbs.VERBS, "info", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = command("info")
+    assert code == 0
+    one_line(err, "warning: c\\u001b[31m")
+
+
+def test_what_is_spelled_out_is_the_same_in_json():
+    text = "".join(map(chr, [*range(0x20, 0xD800), 0xDC80, *range(0xE000, 0x10000), 0xE0001]))
+    quoted = printable(json.dumps(text, ensure_ascii=False))
+    assert "".join(letter for letter in quoted if not letter.isprintable()) == "\xa0\u200c\u200d\u202f\u3000"
+    assert json.loads(quoted) == text
+
+
+def test_only_two_modules_print_through_rich():
+    """Rich writes to the terminal itself, so what it is given must be printable: tables and progress see to it."""
+    using = {path.name for path in (ROOT / "src").rglob("*.py") if "import Console" in path.read_text()}
+    assert using == {"tables.py", "progress.py"}
+
+
+@pytest.mark.parametrize("verb", ["convert", "predict", "report", "train"])
+def test_a_disk_that_fills_leaves_no_half_written_output(command, table, verb):
+    """At any write: files may not grow beyond a few bytes."""
+    assert command("train", "r.yaml", "--out", "run")[0] == 0
+    outputs = {
+        "convert": ("convert", "run", "model"),
+        "predict": ("predict", "run", "t.csv", "-o", "p.csv"),
+        "report": ("report", "run"),
+        "train": ("train", "r.yaml", "--out", "run", "--set", "training.num_steps=3"),
+    }
+    before = {path: path.read_bytes() for path in table.rglob("*") if path.is_file()}
+    held = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        code, _, err = command(*outputs[verb])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, held)
+    assert code == 2
+    one_line(err.splitlines()[-1] + "\n")
+    assert {path: path.read_bytes() for path in table.rglob("*") if path.is_file()} == before
+
+
+def test_output_that_nobody_takes(tmp_path):
+    """A full disk behind the standard output is an error; a reader that has gone is none of ours."""
+    code = "import sys, types\nverbs = types.ModuleType('verbs')\n"
+    code += "verbs.VERBS = dict.fromkeys('ab', lambda: print('x' * 10**6))\n"
+    code += "sys.modules['perceivers.cli.verbs'] = verbs\nsys.argv = ['perceivers', 'a']\n"
+    code += "from perceivers.__main__ import main\nmain()"
+    call = [sys.executable, "-c", code]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    one_line(done.stderr, "No space left on device")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(call, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_verb_quietly(command, monkeypatch, name):
+    """Whatever a library makes of the exception, and though it comes twice."""
+    number, left = getattr(signal, name), []
+
+    def works():
+        try:
+            for _ in range(2):
+                os.kill(os.getpid(), number)
+        except BaseException as error:
+            left.append(1)
+            raise ImportError("failed to import") from error
+
+    before = signal.getsignal(number)
+    monkeypatch.setitem(perceivers.cli.verbs.VERBS, "info", works)
+    assert command("info") == (128 + number, "", "")
+    assert left
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_modules_load_ends_quietly(name):
+    code = "import os, signal, sys\nfrom perceivers.__main__ import main\nassert 'torch' not in sys.modules\n"
+    code += f"class Finder:\n    def find_spec(self, *_): os.kill(os.getpid(), signal.{name})\n"
+    code += "sys.meta_path.insert(0, Finder())\nsys.argv = ['perceivers', 'info']\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + getattr(signal, name), "", "")
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with end_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert EndSignals().number == 0
+
+
+def test_texts_in_yaml_say_the_same_after_they_were_printed():
+    plain = {HOSTILE: [HOSTILE, "a\u2028b\x85c", "\U000e0001", "plain", "é\n"]}
+    text = yaml_text(plain)
+    assert yaml.safe_load(text) == plain
+    assert printable(text) == text
+    with pytest.raises(ValueError, match="inputs"):
+        from_plain(Schema, plain)

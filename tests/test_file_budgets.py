@@ -1,0 +1,333 @@
+"""Small files that ask for much: refused before the work, or read within it; and large honest ones."""
+
+import gzip
+import io
+import json
+import os
+import struct
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perceivers.data.arrays import read_arrays
+from perceivers.data.audioset import label_names, segments
+from perceivers.data.glue import LAYOUTS, read_examples
+from perceivers.data.idx import read_idx
+from perceivers.data.kinetics import listed
+from perceivers.data.texts import Documents
+from perceivers.media import numpy_files
+from perceivers.media.audio import read_audio, write_audio
+from perceivers.media.image import read_image, read_png16, write_png16
+from perceivers.modalities.cells import Files, array_file
+from perceivers.modalities.tokenizers import FileTokenizer
+from test_media_image import png
+
+Read = Callable[[Path], object]
+
+
+def peak() -> int:
+    """The most resident memory of this process so far, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+class Budget:
+    """What is done within takes at most so many bytes, and a generous ten seconds of the processor."""
+
+    def __init__(self, bytes_: int = 64 * 2**20) -> None:
+        self.bytes = bytes_
+
+    def __enter__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the record of the largest memory begins anew
+        self.before, self.started = peak(), time.process_time()
+
+    def __exit__(self, *error: object) -> None:
+        assert time.process_time() - self.started < 10
+        assert peak() - self.before <= self.bytes
+
+
+def refused(read: Read, path: Path, match: str) -> None:
+    with Budget(), pytest.raises(ValueError, match=match) as error:
+        read(path)
+    line = str(error.value)
+    assert line.startswith(str(path))
+    assert line.isprintable()
+    assert len(line) < 1000
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def npy(shape: tuple[int, ...], content: bytes = b"", descr: object = "<f8") -> bytes:
+    """A .npy file whose header says what it likes."""
+    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + content
+
+
+def npz(*members: tuple[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", kind) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+# Pictures.
+
+
+@pytest.mark.parametrize("size", [(2_000_003, 1), (1, 2_000_003)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_narrow_pictures_of_16_bits_are_read_in_seconds(size: tuple[int, int], channels: int, tmp_path: Path) -> None:
+    """Once 50,000,000 x 1 pixels took as many steps."""
+    width, height = size
+    lines = bytes(height * (1 + width * 2 * channels))
+    path = written(tmp_path / "a.png", png(width, height, 16, 0 if channels == 1 else 2, lines))
+    with Budget(2**31):
+        assert not read_png16(path).any()
+        assert read_image(path).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pictures_of_16_bits_take_three_times_their_memory(channels: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (1201, 1213, channels), np.uint16)
+    path = write_png16(tmp_path / "a.png", values)
+    for read in (read_png16, read_image):
+        read(path)  # what the allocator keeps is kept
+        with Budget(3 * read(path).nbytes):
+            read(path)
+    assert np.array_equal(read_png16(path), values)
+
+
+def test_rows_of_16_bits_that_pillow_cannot_count(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.png", png(49_999_999, 1, 16, 6, bytes(99)))
+    refused(read_png16, path, "rows of 49,999,999 pixels")
+    refused(read_image, path, "rows of 49,999,999 pixels")
+
+
+def test_a_png_of_a_million_chunks(tmp_path: Path) -> None:
+    empty = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
+    path = written(tmp_path / "a.png", png(3, 2, 16, 0, bytes(14), extra=empty * 1_000_003))
+    refused(read_png16, path, "chunks")
+
+
+@pytest.mark.parametrize("size", [(49_999_999, 1), (1, 49_999_999)])
+def test_run_lengths_that_jump_far(size: tuple[int, int], tmp_path: Path) -> None:
+    """Two bytes say: 255 lines further; of long lines that is 13 GB, and Pillow fills it a pixel at a time."""
+    palette, pixels = bytes(1024), b"\0\2\0\xff" + b"\0\0" + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, *size, 1, 8, 1, len(pixels), 0, 0, 256, 0)
+    start = struct.pack("<2sIHHI", b"BM", 1078 + len(pixels), 0, 0, 1078)
+    refused(read_image, written(tmp_path / "a.bmp", start + header + palette + pixels), "run lengths")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_jpeg_of_many_scans(kind: str, tmp_path: Path) -> None:
+    """Each of 75 bytes is read over all pixels."""
+    out = io.BytesIO()
+    second = {"save_all": True, "append_images": [Image.new("L", (5, 7))]} if kind == "MPO" else {}
+    Image.new("L", (4001, 4003)).save(out, kind, progressive=True, **second)
+    good = out.getvalue()
+    end = good.find(b"\xff\xd9")
+    last = good.rfind(b"\xff\xda", 0, end)
+    assert read_image(written(tmp_path / "a.jpg", good + good[last:end] * 999)).shape == (4003, 4001, 3)
+    refused(read_image, written(tmp_path / "b.jpg", good[:end] + good[last:end] * 999 + good[end:]), "scans")
+
+
+def test_sound_that_announces_more_than_is_read(tmp_path: Path) -> None:
+    path = write_audio(tmp_path / "a.wav", np.zeros((2003, 2), np.float32), 8000)
+    refused(lambda path: read_audio(path, max_values=4005), path, "announces 2,003 samples of 2 channels")
+    assert read_audio(path, max_values=4006)[0].shape == (2003, 2)
+
+
+# Arrays.
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (npy((10**12,), bytes(80)), "holds 80"),
+        (npy((10**9, 10**9, 10**9)), "holds 0"),
+        (npy((3,), bytes(16)), "holds 16"),
+        (npy((3,), bytes(32)), "holds 32"),
+        (npy((-3,)), "npy file"),
+        (npy((2,), bytes(2**4), "|O"), "plain numbers"),
+        (npy((2,), bytes(16), [("a", "<f8")]), "plain numbers"),
+        (npy((0,), b"", "<U536870911"), "plain numbers"),
+        (npy((2**40,), b"", "<U0"), "plain numbers"),
+        (npy((1,), b"\0" * 12, "<U3"), "expected numbers"),
+        (b"\x93NUMPY\1\0" + struct.pack("<H", 60_000) + b"(" * 60_000, "npy file"),
+        (b"\x93NUMPY\2\0" + struct.pack("<I", 2**32 - 1) + b"{", "npy file"),
+    ],
+)
+def test_arrays_that_announce_other_than_they_hold(content: bytes, match: str, tmp_path: Path) -> None:
+    refused(array_file, written(tmp_path / "a.npy", content), match)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "|u1", "<c8", "|b1", "<i8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, 3, 5)])
+def test_arrays_are_read_as_numpy_reads_them(dtype: str, order: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    array = np.asarray(np.arange(np.prod(shape)).reshape(shape), dtype, order=order)
+    np.save(tmp_path / "a.npy", array)
+    found = array_file(tmp_path / "a.npy")
+    assert np.array_equal(found, array)
+    assert found.flags.writeable
+    assert (found.dtype, found.flags.f_contiguous) == (array.dtype, array.flags.f_contiguous)
+    np.savez_compressed(tmp_path / "a.npz", x=array)
+    assert np.array_equal(numpy_files.read_npz(tmp_path / "a.npz")["x"], array)
+
+
+def test_an_archive_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
+    packer = zlib.compressobj(9, wbits=-15)
+    piece = bytes(2**20)
+    packed = b"".join([*(packer.compress(piece) for _ in range(270)), packer.flush()])
+    good = npz(("x.npy", b"x" * 99))
+    bomb = good.replace(good[35 : good.index(b"PK\1\2")], packed)
+    central, size = bomb.index(b"PK\1\2"), struct.pack("<II", len(packed), 270 * 2**20)
+    bomb = bomb[: central + 20] + size + bomb[central + 28 :]
+    bomb = bomb[:-6] + struct.pack("<I", central) + bomb[-2:]
+    refused(lambda path: read_arrays(str(path)), written(tmp_path / "a.npz", bomb), "unpacks to 283,115,520 bytes")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (npz(("x.npy", npy((10**10,), bytes(99)))), "holds 99"),
+        (npz(("x.npy", npy((2**40, 0)))), "holds nothing"),
+        (npz(("x.txt", b"words")), "not an array"),
+        (npz(("x.npy", npy((1,), bytes(8))), kind=zipfile.ZIP_LZMA), "packed in a way"),
+        (
+            npz(("x.npy", npy((1,), bytes(8))), kind=zipfile.ZIP_STORED)[:-10] + b"\xff" * 4 + bytes(6),
+            "list of its arrays",
+        ),
+        (npz(*((f"{number}.npy", b"") for number in range(10_001))), "10,001 arrays"),
+    ],
+)
+def test_archives_that_are_not_what_they_say(content: bytes, match: str, tmp_path: Path) -> None:
+    refused(lambda path: read_arrays(str(path)), written(tmp_path / "a.npz", content), match)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name(tmp_path: Path) -> None:
+    content = npz(("x.npy", npy((1,), bytes(8))), ("x.npy", npy((2,), bytes(16))))
+    refused(lambda path: read_arrays(str(path)), written(tmp_path / "a.npz", content), "one name")
+
+
+def test_arrays_in_archives_that_overlap(tmp_path: Path) -> None:
+    good = npz(("x.npy", npy((999,), bytes(7992))), kind=zipfile.ZIP_STORED)
+    start = good.index(b"PK\1\2")
+    entry = good[start : start + 46 + 5]
+    entries = b"".join(entry[:46] + b"%d.npy" % number for number in range(9))
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 9, 9, len(entries), start, 0)
+    refused(lambda path: read_arrays(str(path)), written(tmp_path / "a.npz", good[:start] + entries + end), "overlap")
+
+
+def test_safetensors_of_records_without_values(tmp_path: Path) -> None:
+    """Each record was made at once: a trillion of nothing never ended."""
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]}}).encode()
+    path = written(tmp_path / "a.safetensors", struct.pack("<Q", len(header)) + header)
+    refused(lambda path: read_arrays(str(path)), path, "holds nothing")
+
+
+def test_many_small_records_are_made_when_they_are_asked_for(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(50_000_021, bool))
+    with Budget(3 * 50_000_021):
+        records = read_arrays(str(tmp_path / "a.npz"))
+        assert len(records) == 50_000_021
+        assert records[7] == {"x": False}
+
+
+# Packed files and lists.
+
+
+def test_packed_idx_that_announces_what_it_has(tmp_path: Path) -> None:
+    bomb = gzip.compress(b"\0\0\x08\2" + struct.pack(">II", 270, 2**20) + bytes(270 * 2**20), 9)
+    refused(read_idx, written(tmp_path / "a.gz", bomb), "at most 268,435,456")
+    refused(read_idx, written(tmp_path / "b", b"\0\0\x08\2" + struct.pack(">II", 2**20, 2**20)), "at most 12")
+    refused(read_idx, written(tmp_path / "c", b"\0\0\x08\x21" + b"\0\0\0\1" * 33 + b"x"), "not an IDX file")
+
+
+def test_packed_text_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt.gz", gzip.compress(bytes(2**20)) * 300)
+    with Budget(2**30), pytest.raises(ValueError, match="unpacks to more than 268,435,456"):
+        Documents(str(tmp_path))[0]
+    path.write_bytes(gzip.compress(b"some words " * 99)[:-20])
+    with pytest.raises(ValueError, match=r"a\.txt\.gz: cannot be read"):
+        Documents(str(tmp_path))[0]
+
+
+def test_lines_that_nest_without_end(tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", b'{"text": ' + b"[" * 200_000)
+    with pytest.raises(ValueError, match="each line must be an object"):
+        Documents(str(tmp_path))[0]
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "match"),
+    [
+        (listed, "label,youtube_id,time_start,time_end\nrun,a,b,3\n", r":2: 'b' is not a whole number"),
+        (listed, "label,youtube_id,time_start,time_end\nrun,a\n", r":2: 2 cells, expected the 4 of line 1"),
+        (listed, f"label,youtube_id,time_start,time_end\nrun,a,{'9' * 5000},3\n", r":2: .* is not a whole number"),
+        (listed, "label,youtube_id,time_start,time_end\n" + "x" * 200_000, "a line of more than 100,000"),
+        (segments, "\0,1,2,3\n", r":1: not YTID"),
+        (segments, "x" * 200_000, "a line of more than 100,000"),
+        (label_names, "index,mid,display_name\nx,/m/a,Dog\n", r":2: 'x' is not a whole number"),
+        (label_names, "index,mid,display_name\n1,/m/a\n", r":2: 2 cells"),
+    ],
+)
+def test_lists_name_the_line_that_is_wrong(read: Read, content: str, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    refused(lambda path: list(read(path)), path, match)
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "match"),
+    [
+        ("sts", "nan\ta\tb", "'nan' is no target"),
+        ("sts", "inf\ta\tb", "'inf' is no target"),
+        ("sst_2", f"good\t{'9' * 5000}", "is no target"),
+        ("vader", f"{'9' * 5000}_3\t1.5\tgood", "must begin with the number"),
+    ],
+)
+def test_targets_that_are_no_numbers(task: str, line: str, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text(f"{line}\n")
+    refused(lambda path: list(read_examples(path, task, LAYOUTS[task][-1], False)), path, match)
+
+
+def test_a_tokenizer_with_an_id_of_four_billion(tmp_path: Path) -> None:
+    """A model would have a row of numbers for each id below it."""
+    model = {"type": "WordLevel", "vocab": {"a": 0, "b": 2**32 - 1}, "unk_token": "a"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
+    with Budget(), pytest.raises(ValueError, match="has an id of 4,294,967,295"):
+        FileTokenizer(str(path))
+
+
+# Files that cells name.
+
+
+@pytest.mark.parametrize("name", [7, b"a.png", "a." + "x" * 5000, "a.\0", "a.p/ng", None])
+def test_a_cell_with_content_may_have_any_name(name: object) -> None:
+    with Files(Path(".")).file({"bytes": b"content", "path": name}) as path:
+        assert path.read_bytes() == b"content"
+
+
+def test_paths_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for text in ("x" * 5000, "a\0b", "loop", "../\x1b[31m", "/etc/" + "x" * 3000, "\x1b[31m"):
+        with pytest.raises(ValueError, match=": ") as error:
+            array_file(Files(tmp_path).path(text))
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 1000
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="not a file"):
+        array_file(Files(tmp_path).path("a.npy"))

@@ -1,0 +1,262 @@
+"""Saving replaces what was saved before and nothing else, in a folder of any kind, and is not cut off in between."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from perceivers import from_pretrained, push_to_hub, save_pretrained
+from perceivers.data.writing import write_rows
+from perceivers.storage import READY, check_folder, remove_folder, sweep, write_folder
+from reference_files import REFERENCE
+
+FROZEN = REFERENCE / "frozen-1"
+OURS = ["README.md", "manifest.json", "model.json", "model.safetensors"]
+CHANGES = {"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
+
+
+@pytest.fixture
+def model():
+    return from_pretrained(FROZEN)
+
+
+@pytest.fixture
+def changed():
+    model = from_pretrained(FROZEN)
+    with torch.no_grad():
+        model.trunk.latents.add_(1)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    """A saved model, and beside it what others put there."""
+    folder = tmp_path / "folder"
+    save_pretrained(model, folder)
+    (folder / "thesis.txt").write_text("years of work")
+    (folder / ".hidden").write_text("hidden")
+    (folder / ".mine.unfinished").write_text("not ours")
+    (folder / "chapters").mkdir()
+    (folder / "chapters" / "model.json").write_text("one")
+    (folder / "link").symlink_to("thesis.txt")
+    (folder / "nowhere").symlink_to("missing")
+    (folder / "thesis.txt").chmod(0o400)
+    return folder
+
+
+def others(folder):
+    """Everything in a folder that is not ours, its content and its permissions."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.relative_to(folder).as_posix() not in OURS]
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else None)
+        for path in paths
+    }
+
+
+def latents(folder):
+    return from_pretrained(folder).trunk.latents.detach().clone()
+
+
+def test_a_folder_with_other_files_keeps_them(folder, changed):
+    before = others(folder)
+    save_pretrained(changed, folder)
+    assert others(folder) == before
+    assert torch.equal(latents(folder), changed.trunk.latents)
+    check_folder(folder)
+
+
+def test_a_folder_without_a_model_keeps_its_files(tmp_path, model):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_pretrained(model, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([*OURS, "tokenizer.json"])
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"
+
+
+def foreign(name, text="mine"):
+    def change(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(text)
+
+    return change
+
+
+def as_folder(folder):
+    (folder / "model.json").unlink()
+    (folder / "model.json").mkdir()
+
+
+def without_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (foreign("README.md"), "README.md"),
+        (foreign("model.safetensors"), "model.safetensors"),
+        (foreign("manifest.json", '{"name": "a web page", "icons": []}'), "manifest.json"),
+        (foreign("manifest.json", "{}"), "manifest.json"),
+        (foreign("manifest.json", "no JSON"), "manifest.json"),
+        (as_folder, "model.json"),
+        (without_manifest, "model.safetensors"),
+    ],
+)
+def test_a_file_of_others_with_a_name_of_ours_is_refused(folder, changed, change, named):
+    change(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=named) as caught:
+        save_pretrained(changed, folder)
+    assert len(str(caught.value).splitlines()) == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not list(folder.glob(".model*")) + list(folder.glob(READY))
+
+
+def test_older_files_of_ours_go_unless_they_were_changed(tmp_path):
+    def several(names):
+        return lambda folder: [(folder / name).write_text(name) for name in names]
+
+    write_folder(tmp_path / "folder", several(["a", "b", "c"]))
+    (tmp_path / "folder" / "c").write_text("changed by its user")
+    write_folder(tmp_path / "folder", several(["a", "d"]))
+    assert sorted(os.listdir(tmp_path / "folder")) == ["a", "c", "d", "manifest.json"]
+    check_folder(tmp_path / "folder")
+
+
+def test_folders_of_every_kind(tmp_path, folder, changed, monkeypatch):
+    """A link to a folder, a link to nothing yet, the working folder, permissions; a file is none."""
+    (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "to-be").symlink_to(tmp_path / "new")
+    folder.chmod(0o750)
+    (folder / "model.safetensors").chmod(0o600)
+    before = others(folder), folder.stat().st_ino
+    save_pretrained(changed, tmp_path / "linked")
+    assert (tmp_path / "linked").is_symlink()
+    assert (others(folder), folder.stat().st_ino) == before
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder / "model.safetensors")] == [0o750, 0o600]
+    save_pretrained(changed, tmp_path / "to-be")
+    assert sorted(os.listdir(tmp_path / "new")) == OURS
+    monkeypatch.chdir(folder)
+    save_pretrained(from_pretrained(FROZEN), Path())
+    assert torch.equal(latents(Path()), from_pretrained(FROZEN).trunk.latents)
+    with pytest.raises(ValueError, match=r"thesis\.txt: is a file, not a folder"):
+        save_pretrained(changed, folder / "thesis.txt")
+
+
+def cut_off(number, act):
+    """Whether `act`, in a process of its own, ended before its change to the disk of this number."""
+    pid = os.fork()
+    if pid == 0:
+        left = [number]
+
+        def hook(event, arguments):
+            writes = event != "open" or (arguments[2] or 0) & os.O_CREAT
+            if event in CHANGES and writes:
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+
+        code = 1
+        try:
+            sys.addaudithook(hook)
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def test_a_file_system_without_links(folder, changed, monkeypatch):
+    def refuse(self, target):
+        raise OSError("no links here")
+
+    before = others(folder)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    save_pretrained(changed, folder)
+    assert torch.equal(latents(folder), changed.trunk.latents)
+    assert others(folder) == before
+
+
+def test_a_save_that_is_cut_off_leaves_the_old_model_or_the_new_one(folder, model, changed):
+    """At each change of the disk, and the next save is none the worse; everything else is there."""
+    before, number, newer = others(folder), 0, False
+    names = {*before, *OURS}
+    while cut_off(number, lambda: save_pretrained(changed, folder)):
+        found = latents(folder)
+        newer = newer or torch.equal(found, changed.trunk.latents)
+        assert torch.equal(found, (changed if newer else model).trunk.latents)
+        assert others(folder).items() >= before.items()
+        cut_off(number // 2, lambda: save_pretrained(model, folder))  # and the next one too
+        save_pretrained(model, folder)
+        assert {path.relative_to(folder).as_posix() for path in folder.rglob("*")} == names
+        assert others(folder) == before
+        number += 1
+    assert newer
+    assert number > 20
+
+
+def test_only_what_is_ours_is_uploaded(folder, changed, monkeypatch):
+    import huggingface_hub
+
+    uploaded = {}
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, name, exist_ok):
+            pass
+
+        def upload_folder(self, repo_id, folder_path):
+            uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*")})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    push_to_hub(changed, "owner/model", folder)
+    assert uploaded == {name: (folder / name).read_bytes() for name in OURS}
+    manifest = json.loads(uploaded["manifest.json"])
+    assert {name: entry["sha256"] for name, entry in manifest.items()} == {
+        name: hashlib.sha256(uploaded[name]).hexdigest() for name in OURS if name != "manifest.json"
+    }
+
+
+def test_a_folder_in_which_others_put_something_is_not_removed(tmp_path):
+    for name in ("ours", "mixed"):
+        write_folder(tmp_path / name, lambda folder: (folder / "a").write_text("a"))
+    (tmp_path / "mixed" / "notes.txt").write_text("mine")
+    remove_folder(tmp_path / "ours")
+    remove_folder(tmp_path / "mixed")
+    sweep(tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("mixed.kept.")
+    assert (left / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_swept_has_a_name_that_only_we_give(tmp_path):
+    for name in (".thesis.unfinished", ".my.notes.unfinished", ".recipe.yaml.abcd_123.unfinished"):
+        (tmp_path / name).touch()
+    shutil.copytree(FROZEN, tmp_path / ".step-00000001.zyxw9876.unfinished")
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".my.notes.unfinished", ".thesis.unfinished"]
+
+
+def test_a_table_replaces_a_file_and_nothing_else(tmp_path):
+    """Through a link the file that it leads to; no folder, no pipe; permissions stay."""
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "real.csv").chmod(0o600)
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    write_rows(tmp_path / "link.csv", [{"a": 1}])
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "a\n1\n"
+    assert (tmp_path / "real.csv").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name in ("folder.csv", "pipe.csv"):
+        with pytest.raises(ValueError, match=rf"{name}: not a file, and nothing"):
+            write_rows(tmp_path / name, [{"a": 1}])
+    assert (tmp_path / "pipe.csv").is_fifo()

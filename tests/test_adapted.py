@@ -22,6 +22,8 @@ from perceivers.modalities import Text
 
 ALGORITHMS = get_args(Order)
 
+pytestmark = pytest.mark.prints_warnings  # torchao, which PEFT imports, tells of PyTorch's deprecations
+
 PLACES = {
     "read query": "trunk.encoder.0.cross_attention.attention.query",
     "read key": "trunk.encoder.0.cross_attention.attention.key",

@@ -288,7 +288,7 @@ for name, text, said in (
     ("classes", RECIPE.replace("classes: 3", "classes: 100000000000"), "GB"),
     ("wrong_classes", RECIPE.replace("classes: 3", f"classes: [{', '.join(['1'] * 50_000)}]"), "x.yaml:2"),
     ("batches", RECIPE + "training: {batch_size: 1000000000000}", "batch_size = 1000000000000"),
-    ("steps", RECIPE + f"training: {{num_steps: {10**30}}}", f"num_steps = {10**30}"),
+    ("steps", RECIPE + f"training: {{num_steps: {10**30}}}", "num_steps: a number of 100 bits"),
     ("workers", RECIPE + "training: {num_workers: 1000000}", "num_workers = 1000000"),
 ):
 

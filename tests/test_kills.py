@@ -128,6 +128,7 @@ def test_all_kills(tmp_path):
     check(found)
 
 
+@pytest.mark.prints_warnings  # of the checkpoints that it damages
 def test_a_planted_bug_is_found(tmp_path, monkeypatch):
     """The suite turns red if checkpoints are written in their place, over the old ones."""
 

@@ -320,7 +320,7 @@ def plan_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: P
     return {} if plan.order is None and fits and cheaper else states
 
 
-def _too_small(limit: float | None, least: int) -> str:
+def _too_small(limit: float | int | None, least: int) -> str:
     return f"memory limit of {(limit or 0) / 1e6:.3g} MB: this needs at least {least / 1e6:.3g} MB"
 
 

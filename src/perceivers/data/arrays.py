@@ -73,7 +73,7 @@ def read_arrays(path: str) -> LazyRecords:
     def record(number: int) -> Record:
         return {name: array[number].item() if array.ndim == 1 else array[number] for name, array in fields.items()}
 
-    return LazyRecords(next(iter(lengths.values())), record)
+    return LazyRecords(next(iter(lengths.values())), record, columns=fields)
 
 
 def _safetensors(path: str) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """What a data set is: two sequences of records, for training and held out. A new one is one file and one table line."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -38,11 +38,18 @@ class LazyRecords(Sequence[Record]):
     """Records that are made when they are asked for, by their rising numbers.
 
     `starts`: numbers at which groups of records begin that are cheap to make together, and behind the last one.
+    `columns`: the arrays of which all records are made, by field, where these are in memory.
     """
 
-    def __init__(self, numbers: int | Numbers, make: Callable[[int], Record], starts: Numbers = ()) -> None:
+    def __init__(
+        self,
+        numbers: int | Numbers,
+        make: Callable[[int], Record],
+        starts: Numbers = (),
+        columns: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.numbers = range(numbers) if isinstance(numbers, int) else numbers
-        self.make, self.starts = make, starts
+        self.make, self.starts, self.columns = make, starts, columns
 
     def __len__(self) -> int:
         """Number of records."""
@@ -67,7 +74,7 @@ class LazyRecords(Sequence[Record]):
 
     def chosen(self, places: np.ndarray) -> "LazyRecords":
         """Those at these rising places."""
-        return LazyRecords(np.asarray(self.numbers)[places], self.make, self.starts)
+        return LazyRecords(np.asarray(self.numbers)[places], self.make, self.starts, self.columns)
 
 
 def chosen(records: Sequence[Record], places: np.ndarray) -> Sequence[Record]:

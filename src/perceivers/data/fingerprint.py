@@ -39,9 +39,13 @@ Fingerprint = dict[str, int | str]
 def fingerprint(data: DataSet, schema: Schema, records: Sequence[Record]) -> Fingerprint:
     """Return the fingerprint of a part of a data set, as far as the schema reads it."""
     found: Fingerprint = {"records": len(records)}
-    if isinstance(records, LazyRecords):
-        return found | {"files": files_hash(data.record_files())}
     specs = {**schema.inputs, **schema.outputs}
+    if isinstance(records, LazyRecords):
+        if records.columns is None:
+            return found | {"files": files_hash(data.record_files())}
+        numbers, columns = np.asarray(records.numbers), records.columns
+        keys = {name: spec.key or name for name, spec in specs.items()}
+        return found | {name: array_hash(columns[key][numbers]) for name, key in keys.items() if key in columns}
     return found | {name: field_hash(name, spec, records) for name, spec in specs.items()}
 
 
@@ -69,6 +73,13 @@ def field_hash(name: str, spec: Kind, records: Iterable[Record]) -> str:
             values = [record.get(key)]
         for value in values:
             _add(seen, value)
+    return seen.hexdigest()
+
+
+def array_hash(array: np.ndarray) -> str:
+    """Return the hash of an array."""
+    seen = sha256()
+    _add(seen, array)
     return seen.hexdigest()
 
 

@@ -48,6 +48,7 @@ def read_all(jobs, timeout=300):
 
 
 def _readers():
+    from perceivers.data.arrays import read_arrays
     from perceivers.data.rows import read_rows
     from perceivers.data.shards import open_shards
     from perceivers.data.sifting import preparing
@@ -76,6 +77,7 @@ def _readers():
                 raise ValueError(row.error)
 
     return {
+        "arrays": lambda path: read_arrays(str(path)),
         "plain": read_plain,
         "setting": lambda path: with_settings(TrainingConfig(), [path.read_text()]),
         "declaration": lambda path: preset_of(read_declaration(path)).build(),

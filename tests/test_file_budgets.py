@@ -52,8 +52,8 @@ class Budget:
         assert peak() - self.before <= self.bytes
 
 
-def refused(read: Read, path: Path, match: str) -> None:
-    with Budget(), pytest.raises(ValueError, match=match) as error:
+def refused(read: Read, path: Path, match: str, bytes_: int = 64 * 2**20) -> None:
+    with Budget(bytes_), pytest.raises(ValueError, match=match) as error:
         read(path)
     line = str(error.value)
     assert line.startswith(str(path))
@@ -261,6 +261,14 @@ def test_packed_text_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"some words " * 99)[:-20])
     with pytest.raises(ValueError, match=r"a\.txt\.gz: cannot be read"):
         Documents(str(tmp_path))[0]
+
+
+def test_packed_lines_that_unpack_to_gigabytes(tmp_path: Path) -> None:
+    """Once all of a line was read, though the file would be refused when it came to a document of it."""
+    path = written(tmp_path / "a.jsonl.gz", gzip.compress(bytes(2**20)) * 300)
+    refused(lambda _: Documents(str(tmp_path)), path, "a line of more than 134,217,728 bytes", 2**29)
+    written(path, gzip.compress(b'{"text": "a"}\n' * 2**16) * 300)
+    refused(lambda _: Documents(str(tmp_path)), path, "unpacks to more than 268,435,456")
 
 
 def test_lines_that_nest_without_end(tmp_path: Path) -> None:

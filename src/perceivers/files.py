@@ -18,6 +18,10 @@ MOST_TEXT_BYTES = 64 * 2**20
 """Size of a text file (settings, descriptions, lists) that is read at once, unless told otherwise."""
 
 
+LARGEST_HEADER, MOST_TENSORS = 2**27, 200_000
+"""Bytes of the header of a file of tensors (the library's limit is below), and how many tensors it may name."""
+
+
 def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
     """Return the path of an existing, readable, non-empty file of at most `max_bytes`.
 
@@ -44,6 +48,19 @@ def _named(path: Path) -> str:
     name = str(path)
     name = name if len(name) <= LONGEST_MESSAGE else f"{name[: LONGEST_MESSAGE // 3]}...{name[-LONGEST_MESSAGE // 2 :]}"
     return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def tensor_file(path: Path | str) -> Path:
+    """Return the path of a file of tensors (safetensors) whose header names at most `MOST_TENSORS`.
+
+    The library reads a header as a whole, however many tensors of no size it names; each has a brace of its own.
+    """
+    path = regular_file(path)
+    with path.open("rb") as file:
+        header = file.read(min(int.from_bytes(file.read(8), "little"), LARGEST_HEADER))
+    if header.count(b"{") > MOST_TENSORS:
+        raise ValueError(f"{path}: more than {MOST_TENSORS:,} arrays")
+    return path
 
 
 def most_unpacked(path: Path) -> int:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from perceivers.budgets import from_json
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.files import one_line, read_text, regular_file
+from perceivers.files import one_line, read_text, tensor_file
 from perceivers.modalities.kind import named
 from perceivers.preset import Preset
 from perceivers.schema import Schema, from_plain, to_plain
@@ -32,8 +32,8 @@ FORMAT = 1
 
 WEIGHTS, DESCRIPTION, MANIFEST = "model.safetensors", "model.json", "manifest.json"
 
-LARGEST_HEADER, MOST_ARRAYS = 2**27, 200_000
-"""Bytes of the header of a file of tensors (the library's limit is below), and how many tensors it may hold."""
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of numbers that weights may have: a model may be stored in any of them, and is then run in it."""
 
 READY = ".manifest.ready"
 """Hidden folder within a folder: the files of a save that is being put in place. They count, not the older ones."""
@@ -234,6 +234,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, a
     for name, tensor in own.items():
         if name not in weights:
             raise ValueError(f"{source}: {name} is missing")
+        found = weights[name].dtype
+        if found != tensor.dtype and not (found in FLOATS and tensor.dtype in FLOATS):
+            raise ValueError(f"{source}: {name} is of {found}, the model's of {tensor.dtype}")
         if weights[name].shape != tensor.shape:
             raise ValueError(f"{source}: {name} is {list(weights[name].shape)}, the model's is {list(tensor.shape)}")
     if extra := sorted(set(weights) - set(own)):
@@ -252,12 +255,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU; ValueError if it is none."""
-    with regular_file(path).open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little") % LARGEST_HEADER)
-    if header.count(b'"data_offsets"') > MOST_ARRAYS:
-        raise ValueError(f"{path}: more than {MOST_ARRAYS:,} arrays")
     try:
-        return load_file(regular_file(path))
+        return load_file(tensor_file(path))
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
 
@@ -269,13 +268,18 @@ def shard_name(path: Path, number: int, total: int) -> Path:
 
 def load_shards(path: Path) -> dict[str, Tensor]:
     """Tensors of a file, or of the shards in its place: pieces along the first axis; ValueError if one is missing."""
-    first = next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*{path.suffix}"))), None)
-    if path.exists() or first is None:
+    first = next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*[0-9]{path.suffix}"))), None)
+    total = first.stem.rpartition("-")[2] if first else ""
+    if path.exists() or not re.fullmatch("[0-9]+", total):
         return load_tensors(path)
-    total = int(first.stem.rpartition("-")[2])
-    shards = [load_tensors(shard_name(path, number, total)) for number in range(total)]
-    pieces = {name: [shard[name] for shard in shards if name in shard] for name in shards[0]}
-    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in pieces.items()}
+    pieces: dict[str, list[Tensor]] = {}
+    for number in range(max(int(total), 1)):
+        for name, piece in load_tensors(shard_name(path, number, int(total))).items():
+            pieces.setdefault(name, []).append(piece)
+    try:
+        return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in pieces.items()}
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its shards do not fit together: {one_line(error)}") from None
 
 
 def read_json(path: Path) -> Any:

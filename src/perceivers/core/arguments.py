@@ -17,6 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 T = TypeVar("T")
 
+SIZE, COUNT, FRACTION = (1.0, math.inf), (0.0, math.inf), (0.0, 1.0)
+"""Ranges of the numbers of a configuration: a width or a length; how many; a probability."""
+
 LONGEST_HINT, MOST_HINTS = 100, 2000
 """Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
 
@@ -131,6 +134,15 @@ def is_missing(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Tell whether a value is a whole number, of Python or of NumPy; a truth value is none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise a ValueError for a number among the fields of a dataclass that is out of its range; None is no number."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name, None)
+        if isinstance(value, int | float) and not low <= value <= high:
+            least = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"{name} = {value} must be {least}")
 
 
 def is_picture(value: Any) -> bool:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perceivers.core.arguments import COUNT, SIZE, check_ranges
 from perceivers.core.attention import BlockConfig
 from perceivers.core.initialisers import POSITION_STD
 from perceivers.core.joining import JoinRule
 
 Sharing = Literal["none", "all", "all_but_first"]
 
-MOST_LAYERS = 10_000
+MOST_LAYERS = 4096
 """Self-attention layers that a sample may run through."""
 
 
@@ -25,6 +26,9 @@ class LatentsConfig:
     """Standard deviation of their truncated normal start."""
     num_places: int | None = None
     """They begin as sines of places spread evenly over so many (a text's length); None: at random (official)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"num_latents": SIZE, "channels": SIZE, "init_std": COUNT, "num_places": SIZE})
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class EncoderConfig(BlockConfig):
     share_reads: Sharing = "all_but_first"
     """Which reads have the same weights."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"input_channels": SIZE, "min_padding": COUNT})
+
 
 @dataclass(frozen=True)
 class ProcessorConfig(BlockConfig):
@@ -57,6 +65,10 @@ class ProcessorConfig(BlockConfig):
     """Blocks, one after the other."""
     share_blocks: Sharing = "all"
     """Which blocks have the same weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"num_layers": COUNT, "num_blocks": SIZE})
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,10 @@ class DecoderConfig(BlockConfig):
     """Under "pad": trained channels behind the widest query."""
     output_channels: int | None = None
     """E: width of a linear map before the heads; None: no such map, E is F."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"query_channels": SIZE, "output_channels": SIZE, "min_padding": COUNT})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from perceivers.core.arguments import require
+from perceivers.core.arguments import COUNT, SIZE, check_ranges, require
 from perceivers.core.initialisers import plain_linear, trained_vector
 
 CoordinateRule = Literal["inclusive", "exclusive"]
@@ -42,6 +42,9 @@ class Fourier:
     kind: Literal["fourier"] = "fourier"
     """Name in files."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, {"num_bands": COUNT, "project": SIZE, "num_residual_layers": COUNT})
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -55,6 +58,9 @@ class Learned:
     """Residual linear layers after that, ReLU between them (official `n_extra_pos_mlp`)."""
     kind: Literal["learned"] = "learned"
     """Name in files."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"channels": SIZE, "project": SIZE, "num_residual_layers": COUNT})
 
 
 PositionConfig = Fourier | Learned

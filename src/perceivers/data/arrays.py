@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.files import one_line, regular_file
+from perceivers.files import one_line, tensor_file
 from perceivers.media.numpy_files import read_npz
 from perceivers.schema import Record
 
@@ -77,7 +77,7 @@ def read_arrays(path: str) -> LazyRecords:
 
 
 def _safetensors(path: str) -> dict[str, np.ndarray]:
-    regular_file(path)
+    tensor_file(path)
     try:
         return load_file(path)
     except Exception as error:  # the library's own error, and others of kinds that NumPy lacks

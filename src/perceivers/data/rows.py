@@ -23,7 +23,10 @@ FILE, FOLDER = "file", "label"
 LARGEST_CELL = 1 << 27
 """Characters that a cell of a CSV, or a line of a table, may have."""
 
-CLAIMS = {"rows": (10**6, 100), "values": (10**7, 1000), "bytes": (2**28, 1000)}
+LONG, MOST_HELD = 1000, 2**28
+"""Characters of a text that is looked for among those of earlier rows, and of all that are kept for that."""
+
+CLAIMS = {"rows": (10**6, 100), "values": (10**7, 1000), "bytes": (2**28, 100)}
 """Most that a Parquet file may say that it holds: so many, and so many more for each of its bytes."""
 
 
@@ -129,8 +132,9 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     try:
         with path.open("rb") as opened:
             file = arrow.parquet.ParquetFile(opened, **parquet_options(path, opened))
+            held = LongTexts()
             for batch in file.iter_batches(batch_size=1024):
-                for cells in batch_rows(batch):
+                for cells in batch_rows(batch, held):
                     number += 1
                     yield f"{path}:{number}", cells
     except (arrow.ArrowException, OSError) as error:
@@ -144,6 +148,9 @@ def parquet_options(path: str | Path, opened: Any) -> dict[str, Any]:
     """
     arrow = arrow_library()
     about = arrow.parquet.read_metadata(opened)
+    names = Counter(about.schema.to_arrow_schema().names)
+    if twice := next((name for name in names if names[name] > 1), None):
+        raise ValueError(f"{path}: column name {one_line(repr(twice))} is there twice")
     size = opened.seek(0, io.SEEK_END)
     groups = [about.row_group(number) for number in range(about.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
@@ -163,17 +170,48 @@ def parquet_options(path: str | Path, opened: Any) -> dict[str, Any]:
     return {"metadata": about, "read_dictionary": sorted(repeated)}
 
 
-def batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Return the rows of one of pyarrow's batches or tables as dictionaries of plain values."""
-    columns = [_values(column) for column in batch.columns]
-    return (dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True))
+class LongTexts:
+    """Long texts of a file, each one object however many batches repeat it."""
+
+    def __init__(self) -> None:
+        self.known: dict[str | bytes, str | bytes] = {}
+        self.left = MOST_HELD
+
+    def one(self, value: Any) -> Any:
+        """Return a value, or the same long text if it has been there."""
+        if not isinstance(value, str | bytes) or len(value) < LONG:
+            return value
+        if value not in self.known:
+            self.left -= len(value)
+            if self.left < 0:
+                self.known, self.left = {}, MOST_HELD
+            self.known[value] = value
+        return self.known[value]
 
 
-def _values(column: Any) -> list[Any]:
+def batch_rows(batch: Any, held: LongTexts) -> Iterator[dict[str, Any] | str]:
+    """Yield the rows of one of pyarrow's batches or tables as dictionaries of plain values, or what is wrong with one.
+
+    A date may lie beyond Python's, a text may not be UTF-8: one bad row is one bad row.
+    """
+    try:
+        columns = [_values(column, held) for column in batch.columns]
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            yield one_line(error)
+        else:
+            for number in range(len(batch)):
+                yield from batch_rows(batch.slice(number, 1), held)
+        return
+    yield from (dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True))
+
+
+def _values(column: Any, held: LongTexts) -> list[Any]:
     if not hasattr(column, "dictionary"):
         return list(column.to_pylist())
     used = column.indices.unique()
-    values = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+    texts = map(held.one, column.dictionary.take(used).to_pylist())
+    values = dict(zip(used.to_pylist(), texts, strict=True))
     return [values[index] for index in column.indices.to_pylist()]  # one object for all rows that have it
 
 

@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from perceivers.budgets import from_json
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.data.rows import arrow_library, batch_rows, parquet_options
+from perceivers.data.rows import LongTexts, arrow_library, batch_rows, parquet_options
 from perceivers.files import one_line, regular_file, whole_file
 from perceivers.modalities.cells import MOST_VALUES, Files, Row
 from perceivers.schema import Record
@@ -33,8 +33,8 @@ TEXTS = ("txt", "text", "cls", "id", "json")
 KEY = "__key__"
 """Column of the name that the members of a record share."""
 
-BROKEN = (tarfile.TarError, ValueError, LookupError, OverflowError)
-"""What the library makes of a .tar that is damaged."""
+BROKEN = (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError)
+"""What the library makes of a .tar that is damaged, or that has a long name for a long name, and so on."""
 
 LONGEST_HEADER = 2**16
 """Bytes of a header of a .tar, with long names."""
@@ -162,6 +162,8 @@ def _cells(content: bytes) -> dict[str, Any]:
                 data = content[member.offset_data : member.offset_data + member.size]
                 if len(data) < member.size:
                     raise tarfile.ReadError(f"{one_line(member.name)} is cut off")
+                if column in cells:
+                    raise tarfile.ReadError(f"{one_line(member.name)} is there twice")
                 cells[column] = _text(data) if column in TEXTS else {"bytes": data, "path": f"{key}.{column}"}
                 cells[KEY] = key
     described = from_json(cells["json"], MOST_VALUES) if "json" in cells else None
@@ -254,8 +256,9 @@ def _parquet_pieces(url: str) -> list[Piece]:
 
 def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
     _, path = url_to_fs(url)
-    cells: Mapping[str, Any] = next(batch_rows(_row_group(url, group).slice(number, 1)))
-    return Row(f"{path}:{start + number + 1}", cells, Files(Path(path).parent))
+    place, files = f"{path}:{start + number + 1}", Files(Path(path).parent)
+    cells = next(batch_rows(_row_group(url, group).slice(number, 1), LongTexts()))
+    return Row(place, {}, files, error=cells) if isinstance(cells, str) else Row(place, cells, files)
 
 
 @lru_cache(maxsize=KEPT_GROUPS)

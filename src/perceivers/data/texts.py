@@ -26,8 +26,8 @@ from perceivers.schema import Record
 PLAIN, LINES = (".txt", ".rst", ".md"), (".json", ".jsonl")
 """Ends of the names of text files and of JSON Lines files; either may be packed: .gz behind them."""
 
-LARGEST_DOCUMENT = 2**30
-"""Bytes of a document, which is read as one."""
+LARGEST_DOCUMENT, LONGEST_LINE = 2**30, 2**27
+"""Bytes of a document that is a file, which is read as one, and of a line that holds one."""
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,14 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
         return
     start = 0
     with opened(path) as file:
-        while line := file.readline(LARGEST_DOCUMENT + 1):
-            if len(line) > LARGEST_DOCUMENT:
-                raise ValueError(f"{path}: a line of more than {LARGEST_DOCUMENT:,} bytes at byte {start:,}")
+        while line := file.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"{path}: a line of more than {LONGEST_LINE:,} bytes at byte {start:,}")
             if line.strip():
                 yield start, len(line)
             start += len(line)
+            if path.suffix == ".gz":
+                _check_unpacked(path, start)
 
 
 def text_of(path: Path, line: bytes) -> bytes:
@@ -201,12 +203,15 @@ def opened(path: Path) -> Iterator[BufferedIOBase]:
 
 def unpacked(path: Path) -> bytes:
     """Return what a packed file holds; ValueError if that is more than a file may unpack to."""
-    most = most_unpacked(regular_file(path))
     with opened(path) as file:
-        held = file.read(most + 1)
-    if len(held) > most:
-        raise ValueError(f"{path}: unpacks to more than {most:,} bytes: unpack it on the disk")
+        held = file.read(most_unpacked(regular_file(path)) + 1)
+    _check_unpacked(path, len(held))
     return held
+
+
+def _check_unpacked(path: Path, size: int) -> None:
+    if size > (most := most_unpacked(path)):
+        raise ValueError(f"{path}: unpacks to more than {most:,} bytes: unpack it on the disk")
 
 
 @lru_cache(maxsize=4)

@@ -42,6 +42,7 @@ class Estimate(Numbers):
     """Name in files."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         inside = (0.0, *self.quantiles, 1.0)
         if any(later <= earlier for earlier, later in pairwise(inside)):
             raise ValueError(f"quantiles = {self.quantiles} must rise between 0 and 1, as (0.1, 0.5, 0.9)")

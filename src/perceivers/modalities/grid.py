@@ -74,6 +74,7 @@ class Grid(Kind, ABC):
     """As an input with stem "conv": padding as in JAX, where the models were trained; or as in transformers."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         as_sizes(self.size, self.axes, "size")
         as_sizes(self.patch, self.axes, "patch")
         for name in ("mean", "std"):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceivers.core.arguments import check_keys, floats, given
+from perceivers.core.arguments import COUNT, FRACTION, SIZE, check_keys, check_ranges, floats, given
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.joining import check_names
 from perceivers.modalities.cells import Files, plain
@@ -37,6 +37,15 @@ AT_EVAL = {
 """Corruptions of inputs, and the options that let them act in evaluation too."""
 
 
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("weight", "token", "noise"), COUNT),
+    **dict.fromkeys(("drop_prob", "mask_prob", "smoothing"), FRACTION),
+    **dict.fromkeys(("channels", "query_channels", "hidden_channels", "embed", "vocab_size", "num_points"), SIZE),
+    **dict.fromkeys(("axes", "count", "max_records", "rate", "hop", "window"), SIZE),
+}
+"""Ranges of the numbers by which any kind is declared."""
+
+
 class LeftOut(NamedTuple):
     """A raw batch without one of its parts."""
 
@@ -60,6 +69,9 @@ class Kind(ABC):
     """As an input: probability that a token is replaced by the trained mask token; None: there is no mask token."""
     mask_at_eval: bool = False
     """As an input: mask in evaluation too; in prediction only what is always masked (released video model)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, RANGES)
 
     def read(self, cell: Any, files: Files) -> Any:
         """A table's cell, never None, as a record's value; ValueError if it is none of this kind."""

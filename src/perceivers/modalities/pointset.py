@@ -53,6 +53,7 @@ class PointSet(Kind):
     """Name in files."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bounds is not None and len(self.bounds) != self.axes:
             raise ValueError(f"bounds = {self.bounds} must have a pair for each of {self.axes} axes")
         if not 0 <= self.keep[0] <= self.keep[1] <= 1:

@@ -74,6 +74,7 @@ class Records(Kind):
     """Name in files."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.fields:
             raise ValueError("records need at least one field, e.g. fields={'health': Number()}")
         if "mask" in self.fields:

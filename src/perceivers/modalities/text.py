@@ -81,6 +81,7 @@ class Text(Kind):
     """Name in files."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.length < 1:
             raise ValueError(f"length = {self.length} must be at least 1")
         if self.prefix < 0:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perceivers.budgets import MOST_DEPTH
 from perceivers.files import one_line, regular_file
-from perceivers.pretrained.unpickle import LONGEST_AXIS, LONGEST_KEY, MOST_OPCODES
+from perceivers.pretrained.unpickle import LONGEST_AXIS, LONGEST_KEY, MOST_AXES, MOST_OPCODES
 from perceivers.storage import WEIGHTS, load_tensors, read_json
 
 INDEX, CHECKPOINT = "model.safetensors.index.json", "pytorch_model.bin"
@@ -224,8 +224,8 @@ def _checked(found: object, size: int) -> dict[str, Tensor]:
             raise ValueError(f"{name} is not a dense tensor")
         if value.dtype not in NUMBERS.values():
             raise ValueError(f"{name} has dtype {value.dtype}, not one of plain numbers")
-        if max(value.shape, default=0) >= LONGEST_AXIS:  # beside an axis of size 0
-            raise ValueError(f"{name} is too long")
+        if max(value.shape, default=0) >= LONGEST_AXIS or value.ndim > MOST_AXES:  # the first beside an axis of size 0
+            raise ValueError(f"{name} is too long, or has too many axes")
         left -= value.numel() * value.element_size()
         if left < 0:
             raise ValueError(f"{name} holds more than the file does")

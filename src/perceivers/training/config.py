@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perceivers.core.arguments import COUNT, check_ranges
 from perceivers.training.mixing import Mixing
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
@@ -63,6 +64,7 @@ class TrainingConfig:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        check_ranges(self, {"seed": COUNT, "num_workers": COUNT})
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at most {most}")

@@ -140,6 +140,23 @@ def test_a_jpeg_of_many_scans(kind: str, tmp_path: Path) -> None:
     refused(read_image, written(tmp_path / "b.jpg", good[:end] + good[last:end] * 999 + good[end:]), "scans")
 
 
+def test_a_jpeg_of_many_segments(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (53, 37)).save(out, "JPEG")
+    path = written(tmp_path / "a.jpg", b"\xff\xd8" + b"\xff\xee\0\2" * 10**6 + out.getvalue()[2:])
+    refused(read_image, path, "a JPEG of more than 50,000 segments")
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_texts_of_no_characters(order: str, tmp_path: Path) -> None:
+    """Once a SystemError of Python's own."""
+    codes = np.array([[65, 66], [67, 2**31]], f"{order}u4")
+    path = written(tmp_path / "a.npz", npz(("a.npy", npy((2,), codes.tobytes(), f"{order}U2"))))
+    refused(lambda path: list(read_arrays(str(path))), path, "no character")
+    np.savez(path, a=np.array(["ab", "\U0010ffff"], f"{order}U2"))
+    assert [record["a"] for record in read_arrays(str(path))] == ["ab", "\U0010ffff"]
+
+
 def test_sound_that_announces_more_than_is_read(tmp_path: Path) -> None:
     path = write_audio(tmp_path / "a.wav", np.zeros((2003, 2), np.float32), 8000)
     refused(lambda path: read_audio(path, max_values=4005), path, "announces 2,003 samples of 2 channels")

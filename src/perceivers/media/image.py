@@ -48,6 +48,7 @@ _MOST_CHUNKS = 1_000_000  # of a PNG; writers make one of at least 8 kB of pixel
 _MOST_ROW_BITS = 2_147_000_000  # of Pillow's decoder of PNGs, which counts them with 32 bits
 _TILE = 1 << 16  # pixels of 16 bits that are converted at a time
 _MOST_SCANNED = 100 * MAX_PIXELS  # pixels of all scans of a JPEG together; progressive ones have about ten scans
+_MOST_SEGMENTS = 50_000  # of a JPEG; a colour profile and its scans are some hundred
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # with a length behind it, but for the end of a picture
 _LONGEST_RUN_LENGTHS = 2048  # side of a BMP of run lengths in pixels: Pillow unpacks it a pixel at a time, in Python
 
@@ -94,6 +95,7 @@ def image_size(path: Path | str, max_pixels: int = MAX_PIXELS) -> tuple[int, int
 def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
     """A Pillow image whose header says what is read here."""
     pillow = library("PIL.Image")
+    scans = _scans(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd tags; a picture is read or refused
         try:
@@ -106,7 +108,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
             raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
         with image:
             _check_size(path, image.width, image.height, max_pixels)
-            _check_work(path, image)
+            _check_work(path, image, scans)
             yield image
 
 
@@ -201,9 +203,8 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
         raise TooManyPixelsError(f"{path}: {width} x {height} pixels, expected 1 to {max_pixels:,}")
 
 
-def _check_work(path: Path, image: Any) -> None:
+def _check_work(path: Path, image: Any, scans: int) -> None:
     """ValueError for a picture that takes far more time than its pixels are worth."""
-    scans = _scans(path) if image.format in ("JPEG", "MPO") else 0
     if scans * image.width * image.height > _MOST_SCANNED:
         raise ValueError(f"{path}: {image.width} x {image.height} pixels in {scans} scans, expected a few")
     run_lengths = any(part.codec_name == "bmp_rle" for part in image.tile)
@@ -217,14 +218,21 @@ def _check_work(path: Path, image: Any) -> None:
 def _scans(path: Path) -> int:
     """Scans of a JPEG, each of which is read over all pixels; of the first picture, which others or a film may follow.
 
+    ValueError for one of very many segments, of which Pillow makes a list. 0 for other files.
+
     Of what looks like a marker, that counts which stands where a segment begins: thumbnails lie within segments.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = first = 0
-        while (marker := _JPEG_MARKER.search(content, first)) and marker[0] != b"\xff\xd9":
+        found, first = 0, 2
+        if content[:2] != b"\xff\xd8":
+            return 0
+        for _ in range(_MOST_SEGMENTS):
+            marker = _JPEG_MARKER.search(content, first)
+            if not marker or marker[0] == b"\xff\xd9":
+                return found
             found += marker[0] == b"\xff\xda"
             first = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-        return found
+    raise ValueError(f"{path}: damaged picture: a JPEG of more than {_MOST_SEGMENTS:,} segments")
 
 
 def _decoded(path: Path, image: Any) -> np.ndarray:

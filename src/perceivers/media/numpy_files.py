@@ -6,6 +6,7 @@
 import math
 import os
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from io import BufferedIOBase
@@ -77,6 +78,8 @@ def _array(file: BufferedIOBase, size: int) -> np.ndarray:
         raise ValueError(f"announces {announced:,} bytes of {dtype} {shape}, holds {held:,}")
     items = np.empty(math.prod(shape), dtype)
     _fill(file, items.view(np.uint8).data)
+    if dtype.kind == "U" and items.view(dtype.byteorder.replace("|", "=") + "u4").max(initial=0) > sys.maxunicode:
+        raise ValueError("texts of numbers that stand for no character")
     return items.reshape(shape, order="F" if fortran else "C")
 
 

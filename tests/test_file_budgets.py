@@ -284,7 +284,7 @@ def test_packed_lines_that_unpack_to_gigabytes(tmp_path: Path) -> None:
     """Once all of a line was read, though the file would be refused when it came to a document of it."""
     path = written(tmp_path / "a.jsonl.gz", gzip.compress(bytes(2**20)) * 300)
     refused(lambda _: Documents(str(tmp_path)), path, "a line of more than 134,217,728 bytes", 2**29)
-    written(path, gzip.compress(b'{"text": "a"}\n' * 2**16) * 300)
+    written(path, gzip.compress(b'{"text": "%s"}\n' % bytes(2**20)) * 300)
     refused(lambda _: Documents(str(tmp_path)), path, "unpacks to more than 268,435,456")
 
 

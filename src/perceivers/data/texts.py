@@ -5,6 +5,7 @@ wikiextractor) are published. Documents, not records, are training or held out.
 """
 
 import gzip
+import math
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -171,7 +172,7 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
     if layout_of(path) == "plain":
         yield 0, regular_file(path, LARGEST_DOCUMENT).stat().st_size
         return
-    start = 0
+    start, most = 0, most_unpacked(path) if path.suffix == ".gz" else math.inf
     with opened(path) as file:
         while line := file.readline(LONGEST_LINE + 1):
             if len(line) > LONGEST_LINE:
@@ -179,8 +180,7 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
             if line.strip():
                 yield start, len(line)
             start += len(line)
-            if path.suffix == ".gz":
-                _check_unpacked(path, start)
+            _check_unpacked(path, start, most)
 
 
 def text_of(path: Path, line: bytes) -> bytes:
@@ -203,14 +203,15 @@ def opened(path: Path) -> Iterator[BufferedIOBase]:
 
 def unpacked(path: Path) -> bytes:
     """Return what a packed file holds; ValueError if that is more than a file may unpack to."""
+    most = most_unpacked(regular_file(path))
     with opened(path) as file:
-        held = file.read(most_unpacked(regular_file(path)) + 1)
-    _check_unpacked(path, len(held))
+        held = file.read(most + 1)
+    _check_unpacked(path, len(held), most)
     return held
 
 
-def _check_unpacked(path: Path, size: int) -> None:
-    if size > (most := most_unpacked(path)):
+def _check_unpacked(path: Path, size: int, most: float) -> None:
+    if size > most:
         raise ValueError(f"{path}: unpacks to more than {most:,} bytes: unpack it on the disk")
 
 

@@ -137,7 +137,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
                 for cells in batch_rows(batch, held):
                     number += 1
                     yield f"{path}:{number}", cells
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, KeyError) as error:  # the last of a name that is not the schema's
         raise ValueError(f"{path}: not a whole Parquet file: {one_line(error)}") from None
 
 

@@ -286,5 +286,5 @@ def _kept_options(url: str, version: str) -> dict[str, Any]:
 def _parquet_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except (arrow_library().ArrowException, OSError) as error:
+    except (arrow_library().ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{what}: {one_line(error)}") from None

@@ -210,7 +210,7 @@ def unpacked(path: Path) -> bytes:
     return held
 
 
-def _check_unpacked(path: Path, size: int, most: float) -> None:
+def _check_unpacked(path: Path, size: int, most: int | float) -> None:
     if size > most:
         raise ValueError(f"{path}: unpacks to more than {most:,} bytes: unpack it on the disk")
 

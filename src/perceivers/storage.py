@@ -7,7 +7,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,9 @@ FORMAT = 1
 """Number of the format of model folders that this version writes."""
 
 WEIGHTS, DESCRIPTION, MANIFEST = "model.safetensors", "model.json", "manifest.json"
+
+STATE = "state.json"
+"""File that a checkpoint has beside those of a model."""
 
 LARGEST_HEADER, MOST_ARRAYS = 2**27, 200_000
 """Bytes of the header of a file of tensors (the library's limit is below), and how many tensors it may hold."""
@@ -61,9 +65,9 @@ def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path,
         try:
             write(target, content)
         except OSError as error:
-            if error.strerror is not None:
-                error.filename, error.filename2 = str(target), None
-            raise
+            if error.strerror is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(target)) from None
 
     return named_write
 
@@ -78,25 +82,33 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: is a file, not a folder")
-    if is_there := target.is_dir():
-        _finish_earlier_save(target)
+    if target.is_dir():
+        with locked(target, exclusive=True):
+            _finish_earlier_save(target)
+            with _filled(target, "model", write) as fresh:
+                _check_replaceable(target, read_manifest(fresh))
+                fresh.rename(target / READY)  # from here on the new files count
+                to_disk(target)
+                _put_in_place(target)
     else:
         make_folder(target.parent)
-    home, name = (target, "model") if is_there else (target.parent, target.name)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=UNFINISHED, dir=home))
-    try:
-        write(fresh)
-        _seal(fresh)
-        if is_there:
-            _check_replaceable(target, read_manifest(fresh))
-            fresh.rename(target / READY)  # from here on the new files count
-            to_disk(target)
-            _put_in_place(target)
-        else:
+        with _filled(target.parent, target.name, write) as fresh:
             fresh.rename(target)
             to_disk(target.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, exclusive: bool) -> Iterator[None]:
+    """Within: no other process or thread saves a model in a folder; if `exclusive`, none loads one from it either."""
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):  # where there are no locks, or no folder yet
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a forked process may have the descriptor too
+        yield
 
 
 def current(folder: Path) -> Path:
@@ -106,7 +118,13 @@ def current(folder: Path) -> Path:
 
 @naming_its_target
 def write_text(target: Path, text: str) -> None:
-    """Write a text file, whole and on disk, or leave the old one."""
+    """Write a text file, whole and on disk, or leave the old one; ValueError for what is no file.
+
+    What a link leads to is replaced, not the link.
+    """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{target}: not a file, and nothing that a file may replace")
     make_folder(target.parent)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
     fresh = Path(name)
@@ -306,6 +324,18 @@ def _finish_file(path: Path) -> None:
     to_disk(path)
 
 
+@contextmanager
+def _filled(home: Path, name: str, write: Callable[[Path], None]) -> Iterator[Path]:
+    """Within: a hidden folder with whole files and their manifest, which goes unless it is renamed."""
+    fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=UNFINISHED, dir=home))
+    try:
+        write(fresh)
+        _seal(fresh)
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
 def _seal(folder: Path) -> None:
     """Sync all files of a folder, then a manifest of them."""
     files = sorted(folder.iterdir())
@@ -329,8 +359,15 @@ def _finish_earlier_save(folder: Path) -> None:
 
 
 def _check_replaceable(folder: Path, new: Manifest) -> None:
-    """ValueError for a file that has the name of a new one and is not what was written here before."""
+    """ValueError for a file that has the name of a new one and is not what was written here before.
+
+    And for a checkpoint, which would be none without its state.
+    """
     old = _earlier_manifest(folder)
+    if STATE in old and STATE not in new:
+        raise ValueError(f"{folder} is a checkpoint, from which its run could not go on: save elsewhere")
+    if old and DESCRIPTION in new and DESCRIPTION not in old:
+        raise ValueError(f"{folder / MANIFEST} {IN_THE_WAY}")  # others list sizes and hashes of files too
     for name in new:
         path = folder / name
         ours = path.is_file() and _fingerprint(path) in (old.get(name), new[name])

@@ -8,10 +8,10 @@ from typing import cast
 
 from perceivers.files import read_text
 from perceivers.schema import to_yaml
-from perceivers.storage import read_json, write_text
+from perceivers.storage import STATE, read_json, write_text
 from perceivers.tasks.recipe import data_of, read_recipe
 from perceivers.training.evaluation import Scores
-from perceivers.training.state import STATE, best_checkpoint
+from perceivers.training.state import best_checkpoint
 
 HEADING = """# Results
 

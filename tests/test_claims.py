@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -143,7 +144,9 @@ def test_scores_of_other_records_than_were_held_out_are_told(command, start, tab
     assert start()[0] == 0
     assert command("evaluate", table / "run")[2] == ""
     lines_changed(table / "own.csv", change)
-    code, _, err = command("evaluate", table / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = command("evaluate", table / "run")
     assert (code, err.count("\n")) == (0, 1)
     assert re.match(r"perceivers: warning: the data of .*/run have changed since it began \(held out: ", err)
     assert said in err

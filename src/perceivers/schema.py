@@ -59,8 +59,9 @@ class Schema:
         for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             if not specs:
                 raise ValueError(f"{side} is empty: name at least one")
-            for name in specs:
+            for name, spec in specs.items():
                 check_new_name(side, name)
+                _check_range(f"{side}.{name}", spec)
         for name, spec in self.outputs.items():
             source = getattr(spec, "of", None)
             if source is not None:
@@ -160,6 +161,16 @@ class Schema:
             lambda sides: cls(**sides),
             handler.generate_schema(_SchemaInFile),
         )
+
+
+def _check_range(where: str, spec: Kind) -> None:
+    """ValueError for a probability or a weight that is none."""
+    probs = {"drop_prob": spec.drop_prob, "mask_prob": 0.0 if spec.mask_prob is None else spec.mask_prob}
+    for name, prob in probs.items():
+        if not 0 <= prob <= 1:
+            raise ValueError(f"{where}: {name} = {prob} must be from 0 to 1")
+    if not 0 <= spec.weight < math.inf:
+        raise ValueError(f"{where}: weight = {spec.weight} must be 0 or more, and finite")
 
 
 def _value(record: Record, name: str, spec: Kind) -> Any:

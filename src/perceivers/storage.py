@@ -161,6 +161,9 @@ def sweep(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, on disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path}: is a file, not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         to_disk(path.parent)

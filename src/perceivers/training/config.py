@@ -63,6 +63,8 @@ class TrainingConfig:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed} must be 0 or more")
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at most {most}")

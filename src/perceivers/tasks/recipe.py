@@ -130,6 +130,11 @@ def check_claim(run: Path, recipe: Recipe) -> None:
     The recipe of a run that made no step may be replaced; a file that is not of a run may not.
     """
     path = run / RECIPE
+    try:
+        json.dumps(to_plain(recipe), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        name = error.object[: error.end].rpartition('"')[2]
+        raise ValueError(f"{name!r:.99}: not UTF-8, so no recipe can name it: rename the file") from None
     if not path.exists():
         for name in (UNREADABLE, DATA, *RESULTS):
             if os.path.lexists(run / name):

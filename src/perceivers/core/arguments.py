@@ -6,6 +6,7 @@ Conditions on shapes cost nothing. Conditions on values go through `require`, wh
 import difflib
 import math
 import numbers
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -176,6 +177,32 @@ def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> 
         return function(*arguments)
     except ValueError as error:
         raise ValueError(f"{what} {name!r}: {error}") from error
+
+
+def check_fields(config: Any, at_least_0: Sequence[str] = ()) -> None:
+    """Raise a ValueError for a field of a dataclass of sizes that is not of its type, or a number that is no size.
+
+    Whole numbers are at least 1, or 0 where that is a size.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        kinds, value = typing.get_args(hint) or (hint,), getattr(config, name)
+        least = 0 if name in at_least_0 else 1
+        if typing.get_origin(hint) is typing.Literal:
+            sound, right = value in kinds, f"one of {', '.join(kinds)}"
+        elif bool in kinds:
+            sound, right = isinstance(value, bool), "True or False"
+        elif int in kinds:
+            sound, right = is_whole(value) and value >= least, f"a whole number, at least {least}"
+        elif float in kinds:
+            sound, right = _is_number(value), "a finite number"
+        else:
+            sound, right = isinstance(value, kinds), f"a {kinds[0].__name__}"
+        if not sound and not (value is None and type(None) in kinds):
+            raise ValueError(f"{name} = {value!r:.99} must be {right}{', or None' * (type(None) in kinds)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def comes_in_parts(raw: Any) -> bool:

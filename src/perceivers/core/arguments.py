@@ -3,9 +3,11 @@
 Conditions on shapes cost nothing. Conditions on values go through `require`, which decides when values are looked at.
 """
 
+import dataclasses
 import difflib
 import math
 import numbers
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,6 +19,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 T = TypeVar("T")
+
+NONE = type(None)
 
 LONGEST_HINT, MOST_HINTS = 100, 2000
 """Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
@@ -180,25 +184,30 @@ def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> 
 
 
 def check_fields(config: Any, at_least_0: Sequence[str] = ()) -> None:
-    """Raise a ValueError for a field of a dataclass of sizes that is not of its type, or a number that is no size.
+    """Raise a ValueError for a field of a dataclass that is not of its type, or is a number that is no size.
 
-    Whole numbers are at least 1, or 0 where that is a size.
+    Whole numbers are at least 1, or 0 where that is a size. Fields that may be of several types are not looked at.
     """
-    for name, hint in typing.get_type_hints(type(config)).items():
-        kinds, value = typing.get_args(hint) or (hint,), getattr(config, name)
-        least = 0 if name in at_least_0 else 1
-        if typing.get_origin(hint) is typing.Literal:
-            sound, right = value in kinds, f"one of {', '.join(kinds)}"
-        elif bool in kinds:
-            sound, right = isinstance(value, bool), "True or False"
-        elif int in kinds:
+    hints = typing.get_type_hints(type(config))
+    for name, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config)):
+        hint, least = hints[name], 0 if name in at_least_0 else 1
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if value is None and NONE in kinds:
+            continue
+        kinds = tuple(kind for kind in kinds if kind is not NONE)
+        if choices:
+            sound, right = value in choices, f"one of {', '.join(choices)}"
+        elif kinds == (int,):
             sound, right = is_whole(value) and value >= least, f"a whole number, at least {least}"
-        elif float in kinds:
+        elif kinds == (float,):
             sound, right = _is_number(value), "a finite number"
+        elif all(type(kind) is type for kind in kinds) and int not in kinds:
+            sound, right = isinstance(value, kinds), f"of type {' or '.join(kind.__name__ for kind in kinds)}"
         else:
-            sound, right = isinstance(value, kinds), f"a {kinds[0].__name__}"
-        if not sound and not (value is None and type(None) in kinds):
-            raise ValueError(f"{name} = {value!r:.99} must be {right}{', or None' * (type(None) in kinds)}")
+            continue
+        if not sound:
+            raise ValueError(f"{name} = {value!r:.99} must be {right}")
 
 
 def _is_number(value: Any) -> bool:

@@ -55,10 +55,7 @@ class Plan:
 
     @property
     def always_dense(self) -> bool:
-        """Where nothing is to be chosen; the other orders are not for transforms of functions (vmap, grad, jvp).
-
-        A compiler is given the dense order, whose graph does not grow with blocks.
-        """
+        """Whether nothing is to be chosen: blocks are neither for compilers nor for transforms (vmap, grad)."""
         return self.order == "dense" or torch.compiler.is_compiling() or is_transformed()
 
 

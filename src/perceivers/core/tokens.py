@@ -198,9 +198,7 @@ def token_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def as_tokens(x: Any, mask: Any, channels: int, device: torch.device) -> Tokens:
-    """Return Tokens as they are; make them of an array [B, M, C] and its mask, True (or 1) where a token exists."""
-    if isinstance(x, Tokens):
-        return x
+    """Return an array [B, M, C], with its mask, True (or 1) where a token exists, as Tokens."""
     found = given({"tokens": x, "mask": mask}, device)
     x, mask = found.get("tokens"), found.get("mask")
     if x is None or x.ndim != 3 or x.shape[-1] != channels or (mask is not None and mask.ndim != 2):

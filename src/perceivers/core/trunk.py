@@ -144,9 +144,9 @@ class Resampler(nn.Module):
         mask: Bool[Tensor, "b m"] | Any = None,
         plan: Plan = FASTEST,
     ) -> Float[Tensor, "b n d"]:
-        """Latents from tokens [B, M, C]; the mask is True where a token exists."""
+        """Latents from tokens [B, M, C]; the mask is True (or 1) where a token exists."""
         latents = self.latents[None]
-        tokens = as_tokens(tokens, mask, self.input_channels, latents.device)
+        tokens = tokens if isinstance(tokens, Tokens) else as_tokens(tokens, mask, self.input_channels, latents.device)
         for stage in self.stages:
             latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
         return latents
@@ -200,7 +200,7 @@ class Transformer(nn.Module):
         if plan.memory_limit is not None or plan.order not in (None, "dense"):
             raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no order")
         weight = next(self.processor.parameters())
-        tokens = as_tokens(tokens, mask, self.input_channels, weight.device)
+        tokens = tokens if isinstance(tokens, Tokens) else as_tokens(tokens, mask, self.input_channels, weight.device)
         rows = apply_linear(self.encoder, tokens.dense(weight.dtype))
         exist = Mask(keys=tokens.mask())
         for block in self._block_of:

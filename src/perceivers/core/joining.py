@@ -183,7 +183,8 @@ class OutputAdapters(nn.Module):
 
     def share(self, queries: Tokens, share: Any) -> Tokens:
         """The queries of one of `world` processes; ValueError for an output whose rows depend on one another."""
-        rank, world = share if isinstance(share, tuple | list) and len(share) == 2 else (None, None)
+        sound = isinstance(share, tuple | list) and len(share) == 2
+        rank, world = share if sound else (-1, 0)
         if not (is_whole(rank) and is_whole(world)) or not 0 <= rank < world:
             raise ValueError(f"share = {share!r:.99} must be (rank, world), whole numbers with 0 <= rank < world")
         for name in queries.segments:

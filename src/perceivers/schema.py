@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
 from perceivers.budgets import Lines, check_memory, from_yaml
-from perceivers.core.arguments import near
+from perceivers.core.arguments import check_fields, is_whole, near
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.files import one_line, printable, read_text
@@ -59,9 +59,11 @@ class Schema:
         for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             if not specs:
                 raise ValueError(f"{side} is empty: name at least one")
+            if not isinstance(specs, Mapping):
+                raise ValueError(f"{side} of type {type(specs).__name__}: give a dictionary of names")
             for name, spec in specs.items():
                 check_new_name(side, name)
-                _check_range(f"{side}.{name}", spec)
+                named(f"{side}.{name}", _check_spec, spec)
         for name, spec in self.outputs.items():
             source = getattr(spec, "of", None)
             if source is not None:
@@ -163,14 +165,23 @@ class Schema:
         )
 
 
-def _check_range(where: str, spec: Kind) -> None:
-    """ValueError for a probability or a weight that is none."""
-    probs = {"drop_prob": spec.drop_prob, "mask_prob": 0.0 if spec.mask_prob is None else spec.mask_prob}
-    for name, prob in probs.items():
-        if not 0 <= prob <= 1:
-            raise ValueError(f"{where}: {name} = {prob} must be from 0 to 1")
-    if not 0 <= spec.weight < math.inf:
-        raise ValueError(f"{where}: weight = {spec.weight} must be 0 or more, and finite")
+def _check_spec(spec: Any) -> None:
+    """Raise a ValueError for what is no declared input or output, or has numbers that mean nothing."""
+    if not isinstance(spec, Kind):
+        raise ValueError(f"{spec!r:.99} is no declared structure, such as Numbers(count=3)")
+    check_fields(spec, at_least_0=("token", "prefix"))
+    for name in ("drop_prob", "mask_prob", "smoothing"):
+        if not 0 <= (getattr(spec, name, 0) or 0) <= 1:
+            raise ValueError(f"{name} = {getattr(spec, name)} must be from 0 to 1")
+    if spec.weight < 0:
+        raise ValueError(f"weight = {spec.weight} must be at least 0")
+    classes = getattr(spec, "classes", ())
+    if isinstance(classes, tuple | list):
+        sound = len(set(classes)) == len(classes)
+    else:
+        sound = is_whole(classes) and classes >= 0
+    if not sound:
+        raise ValueError(f"classes = {classes!r:.99} must be a number of classes, or their names, each once")
 
 
 def _value(record: Record, name: str, spec: Kind) -> Any:

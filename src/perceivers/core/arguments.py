@@ -3,9 +3,12 @@
 Conditions on shapes cost nothing. Conditions on values go through `require`, which decides when values are looked at.
 """
 
+import dataclasses
 import difflib
 import math
 import numbers
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +19,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 T = TypeVar("T")
+
+NONE = type(None)
 
 LONGEST_HINT, MOST_HINTS = 100, 2000
 """Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
@@ -176,6 +181,37 @@ def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> 
         return function(*arguments)
     except ValueError as error:
         raise ValueError(f"{what} {name!r}: {error}") from error
+
+
+def check_fields(config: Any, at_least_0: Sequence[str] = ()) -> None:
+    """Raise a ValueError for a field of a dataclass that is not of its type, or is a number that is no size.
+
+    Whole numbers are at least 1, or 0 where that is a size. Fields that may be of several types are not looked at.
+    """
+    hints = typing.get_type_hints(type(config))
+    for name, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config)):
+        hint, least = hints[name], 0 if name in at_least_0 else 1
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if value is None and NONE in kinds:
+            continue
+        kinds = tuple(kind for kind in kinds if kind is not NONE)
+        if choices:
+            sound, right = value in choices, f"one of {', '.join(choices)}"
+        elif kinds == (int,):
+            sound, right = is_whole(value) and value >= least, f"a whole number, at least {least}"
+        elif kinds == (float,):
+            sound, right = _is_number(value), "a finite number"
+        elif all(type(kind) is type for kind in kinds) and int not in kinds:
+            sound, right = isinstance(value, kinds), f"of type {' or '.join(kind.__name__ for kind in kinds)}"
+        else:
+            continue
+        if not sound:
+            raise ValueError(f"{name} = {value!r:.99} must be {right}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def comes_in_parts(raw: Any) -> bool:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perceivers.core.arguments import check_fields
 from perceivers.core.initialisers import attention_linear
 from perceivers.core.linear_map import apply_linear, apply_norm
 from perceivers.core.reading import NOTHING_SEEN, ReadState
@@ -66,12 +67,10 @@ class BlockConfig:
     """Dropout of the attention weights, in training."""
 
     def __post_init__(self) -> None:
+        check_fields(self, at_least_0=("min_padding", "num_layers"))
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to 1")
-        for name in ("num_heads", "widening_factor"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perceivers.core.arguments import check_fields
 from perceivers.core.attention import BlockConfig
 from perceivers.core.initialisers import POSITION_STD
 from perceivers.core.joining import JoinRule
@@ -25,6 +26,11 @@ class LatentsConfig:
     """Standard deviation of their truncated normal start."""
     num_places: int | None = None
     """They begin as sines of places spread evenly over so many (a text's length); None: at random (official)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.init_std <= 0:
+            raise ValueError(f"init_std = {self.init_std} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class Config:
     the encoder than their width has a meaning then."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (layers := max(self.processor.num_layers, 1) * self.processor.num_blocks) > MOST_LAYERS:
             raise ValueError(
                 f"processor.num_layers x processor.num_blocks = {layers} layers must be at most {MOST_LAYERS}"

@@ -364,3 +364,66 @@ def test_blocks_that_are_sharded_each_compute_the_same(kinds: tuple[type[nn.Modu
             own = grads[name]
             assert isinstance(own, DTensor), (algorithm, name)
             torch.testing.assert_close(own.full_tensor(), parameter.grad, rtol=1e-3, atol=1e-3)
+
+
+def gradients(model: PerceiverIO, algorithm: Order) -> list[Tensor | None]:
+    model.zero_grad()
+    torch.manual_seed(0)  # for what is random
+    flat(model(RAW, order=algorithm)).square().sum().backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def dropout_in_a_head(model: PerceiverIO) -> None:
+    model.set_submodule(PLACES["head"], nn.Sequential(nn.Dropout(0.5), nn.Linear(17, 2)))
+
+
+def head_that_mixes_places(model: PerceiverIO) -> None:
+    model.set_submodule(PLACES["head"], nn.Sequential(nn.Softmax(dim=1), nn.Linear(17, 2)))
+
+
+def hook_on_a_weight(model: PerceiverIO) -> None:
+    for place in ("write mlp", "head"):
+        model.get_submodule(PLACES[place]).weight.register_hook(lambda gradient: 3 * gradient)
+
+
+def other_mlp(model: PerceiverIO) -> None:
+    model.set_submodule("decoder.cross_attention.mlp", nn.Identity())
+
+
+def values_alone_are_trained(model: PerceiverIO) -> None:
+    model.requires_grad_(False)
+    model.get_submodule(PLACES["read value"]).requires_grad_(True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dropout_in_a_head, head_that_mixes_places, hook_on_a_weight, other_mlp, values_alone_are_trained],
+)
+def test_training_a_changed_model_has_the_gradients_of_the_dense_algorithm(
+    change: Callable[[PerceiverIO], None],
+) -> None:
+    model = small_model().train()
+    change(model)
+    expected = gradients(model, "dense")
+    for algorithm in ALGORITHMS:
+        torch.testing.assert_close(gradients(model, algorithm), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_parametrisation_that_counts_is_asked_once_in_each_pass() -> None:
+    place = PLACES["write value"]
+    kept = []
+    for algorithm in ("dense", "projected", "absorbed"):
+        model = small_model().train()
+        torch.manual_seed(0)
+        parametrizations.spectral_norm(model.get_submodule(place))
+        model(RAW, order=algorithm)
+        kept.append(dict(model.get_submodule(place).named_buffers()))
+    torch.testing.assert_close(kept[1], kept[0])
+    torch.testing.assert_close(kept[2], kept[0])
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_of_functions_are_given_the_dense_algorithm() -> None:
+    model = small_model()
+    whole = torch.func.vmap(lambda one: model(one[None], order="absorbed")["label"][0])(RAW)
+    torch.testing.assert_close(whole, model(RAW)["label"], rtol=1e-4, atol=1e-5)

@@ -3,16 +3,19 @@
 The model has an input and an output of every kind; each call gives one of them as nobody should, or may.
 """
 
+import math
 import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import perceivers.public
 from perceivers import (
     Category,
     Config,
@@ -28,6 +31,7 @@ from perceivers import (
     PointSet,
     Queries,
     Records,
+    Resampler,
     Schema,
     Series,
     Text,
@@ -300,7 +304,7 @@ def test_a_call_that_cannot_be_meant_is_refused(model, call, message):
 
 
 def test_arguments_of_wrong_types_are_refused_where_nothing_checks_types():
-    code = "import test_arguments as t; t.check_wrong_types()"
+    code = "import test_arguments as t; t.check_wrong_types(); t.check_wrong_declarations()"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 
 
@@ -401,3 +405,49 @@ def test_what_padding_holds_matters_neither_to_values_nor_to_gradients(order):
         assert leaf.grad.isfinite().all()
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
+
+
+WRONG_DECLARATIONS = """
+LatentsConfig(num_latents=0); LatentsConfig(num_latents=True); LatentsConfig(channels=8.0); LatentsConfig(init_std=0)
+EncoderConfig(join="padded"); EncoderConfig(min_padding=-1); EncoderConfig(activation="tanh")
+EncoderConfig(dropout="a"); EncoderConfig(alignment=math.nan)
+ProcessorConfig(num_layers=-1); ProcessorConfig(num_blocks=0); ProcessorConfig(share_blocks="some")
+DecoderConfig(kind="mean"); DecoderConfig(output_channels=0); Config(trunk="lstm"); Config(latents=5)
+output("numbers"); output(Numbers); output({"kind": "numbers"}); Schema([Numbers()], {"y": Numbers()})
+Schema({3: Numbers()}, {"y": Numbers()}); output(Label(classes=-1)); output(Label(classes="abc"))
+output(Label(classes=("a", "b", "a"))); output(Label(classes=2.5)); output(Label(classes=2, weight=-1))
+output(Label(classes=2, weight=math.nan)); output(Label(classes=2, smoothing=2))
+output(Label(classes=2, query_channels=0)); output(Label(classes=2, hidden_channels=-1))
+output(Numbers(mask_prob=-1)); output(Numbers(drop_prob=3)); output(Numbers(count=0))
+output(Image(size=(8, 8), channels=-1)); output(Image(size=(8, 8), positions="fourier"))
+output(Audio(size=64, rate=-1)); model.decode(encoded, share=1); model.decode(encoded, share=(0, 1, 2))
+model.decode(encoded, share="01"); explain(model, [[1.0]], memory_limit="1"); resampler(tokens[:0])
+resampler(tokens[0]); resampler(tokens[..., :4]); resampler(tokens.cfloat()); resampler(None)
+resampler(tokens, torch.full((2, 7), 2)); resampler(tokens, torch.ones(2)); resampler(tokens, torch.ones(2, 6).bool())
+"""
+"""Declarations and arguments that mean nothing."""
+
+
+def check_wrong_declarations():
+    config = Config(LatentsConfig(3, 8), processor=ProcessorConfig(num_layers=1))
+    model = PerceiverIO(Schema({"x": Numbers()}, {"y": Label(classes=2)}), config)
+    known = {
+        **vars(perceivers.public),
+        "math": math,
+        "torch": torch,
+        "output": lambda spec: Schema({"x": Numbers()}, {"it": spec}),
+        "model": model,
+        "encoded": model.encode([[1.0], [2.0]]),
+        "resampler": Resampler(config, 5).eval(),
+        "tokens": torch.randn(2, 7, 5),
+    }
+    for call in re.split("[;\n] *", WRONG_DECLARATIONS.strip()):
+        with pytest.raises(ValueError, match=r"^.{1,300}$"):
+            assert eval(call, known) is None, call
+
+
+@pytest.mark.parametrize("mask", [[[1] * 7] * 2, torch.ones(2, 7, dtype=torch.long), None])
+def test_a_resampler_takes_arrays_and_masks_of_tokenizers(mask: Any) -> None:
+    resampler = Resampler(Config(LatentsConfig(3, 8), processor=ProcessorConfig(num_layers=1)), 5).eval()
+    tokens = torch.randn(2, 7, 5)
+    torch.testing.assert_close(resampler(tokens.numpy(), mask), resampler(tokens))

@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +82,10 @@ def other_label(lines):
     return [line.replace(",x,", ",y,") if number == 10 else line for number, line in enumerate(lines)]
 
 
+def other_labels(lines):
+    return [line.replace(",x,", ",y,") for line in lines]
+
+
 def other_label_of_a_new_class(lines):
     return [line.replace(",x,", ",new,") if number in (10, 13, 16) else line for number, line in enumerate(lines)]
 
@@ -129,6 +134,22 @@ def test_the_command_tells_and_accepts(start, table):
     assert (code, err.count("\n")) == (2, 1)
     assert "training: other b" in err or "held out: other b" in err
     assert start("--accept-changed-data")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(other_labels, "other b"), (lambda lines: [*lines, *lines[1:9]], "records, before")]
+)
+def test_scores_of_other_records_than_were_held_out_are_told(command, start, table, change, said):
+    """A table that grew is split anew: the run has learned from some of what is now held out."""
+    assert start()[0] == 0
+    assert command("evaluate", table / "run")[2] == ""
+    lines_changed(table / "own.csv", change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = command("evaluate", table / "run")
+    assert (code, err.count("\n")) == (0, 1)
+    assert re.match(r"perceivers: warning: the data of .*/run have changed since it began \(held out: ", err)
+    assert said in err
 
 
 def test_what_is_no_change_is_not_told(go, table):

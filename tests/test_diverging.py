@@ -15,6 +15,7 @@ import torch
 from perceivers.data.rows import read_rows
 from perceivers.data.writing import write_rows
 from perceivers.modalities.cells import Row
+from perceivers.schema import Schema
 from perceivers.storage import check_finite, load_model, load_tensors, save_model, save_tensors, write_folder
 from perceivers.tasks.prediction import predict_rows
 from perceivers.tasks.results import keep_scores, read_scores, results_table
@@ -78,6 +79,20 @@ def test_a_validation_score_that_is_not_finite_ends_the_run(tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"step 4: the loss of the new weights is not finite.*step-00000002"):
         trained(small_records(), tmp_path, 6, checkpoint_every=2, validation_fraction=0.2)
     assert best_checkpoint(tmp_path).name == "step-00000002"
+
+
+def test_a_validation_score_of_nothing_is_none(tmp_path):
+    """No record that chooses the best checkpoint has a target, or there is no such record."""
+    records, settings = small_records(), {"validation_fraction": 0.2}
+    for record in loop.split(records, TrainingConfig(**settings))[1]:
+        record["label"] = -100
+    assert sum(record["label"] == -100 for record in records) == 5
+    schema = Schema(SCHEMA.inputs, {"label": SCHEMA.outputs["label"]})
+    with pytest.raises(ValueError, match="none of the 5 validation records has a target"):
+        trained(records, tmp_path, 1, schema, **settings)
+    assert not checkpoints(tmp_path)
+    with pytest.warns(UserWarning, match=r"validation_fraction = 0\.01 has no effect"):
+        trained(small_records(), tmp_path, 1, validation_fraction=0.01)
 
 
 @pytest.mark.parametrize(("shard_model", "fraction"), [(False, 0.0), (True, 0.0), (True, 0.3)])

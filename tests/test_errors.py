@@ -289,6 +289,11 @@ def test_a_broken_scalar_of_a_file_is_one_line(command, tmp_path, value):
         ("training.seed=" + "9" * 30, "training.seed: a number of 100 bits must fit into 64"),
         ("schema.inputs.a.mean=.nan", "schema.inputs.a.mean: nan must be a number"),
         ("config.processor.dropout=7", "dropout = 7"),
+        ("training.seed=-1", "seed = -1 must be 0 or more"),
+        ("data.seed=-1", "seed = -1 must be 0 or more"),
+        ("schema.outputs.y.weight=-1", "outputs.y: weight = -1.0 must be 0 or more"),
+        ("schema.inputs.a.drop_prob=2", "inputs.a: drop_prob = 2.0 must be from 0 to 1"),
+        ("schema.inputs.a.mask_prob=-1", "inputs.a: mask_prob = -1.0 must be from 0 to 1"),
         ("data.max_bad_rows=-1", "max_bad_rows = -1"),
         ("task=digits", "the recipe lacks the"),
     ],
@@ -445,3 +450,50 @@ def test_texts_in_yaml_say_the_same_after_they_were_printed():
     assert printable(text) == text
     with pytest.raises(ValueError, match="inputs"):
         from_plain(Schema, plain)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_wrong_arguments_are_told_in_any_encoding(encoding):
+    """Where there is no UTF-8 there is no box around what is wrong."""
+    call = [sys.executable, "-m", "perceivers", "explain", "x", "--batch-size", "many"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(call, capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, b"")
+    one_line(done.stderr.decode(encoding), "perceivers: invalid literal for int() with base 10: 'many'; Argument")
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        ("t.csv", ("--keep", "nothing"), "unknown column (keep) 'nothing'; there are "),
+        ("t.jsonl", ("--keep", "nothing", "late"), "unknown column (keep) 'nothing'; there are "),
+        ("t.csv", ("--max-bad-rows", "-1"), "max_bad_rows = -1 must be 0 or more"),
+    ],
+)
+def test_predictions_without_what_was_asked_for_are_refused(command, table, data, options, said):
+    assert command("train", "r.yaml", "--out", "run")[0] == 0
+    lines = [{f"a{HOSTILE}": 1.5} for _ in range(3)] + [{f"a{HOSTILE}": 2.5, "late": "x"}]
+    Path("t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, err = command("predict", "run", data, "-o", "p.csv", *options)
+    assert (code, out) == (2, "")
+    one_line(err, said)
+    assert not Path("p.csv").exists()
+    assert command("predict", "run", "t.jsonl", "-o", "p.csv", "--keep", "late")[0] == 0
+    assert Path("p.csv").read_text().splitlines()[-1].startswith("x,")
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_the_work(command, table):
+    name = os.fsdecode(b"t\xff.csv")
+    os.rename("t.csv", name)
+    code, _, err = command("train", "r.yaml", "--out", "run", "--data", name)
+    assert code == 2
+    one_line(err, "'t\\udcff': not UTF-8")
+    assert not Path("run").exists()
+
+
+def test_a_folder_under_a_file_names_the_file(command, table):
+    Path("file").write_text("x")
+    for call in (("train", "r.yaml", "--out", "file/run/x"), ("train", "r.yaml", "--out", "file")):
+        code, _, err = command(*call)
+        assert code == 2
+        one_line(err, "perceivers: file: is a file, not a folder")

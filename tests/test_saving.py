@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 
 from perceivers import from_pretrained, push_to_hub, save_pretrained
 from perceivers.data.writing import write_rows
-from perceivers.storage import READY, check_folder, remove_folder, sweep, write_folder
+from perceivers.storage import READY, check_folder, remove_folder, sweep, write_folder, write_text
+from perceivers.training.state import checkpoints
 from reference_files import REFERENCE
+from small_run import small_records, trained
 
 FROZEN = REFERENCE / "frozen-1"
 OURS = ["README.md", "manifest.json", "model.json", "model.safetensors"]
@@ -260,3 +263,56 @@ def test_a_table_replaces_a_file_and_nothing_else(tmp_path):
         with pytest.raises(ValueError, match=rf"{name}: not a file, and nothing"):
             write_rows(tmp_path / name, [{"a": 1}])
     assert (tmp_path / "pipe.csv").is_fifo()
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "README.md"])
+def test_a_list_of_files_that_another_program_wrote_is_refused(tmp_path, model, name):
+    """Though it has sizes and hashes as ours has: what it names is not removed."""
+    (tmp_path / name).write_text("years of work")
+    entry = {"size": 13, "sha256": hashlib.sha256(b"years of work").hexdigest()}
+    (tmp_path / "manifest.json").write_text(json.dumps({name: entry}))
+    with pytest.raises(ValueError, match=r"manifest\.json was not saved here by us"):
+        save_pretrained(model, tmp_path)
+    assert (tmp_path / name).read_text() == "years of work"
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "manifest.json"])
+
+
+def test_a_checkpoint_is_not_replaced_by_a_model(tmp_path):
+    trained(small_records(), tmp_path, 1)
+    (checkpoint,) = checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"step-00000001 is a checkpoint.*save elsewhere"):
+        save_pretrained(from_pretrained(checkpoint), checkpoint)
+    check_folder(checkpoint)
+
+
+def test_saves_and_loads_at_once(tmp_path, model, changed):
+    """Each is whole; none finds the work of another half done."""
+    save_pretrained(model, tmp_path)
+
+    def work(number):
+        for _ in range(5):
+            if number % 2:
+                assert latents(tmp_path) is not None
+            else:
+                save_pretrained((model, changed)[number // 2], tmp_path)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    check_folder(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == OURS
+
+
+def test_a_text_replaces_what_a_link_leads_to_and_only_files(tmp_path):
+    (tmp_path / "link").symlink_to("text")
+    os.mkfifo(tmp_path / "pipe")
+    write_text(tmp_path / "link", "new")
+    assert ((tmp_path / "link").is_symlink(), (tmp_path / "text").read_text()) == (True, "new")
+    for name in ("pipe", "."):
+        with pytest.raises(ValueError, match="not a file"):
+            write_text(tmp_path / name, "new")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_error_of_the_disk_names_the_target_alone(tmp_path, model):
+    with pytest.raises(OSError, match=r"File name too long: '[^']*'$"):
+        save_pretrained(model, tmp_path / ("x" * 300))

@@ -53,9 +53,13 @@ def parsed(verbs: Mapping[str, Callable[..., None]]) -> Callable[[], None]:
 
 
 def unboxed(complaint: str) -> str:
-    """What tyro draws in a box, without the box, its title and where it finds help."""
-    inside = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
-    parts = re.split(r"─+", " ".join(inside))
+    """What tyro draws in a box, without the box, its title and where it finds help.
+
+    Where the standard output is not in UTF-8 there is no box: a title, and lines of hyphens.
+    """
+    lines = complaint.splitlines()
+    inside = [line.strip("│ ") for line in lines if line.startswith("│")] or [line.strip() for line in lines[2:]]
+    parts = re.split(r"─+|-{9,}", " ".join(inside))
     plain = [re.sub(r"Error parsing \S+: |(?<=')action\.", "", part).strip(" .") for part in parts]
     said = [part for part in plain if "For full helptext" not in part]
     return "; ".join([*said, "see --help"])

@@ -79,7 +79,8 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     """
     for name, values in {**inputs, **targets}.items():
         single = isinstance(values, Tensor | np.ndarray) and not values.ndim
-        if single or not isinstance(values, Sized) or isinstance(values, str | bytes | Mapping):
+        table = hasattr(values, "columns")  # of pandas: as a sequence it is the names of its columns
+        if single or table or not isinstance(values, Sized) or isinstance(values, str | bytes | Mapping):
             raise ValueError(f"{name}: a batch of values is needed, an array or a list, not {type(values).__name__}")
     columns = {**inputs, **targets}
     for name in inputs.keys() & targets.keys():
@@ -106,7 +107,8 @@ def _own_kind(name: str, values: Sequence[Any], target: bool) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    value = scalar(value)
+    if is_missing(value := scalar(value)):
+        return None
     if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
         return value.tolist()
     if isinstance(value, Tensor | np.ndarray) or is_picture(value):
@@ -122,7 +124,7 @@ def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposa
     first = known[0]
     if files is not None and (found := _propose_files(known, files)):
         return found
-    if isinstance(first, Mapping) and "coordinates" in first:
+    if isinstance(first, Mapping) and {"coordinates", "values"} <= first.keys():
         axes, channels = (np.shape(first[name])[-1] for name in ("coordinates", "values"))
         return Proposal({"kind": "pointset", "axes": axes, "channels": channels}, f"points of {axes} axes")
     if isinstance(first, Mapping):

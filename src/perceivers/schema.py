@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
 from perceivers.budgets import Lines, check_memory, from_yaml
-from perceivers.core.arguments import near
+from perceivers.core.arguments import check_fields, is_whole, near
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.files import one_line, printable, read_text
@@ -59,8 +59,11 @@ class Schema:
         for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             if not specs:
                 raise ValueError(f"{side} is empty: name at least one")
-            for name in specs:
+            if not isinstance(specs, Mapping):
+                raise ValueError(f"{side} of type {type(specs).__name__}: give a dictionary of names")
+            for name, spec in specs.items():
                 check_new_name(side, name)
+                named(f"{side}.{name}", _check_spec, spec)
         for name, spec in self.outputs.items():
             source = getattr(spec, "of", None)
             if source is not None:
@@ -75,6 +78,7 @@ class Schema:
         )
         return type(self)(inputs, outputs)
 
+    @functools.cached_property
     def uncorrupted(self) -> "Schema":
         """The same schema as a prediction takes records: with all that they have, the same each time."""
         return type(self)({name: spec.uncorrupted() for name, spec in self.inputs.items()}, self.outputs)
@@ -160,6 +164,20 @@ class Schema:
             lambda sides: cls(**sides),
             handler.generate_schema(_SchemaInFile),
         )
+
+
+def _check_spec(spec: Any) -> None:
+    """Raise a ValueError for what is no declared input or output, or has numbers that mean nothing."""
+    if not isinstance(spec, Kind):
+        raise ValueError(f"{spec!r:.99} is no declared structure, such as Numbers(count=3)")
+    check_fields(spec)
+    classes = getattr(spec, "classes", ())
+    if isinstance(classes, tuple | list):
+        sound = len(set(classes)) == len(classes)
+    else:
+        sound = is_whole(classes) and classes >= 0
+    if not sound:
+        raise ValueError(f"classes = {classes!r:.99} must be a number of classes, or their names, each once")
 
 
 def _value(record: Record, name: str, spec: Kind) -> Any:

@@ -7,7 +7,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,10 @@ WEIGHTS, DESCRIPTION, MANIFEST = "model.safetensors", "model.json", "manifest.js
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types of numbers that weights may have: a model may be stored in any of them, and is then run in it."""
 
+STATE = "state.json"
+"""File that a checkpoint has beside those of a model."""
+
+
 READY = ".manifest.ready"
 """Hidden folder within a folder: the files of a save that is being put in place. They count, not the older ones."""
 
@@ -61,9 +66,9 @@ def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path,
         try:
             write(target, content)
         except OSError as error:
-            if error.strerror is not None:
-                error.filename, error.filename2 = str(target), None
-            raise
+            if error.strerror is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(target)) from None
 
     return named_write
 
@@ -78,25 +83,33 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: is a file, not a folder")
-    if is_there := target.is_dir():
-        _finish_earlier_save(target)
+    if target.is_dir():
+        with locked(target, exclusive=True):
+            _finish_earlier_save(target)
+            with _filled(target, "model", write) as fresh:
+                _check_replaceable(target, read_manifest(fresh))
+                fresh.rename(target / READY)  # from here on the new files count
+                to_disk(target)
+                _put_in_place(target)
     else:
         make_folder(target.parent)
-    home, name = (target, "model") if is_there else (target.parent, target.name)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=UNFINISHED, dir=home))
-    try:
-        write(fresh)
-        _seal(fresh)
-        if is_there:
-            _check_replaceable(target, read_manifest(fresh))
-            fresh.rename(target / READY)  # from here on the new files count
-            to_disk(target)
-            _put_in_place(target)
-        else:
+        with _filled(target.parent, target.name, write) as fresh:
             fresh.rename(target)
             to_disk(target.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, exclusive: bool) -> Iterator[None]:
+    """Within: no other process or thread saves a model in a folder; if `exclusive`, none loads one from it either."""
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):  # where there are no locks, or no folder yet
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a forked process may have the descriptor too
+        yield
 
 
 def current(folder: Path) -> Path:
@@ -106,7 +119,13 @@ def current(folder: Path) -> Path:
 
 @naming_its_target
 def write_text(target: Path, text: str) -> None:
-    """Write a text file, whole and on disk, or leave the old one."""
+    """Write a text file, whole and on disk, or leave the old one; ValueError for what is no file.
+
+    What a link leads to is replaced, not the link.
+    """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{target}: not a file, and nothing that a file may replace")
     make_folder(target.parent)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
     fresh = Path(name)
@@ -143,6 +162,9 @@ def sweep(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, on disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path}: is a file, not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         to_disk(path.parent)
@@ -310,6 +332,18 @@ def _finish_file(path: Path) -> None:
     to_disk(path)
 
 
+@contextmanager
+def _filled(home: Path, name: str, write: Callable[[Path], None]) -> Iterator[Path]:
+    """Within: a hidden folder with whole files and their manifest, which goes unless it is renamed."""
+    fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=UNFINISHED, dir=home))
+    try:
+        write(fresh)
+        _seal(fresh)
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
 def _seal(folder: Path) -> None:
     """Sync all files of a folder, then a manifest of them."""
     files = sorted(folder.iterdir())
@@ -333,8 +367,15 @@ def _finish_earlier_save(folder: Path) -> None:
 
 
 def _check_replaceable(folder: Path, new: Manifest) -> None:
-    """ValueError for a file that has the name of a new one and is not what was written here before."""
+    """ValueError for a file that has the name of a new one and is not what was written here before.
+
+    And for a checkpoint, which would be none without its state.
+    """
     old = _earlier_manifest(folder)
+    if STATE in old and STATE not in new:
+        raise ValueError(f"{folder} is a checkpoint, from which its run could not go on: save elsewhere")
+    if old and DESCRIPTION in new and DESCRIPTION not in old:
+        raise ValueError(f"{folder / MANIFEST} {IN_THE_WAY}")  # others list sizes and hashes of files too
     for name in new:
         path = folder / name
         ours = path.is_file() and _fingerprint(path) in (old.get(name), new[name])

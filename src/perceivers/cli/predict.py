@@ -1,7 +1,7 @@
 """The verb `predict`: a model on a table."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,11 +10,13 @@ from typing import Annotated, Literal
 import tyro
 
 from perceivers.cli.model import ModelChoice
+from perceivers.core.joining import check_names
 from perceivers.data import Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import read_rows, reader_of
 from perceivers.data.shards import is_shards, open_shards
 from perceivers.data.writing import check_writable, write_rows
+from perceivers.modalities.cells import Row
 from perceivers.schema import Record
 from perceivers.tasks.attention import PAGE_ROWS, attention_page
 from perceivers.tasks.cluster import predict_over_cluster
@@ -67,8 +69,11 @@ def predict(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
+    if max_bad_rows < 0:
+        raise ValueError(f"max_bad_rows = {max_bad_rows} must be 0 or more")
     check_writable(out)
     records = _records(data, model)
+    records = _holding(keep, records, data) if keep else records
     chosen = ModelChoice(model=model, device=where.device).load("")
     if where.workers:
         options = {"keep": keep, "explain": explain}
@@ -87,6 +92,22 @@ def predict(
     if attention is not None:
         first = list(islice(_records(data, model), PAGE_ROWS))
         print(f"Attention: {attention_page(chosen, first, attention)}", file=sys.stderr)
+
+
+def _holding(names: Collection[str], records: Iterable[Record], data: str) -> Iterator[Record]:
+    """Yield the records; ValueError naming a column that none of them has.
+
+    Records of JSON Lines may have columns of their own: only the last one tells.
+    """
+    met, wanted = dict[str, None](), set(names)
+    for record in records:
+        yield record
+        if not wanted <= met.keys():
+            met.update(dict.fromkeys(record.cells if isinstance(record, Row) else record))
+            if met and not data.endswith(".jsonl"):
+                check_names("column (keep)", names, met)
+    if met:
+        check_names("column (keep)", names, met)
 
 
 def _records(data: str, model: str) -> Iterable[Record]:

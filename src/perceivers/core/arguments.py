@@ -3,9 +3,13 @@
 Conditions on shapes cost nothing. Conditions on values go through `require`, which decides when values are looked at.
 """
 
+import dataclasses
 import difflib
+import functools
 import math
 import numbers
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +23,8 @@ T = TypeVar("T")
 
 SIZE, COUNT, FRACTION = (1.0, math.inf), (0.0, math.inf), (0.0, 1.0)
 """Ranges of the numbers of a configuration: a width or a length; how many; a probability."""
+
+NONE = type(None)
 
 LONGEST_HINT, MOST_HINTS = 100, 2000
 """Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
@@ -188,6 +194,38 @@ def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> 
         return function(*arguments)
     except ValueError as error:
         raise ValueError(f"{what} {name!r}: {error}") from error
+
+
+def check_fields(config: Any) -> None:
+    """Raise a ValueError for a field of a dataclass that is not of its type. Fields of several types are not looked at."""
+    hints = _type_hints(type(config))
+    for name, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config)):
+        hint = hints[name]
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if value is None and NONE in kinds:
+            continue
+        kinds = tuple(kind for kind in kinds if kind is not NONE)
+        if typing.get_origin(hint) is typing.Literal:
+            sound, right = value in typing.get_args(hint), f"one of {', '.join(typing.get_args(hint))}"
+        elif kinds == (int,):
+            sound, right = is_whole(value), "a whole number"
+        elif kinds == (float,):
+            sound, right = _is_number(value), "a finite number"
+        elif all(type(kind) is type for kind in kinds) and int not in kinds:
+            sound, right = isinstance(value, kinds), f"of type {' or '.join(kind.__name__ for kind in kinds)}"
+        else:
+            continue
+        if not sound:
+            raise ValueError(f"{name} = {value!r:.99} must be {right}")
+
+
+@functools.cache
+def _type_hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def comes_in_parts(raw: Any) -> bool:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import FRACTION, SIZE, check_ranges
+from perceivers.core.arguments import FRACTION, SIZE, check_fields, check_ranges
 from perceivers.core.initialisers import attention_linear
 from perceivers.core.linear_map import apply_linear, apply_norm
 from perceivers.core.reading import NOTHING_SEEN, ReadState
@@ -67,6 +67,7 @@ class BlockConfig:
     """Dropout of the attention weights, in training."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         sizes = ("num_heads", "qk_channels", "v_channels", "widening_factor")
         check_ranges(self, dict.fromkeys(sizes, SIZE) | dict.fromkeys(("dropout", "attention_dropout"), FRACTION))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from perceivers.core.arguments import COUNT, SIZE, check_ranges
+from perceivers.core.arguments import COUNT, SIZE, check_fields, check_ranges
 from perceivers.core.attention import BlockConfig
 from perceivers.core.initialisers import POSITION_STD
 from perceivers.core.joining import JoinRule
@@ -28,7 +28,10 @@ class LatentsConfig:
     """They begin as sines of places spread evenly over so many (a text's length); None: at random (official)."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"num_latents": SIZE, "channels": SIZE, "init_std": COUNT, "num_places": SIZE})
+        check_fields(self)
+        check_ranges(self, {"num_latents": SIZE, "channels": SIZE, "num_places": SIZE})
+        if self.init_std <= 0:
+            raise ValueError(f"init_std = {self.init_std} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Config:
     the encoder than their width has a meaning then."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (layers := max(self.processor.num_layers, 1) * self.processor.num_blocks) > MOST_LAYERS:
             raise ValueError(
                 f"processor.num_layers x processor.num_blocks = {layers} layers must be at most {MOST_LAYERS}"

@@ -75,7 +75,6 @@ class InputAdapters(nn.Module):
         """All tokens in one width; and each input's own, before they were joined and hidden.
 
         Tensors must be on `device`, arrays go there (None: tensors may be anywhere).
-
         An input that is not given (absent or None) is left out; one that has a mask token is hidden instead, also in
         single samples that lack it. With `missing`, of those not given only these are hidden.
         """
@@ -182,10 +181,12 @@ class OutputAdapters(nn.Module):
         """The head of each output."""
         return {name: adapter.get_submodule("head") for name, adapter in self.adapters.items()}
 
-    def share(self, queries: Tokens, rank: int, world: int) -> Tokens:
+    def share(self, queries: Tokens, share: Any) -> Tokens:
         """The queries of one of `world` processes; ValueError for an output whose rows depend on one another."""
+        sound = isinstance(share, tuple | list) and len(share) == 2
+        rank, world = share if sound else (-1, 0)
         if not (is_whole(rank) and is_whole(world)) or not 0 <= rank < world:
-            raise ValueError(f"share = {(rank, world)} must be (rank, world), whole numbers with 0 <= rank < world")
+            raise ValueError(f"share = {share!r:.99} must be (rank, world), whole numbers with 0 <= rank < world")
         for name in queries.segments:
             if self.adapters[name].mixes_neighbours:
                 raise ValueError(f"output {name!r} mixes neighbouring places: decode it whole, on one process")
@@ -204,8 +205,9 @@ class OutputAdapters(nn.Module):
 
 def check_new_name(what: str, name: str) -> None:
     """ValueError unless a part of a model can have this name."""
+    known = isinstance(name, str) and name.isidentifier()
     # torch keeps parts by name as attributes of a module.
-    if not name.isidentifier() or hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
+    if not known or hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
         raise ValueError(f"{what}: name {name!r} must be letters, digits and underscores, and no word of torch's own")
 
 

@@ -51,13 +51,13 @@ def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in (x, weight))
         and not torch.is_autocast_enabled("cpu")
-        and not _is_transformed()
+        and not is_transformed()
         and bool(torch.backends.mkldnn.enabled)
     )
 
 
-def _is_transformed() -> bool:
-    """Within vmap, or a derivative along a direction."""
+def is_transformed() -> bool:
+    """Return whether functions are transformed: vmap, gradients of `torch.func`, or derivatives along a direction."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -97,7 +97,7 @@ def _is_available() -> bool:
     try:
         if torch.ops.mkldnn._linear_pointwise not in flop_registry:
             register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
-        return not _is_transformed() and torch.equal(_product(x, x, None), x)
+        return not is_transformed() and torch.equal(_product(x, x, None), x)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
 

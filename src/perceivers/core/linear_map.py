@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
-from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 from torch.utils.module_tracker import ModuleTracker
 
 from perceivers.core.linear import linear
@@ -22,6 +23,9 @@ PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 LORA = ("peft.tuners.lora.layer", "Linear")
 """Module and name of the class that PEFT puts in place of a linear layer."""
+
+ROW_WISE = (nn.Identity, nn.Tanh, nn.Sigmoid, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus)
+"""Classes of modules that compute each row from the same row of their input alone."""
 
 
 class LinearMap(NamedTuple):
@@ -52,7 +56,21 @@ def linear_map(module: nn.Module) -> LinearMap:
 def is_linear_map(module: nn.Module) -> bool:
     """Return whether a module computes a linear map whose weights are known, without computing them."""
     known = type_before_parametrizations(module) is nn.Linear or _is_lora(module)
-    return known and not is_hooked(*module.modules()) and has_plain_tensors(module)
+    return known and not is_hooked(*module.modules()) and has_plain_tensors(module) and _is_steady(module)
+
+
+def is_row_wise(module: nn.Module) -> bool:
+    """Return whether a module is known to give the same rows when it is called with a few rows at a time, repeatedly.
+
+    A head of another class is not known to, unless it says which parameters it borrows.
+    """
+    if type(module) is nn.Sequential:
+        return all(map(is_row_wise, module))
+    if type(module) is nn.Dropout:
+        return not (module.training and module.p)
+    if type(module) is nn.LayerNorm:
+        return len(module.normalized_shape) == 1
+    return type(module) in ROW_WISE or hasattr(module, "borrowed") or is_linear_map(module)
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
@@ -122,6 +140,20 @@ def is_hooked(*modules: nn.Module, sharding: bool = True) -> bool:
             return True
         hooks += [hook for own in _own_hooks(module) for hook in own.values()]
     return not all(isinstance(_owner(hook), ModuleTracker) or (not sharding and _is_sharding(hook)) for hook in hooks)
+
+
+def _is_steady(module: nn.Module) -> bool:
+    """Return whether parametrisations give the same weights however often they are asked.
+
+    In training they may count (spectral norm) or draw (dropout); PyTorch's own without buffers do neither.
+    """
+    return all(
+        not part.training
+        or (type(part).__module__ == parametrizations.__name__ and not any(True for _ in part.buffers()))
+        for own in module.modules()
+        if isinstance(own, ParametrizationList)
+        for part in own.children()
+    )
 
 
 def _own_hooks(module: nn.Module) -> Iterator[dict[int, Callable[..., Any]]]:

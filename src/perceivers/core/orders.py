@@ -173,7 +173,11 @@ def _gradients(
             made, gradients = again(part, block)
         if block is blocks[0]:
             _check_leaves(made, [*part.values(), *others])
-        found = torch.autograd.grad(made, [*(part[name] for name in names), *beside], gradients, allow_unused=True)
+        # Where values alone are trained, sums of weights have no gradient.
+        differentiable = [(x, of_x) for x, of_x in zip(made, gradients, strict=True) if x.requires_grad]
+        outputs, of_outputs = zip(*differentiable, strict=True)
+        inputs = [*(part[name] for name in names), *beside]
+        found = torch.autograd.grad(outputs, inputs, of_outputs, allow_unused=True)
         for total, more in zip([*rows.cut(own, block).values(), *of_others], found, strict=True):
             if more is not None:
                 total += more

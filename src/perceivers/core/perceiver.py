@@ -134,7 +134,7 @@ class PerceiverIO(nn.Module):
         """
         self._check_encoded(encoded)
         queries = self.output_query(encoded, {} if points is None else points, outputs)
-        queries = queries if share is None else self.output_adapter.share(queries, *share)
+        queries = queries if share is None else self.output_adapter.share(queries, share)
         plan, heads = self._plan(memory_limit, order), self.output_adapter.heads
         rows = self.decoder(queries, encoded.latents, heads, plan, encoded.mask)
         return self.output_adapter(rows, queries)

@@ -3,6 +3,7 @@
 A function of shapes, kind of device and memory limit alone, never of free memory or of clocks: the same everywhere.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,21 @@ from perceivers.core.attention import LAYER_NORM_EPSILON, MLP, Attention, CrossA
 from perceivers.core.counting import HALF, RATES, Cost, Count, Rates, Sizes
 from perceivers.core.finishing import is_linear, is_shorter_composed
 from perceivers.core.joining import check_names
-from perceivers.core.linear_map import has_plain_tensors, is_hooked, is_linear_map, is_plain_norm, linear_shape
+from perceivers.core.linear import is_transformed
+from perceivers.core.linear_map import (
+    has_plain_tensors,
+    is_hooked,
+    is_linear_map,
+    is_plain_norm,
+    is_row_wise,
+    linear_shape,
+)
 from perceivers.core.orders import Order, is_together, kernels_for
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens
 
 ONE_HOT = 8
 """Rows of a block of the separable order, about; their one-hot code is part of a product."""
-
-BLOCK_PARTS = (Attention, MLP, nn.Dropout, nn.Dropout)
-"""Classes of a block's attention, MLP and dropouts."""
 
 GRADIENT = 3
 """How many times the memory a block takes when it is made again for its gradient."""
@@ -49,8 +55,8 @@ class Plan:
 
     @property
     def always_dense(self) -> bool:
-        """Where nothing is to be chosen; a compiler is given the dense order, whose graph does not grow with blocks."""
-        return self.order == "dense" or torch.compiler.is_compiling()
+        """Whether nothing is to be chosen: blocks are neither for compilers nor for transforms (vmap, grad)."""
+        return self.order == "dense" or torch.compiler.is_compiling() or is_transformed()
 
 
 FASTEST = Plan()
@@ -113,17 +119,32 @@ class Case:
     @cached_property
     def is_transparent(self) -> bool:
         """Whether the weights of all modules that other algorithms do not call are known, and calls do nothing else."""
-        cross, behind = self.cross, [part for module in self.tail or () for part in module.modules()]
-        attention, mlp = cross.attention, cross.mlp
+        cross = self.cross
+        attention, mlp, norms = cross.attention, cross.mlp, (cross.query_norm, cross.token_norm, cross.mlp_norm)
+        if (type(attention), type(mlp), type(cross.dropout)) != (Attention, MLP, nn.Dropout):
+            return False
         maps = (attention.query, attention.key, attention.value, attention.output, mlp.hidden, mlp.output)
-        borrowed = [x for module in behind for x in getattr(module, "borrowed", ())]
         return (
-            not is_hooked(attention, mlp, cross.dropout, mlp.dropout, *behind)
-            and (type(attention), type(mlp), type(cross.dropout), type(mlp.dropout)) == BLOCK_PARTS
+            not is_hooked(cross, sharding=False)
+            and not is_hooked(attention, mlp, cross.dropout, mlp.dropout)
+            and type(mlp.dropout) is nn.Dropout
             and all(map(is_linear_map, maps))
-            and all(is_plain_norm(x, LAYER_NORM_EPSILON) for x in (cross.query_norm, cross.token_norm, cross.mlp_norm))
+            and all(is_plain_norm(x, LAYER_NORM_EPSILON) for x in norms)
+            and (self.tail is None or self._is_behind_known(self.tail))
+        )
+
+    def _is_behind_known(self, tail: Sequence[nn.Module]) -> bool:
+        """Whether what follows the scores can be called block by block, and again for its gradient."""
+        cross, behind = self.cross, [part for module in tail for part in module.modules()]
+        borrowed = [x for module in behind for x in getattr(module, "borrowed", ())]
+        called = (cross.attention.output, cross.mlp_norm, cross.mlp, *tail)
+        trained = itertools.chain(borrowed, *(module.parameters() for module in called))
+        return (
+            not is_hooked(*behind)
+            and all(map(is_row_wise, tail))
             and all(map(has_plain_tensors, behind))
             and all(x.is_leaf and type(x) is nn.Parameter for x in borrowed)
+            and not any(x._backward_hooks for x in trained)  # these would run for each block, and again for their sum
         )
 
     @property
@@ -235,7 +256,8 @@ class Case:
 
     def _writing(self, order: Order) -> Count:
         """What follows the scores when writing: sums of values, the MLP, the maps behind it."""
-        sizes, hidden = self.sizes, self.cross.mlp.hidden_channels
+        sizes = self.sizes
+        hidden = getattr(self.cross.mlp, "hidden_channels", sizes.channels)  # an MLP of another class may not tell
         maps = [linear_shape(module) for module in self.tail or () if is_linear_map(module)]
         written = maps[-1][0] if maps else sizes.channels
         # What is written of several samples is stacked: it is there twice.

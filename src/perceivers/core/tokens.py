@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from perceivers.core.arguments import floats, given
 from perceivers.core.linear import linear
 from perceivers.core.positions import AxisTables, PositionFeatures
 
@@ -195,9 +197,14 @@ def token_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def as_tokens(x: Tokens | Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None = None) -> Tokens:
-    """A plain array [B, M, C], with a mask True where a token exists, is a valid Tokens."""
-    return x if isinstance(x, Tokens) else Tokens({"tokens": Segment(content=blank_where_absent(x, mask), mask=mask)})
+def as_tokens(x: Any, mask: Any, channels: int, device: torch.device) -> Tokens:
+    """Return an array [B, M, C], with its mask, True (or 1) where a token exists, as Tokens."""
+    found = given({"tokens": x, "mask": mask}, device)
+    x, mask = found.get("tokens"), found.get("mask")
+    if x is None or x.ndim != 3 or x.shape[-1] != channels or (mask is not None and mask.ndim != 2):
+        shapes = {name: tuple(part.shape) for name, part in found.items()}
+        raise ValueError(f"tokens [B, M, {channels}] and a mask [B, M] or none are needed, found {shapes}")
+    return Tokens({"tokens": Segment(content=blank_where_absent(floats(x), mask), mask=mask)})
 
 
 def blank_where_absent(x: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b m c"]:

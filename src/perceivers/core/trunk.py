@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -125,6 +126,7 @@ class Resampler(nn.Module):
         self.latents = start_of(latents)
         self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(read_of) + 1))
         self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of) + 1))
+        self.input_channels = input_channels
         self._read_of, self._block_of = read_of, block_of
 
     @property
@@ -138,12 +140,13 @@ class Resampler(nn.Module):
 
     def forward(
         self,
-        tokens: Tokens | Float[Tensor, "b m c"],
-        mask: Bool[Tensor, "b m"] | None = None,
+        tokens: Tokens | Any,
+        mask: Bool[Tensor, "b m"] | Any = None,
         plan: Plan = FASTEST,
     ) -> Float[Tensor, "b n d"]:
-        """Latents from tokens [B, M, C]; the mask is True where a token exists."""
-        tokens, latents = as_tokens(tokens, mask), self.latents[None]
+        """Latents from tokens [B, M, C]; the mask is True (or 1) where a token exists."""
+        latents = self.latents[None]
+        tokens = tokens if isinstance(tokens, Tokens) else as_tokens(tokens, mask, self.input_channels, latents.device)
         for stage in self.stages:
             latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
         return latents
@@ -182,21 +185,23 @@ class Transformer(nn.Module):
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         processor = config.processor
+        self.input_channels = input_channels
         self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         self.encoder = plain_linear(input_channels, config.latents.channels)
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
 
     def forward(
         self,
-        tokens: Tokens | Float[Tensor, "b m c"],
-        mask: Bool[Tensor, "b m"] | None = None,
+        tokens: Tokens | Any,
+        mask: Bool[Tensor, "b m"] | Any = None,
         plan: Plan = FASTEST,
     ) -> Float[Tensor, "b m d"]:
         """A row for each token [B, M, C]; the mask is True where a token exists."""
         if plan.memory_limit is not None or plan.order not in (None, "dense"):
             raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no order")
-        tokens = as_tokens(tokens, mask)
-        rows = apply_linear(self.encoder, tokens.dense(next(self.processor.parameters()).dtype))
+        weight = next(self.processor.parameters())
+        tokens = tokens if isinstance(tokens, Tokens) else as_tokens(tokens, mask, self.input_channels, weight.device)
+        rows = apply_linear(self.encoder, tokens.dense(weight.dtype))
         exist = Mask(keys=tokens.mask())
         for block in self._block_of:
             rows = self.processor[block](rows, exist)

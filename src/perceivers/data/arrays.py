@@ -34,6 +34,8 @@ class Arrays(DataSet):
     def __post_init__(self) -> None:
         if not 0 < self.held_out_fraction < 1:
             raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed} must be 0 or more")
 
     def training(self) -> Sequence[Record]:
         """Records of the first file that are not held out."""

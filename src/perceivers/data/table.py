@@ -45,6 +45,8 @@ class Table(DataSet):
             raise ValueError(f"max_bad_rows = {self.max_bad_rows} must be 0 or more")
         if not 0 < self.held_out_fraction < 1:
             raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed} must be 0 or more")
         rules = [name for name in ("stratify", "group", "order") if getattr(self, name) is not None]
         if len(rules) > 1:
             raise ValueError(f"{' and '.join(rules)} exclude one another: leave all but one out")

@@ -16,6 +16,7 @@ from perceivers.storage import (
     check_folder,
     current,
     load_model,
+    locked,
     read_json,
     read_manifest,
     save_model,
@@ -32,17 +33,17 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
 
     A repository's hashes are recorded when it is first used and must be the same ever after.
     """
-    folder = current(Path(name))
-    if not folder.is_dir():
-        folder = fetched(str(name), FILES, revision, offline)
-        if not (folder / DESCRIPTION).exists():
-            raise ValueError(
-                f"{name} is no model of ours: perceivers convert {name} FOLDER --model NAME makes one of it"
-            )
-        check_folder(folder)
-        _check_known(f"{name}@{revision or 'main'}", folder / MANIFEST)
-    elif (folder / MANIFEST).exists():
-        check_folder(folder)
+    if Path(name).is_dir():
+        with locked(Path(name), exclusive=False):
+            folder = current(Path(name))
+            if (folder / MANIFEST).exists():
+                check_folder(folder)
+            return load_model(folder)
+    folder = fetched(str(name), FILES, revision, offline)
+    if not (folder / DESCRIPTION).exists():
+        raise ValueError(f"{name} is no model of ours: perceivers convert {name} FOLDER --model NAME makes one of it")
+    check_folder(folder)
+    _check_known(f"{name}@{revision or 'main'}", folder / MANIFEST)
     return load_model(folder)
 
 
@@ -50,7 +51,7 @@ def save_pretrained(model: PerceiverIO, folder: Path, about: str = "") -> None:
     """Write a model folder, whole or not at all. The model card ends with `about`.
 
     In a folder that exists, the files of an older model are replaced, everything else stays. ValueError naming a file
-    that has the name of one of ours and is not what was saved there before.
+    that has the name of one of ours and is not what was saved there before; a run's checkpoint is not replaced either.
     """
 
     def write(fresh: Path) -> None:

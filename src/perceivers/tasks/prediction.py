@@ -108,7 +108,7 @@ def attempt(model: PerceiverIO, record: Record, asking: Sequence[str]) -> Sample
     """A record as a sample, its targets only where they say what to ask for; or why it is none."""
     schema = cast(Schema, model.schema)
     try:
-        sample = schema.uncorrupted().prepare(record, np.random.default_rng(0), training=False, outputs=asking)
+        sample = schema.uncorrupted.prepare(record, np.random.default_rng(0), training=False, outputs=asking)
         if all(value is None for value in sample["inputs"].values()):
             raise ValueError(f"none of {', '.join(schema.inputs)} is known")
         return sample

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -129,6 +130,11 @@ def check_claim(run: Path, recipe: Recipe) -> None:
     The recipe of a run that made no step may be replaced; a file that is not of a run may not.
     """
     path = run / RECIPE
+    try:
+        json.dumps(to_plain(recipe), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        name = error.object[: error.end].rpartition('"')[2]
+        raise ValueError(f"{name!r:.99}: not UTF-8, so no recipe can name it: rename the file") from None
     if not path.exists():
         for name in (UNREADABLE, DATA, *RESULTS):
             if os.path.lexists(run / name):
@@ -159,15 +165,23 @@ def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> dict[s
 
     A run of an older version, which has nothing to compare with, goes on.
     """
-    before = read_json(run / DATA) if (run / DATA).exists() else {"parts": found}
-    kept = before.get("parts") if isinstance(before, dict) else None
-    if not isinstance(kept, dict) or not all(isinstance(part, dict) for part in kept.values()):
-        raise ValueError(f"{run / DATA}: holds no fingerprint of data: remove it to go on without one")
-    what = differences(kept, found)
+    before = _read_kept_data(run) or {"parts": found}
+    what = differences(before["parts"], found)
     if what and not accept:
         raise ValueError(f"the data of {run} have changed since it began ({what}): --accept-changed-data goes on")
     accepted = [*before.get("accepted", []), *([{"step": step, "changed": what}] if what else [])]
     return {"parts": found, **({"accepted": accepted} if accepted else {})}
+
+
+def _read_kept_data(run: Path) -> dict[str, Any] | None:
+    """Return what a run kept of its data, or None; ValueError for a file that holds no such thing."""
+    if not (run / DATA).exists():
+        return None
+    kept = read_json(run / DATA)
+    parts = kept.get("parts") if isinstance(kept, dict) else None
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        raise ValueError(f"{run / DATA}: holds no fingerprint of data: remove it to go on without one")
+    return cast(dict[str, Any], kept)
 
 
 def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:
@@ -187,9 +201,16 @@ def preset_of(recipe: Recipe) -> Preset:
 
 
 def evaluate_run(run: Path) -> dict[str, Scores]:
-    """Scores of a run's best checkpoint (without validation, the newest) on held-out records, by evaluation."""
+    """Scores of a run's best checkpoint (without validation, the newest) on held-out records, by evaluation.
+
+    A warning tells if these are not the records that were held out when the run began: it may have learned from some.
+    """
     recipe, model = load_run(run)
     held_out = read_held_out(recipe.data, recipe.schema)
+    if kept := _read_kept_data(run):
+        what = differences(kept["parts"], {"held out": fingerprint(recipe.data, recipe.schema, held_out)})
+        if what:
+            warnings.warn(f"the data of {run} have changed since it began ({what})", stacklevel=2)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
     scores, score = {}, scorer_for(recipe.data)

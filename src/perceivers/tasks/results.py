@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from perceivers.files import read_text
+from perceivers.files import printable, read_text
 from perceivers.schema import to_yaml
-from perceivers.storage import read_json, write_text
+from perceivers.storage import STATE, read_json, write_text
 from perceivers.tasks.recipe import data_of, read_recipe
 from perceivers.training.evaluation import Scores
-from perceivers.training.state import STATE, best_checkpoint
+from perceivers.training.state import best_checkpoint
 
 HEADING = """# Results
 
@@ -59,7 +59,7 @@ def read_scores(run: Path) -> dict[str, Scores]:
 
 def keep_command(run: Path, command: str) -> None:
     """Write the command that made a run into its folder."""
-    write_text(run / COMMAND, command + "\n")
+    write_text(run / COMMAND, printable(command) + "\n")  # names of files need not be in UTF-8
 
 
 def results_table(runs: Sequence[Path]) -> str:

@@ -117,7 +117,10 @@ def evaluating(learner: nn.Module) -> Iterator[None]:
 
 
 def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) -> float:
-    """The training loss over all records, as if they were one batch; in sharded training every process computes it."""
+    """The training loss over all records, as if they were one batch; in sharded training every process computes it.
+
+    ValueError if no record has a target: a loss of 0 would be the best.
+    """
     schema = learner.schema
     sums = torch.zeros(len(schema.outputs), dtype=torch.double)
     counted = torch.zeros_like(sums)
@@ -128,6 +131,8 @@ def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) ->
             counted += count
             for number, name in enumerate(schema.outputs):
                 sums[number] += count[number] * losses[name].item() if name in losses else 0.0
+    if not counted.any():
+        raise ValueError(f"none of the {len(records)} validation records has a target: change validation_fraction")
     return float((sums / counted.clamp(min=1)).sum())
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,9 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
     if number == len(records):
         raise ValueError(f"no records to learn from: of {len(records)}, {number} are for validation")
     if not number:
+        if config.validation_fraction:
+            text = f"validation_fraction = {config.validation_fraction} has no effect: it is less than half a record"
+            warnings.warn(f"{text} of {len(records)}", stacklevel=3)
         return records, []
     places = np.random.default_rng(config.seed).permutation(len(records))
     learned_from, validation = np.sort(places[number:]), np.sort(places[:number])

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.storage import (
+    STATE,
     WEIGHTS,
     check_finite,
     check_folder,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 KEPT = 2
 """How many of the newest checkpoints of a run stay, beside the best."""
 
-TRAINING, STATE = "training.safetensors", "state.json"
+TRAINING = "training.safetensors"
 Tensors = dict[str, Tensor]
 
 

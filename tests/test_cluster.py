@@ -45,7 +45,7 @@ def test_workers_give_what_one_process_gives(folder):
     assert shared == alone
 
 
-@pytest.mark.parametrize("allowed", [1, 2])
+@pytest.mark.parametrize("allowed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_rows_are_counted_over_all_workers(folder, allowed):
     pytest.importorskip("ray", reason="Ray is not installed: pip install perceivers[cluster]")
     rows, error = predicted(folder, "bad.jsonl", "--max-bad-rows", allowed, "--workers", 2)

@@ -197,8 +197,9 @@ def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> 
 
 
 def check_fields(config: Any) -> None:
-    """Raise a ValueError for a field of a dataclass that is not of its type. Fields of several types are not looked at."""
-    hints = _type_hints(type(config))
+    """Raise a ValueError for a field of a dataclass that is not of its type. Fields of several types are passed over."""
+    kind: Any = type(config)
+    hints = _type_hints(kind)
     for name, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config)):
         hint = hints[name]
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -11,6 +11,7 @@ from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.files import one_line, regular_file
 from perceivers.media.clips import FPS, window
 from perceivers.media.video import Clip, read_video
+from perceivers.proposal import FILES
 from perceivers.schema import Record
 
 LARGEST_LIST = 2**30
@@ -18,6 +19,9 @@ LARGEST_LIST = 2**30
 
 LONGEST_LINE = 100_000
 """Characters of one of its lines."""
+
+RECORD_FILES = (".csv", *FILES["video"], *FILES["audio"])
+"""Ends of the names of lists and clips."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Clips(DataSet):
             raise ValueError(f"windows = {self.windows} must be at least 1")
 
     def record_files(self) -> Iterable[Path]:
-        """Lists and clips."""
-        return [path for pattern in ("*.csv", "*/*") for path in Path(self.folder).glob(pattern) if path.is_file()]
+        """Lists and clips; a run may lie in the folder too."""
+        found = [path for pattern in ("*.csv", "*/*") for path in Path(self.folder).glob(pattern)]
+        return [path for path in found if path.suffix.lower() in RECORD_FILES and path.is_file()]
 
     @property
     def fps(self) -> float:

@@ -1,5 +1,6 @@
 """Saving replaces what was saved before and nothing else, in a folder of any kind, and is not cut off in between."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceivers import from_pretrained, push_to_hub, save_pretrained
+from perceivers import from_pretrained, push_to_hub, save_pretrained, storage
 from perceivers.data.writing import write_rows
 from perceivers.storage import READY, check_folder, remove_folder, sweep, write_folder, write_text
 from perceivers.training.state import checkpoints
@@ -316,3 +317,18 @@ def test_a_text_replaces_what_a_link_leads_to_and_only_files(tmp_path):
 def test_an_error_of_the_disk_names_the_target_alone(tmp_path, model):
     with pytest.raises(OSError, match=r"File name too long: '[^']*'$"):
         save_pretrained(model, tmp_path / ("x" * 300))
+
+
+def test_a_first_save_whose_name_is_not_on_the_disk_is_undone(model, tmp_path, monkeypatch):
+    """Then the same command can be given again: it would refuse a folder that is there."""
+    to_disk = storage.to_disk
+
+    def broken(path):
+        if path == tmp_path and (tmp_path / "model").exists():
+            raise OSError(errno.EIO, "Input/output error")
+        to_disk(path)
+
+    monkeypatch.setattr(storage, "to_disk", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        save_pretrained(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []

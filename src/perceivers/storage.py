@@ -94,8 +94,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     else:
         make_folder(target.parent)
         with _filled(target.parent, target.name, write) as fresh:
-            fresh.rename(target)
-            to_disk(target.parent)
+            _rename_durably(fresh, target)
 
 
 @contextmanager
@@ -110,6 +109,16 @@ def locked(folder: Path, exclusive: bool) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a forked process may have the descriptor too
         yield
+
+
+def _rename_durably(fresh: Path, target: Path) -> None:
+    """Give a folder its name, on disk, or leave it the old one."""
+    fresh.rename(target)
+    try:
+        to_disk(target.parent)
+    except OSError:
+        target.rename(fresh)  # a loss of power could take the name back: nothing was saved
+        raise
 
 
 def current(folder: Path) -> Path:

@@ -197,7 +197,7 @@ def about(what: str, name: str, function: Callable[..., T], *arguments: Any) -> 
 
 
 def check_fields(config: Any) -> None:
-    """Raise a ValueError for a field of a dataclass that is not of its type. Fields of several types are passed over."""
+    """Raise a ValueError for a field of a dataclass that is not of its type; unions of types are not checked."""
     kind: Any = type(config)
     hints = _type_hints(kind)
     for name, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config)):

@@ -451,3 +451,37 @@ def test_a_resampler_takes_arrays_and_masks_of_tokenizers(mask: Any) -> None:
     resampler = Resampler(Config(LatentsConfig(3, 8), processor=ProcessorConfig(num_layers=1)), 5).eval()
     tokens = torch.randn(2, 7, 5)
     torch.testing.assert_close(resampler(tokens.numpy(), mask), resampler(tokens))
+
+
+def test_readings_that_do_not_belong_together_are_refused(model):
+    numbers = whole()["numbers"]
+    reading = model.read({"numbers": numbers})
+    with pytest.raises(ValueError, match="readings of 2 and 3 samples"):
+        reading + model.read({"vectors": torch.randn(3, 4, 5)})
+
+
+def test_a_limit_holds_for_attention_that_has_to_be_dense(model):
+    raw = whole()
+    for how in ("order", "hook on reading", "hook on writing"):
+        blocks = {"hook on reading": model.trunk.encoder[0], "hook on writing": model.decoder}
+        hooks = [
+            block.cross_attention.register_forward_hook(lambda module, given, output: output)
+            for name, block in blocks.items()
+            if name == how
+        ]
+        try:
+            order = "dense" if how == "order" else None
+            with pytest.raises(ValueError, match=r"memory limit of 0\.001 MB: this needs at least"):
+                model.encode(raw, 1000, order) if "writing" not in how else model.decode(
+                    model.encode(raw), outputs=["numbers"], memory_limit=1000
+                )
+            assert model.encode(raw, 10**8, order).latents.isfinite().all()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000])
+def test_a_name_of_a_model_that_cannot_be_one_is_refused(name):
+    with pytest.raises(ValueError, match="must be a folder, or a hub repository owner/name"):
+        perceivers.public.from_pretrained(name)

@@ -12,7 +12,7 @@ from perceivers.core.attention import CrossAttention, Mask
 from perceivers.core.config import Config
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.linear_map import apply_linear, is_hooked
-from perceivers.core.plan import FASTEST, Plan, plan_writing
+from perceivers.core.plan import FASTEST, Plan, check_dense, plan_writing
 from perceivers.core.tokens import Tokens, token_dtype
 
 
@@ -36,6 +36,8 @@ class Decoder(nn.Module):
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Rows [B, O, e] of each output, after its head; the mask is True where a latent exists (None: all do)."""
         if mask is not None or plan.always_dense or is_hooked(self.cross_attention, sharding=False):
+            tails = {name: (self.output, heads[name]) for name in queries.segments}
+            check_dense(self.cross_attention, latents, queries, plan, tails)
             x = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, Mask(mask, queries.mask()))
             return _headed(x, queries, self.output, heads)
         write = partial(_write, output=self.output, heads=heads, plan=plan)

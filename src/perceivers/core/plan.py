@@ -342,6 +342,22 @@ def plan_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: P
     return {} if plan.order is None and fits and cheaper else states
 
 
+def check_dense(
+    cross: CrossAttention,
+    latents: Tensor,
+    tokens: Tokens,
+    plan: Plan,
+    tails: Mapping[str, Sequence[nn.Module]] | None = None,
+) -> None:
+    """ValueError where attention has to be dense and does not fit into the memory allowed; a compiler is not told."""
+    if plan.memory_limit is None or torch.compiler.is_compiling():
+        return
+    cases = [Case(cross, latents, x, None if tails is None else tails[name]) for name, x in tokens.segments.items()]
+    needed = sum(case.costs()["dense"].bytes(0) for case in cases)
+    if needed > plan.memory_limit:
+        raise ValueError(_too_small(plan.memory_limit, needed))
+
+
 def _too_small(limit: float | int | None, least: int) -> str:
     return f"memory limit of {(limit or 0) / 1e6:.3g} MB: this needs at least {least / 1e6:.3g} MB"
 

@@ -112,6 +112,11 @@ class Reading:
 
     def __add__(self, other: "Reading") -> "Reading":
         """Everything that either has read; what both have of an input are different tokens of it, or a ValueError."""
+        if not isinstance(other, Reading):
+            raise ValueError(f"a Reading can be added to a Reading, as `read` gives, not to {type(other).__name__}")
+        batches = {state.reference.shape[0] for one in (self, other) for state in one.states.values()} - {1}
+        if len(batches) > 1:
+            raise ValueError(f"readings of {' and '.join(map(str, sorted(batches)))} samples: read the same batch")
         if twice := set(self.sources) & set(other.sources):
             raise ValueError(f"an output asks with the tokens of {', '.join(twice)}: read that input in one piece")
         both = {name: self.states[name] + other.states[name] for name in self.states if name in other.states}

@@ -12,7 +12,7 @@ from perceivers.core.attention import CrossAttention, Mask, SelfAttention
 from perceivers.core.config import Config, LatentsConfig, shared
 from perceivers.core.initialisers import plain_linear, sines, trained_vector
 from perceivers.core.linear_map import apply_linear, is_hooked
-from perceivers.core.plan import FASTEST, Choice, Plan, plan_reading, plan_states
+from perceivers.core.plan import FASTEST, Choice, Plan, check_dense, plan_reading, plan_states
 from perceivers.core.reading import ReadState, sum_states
 from perceivers.core.tokens import Tokens, as_tokens, token_dtype
 
@@ -33,6 +33,7 @@ class Read(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Updated latents; in the cheapest order that the plan allows."""
         if plan.always_dense or is_hooked(self.cross_attention, sharding=False):  # hooks see arrays
+            check_dense(self.cross_attention, latents, tokens, plan)
             return self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
         return self.cross_attention(latents, tokens, algorithm=partial(_read, plan=plan))
 

@@ -28,11 +28,17 @@ FILES = ["*.json", "*.safetensors", "README.md"]
 """What is fetched of a hub repository; nothing in it is ever run."""
 
 
+LONGEST_NAME = 1000
+"""Characters of the name of a model."""
+
+
 def from_pretrained(name: str | Path, revision: str | None = None, offline: bool = False) -> PerceiverIO:
     """The model of a folder, or of a hub repository "owner/name", in evaluation mode.
 
     A repository's hashes are recorded when it is first used and must be the same ever after.
     """
+    if not isinstance(name, str | Path) or not str(name) or len(str(name)) > LONGEST_NAME:
+        raise ValueError(f"name = {name!r:.99} must be a folder, or a hub repository owner/name")
     if Path(name).is_dir():
         with locked(Path(name), exclusive=False):
             folder = current(Path(name))

@@ -36,12 +36,16 @@ class Decoder(nn.Module):
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Rows [B, O, e] of each output, after its head; the mask is True where a latent exists (None: all do)."""
         if mask is not None or plan.always_dense or is_hooked(self.cross_attention, sharding=False):
-            tails = {name: (self.output, heads[name]) for name in queries.segments}
-            check_dense(self.cross_attention, latents, queries, plan, tails)
+            if plan.is_limited:
+                check_dense(self.cross_attention, latents, queries, plan, self._tails(heads))
             x = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, Mask(mask, queries.mask()))
             return _headed(x, queries, self.output, heads)
         write = partial(_write, output=self.output, heads=heads, plan=plan)
         return self.cross_attention(queries, latents, algorithm=write)
+
+    def _tails(self, heads: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, nn.Module]]:
+        """What follows the block for each output."""
+        return {name: (self.output, head) for name, head in heads.items()}
 
     def attention_map(
         self, queries: Tokens, latents: Float[Tensor, "#b n d"], mask: Bool[Tensor, "b n"] | None = None

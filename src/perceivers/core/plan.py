@@ -54,6 +54,11 @@ class Plan:
             raise ValueError(f"memory_limit = {self.memory_limit} must be a positive number of bytes, or None")
 
     @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit to keep; a compiler is not told."""
+        return self.memory_limit is not None and not torch.compiler.is_compiling()
+
+    @property
     def always_dense(self) -> bool:
         """Whether nothing is to be chosen: blocks are neither for compilers nor for transforms (vmap, grad)."""
         return self.order == "dense" or torch.compiler.is_compiling() or is_transformed()
@@ -349,12 +354,10 @@ def check_dense(
     plan: Plan,
     tails: Mapping[str, Sequence[nn.Module]] | None = None,
 ) -> None:
-    """ValueError where attention has to be dense and does not fit into the memory allowed; a compiler is not told."""
-    if plan.memory_limit is None or torch.compiler.is_compiling():
-        return
+    """ValueError where attention has to be dense and does not fit into the memory allowed."""
     cases = [Case(cross, latents, x, None if tails is None else tails[name]) for name, x in tokens.segments.items()]
     needed = sum(case.costs()["dense"].bytes(0) for case in cases)
-    if needed > plan.memory_limit:
+    if plan.memory_limit is not None and needed > plan.memory_limit:
         raise ValueError(_too_small(plan.memory_limit, needed))
 
 

@@ -33,7 +33,8 @@ class Read(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Updated latents; in the cheapest order that the plan allows."""
         if plan.always_dense or is_hooked(self.cross_attention, sharding=False):  # hooks see arrays
-            check_dense(self.cross_attention, latents, tokens, plan)
+            if plan.is_limited:
+                check_dense(self.cross_attention, latents, tokens, plan)
             return self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
         return self.cross_attention(latents, tokens, algorithm=partial(_read, plan=plan))
 

@@ -403,6 +403,17 @@ def test_output_that_nobody_takes(tmp_path):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.fixture
+def heeded_signals():
+    """Signals as a terminal has them: a job in the background, or under nohup, starts with some ignored."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_verb_quietly(command, monkeypatch, name):
     """Whatever a library makes of the exception, and though it comes twice."""
@@ -423,6 +434,7 @@ def test_a_signal_ends_a_verb_quietly(command, monkeypatch, name):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.usefixtures("heeded_signals")  # a child inherits what is ignored, and nothing else
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_modules_load_ends_quietly(name):
     code = "import os, signal, sys\nfrom perceivers.__main__ import main\nassert 'torch' not in sys.modules\n"

@@ -53,7 +53,7 @@ def parsed(verbs: Mapping[str, Callable[..., None]]) -> Callable[[], None]:
 
 
 def unboxed(complaint: str) -> str:
-    """What tyro draws in a box, without the box, its title and where it finds help.
+    """Return the text that tyro draws in a box, without the box, its title and its pointer to the help.
 
     Where the standard output is not in UTF-8 there is no box: a title, and lines of hyphens.
     """

@@ -46,8 +46,9 @@ def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
 def _named(path: Path) -> str:
     """A path as a message shows it, printable; of a very long one its beginning and its end."""
     name = str(path)
-    name = name if len(name) <= LONGEST_MESSAGE else f"{name[: LONGEST_MESSAGE // 3]}...{name[-LONGEST_MESSAGE // 2 :]}"
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+    return printable(
+        name if len(name) <= LONGEST_MESSAGE else f"{name[: LONGEST_MESSAGE // 3]}...{name[-LONGEST_MESSAGE // 2 :]}"
+    )
 
 
 def tensor_file(path: Path | str) -> Path:

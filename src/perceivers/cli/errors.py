@@ -39,12 +39,12 @@ MACHINE = re.compile(
     r"no CUDA GPUs|not compiled with CUDA|MPS backend",
     re.IGNORECASE,
 )
-"""What torch says of the machine in errors that have no kind of their own."""
+"""Texts by which torch reports faults of the machine, in errors that have no class of their own."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|cannot allocate memory|can't allocate", re.IGNORECASE)
 
 PARTNER = re.compile(r"connection (closed|reset) by peer|gloo/transport|remote process exited|NCCL", re.IGNORECASE)
-"""What the processes of a run say when one of them has ended."""
+"""Texts of errors in the remaining processes of a run after one of them has ended."""
 
 LEFT_ALONE = "another process of this run has ended"
 
@@ -194,7 +194,7 @@ def extras() -> dict[str, str]:
 
 
 def _told_by_first_process() -> bool:
-    """Whether the first process, which started this one, ends too: what all find wrong, one says."""
+    """Return whether the first process of the run, which started this one, ends too: it speaks for all."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ:
         return False
     end = time.monotonic() + PATIENCE

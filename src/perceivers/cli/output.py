@@ -1,4 +1,4 @@
-"""What the command prints: nothing that a file says acts on the terminal."""
+"""Output of the command: nothing that a file says acts on the terminal."""
 
 import sys
 import warnings

@@ -1,4 +1,4 @@
-"""What a caller gives: taken as numbers that fit, or refused with a line that names it and says what would be right.
+"""Checks of arguments: a value is converted to what fits, or refused in one line that names it and what would be right.
 
 Conditions on shapes cost nothing. Conditions on values go through `require`, which decides when values are looked at.
 """
@@ -25,6 +25,7 @@ SIZE, COUNT, FRACTION = (1.0, math.inf), (0.0, math.inf), (0.0, 1.0)
 """Ranges of the numbers of a configuration: a width or a length; how many; a probability."""
 
 NONE = type(None)
+"""What may stand in place of a field's value where its type says so."""
 
 LONGEST_HINT, MOST_HINTS = 100, 2000
 """Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
@@ -236,11 +237,10 @@ def comes_in_parts(raw: Any) -> bool:
     return not isinstance(raw, list | tuple) or all(isinstance(chunk, Mapping | Tensor) for chunk in raw)
 
 
-def check_limit(limit: int | None) -> int | None:
-    """Return a limit of memory; ValueError unless it is a whole number of bytes, or None."""
+def check_limit(limit: Any) -> None:
+    """Raise a ValueError for a limit of memory that is neither a whole number of bytes nor None."""
     if limit is not None and (not is_whole(limit) or limit < 1):
         raise ValueError(f"memory_limit = {limit!r} must be a whole number of bytes, at least 1, or None")
-    return limit
 
 
 def as_mask(mask: Tensor) -> Bool[Tensor, "*b"]:

@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         return self.cross_attention(queries, latents, algorithm=write)
 
     def _tails(self, heads: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, nn.Module]]:
-        """What follows the block for each output."""
+        """Return the modules that follow the block, by output."""
         return {name: (self.output, head) for name, head in heads.items()}
 
     def attention_map(

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceivers.core.arguments import check_limit
 from perceivers.core.counting import Cost
 from perceivers.core.decoder import Decoder
 from perceivers.core.interfaces import Points
@@ -41,7 +40,7 @@ def explain(
     order: Order | None = None,
 ) -> list[Explained]:
     """What `model(raw, points, memory_limit, order)` would do; of raw only shapes matter, so "meta" tensors serve."""
-    plan = Plan(check_limit(model.memory_limit if memory_limit is None else memory_limit), order)
+    plan = Plan(model.memory_limit if memory_limit is None else memory_limit, order)
     found = []
     if not isinstance(model.trunk, Resampler):
         raise ValueError("a transformer has one order of attention, the dense one: there is nothing to explain")

@@ -68,7 +68,7 @@ class InputAdapter(nn.Module, ABC):
     """Whether it takes a Part: no token depends on its neighbours, and each knows its place."""
 
     is_set: bool = False
-    """Whether it is a set, which may be read in chunks: no token depends on its place."""
+    """True for a set, which may be read in chunks: no token depends on its place."""
 
     @abstractmethod
     def forward(self, raw: Any) -> Segment:

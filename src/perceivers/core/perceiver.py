@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from perceivers.core.arguments import check_limit, comes_in_parts
+from perceivers.core.arguments import comes_in_parts
 from perceivers.core.config import Config
 from perceivers.core.decoder import AverageDecoder, Decoder
 from perceivers.core.initialisers import zero_
@@ -170,7 +170,7 @@ class PerceiverIO(nn.Module):
     def _plan(self, memory_limit: int | None, order: Order | None) -> Plan:
         if order not in (None, *get_args(Order)):
             raise ValueError(f"unknown order {order!r}; there are {', '.join(get_args(Order))}")
-        return Plan(check_limit(self.memory_limit if memory_limit is None else memory_limit), order)
+        return Plan(self.memory_limit if memory_limit is None else memory_limit, order)
 
     def _check_encoded(self, encoded: Encoded) -> None:
         if not isinstance(encoded, Encoded):

@@ -14,6 +14,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from perceivers.core.arguments import check_limit
 from perceivers.core.attention import LAYER_NORM_EPSILON, MLP, Attention, CrossAttention
 from perceivers.core.counting import HALF, RATES, Cost, Count, Rates, Sizes
 from perceivers.core.finishing import is_linear, is_shorter_composed
@@ -50,8 +51,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.order is not None:
             check_names("order", [self.order], get_args(Order))
-        if self.memory_limit is not None and self.memory_limit < 1:
-            raise ValueError(f"memory_limit = {self.memory_limit} must be a positive number of bytes, or None")
+        check_limit(self.memory_limit)
 
     @property
     def is_limited(self) -> bool:

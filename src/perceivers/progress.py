@@ -1,4 +1,4 @@
-"""How far work is: a bar on a terminal or in a notebook, elsewhere a line of text every minute."""
+"""Progress: a bar on a terminal or in a notebook, elsewhere a line of text every minute."""
 
 import time
 from collections.abc import Callable, Collection, Iterator

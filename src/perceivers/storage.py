@@ -39,7 +39,6 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 STATE = "state.json"
 """File that a checkpoint has beside those of a model."""
 
-
 READY = ".manifest.ready"
 """Hidden folder within a folder: the files of a save that is being put in place. They count, not the older ones."""
 
@@ -47,7 +46,7 @@ UNFINISHED = ".unfinished"
 """End of the hidden names of what is being written or removed."""
 
 LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.unfinished")
-"""Those names as `tempfile` makes them."""
+"""Pattern of these hidden names, as `tempfile` makes them."""
 
 IN_THE_WAY = "was not saved here by us, or changed since: move it, or save elsewhere"
 
@@ -393,7 +392,7 @@ def _check_replaceable(folder: Path, new: Manifest) -> None:
 
 
 def _earlier_manifest(folder: Path) -> Manifest:
-    """What was saved in a folder before; ValueError if something else has the manifest's name."""
+    """Return the manifest of an earlier save; ValueError if something else has the manifest's name."""
     if not os.path.lexists(folder / MANIFEST):
         return {}
     try:

@@ -25,7 +25,7 @@ SIZE, COUNT, FRACTION = (1.0, math.inf), (0.0, math.inf), (0.0, 1.0)
 """Ranges of the numbers of a configuration: a width or a length; how many; a probability."""
 
 NONE = type(None)
-"""What may stand in place of a field's value where its type says so."""
+"""Type of an optional field that is not set."""
 
 LONGEST_HINT, MOST_HINTS = 100, 2000
 """Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""

@@ -197,5 +197,5 @@ def _is_plain_adapter(module: Any, name: str) -> bool:
 
 
 def _deltas(module: Any) -> list[Tensor]:
-    """What each active adapter adds to the weight."""
+    """Return the update that each active adapter adds to the weight, [outputs, inputs]."""
     return [] if module.merged else [module.get_delta_weight(name) for name in _active(module)]

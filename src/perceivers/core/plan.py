@@ -55,12 +55,12 @@ class Plan:
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is a limit to keep; a compiler is not told."""
+        """True if there is a limit to keep; compiled programs have none."""
         return self.memory_limit is not None and not torch.compiler.is_compiling()
 
     @property
     def always_dense(self) -> bool:
-        """Whether nothing is to be chosen: blocks are neither for compilers nor for transforms (vmap, grad)."""
+        """True if only the dense algorithm may run: forced, or under a compiler or a transform (vmap, grad)."""
         return self.order == "dense" or torch.compiler.is_compiling() or is_transformed()
 
 
@@ -118,12 +118,12 @@ class Case:
 
     @property
     def drops_weights(self) -> bool:
-        """Whether attention weights are dropped at random, which only the dense algorithm does."""
+        """True if attention weights are dropped at random, which only the dense algorithm does."""
         return self.cross.attention.training and self.cross.attention.dropout > 0
 
     @cached_property
     def is_transparent(self) -> bool:
-        """Whether the weights of all modules that other algorithms do not call are known, and calls do nothing else."""
+        """True if the weights of all modules that block-wise algorithms bypass are known, and calls do nothing else."""
         cross = self.cross
         attention, mlp, norms = cross.attention, cross.mlp, (cross.query_norm, cross.token_norm, cross.mlp_norm)
         if (type(attention), type(mlp), type(cross.dropout)) != (Attention, MLP, nn.Dropout):
@@ -139,7 +139,7 @@ class Case:
         )
 
     def _is_behind_known(self, tail: Sequence[nn.Module]) -> bool:
-        """Whether what follows the scores can be called block by block, and again for its gradient."""
+        """Return whether the modules behind the scores can be called block by block, and again for the gradient."""
         cross, behind = self.cross, [part for module in tail for part in module.modules()]
         borrowed = [x for module in behind for x in getattr(module, "borrowed", ())]
         called = (cross.attention.output, cross.mlp_norm, cross.mlp, *tail)

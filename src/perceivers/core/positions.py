@@ -66,7 +66,7 @@ class Learned:
 PositionConfig = Fourier | Learned
 
 MOST_BANDS, MOST_RESIDUAL_LAYERS = 100_000, 1000
-"""Most bands of Fourier features, and most residual layers behind positions."""
+"""Upper bounds of the bands of Fourier features and of the residual layers behind positions."""
 
 
 def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:

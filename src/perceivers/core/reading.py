@@ -108,7 +108,7 @@ class Reading:
     sources: Mapping[str, Segment] = field(default_factory=dict)
     """Tokens of the inputs that an output asks with."""
     parts: Mapping[str, tuple[Extent | None, ...]] = field(default_factory=dict)
-    """What was read of each input that is no set; None: all of it."""
+    """Parts read of each input that is no set; None: all of it."""
 
     def __add__(self, other: "Reading") -> "Reading":
         """Everything that either has read; what both have of an input are different tokens of it, or a ValueError."""

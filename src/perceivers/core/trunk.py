@@ -67,7 +67,7 @@ def _read(cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Token
 def _read_states(
     cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan
 ) -> dict[str, ReadState]:
-    """What the latents take from each segment, each by the cheapest algorithm."""
+    """Return the softmax state of each segment, each by the cheapest algorithm."""
     choices = plan_states(cross, latents, tokens, plan)
     if choices is None:
         raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")

@@ -30,7 +30,7 @@ BLOCKS, BLOCK = 16, 1 << 16
 """Samples of a file, and their size in bytes; a file that is no larger is read whole."""
 
 STAMPS = ("etag", "blob_id", "md5", "md5hash", "content_md5", "checksum", "last_modified")
-"""What servers say of the content of a file."""
+"""Keys under which servers describe the content of a file."""
 
 Fingerprint = dict[str, int | str]
 """Number of records, and a hash of each field, or of all files."""

@@ -27,7 +27,7 @@ LONG, MOST_HELD = 1000, 2**28
 """Characters of a text that is looked for among those of earlier rows, and of all that are kept for that."""
 
 CLAIMS = {"rows": (10**6, 100), "values": (10**7, 1000), "bytes": (2**28, 100)}
-"""Most that a Parquet file may say that it holds: so many, and so many more for each of its bytes."""
+"""Upper bounds of what a Parquet file may claim to hold: a constant, and a number for each of its bytes."""
 
 
 def read_rows(path: Path, missing: Sequence[str] = MISSING, outside: bool = False) -> Iterator[Row]:

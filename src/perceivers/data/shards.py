@@ -34,7 +34,7 @@ KEY = "__key__"
 """Column of the name that the members of a record share."""
 
 BROKEN = (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError)
-"""What the library makes of a .tar that is damaged, or that has a long name for a long name, and so on."""
+"""Exceptions that tarfile raises for damaged archives."""
 
 LONGEST_HEADER = 2**16
 """Bytes of a header of a .tar, with long names."""
@@ -276,7 +276,7 @@ def _parquet_options(url: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=KEPT_GROUPS)
 def _kept_options(url: str, version: str) -> dict[str, Any]:
-    """What a look at all columns of all row groups tells, until the file changes."""
+    """Metadata of all columns of all row groups, kept until the file changes."""
     system, path = url_to_fs(url)
     with system.open(path, "rb") as file:
         return parquet_options(path, file)

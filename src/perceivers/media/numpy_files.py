@@ -58,7 +58,7 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def _told_of(path: Path, what: str, read: Callable[[], Found]) -> Found:
-    """What is read; ValueError of one line instead of what NumPy and zipfile raise of broken files, nearly anything."""
+    """Return what is read; ValueError of one line for the many exceptions of NumPy and zipfile on broken files."""
     try:
         return read()
     except Exception as error:

@@ -333,7 +333,7 @@ class CategoryEncoding(FieldEncoding):
         self.embedding = embedding(1 + field.num_outputs, field.channels)
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
-        """Of class numbers; -1 and -100 are unknown."""
+        """Return features [B, M, C] of class numbers [B, M]; -1 and -100 are unknown."""
         numbers, known = class_numbers(_unless(mask, values, UNKNOWN), self.embedding.num_embeddings - 1)
         return self.embedding(torch.where(known, numbers + 1, torch.zeros_like(numbers)))
 

@@ -16,7 +16,7 @@ IGNORED = -100
 """Number that PyTorch's losses ignore: an unknown class too."""
 
 ROUNDING = 1e-3
-"""How far a probability may be below 0 or above 1, as mixed ones are."""
+"""Tolerance by which a probability may lie outside of 0 to 1, as mixed ones do."""
 
 
 def scalar(value: Any) -> Any:

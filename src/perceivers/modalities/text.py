@@ -61,7 +61,7 @@ class Text(Kind):
     sines: bool = False
     """Positions (as an output with `of`: queries) begin as sines of their places, otherwise at random (official)."""
     overflow: Literal["error", "truncate", "crop"] = "error"
-    """What becomes of a longer text: an error; its beginning; in training a random part, else its beginning.
+    """Treatment of a longer text: an error; its beginning; in training a random part, else its beginning.
 
     A text of more than 64 characters a token counts as longer; one of more than 16 million is not cropped.
     """

@@ -152,12 +152,12 @@ def _check_program(program: bytes) -> None:
 
 
 class _Value(NamedTuple):
-    """What is known of a value of a pickle before it is made."""
+    """A value of a pickle, as far as it is known before it is made."""
 
     height: int = 0
-    """How many containers lie in one another there."""
+    """Depth of the containers that lie in one another."""
     single: bool = False
-    """Whether it is a container, which may lie in one place only."""
+    """Return whether it is a container, which may lie in one place only."""
     name: str = ""
     """Of a global."""
 

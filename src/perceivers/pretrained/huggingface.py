@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "image_size": 56,
     "output_shape": [1, 16, 224, 224],
 }
-"""What transformers takes where config.json lacks a key that shapes do not tell."""
+"""Defaults of transformers for keys that config.json lacks and shapes do not tell."""
 
 TOLD_BY_SHAPES = {
     "num_latents": "config.latents.num_latents",

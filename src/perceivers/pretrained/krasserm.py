@@ -101,7 +101,7 @@ def _frame(part: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _numerics(family: str, config: Mapping[str, Any]) -> Values:
-    """How his models compute, whose names tell the residual: as those of transformers, with the exact GELU."""
+    """Return the options of his models: those of transformers, with the exact GELU; names tell the residual."""
     encoder, decoder = (_part(config, name) for name in ("encoder", "decoder"))
     values = {path: value for path, value in OPTIONS[family].items() if not path.endswith("query_residual")}
     for stage in STAGES:

@@ -1,4 +1,4 @@
-"""How transformers' image processor scales pixels, which its models leave to it and ours do themselves."""
+"""Normalisation of pixels: transformers leaves it to an image processor, our models do it themselves."""
 
 import math
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ PREPROCESSOR = "preprocessor_config.json"
 IMAGE = f"{INPUT}image"
 
 SCALE, MEAN, STD = 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What the processor multiplies pixels by, subtracts from them and divides them by where its file says nothing else."""
+"""Defaults of the processor: the factor of pixels, and the mean and deviation by which they are normalised."""
 
 BORDER = 32
 """Pixels by which the central square that is cut is larger than the picture that is made of it, at its size."""
 
 
 def takes_pictures(preset: Preset) -> bool:
-    """Whether transformers has an image processor for the model: those of ImageNet."""
+    """Return whether transformers has an image processor for the model: those of ImageNet."""
     return preset.schema.inputs.keys() == {"image"}
 
 

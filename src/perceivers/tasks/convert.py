@@ -32,12 +32,12 @@ THEIR_FILES = ["config.json", PREPROCESSOR, "*.safetensors", "*.safetensors.inde
 """What is fetched of a repository of Hugging Face's or krasserm's."""
 
 HIS_LATENTS = "0.latent_provider._query"
-"""How the name of the latents ends in every model of krasserm's."""
+"""End of the name of the latents in every model of krasserm's."""
 
 PICKLES = (".pickle", ".pystate", ".pkl")
 
 UNTOLD = [f"config.{stage}.num_heads" for stage in STAGES] + ["config.processor.num_blocks"]
-"""What no array tells."""
+"""Settings that no array tells."""
 
 
 def read_checkpoint(
@@ -73,7 +73,7 @@ def read_checkpoint(
 
 
 def is_theirs(source: Path) -> bool:
-    """Whether weights count as trained by the library that wrote the file: not DeepMind's pickles and repositories."""
+    """Return whether weights count as trained by the library that wrote the file, and not as DeepMind's."""
     deepminds = any(part.startswith("models--deepmind--") for part in source.parts)  # in the hub's cache
     return source.suffix not in PICKLES and not deepminds and (source.exists() or source.parts[0] != "deepmind")
 
@@ -105,7 +105,7 @@ def read_own(source: Path) -> PerceiverIO | None:
 def _from_folder(
     preset: Preset, source: Path, as_huggingface: bool, paths: list[str]
 ) -> tuple[dict[str, Any] | None, Converted]:
-    """What config.json says, if there is one, and the model."""
+    """Return the content of config.json (None if there is none) and the model."""
     folder = source if source.exists() else fetched(str(source), THEIR_FILES)
     config = _read_config(folder / "config.json" if folder.is_dir() else folder.parent / "config.json")
     weights = read_torch(folder)

@@ -167,13 +167,13 @@ def _predict_whole(
 
 
 def _unsound(row: Mapping[str, Any]) -> str:
-    """What is wrong with the cells of a row; nothing: they are all finite."""
+    """Return what is wrong with the cells of a row; "" if all are finite."""
     bad = [column for column, value in row.items() if not _is_finite(value)]
     return f"{bad[0]}: what is predicted is not finite" if bad else ""
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a cell, with all that lists and dictionaries in it hold, has no NaN and nothing infinite."""
+    """Return whether a cell, with all that its lists and dictionaries hold, is free of NaN and infinite numbers."""
     values = list(value.values()) if isinstance(value, Mapping) else value
     if isinstance(values, list):
         return all(map(_is_finite, values))

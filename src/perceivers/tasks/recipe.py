@@ -40,7 +40,7 @@ RESULTS = (LOG, "metrics.json", "command.txt", "report.html")
 """Other files of a run that are replaced."""
 
 Fingerprints = Mapping[str, Fingerprint]
-"""Of the parts of a data set, by name."""
+"""Fingerprints of the parts of a data set, by name."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _read_kept_data(run: Path) -> dict[str, Any] | None:
 
 
 def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:
-    """Whether two recipes, `whole` and `earlier`, differ at most in what data filled into the `given` one."""
+    """Return whether two recipes, `whole` and `earlier`, differ at most in what data filled into the `given` one."""
     if given == whole:
         return bool(earlier == whole)
     if isinstance(given, dict) and isinstance(whole, dict) and isinstance(earlier, dict):

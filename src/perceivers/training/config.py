@@ -8,7 +8,7 @@ from perceivers.training.mixing import Mixing
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
 MOST = {"num_steps": 10**12, "batch_size": 10**6, "accumulate": 10**6, "devices": 1024, "num_workers": 1024}
-"""Most that a number may be: more could never end, or would start more processes than a machine bears."""
+"""Upper bounds of settings: larger numbers never end, or start more processes than a machine bears."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def answers(
 def compared(
     schema: Schema, batch: Batch, guesses: Mapping[str, Raw], first: int = 0
 ) -> Iterator[tuple[str, Compared]]:
-    """What is guessed of a batch beside the truth, of each output that has both.
+    """Yield predictions and targets of each output of a batch that has both.
 
     ValueError for a guess that is not finite; `first` is the number of the batch's first record.
     """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 SMALLEST_SCALE = 2.0**-24
-"""Of the loss, under 16-mixed."""
+"""Smallest scale of the loss under 16-mixed at which a step may still be skipped."""
 
 
 def train(

@@ -216,11 +216,10 @@ def _check_work(path: Path, image: Any, scans: int) -> None:
 
 
 def _scans(path: Path) -> int:
-    """Scans of a JPEG, each of which is read over all pixels; of the first picture, which others or a film may follow.
+    """Return the number of scans of the first picture of a JPEG, 0 for other files; each scan covers all pixels.
 
-    ValueError for one of very many segments, of which Pillow makes a list. 0 for other files.
-
-    Of what looks like a marker, that counts which stands where a segment begins: thumbnails lie within segments.
+    ValueError for very many segments, of which Pillow makes a list. Only markers at which a segment begins count:
+    thumbnails lie within segments, and further pictures or a film may follow the first.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found, first = 0, 2

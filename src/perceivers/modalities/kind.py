@@ -82,7 +82,7 @@ class Kind(ABC):
         return self
 
     def uncorrupted(self) -> "Kind":
-        """Itself as a prediction takes it: with all that it is given, the same each time."""
+        """Return the spec as a prediction takes it: with all that it is given, the same each time."""
         options: dict[str, Any] = {own.name: False for own in fields(self) if own.name.endswith("_at_eval")}
         return replace(self, **options)
 

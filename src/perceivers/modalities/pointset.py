@@ -128,7 +128,7 @@ class PointSet(Kind):
 
     @property
     def target_parts(self) -> tuple[str, ...]:
-        """Of a raw target."""
+        """Names of the arrays of a raw target."""
         return ("coordinates", "values", "mask")
 
     def points(self, target: Raw) -> Points:

@@ -180,7 +180,7 @@ class Records(Kind):
 
     @property
     def target_parts(self) -> tuple[str, ...]:
-        """Of a raw target."""
+        """Names of the arrays of a raw target."""
         return (*self.fields, "mask")
 
     def points(self, target: Raw) -> Points | None:

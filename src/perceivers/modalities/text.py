@@ -189,7 +189,7 @@ class Text(Kind):
 
     @property
     def target_parts(self) -> tuple[str, ...]:
-        """Of a raw target."""
+        """Names of the arrays of a raw target."""
         return ("ids", "mask", "masked")
 
     def points(self, target: Raw) -> Points | None:

@@ -79,7 +79,7 @@ class Vectors(Kind):
 
     @property
     def target_parts(self) -> tuple[str, ...]:
-        """Of a raw target."""
+        """Names of the arrays of a raw target."""
         return ("queries", "values", "mask")
 
     def points(self, target: Raw) -> Points:

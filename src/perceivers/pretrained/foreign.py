@@ -157,9 +157,9 @@ class _Value(NamedTuple):
     height: int = 0
     """Depth of the containers that lie in one another."""
     single: bool = False
-    """Return whether it is a container, which may lie in one place only."""
+    """True for a container, which may lie in one place only."""
     name: str = ""
-    """Of a global."""
+    """Name of a global; "" for other values."""
 
 
 class _Values:

@@ -542,6 +542,13 @@ def test_honest_yaml_and_json_read():
     assert from_yaml("", "x") == (None, {})
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 3}', '[{"x": {"a": 1, "a": 1}}]'])
+def test_a_key_that_is_there_twice_is_an_error(tmp_path, text):
+    """JSON's own parser would take the last without a word."""
+    with pytest.raises(ValueError, match="the key 'a' is there twice"):
+        from_json(text)
+
+
 @pytest.mark.parametrize("text", ["2026-99-99", "!!int x", "!!bool x", "!!timestamp x", "0b_", "=", "!!float x", "\0"])
 def test_values_that_only_look_like_yaml_are_one_line(text):
     with pytest.raises(ValueError, match=r"^here(:1)?: not YAML: ") as caught:

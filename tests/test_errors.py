@@ -361,6 +361,50 @@ def test_only_two_modules_print_through_rich():
     assert using == {"tables.py", "progress.py"}
 
 
+ARGUMENTS = [
+    "train X --out run",
+    "evaluate X",
+    "report X",
+    "predict X t.csv",
+    "schema check X",
+    "schema propose X",
+    "info X",
+    "explain X",
+    "convert X out",
+    "convert X out --model language",
+    "tokenizer X -o vocabulary.json",
+    "fill-mask X [MASK]",
+    "fill-mask [MASK] --model X",
+    "classify X",
+    "classify a.png --model X",
+    "flow X X",
+    "flow X",
+    "autoencode X",
+    "autoencode a.mp4 --model X",
+]
+
+
+@pytest.mark.parametrize("line", ARGUMENTS)
+@pytest.mark.parametrize("name", ["pipe", "pipe.csv", "pipe.png", "folder.csv", "/dev/zero", "/dev/null", "missing"])
+def test_no_argument_of_a_verb_may_be_a_pipe_a_device_or_a_folder(command, table, line, name):
+    """A pipe that nobody writes would be waited for without an end, and zeros be read without one."""
+    if name.startswith("pipe"):
+        os.mkfifo(name)
+    elif name.startswith("folder"):
+        os.mkdir(name)
+    code, _, errors = command(*line.replace("X", name).split())
+    assert code == 2
+    one_line(errors)
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "/dev/null"])
+def test_no_run_lies_in_a_pipe_or_a_device(command, table, name):
+    os.mkfifo("pipe")
+    code, _, errors = command("train", "r.yaml", "--out", name)
+    assert code == 2
+    one_line(errors)
+
+
 @pytest.mark.parametrize("verb", ["convert", "predict", "report", "train"])
 def test_a_disk_that_fills_leaves_no_half_written_output(command, table, verb):
     """At any write: files may not grow beyond a few bytes."""

@@ -7,6 +7,7 @@ is counted before any value is made of it, an alias as all that it stands for.
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -55,11 +56,14 @@ def from_yaml(text: str, source: str) -> tuple[Any, Lines]:
 
 
 def from_json(text: str, most_nodes: int = MOST_NODES) -> Any:
-    """Return what a JSON text says; ValueError if it is none, too deep, or may have more values than `most_nodes`."""
+    """Return what a JSON text says.
+
+    ValueError if it is none, too deep, has a key twice, or may have more values than `most_nodes`.
+    """
     if len(text) > most_nodes and sum(map(text.count, ",[{")) > most_nodes:
         raise ValueError(f"more than {most_nodes:,} values")
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(_too_deep()) from None
     level = [value]
@@ -89,6 +93,14 @@ def memory() -> int:
 
         limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
     return min(limits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r:.99} is there twice")
+    return found
 
 
 def _children(value: Any) -> Iterator[Any]:

@@ -149,7 +149,7 @@ SAID = {
 
 WITHOUT_EFFECT = {
     *("key", "of", "kind", "weight", "tokenizer", "value_range", "rate", "crop", "overflow", "further_metrics"),
-    *("init_std", "num_places", "alignment", "sines"),
+    *("init_std", "num_places", "alignment", "sines", "drop_at_eval"),
     *("dropout", "drop_prob", "noise", "num_points", "loss_kind", "augmentation", "mask_words", "visible", "smoothing"),
 }
 """Fields that do not change what a trained model makes of raw inputs: reading of data, first weights, training."""

@@ -82,7 +82,7 @@ def make_steps(
     learner.train()
     optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
     state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
-    checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
+    checkpoint = agreed(fabric, lambda: latest_checkpoint(run))
     if checkpoint is not None:
         state.load(checkpoint)
     agreed(fabric, lambda: claim(state.step))

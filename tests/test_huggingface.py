@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -461,8 +462,33 @@ def test_pixels_are_scaled_as_their_processor_scales_them(processor: dict[str, A
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        *({"size": 131, "crop_size": 150, "feature_extractor_type": "PerceiverFeatureExtractor"}, {"size": [131, 127]}),
+        *({"do_normalize": None}, {"do_rescale": None, "size": 96}, {}),
+    ],
+)
+def test_older_forms_of_a_processor_are_read_as_theirs_reads_them(said: dict[str, Any], tmp_path: Any) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    theirs = transformers.PerceiverImageProcessorPil.from_pretrained(tmp_path)
+    image = with_normalisation(PRESETS["imagenet-conv"].preset(), said).schema.inputs["image"]
+    assert as_sizes(image.size, 2, "size") == (theirs.size.height, theirs.size.width)
+    mean, std = (theirs.image_mean, theirs.image_std) if theirs.do_normalize else (0, 1)
+    scale = theirs.rescale_factor if theirs.do_rescale else 1
+    assert np.allclose(image.mean, np.divide(mean, scale))
+    assert np.allclose(image.std, np.divide(std, scale))
+
+
+@pytest.mark.parametrize(
     "lie",
-    [{"image_mean": [1, 2]}, {"image_std": "1"}, {"image_std": 0.0}, {"rescale_factor": float("nan")}, {"size": 3}],
+    [
+        *({"image_mean": [1, 2]}, {"image_mean": None}, {"image_std": "1"}, {"image_std": 0.0}),
+        *({"image_std": 1e-40}, {"image_mean": [0.5, 1e308, 0.5]}, {"image_mean": 1e29, "image_std": 1e-29}),
+        *({"rescale_factor": float("nan")}, {"rescale_factor": 1e-300}, {"rescale_factor": 1e300}),
+        *({"rescale_factor": 1e300, "image_std": 1e-29}, {"rescale_factor": -1.0}),
+        *({"size": 3.0}, {"size": True}, {"size": 0}, {"size": [3]}, {"size": {"shortest_edge": 3}}, {"size": None}),
+        *({"do_rescale": "no"}, {"do_normalize": 1}, {"image_processor_type": "MobileViTImageProcessor"}),
+    ],
 )
 def test_lies_of_a_processor_are_named(lie: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"^preprocessor_config.json: .*{next(iter(lie))} = "):

@@ -101,7 +101,7 @@ def from_krasserm(
     arrays = {names[name]: array for name, array in weights.items()}
     preset, converted = _converted(preset, family, "krasserm", arrays)
     if config is not None:
-        krasserm.check_config(preset, config)
+        krasserm.check_config(preset, family, converted, config)
     return preset, converted
 
 

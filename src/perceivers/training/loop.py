@@ -82,9 +82,8 @@ def make_steps(
     learner.train()
     optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
     state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
-    checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
-    if checkpoint is not None:
-        state.load(checkpoint)
+    if (latest := agreed(fabric, lambda: latest_checkpoint(run))) is not None:
+        state.load(latest)
     agreed(fabric, lambda: claim(state.step))
 
     share = (fabric.global_rank, fabric.world_size)

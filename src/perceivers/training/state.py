@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.files import UnreadableError
 from perceivers.storage import (
     STATE,
     WEIGHTS,
@@ -214,17 +215,25 @@ class TrainingState:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    folder = run / "checkpoints"
+    paths = folder.iterdir() if folder.exists() else ()  # unlike `glob`, it says so where a folder cannot be read
+    found = [path for path in paths if re.fullmatch(r"step-\d{8,}", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that is whole and finite; None if there is none. Others are passed over with a warning."""
+    """The newest checkpoint that is whole and finite; None if there is none. Others are passed over with a warning.
+
+    UnreadableError or OSError if the system does not let one be read.
+    """
     return next(filter(_is_good, checkpoints(run)), None)
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The good checkpoint with the lowest validation loss; the newest one if the run has no validation."""
+    """The good checkpoint with the lowest validation loss; the newest one if the run has no validation.
+
+    UnreadableError or OSError if the system does not let one be read.
+    """
     scores = {folder: _score(folder) for folder in checkpoints(run)}
     ranked = sorted(scores, key=lambda folder: scores[folder])  # equal ones stay newest first
     return next(filter(_is_good, ranked), None)
@@ -256,6 +265,8 @@ def _score(folder: Path) -> float:
     """The validation loss of a checkpoint; infinite, which is never best, if it has none or that is not finite."""
     try:
         score = float(read_json(folder / STATE)["score"])
+    except UnreadableError:
+        raise
     except (ValueError, KeyError, TypeError):
         score = math.inf
     return score if math.isfinite(score) else math.inf
@@ -265,6 +276,8 @@ def _is_good(folder: Path) -> bool:
     try:
         check_folder(folder)
         check_finite(folder)
+    except UnreadableError:  # what cannot be read now may be the best one
+        raise
     except ValueError as error:
         warnings.warn(f"passing over a checkpoint: {error}", stacklevel=4)
         return False

@@ -37,7 +37,7 @@ def convert(
     """
     if os.path.lexists(dest):
         raise ValueError(f"{dest} exists: choose another folder, or remove it")
-    if is_place_of_checkpoint(dest):
+    if is_place_of_checkpoint(Path(os.path.realpath(dest))):
         raise ValueError(f"{dest}: a run has its checkpoints there, and a model alone is none: choose another folder")
     theirs = is_theirs(source) if numbers is None else numbers == "huggingface"
     own = read_own(source)

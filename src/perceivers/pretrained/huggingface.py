@@ -462,7 +462,7 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
         height, width = _sizes(preset, f"{INPUT}image")
         yield f"{INPUT}image.size", (height, width), (height, height)
     if family == "multimodal":
-        given, asked = (end["label"] for end in (preset.schema.inputs, preset.schema.outputs))
+        given, asked = (value_at(preset, f"{end}label") for end in (INPUT, OUTPUT))
         named = all(isinstance(spec.classes, tuple) for spec in (given, asked))
         yield f"{INPUT}label.classes", *((x.classes if named else x.num_classes) for x in (given, asked))
         frames = _resolution(preset, f"{INPUT}image")[0]

@@ -12,6 +12,7 @@ import torch
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.files import UnreadableError
+from perceivers.pretrained.hub import save_pretrained
 from perceivers.storage import load_model, write_folder
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import evaluate
@@ -66,6 +67,19 @@ def test_a_damaged_checkpoint_is_passed_over(records, tmp_path):
     weights.write_bytes(data)
     with pytest.warns(UserWarning, match="damaged or changed"):
         assert latest_checkpoint(tmp_path) == older
+
+
+def test_a_model_alone_among_the_checkpoints_is_passed_over(records, tmp_path, command):
+    """Of none can a run go on; `convert` makes none there."""
+    model = trained(records, tmp_path, 2, checkpoint_every=2)
+    alone = tmp_path / "checkpoints" / "step-00000009"
+    code, _, err = command("convert", checkpoints(tmp_path)[0], alone)
+    assert (code, "a run has its checkpoints there" in err, alone.exists()) == (2, True, False)
+    save_pretrained(model, alone)
+    for find in (latest_checkpoint, best_checkpoint):
+        with pytest.warns(UserWarning, match="step-00000009 is a model alone, without the state of a run"):
+            assert find(tmp_path).name == "step-00000002"
+    assert len(checkpoints(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("name", ["state.json", "manifest.json", "model.safetensors"])

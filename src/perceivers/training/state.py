@@ -25,6 +25,7 @@ from perceivers.storage import (
     load_shards,
     load_weights,
     read_json,
+    read_manifest,
     remove_folder,
     save_description,
     save_tensors,
@@ -217,8 +218,13 @@ def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
     folder = run / "checkpoints"
     paths = folder.iterdir() if folder.exists() else ()  # unlike `glob`, it says so where a folder cannot be read
-    found = [path for path in paths if re.fullmatch(r"step-\d{8,}", path.name)]
+    found = [path for path in paths if is_place_of_checkpoint(path)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def is_place_of_checkpoint(folder: Path) -> bool:
+    """Return whether a run would take what is there for one of its checkpoints."""
+    return folder.parent.name == "checkpoints" and re.fullmatch(r"step-\d{8,}", folder.name) is not None
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -275,6 +281,8 @@ def _score(folder: Path) -> float:
 def _is_good(folder: Path) -> bool:
     try:
         check_folder(folder)
+        if STATE not in read_manifest(folder):
+            raise ValueError(f"{folder} is a model alone, without the state of a run")
         check_finite(folder)
     except UnreadableError:  # what cannot be read now may be the best one
         raise

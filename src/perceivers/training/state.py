@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 KEPT = 2
 """How many of the newest checkpoints of a run stay, beside the best."""
 
-TRAINING = "training.safetensors"
+TRAINING, CHECKPOINTS = "training.safetensors", "checkpoints"
 Tensors = dict[str, Tensor]
 
 
@@ -122,7 +122,7 @@ class TrainingState:
         ValueError, and no checkpoint, if the loss or anything that the checkpoint would hold is not finite.
         """
         self.check_finite(loss)
-        target = run / "checkpoints" / f"step-{self.step:08d}"
+        target = run / CHECKPOINTS / f"step-{self.step:08d}"
         if self.fabric.is_global_zero:
             state = {"step": self.step, "seconds": self.seconds, "score": score, "scale": self._precision.state_dict()}
 
@@ -214,7 +214,7 @@ class TrainingState:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    found = [path for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 

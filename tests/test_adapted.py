@@ -1,8 +1,10 @@
 """Modules that were changed from outside (adapters, hooks, quantised weights, ...) act in every algorithm."""
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +20,8 @@ from perceivers.core.config import DecoderConfig, EncoderConfig, ProcessorConfig
 from perceivers.core.linear_map import apply_linear, is_linear_map, linear_map
 from perceivers.core.orders import Order
 from perceivers.core.positions import Fourier
-from perceivers.modalities import Text
+from perceivers.modalities import Records, Text
+from perceivers.modalities.fields import Category
 
 ALGORITHMS = get_args(Order)
 
@@ -306,13 +309,92 @@ def test_a_hook_for_all_modules_sees_the_layers() -> None:
     assert {id(model.get_submodule(place)) for place in PLACES.values()} - seen == set()
 
 
-def test_a_tied_head_with_parametrised_embeddings_acts() -> None:
+EMBEDDING = "input_adapter.adapters.text.embedding"
+IDS = torch.arange(26).reshape(2, 13)
+
+
+def tied_model() -> PerceiverIO:
     text = Text(length=13, channels=12)
     schema = Schema({"text": text}, {"text_out": Text(length=13, of="text", query_channels=12)})
     torch.manual_seed(0)
     config = Config(LatentsConfig(num_latents=3, channels=12), processor=ProcessorConfig(num_layers=1, num_heads=3))
-    model = PerceiverIO(schema, config).eval()
-    ids = torch.arange(26).reshape(2, 13)
+    return PerceiverIO(schema, config).eval()
+
+
+def adapted_model(model: PerceiverIO, **options: Any) -> PerceiverIO:
+    peft = pytest.importorskip("peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = peft.get_peft_model(model, peft.LoraConfig(r=2, **options)).base_model.model
+    assert isinstance(found, PerceiverIO)
+    return found.eval()
+
+
+TIED_CHANGES: dict[str, Callable[[PerceiverIO], PerceiverIO]] = {
+    "another module": lambda model: model.set_submodule(EMBEDDING, nn.Embedding(262, 12)) or model,
+    "another input": lambda model: model.set_submodule("input_adapter", tied_model().input_adapter) or model,
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "lora": lambda model: adapted_model(model, target_modules=["embedding"], init_lora_weights=False),
+    "tokens": lambda m: adapted_model(m, target_modules=["key"], trainable_token_indices={"embedding": [1, 222]}),
+    **{
+        name: partial(adapted_model, target_modules=["key"], modules_to_save=[name])
+        for name in ("embedding", "text", "input_adapter", "head")
+    },
+}
+
+
+@pytest.mark.parametrize("change", TIED_CHANGES)
+def test_a_tied_head_takes_the_embedding_that_the_input_has(change: str) -> None:
+    """Ids of 200 and more are not in the text: what is added to their vectors is seen by the head alone."""
+    model = TIED_CHANGES[change](tied_model())
+    embedding = model.get_submodule(EMBEDDING)
+    base = [module for module in embedding.modules() if type(module) is nn.Embedding][-1]
+    for order in (None, *ALGORITHMS):
+        before = model(IDS, order=order)["text_out"]
+        with torch.no_grad():
+            base.weight[200:] += 1
+        after = model(IDS, order=order)["text_out"]
+        torch.testing.assert_close(after[..., :200], before[..., :200])
+        assert not torch.isclose(after[..., 223:], before[..., 223:]).any()
+        model.zero_grad()
+        after.square().sum().backward()
+    table = embedding(torch.arange(262)).detach()
+    rows = model.decoder(
+        model.output_query(model.encode(IDS), {}, None), model.encode(IDS).latents, {"text_out": nn.Identity()}
+    )
+    head = model.output_adapter.heads["text_out"]
+    torch.testing.assert_close(model(IDS)["text_out"], rows["text_out"] @ table.T + head.bias)
+
+
+def test_a_tied_head_of_the_wrong_size_is_named() -> None:
+    model = tied_model()
+    assert "output_adapter.adapters.text_out.head.bias" in model.state_dict()
+    assert len([name for name in model.state_dict() if "embedding" in name]) == 1
+    model.set_submodule(EMBEDDING, nn.Embedding(300, 12))
+    with pytest.raises(ValueError, match=r"input 'text' is \(300, 12\), its tied output needs \(262, 12\)"):
+        model(IDS)
+    head = model.output_adapter.heads["text_out"]
+    del model
+    with pytest.raises(ValueError, match="the model is gone"):
+        head(torch.zeros(1, 1, 12))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"target_modules": ["embedding"]}, {"target_modules": ["key"], "trainable_token_indices": {"embedding": [0, 1]}}],
+)
+def test_adapted_embeddings_are_called(options: dict[str, Any]) -> None:
+    records = Records({"t": Category(classes=5, channels=3)}, max_records=3)
+    schema = Schema({"text": Text(length=13, channels=12), "r": records}, {"y": Label(classes=2)})
+    model = adapted_model(PerceiverIO(schema, Config(LatentsConfig(num_latents=3, channels=8))), **options)
+    model({"text": IDS, "r": {"t": torch.zeros(2, 3).long()}})["y"].sum().backward()
+    with pytest.raises(ValueError, match="262 of the vocabulary"):
+        model({"text": IDS + 262})
+
+
+def test_a_tied_head_with_parametrised_embeddings_acts() -> None:
+    model, ids = tied_model(), IDS
     before = model(ids)["text_out"].detach()
 
     class Doubled(nn.Module):

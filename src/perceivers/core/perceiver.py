@@ -14,7 +14,15 @@ from perceivers.core.config import Config
 from perceivers.core.decoder import AverageDecoder, Decoder
 from perceivers.core.initialisers import zero_
 from perceivers.core.interfaces import Points, SchemaLike
-from perceivers.core.joining import InputAdapters, Join, OutputAdapters, OutputQueries, check_new_name, mask_probs
+from perceivers.core.joining import (
+    InputAdapters,
+    Join,
+    LiveInputs,
+    OutputAdapters,
+    OutputQueries,
+    check_new_name,
+    mask_probs,
+)
 from perceivers.core.plan import Order, Plan
 from perceivers.core.queries import no_query
 from perceivers.core.reading import Encoded, Reading
@@ -61,7 +69,8 @@ class PerceiverIO(nn.Module):
             self.decoder = Decoder(config, join.channels)
 
         channels = self.decoder.output_channels
-        outputs = {name: spec.build_output(channels, inputs) for name, spec in schema.outputs.items()}
+        live = LiveInputs(self)
+        outputs = {name: spec.build_output(channels, live) for name, spec in schema.outputs.items()}
         self.output_adapter = OutputAdapters(outputs)
         if decoder.kind == "average":  # official `ProjectionDecoder`
             zero_(*self.output_adapter.heads.values())

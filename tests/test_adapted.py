@@ -299,6 +299,16 @@ def test_a_hook_on_a_block_sees_arrays_and_refuses_states() -> None:
     model.read(RAW)
 
 
+@pytest.mark.parametrize("place", ["trunk", "trunk.encoder.0", OTHERS["read"], OTHERS["read attention"]])
+@pytest.mark.parametrize("change", [change_hook, change_pre_hook, change_forward])
+def test_reading_in_parts_calls_a_hooked_module_or_refuses(change: Any, place: str) -> None:
+    model, reading = small_model(), small_model().read(RAW)
+    change(model, place)
+    for read in (model.read, lambda raw: model.encode([raw]), lambda raw: model.process(reading)):
+        with pytest.raises(ValueError, match="with encode"):
+            read(RAW)
+
+
 def test_a_hook_for_all_modules_sees_the_layers() -> None:
     model, seen = small_model(), set()
     handle = nn.modules.module.register_module_forward_hook(lambda module, given, output: seen.add(id(module)))

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from perceivers import Config, Image, Label, LatentsConfig, PerceiverIO, Schema
 from perceivers.core.attention import CrossAttention, SelfAttention
 from perceivers.core.config import DecoderConfig, EncoderConfig, ProcessorConfig
 from perceivers.core.linear_map import apply_linear, is_linear_map, linear_map
 from perceivers.core.orders import Order
-from perceivers.core.positions import Fourier
+from perceivers.core.positions import Fourier, Learned
 from perceivers.modalities import Records, Text
 from perceivers.modalities.fields import Category
 
@@ -82,6 +82,7 @@ def small_model(**decoder: Any) -> PerceiverIO:
 
 
 RAW = torch.randn(2, 7, 5, 2, generator=torch.Generator().manual_seed(1))
+IDS = torch.arange(26).reshape(2, 13)
 
 
 def flat(outputs: dict[str, Tensor]) -> Tensor:
@@ -309,6 +310,35 @@ def test_reading_in_parts_calls_a_hooked_module_or_refuses(change: Any, place: s
             read(RAW)
 
 
+POSITIONS = {
+    "text": ("input_adapter.adapters.text.positions", Text(length=13, channels=8), IDS),
+    "image": ("input_adapter.adapters.image.positions.source", Image((5, 7), 2, positions=Learned(3)), RAW),
+    "all of an image": ("input_adapter.adapters.image.positions", Image((7, 5), 2, positions=Fourier(2)), RAW),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_are_called(name: str) -> None:
+    """So a hook acts, and what pruning freezes is made again in each step."""
+    place, spec, raw = POSITIONS[name]
+    schema = Schema({name.split()[-1]: spec}, {"map": Image(size=(5, 3), positions=Learned(channels=3))})
+    model = PerceiverIO(schema, Config(LatentsConfig(num_latents=3, channels=8)))
+    for path in (place, "output_query.queries.map.positions.source"):
+        module, seen = model.get_submodule(path), []
+        handle = module.register_forward_hook(lambda *given, seen=seen: seen.append(given))
+        model(raw)
+        assert len(seen) == 1
+        handle.remove()
+        if hasattr(module, "table"):
+            prune.random_unstructured(module, "table", 0.5)
+            for _ in range(2):
+                before = model(raw)["map"]
+                before.square().sum().backward()
+                with torch.no_grad():
+                    module.table_orig += torch.randn_like(module.table_orig)
+                assert not torch.equal(model(raw)["map"], before)
+
+
 def test_a_hook_for_all_modules_sees_the_layers() -> None:
     model, seen = small_model(), set()
     handle = nn.modules.module.register_module_forward_hook(lambda module, given, output: seen.add(id(module)))
@@ -320,7 +350,6 @@ def test_a_hook_for_all_modules_sees_the_layers() -> None:
 
 
 EMBEDDING = "input_adapter.adapters.text.embedding"
-IDS = torch.arange(26).reshape(2, 13)
 
 
 def tied_model() -> PerceiverIO:

@@ -24,7 +24,7 @@ from perceivers.core.initialisers import embedding, plain_linear, sines, trained
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.linear import linear
 from perceivers.core.linear_map import embedding_table, is_plain_embedding
-from perceivers.core.positions import LearnedPositions
+from perceivers.core.positions import GridPlaces, LearnedPositions
 from perceivers.core.queries import InputQuery, LearnedQuery, at_points
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
@@ -337,7 +337,8 @@ class TextInput(InputAdapter):
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
-        content, positions = self.embedding(ids.long()), self.positions.table[:count]
+        content = self.embedding(ids.long())
+        positions = self.positions.on_grid(GridPlaces((count,), (self.spec.length,), device=ids.device))
         if self.prefix is not None:
             content = torch.cat([self.prefix.expand(len(content), -1, -1), content], dim=1)
             positions = F.pad(positions, (0, 0, len(self.prefix), 0))

@@ -1,7 +1,8 @@
 """Several named inputs as one set of tokens, several named outputs as one set of queries, and back."""
 
+import weakref
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -169,6 +170,43 @@ class InputAdapters(nn.Module):
         usual = torch.arange(segment.num_tokens, device=mask.device) < absent.num_tokens
         lacking = ~mask.any(dim=1, keepdim=True) & usual
         return replace(segment, mask=mask | lacking, hidden=hidden | lacking)
+
+
+class LiveInputs(Mapping[str, InputAdapter]):
+    """A model's inputs as they are now: adapters, wrappers and other modules may have been put in their place.
+
+    It holds no module, so that it is neither registered nor keeps a model alive; a copied model's is that of the copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = weakref.ref(model)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the module that reads an input: its adapter, or what was put around it."""
+        return self._adapters()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._adapters())
+
+    def __len__(self) -> int:
+        """Return the number of inputs."""
+        return len(self._adapters())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LiveInputs":
+        """Return those of the copy that is being made of the model, or of the model itself."""
+        model = self.model()
+        return self if model is None else LiveInputs(memo.get(id(model), model))
+
+    def __reduce__(self) -> Any:
+        """Pickle with the model."""
+        return LiveInputs, (self.model(),)
+
+    def _adapters(self) -> Any:
+        model: Any = self.model()
+        if model is None:
+            raise ValueError("this module borrows weights of a model's inputs, and the model is gone: keep the model")
+        return model.input_adapter.adapters
 
 
 class OutputQueries(nn.Module):

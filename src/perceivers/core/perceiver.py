@@ -18,6 +18,7 @@ from perceivers.core.interfaces import Points, SchemaLike
 from perceivers.core.joining import (
     InputAdapters,
     Join,
+    LiveInputs,
     Masking,
     OutputAdapters,
     OutputQueries,
@@ -70,7 +71,8 @@ class PerceiverIO(nn.Module):
             self.decoder = Decoder(config, join.channels)
 
         channels = self.decoder.output_channels
-        outputs = {name: spec.build_output(channels, inputs) for name, spec in schema.outputs.items()}
+        live = LiveInputs(self)
+        outputs = {name: spec.build_output(channels, live) for name, spec in schema.outputs.items()}
         self.output_adapter = OutputAdapters(outputs)
         if decoder.kind == "average":  # official `ProjectionDecoder`
             zero_(*self.output_adapter.heads.values())

@@ -24,19 +24,22 @@ from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
 from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
-from perceivers.storage import load_model, read_json, write_text
+from perceivers.storage import DESCRIPTION, MANIFEST, READY, WEIGHTS, load_model, read_json, write_text
 from perceivers.tasks.scoring import scorer_for
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores, check_mask_tokens
-from perceivers.training.log import LOG, read_log
+from perceivers.training.log import LOG, TENSORBOARD, read_log
 from perceivers.training.loop import seed_step, train
 from perceivers.training.mixing import check_mixing
-from perceivers.training.state import best_checkpoint, checkpoints
+from perceivers.training.state import CHECKPOINTS, best_checkpoint, checkpoints
 
 RECIPE, UNREADABLE, DATA = "recipe.yaml", "unreadable.jsonl", "data.json"
 
 RESULTS = (LOG, "metrics.json", "command.txt", "report.html")
 """Other files of a run that are replaced."""
+
+MODEL_FILES = (DESCRIPTION, WEIGHTS, MANIFEST, READY, "README.md")
+"""Files of a model's folder."""
 
 Fingerprints = Mapping[str, Fingerprint]
 """Fingerprints of the parts of a data set, by name."""
@@ -243,6 +246,19 @@ def find_model(name: str, offline: bool = False) -> PerceiverIO:
 def data_of(run: Path) -> DataSet | None:
     """What a run was trained on; None for a folder that is none of a run."""
     return read_recipe(run).data if (run / RECIPE).is_file() else None
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Return the files and folders that belong to a run or to a model, in which no other output may be written."""
+    is_run = (folder / RECIPE).is_file()
+    of_run = (RECIPE, UNREADABLE, DATA, *RESULTS, TENSORBOARD, CHECKPOINTS) if is_run else ()
+    return [folder / name for name in (*of_run, *MODEL_FILES)]
+
+
+def data_files(data: DataSet) -> list[Path | str]:
+    """Return the files, and the folders of files, that a data set is read from."""
+    named = [getattr(data, name, "") for name in ("file", "training_file", "held_out_file")]
+    return [*filter(None, named), *(str(file).removeprefix("file://") for file in data.record_files())]
 
 
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 KEPT = 2
 """How many of the newest checkpoints of a run stay, beside the best."""
 
-TRAINING = "training.safetensors"
+TRAINING, CHECKPOINTS = "training.safetensors", "checkpoints"
 Tensors = dict[str, Tensor]
 
 
@@ -124,7 +124,7 @@ class TrainingState:
         ValueError, and no checkpoint, if the loss or anything that the checkpoint would hold is not finite.
         """
         self.check_finite(loss)
-        target = run / "checkpoints" / f"step-{self.step:08d}"
+        target = run / CHECKPOINTS / f"step-{self.step:08d}"
         if self.fabric.is_global_zero:
             state = {"step": self.step, "seconds": self.seconds, "score": score, "scale": self._precision.state_dict()}
 
@@ -216,7 +216,7 @@ class TrainingState:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     paths = folder.iterdir() if folder.exists() else ()  # unlike `glob`, it says so where a folder cannot be read
     found = [path for path in paths if is_place_of_checkpoint(path)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)

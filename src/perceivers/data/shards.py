@@ -8,8 +8,8 @@ over processes and workers, and a resumed run goes on with the same records.
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from perceivers.budgets import from_json
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.data.rows import LongTexts, arrow_library, batch_rows, parquet_options
+from perceivers.data.parquet import Parquet, SharedTexts, arrow_library, batch_rows
 from perceivers.files import one_line, regular_file, whole_file
 from perceivers.modalities.cells import MOST_VALUES, Files, Row
 from perceivers.schema import Record
@@ -246,10 +246,7 @@ def _found_bounds(path: str, file: Any) -> np.ndarray:
 
 
 def _parquet_pieces(url: str) -> list[Piece]:
-    _, path = url_to_fs(url)
-    with _parquet_errors(f"{path}: not a whole Parquet file"):
-        about = _parquet_options(url)["metadata"]
-        counts = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+    counts = _parquet(*_versioned(url)).counts
     starts = np.cumsum([0, *counts]).tolist()
     return [(count, partial(_parquet_row, url, group, starts[group])) for group, count in enumerate(counts)]
 
@@ -257,34 +254,26 @@ def _parquet_pieces(url: str) -> list[Piece]:
 def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
     _, path = url_to_fs(url)
     place, files = f"{path}:{start + number + 1}", Files(Path(path).parent)
-    cells = next(batch_rows(_row_group(url, group).slice(number, 1), LongTexts()))
+    batches = _row_group(*_versioned(url), group).slice(number, 1).to_batches()
+    cells = next(batch_rows(batches[0], SharedTexts())) if batches else f"row group {group} has fewer rows than it says"
     return Row(place, {}, files, error=cells) if isinstance(cells, str) else Row(place, cells, files)
 
 
-@lru_cache(maxsize=KEPT_GROUPS)
-def _row_group(url: str, group: int) -> Any:
-    arrow = arrow_library()
+def _versioned(url: str) -> tuple[str, str]:
+    """A URL, and what is another text when its file has changed."""
     system, path = url_to_fs(url)
-    with _parquet_errors(f"{path}: row group {group} cannot be read"), system.open(path, "rb") as file:
-        return arrow.parquet.ParquetFile(file, **_parquet_options(url)).read_row_group(group)
-
-
-def _parquet_options(url: str) -> dict[str, Any]:
-    system, path = url_to_fs(url)
-    return _kept_options(url, system.ukey(path))
+    return url, system.ukey(path)
 
 
 @lru_cache(maxsize=KEPT_GROUPS)
-def _kept_options(url: str, version: str) -> dict[str, Any]:
-    """Metadata of all columns of all row groups, kept until the file changes."""
+def _row_group(url: str, version: str, group: int) -> Any:
     system, path = url_to_fs(url)
     with system.open(path, "rb") as file:
-        return parquet_options(path, file)
+        return arrow_library().concat_tables(_parquet(url, version).tables(file, group))
 
 
-@contextmanager
-def _parquet_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (arrow_library().ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{what}: {one_line(error)}") from None
+@lru_cache(maxsize=KEPT_GROUPS)
+def _parquet(url: str, version: str) -> Parquet:
+    system, path = url_to_fs(url)
+    with system.open(path, "rb") as file:
+        return Parquet(path, file)

@@ -430,9 +430,9 @@ for reader in ("table", "shards"):
             said.append(number & 127 | 128)
             number >>= 7
         said[-1] &= 127
-        assert (
-            changed := path.read_bytes().replace(bytes(said), b"\x80" * (len(said) - 1) + b"\1")
-        ) != path.read_bytes()
+        good = path.read_bytes()
+        changed = good.replace(bytes(said), b"\x80" * (len(said) - 1) + b"\1")
+        assert changed != good
         path.write_bytes(changed)
 
     @case(reader, "x.parquet", "bytes of texts; refused")
@@ -543,6 +543,23 @@ def _long_name_for_a_long_name(path):
 @case("shards", "x.tar", "a.txt is there twice")
 def _two_members_of_one_name(path):
     tar(path, ("a.txt", b"x", {}), ("a.txt", b"y", {}))
+
+
+@case("shards", "x.tar", "global headers of 1")
+def _global_headers_of_many_keys(path):
+    """Each member would be compared with all of them."""
+    keys = {f"k{number}": "" for number in range(101)}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=keys) as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+
+
+for kind, said in ((tarfile.LNKTYPE, "a link"), (tarfile.SYMTYPE, "a link"), (tarfile.FIFOTYPE, "not a file")):
+
+    def _member_that_is_no_file(path, kind=kind):
+        """Once left out without a word."""
+        tar(path, ("a.txt", b"words", {}), ("b.cls", b"1", {}), ("b.txt", b"", {"type": kind, "linkname": "a.txt"}))
+
+    CASES[f"member_of_type_{kind.decode()}"] = ("shards", "x.tar", _member_that_is_no_file, ["x.tar", "b.txt", said])
 
 
 @case("shards", "x.tar", "not a file")

@@ -23,7 +23,7 @@ from perceivers.data.kinetics import listed
 from perceivers.data.texts import Documents
 from perceivers.media import numpy_files
 from perceivers.media.audio import read_audio, write_audio
-from perceivers.media.image import read_image, read_png16, write_png16
+from perceivers.media.image import image_size, read_image, read_png16, write_png16
 from perceivers.modalities.cells import Files, array_file
 from perceivers.modalities.tokenizers import FileTokenizer
 from test_media_image import png
@@ -104,6 +104,76 @@ def test_pictures_of_16_bits_take_three_times_their_memory(channels: int, tmp_pa
         with Budget(3 * read(path).nbytes):
             read(path)
     assert np.array_equal(read_png16(path), values)
+
+
+PICTURES = {
+    "rgb.png": ("RGB", {}),
+    "grey-alpha.png": ("LA", {}),
+    "palette.png": ("P", {"transparency": 3}),
+    "palette.gif": ("P", {"transparency": 3}),
+    "cmyk.jpg": ("CMYK", {}),
+    "turned.jpg": ("RGB", {"exif": {0x112: 6}}),
+    "alpha.webp": ("RGBA", {"lossless": True}),
+    "plain.webp": ("RGB", {}),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_take_three_times_their_memory(name: str, tmp_path: Path) -> None:
+    """Pixel for pixel what Pillow makes of the whole at once."""
+    (mode, settings), (width, height) = PICTURES[name], (2503, 1901)
+    values = np.random.default_rng(0).integers(0, 256, (height // 50, width // 50, len(mode)), np.uint8)
+    picture = Image.fromarray(values.squeeze(), mode).resize((width, height), Image.Resampling.NEAREST)
+    if "exif" in settings:
+        exif = Image.Exif()
+        exif.update(settings["exif"])
+        settings = {"exif": exif}
+    picture.save(path := tmp_path / name, **settings)
+    with Image.open(path) as whole:
+        white = Image.new("RGBA", whole.size, "white")
+        over = Image.alpha_composite(white, whole.convert("RGBA")) if whole.has_transparency_data else whole
+        expected = np.array(over.convert("RGB"))
+    expected = np.rot90(expected, -1) if "exif" in settings else expected
+    del whole, white, over
+    assert np.array_equal(read_image(path), expected)
+    with Budget(3 * expected.nbytes):
+        read_image(path)
+
+
+def in_a_jpeg(path: Path, segments: bytes) -> Path:
+    out = io.BytesIO()
+    Image.new("RGB", (53, 37)).save(out, "JPEG")
+    return written(path, b"\xff\xd8" + segments + out.getvalue()[2:])
+
+
+def test_pictures_with_headers_in_many_pieces(tmp_path: Path) -> None:
+    """Pillow appends each to a copy of those before."""
+    exif = b"\xff\xe1" + struct.pack(">H", 508) + b"Exif\0\0" + b"M" * 500
+    refused(read_image, in_a_jpeg(tmp_path / "a.jpg", exif * 40_000), "many pieces")
+    out = io.BytesIO()
+    Image.new("L", (3, 2)).save(out, "GIF")
+    good = out.getvalue()
+    start = 13 + 3 * (2 << (good[10] & 7))  # behind the colours
+    for comments in (b"!\xfe" + (b"\xff" + b"c" * 255) * 40_000 + b"\0", b"!\xfe\1c\0" * 400_000):
+        refused(read_image, written(tmp_path / "a.gif", good[:start] + comments + good[start:]), "many pieces")
+    large = b"\xff\xe1" + struct.pack(">H", 65_002) + b"http://ns.adobe.com/xap/1.0/\0" + bytes(64_971)
+    assert read_image(in_a_jpeg(tmp_path / "b.jpg", large * 50)).shape == (37, 53, 3)
+
+
+@pytest.mark.parametrize("place", ["jpeg", "before", "behind"])
+def test_exif_of_entries_that_overlap(place: str, tmp_path: Path) -> None:
+    """Of 200 kB Pillow made three gigabytes."""
+    entries = b"".join(struct.pack(">HHII", number, 7, 60_000, 0) for number in range(5000))
+    exif = b"MM\0*\0\0\0\x08" + struct.pack(">H", 5000) + entries
+    if place == "jpeg":
+        path = in_a_jpeg(tmp_path / "a.jpg", b"\xff\xe1" + struct.pack(">H", 60_018) + b"Exif\0\0" + exif)
+    else:
+        chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+        good = png(3, 2, 8, 2, bytes(20))
+        start = good.index(b"IDAT") - 4 if place == "before" else good.index(b"IEND") - 4
+        path = written(tmp_path / "a.png", good[:start] + chunk + good[start:])
+    for read in (read_image, image_size):
+        refused(read, path, "overlap")
 
 
 def test_rows_of_16_bits_that_pillow_cannot_count(tmp_path: Path) -> None:

@@ -407,6 +407,99 @@ def test_a_tokenizer_with_an_id_of_four_billion(tmp_path: Path) -> None:
         FileTokenizer(str(path))
 
 
+def token_file(path: Path, **parts: object) -> Path:
+    model = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model, **parts}))
+    return path
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def replaced(pattern: dict[str, str], content: str) -> dict[str, object]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def split(pattern: str) -> dict[str, object]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [replaced({"String": "a"}, "aa")] * 26}}, "times as long"),
+        ({"normalizer": replaced({"String": "a"}, "b" * 10**6)}, "times as long"),
+        ({"decoder": replaced({"String": "a"}, "b" * 10**6)}, "times as long"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 26}}, "times as long"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 101}}, "101 steps"),
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 10**5}}, "100,000 characters"),
+        ({"normalizer": replaced({"Regex": "(a|aa)+$"}, "")}, "regular expression"),
+        ({"pre_tokenizer": split("(a*)*\\1c")}, "regular expression"),
+        ({"pre_tokenizer": split("[^()]*a*a*a*b")}, "regular expression"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "CAAAAAAAAAAAAAAA"}}, "damaged"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}, "damaged|library"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "damaged|library"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a a"], "unk_token": "a"}}, "damaged|library"),
+        ({"model": {"type": "WordLevel", "vocab": {"a" * 10_001: 0}, "unk_token": "a"}}, "a piece of more than 10,000"),
+    ],
+)
+def test_tokenizers_that_would_never_end(
+    parts: dict[str, object], match: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Once gigabytes, hours, an end of the process, or a panic of Rust on the error stream."""
+    path = token_file(tmp_path / "tokenizer.json", **parts)
+    with Budget(), pytest.raises(ValueError, match=match) as error:
+        FileTokenizer(str(path))
+    assert str(error.value).isprintable()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]", "max_input_chars_per_word": 100},
+        {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]},
+        {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "z"},
+    ],
+)
+def test_texts_that_a_tokenizer_does_not_know(model: dict[str, object], tmp_path: Path) -> None:
+    if model["type"] == "WordPiece":
+        model["continuing_subword_prefix"] = "##"
+    tokenizer = FileTokenizer(str(token_file(tmp_path / "tokenizer.json", model=model)))
+    assert tokenizer.encode("a").tolist() == [0]
+    with pytest.raises(ValueError, match=r"tokenizer\.json' cannot encode a text: ") as error:
+        tokenizer.encode("word")
+    assert str(error.value).isprintable()
+
+
+PUBLISHED = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "clip": r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    "bloom": r" ?[^(\s|[.,!?\u2026\u3002])]+",
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    "o200k": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]+[\p{Ll}]*(?i:'s|'t)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)",
+    "deepseek": r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_patterns_of_published_tokenizers_are_read(name: str, tmp_path: Path) -> None:
+    spaces = {"type": "Sequence", "normalizers": [replaced({"Regex": " {2,}"}, "\u2581"), {"type": "NFKC"}]}
+    steps = {"type": "Sequence", "pretokenizers": [split(PUBLISHED[name]), BYTE_LEVEL]}
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+    path = token_file(
+        tmp_path / "tokenizer.json",
+        normalizer=spaces,
+        pre_tokenizer=steps,
+        decoder=BYTE_LEVEL,
+        model=model,
+    )
+    assert FileTokenizer(str(path)).encode("ab").tolist() == [2]
+
+
 # Files that cells name.
 
 

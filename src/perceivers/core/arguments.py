@@ -45,6 +45,13 @@ def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
         raise ValueError(message())
 
 
+def may_hold(conditions: Bool[Tensor, " n"]) -> bool:
+    """Return whether one of the conditions on values holds; True where values are not looked at."""
+    if torch.compiler.is_compiling() or conditions.device.type == "meta" or isinstance(conditions, FakeTensor):
+        return True
+    return bool(conditions.any())
+
+
 def check_numbers(x: Tensor) -> Tensor:
     """Return a tensor of plain numbers as it is; raise a ValueError for complex, sparse and quantised ones."""
     if x.is_complex() or x.is_quantized or x.is_nested or x.layout != torch.strided:

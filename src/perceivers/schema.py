@@ -213,11 +213,27 @@ def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple
     """A dataclass from plain values; ValueError naming the place (and the line) of the first thing that is wrong."""
     if wild := next(_wild_numbers(plain, source), ""):
         raise ValueError(wild)
+    found: T = checked(kind, plain, source, lines)
+    return found
+
+
+def checked(
+    kind: Any, plain: Any, source: str, lines: Mapping[tuple[str, ...], int] | None = None, strict: bool = False
+) -> Any:
+    """Return plain values as the type that declares them; ValueError naming the first place that is otherwise.
+
+    `strict`: a text is no number, a truth value neither.
+    """
     try:
-        # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
-        return TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).validate_python([plain])[0]  # type: ignore[valid-type]
+        return _adapter(kind).validate_python([plain], strict=strict or None)[0]
     except ValidationError as error:
         raise ValueError(_message(kind, plain, error, source, lines or {})) from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
+    return TypeAdapter(list[kind], config=ConfigDict(extra="forbid"))
 
 
 def _wild_numbers(plain: Any, place: str) -> Iterator[str]:
@@ -288,13 +304,13 @@ def read_plain(path: Path) -> tuple[Any, Lines]:
     return from_yaml(read_text(path), str(path))  # JSON is YAML
 
 
-def json_schema(kind: type[T]) -> dict[str, Any]:
+def json_schema(kind: Any) -> dict[str, Any]:
     """JSON schema of a dataclass, for editors that check what they write."""
-    full = TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).json_schema()  # type: ignore[valid-type]
+    full = _adapter(kind).json_schema()
     return {**full["items"], "$defs": full.get("$defs", {})}
 
 
-def _message(kind: type, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
+def _message(kind: Any, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
     errors = error.errors(include_url=False)
     first = _relevant(errors)
     place = _place(first, plain)
@@ -334,7 +350,7 @@ def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
     return tuple(place[1:])
 
 
-def _explain(kind: type, error: ErrorDetails) -> str:
+def _explain(kind: Any, error: ErrorDetails) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown field{_near(str(error['loc'][-1]), _field_names(json_schema(kind)))}"
     if error["type"] == "union_tag_invalid":

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NotRequired
 
 import torch
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from perceivers.core.config import Config
 from perceivers.core.joining import mask_probs
@@ -25,7 +27,7 @@ from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
 from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
-from perceivers.storage import load_model, read_json, write_text
+from perceivers.storage import load_model, read_checked, write_text
 from perceivers.tasks.scoring import scorer_for
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores
@@ -39,8 +41,18 @@ RECIPE, UNREADABLE, DATA = "recipe.yaml", "unreadable.jsonl", "data.json"
 RESULTS = (LOG, "metrics.json", "command.txt", "report.html")
 """Other files of a run that are replaced."""
 
-Fingerprints = Mapping[str, Fingerprint]
+Fingerprints = dict[str, Fingerprint]
 """Fingerprints of the parts of a data set, by name."""
+
+
+@with_config(ConfigDict(extra="allow"))
+class KeptData(TypedDict):
+    """What a run keeps of its data."""
+
+    parts: Fingerprints
+    """As they are now."""
+    accepted: NotRequired[list[Any]]
+    """What had changed, and at which step, when that was accepted."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ def fingerprints(recipe: Recipe, parts: Parts) -> Fingerprints:
     return {side: fingerprint(recipe.data, recipe.schema, records) for side, records in sides.items()}
 
 
-def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> dict[str, Any]:
+def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> KeptData:
     """Return what a run is to keep of its data; ValueError if they have changed since it began, unless `accept`.
 
     A run of an older version, which has nothing to compare with, goes on.
@@ -170,18 +182,18 @@ def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> dict[s
     if what and not accept:
         raise ValueError(f"the data of {run} have changed since it began ({what}): --accept-changed-data goes on")
     accepted = [*before.get("accepted", []), *([{"step": step, "changed": what}] if what else [])]
-    return {"parts": found, **({"accepted": accepted} if accepted else {})}
+    return {"parts": found, "accepted": accepted} if accepted else {"parts": found}
 
 
-def _read_kept_data(run: Path) -> dict[str, Any] | None:
+def _read_kept_data(run: Path) -> KeptData | None:
     """Return what a run kept of its data, or None; ValueError for a file that holds no such thing."""
     if not (run / DATA).exists():
         return None
-    kept = read_json(run / DATA)
-    parts = kept.get("parts") if isinstance(kept, dict) else None
-    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-        raise ValueError(f"{run / DATA}: holds no fingerprint of data: remove it to go on without one")
-    return cast(dict[str, Any], kept)
+    try:
+        kept: KeptData = read_checked(run / DATA, KeptData)
+    except ValueError as error:
+        raise ValueError(f"{error}: it holds no fingerprint of data, remove it to go on without one") from None
+    return kept
 
 
 def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:

@@ -1,6 +1,8 @@
 """Corruption is for training; in evaluation where an option says so; a prediction uses all that it is given."""
 
 import dataclasses
+import math
+import re
 
 import numpy as np
 import pytest
@@ -9,12 +11,13 @@ import torch
 from perceivers import Category, Config, Label, Number, Numbers, PerceiverIO, PointSet, Records, Schema, Text
 from perceivers.core.config import DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.positions import Fourier
+from perceivers.data import Table
 from perceivers.modalities import KINDS
 from perceivers.modalities.kind import AT_EVAL, as_evaluated
 from perceivers.schema import to_plain
 from perceivers.tasks import digits, starcraft
 from perceivers.tasks.prediction import predict_rows
-from perceivers.tasks.recipe import changed_schema, hiding
+from perceivers.tasks.recipe import Recipe, changed_schema, changed_specs, hiding
 from perceivers.training.evaluation import evaluate
 from perceivers.training.order import evaluation_batches
 
@@ -147,3 +150,22 @@ def test_old_schemas_keep_their_fields_and_are_evaluated_on_everything():
     schema = Schema({"numbers": Numbers(count=3)}, {"label": Label(classes=3)})
     model = PerceiverIO(schema, SMALL)
     assert evaluate(model, [{"numbers": [1.0, 2.0, 3.0], "label": -100}, {"numbers": [1.0, 2.0, 3.0], "label": 1}])
+
+
+def test_what_evaluations_change_is_checked_alone():
+    """Not the whole schema anew for each of them."""
+    inputs = {f"x{number}": Numbers() for number in range(11)}
+    schema = Schema(inputs, {"label": Label(classes=3)})
+    changed = changed_specs(schema, {"x7": {"drop_prob": 0.5}})
+    assert changed == {"inputs": {"x7": Numbers(drop_prob=0.5)}, "outputs": {}}
+    assert changed_schema(schema, {"x7": {"weight": 0.5}, "label": {"weight": 2.0}}) == Schema(
+        inputs | {"x7": Numbers(weight=0.5)}, {"label": Label(classes=3, weight=2.0)}
+    )
+    for changes, said in (
+        ({"y": {}}, "unknown input or output 'y'"),
+        ({"x7": {"drop_prob": math.nan}}, "inputs.x7.drop_prob: nan"),
+        ({"x7": {"count": -1}}, "count"),
+        ({"label": {"of": "z"}}, "unknown input in outputs.label.of: 'z'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            Recipe(Table(), schema, evaluations={"e": changes})

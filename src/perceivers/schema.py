@@ -34,6 +34,9 @@ Record = Mapping[str, Any]
 Batch = Mapping[str, Mapping[str, Any]]
 """Samples collated: "inputs" and "targets", raw, each by name."""
 
+MOST_NAMES = 256
+"""Inputs, and outputs, that a schema may have: each is a part of the model, which takes milliseconds to count."""
+
 LONGEST_COMPLAINT = 900
 """Characters that are said of a file that is wrong; names in it may be any text."""
 
@@ -41,7 +44,9 @@ T = TypeVar("T")
 
 
 @with_config(ConfigDict(extra="forbid"))
-class _SchemaInFile(TypedDict):
+class SchemaInFile(TypedDict):
+    """Inputs and outputs by name, of the closed list of kinds."""
+
     inputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
     outputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
 
@@ -61,13 +66,11 @@ class Schema:
                 raise ValueError(f"{side} is empty: name at least one")
             if not isinstance(specs, Mapping):
                 raise ValueError(f"{side} of type {type(specs).__name__}: give a dictionary of names")
-            for name, spec in specs.items():
-                check_new_name(side, name)
-                named(f"{side}.{name}", _check_spec, spec)
-        for name, spec in self.outputs.items():
-            source = getattr(spec, "of", None)
-            if source is not None:
-                check_names(f"input in outputs.{name}.of:", [source], self.inputs)
+            if len(specs) > MOST_NAMES:
+                raise ValueError(
+                    f"{side}: {len(specs):,} names, at most {MOST_NAMES}: several columns can be one, of kind records"
+                )
+            check_specs(side, specs, self.inputs)
 
     def changed(self, name: str, **fields: Any) -> "Schema":
         """The same schema with some fields of one input or output replaced."""
@@ -162,8 +165,18 @@ class Schema:
         """In files, kinds come from the closed list alone."""
         return core_schema.no_info_after_validator_function(
             lambda sides: cls(**sides),
-            handler.generate_schema(_SchemaInFile),
+            handler.generate_schema(SchemaInFile),
         )
+
+
+def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) -> None:
+    """ValueError naming one of the "inputs" or "outputs" that no model has, beside inputs of these names."""
+    for name, spec in specs.items():
+        check_new_name(side, name)
+        named(f"{side}.{name}", _check_spec, spec)
+        source = getattr(spec, "of", None) if side == "outputs" else None
+        if source is not None:
+            check_names(f"input in outputs.{name}.of:", [source], inputs)
 
 
 def _check_spec(spec: Any) -> None:

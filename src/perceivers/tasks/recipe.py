@@ -16,7 +16,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from perceivers.core.config import Config
-from perceivers.core.joining import mask_probs
+from perceivers.core.joining import check_names, mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.fingerprint import Fingerprint, differences, fingerprint
@@ -26,7 +26,7 @@ from perceivers.modalities.kind import as_evaluated
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
-from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
+from perceivers.schema import Schema, SchemaInFile, check_specs, from_file, from_plain, to_plain, to_yaml
 from perceivers.storage import load_model, read_checked, write_text
 from perceivers.tasks.scoring import scorer_for
 from perceivers.training.config import TrainingConfig
@@ -37,6 +37,9 @@ from perceivers.training.mixing import check_mixing
 from perceivers.training.state import best_checkpoint, checkpoints
 
 RECIPE, UNREADABLE, DATA = "recipe.yaml", "unreadable.jsonl", "data.json"
+
+MOST_EVALUATIONS = 256
+"""Evaluations of a recipe: each is a pass over the held-out records."""
 
 RESULTS = (LOG, "metrics.json", "command.txt", "report.html")
 """Other files of a run that are replaced."""
@@ -79,8 +82,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.training.mixing is not None:
             check_mixing(self.schema)
+        if len(self.evaluations) > MOST_EVALUATIONS:
+            raise ValueError(f"evaluations: {len(self.evaluations):,}, at most {MOST_EVALUATIONS}")
         for changes in self.evaluations.values():
-            changed_schema(self.schema, changes)
+            changed_specs(self.schema, changes)
 
 
 def run_recipe(
@@ -280,10 +285,19 @@ def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> 
 
     A corruption that is named (`keep`, `hide`, `mask_words`, `mask_prob`) acts, as if its option "_at_eval" were given.
     """
-    plain = to_plain(schema)
-    for name, fields in changes.items():
-        schema.changed(name)  # names what there is, if this is not there
-        for side in plain.values():
-            if name in side:
-                side[name].update(as_evaluated(fields))
-    return from_plain(Schema, plain)
+    changed = changed_specs(schema, changes)
+    return Schema({**schema.inputs, **changed["inputs"]}, {**schema.outputs, **changed["outputs"]})
+
+
+def changed_specs(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> SchemaInFile:
+    """Return the inputs and outputs alone that an evaluation changes, checked as in files."""
+    sides = {"inputs": schema.inputs, "outputs": schema.outputs}
+    check_names("input or output", changes, {**schema.inputs, **schema.outputs})
+    plain = {
+        side: {name: to_plain(specs[name]) | as_evaluated(changes[name]) for name in changes if name in specs}
+        for side, specs in sides.items()
+    }
+    changed = from_plain(SchemaInFile, plain)
+    check_specs("inputs", changed["inputs"], schema.inputs)
+    check_specs("outputs", changed["outputs"], schema.inputs)
+    return changed

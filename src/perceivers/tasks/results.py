@@ -100,11 +100,24 @@ def run_card(run: Path) -> str:
 
 
 def _history(run: Path) -> list[str]:
-    """Command, seed, steps and time of a run, after those of the run that it started from."""
-    earlier = read_recipe(run).start_from
-    before = _history(Path(earlier)) if earlier and data_of(Path(earlier)) else []
-    _, command, seed, steps, minutes = _about(run)
-    return [*before, f"    {command}", "", f"Seed {seed}, {steps} steps, {minutes} minutes.", ""]
+    """Command, seed, steps and time of a run, after those of the runs that it started from."""
+    lines = []
+    for one in reversed(_ancestry(run)):
+        _, command, seed, steps, minutes = _about(one)
+        lines += [f"    {command}", "", f"Seed {seed}, {steps} steps, {minutes} minutes.", ""]
+    return lines
+
+
+def _ancestry(run: Path) -> list[Path]:
+    """Return a run and those that it started from, the first one last; ValueError if they go round in a circle."""
+    runs = {run.resolve(): run}
+    while (earlier := read_recipe(run).start_from) and data_of(Path(earlier)):
+        run = Path(earlier)
+        if run.resolve() in runs:
+            circle = " -> ".join(map(str, [*runs.values(), run]))
+            raise ValueError(f"start_from goes round in a circle: {circle}: correct the recipe of one of these runs")
+        runs[run.resolve()] = run
+    return list(runs.values())
 
 
 def _score_rows(run: Path) -> list[tuple[str, str]]:

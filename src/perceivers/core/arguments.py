@@ -315,4 +315,7 @@ def _of_objects(array: np.ndarray) -> np.ndarray:
         imaginary = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
         if imaginary or not isinstance(value, numbers.Number):
             raise ValueError(f"a value of type {type(value).__name__}, expected real numbers in lists of equal length")
-    return np.where(known, array, np.nan).astype(np.float64)
+    try:
+        return np.where(known, array, np.nan).astype(np.float64)
+    except OverflowError:
+        raise ValueError("a number beyond those of float64: scale the data") from None

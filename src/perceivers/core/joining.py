@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from perceivers.core.arguments import about, check_batches, given, is_whole, near
 from perceivers.core.initialisers import plain_linear, trained_vector
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
+from perceivers.core.interfaces import InputAdapter, InputSpec, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.linear_map import dtype_of, is_linear_map, linear_map
 from perceivers.core.queries import given_points
 from perceivers.core.reading import Encoded, Extent
@@ -56,9 +56,9 @@ class Join(nn.Module):
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
 
-def mask_probs(schema: SchemaLike) -> dict[str, tuple[float, bool]]:
+def mask_probs(inputs: Mapping[str, InputSpec]) -> dict[str, tuple[float, bool]]:
     """Of each input that has a mask token: how probable it is, and whether in evaluation too."""
-    return {n: (spec.mask_prob, spec.mask_at_eval) for n, spec in schema.inputs.items() if spec.mask_prob is not None}
+    return {name: (spec.mask_prob, spec.mask_at_eval) for name, spec in inputs.items() if spec.mask_prob is not None}
 
 
 class Masking(NamedTuple):

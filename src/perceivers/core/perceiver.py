@@ -53,7 +53,7 @@ class PerceiverIO(nn.Module):
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
         widths = {name: adapter.channels for name, adapter in inputs.items()}
         join = Join(widths, encoder.join, encoder.input_channels or width, encoder.min_padding)
-        self.input_adapter = InputAdapters(inputs, join, mask_probs(schema))
+        self.input_adapter = InputAdapters(inputs, join, mask_probs(schema.inputs))
 
         trunk = Transformer if config.trunk == "transformer" else Resampler
         self.trunk: Resampler | Transformer = trunk(config, self.input_adapter.channels)

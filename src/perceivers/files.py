@@ -136,6 +136,14 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             fresh.unlink(missing_ok=True)
 
 
+def user_cache() -> Path | None:
+    """Return this package's folder in the user's cache; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceivers"
+    except RuntimeError:  # neither a variable nor an entry of the user says where
+        return None
+
+
 def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
     """Return what an exception says, or a file's own text, as one printable line of at most `longest` characters."""
     return printable(" ".join(str(text).split())[:longest])[:longest] or type(text).__name__

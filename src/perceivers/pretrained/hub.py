@@ -138,7 +138,10 @@ def fetched(name: str, files: list[str], revision: str | None = None, offline: b
 
 
 def _check_known(name: str, manifest: Path) -> None:
-    path = Path(os.environ.get("PERCEIVERS_CACHE", Path.home() / ".cache" / "perceivers")) / "known.json"
+    try:
+        path = Path(os.environ.get("PERCEIVERS_CACHE") or "~/.cache/perceivers").expanduser() / "known.json"
+    except RuntimeError:
+        raise ValueError(f"{name}: no home folder to note its hash in: set PERCEIVERS_CACHE to a folder") from None
     known: Mapping[str, Any] = read_json(path) if path.exists() else {}
     found = hashlib.sha256(manifest.read_bytes()).hexdigest()
     if known.get(name, found) != found:

@@ -115,13 +115,12 @@ class InputAdapters(nn.Module):
         for name in self.adapters:
             hidden = missing is None or name in missing
             segment = own[name] if name in own else self._absent(name) if hidden else None
-            if segment is None:
-                continue
-            joined[name] = self.join(name, segment)
-            if name in self.mask_probs and joined[name].content is not None:
+            if segment is not None:
+                joined[name] = self.join(name, segment)
+            if name in joined and name in self.mask_probs:
                 joined[name] = self._hide(name, joined[name], name not in own, masking)
-                if missing is None or not isinstance(found.get(name), Part):
-                    joined[name] = self._hide_lacking(name, joined[name])
+                is_part = missing is not None and isinstance(found.get(name), Part)
+                joined[name] = joined[name] if is_part else self._hide_lacking(name, joined[name])
         return Tokens(joined), own
 
     def by_name(self, raw: Any) -> dict[str, Any]:
@@ -151,7 +150,8 @@ class InputAdapters(nn.Module):
         return adapter.absent(self.mask_tokens[name].device) if name in self.mask_probs else None
 
     def _hide(self, name: str, segment: Segment, absent: bool, masking: Masking | None) -> Segment:
-        assert segment.content is not None
+        if segment.content is None:
+            return segment
         (prob, at_eval), shape, device = self.mask_probs[name], segment.content.shape[:2], segment.content.device
         if self.training:
             # Bernoulli draws are made even for certainties: uniform numbers are never below 0 and always below 1.

@@ -54,6 +54,13 @@ def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
         raise ValueError(message())
 
 
+def may_hold(conditions: Bool[Tensor, " n"]) -> bool:
+    """Return whether one of the conditions on values holds; True where values are not looked at."""
+    if torch.compiler.is_compiling() or conditions.device.type == "meta" or isinstance(conditions, FakeTensor):
+        return True
+    return bool(conditions.any())
+
+
 def check_numbers(x: Tensor) -> Tensor:
     """Return a dense tensor of real numbers as it is, unsigned ones of 16 bits and more as int64; ValueError else."""
     if x.layout != torch.strided or x.is_nested or x.dtype not in (*NUMBERS, *UNSIGNED):

@@ -5,6 +5,7 @@ io_processors.py.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -76,7 +77,7 @@ def strided(x: Shaped[Tensor, "b *size c"], stride: Sequence[int]) -> Shaped[Ten
 def as_sizes(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
     """One number for all axes or one for each; ValueError for another count or sizes below 1."""
     several = isinstance(value, Iterable) and not isinstance(value, str)
-    sizes = tuple(value) if several else (value,) * axes
+    sizes: tuple[Any, ...] = tuple(value) if several else (value,) * axes  # type: ignore[arg-type]
     if len(sizes) != axes or not all(map(is_whole, sizes)) or min(sizes) < 1:
         raise ValueError(f"{name} = {value!r:.99} must be one positive number, or {axes} of them")
     return sizes

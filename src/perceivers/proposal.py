@@ -189,7 +189,7 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
         channels = longest[1] if len(longest) == 2 else 1
         size = max(longest[0], 1)
         spec, why = {"kind": "series", "size": size, "channels": channels}, f"series of up to {size} steps"
-        if len(shapes) == 1 and (MOST_CHANNELS < size == channels or SHORT < min(size, channels)):
+        if len(shapes) == 1 and (MOST_CHANNELS < size == channels or min(size, channels) > SHORT):
             return Proposal(spec, f"{why} of {channels} channels; grey pictures have an axis more: [..., None]", True)
         return Proposal(spec, why)
     if len(longest) > 4 or len(shapes) > 1:

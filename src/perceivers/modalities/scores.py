@@ -17,6 +17,9 @@ def correlation(kind: Literal["r2", "pearson"]) -> "Metric":
     first = 1 if kind == "r2" else 0
 
     class Varied(base):
+        low: Tensor
+        high: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.add_state("low", torch.full((2,), torch.inf), "min")

@@ -1,5 +1,6 @@
 """What a column of values looks like: the kind that suits it, its options, and why."""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack, suppress
@@ -57,6 +58,8 @@ class Proposal(NamedTuple):
     """Kind (of a field: number, category or date) and few options, as in files; empty: it is to be left out."""
     why: str
     """What was seen."""
+    is_doubtful: bool = False
+    """Whether it may mean something else, which `why` tells."""
 
 
 def propose(values: Sequence[Any], target: bool = False, files: Files | None = None) -> Proposal:
@@ -66,7 +69,7 @@ def propose(values: Sequence[Any], target: bool = False, files: Files | None = N
         return Proposal({}, "empty")
     found = _propose(known, target, files)
     lacking = len(values) - len(known)
-    return Proposal(found.spec, f"{found.why}; {lacking} missing" if lacking else found.why)
+    return found._replace(why=f"{found.why}; {lacking} missing" if lacking else found.why)
 
 
 def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: Config | None = None) -> PerceiverIO:
@@ -75,7 +78,8 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     Shapes say the kind: [B] numbers, or whole numbers as a target: classes; [B, n] vectors; [B, n, C] series;
     [B, H, W, C] pictures; [B, T, H, W, C] films; texts; as targets few texts: classes; lists of dictionaries: records;
     {"coordinates", "values"}: points. Statistics and vocabularies are fitted to the batch: give one that is typical.
-    Channels come last: an array whose last axis has more than 4 places, and an earlier one no more than 4, is refused.
+    Channels come last: an array whose last axis has more than 4 places, and an earlier one no more than 4, is refused,
+    and so are square pictures behind their channels. A warning tells of other shapes that may be misread.
     """
     for name in inputs.keys() & targets.keys():
         if inputs[name] is not targets[name]:
@@ -111,6 +115,8 @@ def _own_kind(name: str, values: Sequence[Any], target: bool) -> dict[str, Any]:
     kind = proposal.spec.get("kind")
     if kind in (None, "date"):
         raise ValueError(f"{name}: no kind suits these values: {proposal.why}")
+    if proposal.is_doubtful:
+        warnings.warn(f"{name}: read as {proposal.why}", stacklevel=4)
     return {**proposal.spec, "kind": OWN_KINDS.get(str(kind), kind)}
 
 
@@ -189,6 +195,8 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
     longest, axes = max(shapes), {len(shape) for shape in shapes}
     if 0 in longest:
         return Proposal({}, f"arrays of shape {longest}: empty")
+    if not any(np.isfinite(as_float32(value)).any() for value in known):
+        return Proposal({}, f"arrays of shape {longest} without a finite number")
     if any(map(_channels_first, shapes)):
         return Proposal(
             {}, f"arrays of shape {longest}: channels seem to come first, move them last (or give a schema)"
@@ -200,20 +208,39 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
     if len(longest) <= 2:
         channels = longest[1] if len(longest) == 2 else 1
         size = longest[0]
-        return Proposal({"kind": "series", "size": size, "channels": channels}, f"series of up to {size} steps")
+        spec, why = {"kind": "series", "size": size, "channels": channels}, f"series of up to {size} steps"
+        if len(shapes) == 1 and (MOST_CHANNELS < size == channels or min(size, channels) > SHORT):
+            return Proposal(spec, f"{why} of {channels} channels; grey pictures have an axis more: [..., None]", True)
+        return Proposal(spec, why)
     if len(longest) > 4 or len(shapes) > 1:
         return Proposal({}, f"arrays of shape {longest}")
     kind, (*size, channels) = {3: "image", 4: "video"}[len(longest)], longest
     patch = _patch(size[-2:], MOST_TOKENS)
     steps = patch if kind == "image" else [1, patch, patch]
-    return Proposal({"kind": kind, "size": size, "channels": channels, "patch": steps}, f"arrays of shape {longest}")
+    spec, why = {"kind": kind, "size": size, "channels": channels, "patch": steps}, f"arrays of shape {longest}"
+    if _may_be_first(longest):
+        sides = " x ".join(map(str, size))
+        return Proposal(spec, f"{kind}s of {sides} with {channels} channels, which come last; if not, move them", True)
+    return Proposal(spec, why)
 
 
 def _channels_first(shape: Sequence[int]) -> bool:
     """Tell whether the channels of one sample seem to come first, or behind the time of a film."""
     if len(shape) == 2:  # short series of many channels are common
         return shape[0] <= MOST_CHANNELS and shape[1] > SHORT
-    return 2 < len(shape) < 5 and shape[-1] > MOST_CHANNELS >= min(shape[: len(shape) - 2])
+    if not 2 < len(shape) < 5 or shape[-1] <= MOST_CHANNELS:
+        return False
+    return min(shape[:-2]) <= MOST_CHANNELS or _is_square_behind(shape)
+
+
+def _may_be_first(shape: Sequence[int]) -> bool:
+    """Tell whether the channels of a picture or a film, taken to come last, are as likely to come first."""
+    return _is_square_behind(shape) or (shape[-1] > MOST_CHANNELS and min(shape[:-2]) < min(shape[-2:]))
+
+
+def _is_square_behind(shape: Sequence[int]) -> bool:
+    """Tell whether the last two axes seem to be the sides of a square picture."""
+    return shape[-1] == shape[-2] != shape[-3]
 
 
 def _propose_text(known: Sequence[str], target: bool) -> Proposal:

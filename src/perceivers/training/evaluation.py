@@ -103,9 +103,11 @@ def guess_scores(schema: Schema, batches: Iterable[Batch], guess: Callable[[Batc
 
 
 def scored(outputs: Mapping[str, Kind], pairs: Iterable[tuple[str, Compared]]) -> Scores:
-    """The metrics of outputs over all pairs of each; an output without a pair has none."""
+    """The metrics of outputs over all pairs of each; an output of which nothing is known has none."""
     metrics: dict[str, Mapping[str, Metric]] = {}
     for name, pair in pairs:
+        if not len(pair[1]):
+            continue
         if name not in metrics:
             metrics[name] = {key: metric.to(pair[0].device) for key, metric in outputs[name].metrics().items()}
         for metric in metrics[name].values():

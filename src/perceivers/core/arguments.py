@@ -57,6 +57,11 @@ def floats(x: Tensor) -> Tensor:
     return x if x.is_floating_point() else x.float()
 
 
+def precise(x: Tensor) -> Tensor:
+    """Return floating-point numbers in at least float32: half precision would round or overflow what is made of them."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def finite(x: Tensor) -> Tensor:
     """Put 0 in place of NaN and of infinite numbers, which stand for unknown ones."""
     return torch.where(x.isfinite(), x, torch.zeros_like(x))

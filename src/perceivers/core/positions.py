@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from perceivers.core.arguments import COUNT, SIZE, check_ranges, require
+from perceivers.core.arguments import COUNT, SIZE, check_ranges, precise, require
 from perceivers.core.initialisers import plain_linear, trained_vector
 
 CoordinateRule = Literal["inclusive", "exclusive"]
@@ -80,13 +80,14 @@ def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Ten
 def sound_coordinates(
     coordinates: Float[Tensor, "*b m axes"], mask: Bool[Tensor, "b m"] | None, axes: int
 ) -> Float[Tensor, "*b m axes"]:
-    """Return coordinates that are finite: 0 where the mask says that there is nothing.
+    """Return coordinates that are finite, in at least float32: 0 where the mask says that there is nothing.
 
     ValueError for the first place that is not finite; where values are not looked at (compiled programs), the place
     becomes NaN, in every algorithm.
     """
     if coordinates.shape[-1] != axes:
         raise ValueError(f"coordinates of shape {tuple(coordinates.shape)}, expected {axes} of them at the end")
+    coordinates = precise(coordinates)
     if mask is not None:
         there = mask[..., None]
         coordinates = torch.where(there, coordinates, torch.zeros_like(coordinates))
@@ -268,8 +269,7 @@ class FourierPositions(nn.Module):
 
     def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Features at any coordinates; computed in at least float32."""
-        precise = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
-        return fourier_features(precise, self.max_resolution, self.config)
+        return fourier_features(precise(coordinates), self.max_resolution, self.config)
 
     def _channels_of(self, axis: int) -> tuple[int, ...]:
         bands, first = self.config.num_bands, self.axes * self.config.with_coordinates
@@ -299,7 +299,7 @@ class LearnedPositions(nn.Module):
 
     def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Linear interpolation between the 2^d trained vectors around each place; constant outside the grid."""
-        coordinates = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
+        coordinates = precise(coordinates)
         sizes = torch.tensor(self.grid, device=coordinates.device)
         places = ((coordinates + 1) / 2 * (sizes - 1)).clamp(min=torch.zeros_like(sizes), max=sizes - 1)
         low = places.nan_to_num(0.0).floor().long()  # NaN is no place; through the fraction it stays NaN

@@ -58,7 +58,7 @@ def floats(x: Tensor) -> Tensor:
 
 
 def precise(x: Tensor) -> Tensor:
-    """Return floating-point numbers in at least float32: half precision would round or overflow what is made of them."""
+    """Return floating-point numbers in at least float32: in half precision, what is made of them would overflow."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

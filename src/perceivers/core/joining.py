@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.arguments import about, check_batches, given, is_whole, near
+from perceivers.core.arguments import about, check_batches, given, in_own_range, is_in_range, is_whole, near
 from perceivers.core.initialisers import plain_linear, trained_vector
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
 from perceivers.core.linear_map import dtype_of, is_linear_map, linear_map
 from perceivers.core.queries import given_points
 from perceivers.core.reading import Encoded, Extent
-from perceivers.core.tokens import Segment, Tokens
+from perceivers.core.tokens import Segment, Tokens, blank_where_absent
 
 JoinRule = Literal["pad", "project"]
 
@@ -48,7 +48,8 @@ class Join(nn.Module):
             if is_linear_map(projection):
                 weight, bias = linear_map(projection)
                 return replace(segment, projection=(weight, bias))
-            tokens = projection(segment.dense(dtype_of(projection)))
+            with in_own_range(segment.device):
+                tokens = projection(segment.dense(dtype_of(projection)))
             return Segment(content=tokens, mask=segment.mask, grid=segment.grid)
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
@@ -141,7 +142,8 @@ class InputAdapters(nn.Module):
         if mask is not None and fixed is not None and fixed.num_tokens == shape[1]:
             lacking = ~mask.any(dim=1, keepdim=True)
             hidden, mask = hidden | lacking, mask | lacking
-        return replace(segment, mask=mask, stand_in=self.mask_tokens[name], hidden=hidden)
+        content = segment.content if absent or not prob else blank_where_absent(segment.content, ~hidden)
+        return replace(segment, content=content, mask=mask, stand_in=self.mask_tokens[name], hidden=hidden)
 
 
 class OutputQueries(nn.Module):
@@ -198,8 +200,8 @@ class OutputAdapters(nn.Module):
         found = {}
         for name, x in rows.items():
             asked = queries.segments[name]
-            beyond = asked.grid is None and asked.content is None
-            found[name] = self.adapters[name](_only_at_places(x, asked) if beyond else x, asked)
+            sound = is_in_range(asked, x.dtype)  # attention may make a number of a query that is none
+            found[name] = self.adapters[name](x if sound is None else torch.where(sound, x, torch.nan), asked)
         return found
 
 
@@ -221,14 +223,6 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[s
             listed = ", ".join(islice(known, MOST_LISTED)) + f", ... ({len(known)} in all)" * (len(known) > MOST_LISTED)
             raise ValueError(f"unknown {what} {name!r:.99}; there are {listed:.600}{near(str(name), known)}")
     return names
-
-
-def _only_at_places(rows: Tensor, queries: Segment) -> Tensor:
-    """Return rows with NaN for queries of places that are not finite: attention may make a number of them."""
-    if not isinstance(queries.positions, Tensor):
-        return rows
-    nowhere = queries.positions.isnan().any(dim=-1, keepdim=True)
-    return torch.where(nowhere, torch.nan, rows)
 
 
 def _extent(value: Any) -> Extent | None:

@@ -80,20 +80,23 @@ def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Ten
 def sound_coordinates(
     coordinates: Float[Tensor, "*b m axes"], mask: Bool[Tensor, "b m"] | None, axes: int
 ) -> Float[Tensor, "*b m axes"]:
-    """Return coordinates that are finite, in at least float32: 0 where the mask says that there is nothing.
-
-    ValueError for the first place that is not finite; where values are not looked at (compiled programs), the place
-    becomes NaN, in every algorithm.
-    """
+    """Return coordinates in at least float32, checked by `sound_vectors`."""
     if coordinates.shape[-1] != axes:
         raise ValueError(f"coordinates of shape {tuple(coordinates.shape)}, expected {axes} of them at the end")
-    coordinates = precise(coordinates)
+    return sound_vectors(precise(coordinates), mask, "coordinates of point")
+
+
+def sound_vectors(x: Float[Tensor, "*b m c"], mask: Bool[Tensor, "b m"] | None, what: str) -> Float[Tensor, "*b m c"]:
+    """Return vectors of finite numbers: 0 where the mask says that there is nothing.
+
+    ValueError for the first one that is not finite; where values are not looked at (compiled programs), its numbers
+    become NaN, in every algorithm.
+    """
     if mask is not None:
-        there = mask[..., None]
-        coordinates = torch.where(there, coordinates, torch.zeros_like(coordinates))
-    known = coordinates.isfinite()
-    require(known.all(), lambda: f"coordinates of point {_first_false(known.all(-1))} are not finite numbers")
-    return torch.where(known, coordinates, torch.nan)
+        x = torch.where(mask[..., None], x, torch.zeros_like(x))
+    known = x.isfinite()
+    require(known.all(), lambda: f"{what} {_first_false(known.all(-1))} are not finite numbers")
+    return torch.where(known, x, torch.nan)
 
 
 def _first_false(holds: Bool[Tensor, "*b"]) -> str:

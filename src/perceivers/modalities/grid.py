@@ -242,11 +242,11 @@ class Grid(Kind, ABC):
 
     def normalise(self, values: Tensor) -> Tensor:
         """Data's units to the network's; the channels may repeat within a row (patches)."""
-        return normalised(values, self.mean, self.std)
+        return values if not (self.mean or self.std) else normalised(values, self.mean, self.std)
 
     def denormalise(self, values: Tensor) -> Tensor:
         """The network's units to the data's."""
-        return denormalised(values, self.mean, self.std)
+        return values if not (self.mean or self.std) else denormalised(values, self.mean, self.std)
 
     def heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
         """Weights of a sample's tokens on their grid."""

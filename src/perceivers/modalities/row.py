@@ -52,7 +52,7 @@ class RowOutput(OutputAdapter):
 
     def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
         """[B, e]."""
-        return denormalised(rows[:, 0], self.mean, self.std)
+        return denormalised(rows[:, 0], self.mean, self.std) if self.mean or self.std else rows[:, 0]
 
 
 def stack_known(values: Sequence[np.ndarray | None]) -> Tensor:

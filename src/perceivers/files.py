@@ -22,18 +22,25 @@ LARGEST_HEADER, MOST_TENSORS = 2**27, 200_000
 """Bytes of the header of a file of tensors (the library's limit is below), and how many tensors it may name."""
 
 
+class UnreadableError(ValueError):
+    """The system does not let a file be read now (no permission, a broken disk): says nothing of what it holds."""
+
+
 def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
     """Return the path of an existing, readable, non-empty file of at most `max_bytes`.
 
-    ValueError for anything else: a folder, a pipe, a device, a file that is larger.
+    ValueError for anything else: a folder, a pipe, a device, a file that is larger; UnreadableError for one that is
+    there and cannot be opened.
     """
     path = Path(path)
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
             path.open("rb").close()
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in its name
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL character in its name
         raise ValueError(f"{_named(path)}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UnreadableError(f"{_named(path)}: {error.strerror or error}") from None
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{_named(path)}: not a file")
     if status.st_size == 0:
@@ -70,14 +77,14 @@ def most_unpacked(path: Path) -> int:
 
 
 def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
-    """Return the text of a file in UTF-8; ValueError for what `regular_file` refuses and for other encodings."""
+    """Return the text of a file in UTF-8; errors of `regular_file`, and ValueError for other encodings."""
     path = regular_file(path, max_bytes)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {one_line(error)}") from None
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
+        raise UnreadableError(f"{path}: {error.strerror or error}") from None
 
 
 @contextmanager

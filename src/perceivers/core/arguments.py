@@ -95,7 +95,7 @@ def is_in_range(segment: Any, dtype: torch.dtype) -> Tensor | None:
 
 
 def ranges_of(
-    parts: Mapping[str, Tensor | None], dtype: torch.dtype, weight: Tensor | None, added: bool
+    parts: Mapping[str, Tensor | None], dtype: torch.dtype, projection: tuple[Tensor, Tensor] | None, added: bool
 ) -> list[Range]:
     """Return how large numbers of parts may be, so that the squares that a norm adds up do not overflow.
 
@@ -108,7 +108,7 @@ def ranges_of(
         if x is not None and x.numel():
             columns = slice(first, first + x.shape[-1])
             limit = math.sqrt(torch.finfo(dtype).max / x.shape[-1]) / 2
-            reach = 1.0 if weight is None else _norm(weight[:, columns]).clamp(min=1)
+            reach = 1.0 if projection is None else _norm(projection[0][:, columns]).clamp(min=1)
             found.append((name, x, limit / reach))
             first = 0 if added else columns.stop
     return found
@@ -122,6 +122,11 @@ def in_own_range(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which raw values keep their range: autocast to float16, if it is on, is off within."""
     narrows = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
     return torch.autocast(device.type, enabled=False) if narrows else nullcontext()
+
+
+def may_hold(conditions: Bool[Tensor, " n"]) -> bool:
+    """Return whether one of the conditions on values holds; True where values are not looked at."""
+    return not has_values(conditions) or bool(conditions.any())
 
 
 def check_numbers(x: Tensor) -> Tensor:

@@ -292,7 +292,7 @@ class LearnedPositions(nn.Module):
 
     def on_grid(self, places: GridPlaces) -> Tensor:
         """Vectors [M, P] of a grid: the trained ones on their own grid, interpolated on another."""
-        if places.size == self.grid:
+        if places.size == self.grid and places.span in (None, self.grid) and not any(places.start or ()):
             return self.table
         starts = places.start or (0,) * len(self.grid)
         ends = [start + n for start, n in zip(starts, places.size, strict=True)]

@@ -16,8 +16,9 @@ import torch
 from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats, is_whole
+from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats, is_whole, may_hold
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.linear_map import dtype_of
@@ -174,7 +175,7 @@ class Grid(Kind, ABC):
             raise ValueError(f"one batch holds sizes {sorted(s[:-1] for s in sizes)}: crop or resize them to one")
         size = np.max([shape[:-1] for shape in sizes], axis=0)
         if self.axes == 1:
-            size = size + -size % self.steps
+            size = np.maximum(size + -size % self.steps, self.steps)  # without a step it is all unknown
         whole = {(*size.tolist(), self.channels)} == sizes
         if whole and all(value is not None and np.isfinite(value).all() for value in values):
             return torch.from_numpy(np.stack(values))
@@ -250,7 +251,8 @@ class Grid(Kind, ABC):
 
     def heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
         """Weights of a sample's tokens on their grid."""
-        return weights.detach().cpu().float().numpy().reshape(self.grid_of(values_of(sample).shape[:-1]))
+        grid = self.grid_of(values_of(sample).shape[:-1])
+        return weights.detach().cpu().float().numpy()[: math.prod(grid)].reshape(grid)
 
     def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
         array = as_array(value) if dtype is None else as_float32(value)
@@ -311,7 +313,9 @@ class GridInput(InputAdapter):
             x = x + self.spec.noise * torch.randn_like(x)
         tokens = self._tokens(x)
         grid = tuple(tokens.shape[1:-1])
-        return self._segment(rows_of(tokens), self._places(grid, part, tokens.device), self._token_mask(values, mask))
+        places = self._places(grid, part, tokens.device)
+        segment = self._segment(rows_of(tokens), places, self._token_mask(values, mask))
+        return segment if mask is None or self.spec.mask_prob is None else self._with_room(segment, places)
 
     def absent(self, device: torch.device) -> Segment:
         """Tokens of the trained size."""
@@ -349,6 +353,17 @@ class GridInput(InputAdapter):
         if spec.stretched and any(at + n > m for at, n, m in zip(first, grid, span, strict=True)):
             raise ValueError(f"a part of {grid} patches from patch {first} reaches beyond the whole of {span}")
         return GridPlaces(grid, span, first, device=device)
+
+    def _with_room(self, segment: Segment, places: GridPlaces) -> Segment:
+        """Return tokens of a batch, with places behind them if a sample needs as many mask tokens as it has alone."""
+        assert segment.content is not None
+        assert segment.mask is not None
+        mask, size, usual = segment.mask, places.size, math.prod(self.spec.grid)
+        if segment.num_tokens >= usual or not may_hold(~mask.any(dim=1)):
+            return segment
+        longer = replace(places, size=(-(-usual // math.prod(size[1:])), *size[1:]), span=places.span or size)
+        more = math.prod(longer.size) - segment.num_tokens
+        return self._segment(F.pad(segment.content, (0, 0, 0, more)), longer, F.pad(mask, (0, more)))
 
     def _segment(self, content: Tensor, places: GridPlaces, mask: Tensor | None) -> Segment:
         positions = None if self.positions is None else self.positions.on_grid(places)

@@ -4,8 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.fingerprint import Fingerprint, differences, fingerprint
 from perceivers.data.sifting import Parts, read_held_out, read_parts
 from perceivers.files import read_text
-from perceivers.modalities.kind import as_evaluated
+from perceivers.modalities.kind import as_evaluated, named
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
@@ -28,7 +27,7 @@ from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
 from perceivers.storage import load_model, read_json, write_text
 from perceivers.tasks.scoring import scorer_for
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores
+from perceivers.training.evaluation import Scores, check_mask_tokens
 from perceivers.training.log import LOG, read_log
 from perceivers.training.loop import seed_step, train
 from perceivers.training.mixing import check_mixing
@@ -213,25 +212,8 @@ def evaluate_run(run: Path) -> dict[str, Scores]:
             warnings.warn(f"the data of {run} have changed since it began ({what})", stacklevel=2)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
-    scores, score = {}, scorer_for(recipe.data)
-    for name, schema in schemas.items():
-        with hiding(model, schema):
-            scores[name] = score(model, held_out, schema)
-    return scores
-
-
-@contextmanager
-def hiding(model: PerceiverIO, schema: Schema) -> Iterator[None]:
-    """Within: inputs are hidden as this schema says; ValueError if it hides one for which the model has no token."""
-    adapters = model.input_adapter
-    own, changed = adapters.mask_probs, mask_probs(schema)
-    if unknown := [name for name in changed if name not in own]:
-        raise ValueError(f"{unknown[0]}: cannot be hidden in an evaluation, since the model has no mask token of it")
-    adapters.mask_probs = own | changed
-    try:
-        yield
-    finally:
-        adapters.mask_probs = own
+    score = scorer_for(recipe.data)
+    return {name: score(model, held_out, schema) for name, schema in schemas.items()}
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
@@ -266,12 +248,15 @@ def data_of(run: Path) -> DataSet | None:
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
     """A schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
 
-    A corruption that is named (`keep`, `hide`, `mask_words`, `mask_prob`) acts, as if its option "_at_eval" were given.
+    A corruption that is named (`drop_prob`, `keep`, `hide`, `mask_words`, `mask_prob`) acts. ValueError for a field
+    that an evaluation does not feel, and for a mask token that the model of the schema lacks.
     """
     plain = to_plain(schema)
     for name, fields in changes.items():
         schema.changed(name)  # names what there is, if this is not there
         for side in plain.values():
             if name in side:
-                side[name].update(as_evaluated(fields))
-    return from_plain(Schema, plain)
+                side[name] = named(name, as_evaluated, side[name], fields)
+    changed = from_plain(Schema, plain)
+    check_mask_tokens(mask_probs(schema), changed)
+    return changed

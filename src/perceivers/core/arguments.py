@@ -95,7 +95,7 @@ def is_in_range(segment: Any, dtype: torch.dtype) -> Tensor | None:
 
 
 def ranges_of(
-    parts: Mapping[str, Tensor | None], dtype: torch.dtype, projection: tuple[Tensor, Tensor] | None, added: bool
+    parts: Mapping[str, Any], dtype: torch.dtype, projection: tuple[Tensor, Tensor] | None, added: bool
 ) -> list[Range]:
     """Return how large numbers of parts may be, so that the squares that a norm adds up do not overflow.
 
@@ -105,7 +105,7 @@ def ranges_of(
     found: list[Range] = []
     first = 0
     for name, x in parts.items():
-        if x is not None and x.numel():
+        if isinstance(x, Tensor) and x.numel():
             columns = slice(first, first + x.shape[-1])
             limit = math.sqrt(torch.finfo(dtype).max / x.shape[-1]) / 2
             reach = 1.0 if projection is None else _norm(projection[0][:, columns]).clamp(min=1)

@@ -99,10 +99,8 @@ class Segment:
 
     def ranges(self, dtype: torch.dtype) -> list[Range]:
         """Return the parts that hold data (positions on a grid do not) and how large their numbers may be."""
-        positions = self.positions if self.grid is None and isinstance(self.positions, Tensor) else None
-        return ranges_of(
-            {"content": self.content, "positions": positions}, dtype, self.projection, self.positions_added
-        )
+        parts = {"content": self.content, "positions": self.positions if self.grid is None else None}
+        return ranges_of(parts, dtype, self.projection, self.positions_added)
 
     def rows(self, index: Int[Tensor, "*b o"]) -> "Segment":
         """Some of the tokens, counted row-major; indices shared by the batch or of each sample."""

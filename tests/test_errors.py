@@ -21,6 +21,7 @@ from torch._utils import ExceptionWrapper
 
 import perceivers.cli.verbs
 from perceivers.cli.errors import LEFT_ALONE, LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
+from perceivers.cli.tables import show
 from perceivers.files import printable
 from perceivers.modalities.cells import array_file
 from perceivers.schema import Schema, from_plain, yaml_text
@@ -518,6 +519,61 @@ def test_wrong_arguments_are_told_in_any_encoding(encoding):
     one_line(done.stderr.decode(encoding), "perceivers: invalid literal for int() with base 10: 'many'; Argument")
 
 
+IN_A_SHELL = """
+import sys, types
+verbs = types.ModuleType("verbs")
+def works():
+    with open("out", "w") as file:
+        print("printed"), print("told", file=sys.stderr), file.write(f"{file.fileno() > 2}")
+def fails():
+    raise ValueError("wrong")
+verbs.VERBS = {"works": works, "fails": fails}
+sys.modules["perceivers.cli.verbs"] = verbs
+from perceivers.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_nobody_who_listens(tmp_path, closed):
+    """The work is done, the exit code is what it would be, and no file is taken for a closed stream."""
+    for verb, code in (("works", 0), ("fails", 2), ("neither", 2)):
+        call = ["bash", "-c", f'"$0" -c "$1" {verb} {closed}', sys.executable, IN_A_SHELL]
+        done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == code
+        assert done.stdout == ("printed\n" if verb == "works" and ">&-" not in closed.replace("2>&-", "") else "")
+        assert bool(done.stderr) == ("2>&-" not in closed)
+    assert (tmp_path / "out").read_text() == "True"
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-3", "x"])
+def test_no_width_of_a_terminal_loses_a_score(command, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    rows = [("held out", "y", "a metric of a long name " * 3, "0.1234")]
+    monkeypatch.setitem(perceivers.cli.verbs.VERBS, "info", lambda: show(None, False, ["a", "b", "c", "score"], rows))
+    code, out, _ = command("info")
+    assert code == 0
+    assert all(word in out for word in ("held out", "y", "0.1234", "score"))
+    assert out.count("metric") == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_an_encoding_lacks_is_spelled_out(tmp_path, encoding):
+    (tmp_path / "t.csv").write_text("größe,y\n" + "1,ü\n2,ß\n" * 5)
+    code = "import sys\nfrom perceivers.cli.output import printable_output\n"
+    code += "with printable_output(): print(chr(34) + chr(252) + chr(0x1f600) + chr(0xd800) + chr(34))"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    options = {"capture_output": True, "check": False, "env": environment, "cwd": tmp_path}
+    done = subprocess.run([sys.executable, "-c", code], **options)
+    assert json.loads(done.stdout.decode(encoding)) == "ü\U0001f600\ud800", done.stderr
+    done = subprocess.run([sys.executable, "-m", "perceivers", "schema", "propose", "t.csv"], **options)
+    if encoding == "utf-8":
+        assert "größe: {kind: number}" in done.stdout.decode()
+    else:  # read as YAML, it would name another column
+        assert (done.returncode, done.stdout) == (2, b"")
+        one_line(done.stderr.decode(encoding), "set PYTHONUTF8=1")
+
+
 @pytest.mark.parametrize(
     ("data", "options", "said"),
     [
@@ -553,3 +609,50 @@ def test_a_folder_under_a_file_names_the_file(command, table):
         code, _, err = command(*call)
         assert code == 2
         one_line(err, "perceivers: file: is a file, not a folder")
+
+
+OVERWRITING = [
+    "predict run t.csv -o t.csv",
+    "predict run t.csv -o link.csv",
+    "predict run t.csv -o q.csv --attention t.csv",
+    "predict run t.csv -o q.csv --attention ./q.csv",
+    "predict run t.csv -o run/log.jsonl",
+    "predict run t.csv -o q.csv --attention run/checkpoints/page.html",
+    "predict run ./*.parquet -o shard.parquet",
+    "predict model t.csv -o q.csv --attention model/model.json",
+    "predict run pictures -o pictures/q.csv",
+    "report run --out run/metrics.json",
+    "report run --out t.csv",
+    "schema check r.yaml --picture pictures/a.png --data pictures",
+    "train r.yaml --data pictures --out pictures/run",
+    "tokenizer texts.yaml --out texts.yaml",
+    "tokenizer texts.yaml --out texts/a.txt",
+    "convert run run/checkpoints/step-00000009",
+    "flow a.png a.colours.png --out a.flo --model model",
+    "flow link.png a.png --out a.png --model model",
+    "autoencode a.mp4 --out ./a.mp4 --model model",
+]
+
+
+def test_no_verb_writes_over_what_it_reads(command, table):
+    """Nor over its other output, a model's own files, or into a folder of which every file is a row."""
+    assert command("train", "r.yaml", "--out", "run")[0] == 0
+    assert command("convert", "run", "model")[0] == 0
+    for folder in ("pictures", "texts"):
+        Path(folder).mkdir()
+    for name in ("a.png", "a.colours.png", "a.mp4", "pictures/a.png", "shard.parquet", "texts/a.txt"):
+        Path(name).write_text("some content")
+    Path("link.csv").symlink_to("t.csv")
+    Path("link.png").symlink_to("a.png")
+    text = "{kind: text, length: 8}"
+    Path("texts.yaml").write_text(
+        f"data: {{kind: texts, folder: texts}}\ninputs: {{text: {text}}}\noutputs: {{y: {text}}}\n"
+    )
+    before = {path: path.read_bytes() for path in table.rglob("*") if path.is_file()}
+    for line in OVERWRITING:
+        code, _, err = command(*line.split())
+        assert code == 2, line
+        one_line(err, "would")
+        assert {path: path.read_bytes() for path in table.rglob("*") if path.is_file()} == before, line
+    for _ in range(2):  # what is not of the run may lie there, and be replaced
+        assert command("predict", "run", "t.csv", "-o", "run/q.csv")[0] == 0

@@ -10,6 +10,7 @@ import torch
 from perceivers.data import FlowPairs, FlowScenes
 from perceivers.media.flow import write_flow
 from perceivers.media.image import write_image
+from perceivers.modalities import Labels, Numbers
 from perceivers.schema import to_yaml
 from perceivers.storage import save_model, write_folder
 from perceivers.tasks.flow_scores import no_motion, score_in_tiles, scores_of
@@ -19,6 +20,7 @@ from perceivers.tasks.recipe import evaluate_run, preset_of, run_recipe
 from perceivers.tasks.results import keep_scores
 from perceivers.tasks.scoring import DataSets
 from perceivers.training.config import TrainingConfig
+from perceivers.training.evaluation import scored
 from test_flow_pairs import HEIGHT, WIDTH, write_middlebury
 
 STEPS = TrainingConfig(num_steps=1, batch_size=2, log_every=1, accelerator="cpu")
@@ -127,3 +129,47 @@ def test_groups_are_of_own_records_alone(command, tmp_path):
     code, _, err = command("evaluate", tmp_path, "--on", tmp_path / "others.yaml", "--by", "kind")
     assert code == 2
     assert "leave it out, or --on" in err
+
+
+UNDEFINED = {
+    "one number": (Numbers(further_metrics=("pearson",)), [[1.0]], [[2.0]], ["r2", "pearson"]),
+    "equal numbers": (Numbers(further_metrics=("pearson",)), [[1.0], [2.0]], [[0.1], [0.1]], ["r2", "pearson"]),
+    "equal guesses": (Numbers(further_metrics=("pearson",)), [[1.0], [1.0]], [[0.1], [0.3]], ["pearson"]),
+    "one label": (Labels(classes=3), [[1.0, 2.0, 3.0]], [[1.0, 0.0, 1.0]], ["mAP"]),
+    "all labels": (Labels(classes=1), [[1.0], [2.0]], [[1.0], [1.0]], ["mAP"]),
+}
+
+
+@pytest.mark.parametrize("name", UNDEFINED)
+def test_a_score_that_has_no_value_is_nan_and_the_others_stay(name):
+    spec, guess, true, undefined = UNDEFINED[name]
+    pair = spec.compared(torch.tensor(guess), torch.tensor(true))
+    nothing = spec.compared(torch.tensor(guess), torch.full_like(torch.tensor(true), torch.nan))
+    found = scored({"y": spec, "z": spec}, [("y", nothing), ("y", pair), ("z", nothing)])
+    assert [metric for metric, value in found["y"].items() if np.isnan(value)] == undefined
+    assert "z" not in found
+
+
+def test_mean_average_precision_is_of_the_classes_that_some_have():
+    logits = torch.tensor([[3.0, 0.1, 5.0], [-2.0, 0.2, -5.0], [1.0, 0.3, 5.0], [0.5, 0.9, 0.7]])
+    true = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    spec, rows = Labels(classes=3), [slice(0, 3), slice(3, 4)]  # alone, the last ones could be probabilities
+    found = scored({"y": spec}, [("y", spec.compared(logits[own], true[own])) for own in rows])
+    assert found["y"]["mAP"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
+
+
+def test_a_run_with_one_known_number_to_score_has_its_scores(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{i % 7},{'xy'[i % 2]},{i},{i if i < 9 or i == 19 else ''}" for i in range(20)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,time,c", *rows]))
+    (tmp_path / "s.yaml").write_text(
+        "data: {kind: table, file: t.csv, order: time, held_out_fraction: 0.2}\n"
+        "inputs: {a: {kind: numbers}}\noutputs: {b: {kind: label}, c: {kind: numbers}}\n"
+        "config: {latents: {num_latents: 3, channels: 8}, processor: {num_layers: 1}}\n"
+        "training: {num_steps: 1, batch_size: 8, accelerator: cpu}\n"
+    )
+    code, out, err = command("train", "s.yaml", "--out", "run", "--json")
+    assert code == 0, err
+    scores = json.loads(out)["held out"]
+    assert scores["c"]["r2"] is None
+    assert scores["c"]["mae"] is not None

@@ -106,10 +106,17 @@ def test_an_example_may_come_from_pillow_and_numpy():
         (torch.zeros(4, 8, 3, 32, 32), "channels seem to come first"),
         (torch.zeros(4, 3, 8, 32, 32), "channels seem to come first"),
         (torch.zeros(4, 1, 16000), "channels seem to come first"),
+        (torch.zeros(4, 5, 32, 32), "channels seem to come first"),
+        (torch.zeros(4, 16, 32, 32), "channels seem to come first"),
+        (torch.zeros(4, 8, 16, 32, 32), "channels seem to come first"),
+        (torch.full((4, 8, 8, 3), torch.nan), "without a finite number"),
+        (np.full((4, 3), np.inf), "without a finite number"),
         (torch.zeros(4, 8, 8, 3, dtype=torch.complex64), "complex64"),
         (np.zeros((4, 8, 8, 3), complex), "complex128"),
         (np.full((4, 3), 1e300), "beyond the numbers of float32"),
         (torch.zeros(4, 3).to_sparse(), "sparse"),
+        (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged), "a nested tensor"),
+        (torch.zeros(4, 3, device="meta"), "meta has no values"),
         (torch.zeros(()), "a batch of values is needed"),
         ("text", "a batch of values is needed"),
         ([], "empty"),
@@ -119,6 +126,28 @@ def test_an_example_that_would_be_misread_is_refused(values, message):
     targets = {"y": np.arange(len(values)) % 2 if np.ndim(values) else [0]}
     with pytest.raises(ValueError, match=message):
         from_example({"x": values}, targets)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((3, 4, 4), "read as images of 3 x 4 with 4 channels, which come last"),
+        ((5, 32, 48), "read as images of 5 x 32 with 48 channels, which come last"),
+        ((8, 5, 16, 24), "read as videos of 8 x 5 x 16 with 24 channels, which come last"),
+        ((28, 28), "read as series of up to 28 steps of 28 channels; grey pictures have an axis more"),
+        ((28, 20), "read as series of up to 28 steps of 20 channels; grey pictures have an axis more"),
+    ],
+)
+def test_a_shape_that_may_mean_something_else_is_told(shape, said):
+    with pytest.warns(UserWarning, match=f"^x: {said}"):
+        from_example({"x": torch.randn(4, *shape)}, {"y": [0, 1, 0, 1]})
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 8, 3), (5, 8, 3), (8, 8, 16), (11, 2), (30, 7), (4, 8, 8, 3), (16,), (28, 28, 1)]
+)
+def test_usual_shapes_are_read_without_a_word(shape):
+    from_example({"x": torch.randn(4, *shape)}, {"y": [0, 1, 0, 1]})
 
 
 def test_a_picture_of_three_by_three_by_three_has_its_channels_last():

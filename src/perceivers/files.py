@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,6 +87,27 @@ def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
         raise UnreadableError(f"{path}: {error.strerror or error}") from None
 
 
+def check_outputs(outputs: Iterable[Path | str | None], inputs: Iterable[Path | str]) -> None:
+    """Raise a ValueError for an output that is an input, lies in a folder that is one, or is another output.
+
+    Links are followed; None is no output. Called before any work, by every verb that writes.
+    """
+    written, read = [Path(path) for path in outputs if path is not None], [Path(path) for path in inputs]
+    for number, output in enumerate(written):
+        if any(_is_same(output, other) for other in written[:number]):
+            raise ValueError(f"{_named(output)}: two outputs would be written to this file: name another one")
+        for path in read:
+            if _is_same(output, path) or Path(os.path.realpath(path)) in Path(os.path.realpath(output)).parents:
+                where = "" if _is_same(output, path) else f" in {_named(path)}"
+                raise ValueError(f"{_named(output)}: an input{where}, which the output would change: write elsewhere")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file; that of a file system that ignores case may have two names."""
+    same = os.path.realpath(one) == os.path.realpath(other)
+    return same or (one.exists() and other.exists() and one.samefile(other))
+
+
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
     """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes.
@@ -135,8 +156,9 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() or letter in HARMLESS else _spelled(letter) for letter in text)
+    return "".join(letter if letter.isprintable() or letter in HARMLESS else spelled(letter) for letter in text)
 
 
-def _spelled(letter: str) -> str:
+def spelled(letter: str) -> str:
+    r"""Return a letter as JSON spells it out: \u00fc."""
     return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]

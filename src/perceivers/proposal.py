@@ -1,5 +1,6 @@
 """What a column of values looks like: the kind that suits it, its options, and why."""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack, suppress
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from perceivers.core.arguments import as_array, as_float32, is_missing, is_picture
+from perceivers.core.arguments import as_array, as_float32, check_numbers, check_values, is_missing, is_picture
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.image import image_size
@@ -57,6 +58,8 @@ class Proposal(NamedTuple):
     """Kind (of a field: number, category or date) and few options, as in files; empty: it is to be left out."""
     why: str
     """What was seen."""
+    is_doubtful: bool = False
+    """Whether it may mean something else, which `why` tells."""
 
 
 def propose(values: Sequence[Any], target: bool = False, files: Files | None = None) -> Proposal:
@@ -66,7 +69,7 @@ def propose(values: Sequence[Any], target: bool = False, files: Files | None = N
         return Proposal({}, "empty")
     found = _propose(known, target, files)
     lacking = len(values) - len(known)
-    return Proposal(found.spec, f"{found.why}; {lacking} missing" if lacking else found.why)
+    return found._replace(why=f"{found.why}; {lacking} missing" if lacking else found.why)
 
 
 def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: Config | None = None) -> PerceiverIO:
@@ -75,17 +78,19 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     Shapes say the kind: [B] numbers, or whole numbers as a target: classes; [B, n] vectors; [B, n, C] series;
     [B, H, W, C] pictures; [B, T, H, W, C] films; texts; as targets few texts: classes; lists of dictionaries: records;
     {"coordinates", "values"}: points. Statistics and vocabularies are fitted to the batch: give one that is typical.
-    Channels come last: an array whose last axis has more than 4 places, and an earlier one no more than 4, is refused.
+    Channels come last: an array whose last axis has more than 4 places, and an earlier one no more than 4, is refused,
+    and so are square pictures behind their channels. A warning tells of other shapes that may be misread.
     """
+    for name in inputs.keys() & targets.keys():
+        if inputs[name] is not targets[name]:
+            raise ValueError(f"{name!r} is an input and a target with different values: give them two names")
+    inputs, targets = ({name: _checked(name, x) for name, x in side.items()} for side in (inputs, targets))
     for name, values in {**inputs, **targets}.items():
         single = isinstance(values, Tensor | np.ndarray) and not values.ndim
         table = hasattr(values, "columns")  # of pandas: as a sequence it is the names of its columns
         if single or table or not isinstance(values, Sized) or isinstance(values, str | bytes | Mapping):
             raise ValueError(f"{name}: a batch of values is needed, an array or a list, not {type(values).__name__}")
     columns = {**inputs, **targets}
-    for name in inputs.keys() & targets.keys():
-        if inputs[name] is not targets[name]:
-            raise ValueError(f"{name!r} is an input and a target with different values: give them two names")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"an example needs as many values for each name, found {lengths}")
@@ -98,11 +103,20 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     return Preset(schema, config or auto_config(schema)).build()
 
 
+def _checked(name: str, values: Any) -> Any:
+    if not isinstance(values, Tensor):
+        return values
+    named(name, check_values, values)
+    return named(name, check_numbers, values)
+
+
 def _own_kind(name: str, values: Sequence[Any], target: bool) -> dict[str, Any]:
     proposal = named(name, propose, values, target)
     kind = proposal.spec.get("kind")
     if kind in (None, "date"):
         raise ValueError(f"{name}: no kind suits these values: {proposal.why}")
+    if proposal.is_doubtful:
+        warnings.warn(f"{name}: read as {proposal.why}", stacklevel=4)
     return {**proposal.spec, "kind": OWN_KINDS.get(str(kind), kind)}
 
 
@@ -124,16 +138,17 @@ def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposa
     first = known[0]
     if files is not None and (found := _propose_files(known, files)):
         return found
-    if isinstance(first, Mapping) and {"coordinates", "values"} <= first.keys():
-        axes, channels = (np.shape(first[name])[-1] for name in ("coordinates", "values"))
-        return Proposal({"kind": "pointset", "axes": axes, "channels": channels}, f"points of {axes} axes")
-    if isinstance(first, Mapping):
+    if all(isinstance(value, Mapping) for value in known):
+        if all({"coordinates", "values"} <= value.keys() for value in known):
+            return _propose_points(known)
         return _propose_records([[value] for value in known])
-    if isinstance(first, list) and any(isinstance(one, Mapping) for one in first):
-        return _propose_records(known)
-    if isinstance(first, list) and all(isinstance(one, str) for value in known for one in value):
-        return Proposal({"kind": "labels"}, f"{len({one for value in known for one in value})} labels")
-    if isinstance(first, list) or (isinstance(first, np.ndarray) and first.ndim):
+    if all(isinstance(value, list) for value in known):
+        within = [one for value in known for one in value]
+        if all(isinstance(one, str) for one in within):
+            return Proposal({"kind": "labels"}, f"{len(set(within))} labels")
+        if all(isinstance(one, Mapping) for one in within):
+            return _propose_records(known)
+    if all(isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim) for value in known):
         return _propose_array(known)
     if all(isinstance(value, str) for value in known):
         return _propose_text(known, target)
@@ -142,12 +157,29 @@ def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposa
     if target and all(isinstance(value, bool) for value in known):
         return Proposal({"kind": "label"}, "truth values")
     if all(isinstance(value, int | float) for value in known):
-        return _propose_number([float(value) for value in known], target)
+        with suppress(OverflowError):
+            return _propose_number([float(value) for value in known], target)
+        return Proposal({}, "whole numbers beyond those of float64")
     return Proposal({}, f"values of several types, or of {type(first).__name__}")
+
+
+def _propose_points(known: Sequence[Mapping[str, Any]]) -> Proposal:
+    try:
+        shapes = {tuple(as_float32(value[name]).shape for name in ("coordinates", "values")) for value in known}
+    except ValueError as error:
+        return Proposal({}, f"coordinates and values that are not numbers: {error}")
+    shapes -= {((0,), (0,))}  # a set may have no points
+    sound = all(len(c) == len(v) == 2 and c[0] == v[0] and c[1] and v[1] for c, v in shapes)
+    widths = {(c[1], v[1]) for c, v in shapes} if sound else set()
+    if len(widths) != 1:
+        return Proposal({}, "coordinates and values that are not lists of points, each a list of as many numbers")
+    ((axes, channels),) = widths
+    return Proposal({"kind": "pointset", "axes": axes, "channels": channels}, f"points of {axes} axes")
 
 
 def _propose_records(known: Sequence[Sequence[Mapping[str, Any]]]) -> Proposal:
     names = dict.fromkeys(name for value in known for record in value for name in record)
+    names.pop("mask", None)  # says where records are
     fields = {name: propose([record.get(name) for value in known for record in value]) for name in names}
     kept = {name: found.spec for name, found in fields.items() if found.spec.get("kind") in ("number", "category")}
     if not kept:
@@ -161,6 +193,10 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
     except ValueError as error:
         return Proposal({}, f"lists that are not numbers of one shape: {error}")
     longest, axes = max(shapes), {len(shape) for shape in shapes}
+    if 0 in longest:
+        return Proposal({}, f"arrays of shape {longest}: empty")
+    if not any(np.isfinite(as_float32(value)).any() for value in known):
+        return Proposal({}, f"arrays of shape {longest} without a finite number")
     if any(map(_channels_first, shapes)):
         return Proposal(
             {}, f"arrays of shape {longest}: channels seem to come first, move them last (or give a schema)"
@@ -171,21 +207,40 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
         return Proposal({"kind": "numbers", "count": longest[0]}, f"vectors of {longest[0]}")
     if len(longest) <= 2:
         channels = longest[1] if len(longest) == 2 else 1
-        size = max(longest[0], 1)
-        return Proposal({"kind": "series", "size": size, "channels": channels}, f"series of up to {size} steps")
+        size = longest[0]
+        spec, why = {"kind": "series", "size": size, "channels": channels}, f"series of up to {size} steps"
+        if len(shapes) == 1 and (MOST_CHANNELS < size == channels or min(size, channels) > SHORT):
+            return Proposal(spec, f"{why} of {channels} channels; grey pictures have an axis more: [..., None]", True)
+        return Proposal(spec, why)
     if len(longest) > 4 or len(shapes) > 1:
         return Proposal({}, f"arrays of shape {longest}")
     kind, (*size, channels) = {3: "image", 4: "video"}[len(longest)], longest
     patch = _patch(size[-2:], MOST_TOKENS)
     steps = patch if kind == "image" else [1, patch, patch]
-    return Proposal({"kind": kind, "size": size, "channels": channels, "patch": steps}, f"arrays of shape {longest}")
+    spec, why = {"kind": kind, "size": size, "channels": channels, "patch": steps}, f"arrays of shape {longest}"
+    if _may_be_first(longest):
+        sides = " x ".join(map(str, size))
+        return Proposal(spec, f"{kind}s of {sides} with {channels} channels, which come last; if not, move them", True)
+    return Proposal(spec, why)
 
 
 def _channels_first(shape: Sequence[int]) -> bool:
     """Tell whether the channels of one sample seem to come first, or behind the time of a film."""
     if len(shape) == 2:  # short series of many channels are common
         return shape[0] <= MOST_CHANNELS and shape[1] > SHORT
-    return 2 < len(shape) < 5 and shape[-1] > MOST_CHANNELS >= min(shape[: len(shape) - 2])
+    if not 2 < len(shape) < 5 or shape[-1] <= MOST_CHANNELS:
+        return False
+    return min(shape[:-2]) <= MOST_CHANNELS or _is_square_behind(shape)
+
+
+def _may_be_first(shape: Sequence[int]) -> bool:
+    """Tell whether the channels of a picture or a film, taken to come last, are as likely to come first."""
+    return _is_square_behind(shape) or (shape[-1] > MOST_CHANNELS and min(shape[:-2]) < min(shape[-2:]))
+
+
+def _is_square_behind(shape: Sequence[int]) -> bool:
+    """Tell whether the last two axes seem to be the sides of a square picture."""
+    return shape[-1] == shape[-2] != shape[-3]
 
 
 def _propose_text(known: Sequence[str], target: bool) -> Proposal:
@@ -202,7 +257,7 @@ def _propose_text(known: Sequence[str], target: bool) -> Proposal:
         return Proposal(
             {}, f"{len(counts)} different words in {len(known)} rows, as {_short(known[0])}: an identifier?"
         )
-    longest = max(len(value.encode()) for value in known)
+    longest = max(len(value.encode("utf-8", "surrogatepass")) for value in known)
     length = 1 << (longest - 1).bit_length() if longest > 1 else 1
     options = {"length": length, "overflow": "truncate"}
     return Proposal({"kind": "text", **options}, f"texts of up to {longest} bytes, as {_short(known[0])}")

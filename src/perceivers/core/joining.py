@@ -1,7 +1,8 @@
 """Several named inputs as one set of tokens, several named outputs as one set of queries, and back."""
 
+import weakref
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from perceivers.core.arguments import about, check_batches, given, is_whole, near
 from perceivers.core.initialisers import plain_linear, trained_vector
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
+from perceivers.core.interfaces import InputAdapter, InputSpec, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.linear_map import dtype_of, is_linear_map, linear_map
 from perceivers.core.queries import given_points
 from perceivers.core.reading import Encoded, Extent
@@ -55,9 +56,9 @@ class Join(nn.Module):
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
 
-def mask_probs(schema: SchemaLike) -> dict[str, tuple[float, bool]]:
+def mask_probs(inputs: Mapping[str, InputSpec]) -> dict[str, tuple[float, bool]]:
     """Of each input that has a mask token: how probable it is, and whether in evaluation too."""
-    return {n: (spec.mask_prob, spec.mask_at_eval) for n, spec in schema.inputs.items() if spec.mask_prob is not None}
+    return {name: (spec.mask_prob, spec.mask_at_eval) for name, spec in inputs.items() if spec.mask_prob is not None}
 
 
 class Masking(NamedTuple):
@@ -114,13 +115,12 @@ class InputAdapters(nn.Module):
         for name in self.adapters:
             hidden = missing is None or name in missing
             segment = own[name] if name in own else self._absent(name) if hidden else None
-            if segment is None:
-                continue
-            joined[name] = self.join(name, segment)
-            if name in self.mask_probs and joined[name].content is not None:
+            if segment is not None:
+                joined[name] = self.join(name, segment)
+            if name in joined and name in self.mask_probs:
                 joined[name] = self._hide(name, joined[name], name not in own, masking)
-                if missing is None or not isinstance(found.get(name), Part):
-                    joined[name] = self._hide_lacking(name, joined[name])
+                is_part = missing is not None and isinstance(found.get(name), Part)
+                joined[name] = joined[name] if is_part else self._hide_lacking(name, joined[name])
         return Tokens(joined), own
 
     def by_name(self, raw: Any) -> dict[str, Any]:
@@ -150,7 +150,8 @@ class InputAdapters(nn.Module):
         return adapter.absent(self.mask_tokens[name].device) if name in self.mask_probs else None
 
     def _hide(self, name: str, segment: Segment, absent: bool, masking: Masking | None) -> Segment:
-        assert segment.content is not None
+        if segment.content is None:
+            return segment
         (prob, at_eval), shape, device = self.mask_probs[name], segment.content.shape[:2], segment.content.device
         if self.training:
             # Bernoulli draws are made even for certainties: uniform numbers are never below 0 and always below 1.
@@ -169,6 +170,43 @@ class InputAdapters(nn.Module):
         usual = torch.arange(segment.num_tokens, device=mask.device) < absent.num_tokens
         lacking = ~mask.any(dim=1, keepdim=True) & usual
         return replace(segment, mask=mask | lacking, hidden=hidden | lacking)
+
+
+class LiveInputs(Mapping[str, InputAdapter]):
+    """A model's inputs as they are now: adapters, wrappers and other modules may have been put in their place.
+
+    It holds no module, so that it is neither registered nor keeps a model alive; a copied model's is that of the copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = weakref.ref(model)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the module that reads an input: its adapter, or what was put around it."""
+        return self._adapters()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._adapters())
+
+    def __len__(self) -> int:
+        """Return the number of inputs."""
+        return len(self._adapters())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LiveInputs":
+        """Return those of the copy that is being made of the model, or of the model itself."""
+        model = self.model()
+        return self if model is None else LiveInputs(memo.get(id(model), model))
+
+    def __reduce__(self) -> Any:
+        """Pickle with the model."""
+        return LiveInputs, (self.model(),)
+
+    def _adapters(self) -> Any:
+        model: Any = self.model()
+        if model is None:
+            raise ValueError("this module borrows weights of a model's inputs, and the model is gone: keep the model")
+        return model.input_adapter.adapters
 
 
 class OutputQueries(nn.Module):

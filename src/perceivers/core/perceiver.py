@@ -18,6 +18,7 @@ from perceivers.core.interfaces import Points, SchemaLike
 from perceivers.core.joining import (
     InputAdapters,
     Join,
+    LiveInputs,
     Masking,
     OutputAdapters,
     OutputQueries,
@@ -52,7 +53,7 @@ class PerceiverIO(nn.Module):
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
         widths = {name: adapter.channels for name, adapter in inputs.items()}
         join = Join(widths, encoder.join, encoder.input_channels or width, encoder.min_padding)
-        self.input_adapter = InputAdapters(inputs, join, mask_probs(schema))
+        self.input_adapter = InputAdapters(inputs, join, mask_probs(schema.inputs))
 
         trunk = Transformer if config.trunk == "transformer" else Resampler
         self.trunk: Resampler | Transformer = trunk(config, self.input_adapter.channels)
@@ -70,7 +71,8 @@ class PerceiverIO(nn.Module):
             self.decoder = Decoder(config, join.channels)
 
         channels = self.decoder.output_channels
-        outputs = {name: spec.build_output(channels, inputs) for name, spec in schema.outputs.items()}
+        live = LiveInputs(self)
+        outputs = {name: spec.build_output(channels, live) for name, spec in schema.outputs.items()}
         self.output_adapter = OutputAdapters(outputs)
         if decoder.kind == "average":  # official `ProjectionDecoder`
             zero_(*self.output_adapter.heads.values())

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
+MOST_PLACES = 2**53
+"""Places of an axis that coordinates, of float64, tell apart."""
+
+
 @dataclass(frozen=True)
 class Grid(Kind, ABC):
     """Values on a grid of `axes` axes; coordinates to ask at count its query places along each axis, from 0."""
@@ -349,6 +353,10 @@ class GridInput(InputAdapter):
         whole_numbers = len(start) == spec.axes and all(map(is_whole, start))
         if not whole_numbers or any(n < 0 or n % step for n, step in zip(start, spec.steps, strict=True)):
             raise ValueError(f"a part begins at {part.start}: it must begin with a patch, at multiples of {spec.steps}")
+        if max(*whole, *start) > MOST_PLACES:
+            raise ValueError(
+                f"a part at {part.start} of a whole of {whole}: a whole has at most 2^53 places on an axis"
+            )
         span = token_grid(whole, spec.steps) if spec.stretched else spec.grid
         first = tuple(place // step for place, step in zip(part.start, spec.steps, strict=True))
         if spec.stretched and any(at + n > m for at, n, m in zip(first, grid, span, strict=True)):

@@ -22,6 +22,7 @@ from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.kind import Raw, mean_where, rounded, shown
 from perceivers.modalities.row import RowKind, RowOutput, stack_known
 from perceivers.modalities.scalars import UNKNOWN, class_chances, class_numbers, class_value
+from perceivers.modalities.scores import mean_average_precision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,15 +278,13 @@ class Labels(RowKind):
 
     def metrics(self) -> "dict[str, Metric]":
         """Mean average precision over the classes."""
-        from torchmetrics.classification import MultilabelAveragePrecision
-
-        return {"mAP": MultilabelAveragePrecision(num_labels=self.num_classes)}
+        return {"mAP": mean_average_precision()}
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Logits and classes of known samples."""
+        """Probabilities and classes of known samples."""
         target, parts = class_chances(target, self.num_classes, "labels")
         known = parts.all(dim=-1)
-        return prediction[known], target[known].long()
+        return prediction[known].float().sigmoid(), target[known].long()
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Labels, list[Any]]":

@@ -18,6 +18,7 @@ from perceivers.modalities.cells import Files, number, plain
 from perceivers.modalities.kind import Raw, mean_where, rounded, same_shape, shown, statistics
 from perceivers.modalities.row import RowKind, RowOutput, stack_known
 from perceivers.modalities.scalars import scalar
+from perceivers.modalities.scores import correlation
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -87,15 +88,13 @@ class Numbers(RowKind):
 
     def metrics(self) -> "dict[str, Metric]":
         """Mean absolute error in the data's units, and the share of variance explained."""
-        from torchmetrics import MeanAbsoluteError, R2Score
+        from torchmetrics import MeanAbsoluteError
 
-        return {"mae": MeanAbsoluteError(), "r2": R2Score(), **self.correlations()}
+        return {"mae": MeanAbsoluteError(), "r2": correlation("r2"), **self.correlations()}
 
     def correlations(self) -> "dict[str, Metric]":
         """The further metrics."""
-        from torchmetrics import PearsonCorrCoef
-
-        return {name: PearsonCorrCoef() for name in self.further_metrics}
+        return {name: correlation(name) for name in self.further_metrics}
 
     def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Known numbers, flat."""

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, with_config
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from typing_extensions import TypedDict
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.files import UnreadableError
@@ -24,6 +26,7 @@ from perceivers.storage import (
     is_finite,
     load_shards,
     load_weights,
+    read_checked,
     read_json,
     read_manifest,
     remove_folder,
@@ -41,8 +44,17 @@ if TYPE_CHECKING:
 KEPT = 2
 """How many of the newest checkpoints of a run stay, beside the best."""
 
-TRAINING = "training.safetensors"
+TRAINING, CHECKPOINTS = "training.safetensors", "checkpoints"
 Tensors = dict[str, Tensor]
+
+
+@with_config(ConfigDict(extra="allow"))
+class State(TypedDict):
+    """What a checkpoint's state.json holds beside its validation loss."""
+
+    step: Annotated[int, Field(ge=0, lt=2**63)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    scale: dict[str, int | float]
 
 
 @dataclass
@@ -124,7 +136,7 @@ class TrainingState:
         ValueError, and no checkpoint, if the loss or anything that the checkpoint would hold is not finite.
         """
         self.check_finite(loss)
-        target = run / "checkpoints" / f"step-{self.step:08d}"
+        target = run / CHECKPOINTS / f"step-{self.step:08d}"
         if self.fabric.is_global_zero:
             state = {"step": self.step, "seconds": self.seconds, "score": score, "scale": self._precision.state_dict()}
 
@@ -156,9 +168,9 @@ class TrainingState:
         load_weights(self.model, placed_weights, str(folder))
         self._load_beside(_under("beside/", training))
         self._load_moments(_under("moment/", training))
-        state = read_json(folder / STATE)
-        self.step, self.seconds = step_of(folder), float(state["seconds"])
-        self._precision.load_state_dict(state["scale"])
+        state = read_state(folder)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self._load_scale(state["scale"], folder)
         self.checkpoint = folder
 
     @property
@@ -205,6 +217,11 @@ class TrainingState:
                 state[number] = {k: placed(v, parameter) if v.ndim else v for k, v in found.items()}
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
+    def _load_scale(self, scale: Mapping[str, float], folder: Path) -> None:
+        if missing := self._precision.state_dict().keys() - scale.keys():
+            raise ValueError(f"{folder / STATE}: scale: lacks {', '.join(sorted(missing))}")
+        self._precision.load_state_dict(scale)
+
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [*self.model.named_parameters(), *self.beside.items()]
 
@@ -216,7 +233,7 @@ class TrainingState:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     paths = folder.iterdir() if folder.exists() else ()  # unlike `glob`, it says so where a folder cannot be read
     found = [path for path in paths if is_place_of_checkpoint(path)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
@@ -251,13 +268,15 @@ def diverged(step: int, what: str, checkpoint: Path | None) -> ValueError:
     return ValueError(f"step {step}: {what}: lower the learning rate or check the data; {good}")
 
 
+def read_state(folder: Path) -> State:
+    """Steps, time and scale of the loss at a checkpoint; ValueError naming what its file lacks."""
+    found: State = read_checked(folder / STATE, State)
+    return found
+
+
 def step_of(folder: Path) -> int:
     """Steps made at a checkpoint; ValueError if it does not say."""
-    state = read_json(folder / STATE)
-    step = state.get("step") if isinstance(state, dict) else None
-    if not isinstance(step, int) or step < 0:
-        raise ValueError(f"{folder / STATE}: step {step!r} is not a number of steps")
-    return step
+    return read_state(folder)["step"]
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,66 @@
+"""Metrics that are NaN where they have no value: too few samples, or samples that are all alike."""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+def correlation(kind: Literal["r2", "pearson"]) -> "Metric":
+    """Return R2 or Pearson's correlation, NaN where the truth (of Pearson's also what is predicted) does not vary."""
+    import torchmetrics
+
+    base: type = {"r2": torchmetrics.R2Score, "pearson": torchmetrics.PearsonCorrCoef}[kind]
+    first = 1 if kind == "r2" else 0
+
+    class Varied(base):
+        low: Tensor
+        high: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("low", torch.full((2,), torch.inf), "min")
+            self.add_state("high", torch.full((2,), -torch.inf), "max")
+
+        def update(self, prediction: Tensor, target: Tensor) -> None:
+            both = torch.stack([prediction, target]).detach()
+            self.low, self.high = torch.minimum(self.low, both.amin(1)), torch.maximum(self.high, both.amax(1))
+            super().update(prediction, target)
+
+        def compute(self) -> Tensor:
+            varied = bool((self.low < self.high)[first:].all())
+            return super().compute() if varied else torch.tensor(torch.nan)
+
+    metric: Metric = Varied()
+    return metric
+
+
+def mean_average_precision() -> "Metric":
+    """Return the mean of the average precision of all classes that some samples have and others have not.
+
+    Of a class that none has, or all have, any ranking is as good as another.
+    """
+    from torchmetrics import Metric
+    from torchmetrics.functional.classification import binary_average_precision
+    from torchmetrics.utilities import dim_zero_cat
+
+    class MeanAveragePrecision(Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("chances", [], "cat")
+            self.add_state("truth", [], "cat")
+
+        def update(self, chances: Tensor, truth: Tensor) -> None:
+            self.chances.append(chances)
+            self.truth.append(truth)
+
+        def compute(self) -> Tensor:
+            chances, truth = dim_zero_cat(self.chances), dim_zero_cat(self.truth)
+            ranked = ((truth > 0).any(0) & (truth == 0).any(0)).nonzero().flatten().tolist()
+            found = [binary_average_precision(chances[:, number], truth[:, number]) for number in ranked]
+            return torch.stack(found).mean() if found else torch.tensor(torch.nan)
+
+    return MeanAveragePrecision()

@@ -47,7 +47,7 @@ _PNG16_MODES = {
 
 _MOST_CHUNKS = 1_000_000  # of a PNG; writers make one of at least 8 kB of pixels
 _MOST_ROW_BITS = 2_147_000_000  # of Pillow's decoder of PNGs, which counts them with 32 bits
-_BAND = 1 << 20  # pixels of 8 bits that are converted at a time
+_BAND = 1 << 17  # pixels of 8 bits that are converted at a time
 _TILE = 1 << 16  # pixels of 16 bits that are converted at a time
 _MOST_SCANNED = 100 * MAX_PIXELS  # pixels of all scans of a JPEG together; progressive ones have about ten scans
 _MOST_SEGMENTS = 50_000  # of a JPEG; a colour profile and its scans are some hundred

@@ -517,9 +517,22 @@ def tables() -> Iterator[Reader]:
                     member.size = len(data)
                     file.addfile(member, io.BytesIO(data))
 
+    def nested(path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {"list": [["ab"] * number for number in range(12)], "text": ["ab" * number for number in range(12)]}
+        columns |= {"parts": [{"text": "ab", "bytes": b"ab" * number} for number in range(12)]}
+        encodings = {
+            "use_dictionary": ["list.list.element", "parts.text"],
+            "column_encoding": {"text": "DELTA_BYTE_ARRAY"},
+        }
+        pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=5, compression="zstd", **encodings)
+
     for kind in ("csv", "tsv", "jsonl", "parquet"):
         yield Reader(kind, f"a.{kind}", lambda path: write_rows(path, rows), read)
     yield Reader("parquet-shards", "a.parquet", lambda path: write_rows(path, rows), read_shards)
+    yield Reader("parquet-nested", "a.parquet", nested, read)
     yield Reader("tar", "a.tar", tar, read_shards, tar_headers)
 
 
@@ -548,8 +561,19 @@ def texts() -> Iterator[Reader]:
     def token_file(path: Path) -> None:
         path.write_text(trained_tokenizer(["some words of a text", "other words"] * 9, 40))
 
+    def token_file_of_bytes(path: Path) -> None:
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        built = Tokenizer(models.BPE({"s": 0, "o": 1, "so": 2, "[UNK]": 3}, [("s", "o")], unk_token="[UNK]"))
+        built.normalizer = normalizers.Sequence([normalizers.Replace("m", "mm"), normalizers.NFKC()])
+        words = pre_tokenizers.Split(Regex(r" ?\p{L}+|\s+(?!\S)|\s+"), "isolated")
+        built.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        built.decoder = decoders.ByteLevel()
+        path.write_text(built.to_str())
+
     def read_tokens(path: Path) -> None:
-        FileTokenizer(str(path)).encode("some words")
+        tokenizer = FileTokenizer(str(path))
+        tokenizer.decode(tokenizer.encode("some words"))
 
     def read_glue(task: str, layout: int) -> Callable[[Path], object]:
         return lambda path: list(read_examples(path, task, LAYOUTS[task][layout], False))
@@ -562,6 +586,7 @@ def texts() -> Iterator[Reader]:
     yield Reader("audioset", "a.csv", written(segment), lambda path: list(segments(path)))
     yield Reader("audioset-labels", "a.csv", written(labels), label_names)
     yield Reader("tokenizer", "tokenizer.json", token_file, read_tokens)
+    yield Reader("tokenizer-bytes", "tokenizer.json", token_file_of_bytes, read_tokens)
 
 
 RECIPE = b"""\

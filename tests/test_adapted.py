@@ -1,8 +1,10 @@
 """Modules that were changed from outside (adapters, hooks, quantised weights, ...) act in every algorithm."""
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -10,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from perceivers import Config, Image, Label, LatentsConfig, PerceiverIO, Schema
 from perceivers.core.attention import CrossAttention, SelfAttention
 from perceivers.core.config import DecoderConfig, EncoderConfig, ProcessorConfig
 from perceivers.core.linear_map import apply_linear, is_linear_map, linear_map
 from perceivers.core.orders import Order
-from perceivers.core.positions import Fourier
-from perceivers.modalities import Text
+from perceivers.core.positions import Fourier, Learned
+from perceivers.modalities import Records, Text
+from perceivers.modalities.fields import Category
 
 ALGORITHMS = get_args(Order)
 
@@ -79,6 +82,7 @@ def small_model(**decoder: Any) -> PerceiverIO:
 
 
 RAW = torch.randn(2, 7, 5, 2, generator=torch.Generator().manual_seed(1))
+IDS = torch.arange(26).reshape(2, 13)
 
 
 def flat(outputs: dict[str, Tensor]) -> Tensor:
@@ -296,6 +300,45 @@ def test_a_hook_on_a_block_sees_arrays_and_refuses_states() -> None:
     model.read(RAW)
 
 
+@pytest.mark.parametrize("place", ["trunk", "trunk.encoder.0", OTHERS["read"], OTHERS["read attention"]])
+@pytest.mark.parametrize("change", [change_hook, change_pre_hook, change_forward])
+def test_reading_in_parts_calls_a_hooked_module_or_refuses(change: Any, place: str) -> None:
+    model, reading = small_model(), small_model().read(RAW)
+    change(model, place)
+    for read in (model.read, lambda raw: model.encode([raw]), lambda raw: model.process(reading)):
+        with pytest.raises(ValueError, match="with encode"):
+            read(RAW)
+
+
+POSITIONS = {
+    "text": ("input_adapter.adapters.text.positions", Text(length=13, channels=8), IDS),
+    "image": ("input_adapter.adapters.image.positions.source", Image((5, 7), 2, positions=Learned(3)), RAW),
+    "all of an image": ("input_adapter.adapters.image.positions", Image((7, 5), 2, positions=Fourier(2)), RAW),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_are_called(name: str) -> None:
+    """So a hook acts, and what pruning freezes is made again in each step."""
+    place, spec, raw = POSITIONS[name]
+    schema = Schema({name.split()[-1]: spec}, {"map": Image(size=(5, 3), positions=Learned(channels=3))})
+    model = PerceiverIO(schema, Config(LatentsConfig(num_latents=3, channels=8)))
+    for path in (place, "output_query.queries.map.positions.source"):
+        module, seen = model.get_submodule(path), []
+        handle = module.register_forward_hook(lambda *given, seen=seen: seen.append(given))
+        model(raw)
+        assert len(seen) == 1
+        handle.remove()
+        if hasattr(module, "table"):
+            prune.random_unstructured(module, "table", 0.5)
+            for _ in range(2):
+                before = model(raw)["map"]
+                before.square().sum().backward()
+                with torch.no_grad():
+                    module.table_orig += torch.randn_like(module.table_orig)
+                assert not torch.equal(model(raw)["map"], before)
+
+
 def test_a_hook_for_all_modules_sees_the_layers() -> None:
     model, seen = small_model(), set()
     handle = nn.modules.module.register_module_forward_hook(lambda module, given, output: seen.add(id(module)))
@@ -306,13 +349,91 @@ def test_a_hook_for_all_modules_sees_the_layers() -> None:
     assert {id(model.get_submodule(place)) for place in PLACES.values()} - seen == set()
 
 
-def test_a_tied_head_with_parametrised_embeddings_acts() -> None:
+EMBEDDING = "input_adapter.adapters.text.embedding"
+
+
+def tied_model() -> PerceiverIO:
     text = Text(length=13, channels=12)
     schema = Schema({"text": text}, {"text_out": Text(length=13, of="text", query_channels=12)})
     torch.manual_seed(0)
     config = Config(LatentsConfig(num_latents=3, channels=12), processor=ProcessorConfig(num_layers=1, num_heads=3))
-    model = PerceiverIO(schema, config).eval()
-    ids = torch.arange(26).reshape(2, 13)
+    return PerceiverIO(schema, config).eval()
+
+
+def adapted_model(model: PerceiverIO, **options: Any) -> PerceiverIO:
+    peft = pytest.importorskip("peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = peft.get_peft_model(model, peft.LoraConfig(r=2, **options)).base_model.model
+    assert isinstance(found, PerceiverIO)
+    return found.eval()
+
+
+TIED_CHANGES: dict[str, Callable[[PerceiverIO], PerceiverIO]] = {
+    "another module": lambda model: model.set_submodule(EMBEDDING, nn.Embedding(262, 12)) or model,
+    "another input": lambda model: model.set_submodule("input_adapter", tied_model().input_adapter) or model,
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "lora": lambda model: adapted_model(model, target_modules=["embedding"], init_lora_weights=False),
+    "tokens": lambda m: adapted_model(m, target_modules=["key"], trainable_token_indices={"embedding": [1, 222]}),
+    **{
+        name: partial(adapted_model, target_modules=["key"], modules_to_save=[name])
+        for name in ("embedding", "text", "input_adapter", "head")
+    },
+}
+
+
+@pytest.mark.parametrize("change", TIED_CHANGES)
+def test_a_tied_head_takes_the_embedding_that_the_input_has(change: str) -> None:
+    """Ids of 200 and more are not in the text: what is added to their vectors is seen by the head alone."""
+    model = TIED_CHANGES[change](tied_model())
+    embedding = model.get_submodule(EMBEDDING)
+    base = [module for module in embedding.modules() if type(module) is nn.Embedding][-1]
+    for order in (None, *ALGORITHMS):
+        before = model(IDS, order=order)["text_out"]
+        with torch.no_grad():
+            base.weight[200:] += 1
+        after = model(IDS, order=order)["text_out"]
+        torch.testing.assert_close(after[..., :200], before[..., :200])
+        assert not torch.isclose(after[..., 223:], before[..., 223:]).any()
+        model.zero_grad()
+        after.square().sum().backward()
+    table = embedding(torch.arange(262)).detach()
+    rows = model.decoder(
+        model.output_query(model.encode(IDS), {}, None), model.encode(IDS).latents, {"text_out": nn.Identity()}
+    )
+    head = model.output_adapter.heads["text_out"]
+    torch.testing.assert_close(model(IDS)["text_out"], rows["text_out"] @ table.T + head.bias)
+
+
+def test_a_tied_head_of_the_wrong_size_is_named() -> None:
+    model = tied_model()
+    assert "output_adapter.adapters.text_out.head.bias" in model.state_dict()
+    assert len([name for name in model.state_dict() if "embedding" in name]) == 1
+    model.set_submodule(EMBEDDING, nn.Embedding(300, 12))
+    with pytest.raises(ValueError, match=r"input 'text' is \(300, 12\), its tied output needs \(262, 12\)"):
+        model(IDS)
+    head = model.output_adapter.heads["text_out"]
+    del model
+    with pytest.raises(ValueError, match="the model is gone"):
+        head(torch.zeros(1, 1, 12))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"target_modules": ["embedding"]}, {"target_modules": ["key"], "trainable_token_indices": {"embedding": [0, 1]}}],
+)
+def test_adapted_embeddings_are_called(options: dict[str, Any]) -> None:
+    records = Records({"t": Category(classes=5, channels=3)}, max_records=3)
+    schema = Schema({"text": Text(length=13, channels=12), "r": records}, {"y": Label(classes=2)})
+    model = adapted_model(PerceiverIO(schema, Config(LatentsConfig(num_latents=3, channels=8))), **options)
+    model({"text": IDS, "r": {"t": torch.zeros(2, 3).long()}})["y"].sum().backward()
+    with pytest.raises(ValueError, match="262 of the vocabulary"):
+        model({"text": IDS + 262})
+
+
+def test_a_tied_head_with_parametrised_embeddings_acts() -> None:
+    model, ids = tied_model(), IDS
     before = model(ids)["text_out"].detach()
 
     class Doubled(nn.Module):

@@ -127,6 +127,7 @@ SAME = {
         lambda x: {"mask": x["mask"].to(torch.uint8)},
         lambda x: {"ids": x["ids"].numpy()},
         lambda x: {"ids": x["ids"].int()},
+        *(lambda x, t=kind: {"ids": x["ids"].to(t)} for kind in (torch.uint16, torch.uint32, torch.uint64)),
         lambda x: {"ids": torch.where(x["mask"], x["ids"], -100)},
         lambda x: {"ids": torch.where(x["mask"], x["ids"], 10**6)},
     ],
@@ -168,6 +169,12 @@ REFUSED = {
         (lambda x: x.numpy() + 1j, "complex128"),
         (lambda x: x.to_sparse(), "sparse"),
         (lambda x: quantised(x.float()), "quint8"),
+        (lambda x: x.float().to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda x: x.view(torch.bits8), "bits8"),
+        (lambda x: torch.nested.nested_tensor(list(x.float()), layout=torch.jagged), "a nested tensor"),
+        (lambda x: x.to("meta"), "on the device meta has no values"),
+        (lambda x: {"values": x, "mask": torch.ones(x.shape[:3], device="meta").bool()}, "meta has no values"),
+        (lambda x: torch.full(x.shape, 2**63, dtype=torch.uint64), "9223372036854775808 is beyond"),
         (lambda x: x.numpy().astype(str), "expected real numbers"),
         (lambda x: "a.png", "expected real numbers"),
         (lambda x: np.zeros(B, [("r", "f4")]), "expected real numbers"),
@@ -183,6 +190,7 @@ REFUSED = {
         (lambda x: Part(x, (5,)), "a part begins at (5,)"),
         (lambda x: Part(x, (0.0, 0.0)), "a part begins at (0.0, 0.0)"),
         (lambda x: Part(x, 0), "a part begins at 0"),
+        (lambda x: Part(x, (10**18, 0), (10**19, 7)), "at most 2^53 places"),
         (lambda x: Part(x, (1, 0)), "reaches beyond the whole"),
     ],
     "series": [
@@ -248,6 +256,8 @@ WRONG_TYPES = [
     (lambda m: m({"numbers": torch.randn(B, 3)}, memory_limit="200MB"), "memory_limit = '200MB'"),
     (lambda m: m({"numbers": torch.randn(B, 3)}, memory_limit=1e9), "memory_limit = 1000000000.0"),
     (lambda m: m({"numbers": torch.randn(B, 3)}, order="denser"), "unknown order 'denser'; there are dense"),
+    (lambda m: m({"image": Part(whole()["image"], (0, 0), "ab")}), "size of the whole = 'ab' must"),
+    (lambda m: m({"image": Part(whole()["image"], (0, 0), (5.0, 7))}), "size of the whole = (5.0, 7) must"),
     (lambda m: m.decode(whole()), "decoding takes an Encoded"),
     (lambda m: m.process(whole()), "processing takes a Reading"),
     (lambda m: decoded(m, outputs=3), "names must come in a list"),
@@ -324,6 +334,8 @@ def test_parts_and_sets_are_read_in_chunks(model):
 
 
 ASKED = [
+    ("image", Coordinates(torch.zeros(1, 2, device="meta")), "meta has no values"),
+    ("image", Indices(torch.zeros(1, device="meta").long()), "meta has no values"),
     ("image", Indices(torch.tensor([0, 35])), "index 35 is outside the 35 places"),
     ("image", Indices(torch.tensor([[-1, 3]])), "index -1 is outside the 35 places"),
     ("image", Indices(torch.tensor([0.0])), "index of type torch.float32"),

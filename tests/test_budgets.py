@@ -3,6 +3,7 @@
 Each case is a few bytes that mean far more, in a file of another kind. All are read by processes of little memory.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -16,6 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fuzz import case as changed_file
+from fuzz import readers
 from hostile import archive, program
 from perceivers import Image, Label, PerceiverIO, Schema
 from perceivers.budgets import from_json, from_yaml
@@ -428,10 +431,50 @@ for reader in ("table", "shards"):
         zeros = [b"\0" * 2**26] * 9
         parquet(path, lambda arrow: {"a": zeros}, compression="zstd", use_dictionary=False)
 
+    @case(reader, "x.parquet", "bytes; refused")
+    def _parquet_of_zeros_with_another_size_in_its_footer(path):
+        parquet(path, lambda arrow: {"a": [b"\0" * 2**26] * 3}, compression="zstd", use_dictionary=False)
+        about = pytest.importorskip("pyarrow.parquet").read_metadata(path)
+        number, said = about.row_group(0).column(0).total_uncompressed_size * 2, []
+        while number:
+            said.append(number & 127 | 128)
+            number >>= 7
+        said[-1] &= 127
+        good = path.read_bytes()
+        changed = good.replace(bytes(said), b"\x80" * (len(said) - 1) + b"\1")
+        assert changed != good
+        path.write_bytes(changed)
+
+    @case(reader, "x.parquet", "bytes of texts; refused")
+    def _parquet_of_texts_that_begin_alike(path):
+        encoding = {"use_dictionary": False, "column_encoding": {"a": "DELTA_BYTE_ARRAY"}, "compression": "zstd"}
+        parquet(path, lambda arrow: {"a": ["x" * 10**6] * 300}, **encoding)
+
+    @case(reader, "x.parquet", "bytes; refused")
+    def _parquet_of_lists_of_texts_that_begin_alike(path):
+        encoding = {"use_dictionary": False, "column_encoding": {"a.list.element": "DELTA_BYTE_ARRAY"}}
+        parquet(path, lambda arrow: {"a": [["x" * 10**6] * 150]}, compression="zstd", **encoding)
+
+    @case(reader, "x.parquet", "bytes; refused")
+    def _parquet_of_repeated_values_of_a_fixed_length(path):
+        parquet(path, lambda arrow: {"a": arrow.array([b"x" * 10**6] * 150, arrow.binary(10**6))})
+
+    @case(reader, "x.parquet", "cells; refused")
+    def _parquet_of_nothing_in_many_columns(path):
+        parquet(path, lambda arrow: {f"c{number}": arrow.nulls(290_000) for number in range(40)})
+
     @case(reader, "x.parquet", "values; refused")
     def _parquet_of_a_long_list(path):
         values = np.zeros(11 * 10**6, "i1")
         parquet(path, lambda arrow: {"a": arrow.ListArray.from_arrays([0, len(values)], arrow.array(values))})
+
+    @case(reader, "x.parquet", "row group 0 cannot be read")
+    def _parquet_of_a_column_with_statistics_of_another_type(path):
+        """Of which pyarrow's description of the column would end the process."""
+        (written,) = (reader for reader in readers() if reader.name == "parquet")
+        written.write(path)
+        shards = dataclasses.replace(written, name="parquet-shards")
+        path.write_bytes(changed_file(shards, path.read_bytes(), 300_306))
 
     CASES |= {f"{reader}_{name}": CASES.pop(name) for name in list(CASES) if name.startswith("parquet_of")}
 
@@ -510,6 +553,23 @@ def _long_name_for_a_long_name(path):
 @case("shards", "x.tar", "a.txt is there twice")
 def _two_members_of_one_name(path):
     tar(path, ("a.txt", b"x", {}), ("a.txt", b"y", {}))
+
+
+@case("shards", "x.tar", "global headers of 1")
+def _global_headers_of_many_keys(path):
+    """Each member would be compared with all of them."""
+    keys = {f"k{number}": "" for number in range(101)}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=keys) as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+
+
+for kind, said in ((tarfile.LNKTYPE, "a link"), (tarfile.SYMTYPE, "a link"), (tarfile.FIFOTYPE, "not a file")):
+
+    def _member_that_is_no_file(path, kind=kind):
+        """Once left out without a word."""
+        tar(path, ("a.txt", b"words", {}), ("b.cls", b"1", {}), ("b.txt", b"", {"type": kind, "linkname": "a.txt"}))
+
+    CASES[f"member_of_type_{kind.decode()}"] = ("shards", "x.tar", _member_that_is_no_file, ["x.tar", "b.txt", said])
 
 
 @case("shards", "x.tar", "not a file")
@@ -620,12 +680,54 @@ def test_rows_of_parquet_that_python_cannot_hold_are_rows_that_say_so(tmp_path):
 
 
 def test_texts_that_parquet_repeats_are_held_once(tmp_path):
-    names = ["x" * 10**6, None, "y"]
-    parquet(tmp_path / "a.parquet", lambda arrow: {"name": names * 20, "size": list(range(60))}, row_group_size=40)
-    for rows in (read_rows(tmp_path / "a.parquet"), open_shards(str(tmp_path / "a.parquet"))):
-        found = [dict(row) for row in rows]
-        assert [row["name"] for row in found] == names * 20
-        assert [row["size"] for row in found] == list(range(60))
+    """Also within lists and structures."""
+    names, path = ["x" * 10**6, None, "y"] * 20, tmp_path / "a.parquet"
+    columns = {"name": names, "list": [[name] for name in names], "parts": [{"of": {"it": name}} for name in names]}
+    parquet(path, lambda arrow: columns, row_group_size=40)
+    rows = [dict(row) for row in read_rows(path)]
+    assert {name: [row[name] for row in rows] for name in columns} == columns
+    assert [dict(row) for row in open_shards(str(path))] == rows
+    assert len({id(name) for row in rows for name in (row["name"], row["list"][0], row["parts"]["of"]["it"])}) == 3
+
+
+KINDS_OF_PARQUET = [
+    {},
+    {"compression": "zstd", "data_page_version": "2.0"},
+    {"dictionary_pagesize_limit": 100, "data_page_size": 300},
+    {"use_dictionary": False},
+    *(
+        {"use_dictionary": False, "column_encoding": {"text": kind, "list.list.element": kind}}
+        for kind in ("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY")
+    ),
+]
+
+
+@pytest.mark.parametrize("options", KINDS_OF_PARQUET)
+def test_parquet_is_read_as_arrow_reads_it(tmp_path, options):
+    """Several groups, dictionaries that end within one, lists and maps of nothing; pictures as hubs keep them."""
+    arrow, path = pytest.importorskip("pyarrow"), tmp_path / "a.parquet"
+    texts = [None if number % 7 == 0 else f"{number % 11}" * (number % 13 + 1) for number in range(131)]
+    lists = [None if number % 5 == 0 else texts[number : number + number % 4] for number in range(131)]
+    columns = {
+        "text": texts,
+        "list": lists,
+        "picture": [None if text is None else {"bytes": text.encode() * 9, "path": text} for text in texts],
+        "map": arrow.array([each and [("k", text) for text in each] for each in lists], arrow.map_("str", "str")),
+        "pair": arrow.array([text and [text, None] for text in texts], arrow.list_(arrow.string(), 2)),
+        "fixed": arrow.array([text and bytes(40) for text in texts], arrow.binary(40)),
+        "json": arrow.array(["{}"] * 131, arrow.json_()),
+        "number": arrow.array([text and float(text) for text in texts]),
+    }
+    parquet(path, lambda arrow: columns, row_group_size=50, **options)
+    expected = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    assert [dict(row) for row in read_rows(path)] == expected
+    assert [dict(row) for row in open_shards(str(path))] == expected
+
+
+def test_a_parquet_file_that_changed_is_read_again(tmp_path):
+    for text in ("one", "two"):
+        parquet(tmp_path / "a.parquet", lambda arrow, text=text: {"a": [text] * len(text)})
+        assert [row["a"] for row in open_shards(str(tmp_path / "a.parquet"))] == [text] * 3
 
 
 def test_batches_end_with_the_records():

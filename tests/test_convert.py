@@ -452,6 +452,7 @@ def test_config_json_tells_what_shapes_do_not():
     assert again.config.processor.num_heads == 2
     assert not again.config.encoder.query_residual
     assert again.schema.outputs["label"].classes == tuple("abcdefghij")
+    said |= {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2}
     with pytest.raises(
         ValueError, match=r"^transformers has no .* with schema.inputs.image.positions = Fourier\(num_ba"
     ):
@@ -471,7 +472,10 @@ def test_config_json_tells_what_shapes_do_not():
         ({"id2label": {"0": 3}}, "id2label is not a table"),
         ({"id2label": {"zero": "a"}}, "id2label is not a table"),
         ({"id2label": {"0": "a\nb"}}, "id2label is not a table"),
-        ({"id2label": {"0": "a", "1": "b"}}, "id2label has 2 classes, the arrays are those of 10"),
+        (
+            {"id2label": {"0": "a", "1": "b"}},
+            r"num_labels = 2 \(id2label\), but the arrays are those of a model with 10",
+        ),
         ({"hidden_act": "mish"}, "hidden_act = 'mish' is none of gelu, "),
         ({"hidden_act": 3}, "hidden_act = 3 is none of"),
         ({"attention_probs_dropout_prob": 1}, "attention_probs_dropout_prob = 1 is not a number from 0 to below 1"),

@@ -3,22 +3,45 @@
 import dataclasses
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from perceivers import Category, Config, Label, Number, Numbers, PerceiverIO, PointSet, Records, Schema, Text
+from perceivers import (
+    Audio,
+    Category,
+    Config,
+    Flow,
+    FramePair,
+    Image,
+    Label,
+    Number,
+    Numbers,
+    PerceiverIO,
+    PointSet,
+    Records,
+    Schema,
+    Series,
+    Text,
+)
 from perceivers.core.config import DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.explain import explain
 from perceivers.core.positions import Fourier
 from perceivers.data import Table
 from perceivers.modalities import KINDS
 from perceivers.modalities.kind import AT_EVAL, as_evaluated
 from perceivers.schema import to_plain
 from perceivers.tasks import digits, starcraft
-from perceivers.tasks.prediction import predict_rows
-from perceivers.tasks.recipe import Recipe, changed_schema, changed_specs, hiding
-from perceivers.training.evaluation import evaluate
+from perceivers.tasks.attention import attention, attention_page
+from perceivers.tasks.imagenet import classify
+from perceivers.tasks.prediction import output_columns, predict_rows
+from perceivers.tasks.recipe import Recipe, changed_schema, changed_specs
+from perceivers.tasks.report import predict
+from perceivers.training.evaluation import evaluate, masking_of, validation_loss
+from perceivers.training.objective import Objective
 from perceivers.training.order import evaluation_batches
 
 SMALL = Config(
@@ -120,7 +143,50 @@ def test_an_evaluation_that_names_a_corruption_has_it():
         .keep_at_eval
     )
     assert not changed_schema(schema, {"points": {"drop_prob": 0.1}}).inputs["points"].keep_at_eval
-    assert as_evaluated({"mask_prob": 0.5}) == {"mask_prob": 0.5, "mask_at_eval": True}
+    assert as_evaluated({}, {"mask_prob": 0.5}) == {"mask_prob": 0.5, "mask_at_eval": True}
+
+
+@pytest.mark.parametrize(
+    ("at_eval", "changes", "expected"),
+    [
+        (False, {"mask_prob": 0.0}, (0.0, 0.0, True)),
+        (False, {"mask_prob": 0.2}, (0.0, 0.2, True)),
+        (False, {"mask_words": 0.2}, (0.2, 0.0, True)),
+        (False, {"mask_words": 0.2, "mask_prob": 0.1}, (0.2, 0.1, True)),
+        (False, {"mask_at_eval": True}, (0.5, 0.3, True)),
+        (False, {"mask_words": 0.2, "mask_at_eval": False}, (0.2, 0.3, False)),
+        (False, {"drop_prob": 1.0}, (0.5, 0.3, False)),
+        (True, {"mask_prob": 0.0}, (0.5, 0.0, True)),
+        (True, {"mask_words": 0.0}, (0.0, 0.3, True)),
+    ],
+)
+def test_an_evaluation_changes_only_the_corruption_that_it_names(at_eval, changes, expected):
+    text = dataclasses.replace(CORRUPTED["text"], mask_prob=0.3, mask_at_eval=at_eval)
+    schema = Schema({"text": text}, {"label": Label(classes=3)})
+    found = changed_schema(schema, {"text": changes}).inputs["text"]
+    assert (found.mask_words, found.mask_prob, found.mask_at_eval) == expected
+    assert found.drop_at_eval is ("drop_prob" in changes)
+
+
+def test_an_evaluation_drops_an_input_where_it_says_so_and_a_prediction_never():
+    torch.manual_seed(0)
+    inputs = {"numbers": CORRUPTED["numbers"], "other": Numbers(mean=(0.0,), std=(1.0,))}
+    model = PerceiverIO(Schema(inputs, {"sum": Numbers(mean=(0.0,), std=(1.0,))}), SMALL)
+    records = [{"numbers": [1.0, 2.0, float(n)], "other": [1.0], "sum": [float(n)]} for n in range(5)]
+    without = [{**record, "numbers": None} for record in records]
+    schema = changed_schema(model.schema, {"numbers": {"drop_prob": 1.0}})
+    assert evaluate(model, records, schema) == evaluate(model, without) != evaluate(model, records)
+    assert schema.uncorrupted.inputs["numbers"].drop_at_eval is False
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [("label", "weight", 2.0), ("label", "smoothing", 0.1), ("series", "noise", 0.5), ("series", "num_points", 3)],
+)
+def test_an_evaluation_refuses_a_field_that_it_does_not_feel(name, field, value):
+    schema = Schema({"series": Series(size=11)}, {"label": Label(classes=3)})
+    with pytest.raises(ValueError, match=f"{name}: {field} has no effect in an evaluation"):
+        changed_schema(schema, {name: {field: value}})
 
 
 def test_an_evaluation_may_hide_at_random_and_a_model_outside_of_it_does_not():
@@ -129,9 +195,144 @@ def test_an_evaluation_may_hide_at_random_and_a_model_outside_of_it_does_not():
     model = PerceiverIO(Schema({"numbers": spec}, {"label": Label(classes=3)}), SMALL).eval()
     raw = {"numbers": torch.ones(64, 3)}
     schema = Schema({"numbers": dataclasses.replace(spec, mask_at_eval=True)}, model.schema.outputs)
-    assert torch.equal(model(raw)["label"], model(raw)["label"])
-    with hiding(model, schema):
-        assert not torch.equal(model(raw)["label"], model(raw)["label"])
+    masking = masking_of(model, schema, seed=3)
+    assert masking_of(model, model.schema).probs == {"numbers": 0.0}
+    masked = model(raw, masking=masking)["label"]
+    assert len(masked.unique(dim=0)) == 2  # a sample is masked or not
+    assert torch.equal(masked, model(raw, masking=masking)["label"])
+    assert not torch.equal(masked, model(raw, masking=masking._replace(seed=4))["label"])
+    later = model({"numbers": raw["numbers"][:60]}, masking=masking._replace(first=4))["label"]
+    torch.testing.assert_close(later, masked[4:])
+    assert len(model(raw)["label"].unique(dim=0)) == 1
+
+
+OF = Fourier(num_bands=3)
+FRAMES = np.linspace(-1, 1, 2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+IN_BATCHES = {
+    "label of a series": (Series(size=11, positions=OF), Label(classes=3, of="own"), [1.0, 2.0, 3.0], None),
+    "label of a text": (Text(length=20, channels=6, prefix=1), Label(classes=3, of="own"), "some", None),
+    "flow": (FramePair(size=(4, 4), embed=5, positions=OF), Flow(of="own"), FRAMES, None),
+    "an empty series": (Series(size=11, positions=OF), Label(classes=3), [1.0, 2.0], []),
+    "a series unknown": (Series(size=11, positions=OF, mask_prob=0.0), Label(classes=3), [1.0, 2.0], [np.nan]),
+    "a series lacking": (Series(size=11, positions=OF, mask_prob=0.0), Label(classes=3), [1.0, 2.0], None),
+    "a sound lacking": (Audio(size=40, patch=5, positions=OF, mask_prob=0.0), Label(classes=3), [1.0] * 13, None),
+    "a small picture": (Image(size=(4, 4), positions=OF, mask_prob=0.0), Label(classes=3), FRAMES[0, :2], None),
+}
+
+
+@pytest.mark.parametrize("case", IN_BATCHES)
+def test_a_row_is_predicted_alike_in_every_batch(case):
+    own, output, value, other = IN_BATCHES[case]
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL, decoder=DecoderConfig(num_heads=1, query_residual=False))
+    inputs = {"own": own, "numbers": Numbers(mean=(0.0,), std=(1.0,))}
+    model = PerceiverIO(Schema(inputs, {"output": output}), config)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    records = [{"own": known, "numbers": [1.0]} for known in (value, other, value)]
+    alone, together = (list(predict_rows(model, records, size, explain=True)) for size in (1, 3))
+    for one, two in zip(alone, together, strict=True):
+        assert one == pytest.approx(two, abs=1e-5) if "flow" not in case else one.keys() == two.keys()
+        assert [name for name in one if one[name] is None] == [name for name in two if two[name] is None]
+    assert (alone[1].get("output") is None) == ("of" in case or case == "flow")
+
+
+def test_an_output_that_asks_with_an_input_has_no_target_without_it():
+    schema = Schema({"text": Text(length=20, channels=6, prefix=1)}, {"label": Label(classes=3, of="text")})
+    assert schema.prepare({"text": None, "label": 1}, rng(0), training=True)["targets"] == {"label": None}
+    assert schema.prepare({"text": "some", "label": 1}, rng(0), training=True)["targets"]["label"] is not None
+
+
+MASKED = {
+    "image": Image(size=(3, 5), channels=1, positions=Fourier(num_bands=3), mask_prob=0.5, mask_at_eval=True),
+    "series": Series(size=7, positions=Fourier(num_bands=3), mask_prob=0.5, mask_at_eval=True),
+}
+
+
+@pytest.fixture
+def masked_model():
+    torch.manual_seed(0)
+    return PerceiverIO(Schema(MASKED, {"sum": Numbers(mean=(0.0,), std=(1.0,))}), SMALL)
+
+
+def masked_records(count):
+    draw = rng(0).normal
+    return [
+        {"image": draw(size=(3, 5, 1)), "series": draw(size=(3 + n % 5, 1)) if n % 4 else None, "sum": [float(n)]}
+        for n in range(count)
+    ]
+
+
+def test_scores_with_masks_are_those_of_seed_and_record_whatever_the_batch(masked_model):
+    records, state = masked_records(11), torch.get_rng_state()
+    scores = [evaluate(masked_model, records, batch_size=size)["sum"]["mae"] for size in (1, 3, 11, 11)]
+    assert scores[2] == scores[3]
+    assert scores == pytest.approx([scores[0]] * 4, rel=1e-5)
+    assert evaluate(masked_model, records, seed=1)["sum"]["mae"] != scores[3]
+    assert validation_loss(Objective(masked_model), records, 3) == pytest.approx(
+        validation_loss(Objective(masked_model), records, 11), rel=1e-5
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_model_is_asked_beside_an_evaluation_is_not_masked(masked_model, tmp_path):
+    records = masked_records(3)
+    raw = masked_model.eval().schema.collate([masked_model.schema.prepare(r, rng(0), False) for r in records])["inputs"]
+    bare = PerceiverIO(masked_model.schema.changed("image", mask_prob=0.0).changed("series", mask_prob=0.0), SMALL)
+    bare.load_state_dict(masked_model.state_dict())
+    assert torch.equal(masked_model(raw)["sum"], bare.eval()(raw)["sum"])
+    assert torch.equal(attention(masked_model.train(), raw)["image"], attention(bare, raw)["image"])
+    pages = [
+        attention_page(model.train(), records, tmp_path / "page.html").read_text() for model in (masked_model, bare)
+    ]
+    assert pages[0] == pages[1]
+
+
+def test_threads_predict_and_evaluate_with_one_model_at_once(masked_model):
+    records, masks = masked_records(8), dict(masked_model.input_adapter.mask_probs)
+
+    def predicted(_):
+        return list(predict_rows(masked_model, records, 3))
+
+    def scored(_):
+        return evaluate(masked_model, records, batch_size=3)
+
+    expected = predicted(0), scored(0)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(predicted, range(6))), list(threads.map(scored, range(6)))
+        mixed = [threads.submit(work, 0) for work in [predicted, scored] * 6]
+        found[0].extend(own.result() for own in mixed[::2])
+        found[1].extend(own.result() for own in mixed[1::2])
+    assert all(own == expected[0] for own in found[0])
+    assert all(own == expected[1] for own in found[1])
+    assert masked_model.input_adapter.mask_probs == masks
+
+
+def norms_schema():
+    image = Image(size=(8, 8), stem="conv", patch=4, embed=6, positions=Fourier(num_bands=3))
+    return Schema({"image": image}, {"label": Label(classes=("a", "b"))})
+
+
+def test_what_asks_a_model_in_training_mode_leaves_its_weights(tmp_path):
+    model, draw = PerceiverIO(norms_schema(), SMALL), rng(0).normal
+    records = [{"image": draw(size=(8, 8, 3)), "label": n % 2} for n in range(3)]
+    raw = {"image": torch.from_numpy(records[0]["image"])[None].float()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pictures = [np.zeros((9, 9, 3), np.uint8)]
+    for ask in (
+        lambda: list(predict_rows(model.train(), records, 2, explain=True)),
+        lambda: output_columns(model.train()),
+        lambda: attention(model.train(), raw),
+        lambda: attention_page(model.train(), records, tmp_path / "page.html"),
+        lambda: evaluate(model.train(), records),
+        lambda: validation_loss(Objective(model), records, 2),
+        lambda: predict(model.train(), model.schema, records),
+        lambda: list(classify(model.train(), pictures, 1)),
+        lambda: explain(model.train(), raw),
+    ):
+        ask()
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
 
 
 def test_recipes_that_are_scored_on_corrupted_records_say_so():
@@ -156,11 +357,10 @@ def test_what_evaluations_change_is_checked_alone():
     """Not the whole schema anew for each of them."""
     inputs = {f"x{number}": Numbers() for number in range(11)}
     schema = Schema(inputs, {"label": Label(classes=3)})
-    changed = changed_specs(schema, {"x7": {"drop_prob": 0.5}})
-    assert changed == {"inputs": {"x7": Numbers(drop_prob=0.5)}, "outputs": {}}
-    assert changed_schema(schema, {"x7": {"weight": 0.5}, "label": {"weight": 2.0}}) == Schema(
-        inputs | {"x7": Numbers(weight=0.5)}, {"label": Label(classes=3, weight=2.0)}
-    )
+    assert changed_specs(schema, {"x7": {"key": "z"}}) == {"inputs": {"x7": Numbers(key="z")}, "outputs": {}}
+    changed = changed_schema(schema, {"x7": {"key": "z"}, "label": {"key": "z"}})
+    assert changed == Schema(inputs | {"x7": Numbers(key="z")}, {"label": Label(classes=3, key="z")})
+    assert list(changed.inputs) == list(inputs)
     for changes, said in (
         ({"y": {}}, "unknown input or output 'y'"),
         ({"x7": {"drop_prob": math.nan}}, "inputs.x7.drop_prob: nan"),

@@ -609,3 +609,50 @@ def test_a_folder_under_a_file_names_the_file(command, table):
         code, _, err = command(*call)
         assert code == 2
         one_line(err, "perceivers: file: is a file, not a folder")
+
+
+OVERWRITING = [
+    "predict run t.csv -o t.csv",
+    "predict run t.csv -o link.csv",
+    "predict run t.csv -o q.csv --attention t.csv",
+    "predict run t.csv -o q.csv --attention ./q.csv",
+    "predict run t.csv -o run/log.jsonl",
+    "predict run t.csv -o q.csv --attention run/checkpoints/page.html",
+    "predict run ./*.parquet -o shard.parquet",
+    "predict model t.csv -o q.csv --attention model/model.json",
+    "predict run pictures -o pictures/q.csv",
+    "report run --out run/metrics.json",
+    "report run --out t.csv",
+    "schema check r.yaml --picture pictures/a.png --data pictures",
+    "train r.yaml --data pictures --out pictures/run",
+    "tokenizer texts.yaml --out texts.yaml",
+    "tokenizer texts.yaml --out texts/a.txt",
+    "convert run run/checkpoints/step-00000009",
+    "flow a.png a.colours.png --out a.flo --model model",
+    "flow link.png a.png --out a.png --model model",
+    "autoencode a.mp4 --out ./a.mp4 --model model",
+]
+
+
+def test_no_verb_writes_over_what_it_reads(command, table):
+    """Nor over its other output, a model's own files, or into a folder of which every file is a row."""
+    assert command("train", "r.yaml", "--out", "run")[0] == 0
+    assert command("convert", "run", "model")[0] == 0
+    for folder in ("pictures", "texts"):
+        Path(folder).mkdir()
+    for name in ("a.png", "a.colours.png", "a.mp4", "pictures/a.png", "shard.parquet", "texts/a.txt"):
+        Path(name).write_text("some content")
+    Path("link.csv").symlink_to("t.csv")
+    Path("link.png").symlink_to("a.png")
+    text = "{kind: text, length: 8}"
+    Path("texts.yaml").write_text(
+        f"data: {{kind: texts, folder: texts}}\ninputs: {{text: {text}}}\noutputs: {{y: {text}}}\n"
+    )
+    before = {path: path.read_bytes() for path in table.rglob("*") if path.is_file()}
+    for line in OVERWRITING:
+        code, _, err = command(*line.split())
+        assert code == 2, line
+        one_line(err, "would")
+        assert {path: path.read_bytes() for path in table.rglob("*") if path.is_file()} == before, line
+    for _ in range(2):  # what is not of the run may lie there, and be replaced
+        assert command("predict", "run", "t.csv", "-o", "run/q.csv")[0] == 0

@@ -23,7 +23,7 @@ from perceivers.data.kinetics import listed
 from perceivers.data.texts import Documents
 from perceivers.media import numpy_files
 from perceivers.media.audio import read_audio, write_audio
-from perceivers.media.image import read_image, read_png16, write_png16
+from perceivers.media.image import image_size, read_image, read_png16, write_png16
 from perceivers.modalities.cells import Files, array_file
 from perceivers.modalities.tokenizers import FileTokenizer
 from test_media_image import png
@@ -104,6 +104,76 @@ def test_pictures_of_16_bits_take_three_times_their_memory(channels: int, tmp_pa
         with Budget(3 * read(path).nbytes):
             read(path)
     assert np.array_equal(read_png16(path), values)
+
+
+PICTURES = {
+    "rgb.png": ("RGB", {}),
+    "grey-alpha.png": ("LA", {}),
+    "palette.png": ("P", {"transparency": 3}),
+    "palette.gif": ("P", {"transparency": 3}),
+    "cmyk.jpg": ("CMYK", {}),
+    "turned.jpg": ("RGB", {"exif": {0x112: 6}}),
+    "alpha.webp": ("RGBA", {"lossless": True}),
+    "plain.webp": ("RGB", {}),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_take_three_times_their_memory(name: str, tmp_path: Path) -> None:
+    """Pixel for pixel what Pillow makes of the whole at once."""
+    (mode, settings), (width, height) = PICTURES[name], (2503, 1901)
+    values = np.random.default_rng(0).integers(0, 256, (height // 50, width // 50, len(mode)), np.uint8)
+    picture = Image.fromarray(values.squeeze(), mode).resize((width, height), Image.Resampling.NEAREST)
+    if "exif" in settings:
+        exif = Image.Exif()
+        exif.update(settings["exif"])
+        settings = {"exif": exif}
+    picture.save(path := tmp_path / name, **settings)
+    with Image.open(path) as whole:
+        white = Image.new("RGBA", whole.size, "white")
+        over = Image.alpha_composite(white, whole.convert("RGBA")) if whole.has_transparency_data else whole
+        expected = np.array(over.convert("RGB"))
+    expected = np.rot90(expected, -1) if "exif" in settings else expected
+    del whole, white, over
+    assert np.array_equal(read_image(path), expected)
+    with Budget(3 * expected.nbytes):
+        read_image(path)
+
+
+def in_a_jpeg(path: Path, segments: bytes) -> Path:
+    out = io.BytesIO()
+    Image.new("RGB", (53, 37)).save(out, "JPEG")
+    return written(path, b"\xff\xd8" + segments + out.getvalue()[2:])
+
+
+def test_pictures_with_headers_in_many_pieces(tmp_path: Path) -> None:
+    """Pillow appends each to a copy of those before."""
+    exif = b"\xff\xe1" + struct.pack(">H", 508) + b"Exif\0\0" + b"M" * 500
+    refused(read_image, in_a_jpeg(tmp_path / "a.jpg", exif * 40_000), "many pieces")
+    out = io.BytesIO()
+    Image.new("L", (3, 2)).save(out, "GIF")
+    good = out.getvalue()
+    start = 13 + 3 * (2 << (good[10] & 7))  # behind the colours
+    for comments in (b"!\xfe" + (b"\xff" + b"c" * 255) * 40_000 + b"\0", b"!\xfe\1c\0" * 400_000):
+        refused(read_image, written(tmp_path / "a.gif", good[:start] + comments + good[start:]), "many pieces")
+    large = b"\xff\xe1" + struct.pack(">H", 65_002) + b"http://ns.adobe.com/xap/1.0/\0" + bytes(64_971)
+    assert read_image(in_a_jpeg(tmp_path / "b.jpg", large * 50)).shape == (37, 53, 3)
+
+
+@pytest.mark.parametrize("place", ["jpeg", "before", "behind"])
+def test_exif_of_entries_that_overlap(place: str, tmp_path: Path) -> None:
+    """Of 200 kB Pillow made three gigabytes."""
+    entries = b"".join(struct.pack(">HHII", number, 7, 60_000, 0) for number in range(5000))
+    exif = b"MM\0*\0\0\0\x08" + struct.pack(">H", 5000) + entries
+    if place == "jpeg":
+        path = in_a_jpeg(tmp_path / "a.jpg", b"\xff\xe1" + struct.pack(">H", 60_018) + b"Exif\0\0" + exif)
+    else:
+        chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+        good = png(3, 2, 8, 2, bytes(20))
+        start = good.index(b"IDAT") - 4 if place == "before" else good.index(b"IEND") - 4
+        path = written(tmp_path / "a.png", good[:start] + chunk + good[start:])
+    for read in (read_image, image_size):
+        refused(read, path, "overlap")
 
 
 def test_rows_of_16_bits_that_pillow_cannot_count(tmp_path: Path) -> None:
@@ -335,6 +405,99 @@ def test_a_tokenizer_with_an_id_of_four_billion(tmp_path: Path) -> None:
     path.write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
     with Budget(), pytest.raises(ValueError, match="has an id of 4,294,967,295"):
         FileTokenizer(str(path))
+
+
+def token_file(path: Path, **parts: object) -> Path:
+    model = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model, **parts}))
+    return path
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def replaced(pattern: dict[str, str], content: str) -> dict[str, object]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def split(pattern: str) -> dict[str, object]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [replaced({"String": "a"}, "aa")] * 26}}, "times as long"),
+        ({"normalizer": replaced({"String": "a"}, "b" * 10**6)}, "times as long"),
+        ({"decoder": replaced({"String": "a"}, "b" * 10**6)}, "times as long"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 26}}, "times as long"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 101}}, "101 steps"),
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 10**5}}, "100,000 characters"),
+        ({"normalizer": replaced({"Regex": "(a|aa)+$"}, "")}, "regular expression"),
+        ({"pre_tokenizer": split("(a*)*\\1c")}, "regular expression"),
+        ({"pre_tokenizer": split("[^()]*a*a*a*b")}, "regular expression"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "CAAAAAAAAAAAAAAA"}}, "damaged"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}, "damaged|library"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "damaged|library"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a a"], "unk_token": "a"}}, "damaged|library"),
+        ({"model": {"type": "WordLevel", "vocab": {"a" * 10_001: 0}, "unk_token": "a"}}, "a piece of more than 10,000"),
+    ],
+)
+def test_tokenizers_that_would_never_end(
+    parts: dict[str, object], match: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Once gigabytes, hours, an end of the process, or a panic of Rust on the error stream."""
+    path = token_file(tmp_path / "tokenizer.json", **parts)
+    with Budget(), pytest.raises(ValueError, match=match) as error:
+        FileTokenizer(str(path))
+    assert str(error.value).isprintable()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]", "max_input_chars_per_word": 100},
+        {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]},
+        {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "z"},
+    ],
+)
+def test_texts_that_a_tokenizer_does_not_know(model: dict[str, object], tmp_path: Path) -> None:
+    if model["type"] == "WordPiece":
+        model["continuing_subword_prefix"] = "##"
+    tokenizer = FileTokenizer(str(token_file(tmp_path / "tokenizer.json", model=model)))
+    assert tokenizer.encode("a").tolist() == [0]
+    with pytest.raises(ValueError, match=r"tokenizer\.json' cannot encode a text: ") as error:
+        tokenizer.encode("word")
+    assert str(error.value).isprintable()
+
+
+PUBLISHED = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "clip": r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    "bloom": r" ?[^(\s|[.,!?\u2026\u3002])]+",
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    "o200k": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]+[\p{Ll}]*(?i:'s|'t)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)",
+    "deepseek": r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_patterns_of_published_tokenizers_are_read(name: str, tmp_path: Path) -> None:
+    spaces = {"type": "Sequence", "normalizers": [replaced({"Regex": " {2,}"}, "\u2581"), {"type": "NFKC"}]}
+    steps = {"type": "Sequence", "pretokenizers": [split(PUBLISHED[name]), BYTE_LEVEL]}
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+    path = token_file(
+        tmp_path / "tokenizer.json",
+        normalizer=spaces,
+        pre_tokenizer=steps,
+        decoder=BYTE_LEVEL,
+        model=model,
+    )
+    assert FileTokenizer(str(path)).encode("ab").tolist() == [2]
 
 
 # Files that cells name.

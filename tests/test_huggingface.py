@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,9 +14,10 @@ from torch import Tensor
 from perceivers.core.interfaces import Indices
 from perceivers.modalities.patches import as_sizes, surrounding_patches
 from perceivers.preset import Preset
+from perceivers.pretrained.class_shapes import class_shapes
 from perceivers.pretrained.convert import from_huggingface, huggingface_options, to_huggingface
 from perceivers.pretrained.foreign import read_torch
-from perceivers.pretrained.huggingface import CLASSES, HIDDEN_ACTS
+from perceivers.pretrained.huggingface import CLASSES, DEFAULTS, HIDDEN_ACTS
 from perceivers.pretrained.normalisation import with_normalisation
 from perceivers.pretrained.sizes import STAGES, changed
 from perceivers.storage import load_weights, save_tensors
@@ -274,6 +276,80 @@ def test_every_array_of_theirs_is_used(family: str) -> None:
     }
 
 
+@pytest.mark.parametrize("sizes", [TINY, FULL])
+@pytest.mark.parametrize("family", CLASSES)
+def test_shapes_of_their_classes_follow_from_config_json(family: str, sizes: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = getattr(transformers, CLASSES[family])(transformers.PerceiverConfig(**sizes[family]))
+    shapes = class_shapes(family, model.config.to_dict() | {"num_labels": model.config.num_labels})
+    assert shapes == {name: tuple(array.shape) for name, array in model.state_dict().items()}
+
+
+def test_defaults_are_theirs_for_every_key_of_their_class() -> None:
+    """All but two, with which it computes nothing."""
+    config, general = transformers.PerceiverConfig(), transformers.PreTrainedConfig().to_dict()
+    own = {key: value for key, value in plain(config.to_dict()).items() if key not in general}
+    assert own | {"num_labels": config.num_labels} == DEFAULTS | {
+        "initializer_range": config.initializer_range,
+        "layer_norm_eps": config.layer_norm_eps,
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("language", {"config.processor.v_channels": 15, "config.encoder.v_channels": 15}, "processor.v_channels = 15"),
+        ("optical-flow", {"config.processor.v_channels": 15}, "processor.v_channels = 15, only with 21"),
+        ("multimodal", {"schema.inputs.label.classes": 14}, "inputs.label.classes = 14, only with 13"),
+        ("multimodal", {"schema.outputs.label.classes": 14}, "inputs.label.classes = 13, only with 14"),
+    ],
+)
+def test_what_their_class_could_not_load_is_not_written(
+    family: str, changes: dict[str, Any], message: str, tmp_path: Any
+) -> None:
+    preset, _ = from_huggingface(PRESETS[family].preset(), *saved(their_model(family, TINY[family]), tmp_path))
+    with pytest.raises(ValueError, match=f"^transformers has no .*{message}"):
+        write_huggingface(changed(preset, changes).build(), tmp_path / "written")
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "lie", "message"),
+    [
+        ("imagenet-fourier", {"id2label": list("abcdefghijk")}, "id2label is not a table"),
+        ("imagenet-fourier", {"num_labels": 5}, "num_labels = 5, but id2label has 11"),
+        ("imagenet-fourier", {"id2label": None, "num_labels": 5}, "num_labels = 5, but the arrays .* with 11"),
+        (
+            "imagenet-fourier",
+            {"id2label": None},
+            "num_labels is missing, which means 2 to transformers, but .* with 11",
+        ),
+        (
+            "imagenet-fourier",
+            {"num_latents": ...},
+            "num_latents is missing, which means 256 to transformers, .* with 7",
+        ),
+        ("imagenet-fourier", {"self_attention_widening_factor": ...}, "self_attention_widening_factor is missing"),
+        ("imagenet-fourier", {"qk_channels": 0}, "qk_channels = 0 is not a whole number"),
+        ("imagenet-fourier", {"v_channels": 0}, "v_channels = 0 is not a whole number"),
+        ("imagenet-fourier", {"cross_attention_shape_for_attention": None}, "= None is neither 'kv' nor 'q'"),
+        ("imagenet-fourier", {"quantization_config": {"quant_method": "x"}}, "quantization_config: quantised weights"),
+        ("imagenet-learned", {"image_size": ...}, "image_size is missing, which means 56 .* with 13"),
+        ("language", {"vocab_size": ...}, "vocab_size is missing, which means 262 to transformers"),
+        ("language", {"qk_channels": ...}, "qk_channels and v_channels of the encoder come to"),
+        ("multimodal", {"samples_per_patch": ...}, "samples_per_patch is missing, which means 16 to transformers"),
+    ],
+)
+def test_what_config_json_says_or_lacks_must_be_that_of_the_arrays(
+    family: str, lie: dict[str, Any], message: str, tmp_path: Any
+) -> None:
+    """As their class takes it, which would not load them; `...` stands for a key that is not there."""
+    weights, config = saved(their_model(family, TINY[family]), tmp_path)
+    config = {key: value for key, value in (config | lie).items() if value is not ...}
+    with pytest.raises(ValueError, match=f"^config.json: .*{message}"):
+        from_huggingface(PRESETS[family].preset(), weights, config)
+
+
 def plain(value: Any) -> Any:
     """As JSON has it."""
     return json.loads(json.dumps(value))
@@ -386,8 +462,33 @@ def test_pixels_are_scaled_as_their_processor_scales_them(processor: dict[str, A
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        *({"size": 131, "crop_size": 150, "feature_extractor_type": "PerceiverFeatureExtractor"}, {"size": [131, 127]}),
+        *({"do_normalize": None}, {"do_rescale": None, "size": 96}, {}),
+    ],
+)
+def test_older_forms_of_a_processor_are_read_as_theirs_reads_them(said: dict[str, Any], tmp_path: Any) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    theirs = transformers.PerceiverImageProcessorPil.from_pretrained(tmp_path)
+    image = with_normalisation(PRESETS["imagenet-conv"].preset(), said).schema.inputs["image"]
+    assert as_sizes(image.size, 2, "size") == (theirs.size.height, theirs.size.width)
+    mean, std = (theirs.image_mean, theirs.image_std) if theirs.do_normalize else (0, 1)
+    scale = theirs.rescale_factor if theirs.do_rescale else 1
+    assert np.allclose(image.mean, np.divide(mean, scale))
+    assert np.allclose(image.std, np.divide(std, scale))
+
+
+@pytest.mark.parametrize(
     "lie",
-    [{"image_mean": [1, 2]}, {"image_std": "1"}, {"image_std": 0.0}, {"rescale_factor": float("nan")}, {"size": 3}],
+    [
+        *({"image_mean": [1, 2]}, {"image_mean": None}, {"image_std": "1"}, {"image_std": 0.0}),
+        *({"image_std": 1e-40}, {"image_mean": [0.5, 1e308, 0.5]}, {"image_mean": 1e29, "image_std": 1e-29}),
+        *({"rescale_factor": float("nan")}, {"rescale_factor": 1e-300}, {"rescale_factor": 1e300}),
+        *({"rescale_factor": 1e300, "image_std": 1e-29}, {"rescale_factor": -1.0}),
+        *({"size": 3.0}, {"size": True}, {"size": 0}, {"size": [3]}, {"size": {"shortest_edge": 3}}, {"size": None}),
+        *({"do_rescale": "no"}, {"do_normalize": 1}, {"image_processor_type": "MobileViTImageProcessor"}),
+    ],
 )
 def test_lies_of_a_processor_are_named(lie: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"^preprocessor_config.json: .*{next(iter(lie))} = "):

@@ -63,7 +63,7 @@ MODEL_TYPE = {
 
 
 def config_of(family: str) -> dict[str, Any]:
-    """His config.json, as far as it says what arrays do not, or what they must agree with."""
+    """His config.json, with every setting of his model."""
     encoder: dict[str, Any] = {
         "num_cross_attention_heads": HEADS["encoder"],
         "num_cross_attention_layers": READS,
@@ -73,20 +73,38 @@ def config_of(family: str) -> dict[str, Any]:
         "num_self_attention_blocks": BLOCKS,
         "num_self_attention_layers_per_block": LAYERS,
         "self_attention_widening_factor": 2,
+        "first_self_attention_block_shared": True,
         "dropout": 0.25,
+        "residual_dropout": 0.375,
+        "init_scale": 0.02,
+        "freeze": False,
+        "num_cross_attention_qk_channels": WIDTHS["encoder"][0],
+        "num_cross_attention_v_channels": WIDTHS["encoder"][1],
+        "num_self_attention_qk_channels": WIDTHS["processor"][0],
+        "num_self_attention_v_channels": WIDTHS["processor"][1],
     }
     decoder: dict[str, Any] = {
         "num_cross_attention_heads": HEADS["decoder"],
         "cross_attention_widening_factor": 2,
         "cross_attention_residual": family == "imagenet-fourier",
         "dropout": 0.125,
+        "init_scale": 0.02,
+        "freeze": False,
+        "num_cross_attention_qk_channels": WIDTHS["decoder"][0],
+        "num_cross_attention_v_channels": WIDTHS["decoder"][1],
     }
+    if family == "language":
+        encoder |= {"vocab_size": 131, "max_seq_len": 23, "num_input_channels": 22, "params": None}
+        decoder |= {"vocab_size": 131, "max_seq_len": 23, "num_output_query_channels": None}
     if family == "imagenet-fourier":
-        encoder["image_shape"] = [*SIZE, 3]
+        encoder |= {"image_shape": [*SIZE, 3], "num_frequency_bands": BANDS}
+        decoder |= {"num_classes": 11, "num_output_query_channels": 26, "num_output_queries": 1}
     if family == "optical-flow":
+        encoder |= {"num_patch_input_channels": 27, "num_patch_hidden_channels": 12, "num_frequency_bands": BANDS}
         encoder["image_shape"] = decoder["image_shape"] = list(SIZE)
         decoder["rescale_factor"] = RESCALE
     model = {"encoder": encoder, "decoder": decoder, "num_latents": 7, "num_latent_channels": 30}
+    model |= {"activation_checkpointing": False, "activation_offloading": False, "params": None}
     return {"model_type": MODEL_TYPE[family], "model_config": model}
 
 
@@ -203,6 +221,7 @@ def test_his_numbers_come_with_nothing_but_the_files(family: str, tmp_path: Any)
         (output,) = model(given).values()
     assert relative_error(output, expected) <= 1e-5
     assert [getattr(model.config, stage).attention_dropout for stage in HEADS] == [0.25, 0.25, 0.125]
+    assert [getattr(model.config, stage).dropout for stage in HEADS] == [0.375, 0.375, 0.0]
 
 
 def test_without_config_json_heads_are_asked_for(tmp_path: Any) -> None:
@@ -234,17 +253,58 @@ def test_without_config_json_heads_are_asked_for(tmp_path: Any) -> None:
         ("decoder.rescale_factor", 0, "rescale_factor = 0 is not a number above 0"),
         ("decoder.dropout", 1.5, "dropout = 1.5 is not a number from 0 to below 1"),
         ("decoder", 3, "model_config.decoder is missing"),
+        ("encoder.residual_dropout", "0.1", "residual_dropout = '0.1' is not a number from 0 to below 1"),
+        ("encoder.num_frequency_bands", 5, "num_frequency_bands = 5, but the arrays are those of a model with 4"),
+        ("encoder.num_patch_hidden_channels", 13, "num_patch_hidden_channels = 13, but the arrays .* with 12"),
+        ("encoder.num_patch_input_channels", 9, "num_patch_input_channels = 9, but the arrays need 27"),
+        ("encoder.num_cross_attention_qk_channels", None, "encoder: num_cross_attention_qk_channels comes to 30, but"),
+        ("encoder.num_cross_attention_v_channels", 15, "num_cross_attention_v_channels comes to 15, .* have 21"),
+        ("encoder.num_self_attention_qk_channels", 5, "num_self_attention_qk_channels comes to 5, .* have 25"),
+        ("decoder.num_cross_attention_v_channels", 0, "num_cross_attention_v_channels = 0 is not a whole number"),
+        ("encoder.first_cross_attention_layer_shared", False, "first_cross_attention_layer_shared = False, but there"),
+        ("encoder.first_self_attention_block_shared", False, "first_self_attention_block_shared = False, but there"),
     ],
 )
 def test_lies_are_named(place: str, value: Any, message: str) -> None:
-    config = config_of("optical-flow")
+    with pytest.raises(ValueError, match=message):
+        from_krasserm(PRESETS["optical-flow"].preset(), weights_of("optical-flow"), lying("optical-flow", place, value))
+
+
+@pytest.mark.parametrize(
+    ("family", "place", "value"),
+    [
+        *(
+            ("language", f"{part}.{key}", 24)
+            for part in ("encoder", "decoder")
+            for key in ("vocab_size", "max_seq_len")
+        ),
+        ("language", "encoder.num_input_channels", 24),
+        ("language", "decoder.num_output_query_channels", 24),
+        *(("imagenet-fourier", f"decoder.{key}", 5) for key in ("num_classes", "num_output_query_channels")),
+        ("imagenet-fourier", "decoder.num_output_queries", 2),
+        ("imagenet-fourier", "encoder.num_frequency_bands", 5),
+    ],
+)
+def test_lies_of_one_model_are_named(family: str, place: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{place.partition('.')[2]} = {value}, but the arrays"):
+        from_krasserm(PRESETS[family].preset(), weights_of(family), lying(family, place, value))
+
+
+@pytest.mark.parametrize("place", ["output_bias", "encoder.max_heads_parallel", "decoder.vocab_size"])
+def test_a_key_without_effect_warns(place: str) -> None:
+    with pytest.warns(UserWarning, match=f"model_config.{place} is no setting of perceiver-io-optical-flow"):
+        from_krasserm(PRESETS["optical-flow"].preset(), weights_of("optical-flow"), lying("optical-flow", place, 1))
+
+
+def lying(family: str, place: str, value: Any) -> dict[str, Any]:
+    """His config.json with another value at a place."""
+    config = config_of(family)
     *parents, name = place.split(".")
     node = config["model_config"]
     for parent in parents:
         node = node[parent]
     node[name] = value
-    with pytest.raises(ValueError, match=message):
-        from_krasserm(PRESETS["optical-flow"].preset(), weights_of("optical-flow"), config)
+    return config
 
 
 def test_his_other_models_are_named() -> None:

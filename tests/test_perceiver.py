@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Coordinates, Indices, Queries
+from perceivers.core.joining import Masking
 from perceivers.core.orders import Order
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
@@ -611,6 +612,46 @@ def test_an_input_missing_from_one_sample_is_its_mask_token_there(kind: str) -> 
     assert relative_error(together[1:2], alone) <= TOLERANCE
 
 
+OTHER_SIZES = {
+    "short series": (SERIES, (7, 2)),
+    "long series": (SERIES, (17, 2)),
+    "series, learned": (dataclasses.replace(SERIES, positions=Learned(channels=5)), (7, 2)),
+    "patches": (dataclasses.replace(SERIES, size=33, patch=3), (15, 2)),
+    "small image": (IMAGE, (5, 2, 3)),
+    "small image, learned": (dataclasses.replace(IMAGE, positions=Learned(channels=5)), (3, 7, 3)),
+    "large image": (IMAGE, (11, 7, 3)),
+    "convolutions": (dataclasses.replace(IMAGE, size=(12, 12), stem="conv", patch=4, embed=6), (8, 12, 3)),
+}
+
+
+@both_joins
+@pytest.mark.parametrize("kind", OTHER_SIZES)
+def test_an_input_missing_from_a_batch_of_another_size_has_as_many_mask_tokens_as_alone(
+    config: Config, kind: str
+) -> None:
+    spec, shape = OTHER_SIZES[kind]
+    model = build({"vectors": VECTORS, "other": dataclasses.replace(spec, mask_prob=0.0)}, {"label": LABEL}, config)
+    vectors, values = torch.randn(B, 2, 5), torch.randn(B, *shape)
+    mask = torch.ones(B, *shape[:-1], dtype=torch.bool)
+    mask[1] = False
+    alone = model({"vectors": vectors[1:2]})["label"]
+    given = model({"vectors": vectors[::2], "other": values[::2]})["label"]
+    raw = {"vectors": vectors, "other": {"values": values, "mask": mask}}
+    for order in (None, *get_args(Order)):
+        together = model(raw, order=order)["label"]
+        assert relative_error(together[1:2], alone) <= TOLERANCE
+        assert relative_error(together[::2], given) <= TOLERANCE
+    own = model.read({"other": raw["other"]}) + model.read({"vectors": vectors})
+    assert relative_error(model.decode(model.process(own))["label"], together) <= TOLERANCE
+
+
+def test_mask_tokens_have_room_in_compiled_programs_too() -> None:
+    model = build({"vectors": VECTORS, "series": dataclasses.replace(SERIES, mask_prob=0.0)}, {"label": LABEL})
+    with torch.device("meta"):
+        raw = {"values": torch.ones(B, 7, 2), "mask": torch.ones(B, 7, dtype=torch.bool)}
+    assert model.input_adapter.adapters["series"](raw).num_tokens == 11
+
+
 def test_an_input_of_no_fixed_size_is_left_out_though_it_has_a_mask_token() -> None:
     spec = dataclasses.replace(POINTS, mask_prob=0.5)
     model = build({"vectors": VECTORS, "points": spec}, {"label": LABEL})
@@ -635,7 +676,8 @@ def test_the_tokens_of_a_missing_input_are_where_the_model_is(kind: str) -> None
         (0.3, False, True, 0.3),
         (0.3, True, True, 0.3),
         (0.3, False, False, 0),
-        (0.3, True, False, 0.3),
+        (0.3, True, False, 0),
+        (1.0, True, False, 1),
         (0.0, True, True, 0),
         (1.0, False, True, 1),
     ],
@@ -651,6 +693,23 @@ def test_tokens_are_masked_with_their_probability(prob: float, at_eval: bool, tr
     if 0 < expected < 1:  # each sample draws its own
         assert not torch.equal(hidden[0], hidden[1])
     assert own["vectors"].hidden is None
+
+
+def test_an_evaluation_masks_tokens_by_record_and_place() -> None:
+    model = build({"vectors": dataclasses.replace(VECTORS, mask_prob=0.5)}, {"label": LABEL})
+    token = model.input_adapter.mask_tokens["vectors"]
+
+    def masked(vectors: Tensor, first: int) -> Tensor:
+        tokens, _ = model.input_adapter(vectors, masking=Masking({"vectors": 0.3}, seed=5, first=first))
+        return (tokens.dense(torch.float32) == token).all(dim=-1)
+
+    vectors = torch.randn(B, 5000, 5)
+    whole = masked(vectors, 7)
+    assert whole.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert not torch.equal(whole[0], whole[1])
+    assert torch.equal(masked(vectors[1:, :11], 8), whole[1:, :11])
+    with pytest.raises(ValueError, match="masking draws for whole inputs"):
+        model.encode(iter([vectors]), masking=Masking({}))
 
 
 def test_an_output_asks_with_what_its_input_held_before_masking() -> None:

@@ -276,3 +276,12 @@ def test_positions_with_parameters_come_in_the_models_type(config: Fourier | Lea
         features, expected = (p.on_grid(GridPlaces((size,))) for p in (positions, precise))
         assert features.dtype == torch.bfloat16
         assert relative_error(features.float(), expected) <= 0.02
+
+
+def test_a_part_as_large_as_the_trained_grid_has_the_positions_of_its_place() -> None:
+    """The whole may be larger than the grid: its positions are interpolated, in parts too."""
+    positions = learned((3, 2))
+    whole = positions.on_grid(GridPlaces((6, 2))).unflatten(0, (6, 2))
+    for start in (0, 3):
+        part = positions.on_grid(GridPlaces((3, 2), (6, 2), (start, 0)))
+        torch.testing.assert_close(part, whole[start : start + 3].flatten(0, 1))

@@ -13,18 +13,52 @@ from torch.utils._pytree import tree_map
 from cross_cases import NO_GPU, Make, every_device, reading
 from perceivers.core import orders
 from perceivers.core.config import Config, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.interfaces import Part
 from perceivers.core.orders import Order
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
+from perceivers.core.positions import Fourier, Learned, PositionConfig
 from perceivers.core.reading import NOTHING_SEEN, Reading, ReadState, sum_states
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.image import Image
 from perceivers.modalities.label import Label
+from perceivers.modalities.series import Series
 from perceivers.modalities.vectors import Vectors
 from test_orders import many
 from test_perceiver import build
 
 EXACT = 1e-12
+
+# Parts.
+
+
+@pytest.mark.parametrize("length", [8, 22])
+@pytest.mark.parametrize("positions", [Fourier(num_bands=3), Learned(channels=5)], ids=["fourier", "learned"])
+def test_a_sample_that_lacks_an_input_in_all_of_its_parts_has_its_mask_tokens(
+    length: int, positions: PositionConfig
+) -> None:
+    spec = Series(size=11, channels=2, positions=positions, mask_prob=0.0)
+    model = build({"series": spec, "vectors": Vectors(channels=5)}, {"label": Label(classes=3)})
+    values, vectors = torch.randn(3, length, 2), torch.randn(3, 2, 5)
+    mask = torch.ones(3, length, dtype=torch.bool)
+    mask[1], mask[2, 3:] = False, False
+    expected = model({"series": {"values": values, "mask": mask}, "vectors": vectors})["label"]
+    torch.testing.assert_close(expected[1:2], model({"vectors": vectors[1:2]})["label"])
+    parts = [
+        {"series": Part({"values": values[:, half], "mask": mask[:, half]}, (half.start,), (length,))}
+        for half in (slice(0, length // 2), slice(length // 2, length))
+    ]
+    torch.testing.assert_close(model.decode(model.encode(iter([*parts, {"vectors": vectors}])))["label"], expected)
+    reading = model.read(parts[1] | {"vectors": vectors}) + model.read(parts[0])
+    torch.testing.assert_close(model.decode(model.process(reading))["label"], expected)
+
+
+def test_a_part_as_large_as_what_was_trained_on_has_its_own_learned_positions() -> None:
+    model = build({"image": Image(size=(4, 5), positions=Learned(channels=5))}, {"label": Label(classes=3)})
+    pixels = torch.randn(2, 8, 5, 3)
+    parts = [{"image": Part(pixels[:, top : top + 4], (top, 0), (8, 5))} for top in (0, 4)]
+    found = model.decode(model.encode(iter(parts)))["label"]
+    torch.testing.assert_close(found, model({"image": pixels})["label"])
+
 
 # States.
 

@@ -6,21 +6,28 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from perceivers import from_pretrained, push_to_hub, save_pretrained, storage
 from perceivers.data.writing import write_rows
-from perceivers.storage import READY, check_folder, remove_folder, sweep, write_folder, write_text
+from perceivers.pretrained.hub import check_repository, path_of_folder
+from perceivers.storage import READY, check_folder, remove_folder, savable, sweep, write_folder, write_text
+from perceivers.tasks.convert import write_huggingface
 from perceivers.training.state import checkpoints
 from reference_files import REFERENCE
 from small_run import small_records, trained
 
 FROZEN = REFERENCE / "frozen-1"
 OURS = ["README.md", "manifest.json", "model.json", "model.safetensors"]
+KEY = "decoder.cross_attention.attention.key"
 CHANGES = {"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
 
 
@@ -92,6 +99,155 @@ def foreign(name, text="mine"):
 def as_folder(folder):
     (folder / "model.json").unlink()
     (folder / "model.json").mkdir()
+
+
+def pruned(model):
+    prune.random_unstructured(model.get_submodule(KEY), "weight", 0.5)
+
+
+def normed(model):
+    parametrizations.weight_norm(model.get_submodule(KEY))
+
+
+def adapted(model):
+    """As adapters (LoRA) do it: the layer within another, beside layers of its own."""
+    layer = nn.Module()
+    layer.base_layer, layer.lora_A = model.get_submodule(KEY), nn.Linear(12, 2)
+    model.set_submodule(KEY, layer)
+
+
+def extended(model):
+    model.extra = nn.Linear(2, 2)
+
+
+def buffered(model):
+    model.register_buffer("thing", torch.zeros(2))
+
+
+def shortened(model):
+    model.decoder.cross_attention.mlp_norm = nn.Identity()
+
+
+def tied(model):
+    model.get_submodule(KEY).weight = model.get_submodule(KEY.replace("key", "value")).weight
+
+
+def resized(model):
+    model.get_submodule(KEY).weight = nn.Parameter(torch.zeros(3, 5))
+
+
+def of_another_schema(model):
+    label = replace(model.schema.outputs["label"], classes=7)
+    model.schema = replace(model.schema, outputs={**model.schema.outputs, "label": label})
+
+
+def complex_(model):
+    model.trunk.latents = nn.Parameter(model.trunk.latents.to(torch.complex64))
+
+
+def diverged(model):
+    with torch.no_grad():
+        model.trunk.latents[0, 0] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pruned, r"key\.weight_orig is none of the arrays .* remove pruning"),
+        (normed, r"key\.parametrizations\.weight\.original0 is none .* parametrisations"),
+        (adapted, r"base_layer\.weight is none of the arrays .*merge adapters \(merge_and_unload\)"),
+        (extended, r"extra\.weight is none of the arrays that its schema and config build"),
+        (buffered, "thing is none of the arrays"),
+        (shortened, r"mlp_norm\.weight is missing"),
+        (tied, r"value\.weight and .*key\.weight are one tensor|key\.weight and .*value\.weight are one tensor"),
+        (resized, r"key\.weight is \[3, 5\], its schema and config build"),
+        (of_another_schema, r"its schema and config build \[7, "),
+        (complex_, r"trunk\.latents is of torch\.complex64, its schema and config build torch\.float32"),
+        (diverged, r"trunk\.latents is not finite"),
+        (lambda model: model.to("meta"), "is on the device meta"),
+    ],
+)
+def test_a_model_that_would_not_load_is_not_saved(folder, changed, change, message):
+    """And the model that was saved before stays."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    change(changed)
+    for save in (lambda: save_pretrained(changed, folder), lambda: write_huggingface(changed, folder)):
+        with pytest.raises(ValueError, match=message) as caught:
+            save()
+        assert len(str(caught.value).splitlines()) == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_no_model_of_ours_is_not_saved(tmp_path, model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own future
+        quantised = torch.ao.quantization.quantize_dynamic(from_pretrained(FROZEN), {nn.Linear})
+    others = {"NoneType": None, "Linear": nn.Linear(2, 2), "Sequential": nn.Sequential(model)}
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=f"^model is a {name}, not a PerceiverIO: merge"):
+            savable(other)
+    with pytest.raises(ValueError, match="is none of the arrays that its schema and config build"):
+        save_pretrained(quantised, tmp_path / "folder")
+    for place in (None, 3, b"x", "", "a\0b"):
+        with pytest.raises(ValueError, match=r"^folder = .* must be the path of a folder"):
+            path_of_folder(place)
+    with pytest.raises(ValueError, match=r"^folder = '' must be the path of a folder"):
+        save_pretrained(model, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_compiled_model_the_model_within_is_saved(tmp_path, changed):
+    save_pretrained(torch.compile(changed, backend="eager"), tmp_path / "compiled")
+    assert torch.equal(latents(tmp_path / "compiled"), changed.trunk.latents)
+
+
+def linked(place, folder):
+    save_pretrained(from_pretrained(FROZEN), folder.parent / "other")
+    place.symlink_to(folder.parent / "other")
+
+
+def of_links(place, folder):
+    save_pretrained(from_pretrained(FROZEN), folder.parent / "other")
+    place.mkdir()
+    for path in (folder.parent / "other").iterdir():
+        (place / path.name).symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        linked,
+        of_links,
+        lambda place, folder: place.symlink_to("nowhere"),
+        lambda place, folder: place.write_text("mine"),
+        lambda place, folder: place.mkdir(),
+    ],
+)
+def test_what_only_has_the_name_of_a_save_in_progress_is_neither_loaded_nor_put_in_place(folder, changed, make):
+    """A link is not followed; it is named and stays."""
+    before = latents(folder)
+    make(folder / READY, folder)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"\.manifest\.ready was not saved here by us"):
+        save_pretrained(changed, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    (folder / READY).unlink() if (folder / READY).is_symlink() or (folder / READY).is_file() else None
+    if make is not of_links:  # a folder with a whole model in it is a save that was cut off, until the next one
+        assert torch.equal(latents(folder), before)
+
+
+def test_a_file_or_link_with_the_name_of_a_leftover_stays(folder, changed):
+    (folder / ".model.abcdefgh.unfinished").write_text("mine")
+    (folder / ".model.bcdefghi.unfinished").symlink_to(folder / "chapters")
+    (folder / ".model.cdefghij.unfinished").mkdir()
+    save_pretrained(changed, folder)
+    assert torch.equal(latents(folder), changed.trunk.latents)
+    left = sorted(path.name for path in folder.glob(".model.*"))
+    assert left == [".model.abcdefgh.unfinished", ".model.bcdefghi.unfinished"]
+    assert (folder / "chapters" / "model.json").exists()
+    for name in (READY, ".model.abcdefgh.unfinished"):
+        with pytest.raises(ValueError, match="a name that only unfinished saves have"):
+            save_pretrained(changed, folder / "chapters" / name)
 
 
 def without_manifest(folder):
@@ -221,6 +377,12 @@ def test_only_what_is_ours_is_uploaded(folder, changed, monkeypatch):
             uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*")})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    for name in ("", None, 3, "noslash", "a/b/c", "../x", "a b/c", "-a/b", "a/" + "b" * 100):
+        with pytest.raises(ValueError, match=r"^name = .* must be a hub repository owner/name"):
+            check_repository(name)
+    with pytest.raises(ValueError, match="must be a hub repository owner/name"):
+        push_to_hub(changed, "noslash", folder.parent / "new")
+    assert not (folder.parent / "new").exists()
     push_to_hub(changed, "owner/model", folder)
     assert uploaded == {name: (folder / name).read_bytes() for name in OURS}
     manifest = json.loads(uploaded["manifest.json"])

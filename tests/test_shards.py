@@ -140,6 +140,13 @@ def test_where_records_begin_is_found_once(tars, tmp_path, monkeypatch):
     assert numbers_of(open_shards(tars))[10:15] == [10, 40, 41, 42, 12]
 
 
+def test_shards_are_read_without_a_home(tars, monkeypatch):
+    """As by a user of a container: a cache that cannot be had is none."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: Path("~none").expanduser())
+    assert numbers_of(open_shards(tars)) == list(range(31))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -110,6 +110,8 @@ def test_an_example_may_come_from_pillow_and_numpy():
         (np.zeros((4, 8, 8, 3), complex), "complex128"),
         (np.full((4, 3), 1e300), "beyond the numbers of float32"),
         (torch.zeros(4, 3).to_sparse(), "sparse"),
+        (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged), "a nested tensor"),
+        (torch.zeros(4, 3, device="meta"), "meta has no values"),
         (torch.zeros(()), "a batch of values is needed"),
         ("text", "a batch of values is needed"),
         ([], "empty"),

@@ -1,21 +1,25 @@
 """Training: exact resume, whole checkpoints, orders that depend on seed and step alone."""
 
+import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.files import UnreadableError
+from perceivers.pretrained.hub import save_pretrained
 from perceivers.storage import load_model, write_folder
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import evaluate
 from perceivers.training.log import read_log
 from perceivers.training.loop import seed_step, train
 from perceivers.training.order import BatchOrder, evaluation_batches
-from perceivers.training.state import KEPT, checkpoints, latest_checkpoint
+from perceivers.training.state import KEPT, best_checkpoint, checkpoints, latest_checkpoint
 from small_run import CONFIG, SCHEMA, small_records, trained, without_time
 
 
@@ -63,6 +67,38 @@ def test_a_damaged_checkpoint_is_passed_over(records, tmp_path):
     weights.write_bytes(data)
     with pytest.warns(UserWarning, match="damaged or changed"):
         assert latest_checkpoint(tmp_path) == older
+
+
+def test_a_model_alone_among_the_checkpoints_is_passed_over(records, tmp_path, command):
+    """Of none can a run go on; `convert` makes none there."""
+    model = trained(records, tmp_path, 2, checkpoint_every=2)
+    alone = tmp_path / "checkpoints" / "step-00000009"
+    code, _, err = command("convert", checkpoints(tmp_path)[0], alone)
+    assert (code, "a run has its checkpoints there" in err, alone.exists()) == (2, True, False)
+    save_pretrained(model, alone)
+    for find in (latest_checkpoint, best_checkpoint):
+        with pytest.warns(UserWarning, match="step-00000009 is a model alone, without the state of a run"):
+            assert find(tmp_path).name == "step-00000002"
+    assert len(checkpoints(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json", "model.safetensors"])
+@pytest.mark.parametrize("find", [latest_checkpoint, best_checkpoint])
+def test_a_checkpoint_that_the_system_does_not_let_read_is_no_damaged_one(records, tmp_path, monkeypatch, find, name):
+    """To take an older one instead would be another model without a word."""
+    trained(records, tmp_path, 4, checkpoint_every=2)
+    monkeypatch.setattr(Path, "open", refusing(Path.open, checkpoints(tmp_path)[0] / name))
+    with pytest.raises((UnreadableError, OSError), match="Input/output error"):
+        find(tmp_path)
+
+
+def refusing(call, wrong):
+    def opened(path, *arguments, **options):
+        if path == wrong:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return call(path, *arguments, **options)
+
+    return opened
 
 
 def test_a_checkpoint_is_a_model_folder(records, tmp_path):

@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,18 +22,25 @@ LARGEST_HEADER, MOST_TENSORS = 2**27, 200_000
 """Bytes of the header of a file of tensors (the library's limit is below), and how many tensors it may name."""
 
 
+class UnreadableError(ValueError):
+    """The system does not let a file be read now (no permission, a broken disk): says nothing of what it holds."""
+
+
 def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
     """Return the path of an existing, readable, non-empty file of at most `max_bytes`.
 
-    ValueError for anything else: a folder, a pipe, a device, a file that is larger.
+    ValueError for anything else: a folder, a pipe, a device, a file that is larger; UnreadableError for one that is
+    there and cannot be opened.
     """
     path = Path(path)
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
             path.open("rb").close()
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in its name
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL character in its name
         raise ValueError(f"{_named(path)}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UnreadableError(f"{_named(path)}: {error.strerror or error}") from None
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{_named(path)}: not a file")
     if status.st_size == 0:
@@ -70,14 +77,35 @@ def most_unpacked(path: Path) -> int:
 
 
 def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
-    """Return the text of a file in UTF-8; ValueError for what `regular_file` refuses and for other encodings."""
+    """Return the text of a file in UTF-8; errors of `regular_file`, and ValueError for other encodings."""
     path = regular_file(path, max_bytes)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {one_line(error)}") from None
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
+        raise UnreadableError(f"{path}: {error.strerror or error}") from None
+
+
+def check_outputs(outputs: Iterable[Path | str | None], inputs: Iterable[Path | str]) -> None:
+    """Raise a ValueError for an output that is an input, lies in a folder that is one, or is another output.
+
+    Links are followed; None is no output. Called before any work, by every verb that writes.
+    """
+    written, read = [Path(path) for path in outputs if path is not None], [Path(path) for path in inputs]
+    for number, output in enumerate(written):
+        if any(_is_same(output, other) for other in written[:number]):
+            raise ValueError(f"{_named(output)}: two outputs would be written to this file: name another one")
+        for path in read:
+            if _is_same(output, path) or Path(os.path.realpath(path)) in Path(os.path.realpath(output)).parents:
+                where = "" if _is_same(output, path) else f" in {_named(path)}"
+                raise ValueError(f"{_named(output)}: an input{where}, which the output would change: write elsewhere")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file; that of a file system that ignores case may have two names."""
+    same = os.path.realpath(one) == os.path.realpath(other)
+    return same or (one.exists() and other.exists() and one.samefile(other))
 
 
 @contextmanager
@@ -106,6 +134,14 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     finally:
         if fresh is not None:
             fresh.unlink(missing_ok=True)
+
+
+def user_cache() -> Path | None:
+    """Return this package's folder in the user's cache; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceivers"
+    except RuntimeError:  # neither a variable nor an entry of the user says where
+        return None
 
 
 def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:

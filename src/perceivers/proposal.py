@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from perceivers.core.arguments import as_array, as_float32, is_missing, is_picture
+from perceivers.core.arguments import as_array, as_float32, check_numbers, check_values, is_missing, is_picture
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.image import image_size
@@ -77,15 +77,16 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     {"coordinates", "values"}: points. Statistics and vocabularies are fitted to the batch: give one that is typical.
     Channels come last: an array whose last axis has more than 4 places, and an earlier one no more than 4, is refused.
     """
+    for name in inputs.keys() & targets.keys():
+        if inputs[name] is not targets[name]:
+            raise ValueError(f"{name!r} is an input and a target with different values: give them two names")
+    inputs, targets = ({name: _checked(name, x) for name, x in side.items()} for side in (inputs, targets))
     for name, values in {**inputs, **targets}.items():
         single = isinstance(values, Tensor | np.ndarray) and not values.ndim
         table = hasattr(values, "columns")  # of pandas: as a sequence it is the names of its columns
         if single or table or not isinstance(values, Sized) or isinstance(values, str | bytes | Mapping):
             raise ValueError(f"{name}: a batch of values is needed, an array or a list, not {type(values).__name__}")
     columns = {**inputs, **targets}
-    for name in inputs.keys() & targets.keys():
-        if inputs[name] is not targets[name]:
-            raise ValueError(f"{name!r} is an input and a target with different values: give them two names")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"an example needs as many values for each name, found {lengths}")
@@ -96,6 +97,13 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     }
     schema = from_plain(Schema, sides).fit(records)
     return Preset(schema, config or auto_config(schema)).build()
+
+
+def _checked(name: str, values: Any) -> Any:
+    if not isinstance(values, Tensor):
+        return values
+    named(name, check_values, values)
+    return named(name, check_numbers, values)
 
 
 def _own_kind(name: str, values: Sequence[Any], target: bool) -> dict[str, Any]:

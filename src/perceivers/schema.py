@@ -26,7 +26,7 @@ from perceivers.core.joining import check_names, check_new_name
 from perceivers.files import one_line, printable, read_text
 from perceivers.modalities import KINDS
 from perceivers.modalities.cells import Row
-from perceivers.modalities.kind import Kind, Raw, named
+from perceivers.modalities.kind import Kind, Raw, asks_in_vain, named
 
 Record = Mapping[str, Any]
 """One sample as a data set gives it: fields by name."""
@@ -116,11 +116,12 @@ class Schema:
         for name, spec in self.inputs.items():
             value = _value(record, name, spec)
             # The draw is made for every record, so that what follows does not depend on what is missing.
-            dropped = rng.random() < spec.drop_prob and training
+            dropped = rng.random() < spec.drop_prob and (training or spec.drop_at_eval)
             inputs[name] = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
         targets = {}
         for name, spec in self.outputs.items():
-            value = _value(record, name, spec) if outputs is None or name in outputs else None
+            left_out = asks_in_vain(spec, inputs) or not (outputs is None or name in outputs)
+            value = None if left_out else _value(record, name, spec)
             targets[name] = None if value is None else named(name, spec.target, value, rng, inputs, training)
         return {"inputs": inputs, "targets": targets}
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import safetensors
 import torch
@@ -48,6 +48,8 @@ UNFINISHED = ".unfinished"
 LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.unfinished")
 """Pattern of these hidden names, as `tempfile` makes them."""
 
+UNWRAP = "merge adapters (merge_and_unload), remove pruning and parametrisations, unwrap .module, before it is saved"
+
 IN_THE_WAY = "was not saved here by us, or changed since: move it, or save elsewhere"
 
 Manifest = dict[str, dict[str, int | str]]
@@ -80,6 +82,8 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     only as they were written; ValueError naming any other file that has the name of a new one.
     """
     target = Path(os.path.realpath(target))
+    if target.name == READY or LEFTOVER.fullmatch(target.name):
+        raise ValueError(f"{target}: a name that only unfinished saves have: choose another")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: is a file, not a folder")
     if target.is_dir():
@@ -122,7 +126,8 @@ def _rename_durably(fresh: Path, target: Path) -> None:
 
 def current(folder: Path) -> Path:
     """Return where a folder's files are: in it, or within it where a save was cut off while they were put in place."""
-    return folder / READY if (folder / READY / MANIFEST).is_file() else folder
+    ready = folder / READY
+    return ready if not ready.is_symlink() and (ready / MANIFEST).is_file() else folder
 
 
 @naming_its_target
@@ -217,6 +222,41 @@ def read_manifest(folder: Path) -> Manifest:
     return found
 
 
+def savable(model: object) -> PerceiverIO:
+    """Return a model that loads as it is, of a compiled one the model within; ValueError naming what would not.
+
+    Its arrays must be those that its schema and config build, plain, finite and each its own.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, PerceiverIO):
+        raise ValueError(f"model is a {type(model).__name__}, not a PerceiverIO: {UNWRAP}")
+    own, places = model.state_dict(), dict[int, str]()
+    built = named("model", Preset(cast(Schema, model.schema), model.config).build, "meta").state_dict()
+    for name in (*own, *built):
+        if name not in built:
+            raise ValueError(f"model: {name} is none of the arrays that its schema and config build: {UNWRAP}")
+        if name not in own:
+            raise ValueError(f"model: {name} is missing, which its schema and config build: {UNWRAP}")
+        _check_array(name, own[name], built[name])
+        if own[name].numel() and (other := places.setdefault(own[name].data_ptr(), name)) != name:
+            raise ValueError(f"model: {name} and {other} are one tensor, which would load as two: clone one of them")
+    return model
+
+
+def _check_array(name: str, array: Tensor, built: Tensor) -> None:
+    """ValueError unless an array can be saved, and loaded where the model builds one."""
+    if type(array) is not Tensor or array.layout != torch.strided:
+        raise ValueError(f"model: {name} is a {type(array).__name__}, not a plain tensor: {UNWRAP}")
+    if array.is_meta:
+        raise ValueError(f"model: {name} is on the device meta, where it has no numbers: load or build it elsewhere")
+    if array.shape != built.shape:
+        raise ValueError(f"model: {name} is {list(array.shape)}, its schema and config build {list(built.shape)}")
+    if array.dtype != built.dtype and not (array.dtype in FLOATS and built.dtype in FLOATS):
+        raise ValueError(f"model: {name} is of {array.dtype}, its schema and config build {built.dtype}")
+    if not is_finite([array]):
+        raise ValueError(f"model: {name} is not finite: it holds NaN or an infinite number")
+
+
 def save_model(model: PerceiverIO, folder: Path) -> None:
     """Write weights, schema and config as files into an existing folder."""
     save_description(model, folder)
@@ -280,7 +320,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: cannot be written: {error}") from None
+        raise ValueError(f"{path}: cannot be written: {one_line(error)}") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -370,11 +410,15 @@ def _seal(folder: Path) -> None:
 
 def _finish_earlier_save(folder: Path) -> None:
     """Put in place what a killed writer had ready, and remove what it had not."""
-    for path in folder.glob(".model.*"):
-        if LEFTOVER.fullmatch(path.name):
+    for path in folder.glob(".model.*"):  # folders: a file or a link of such a name is not ours
+        if LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-    if os.path.lexists(folder / READY):
-        check_folder(folder / READY)
+    ready = folder / READY
+    if os.path.lexists(ready):
+        named = (ready / MANIFEST).is_file() and not ready.is_symlink()
+        if not named or any(path.is_symlink() for path in ready.iterdir()):
+            raise ValueError(f"{ready} {IN_THE_WAY}")
+        check_folder(ready)
         _check_replaceable(folder, read_manifest(folder / READY))
         _put_in_place(folder)
 

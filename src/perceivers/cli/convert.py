@@ -1,14 +1,17 @@
 """The verb `convert`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from perceivers.files import check_outputs
 from perceivers.pretrained.hub import save_pretrained
 from perceivers.tasks.convert import is_theirs, read_checkpoint, read_own, write_huggingface
-from perceivers.tasks.recipe import data_of
+from perceivers.tasks.recipe import data_of, own_files
 from perceivers.tasks.results import run_card
+from perceivers.training.state import is_place_of_checkpoint
 
 
 def convert(
@@ -33,8 +36,11 @@ def convert(
             otherwise than the model does.
         set: What the files do not tell, e.g. config.processor.num_heads=4 schema.inputs.image.size=12.
     """
-    if dest.exists():
+    if os.path.lexists(dest):
         raise ValueError(f"{dest} exists: choose another folder, or remove it")
+    if is_place_of_checkpoint(Path(os.path.realpath(dest))):
+        raise ValueError(f"{dest}: a run has its checkpoints there, and a model alone is none: choose another folder")
+    check_outputs([dest], own_files(source))
     theirs = is_theirs(source) if numbers is None else numbers == "huggingface"
     own = read_own(source)
     if own is not None and (model or set or (numbers and (to, numbers) != ("huggingface", "huggingface"))):

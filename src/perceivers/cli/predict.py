@@ -11,17 +11,18 @@ import tyro
 
 from perceivers.cli.model import ModelChoice
 from perceivers.core.joining import check_names
-from perceivers.data import Table
+from perceivers.data import Shards, Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import read_rows, reader_of
 from perceivers.data.shards import is_shards, open_shards
 from perceivers.data.writing import check_writable, write_rows
+from perceivers.files import check_outputs
 from perceivers.modalities.cells import Row
 from perceivers.schema import Record
 from perceivers.tasks.attention import PAGE_ROWS, attention_page
 from perceivers.tasks.cluster import predict_over_cluster
 from perceivers.tasks.prediction import predict_rows
-from perceivers.tasks.recipe import data_of
+from perceivers.tasks.recipe import data_files, data_of, own_files
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def predict(
     if max_bad_rows < 0:
         raise ValueError(f"max_bad_rows = {max_bad_rows} must be 0 or more")
     check_writable(out)
+    check_outputs([out, attention], [*_files(data), *own_files(Path(model))])
     records = _records(data, model)
     records = _holding(keep, records, data) if keep else records
     chosen = ModelChoice(model=model, device=where.device).load("")
@@ -108,6 +110,10 @@ def _holding(names: Collection[str], records: Iterable[Record], data: str) -> It
                 check_names("column (keep)", names, met)
     if met:
         check_names("column (keep)", names, met)
+
+
+def _files(data: str) -> list[Path | str]:
+    return data_files(Shards(files=data)) if is_shards(data) else [data]
 
 
 def _records(data: str, model: str) -> Iterable[Record]:

@@ -12,10 +12,11 @@ import tyro
 from perceivers.cli.tables import MEMORY, in_units, show
 from perceivers.data import Table
 from perceivers.data.sifting import read_parts
+from perceivers.files import check_outputs
 from perceivers.schema import kind_name, to_plain
 from perceivers.tasks.declaration import declaration_schema, read_declaration
 from perceivers.tasks.proposing import proposed_recipe
-from perceivers.tasks.recipe import preset_of
+from perceivers.tasks.recipe import data_files, preset_of
 from perceivers.tasks.wiring import Wiring, describe, write_picture
 
 
@@ -35,6 +36,7 @@ class Check:
     def run(self) -> None:
         """Print a table."""
         recipe = read_declaration(self.file, self.data)
+        check_outputs([self.picture], [self.file, *data_files(recipe.data)] if self.picture else [])
         if recipe.data != Table():
             recipe = replace(recipe, schema=read_parts(recipe.data, recipe.schema).schema)
         found = describe(preset_of(recipe), recipe.training.batch_size)

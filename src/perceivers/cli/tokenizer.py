@@ -6,8 +6,11 @@ from typing import Annotated
 import tyro
 
 from perceivers.cli.training import chosen_recipe
+from perceivers.files import check_outputs
 from perceivers.schema import with_settings
+from perceivers.tasks import TASKS
 from perceivers.tasks.language_training import fit_tokenizer
+from perceivers.tasks.recipe import data_files
 
 
 def tokenizer(
@@ -23,4 +26,6 @@ def tokenizer(
         out: File for the tokenizer, which the recipe's text then names.
         set: Settings that replace the recipe's, e.g. schema.inputs.text.vocab_size=4000.
     """
-    fit_tokenizer(with_settings(chosen_recipe(recipe), set), out)
+    chosen = with_settings(chosen_recipe(recipe), set)
+    check_outputs([out], [*([] if recipe in TASKS else [recipe]), *data_files(chosen.data)])
+    fit_tokenizer(chosen, out)

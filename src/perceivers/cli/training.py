@@ -1,6 +1,7 @@
 """The verbs `train`, `evaluate` and `report`."""
 
 import dataclasses
+import itertools
 import math
 import shlex
 import sys
@@ -11,12 +12,22 @@ from typing import Annotated
 import tyro
 
 from perceivers.cli.tables import show
+from perceivers.data import Table
+from perceivers.files import check_outputs
 from perceivers.schema import from_file, with_settings
 from perceivers.storage import write_text
 from perceivers.tasks import TASKS, Recipe, Task
 from perceivers.tasks.declaration import read_declaration
 from perceivers.tasks.prediction import group_scores
-from perceivers.tasks.recipe import data_of, evaluate_run, find_model, read_recipe, run_recipe
+from perceivers.tasks.recipe import (
+    data_files,
+    data_of,
+    evaluate_run,
+    find_model,
+    own_files,
+    read_recipe,
+    run_recipe,
+)
 from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
 from perceivers.tasks.scoring import DataSets, scores_elsewhere
 from perceivers.training.evaluation import Scores
@@ -51,6 +62,8 @@ def train(
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
     chosen = with_settings(chosen, set)
     task_of(chosen)
+    if isinstance(chosen.data, Table):  # of its folder every file is a row
+        check_outputs([out], data_files(chosen.data))
     run_recipe(chosen, out, lambda line: print(line, file=sys.stderr), accept_changed_data)
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
     show_scores(_evaluate(out), json)
@@ -89,6 +102,9 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
     """
     if not runs:
         raise ValueError("name at least one folder of a run")
+    if out is not None:
+        read = [(*own_files(run), *data_files(read_recipe(run).data)) for run in runs]
+        check_outputs([out], itertools.chain(*read))
     table = results_table(runs)
     for run in runs:
         print(f"Report: {_task(run).report(run)}", file=sys.stderr)

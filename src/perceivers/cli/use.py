@@ -14,6 +14,7 @@ import tyro
 
 from perceivers.cli.model import ModelChoice
 from perceivers.cli.tables import show
+from perceivers.files import check_outputs
 from perceivers.media.flow import flow_colours, write_flow
 from perceivers.media.image import read_image, write_image
 from perceivers.media.video import Clip, read_video, write_video
@@ -22,6 +23,7 @@ from perceivers.tasks.imagenet import classify as classify_images
 from perceivers.tasks.language import fill_mask as fill_text
 from perceivers.tasks.multimodal import autoencode as autoencode_clip
 from perceivers.tasks.optical_flow import estimate_flow
+from perceivers.tasks.recipe import own_files
 from perceivers.training.evaluation import check_guesses
 
 T = TypeVar("T")
@@ -113,6 +115,7 @@ def autoencode(film: OnePath, /, out: Path, choice: Choice = DEFAULT, top: int =
     """
     if out.suffix != ".mp4":
         raise ValueError(f"{out}: a film is written as .mp4")
+    _check_outputs([out], [film], choice)
     clip = read_video(film)
     rebuilt = autoencode_clip(choice.load("multimodal"), clip, top, _tracker("parts"))
     write_video(out, rebuilt.clip)
@@ -125,10 +128,11 @@ def _flow_pair(
 ) -> dict[str, str | float]:
     if out.suffix not in (".flo", ".png"):
         raise ValueError(f"{out}: the flow of two pictures is written as .flo or .png")
+    picture = out.with_name(f"{out.stem}.colours.png")
+    _check_outputs([out, picture], [first, second], choice)
     frames = read_image(first), read_image(second)
     field = estimate_flow(choice.load("optical-flow"), *frames, track=_tracker("tiles"), levels=levels)
     check_guesses("flow", torch.from_numpy(field)[None], what="pair")
-    picture = out.with_name(f"{out.stem}.colours.png")
     write_flow(out, field)
     write_image(picture, flow_colours(field, full))
     distance = np.linalg.norm(field, axis=-1)
@@ -139,6 +143,7 @@ def _flow_pair(
 def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: int) -> dict[str, str | float]:
     if out.suffix != ".mp4":
         raise ValueError(f"{out}: the flow of a film is written as .mp4")
+    _check_outputs([out], [film], choice)
     clip = read_video(film)
     if len(clip.frames) < 2:
         raise ValueError(f"{film}: one frame has no flow, a film of at least two is needed")
@@ -151,6 +156,11 @@ def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: 
         colours.append(flow_colours(field, full))
     write_video(out, Clip((np.stack(colours) * 255).round().astype(np.uint8), clip.fps))
     return {"film": str(out), "frames": len(colours)}
+
+
+def _check_outputs(outputs: Iterable[Path], files: Iterable[Path], choice: ModelChoice) -> None:
+    """Raise a ValueError for an output that is one of the files, or of those of the model."""
+    check_outputs(outputs, [*files, *(own_files(Path(choice.model)) if choice.model else [])])
 
 
 def _range(text: str) -> tuple[int, int]:

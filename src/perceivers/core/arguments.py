@@ -27,6 +27,15 @@ SIZE, COUNT, FRACTION = (1.0, math.inf), (0.0, math.inf), (0.0, 1.0)
 NONE = type(None)
 """Type of an optional field that is not set."""
 
+NUMBERS = (
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
+"""Types of numbers that torch calculates with."""
+
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+"""Types of whole numbers that torch can hold, but not calculate with."""
+
 LONGEST_HINT, MOST_HINTS = 100, 2000
 """Characters of a name, and number of names, that a wrong one is compared with: each takes quadratic time."""
 
@@ -45,11 +54,24 @@ def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
         raise ValueError(message())
 
 
+def may_hold(conditions: Bool[Tensor, " n"]) -> bool:
+    """Return whether one of the conditions on values holds; True where values are not looked at."""
+    if torch.compiler.is_compiling() or conditions.device.type == "meta" or isinstance(conditions, FakeTensor):
+        return True
+    return bool(conditions.any())
+
+
 def check_numbers(x: Tensor) -> Tensor:
-    """Return a tensor of plain numbers as it is; raise a ValueError for complex, sparse and quantised ones."""
-    if x.is_complex() or x.is_quantized or x.is_nested or x.layout != torch.strided:
-        raise ValueError(f"a tensor of type {x.dtype} and layout {x.layout}, expected a dense one of real numbers")
-    return x
+    """Return a dense tensor of real numbers as it is, unsigned ones of 16 bits and more as int64; ValueError else."""
+    if x.layout != torch.strided or x.is_nested or x.dtype not in (*NUMBERS, *UNSIGNED):
+        what = f"a nested tensor of type {x.dtype}" if x.is_nested else f"a tensor of type {x.dtype} and {x.layout}"
+        raise ValueError(f"{what}, expected a dense one of real numbers that torch calculates with, as of .float()")
+    if x.dtype not in UNSIGNED:
+        return x
+    whole = x.to(torch.int64)  # torch cannot calculate with these
+    if x.numel():
+        require((whole >= 0).all(), lambda: f"{int(whole.min()) + 2**64} is beyond the whole numbers of 64 bits")
+    return whole
 
 
 def floats(x: Tensor) -> Tensor:
@@ -76,9 +98,16 @@ def as_tensor(value: Any, device: torch.device | None) -> Tensor:
     """Return numbers as a tensor: arrays, lists and pictures go to the device, a tensor must be there (None: any)."""
     if not isinstance(value, Tensor):
         return tensor_of(value, device)
-    if device is not None and value.device != device and "meta" not in (device.type, value.device.type):
+    if device is not None and value.device != device and device.type != "meta":
+        check_values(value)
         raise ValueError(f"a tensor on {value.device}, but the model is on {device}: move it with .to({str(device)!r})")
     return check_numbers(value)
+
+
+def check_values(x: Tensor) -> None:
+    """Raise a ValueError for a tensor that has a shape alone."""
+    if x.is_meta:
+        raise ValueError("a tensor on the device meta has no values: give one on the device of the model")
 
 
 def tensor_of(value: Any, device: torch.device | None) -> Tensor:
@@ -97,6 +126,7 @@ def tensor_of(value: Any, device: torch.device | None) -> Tensor:
 def as_array(value: Any) -> np.ndarray:
     """Return real numbers as an array, NaN where one is masked or None; raise a ValueError for anything else."""
     if isinstance(value, Tensor):
+        check_values(value)
         x = check_numbers(value).detach().cpu()
         return x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
     if is_picture(value):

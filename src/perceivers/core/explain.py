@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from perceivers.core.counting import Cost
 from perceivers.core.decoder import Decoder
@@ -44,7 +45,9 @@ def explain(
     found = []
     if not isinstance(model.trunk, Resampler):
         raise ValueError("a transformer has one order of attention, the dense one: there is nothing to explain")
-    tokens, own = model.input_adapter(raw)
+    # A batch norm in training mode would move its statistics.
+    buffers = {name: buffer.clone() for name, buffer in model.input_adapter.named_buffers()}
+    tokens, own = functional_call(model.input_adapter, buffers, (raw,))
     latents = model.trunk.latents[None]
     for number, read in enumerate(stage for stage in model.trunk.stages if isinstance(stage, Read)):
         choices = plan_reading(read.cross_attention, latents, tokens, plan)

@@ -44,7 +44,7 @@ class Used:
     def of(cls, *modules: nn.Module) -> "Used":
         """Parameters that modules have, and those that they borrow (a tied head has its input's embeddings)."""
         parts = [part for module in modules for part in module.modules()]
-        found = [(*part.parameters(recurse=False), *getattr(part, "borrowed", ())) for part in parts]
+        found = [(*part.parameters(recurse=False), *(getattr(part, "borrowed", None) or ())) for part in parts]
         once = tuple(dict.fromkeys(itertools.chain(*found)))
         return cls(once, once)
 

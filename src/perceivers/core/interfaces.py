@@ -96,7 +96,8 @@ class OutputAdapter(nn.Module, ABC):
     """Arranges the decoder's rows into one raw output; its head is all it learns."""
 
     head: nn.Module
-    """Applied to each row by the decoder: [B, O, E] to [B, O, e]. Parameters of other modules are in its `borrowed`."""
+    """Applied to each row by the decoder: [B, O, E] to [B, O, e]. Parameters of other modules are in its `borrowed`;
+    None there: it is called once, with all rows."""
     mixes_neighbours: bool = False
     """Whether a value depends on several rows: then it is decoded whole."""
 
@@ -133,7 +134,7 @@ class OutputSpec(Protocol):
         ...
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
-        """Its adapter with a head from this width; `inputs` for heads tied to an input's weights."""
+        """Its adapter with a head from this width; `inputs` (always the model's own) for heads tied to one."""
         ...
 
 

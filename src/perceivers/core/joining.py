@@ -1,12 +1,15 @@
 """Several named inputs as one set of tokens, several named outputs as one set of queries, and back."""
 
+import weakref
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from perceivers.core.arguments import about, check_batches, given, is_whole, near
@@ -58,6 +61,24 @@ def mask_probs(schema: SchemaLike) -> dict[str, tuple[float, bool]]:
     return {n: (spec.mask_prob, spec.mask_at_eval) for n, spec in schema.inputs.items() if spec.mask_prob is not None}
 
 
+class Masking(NamedTuple):
+    """Which tokens an evaluation masks at random: a function of seed, record, input and token, whatever the batch."""
+
+    probs: Mapping[str, float]
+    """How probable the mask token is in each input; 0 where nothing is said."""
+    seed: int = 0
+    """Seed of the evaluation."""
+    first: int = 0
+    """Number of the record that is the first sample."""
+
+    @torch.compiler.disable
+    def masked(self, name: str, shape: tuple[int, int], device: torch.device) -> Bool[Tensor, "b m"]:
+        """Return which tokens of an input are masked."""
+        key = zlib.crc32(name.encode())
+        draws = [np.random.default_rng((self.seed, self.first + n, key)).random(shape[1]) for n in range(shape[0])]
+        return (torch.from_numpy(np.stack(draws)) < self.probs.get(name, 0.0)).to(device)
+
+
 class InputAdapters(nn.Module):
     """All inputs: raw arrays by name to one set of tokens; hides tokens behind mask tokens where the schema says so."""
 
@@ -70,13 +91,18 @@ class InputAdapters(nn.Module):
         self.mask_tokens = nn.ParameterDict({name: trained_vector(join.channels) for name in mask_probs})
 
     def forward(
-        self, raw: Any, missing: Iterable[str] | None = None, device: torch.device | None = None
+        self,
+        raw: Any,
+        missing: Iterable[str] | None = None,
+        device: torch.device | None = None,
+        masking: Masking | None = None,
     ) -> tuple[Tokens, dict[str, Segment]]:
         """All tokens in one width; and each input's own, before they were joined and hidden.
 
         Tensors must be on `device`, arrays go there (None: tensors may be anywhere).
         An input that is not given (absent or None) is left out; one that has a mask token is hidden instead, also in
-        single samples that lack it. With `missing`, of those not given only these are hidden.
+        single samples that lack it. With `missing`, of those not given only these are hidden, and no sample of a Part,
+        since another Part may have what this one lacks. Outside training, only `masking` masks tokens at random.
         """
         found = self.by_name(raw)
         own = {
@@ -89,8 +115,13 @@ class InputAdapters(nn.Module):
         for name in self.adapters:
             hidden = missing is None or name in missing
             segment = own[name] if name in own else self._absent(name) if hidden else None
-            if segment is not None:
-                joined[name] = self._hide(name, self.join(name, segment), absent=name not in own)
+            if segment is None:
+                continue
+            joined[name] = self.join(name, segment)
+            if name in self.mask_probs and joined[name].content is not None:
+                joined[name] = self._hide(name, joined[name], name not in own, masking)
+                if missing is None or not isinstance(found.get(name), Part):
+                    joined[name] = self._hide_lacking(name, joined[name])
         return Tokens(joined), own
 
     def by_name(self, raw: Any) -> dict[str, Any]:
@@ -107,16 +138,6 @@ class InputAdapters(nn.Module):
         found = raw if isinstance(raw, Mapping) else self.by_name(raw)
         return {name: _extent(found[name]) for name, own in self.adapters.items() if name in found and not own.is_set}
 
-    @contextmanager
-    def nothing_random(self) -> Iterator[None]:
-        """Within: no token is masked at random outside training; what is always masked stays so."""
-        own = self.mask_probs
-        self.mask_probs = {name: (prob, at_eval and prob == 1) for name, (prob, at_eval) in own.items()}
-        try:
-            yield
-        finally:
-            self.mask_probs = own
-
     def _read(self, name: str, value: Any, device: torch.device | None) -> Any:
         is_part = isinstance(value, Part)
         if is_part and not self.adapters[name].reads_parts:
@@ -129,19 +150,63 @@ class InputAdapters(nn.Module):
         assert isinstance(adapter, InputAdapter)
         return adapter.absent(self.mask_tokens[name].device) if name in self.mask_probs else None
 
-    def _hide(self, name: str, segment: Segment, absent: bool) -> Segment:
-        if name not in self.mask_probs or segment.content is None:
+    def _hide(self, name: str, segment: Segment, absent: bool, masking: Masking | None) -> Segment:
+        assert segment.content is not None
+        (prob, at_eval), shape, device = self.mask_probs[name], segment.content.shape[:2], segment.content.device
+        if self.training:
+            # Bernoulli draws are made even for certainties: uniform numbers are never below 0 and always below 1.
+            hidden = torch.rand(shape, device=device) < (1.0 if absent else prob)
+        elif absent or masking is None:  # a prediction uses all that it is given, but for what is always masked
+            hidden = torch.full(shape, absent or (at_eval and prob == 1), device=device)
+        else:
+            hidden = masking.masked(name, shape, device)
+        return replace(segment, stand_in=self.mask_tokens[name], hidden=hidden)
+
+    def _hide_lacking(self, name: str, segment: Segment) -> Segment:
+        """Return tokens where a sample that has none has as many mask tokens as if its whole batch lacked the input."""
+        mask, hidden, absent = segment.mask, segment.hidden, self._absent(name)
+        if mask is None or hidden is None or absent is None:
             return segment
-        prob, at_eval = self.mask_probs[name]
-        prob = 1.0 if absent else prob * (self.training or at_eval)
-        mask, shape = segment.mask, segment.content.shape[:2]
-        # Bernoulli draws are made even for certainties: uniform numbers are never below 0 and always below 1.
-        hidden = torch.rand(shape, device=segment.content.device) < prob
-        fixed = self._absent(name)
-        if mask is not None and fixed is not None and fixed.num_tokens == shape[1]:
-            lacking = ~mask.any(dim=1, keepdim=True)
-            hidden, mask = hidden | lacking, mask | lacking
-        return replace(segment, mask=mask, stand_in=self.mask_tokens[name], hidden=hidden)
+        usual = torch.arange(segment.num_tokens, device=mask.device) < absent.num_tokens
+        lacking = ~mask.any(dim=1, keepdim=True) & usual
+        return replace(segment, mask=mask | lacking, hidden=hidden | lacking)
+
+
+class LiveInputs(Mapping[str, InputAdapter]):
+    """A model's inputs as they are now: adapters, wrappers and other modules may have been put in their place.
+
+    It holds no module, so that it is neither registered nor keeps a model alive; a copied model's is that of the copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = weakref.ref(model)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the module that reads an input: its adapter, or what was put around it."""
+        return self._adapters()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._adapters())
+
+    def __len__(self) -> int:
+        """Return the number of inputs."""
+        return len(self._adapters())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LiveInputs":
+        """Return those of the copy that is being made of the model, or of the model itself."""
+        model = self.model()
+        return self if model is None else LiveInputs(memo.get(id(model), model))
+
+    def __reduce__(self) -> Any:
+        """Pickle with the model."""
+        return LiveInputs, (self.model(),)
+
+    def _adapters(self) -> Any:
+        model: Any = self.model()
+        if model is None:
+            raise ValueError("this module borrows weights of a model's inputs, and the model is gone: keep the model")
+        return model.input_adapter.adapters
 
 
 class OutputQueries(nn.Module):

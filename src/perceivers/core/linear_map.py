@@ -62,7 +62,7 @@ def is_linear_map(module: nn.Module) -> bool:
 def is_row_wise(module: nn.Module) -> bool:
     """Return whether a module is known to give the same rows when it is called with a few rows at a time, repeatedly.
 
-    A head of another class is not known to, unless it says which parameters it borrows.
+    A head of another class is not known to, unless it says which parameters it borrows (`borrowed` is not None).
     """
     if type(module) is nn.Sequential:
         return all(map(is_row_wise, module))
@@ -70,7 +70,7 @@ def is_row_wise(module: nn.Module) -> bool:
         return not (module.training and module.p)
     if type(module) is nn.LayerNorm:
         return len(module.normalized_shape) == 1
-    return type(module) in ROW_WISE or hasattr(module, "borrowed") or is_linear_map(module)
+    return type(module) in ROW_WISE or getattr(module, "borrowed", None) is not None or is_linear_map(module)
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
@@ -121,6 +121,25 @@ def is_plain_norm(module: nn.Module, epsilon: float) -> bool:
         and not is_hooked(*module.modules())
         and has_plain_tensors(module)
     )
+
+
+def embedding_table(module: nn.Module, count: int, device: torch.device) -> Tensor:
+    """Return the vector that an embedding gives for each of `count` ids now: its weight, or what a call gives."""
+    if type_before_parametrizations(module) is nn.Embedding and not _is_changed(module):
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+    result: Tensor = module(torch.arange(count, device=device))
+    return result
+
+
+def is_plain_embedding(module: nn.Module) -> bool:
+    """Return whether the vectors of an embedding are its only parameter."""
+    return type(module) is nn.Embedding and not _is_changed(module)
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return "forward" in module.__dict__ or not has_plain_tensors(module)
 
 
 def has_plain_tensors(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ E output width, H heads. Source: Perceiver IO (Jaegle et al. 2022) and its offic
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from torch import Tensor, nn
@@ -14,7 +15,16 @@ from perceivers.core.config import Config
 from perceivers.core.decoder import AverageDecoder, Decoder
 from perceivers.core.initialisers import zero_
 from perceivers.core.interfaces import Points, SchemaLike
-from perceivers.core.joining import InputAdapters, Join, OutputAdapters, OutputQueries, check_new_name, mask_probs
+from perceivers.core.joining import (
+    InputAdapters,
+    Join,
+    LiveInputs,
+    Masking,
+    OutputAdapters,
+    OutputQueries,
+    check_new_name,
+    mask_probs,
+)
 from perceivers.core.plan import Order, Plan
 from perceivers.core.queries import no_query
 from perceivers.core.reading import Encoded, Reading
@@ -61,7 +71,8 @@ class PerceiverIO(nn.Module):
             self.decoder = Decoder(config, join.channels)
 
         channels = self.decoder.output_channels
-        outputs = {name: spec.build_output(channels, inputs) for name, spec in schema.outputs.items()}
+        live = LiveInputs(self)
+        outputs = {name: spec.build_output(channels, live) for name, spec in schema.outputs.items()}
         self.output_adapter = OutputAdapters(outputs)
         if decoder.kind == "average":  # official `ProjectionDecoder`
             zero_(*self.output_adapter.heads.values())
@@ -73,28 +84,32 @@ class PerceiverIO(nn.Module):
         points: Mapping[str, Points | None] | None = None,
         memory_limit: int | None = None,
         order: Order | None = None,
+        masking: Masking | None = None,
     ) -> dict[str, Any]:
         """Raw inputs by name (or the only one) to raw outputs by name, everywhere or at points."""
-        return self.decode(self.encode(raw, memory_limit, order), points, None, memory_limit, order)
+        return self.decode(self.encode(raw, memory_limit, order, masking), points, None, memory_limit, order)
 
     def encode(
         self,
         raw: Mapping[str, Any] | Iterable[Mapping[str, Any]] | Any,
         memory_limit: int | None = None,
         order: Order | None = None,
+        masking: Masking | None = None,
     ) -> Encoded:
         """Read and process the inputs; chunk after chunk if they come as an iterable of parts of them.
 
         Beside inputs and model, each reading takes `memory_limit` bytes at most; `order` forces how attention is
-        computed (core/orders.py). Both change the time and the last bits alone.
+        computed (core/orders.py). Both change the time and the last bits alone. `masking`: what an evaluation masks.
         """
         if comes_in_parts(raw):
+            if masking is not None:
+                raise ValueError("masking draws for whole inputs: give them whole, not in parts")
             reading = Reading()
             for chunk in raw:
                 reading = reading + self.read(chunk, memory_limit, order)
             missing = {name: None for name in self.input_adapter.mask_probs if name not in reading.states}
             return self.process(reading + self.read(missing, memory_limit, order) if missing else reading)
-        tokens, own = self._tokens(raw)
+        tokens, own = self._tokens(raw, None, masking)
         latents = self.trunk(tokens, None, self._plan(memory_limit, order))
         return Encoded(latents, self._sources(own), self._mask(tokens))
 
@@ -116,7 +131,7 @@ class PerceiverIO(nn.Module):
         """What `encode` gives for all that was read."""
         if not isinstance(reading, Reading):
             raise ValueError(f"processing takes a Reading, as `read` gives, not {type(reading).__name__}")
-        return Encoded(self._resampler().process(reading.total()), reading.sources)
+        return Encoded(self._resampler().process(self._completed(reading).total()), reading.sources)
 
     def decode(
         self,
@@ -164,8 +179,18 @@ class PerceiverIO(nn.Module):
     def _mask(self, tokens: Tokens) -> Tensor | None:
         return tokens.mask() if isinstance(self.trunk, Transformer) else None
 
-    def _tokens(self, raw: Any, missing: Iterable[str] | None = None) -> Any:
-        return self.input_adapter(raw, missing, next(self.parameters()).device)
+    def _completed(self, reading: Reading) -> Reading:
+        """Return what was read with the mask tokens of the samples that lack an input in all of its parts."""
+        states = dict(reading.states)
+        for name, extents in reading.parts.items():
+            if name in self.input_adapter.mask_probs and any(extents):
+                own, missing = states[name], self.read({name: None}).states.get(name)
+                if missing is not None:
+                    states[name] = own + missing.where(own.denominator == 0)
+        return replace(reading, states=states)
+
+    def _tokens(self, raw: Any, missing: Iterable[str] | None = None, masking: Masking | None = None) -> Any:
+        return self.input_adapter(raw, missing, next(self.parameters()).device, masking)
 
     def _plan(self, memory_limit: int | None, order: Order | None) -> Plan:
         if order not in (None, *get_args(Order)):

@@ -141,7 +141,7 @@ class Case:
     def _is_behind_known(self, tail: Sequence[nn.Module]) -> bool:
         """Return whether the modules behind the scores can be called block by block, and again for the gradient."""
         cross, behind = self.cross, [part for module in tail for part in module.modules()]
-        borrowed = [x for module in behind for x in getattr(module, "borrowed", ())]
+        borrowed = [x for module in behind for x in getattr(module, "borrowed", None) or ()]
         called = (cross.attention.output, cross.mlp_norm, cross.mlp, *tail)
         trained = itertools.chain(borrowed, *(module.parameters() for module in called))
         return (

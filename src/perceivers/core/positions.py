@@ -6,9 +6,10 @@ Source: the official position_encoding.py.
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -242,7 +243,30 @@ class FourierAxis:
             yield fourier_features(part[:, None], [self.resolution], self.config).to(dtype)
 
 
-class FourierPositions(nn.Module):
+class PlaceFeatures(nn.Module, ABC):
+    """Position features. Whichever way it is asked, the module is called, so that hooks on it act."""
+
+    def on_grid(self, places: GridPlaces) -> Any:
+        """Return the features of a whole grid."""
+        return self(places)
+
+    def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
+        """Return the features at any coordinates."""
+        found: Tensor = self(coordinates)
+        return found
+
+    def forward(self, places: GridPlaces | Tensor) -> PositionFeatures:
+        """Return the features of a grid, or at coordinates [..., axes]."""
+        return self._on_grid(places) if isinstance(places, GridPlaces) else self._at(places)
+
+    @abstractmethod
+    def _on_grid(self, places: GridPlaces) -> PositionFeatures: ...
+
+    @abstractmethod
+    def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]: ...
+
+
+class FourierPositions(PlaceFeatures):
     """Fourier features of `axes` coordinates; no parameters."""
 
     def __init__(self, axes: int, grid: Sequence[int] | None, config: Fourier) -> None:
@@ -258,7 +282,7 @@ class FourierPositions(nn.Module):
         self.config, self.axes = config, axes
         self.channels = axes * ((1 if config.sine_only else 2) * config.num_bands + config.with_coordinates)
 
-    def on_grid(self, places: GridPlaces) -> AxisTables:
+    def _on_grid(self, places: GridPlaces) -> AxisTables:
         """Features of a grid, a table for each axis."""
         tables = [
             FourierAxis(axis, resolution, self.config)
@@ -266,7 +290,7 @@ class FourierPositions(nn.Module):
         ]
         return AxisTables(tuple(tables), tuple(self._channels_of(axis) for axis in range(self.axes)))
 
-    def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
+    def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Features at any coordinates; computed in at least float32."""
         precise = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
         return fourier_features(precise, self.max_resolution, self.config)
@@ -279,7 +303,7 @@ class FourierPositions(nn.Module):
         return (*((axis,) if self.config.with_coordinates else ()), *waves)
 
 
-class LearnedPositions(nn.Module):
+class LearnedPositions(PlaceFeatures):
     """A trained vector for each place of a grid (official `TrainablePositionEncoding`)."""
 
     def __init__(self, grid: Sequence[int], channels: int) -> None:
@@ -287,17 +311,17 @@ class LearnedPositions(nn.Module):
         self.grid, self.channels = tuple(grid), channels
         self.table = trained_vector(math.prod(grid), channels)
 
-    def on_grid(self, places: GridPlaces) -> Tensor:
+    def _on_grid(self, places: GridPlaces) -> Tensor:
         """Vectors [M, P] of a grid: the trained ones on their own grid, interpolated on another."""
-        if places.size == self.grid:
+        if places.size == self.grid and places.span in (None, self.grid) and not any(places.start or ()):
             return self.table
         starts = places.start or (0,) * len(self.grid)
         ends = [start + n for start, n in zip(starts, places.size, strict=True)]
         if places.span == self.grid and all(end <= n for end, n in zip(ends, self.grid, strict=True)):
             return self.table.unflatten(0, self.grid)[tuple(map(slice, starts, ends))].flatten(0, -2)
-        return self.at(replace(places, rule="inclusive").coordinates())
+        return self._at(replace(places, rule="inclusive").coordinates())
 
-    def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
+    def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Linear interpolation between the 2^d trained vectors around each place; constant outside the grid."""
         coordinates = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
         sizes = torch.tensor(self.grid, device=coordinates.device)
@@ -313,7 +337,7 @@ class LearnedPositions(nn.Module):
         return result
 
 
-class Positions(nn.Module):
+class Positions(PlaceFeatures):
     """Position features as configured: Fourier or learned, then perhaps projected and refined."""
 
     def __init__(self, axes: int, grid: Sequence[int] | None, config: PositionConfig) -> None:
@@ -335,11 +359,11 @@ class Positions(nn.Module):
             plain_linear(self.channels, self.channels) for _ in range(config.num_residual_layers)
         )
 
-    def on_grid(self, places: GridPlaces) -> PositionFeatures:
+    def _on_grid(self, places: GridPlaces) -> PositionFeatures:
         """Features of a whole grid, kept as tables of its axes where they are functions of one axis each."""
         return self._refine(self.source.on_grid(places))
 
-    def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
+    def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Features at any coordinates."""
         features = self._refine(self.source.at(coordinates))
         assert isinstance(features, Tensor)

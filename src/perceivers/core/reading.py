@@ -44,6 +44,14 @@ class ReadState:
         scale = (self.reference - reference).exp()
         return ReadState(reference, self.denominator * scale, self.weighted * scale[..., None])
 
+    def where(self, holds: Bool[Tensor, "b h n"]) -> "ReadState":
+        """The same state where this holds; elsewhere that of no tokens."""
+        return ReadState(
+            torch.where(holds, self.reference, NOTHING_SEEN),
+            torch.where(holds, self.denominator, 0),
+            torch.where(holds[..., None], self.weighted, 0),
+        )
+
     def attended(self) -> Float[Tensor, "b n he"]:
         """The weighted mean of the values, heads side by side; 0 where there was no token."""
         seen = self.denominator > 0

@@ -40,13 +40,12 @@ class Read(nn.Module):
 
     def states(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan) -> dict[str, ReadState]:
         """What the latents take from each segment, to be added up."""
-        cross = self.cross_attention
-        if is_hooked(cross, sharding=False) or is_hooked(cross.attention):
-            raise ValueError("a hook on a cross-attention needs its output: read everything at once, with encode")
+        self._check_parts()
         return self.cross_attention(latents, tokens, algorithm=partial(_read_states, plan=plan))
 
     def update(self, latents: Float[Tensor, "#b n d"], state: ReadState) -> Float[Tensor, "b n d"]:
         """Latents updated with all that they have taken."""
+        self._check_parts()
         return self.cross_attention(latents, state, algorithm=_update)
 
     def attention_map(self, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
@@ -54,6 +53,18 @@ class Read(nn.Module):
         weights = partial(CrossAttention.weights, mask=Mask(keys=tokens.mask()))
         found = self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), algorithm=weights)
         return tokens.split(found, dim=-1)
+
+    def _check_parts(self) -> None:
+        _check_unhooked(self, self.cross_attention, sharding=False)
+        _check_unhooked(self.cross_attention.attention)
+
+
+def _check_unhooked(*modules: nn.Module, sharding: bool = True) -> None:
+    """Raise a ValueError for a hook on a module that reading in parts does not call as a whole."""
+    for module in modules:
+        if is_hooked(module, sharding=sharding):
+            kind = type(module).__name__
+            raise ValueError(f"a hook on {kind} needs all that it is given: read everything at once, with encode")
 
 
 def _read(cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Plan) -> Tensor:
@@ -155,6 +166,7 @@ class Resampler(nn.Module):
 
     def read(self, tokens: Tokens, plan: Plan = FASTEST) -> dict[str, ReadState]:
         """What the first read takes from each segment; ValueError if there are more reads, which depend on it."""
+        _check_unhooked(self, sharding=False)
         first, *later = (stage for stage in self.stages if isinstance(stage, Read))
         if later:
             raise ValueError(
@@ -170,6 +182,7 @@ class Resampler(nn.Module):
 
     def process(self, state: ReadState) -> Float[Tensor, "b n d"]:
         """Latents from the sum of all states that were read."""
+        _check_unhooked(self, sharding=False)
         read, *processes = self.stages
         assert isinstance(read, Read)
         latents = read.update(self.latents[None], state)

@@ -4,13 +4,13 @@ A row that cannot be read is a row that says so when it is used: nothing is drop
 """
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from perceivers.budgets import from_json
+from perceivers.data.parquet import Parquet, SharedTexts, batch_rows
 from perceivers.files import one_line, regular_file
 from perceivers.modalities.cells import MOST_VALUES, Files, Row
 
@@ -22,12 +22,6 @@ FILE, FOLDER = "file", "label"
 
 LARGEST_CELL = 1 << 27
 """Characters that a cell of a CSV, or a line of a table, may have."""
-
-LONG, MOST_HELD = 1000, 2**28
-"""Characters of a text that is looked for among those of earlier rows, and of all that are kept for that."""
-
-CLAIMS = {"rows": (10**6, 100), "values": (10**7, 1000), "bytes": (2**28, 100)}
-"""Upper bounds of what a Parquet file may claim to hold: a constant, and a number for each of its bytes."""
 
 
 def read_rows(path: Path, missing: Sequence[str] = MISSING, outside: bool = False) -> Iterator[Row]:
@@ -127,102 +121,15 @@ def _object(line: str) -> Mapping[str, Any] | str:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-    arrow = arrow_library()
-    number = 0
-    try:
-        with path.open("rb") as opened:
-            file = arrow.parquet.ParquetFile(opened, **parquet_options(path, opened))
-            held = LongTexts()
-            for batch in file.iter_batches(batch_size=1024):
-                for cells in batch_rows(batch, held):
-                    number += 1
-                    yield f"{path}:{number}", cells
-    except (arrow.ArrowException, OSError, KeyError) as error:  # the last of a name that is not the schema's
-        raise ValueError(f"{path}: not a whole Parquet file: {one_line(error)}") from None
-
-
-def parquet_options(path: str | Path, opened: Any) -> dict[str, Any]:
-    """Return how pyarrow is to read a file; ValueError for one that says it holds far more than its bytes can mean.
-
-    Texts that a file holds once for many rows stay so: a file of a megabyte may repeat one of them a million times.
-    """
-    arrow = arrow_library()
-    about = arrow.parquet.read_metadata(opened)
-    names = Counter(about.schema.to_arrow_schema().names)
-    if twice := next((name for name in names if names[name] > 1), None):
-        raise ValueError(f"{path}: column name {one_line(repr(twice))} is there twice")
-    size = opened.seek(0, io.SEEK_END)
-    groups = [about.row_group(number) for number in range(about.num_row_groups)]
-    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    said = {
-        "rows": sum(group.num_rows for group in groups),
-        "values": sum(chunk.num_values for chunk in chunks),
-        "bytes": sum(chunk.total_uncompressed_size for chunk in chunks),
-    }
-    for what, (most, more) in CLAIMS.items():
-        if not 0 <= said[what] <= most + more * size:
-            raise ValueError(f"{path}: says that its {size:,} bytes hold {said[what]:,} {what}; refused")
-    repeated = {
-        chunk.path_in_schema
-        for chunk in chunks
-        if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in chunk.encodings)
-    }
-    return {"metadata": about, "read_dictionary": sorted(repeated)}
-
-
-class LongTexts:
-    """Long texts of a file, each one object however many batches repeat it."""
-
-    def __init__(self) -> None:
-        self.known: dict[str | bytes, str | bytes] = {}
-        self.left = MOST_HELD
-
-    def one(self, value: Any) -> Any:
-        """Return a value, or the same long text if it has been there."""
-        if not isinstance(value, str | bytes) or len(value) < LONG:
-            return value
-        if value not in self.known:
-            self.left -= len(value)
-            if self.left < 0:
-                self.known, self.left = {}, MOST_HELD
-            self.known[value] = value
-        return self.known[value]
-
-
-def batch_rows(batch: Any, held: LongTexts) -> Iterator[dict[str, Any] | str]:
-    """Yield the rows of one of pyarrow's batches or tables as dictionaries of plain values, or what is wrong with one.
-
-    A date may lie beyond Python's, a text may not be UTF-8: one bad row is one bad row.
-    """
-    try:
-        columns = [_values(column, held) for column in batch.columns]
-    except (ValueError, OverflowError) as error:
-        if len(batch) == 1:
-            yield one_line(error)
-        else:
-            for number in range(len(batch)):
-                yield from batch_rows(batch.slice(number, 1), held)
-        return
-    yield from (dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True))
-
-
-def _values(column: Any, held: LongTexts) -> list[Any]:
-    if not hasattr(column, "dictionary"):
-        return list(column.to_pylist())
-    used = column.indices.unique()
-    texts = map(held.one, column.dictionary.take(used).to_pylist())
-    values = dict(zip(used.to_pylist(), texts, strict=True))
-    return [values[index] for index in column.indices.to_pylist()]  # one object for all rows that have it
-
-
-def arrow_library() -> Any:
-    """Pyarrow with its parquet module; ValueError that says how to get it."""
-    try:
-        import pyarrow.lib
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError("Parquet needs pyarrow: pip install perceivers[tables]") from None
-    return pyarrow
+    number, shared = 0, SharedTexts()
+    with path.open("rb") as opened:
+        file = Parquet(str(path), opened)
+        for group in range(len(file.counts)):
+            for table in file.tables(opened, group):
+                for batch in table.to_batches(max_chunksize=1024):
+                    for cells in batch_rows(batch, shared):
+                        number += 1
+                        yield f"{path}:{number}", cells
 
 
 def _folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:

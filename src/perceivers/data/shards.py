@@ -6,10 +6,9 @@ over processes and workers, and a resumed run goes on with the same records.
 """
 
 import io
-import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
@@ -22,8 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from perceivers.budgets import from_json
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.data.rows import LongTexts, arrow_library, batch_rows, parquet_options
-from perceivers.files import one_line, regular_file, whole_file
+from perceivers.data.parquet import Parquet, SharedTexts, arrow_library, batch_rows
+from perceivers.files import one_line, regular_file, user_cache, whole_file
 from perceivers.modalities.cells import MOST_VALUES, Files, Row
 from perceivers.schema import Record
 
@@ -38,6 +37,9 @@ BROKEN = (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionErr
 
 LONGEST_HEADER = 2**16
 """Bytes of a header of a .tar, with long names."""
+
+MOST_GLOBALS = 100
+"""Keys of headers of a .tar that hold for all members behind them; `git archive` writes one."""
 
 KEPT_GROUPS = 16
 """Row groups that are kept decoded, in each process; more than an order mixes at a time."""
@@ -201,19 +203,31 @@ def _text(data: bytes) -> str:
 
 
 def _name(member: tarfile.TarInfo) -> tuple[str, str] | None:
-    """Key and column of a member: its path to the first dot of the file's name, and what is behind; None for others."""
+    """Key and column of a member: its path to the first dot of the file's name, and what is behind; None for others.
+
+    ReadError for what has such a name and is neither a file nor a folder: of a link the content lies elsewhere.
+    """
     if member.issparse():  # a few bytes may mean any number of zeros
         raise tarfile.ReadError(f"{one_line(member.name)} is a sparse file, write it without --sparse")
     path = PurePosixPath(member.name)
     stem, dot, suffix = path.name.partition(".")
-    return (str(path.with_name(stem)), suffix.lower()) if member.isreg() and stem and dot and suffix else None
+    if member.isdir() or not (stem and dot and suffix):
+        return None
+    if member.islnk() or member.issym():
+        raise tarfile.ReadError(f"{one_line(member.name)} is a link, write it with --dereference --hard-dereference")
+    if not member.isreg():
+        raise tarfile.ReadError(f"{one_line(member.name)} is not a file")
+    return str(path.with_name(stem)), suffix.lower()
 
 
 def _bounds(url: str) -> np.ndarray:
     """Where each record of a .tar begins, and the last one ends; kept in the user's cache until the file changes."""
     system, path = url_to_fs(url)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceivers" / "shards"
-    kept = folder / f"{sha256(f'{url} {system.ukey(path)}'.encode()).hexdigest()}.npy"
+    cache = user_cache()
+    if cache is None:
+        with system.open(path, "rb") as file:
+            return _found_bounds(path, file)
+    kept = cache / "shards" / f"{sha256(f'{url} {system.ukey(path)}'.encode()).hexdigest()}.npy"
     with suppress(OSError, ValueError, EOFError):
         # Mapped into memory: then a file that says it holds more than it does takes none.
         bounds = np.array(np.load(kept, allow_pickle=False, mmap_mode="r"))
@@ -231,6 +245,8 @@ def _found_bounds(path: str, file: Any) -> np.ndarray:
     try:
         with _open_tar(file) as tar:
             for member in tar:
+                if len(tar.pax_headers) > MOST_GLOBALS:  # each member is compared with all of them
+                    raise tarfile.ReadError(f"global headers of {len(tar.pax_headers):,} keys; refused")
                 name = _name(member)
                 if name is not None and name[0] != last:
                     starts.append(member.offset)
@@ -246,10 +262,7 @@ def _found_bounds(path: str, file: Any) -> np.ndarray:
 
 
 def _parquet_pieces(url: str) -> list[Piece]:
-    _, path = url_to_fs(url)
-    with _parquet_errors(f"{path}: not a whole Parquet file"):
-        about = _parquet_options(url)["metadata"]
-        counts = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+    counts = _parquet(*_versioned(url)).counts
     starts = np.cumsum([0, *counts]).tolist()
     return [(count, partial(_parquet_row, url, group, starts[group])) for group, count in enumerate(counts)]
 
@@ -257,34 +270,26 @@ def _parquet_pieces(url: str) -> list[Piece]:
 def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
     _, path = url_to_fs(url)
     place, files = f"{path}:{start + number + 1}", Files(Path(path).parent)
-    cells = next(batch_rows(_row_group(url, group).slice(number, 1), LongTexts()))
+    batches = _row_group(*_versioned(url), group).slice(number, 1).to_batches()
+    cells = next(batch_rows(batches[0], SharedTexts())) if batches else f"row group {group} has fewer rows than it says"
     return Row(place, {}, files, error=cells) if isinstance(cells, str) else Row(place, cells, files)
 
 
-@lru_cache(maxsize=KEPT_GROUPS)
-def _row_group(url: str, group: int) -> Any:
-    arrow = arrow_library()
+def _versioned(url: str) -> tuple[str, str]:
+    """A URL, and what is another text when its file has changed."""
     system, path = url_to_fs(url)
-    with _parquet_errors(f"{path}: row group {group} cannot be read"), system.open(path, "rb") as file:
-        return arrow.parquet.ParquetFile(file, **_parquet_options(url)).read_row_group(group)
-
-
-def _parquet_options(url: str) -> dict[str, Any]:
-    system, path = url_to_fs(url)
-    return _kept_options(url, system.ukey(path))
+    return url, system.ukey(path)
 
 
 @lru_cache(maxsize=KEPT_GROUPS)
-def _kept_options(url: str, version: str) -> dict[str, Any]:
-    """Metadata of all columns of all row groups, kept until the file changes."""
+def _row_group(url: str, version: str, group: int) -> Any:
     system, path = url_to_fs(url)
     with system.open(path, "rb") as file:
-        return parquet_options(path, file)
+        return arrow_library().concat_tables(_parquet(url, version).tables(file, group))
 
 
-@contextmanager
-def _parquet_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (arrow_library().ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{what}: {one_line(error)}") from None
+@lru_cache(maxsize=KEPT_GROUPS)
+def _parquet(url: str, version: str) -> Parquet:
+    system, path = url_to_fs(url)
+    with system.open(path, "rb") as file:
+        return Parquet(path, file)

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from perceivers.data.rows import arrow_library
+from perceivers.data.parquet import arrow_library
 from perceivers.files import one_line, whole_file
 
 PlainRow = Mapping[str, Any]

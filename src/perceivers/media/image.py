@@ -1,5 +1,6 @@
 """Pictures: files to uint8 [H, W, 3] and back; sizes and the crop of evaluation."""
 
+import io
 import math
 import mmap
 import re
@@ -7,7 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,9 +47,12 @@ _PNG16_MODES = {
 
 _MOST_CHUNKS = 1_000_000  # of a PNG; writers make one of at least 8 kB of pixels
 _MOST_ROW_BITS = 2_147_000_000  # of Pillow's decoder of PNGs, which counts them with 32 bits
+_BAND = 1 << 20  # pixels of 8 bits that are converted at a time
 _TILE = 1 << 16  # pixels of 16 bits that are converted at a time
 _MOST_SCANNED = 100 * MAX_PIXELS  # pixels of all scans of a JPEG together; progressive ones have about ten scans
 _MOST_SEGMENTS = 50_000  # of a JPEG; a colour profile and its scans are some hundred
+_MOST_COPIED = 1 << 35  # bytes before each piece of a header, added up; of 10 MB of segments of a JPEG half of it
+_EXIF, _MOST_EXIF = b"Exif\0\0", 1 << 20  # how Exif begins in a JPEG; bytes of overlapping entries
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # with a length behind it, but for the end of a picture
 _LONGEST_RUN_LENGTHS = 2048  # side of a BMP of run lengths in pixels: Pillow unpacks it a pixel at a time, in Python
 
@@ -70,8 +74,10 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     path = regular_file(path, _most_bytes(max_pixels))
     with _opened(path, max_pixels) as image:
         wide = image.format == "PNG" and _png_header(path).depth == 16
-        pixels = _narrowed(path, image) if wide else _decoded(path, image)
-        return _upright(pixels, _orientation(image))
+        pixels = _narrowed(path, image) if wide else _decoded(path, image, own=True)
+        orientation = _orientation(path, image)
+    del image  # as large as the pixels, which may have to be copied
+    return _upright(pixels, orientation)
 
 
 def picture_pixels(picture: Any) -> np.ndarray:
@@ -82,13 +88,14 @@ def picture_pixels(picture: Any) -> np.ndarray:
         pixels = _eight_bits(np.asarray(picture)[..., None])
     else:
         pixels = _decoded(Path("picture"), picture)
-    return _upright(pixels, _orientation(picture))
+    return _upright(pixels, _orientation(Path("picture"), picture))
 
 
 def image_size(path: Path | str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of a picture as `read_image` gives it; only its header is read."""
-    with _opened(regular_file(path), max_pixels) as image:
-        return (image.width, image.height) if _orientation(image) in SWAPPED else (image.height, image.width)
+    path = regular_file(path)
+    with _opened(path, max_pixels) as image:
+        return (image.width, image.height) if _orientation(path, image) in SWAPPED else (image.height, image.width)
 
 
 @contextmanager
@@ -96,20 +103,70 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Any]:
     """A Pillow image whose header says what is read here."""
     pillow = library("PIL.Image")
     scans = _scans(path)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _Opening(path) as file:
         warnings.simplefilter("ignore")  # Pillow warns of odd tags; a picture is read or refused
         try:
-            image = pillow.open(path, formats=FORMATS)
+            image = pillow.open(file, formats=FORMATS)
         except pillow.UnidentifiedImageError:
             raise ValueError(f"{path}: not a picture that is read here ({', '.join(FORMATS)})") from None
         except pillow.DecompressionBombError:
             raise TooManyPixelsError(f"{path}: over {max_pixels:,} pixels") from None
         except Exception as error:  # a broken header raises nearly anything
             raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
+        file.left = None
         with image:
             _check_size(path, image.width, image.height, max_pixels)
             _check_work(path, image, scans)
             yield image
+
+
+class _Opening(io.BufferedReader):
+    """A file as Pillow opens it, which appends each comment and each part of Exif to those before it, in a copy.
+
+    ValueError if that may copy more than `_MOST_COPIED` bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.left: int | None = _MOST_COPIED
+        self.seen, self.exif = 0, b""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes."""
+        data = super().read(size)
+        if self.left is not None:
+            self.seen += len(data)
+            self.left -= self.seen
+            if self.left < 0:
+                raise ValueError("its header is in very many pieces")
+            if data.startswith(_EXIF):  # of a JPEG Pillow takes it apart at once
+                self.exif += data.removeprefix(_EXIF)
+                _check_exif(self.exif)
+        return data
+
+
+def _exif(image: Any) -> bytes:
+    """Exif of a Pillow image, from where Pillow's `getexif` takes it; empty if there is none."""
+    if (exif := image.info.get("exif")) is not None:
+        return bytes(exif).removeprefix(_EXIF)
+    try:
+        return bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:])).removeprefix(_EXIF)
+    except (KeyError, AttributeError, ValueError):
+        return b""
+
+
+def _check_exif(exif: bytes) -> None:
+    """ValueError if entries hold far more bytes together than there are: Pillow copies those of each."""
+    order = "<" if exif[:2] == b"II" else ">"
+    with suppress(struct.error):  # an end within an entry
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, start)
+        left = _MOST_EXIF + 4 * len(exif)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            _, _, items, offset = struct.unpack_from(f"{order}HHII", exif, place)
+            left -= max(min(8 * items, len(exif) - offset), 0)
+            if left < 0:
+                raise ValueError("Exif of entries that overlap")
 
 
 def write_image(path: Path | str, pixels: np.ndarray) -> Path:
@@ -234,18 +291,34 @@ def _scans(path: Path) -> int:
     raise ValueError(f"{path}: damaged picture: a JPEG of more than {_MOST_SEGMENTS:,} segments")
 
 
-def _decoded(path: Path, image: Any) -> np.ndarray:
-    """uint8 [H, W, 3] of a Pillow image."""
+def _decoded(path: Path, image: Any, own: bool = False) -> np.ndarray:
+    """uint8 [H, W, 3] of a Pillow image; in bands, as Pillow makes an image of each step.
+
+    `own`: nobody else uses the image, whose pixels may be taken out of it.
+    """
     pillow = library("PIL.Image")
     try:
+        if own and image.format == "WEBP":
+            image = _webp(image)
         image.load()
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = pillow.new("RGBA", image.size, "white")
-            image = pillow.alpha_composite(white, image)
-        return np.array(image.convert("RGB"))
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        rows = max(_BAND // image.width, 1)
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            if image.has_transparency_data:
+                band = band.convert("RGBA")
+                band = pillow.alpha_composite(pillow.new("RGBA", band.size, "white"), band)
+            pixels[top : top + rows] = np.asarray(band.convert("RGB"))
+        return pixels
     except Exception as error:  # Pillow's readers raise nearly anything on broken data
         raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
+
+
+def _webp(image: Any) -> Any:
+    """A Pillow image with the pixels of a WebP; Pillow's own would be a copy, beside its decoder with two more."""
+    content, _, _ = image._get_next()
+    image._decoder = None
+    return library("PIL.Image").frombuffer(image.rawmode, image.size, content, "raw", image.rawmode, 0, 1)
 
 
 def _eight_bits(values: np.ndarray, transparent: Any = None) -> np.ndarray:
@@ -259,11 +332,18 @@ def _eight_bits(values: np.ndarray, transparent: Any = None) -> np.ndarray:
     return np.broadcast_to(np.rint(colours / 257).astype(np.uint8), (*values.shape[:2], 3)).copy()
 
 
-def _orientation(image: Any) -> int:
+def _orientation(path: Path, image: Any) -> int:
     """EXIF orientation 1 to 8, 1 where there is none that can be read."""
+    with suppress(Exception):  # the picture is sound even where its tags are not
+        if image.format == "PNG" and "exif" not in image.info:
+            image.load()  # it may stand behind the pixels
+    try:
+        _check_exif(_exif(image))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged picture: {error}") from None
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # the picture is sound even where its tags are not
+    except Exception:  # as above
         return 1
 
 

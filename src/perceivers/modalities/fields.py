@@ -329,12 +329,12 @@ class CategoryEncoding(FieldEncoding):
 
     def __init__(self, field: Category) -> None:
         super().__init__()
-        self.channels = field.channels
-        self.embedding = embedding(1 + field.num_outputs, field.channels)
+        self.channels, self.count = field.channels, field.num_outputs
+        self.embedding = embedding(1 + self.count, field.channels)
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
         """Return features [B, M, C] of class numbers [B, M]; -1 and -100 are unknown."""
-        numbers, known = class_numbers(_unless(mask, values, UNKNOWN), self.embedding.num_embeddings - 1)
+        numbers, known = class_numbers(_unless(mask, values, UNKNOWN), self.count)
         return self.embedding(torch.where(known, numbers + 1, torch.zeros_like(numbers)))
 
 

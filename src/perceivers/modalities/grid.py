@@ -16,8 +16,9 @@ import torch
 from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats, is_whole
+from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats, is_whole, may_hold
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
@@ -31,6 +32,10 @@ from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, spa
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+
+MOST_PLACES = 2**53
+"""Places of an axis that coordinates, of float64, tell apart."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ class Grid(Kind, ABC):
             raise ValueError(f"one batch holds sizes {sorted(s[:-1] for s in sizes)}: crop or resize them to one")
         size = np.max([shape[:-1] for shape in sizes], axis=0)
         if self.axes == 1:
-            size = size + -size % self.steps
+            size = np.maximum(size + -size % self.steps, self.steps)  # without a step it is all unknown
         whole = {(*size.tolist(), self.channels)} == sizes
         if whole and all(value is not None and np.isfinite(value).all() for value in values):
             return torch.from_numpy(np.stack(values))
@@ -247,7 +252,8 @@ class Grid(Kind, ABC):
 
     def heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
         """Weights of a sample's tokens on their grid."""
-        return weights.detach().cpu().float().numpy().reshape(self.grid_of(values_of(sample).shape[:-1]))
+        grid = self.grid_of(values_of(sample).shape[:-1])
+        return weights.detach().cpu().float().numpy()[: math.prod(grid)].reshape(grid)
 
     def _statistic(self, given: tuple[float, ...] | None, default: float, like: Tensor) -> Tensor:
         each = like.new_tensor(given or (default,))
@@ -312,7 +318,9 @@ class GridInput(InputAdapter):
             x = x + self.spec.noise * torch.randn_like(x)
         tokens = self._tokens(x)
         grid = tuple(tokens.shape[1:-1])
-        return self._segment(rows_of(tokens), self._places(grid, part, tokens.device), self._token_mask(values, mask))
+        places = self._places(grid, part, tokens.device)
+        segment = self._segment(rows_of(tokens), places, self._token_mask(values, mask))
+        return segment if mask is None or self.spec.mask_prob is None else self._with_room(segment, places)
 
     def absent(self, device: torch.device) -> Segment:
         """Tokens of the trained size."""
@@ -345,11 +353,26 @@ class GridInput(InputAdapter):
         whole_numbers = len(start) == spec.axes and all(map(is_whole, start))
         if not whole_numbers or any(n < 0 or n % step for n, step in zip(start, spec.steps, strict=True)):
             raise ValueError(f"a part begins at {part.start}: it must begin with a patch, at multiples of {spec.steps}")
+        if max(*whole, *start) > MOST_PLACES:
+            raise ValueError(
+                f"a part at {part.start} of a whole of {whole}: a whole has at most 2^53 places on an axis"
+            )
         span = token_grid(whole, spec.steps) if spec.stretched else spec.grid
         first = tuple(place // step for place, step in zip(part.start, spec.steps, strict=True))
         if spec.stretched and any(at + n > m for at, n, m in zip(first, grid, span, strict=True)):
             raise ValueError(f"a part of {grid} patches from patch {first} reaches beyond the whole of {span}")
         return GridPlaces(grid, span, first, device=device)
+
+    def _with_room(self, segment: Segment, places: GridPlaces) -> Segment:
+        """Return tokens of a batch, with places behind them if a sample needs as many mask tokens as it has alone."""
+        assert segment.content is not None
+        assert segment.mask is not None
+        mask, size, usual = segment.mask, places.size, math.prod(self.spec.grid)
+        if segment.num_tokens >= usual or not may_hold(~mask.any(dim=1)):
+            return segment
+        longer = replace(places, size=(-(-usual // math.prod(size[1:])), *size[1:]), span=places.span or size)
+        more = math.prod(longer.size) - segment.num_tokens
+        return self._segment(F.pad(segment.content, (0, 0, 0, more)), longer, F.pad(mask, (0, more)))
 
     def _segment(self, content: Tensor, places: GridPlaces, mask: Tensor | None) -> Segment:
         positions = None if self.positions is None else self.positions.on_grid(places)

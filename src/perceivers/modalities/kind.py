@@ -29,12 +29,16 @@ NOMINAL = 64
 
 
 AT_EVAL = {
+    "drop_prob": "drop_at_eval",
     "keep": "keep_at_eval",
     "hide": "hide_at_eval",
     "mask_words": "mask_at_eval",
     "mask_prob": "mask_at_eval",
 }
 """Corruptions of inputs, and the options that let them act in evaluation too."""
+
+TRAINING_ALONE = ("weight", "noise", "num_points", "augmentation", "smoothing")
+"""Fields that no evaluation feels."""
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -65,6 +69,8 @@ class Kind(ABC):
     """As an output: weight of its loss."""
     drop_prob: float = 0.0
     """As an input, in training: probability that a sample goes without it."""
+    drop_at_eval: bool = False
+    """As an input: drop in evaluation too; in prediction never."""
     mask_prob: float | None = None
     """As an input: probability that a token is replaced by the trained mask token; None: there is no mask token."""
     mask_at_eval: bool = False
@@ -202,9 +208,27 @@ def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
     return inputs[check_names("input", [name], inputs)[0]]
 
 
-def as_evaluated(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that an evaluation changes; one that names a corruption is meant to have it."""
-    return {at_eval: True for option, at_eval in AT_EVAL.items() if option in changes} | dict(changes)
+def asks_in_vain(spec: Kind, inputs: Mapping[str, Any]) -> bool:
+    """Return whether an output asks with an input that a sample lacks: then it has no target and no prediction."""
+    source = getattr(spec, "of", None)
+    return source is not None and inputs.get(source) is None
+
+
+def as_evaluated(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a spec as an evaluation changes them; ValueError for one that it would not feel.
+
+    A corruption that it names acts, and of those that share an option with it only what acts without that change.
+    """
+    if unfelt := [name for name in changes if name in TRAINING_ALONE]:
+        raise ValueError(f"{unfelt[0]} has no effect in an evaluation: leave it out")
+    found = {**own, **changes}
+    switched = {at_eval for name, at_eval in AT_EVAL.items() if name in changes and not own.get(at_eval)} - set(changes)
+    for name, at_eval in AT_EVAL.items():
+        if at_eval in switched:
+            found[at_eval] = True
+            if name not in changes and own.get(name):
+                found[name] = 0.0
+    return found
 
 
 def named(name: str, function: Callable[..., T], *arguments: Any) -> T:

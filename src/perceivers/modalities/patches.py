@@ -4,12 +4,15 @@ Source: `space_to_depth`, `reverse_space_to_depth`, `extract_patches`, `patches_
 io_processors.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn import functional as F
+
+from perceivers.core.arguments import is_whole
 
 
 def space_to_depth(x: Shaped[Tensor, "b *size c"], patch: Sequence[int]) -> Shaped[Tensor, "b *tokens pc"]:
@@ -73,9 +76,10 @@ def strided(x: Shaped[Tensor, "b *size c"], stride: Sequence[int]) -> Shaped[Ten
 
 def as_sizes(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
     """One number for all axes or one for each; ValueError for another count or sizes below 1."""
-    sizes = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(sizes) != axes or min(sizes) < 1:
-        raise ValueError(f"{name} = {value} must be one positive number, or {axes} of them")
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    sizes: tuple[Any, ...] = tuple(value) if several else (value,) * axes  # type: ignore[arg-type]
+    if len(sizes) != axes or not all(map(is_whole, sizes)) or min(sizes) < 1:
+        raise ValueError(f"{name} = {value!r:.99} must be one positive number, or {axes} of them")
     return sizes
 
 

@@ -23,7 +23,8 @@ from perceivers.core.arguments import as_mask, check_index, check_keys
 from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.linear import linear
-from perceivers.core.positions import LearnedPositions
+from perceivers.core.linear_map import embedding_table, is_plain_embedding
+from perceivers.core.positions import GridPlaces, LearnedPositions
 from perceivers.core.queries import InputQuery, LearnedQuery, at_points
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
@@ -177,15 +178,14 @@ class Text(Kind):
         """Rows to logits."""
         if self.of is None or not self.tied:
             return TextOutput(plain_linear(channels, self.num_ids))
-        tied_to = self._source(inputs).embedding
-        width = tied_to.embedding_dim
+        width = self._source(inputs).channels
         if width != channels:
             raise ValueError(
                 f"tied logits need rows of the decoder as wide as the embeddings of input {self.of!r}, {width}, not "
                 f"{channels}: set decoder.query_channels = {width} (under decoder.join = pad: query_channels = {width} "
                 "of this output), or tied = false"
             )
-        return TextOutput(TiedHead(tied_to))
+        return TextOutput(TiedHead(inputs, self.of, (self.num_ids, width)))
 
     @property
     def target_parts(self) -> tuple[str, ...]:
@@ -316,8 +316,8 @@ class TextInput(InputAdapter):
 
     def __init__(self, spec: Text) -> None:
         super().__init__()
-        self.spec, self.channels = spec, spec.channels
-        self.embedding = embedding(spec.num_ids, spec.channels)
+        self.spec, self.channels, self.num_ids = spec, spec.channels, spec.num_ids
+        self.embedding = embedding(self.num_ids, spec.channels)
         self.positions = LearnedPositions((spec.length,), spec.channels)
         self.prefix = trained_vector(spec.prefix, spec.channels) if spec.prefix else None
         if spec.sines:
@@ -333,11 +333,12 @@ class TextInput(InputAdapter):
         if mask is not None and mask.ndim != 2:
             raise ValueError(f"mask of shape {tuple(mask.shape)}, expected [B, M]")
         ids = ids if mask is None else torch.where(mask, ids, torch.zeros_like(ids))  # padding may be any number
-        check_index(ids, self.embedding.num_embeddings, "id", "of the vocabulary")
+        check_index(ids, self.num_ids, "id", "of the vocabulary")
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
-        content, positions = self.embedding(ids.long()), self.positions.table[:count]
+        content = self.embedding(ids.long())
+        positions = self.positions.on_grid(GridPlaces((count,), (self.spec.length,), device=ids.device))
         if self.prefix is not None:
             content = torch.cat([self.prefix.expand(len(content), -1, -1), content], dim=1)
             positions = F.pad(positions, (0, 0, len(self.prefix), 0))
@@ -364,21 +365,32 @@ class TextQuery(OutputQuery):
 class TiedHead(nn.Module):
     """Logits: products with an input's embeddings, and a trained bias (official `EmbeddingDecoder`)."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, inputs: Mapping[str, InputAdapter], name: str, size: tuple[int, int]) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
-        # In a tuple it is not registered a second time; the module, not its weight, which `.to` may replace.
-        self._embedding = (embedding,)
+        self.inputs, self.name, self.size = inputs, name, size
+        self.bias = nn.Parameter(torch.zeros(size[0]))
 
     @property
     def weight(self) -> Tensor:
-        """[vocabulary, E]; belongs to the input."""
-        return self._embedding[0].weight
+        """[vocabulary, E]; what the input's embedding gives for each id; ValueError if it has another shape."""
+        found = embedding_table(self._embedding, self.size[0], self.bias.device)
+        if found.shape != self.size:
+            shape = tuple(found.shape)
+            raise ValueError(f"the embedding of input {self.name!r} is {shape}, its tied output needs {self.size}")
+        return found
 
     @property
-    def borrowed(self) -> tuple[Tensor, ...]:
-        """Parameters that it uses and that another module has."""
-        return (self.weight,)
+    def borrowed(self) -> tuple[Tensor, ...] | None:
+        """Parameters that it uses and that another module has; None where calling that module tells them."""
+        embedding = self._embedding
+        return tuple(embedding.parameters()) if is_plain_embedding(embedding) else None
+
+    @property
+    def _embedding(self) -> nn.Module:
+        found = getattr(self.inputs[self.name], "embedding", None)
+        if not isinstance(found, nn.Module):
+            raise ValueError(f"input {self.name!r} has no embedding any more, and output logits are tied to it")
+        return found
 
     def forward(self, rows: Float[Tensor, "b o e"]) -> Float[Tensor, "b o v"]:
         """One for each id."""

@@ -14,6 +14,7 @@ from perceivers.pretrained.huggingface import (
     OPTIONS,
     check_class,
     check_config,
+    check_shapes,
     class_names,
     read_config,
     written_config,
@@ -64,10 +65,11 @@ def from_huggingface(
         preset = changed(preset, read_config(family, hf_config, as_huggingface))
     preset, converted = _converted(preset, family, "huggingface", weights)
     config = hf_config or {}
-    if config:
-        check_config(preset, family, converted, config)
-    if hf_config is not None and as_huggingface:
-        check_class(preset, family, converted)
+    if hf_config is not None:
+        said = check_config(preset, family, converted, hf_config, as_huggingface)
+        if as_huggingface:
+            check_class(preset, family, converted)
+            check_shapes(family, said, weights)
     if conv_kernel_transposed is None:
         conv_kernel_transposed = not as_huggingface and config.get(KERNEL_KEY) is not False
     if KERNEL in converted and conv_kernel_transposed:
@@ -99,7 +101,7 @@ def from_krasserm(
     arrays = {names[name]: array for name, array in weights.items()}
     preset, converted = _converted(preset, family, "krasserm", arrays)
     if config is not None:
-        krasserm.check_config(preset, config)
+        krasserm.check_config(preset, family, converted, config)
     return preset, converted
 
 
@@ -114,6 +116,7 @@ def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[
     converted = to_theirs(family, "huggingface", weights)
     _check_shapes(preset, family, "ours", weights)
     config = written_config(preset, family, weights)
+    check_shapes(family, config, converted)
     if KERNEL in weights:
         config[KERNEL_KEY] = False
     for stage in STAGES:

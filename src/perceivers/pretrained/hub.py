@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.files import one_line
 from perceivers.schema import to_yaml
 from perceivers.storage import (
     DESCRIPTION,
@@ -19,6 +22,7 @@ from perceivers.storage import (
     locked,
     read_json,
     read_manifest,
+    savable,
     save_model,
     write_folder,
     write_text,
@@ -53,24 +57,38 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
     return load_model(folder)
 
 
-def save_pretrained(model: PerceiverIO, folder: Path, about: str = "") -> None:
+def save_pretrained(model: nn.Module, folder: str | Path, about: str = "") -> None:
     """Write a model folder, whole or not at all. The model card ends with `about`.
 
     In a folder that exists, the files of an older model are replaced, everything else stays. ValueError naming a file
     that has the name of one of ours and is not what was saved there before; a run's checkpoint is not replaced either.
+    ValueError for a model that could not be loaded again: adapted, pruned, quantised, or with weights that are not
+    finite. Of a compiled model the model within is saved.
     """
+    target, saved = path_of_folder(folder), savable(model)
 
     def write(fresh: Path) -> None:
-        save_model(model, fresh)
-        (fresh / "README.md").write_text(model_card(model) + about, encoding="utf-8")
+        save_model(saved, fresh)
+        (fresh / "README.md").write_text(model_card(saved) + about, encoding="utf-8")
 
-    write_folder(Path(folder), write)
+    write_folder(target, write)
 
 
-def push_to_hub(model: PerceiverIO, name: str, folder: Path, token: str | None = None) -> str:
-    """Save to `folder` and upload the saved files, no others, as repository "owner/name"; return its address."""
+def path_of_folder(folder: object) -> Path:
+    """Return the path of a folder to write; ValueError for what is none."""
+    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+        raise ValueError(f"folder = {folder!r:.99} must be the path of a folder")
+    return Path(folder)
+
+
+def push_to_hub(model: nn.Module, name: str, folder: str | Path, token: str | None = None) -> str:
+    """Save to `folder` and upload the saved files, no others, as repository "owner/name"; return its address.
+
+    ValueError, and nothing is saved, for a name that no repository can have and as `save_pretrained` raises.
+    """
     from huggingface_hub import HfApi
 
+    check_repository(name)
     save_pretrained(model, folder)
     api = HfApi(token=token)
     api.create_repo(name, exist_ok=True)
@@ -78,6 +96,19 @@ def push_to_hub(model: PerceiverIO, name: str, folder: Path, token: str | None =
         for file in (*read_manifest(Path(folder)), MANIFEST):
             Path(ours, file).symlink_to(Path(folder, file).resolve())
         return str(api.upload_folder(repo_id=name, folder_path=ours))
+
+
+def check_repository(name: object) -> None:
+    """ValueError for what is not the name of a hub repository "owner/name"."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not isinstance(name, str) or name.count("/") != 1:
+        raise ValueError(f"name = {name!r:.99} must be a hub repository owner/name")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"name = {name!r:.99} must be a hub repository owner/name: {one_line(error)}") from None
 
 
 def model_card(model: PerceiverIO) -> str:
@@ -107,7 +138,10 @@ def fetched(name: str, files: list[str], revision: str | None = None, offline: b
 
 
 def _check_known(name: str, manifest: Path) -> None:
-    path = Path(os.environ.get("PERCEIVERS_CACHE", Path.home() / ".cache" / "perceivers")) / "known.json"
+    try:
+        path = Path(os.environ.get("PERCEIVERS_CACHE") or "~/.cache/perceivers").expanduser() / "known.json"
+    except RuntimeError:
+        raise ValueError(f"{name}: no home folder to note its hash in: set PERCEIVERS_CACHE to a folder") from None
     known: Mapping[str, Any] = read_json(path) if path.exists() else {}
     found = hashlib.sha256(manifest.read_bytes()).hexdigest()
     if known.get(name, found) != found:

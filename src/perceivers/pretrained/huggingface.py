@@ -9,6 +9,7 @@ from perceivers.core.positions import Fourier
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
+from perceivers.pretrained.class_shapes import WIDTH_RULE, attention_widths, class_shapes
 from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, Weights, axes_of, value_at, widths
 
 CLASSES = {
@@ -30,6 +31,21 @@ TOLD_BY_CONFIG = {
 """Keys of config.json that say what shapes do not, beside sizes of pictures and clips."""
 
 DEFAULTS: dict[str, Any] = {
+    "num_latents": 256,
+    "d_latents": 1280,
+    "d_model": 768,
+    "num_self_attends_per_block": 26,
+    "self_attention_widening_factor": 1,
+    "cross_attention_widening_factor": 1,
+    "qk_channels": None,
+    "v_channels": None,
+    WIDTH_RULE: "kv",
+    "vocab_size": 262,
+    "max_position_embeddings": 2048,
+    "samples_per_patch": 16,
+    "output_num_channels": 512,
+    "_label_trainable_num_channels": 1024,
+    "num_labels": 2,
     "num_blocks": 1,
     "num_self_attention_heads": 8,
     "num_cross_attention_heads": 8,
@@ -42,7 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "image_size": 56,
     "output_shape": [1, 16, 224, 224],
 }
-"""Defaults of transformers for keys that config.json lacks and shapes do not tell."""
+"""What transformers takes where config.json lacks a key: every key that its classes compute with."""
 
 TOLD_BY_SHAPES = {
     "num_latents": "config.latents.num_latents",
@@ -53,23 +69,25 @@ TOLD_BY_SHAPES = {
 }
 """Keys that must agree with the arrays."""
 
+CLASSES_KEY = {"num_labels": f"{OUTPUT}label.num_classes"}
+
 TOLD_BY_ITS_SHAPES = {
     "language": {
         "vocab_size": f"{INPUT}text.vocab_size",
         "max_position_embeddings": f"{INPUT}text.length",
         "d_model": f"{INPUT}text.channels",
     },
-    "imagenet-learned": {"image_size": f"{INPUT}image.size"},
-    "multimodal": {
+    "imagenet-fourier": CLASSES_KEY,
+    "imagenet-learned": CLASSES_KEY | {"image_size": f"{INPUT}image.size"},
+    "imagenet-conv": CLASSES_KEY,
+    "multimodal": CLASSES_KEY
+    | {
         "output_num_channels": "config.decoder.output_channels",
         "_label_trainable_num_channels": f"{OUTPUT}label.query_channels",
         "samples_per_patch": f"{INPUT}audio.patch",
     },
 }
 """The same of one model."""
-
-WIDTH_RULE = "cross_attention_shape_for_attention"
-"""Key that says whether queries ("q") or tokens ("kv") give cross-attention its width, where qk_channels does not."""
 
 CLIP_KEYS = ("num_frames", "audio_samples_per_frame", "image_size", "output_shape")
 """Keys that say the sizes of a clip together."""
@@ -149,7 +167,7 @@ SAID = {
 
 WITHOUT_EFFECT = {
     *("key", "of", "kind", "weight", "tokenizer", "value_range", "rate", "crop", "overflow", "further_metrics"),
-    *("init_std", "num_places", "alignment", "sines"),
+    *("init_std", "num_places", "alignment", "sines", "drop_at_eval"),
     *("dropout", "drop_prob", "noise", "num_points", "loss_kind", "augmentation", "mask_words", "visible", "smoothing"),
 }
 """Fields that do not change what a trained model makes of raw inputs: reading of data, first weights, training."""
@@ -165,6 +183,8 @@ def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) ->
     this: the hub's files say erf GELU, but DeepMind trained with tanh.
     """
     _check_architecture(family, config)
+    if config.get("quantization_config"):
+        raise ValueError("config.json: quantization_config: quantised weights cannot be read, only plain ones")
     activation, key = _read_activation(config), "attention_probs_dropout_prob"
     dropout = part_dropped(config, key, DEFAULTS[key])
     values: Values = {"config.decoder.num_heads": DECODER_HEADS[family]}
@@ -187,24 +207,45 @@ def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) ->
     return values
 
 
-def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[str, Any]) -> None:
-    """ValueError naming the first thing that config.json says otherwise than the arrays: its class would not load."""
-    for key, told in _told_by_shapes(preset, family).items():
-        if key in config and whole_number(config, key) != told:
-            raise ValueError(f"config.json: {key} = {config[key]}, but the arrays are those of a model with {told}")
-    shape = config.get(WIDTH_RULE)
-    if shape not in (None, "kv", "q"):
-        raise ValueError(f"config.json: {WIDTH_RULE} = {shape!r:.99} is neither 'kv' nor 'q'")
-    qk, v = (config.get(key) and whole_number(config, key) for key in ("qk_channels", "v_channels"))
-    expected = _expected_widths(family, weights, qk, v, shape)
+def check_config(
+    preset: Preset, family: str, weights: Weights, config: Mapping[str, Any], as_huggingface: bool
+) -> dict[str, Any]:
+    """Return config.json with the sizes that it lacks; ValueError for the first one that is not that of the arrays.
+
+    `as_huggingface`: what it lacks is as transformers takes it; otherwise as the arrays tell.
+    """
+    told, found = _told_by_shapes(preset, family), dict(config) | _num_labels(config)
+    said = DEFAULTS | told | found
+    for key, value in told.items():
+        if whole_number(said, key) != value:
+            source = "" if key in config else " (id2label)"
+            raise ValueError(
+                f"config.json: {key} = {said[key]}{source}, but the arrays are those of a model with {value}"
+            )
+    if said[WIDTH_RULE] not in ("kv", "q"):
+        raise ValueError(f"config.json: {WIDTH_RULE} = {said[WIDTH_RULE]!r:.99} is neither 'kv' nor 'q'")
+    for key in ("qk_channels", "v_channels"):
+        if said[key] is not None:
+            whole_number(said, key)
+    expected = attention_widths(family, said, *_outer_widths(weights))
     for stage, seen in _attention_widths(weights).items():
         if seen != expected[stage]:
             rule = f"qk_channels and v_channels of the {stage} come to {expected[stage]}"
             raise ValueError(f"config.json: {rule}, its arrays have {seen}")
-    if config.get("id2label") and "label" in preset.schema.outputs:
-        said, classes = len(config["id2label"]), value_at(preset, f"{OUTPUT}label.num_classes")
-        if said != classes:
-            raise ValueError(f"config.json: id2label has {said} classes, the arrays are those of {classes}")
+    for key, value in told.items():
+        if as_huggingface and key not in found and DEFAULTS[key] != value:
+            rule = f"is missing, which means {DEFAULTS[key]} to transformers"
+            raise ValueError(f"config.json: {key} {rule}, but the arrays are those of a model with {value}")
+    return said
+
+
+def check_shapes(family: str, config: Mapping[str, Any], arrays: Weights) -> None:
+    """ValueError naming the first of their arrays that has another shape than the class of this config.json has."""
+    for name, shape in class_shapes(family, config).items():
+        if name in arrays and (seen := tuple(arrays[name].shape)) != shape:
+            raise ValueError(
+                f"{CLASSES[family]} of this config.json has {name} of shape {list(shape)}, the array has {list(seen)}"
+            )
 
 
 def check_class(preset: Preset, family: str, weights: Weights) -> None:
@@ -212,7 +253,9 @@ def check_class(preset: Preset, family: str, weights: Weights) -> None:
     demands = (*_demands(preset, family, weights), *_unsaid(preset, family))
     for path, seen, needed in demands:
         if seen != needed:
-            raise ValueError(f"transformers has no {CLASSES[family]} with {path} = {seen!r}, only with {needed!r}")
+            raise ValueError(
+                f"transformers has no {CLASSES[family]} with {path} = {seen!r:.99}, only with {needed!r:.99}"
+            )
     for path, value in OPTIONS[family].items():
         if value_at(preset, path) != value:
             told = f"{path} = {value}, not {value_at(preset, path)}"
@@ -220,9 +263,9 @@ def check_class(preset: Preset, family: str, weights: Weights) -> None:
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of classes, in order; none where config.json has only numbers."""
-    table = config.get("id2label")
-    names = [table.get(str(number)) for number in range(len(table))] if isinstance(table, Mapping) else []
+    """Return the names of classes, in order; none where config.json has only numbers."""
+    table = config.get("id2label") or {}  # label2id says the same the other way round
+    names = [table.get(str(number)) for number in range(len(table))] if isinstance(table, Mapping) else [None]
     if not all(isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable() for name in names):
         raise ValueError("config.json: id2label is not a table of the numbers and names of classes")
     return () if all(name == _label(number) for number, name in enumerate(names)) else tuple(map(str, names))
@@ -238,10 +281,10 @@ def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, A
         "hidden_act": next(act for act, own in HIDDEN_ACTS.items() if own == preset.config.encoder.activation),
         "attention_probs_dropout_prob": preset.config.encoder.attention_dropout,
         "d_model": widths(weights, "encoder")["asked"],
-        **_written_widths(family, weights),
         **_told_by_shapes(preset, family),
         **{key: value_at(preset, path) for key, path in TOLD_BY_CONFIG.items()},
     }
+    config |= _written_widths(family, weights, config)
     if family == "optical-flow":
         config["train_size"] = list(_sizes(preset, f"{INPUT}frames"))
     if family == "multimodal":
@@ -256,6 +299,16 @@ def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, A
 
 def _label(number: int) -> str:
     return f"LABEL_{number}"
+
+
+def _num_labels(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of classes, if config.json says one; ValueError if it says two."""
+    table, number = config.get("id2label"), config.get("num_labels")
+    if table is None:
+        return {} if number is None else {"num_labels": number}
+    if number not in (None, len(table)):
+        raise ValueError(f"config.json: num_labels = {number!r:.99}, but id2label has {len(table)} classes")
+    return {"num_labels": len(table)}
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:
@@ -339,28 +392,19 @@ def _attention_widths(weights: Weights) -> dict[str, tuple[int, int]]:
     return {stage: (found["qk"], found["v"]) for stage in STAGES for found in [widths(weights, stage)]}
 
 
-def _expected_widths(
-    family: str, weights: Weights, qk_channels: int | None, v_channels: int | None, shape: str | None
-) -> dict[str, tuple[int, int]]:
-    """The same as the classes make them of these three of config.json, whose decoders have rules of their own."""
-    expected = {}
-    for stage in STAGES:
-        found = widths(weights, stage)
-        rule = found["asking"] if stage == "processor" or shape == "q" else found["asked"]
-        if stage == "decoder":
-            expected[stage] = (256, found["asking"]) if family == "language" else (rule, rule)
-        else:
-            expected[stage] = (qk_channels or rule, v_channels or qk_channels or rule)
-    return expected
+def _outer_widths(weights: Weights) -> tuple[int, int]:
+    """Widths of what the encoder reads, and of the decoder's queries."""
+    return widths(weights, "encoder")["asked"], widths(weights, "decoder")["asking"]
 
 
-def _written_widths(family: str, weights: Weights) -> dict[str, Any]:
-    """The three of config.json; ValueError if no choice of them makes the widths that the arrays have."""
+def _written_widths(family: str, weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The three keys of widths; ValueError if no choice of them makes those that the arrays have."""
     seen = _attention_widths(weights)
     qk_channels, v_channels = seen["processor"]
     for shape, qk, v in product(("kv", "q"), (None, qk_channels), (None, v_channels)):
-        if _expected_widths(family, weights, qk, v, shape) == seen:
-            return {"qk_channels": qk, "v_channels": v, WIDTH_RULE: shape}
+        chosen = {"qk_channels": qk, "v_channels": v, WIDTH_RULE: shape}
+        if attention_widths(family, {**config, **chosen}, *_outer_widths(weights)) == seen:
+            return chosen
     raise ValueError(
         f"transformers has one qk_channels and one v_channels for reading and processing, and its own for writing; "
         f"these are {', '.join(f'{stage} {found}' for stage, found in seen.items())}"
@@ -399,6 +443,7 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
         yield "an activation of its own for each stage", stage.activation, config.encoder.activation
         dropout = stage.attention_dropout
         yield "an attention_dropout of its own for each stage", dropout, config.encoder.attention_dropout
+    yield "config.processor.v_channels", widths(weights, "processor")["v"], config.latents.channels
     yield "config.decoder.widening_factor", config.decoder.widening_factor, 1
     yield "config.decoder.num_heads", config.decoder.num_heads, DECODER_HEADS[family]
     if family == "language":
@@ -417,6 +462,9 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
         height, width = _sizes(preset, f"{INPUT}image")
         yield f"{INPUT}image.size", (height, width), (height, height)
     if family == "multimodal":
+        given, asked = (value_at(preset, f"{end}label") for end in (INPUT, OUTPUT))
+        named = all(isinstance(spec.classes, tuple) for spec in (given, asked))
+        yield f"{INPUT}label.classes", *((x.classes if named else x.num_classes) for x in (given, asked))
         frames = _resolution(preset, f"{INPUT}image")[0]
         (samples,) = _sizes(preset, f"{INPUT}audio")
         yield f"{INPUT}audio.size modulo frames", samples % frames, 0

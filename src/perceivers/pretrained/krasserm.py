@@ -1,12 +1,13 @@
 """The models of krasserm's perceiver-io 0.11: what their config.json says, and how they compute."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from perceivers.modalities.flow import RESCALE
 from perceivers.preset import Preset
 from perceivers.pretrained.huggingface import MOST_BLOCKS, OPTIONS, part_dropped, whole_number, whole_numbers
-from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, value_at
+from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, Weights, value_at, widths
 
 MODELS = {
     "language": "perceiver-io-masked-language-model",
@@ -40,6 +41,60 @@ TOLD_BY_SHAPES = {
 }
 """Keys that must agree with the arrays; "": beside encoder and decoder."""
 
+TOLD_BY_ITS_SHAPES: dict[str, dict[str, dict[str, str]]] = {
+    "language": {
+        "encoder": {
+            "vocab_size": f"{INPUT}text.vocab_size",
+            "max_seq_len": f"{INPUT}text.length",
+            "num_input_channels": f"{INPUT}text.channels",
+        },
+        "decoder": {"vocab_size": f"{OUTPUT}restored.vocab_size", "max_seq_len": f"{OUTPUT}restored.length"},
+    },
+    "imagenet-fourier": {
+        "encoder": {"num_frequency_bands": f"{INPUT}image.positions.num_bands"},
+        "decoder": {
+            "num_classes": f"{OUTPUT}label.num_classes",
+            "num_output_query_channels": f"{OUTPUT}label.query_channels",
+        },
+    },
+    "optical-flow": {
+        "encoder": {
+            "num_frequency_bands": f"{INPUT}frames.positions.num_bands",
+            "num_patch_hidden_channels": f"{INPUT}frames.embed",
+        },
+        "decoder": {},
+    },
+}
+"""The same of one model; here a key may be missing."""
+
+FIXED: dict[str, dict[str, Values]] = {
+    "language": {"encoder": {}, "decoder": {"num_output_query_channels": None}},
+    "imagenet-fourier": {"encoder": {}, "decoder": {"num_output_queries": 1}},
+    "optical-flow": {"encoder": {"num_patch_input_channels": 27}, "decoder": {}},
+}
+"""Keys that have one value for the arrays that his model has, if they are there."""
+
+WIDTHS = {
+    "encoder": {"num_cross_attention": "encoder", "num_self_attention": "processor"},
+    "decoder": {"num_cross_attention": "decoder"},
+}
+"""Stages by the begin of the names of the two keys that say their widths; null: his rule."""
+
+SHARED = {
+    "first_cross_attention_layer_shared": "num_cross_attention_layers",
+    "first_self_attention_block_shared": "num_self_attention_blocks",
+}
+"""Keys that must be true where there is more than one layer or block: others have arrays of their own."""
+
+READ_ELSEWHERE = {
+    "": {"encoder", "decoder"},
+    "encoder": {"dropout", "residual_dropout", "image_shape"},
+    "decoder": {"dropout", "residual_dropout", "image_shape", "rescale_factor", "cross_attention_residual"},
+}
+
+WITHOUT_EFFECT = {"init_scale", "freeze", "params", "activation_checkpointing", "activation_offloading"}
+"""Keys that say how his model is initialised and trained."""
+
 
 def read_config(family: str, config: Mapping[str, Any], as_krasserm: bool) -> Values:
     """Return what config.json tells; ValueError if it is absurd, or of another model.
@@ -61,17 +116,54 @@ def read_config(family: str, config: Mapping[str, Any], as_krasserm: bool) -> Va
     return values | _numerics(family, config) if as_krasserm else values
 
 
-def check_config(preset: Preset, config: Mapping[str, Any]) -> None:
-    """ValueError naming the first thing that config.json says otherwise than the arrays: his model would not load."""
+def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[str, Any]) -> None:
+    """ValueError naming the first thing that config.json says otherwise than the arrays: his model would not load.
+
+    Warns of keys that nothing is known of.
+    """
     for part, keys in TOLD_BY_SHAPES.items():
         said = _part(config, part)
-        for key, path in keys.items():
+        own = {key: path for key, path in TOLD_BY_ITS_SHAPES[family].get(part, {}).items() if key in said}
+        for key, path in (keys | own).items():
             if whole_number(said, key) != value_at(preset, path):
                 told = value_at(preset, path)
                 raise ValueError(f"config.json: {key} = {said[key]}, but the arrays are those of a model with {told}")
+        for key, value in FIXED[family].get(part, {}).items():
+            if said.get(key, value) != value:
+                raise ValueError(f"config.json: {part}: {key} = {said[key]!r:.99}, but the arrays need {value!r}")
+        _check_widths(family, part, said, weights)
+        _check_known(family, part, said)
+    encoder = _part(config, "encoder")
+    for key, count in SHARED.items():
+        if encoder[count] > 1 and encoder.get(key, True) is not True:
+            raise ValueError(f"config.json: {key} = {encoder[key]!r:.99}, but there are arrays for one of {count}")
     residual = preset.config.decoder.query_residual
     if _part(config, "decoder").get("cross_attention_residual") is not residual:
         raise ValueError(f"config.json: cross_attention_residual is not {residual}, as the names of the arrays are")
+
+
+def _check_widths(family: str, part: str, said: Mapping[str, Any], weights: Weights) -> None:
+    """ValueError for widths of queries, keys and values that are not those of the arrays."""
+    for begin, stage in WIDTHS.get(part, {}).items():
+        found, wide = widths(weights, stage), stage == "encoder"
+        rules = {
+            "qk": found["asked"] if wide and family in PLACES else found["asking"],
+            "v": found["asked"] if wide and family == "optical-flow" else found["qk"],
+        }
+        for name, rule in rules.items():
+            key = f"{begin}_{name}_channels"
+            width = found[name] if key not in said else rule if said[key] is None else whole_number(said, key)
+            if width != found[name]:
+                raise ValueError(f"config.json: {part}: {key} comes to {width}, but its arrays have {found[name]}")
+
+
+def _check_known(family: str, part: str, said: Mapping[str, Any]) -> None:
+    known = {*TOLD_BY_CONFIG.get(part, ()), *TOLD_BY_SHAPES[part], *TOLD_BY_ITS_SHAPES[family].get(part, ())}
+    known |= {*FIXED[family].get(part, ()), *READ_ELSEWHERE[part], *WITHOUT_EFFECT, *SHARED}
+    known |= {f"{begin}_{name}_channels" for begin in WIDTHS.get(part, ()) for name in ("qk", "v")}
+    if unknown := sorted(said.keys() - known):
+        where = ".".join(filter(None, ("model_config", part, unknown[0])))
+        warnings.warn(f"config.json: {where:.99} is no setting of {MODELS[family]}: it has no effect", stacklevel=4)
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -105,8 +197,10 @@ def _numerics(family: str, config: Mapping[str, Any]) -> Values:
     encoder, decoder = (_part(config, name) for name in ("encoder", "decoder"))
     values = {path: value for path, value in OPTIONS[family].items() if not path.endswith("query_residual")}
     for stage in STAGES:
-        dropout = part_dropped(decoder if stage == "decoder" else encoder, "dropout", 0.0)
-        values |= {f"config.{stage}.activation": "gelu_erf", f"config.{stage}.attention_dropout": dropout}
+        part = decoder if stage == "decoder" else encoder
+        for key, name in (("dropout", "attention_dropout"), ("residual_dropout", "dropout")):
+            values[f"config.{stage}.{name}"] = part_dropped(part, key, 0.0)
+        values[f"config.{stage}.activation"] = "gelu_erf"
     if family == "optical-flow":
         rescale: Any = decoder.get("rescale_factor")
         if type(rescale) not in (int, float) or not 0 < rescale < float("inf"):

@@ -18,6 +18,12 @@ IMAGE = f"{INPUT}image"
 SCALE, MEAN, STD = 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Defaults of the processor: the factor of pixels, and the mean and deviation by which they are normalised."""
 
+SIZE = 224
+"""Default of its `size`."""
+
+LARGEST_PIXEL, LARGEST_NUMBER = 255, 1e30
+"""Of a pixel; and of what pixels are normalised with, or become (float32 ends at 3e38)."""
+
 BORDER = 32
 """Pixels by which the central square that is cut is larger than the picture that is made of it, at its size."""
 
@@ -28,17 +34,22 @@ def takes_pictures(preset: Preset) -> bool:
 
 
 def with_normalisation(preset: Preset, config: Mapping[str, Any]) -> Preset:
-    """The preset with a processor's mean, standard deviation and size; what is the same stays as it is.
+    """Return the preset with a processor's mean, standard deviation and size; what is the same stays as it is.
 
-    Trained positions have a size of their own, which shapes tell.
+    Trained positions have a size of their own, which shapes tell. do_resize, do_center_crop, crop_size and resample say
+    how a file becomes a picture of that size: the affair of its reader, not of the model.
     """
-    scale = _values(config, "rescale_factor", SCALE)[0] if config.get("do_rescale", True) else 1.0
+    _check_type(config)
+    scale = _values(config, "rescale_factor", SCALE)[0] if _flag(config, "do_rescale") else 1.0
     mean: tuple[float, ...] = (0.0,) * 3
     std: tuple[float, ...] = (1.0,) * 3
-    if config.get("do_normalize", True):
+    if _flag(config, "do_normalize"):
         mean, std = _values(config, "image_mean", MEAN), _values(config, "image_std", STD)
     if min(std) <= 0 or scale <= 0:
         raise ValueError(f"{PREPROCESSOR}: image_std = {std} and rescale_factor = {scale} must be above 0")
+    if _largest(mean, std, scale) > LARGEST_NUMBER:
+        said = f"image_mean = {mean}, image_std = {std} and rescale_factor = {scale}"
+        raise ValueError(f"{PREPROCESSOR}: {said} make numbers above {LARGEST_NUMBER:g}, which no model can take")
     for path, found in ((f"{IMAGE}.mean", mean), (f"{IMAGE}.std", std)):
         values, own = tuple(x / scale for x in found), value_at(preset, path)
         if own is None or len(own) != len(values) or not all(map(math.isclose, own, values)):
@@ -66,12 +77,40 @@ def _scaled(preset: Preset, name: str, default: float) -> list[float]:
     return [x * SCALE for x in (values * channels if len(values) == 1 else values)]
 
 
+def _check_type(config: Mapping[str, Any]) -> None:
+    """ValueError for the processor of another model, whose defaults are others."""
+    for key in ("image_processor_type", "feature_extractor_type"):
+        name = config.get(key) or "Perceiver"
+        if not isinstance(name, str) or not name.startswith("Perceiver"):
+            raise ValueError(
+                f"{PREPROCESSOR}: {key} = {name!r:.99} is not PerceiverImageProcessor, nor an older name of it"
+            )
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    found = config.get(key, True)
+    if found is not None and not isinstance(found, bool):
+        raise ValueError(f"{PREPROCESSOR}: {key} = {found!r:.99} is not true or false")
+    return bool(found)
+
+
+def _largest(mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> float:
+    """The largest number that the model would normalise with, or make of a pixel."""
+    means, stds = ([x / scale for x in values] for values in (mean, std))
+    if not min(stds):
+        return math.inf
+    return max(abs(x) for m in means for s in stds for x in (m, s, m / s, LARGEST_PIXEL / s))
+
+
 def _size(config: Mapping[str, Any]) -> tuple[int, int]:
-    found = config.get("size", {"height": 224, "width": 224})
-    height, width = (found.get(name) if isinstance(found, Mapping) else None for name in ("height", "width"))
-    if not (type(height) is int and type(width) is int and 0 < height < LARGEST and 0 < width < LARGEST):
-        raise ValueError(f"{PREPROCESSOR}: size = {found!r:.99} is not a height and a width")
-    return height, width
+    """Height and width: of a table, of a list, or of one number for both, as older files have them."""
+    found = config.get("size", SIZE)
+    sides: Any = found if isinstance(found, list | tuple) else (found, found)
+    if isinstance(found, Mapping):
+        sides = found.get("height"), found.get("width")
+    if len(sides) != 2 or not all(type(x) is int and 0 < x < LARGEST for x in sides):
+        raise ValueError(f"{PREPROCESSOR}: size = {found!r:.99} is not a height and a width, nor one number for both")
+    return sides[0], sides[1]
 
 
 def _values(config: Mapping[str, Any], key: str, default: Any) -> tuple[float, ...]:

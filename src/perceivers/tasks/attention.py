@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from perceivers.core.perceiver import PerceiverIO
@@ -15,6 +14,7 @@ from perceivers.modalities.kind import sample_of
 from perceivers.schema import Record, Schema
 from perceivers.storage import is_finite
 from perceivers.tasks.prediction import attempt
+from perceivers.training.evaluation import inference
 from perceivers.training.pictures import subplots
 
 PAGE_ROWS = 12
@@ -39,13 +39,13 @@ def attention_page(model: PerceiverIO, records: Sequence[Record], path: Path) ->
     return page.write(path)
 
 
-@torch.no_grad()
 def attention(model: PerceiverIO, raw: Mapping[str, Any]) -> dict[str, Tensor]:
     """[B, M] of each input: the part of all attention that each token gets; a sample's add up to 1."""
     if not isinstance(model.trunk, Resampler):
         raise ValueError("a transformer does not read into latents: it has no attention of theirs to show")
-    tokens, _ = model.input_adapter(raw)
-    return {name: own.mean(dim=(1, 2)) for name, own in model.trunk.attention_map(tokens).items()}
+    with inference(model):
+        tokens, _ = model.input_adapter(raw)
+        return {name: own.mean(dim=(1, 2)) for name, own in model.trunk.attention_map(tokens).items()}
 
 
 def _add(page: Report, model: PerceiverIO, sample: Mapping[str, Mapping[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from perceivers.pretrained.normalisation import PREPROCESSOR, takes_pictures, wi
 from perceivers.pretrained.sizes import STAGES, value_at
 from perceivers.pretrained.unpickle import read_haiku
 from perceivers.schema import Schema, with_settings
-from perceivers.storage import DESCRIPTION, WEIGHTS, read_json, write_folder
+from perceivers.storage import DESCRIPTION, WEIGHTS, read_json, savable, write_folder
 from perceivers.tasks.presets import PRESETS
 from perceivers.tasks.recipe import data_of, find_model
 
@@ -83,6 +83,7 @@ def write_huggingface(model: PerceiverIO, folder: Path, as_huggingface: bool = F
 
     `as_huggingface`: where its class computes otherwise than the model, let it.
     """
+    model = savable(model)
     preset = Preset(cast(Schema, model.schema), model.config)
     preset = huggingface_options(preset, activation=None) if as_huggingface else preset
     weights, config = to_huggingface(preset, model.state_dict())

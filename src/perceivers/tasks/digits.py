@@ -23,7 +23,7 @@ from perceivers.tasks.recipe import Recipe, changed_schema, load_run
 from perceivers.tasks.report import add_losses, predict
 from perceivers.tasks.results import score_of
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores
+from perceivers.training.evaluation import Scores, inference
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.pictures import SHOWN, subplots
 
@@ -132,7 +132,7 @@ def draw_samples(model: PerceiverIO, schema: Schema, batch: dict[str, Any], pred
     """A row for each digit: the whole, what was read, what was written, that at four times the resolution, classes."""
     fine = torch.linspace(0, SIDE - 1, 4 * SIDE)
     points = {"image": Coordinates(torch.cartesian_prod(fine, fine))}
-    with torch.no_grad():
+    with inference(model):
         encoded = model.encode({"pixels": {k: v[:SHOWN] for k, v in batch["inputs"]["pixels"].items()}})
         finer = model.decode(encoded, points, outputs=["image"])["image"].unflatten(1, (4 * SIDE, 4 * SIDE))
 
@@ -151,7 +151,7 @@ def draw_attention(model: PerceiverIO, schema: Schema, records: Sequence[Record]
     """A row for each digit: the digit, then how much a latent takes from each of its pixels."""
     rows, latents = 4, 8
     batch, _ = predict(model, schema.changed("pixels", keep=(1.0, 1.0)), records[:rows])
-    with torch.no_grad():
+    with inference(model):
         maps = model.attention_maps(batch["inputs"])["encoder"]["pixels"].mean(dim=1)
     places = batch["inputs"]["pixels"]["coordinates"].long()
     figure, axes = subplots(rows, ["digit", *(f"latent {number + 1}" for number in range(latents))], side=1.2)

@@ -12,15 +12,15 @@ from perceivers.core.interfaces import Points
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded, Reading
 from perceivers.core.trunk import Resampler
-from perceivers.modalities.kind import Kind, LeftOut, Raw, sample_of
+from perceivers.modalities.kind import Kind, LeftOut, Raw, asks_in_vain, sample_of
 from perceivers.modalities.row import RowKind
 from perceivers.schema import Batch, Schema
+from perceivers.training.evaluation import inference
 
 Sample = Mapping[str, Mapping[str, Any]]
 """A prepared record: {"inputs", "targets"}, None for what it lacks."""
 
 
-@torch.no_grad()
 def contributions(
     model: PerceiverIO,
     samples: Sequence[Sample],
@@ -33,21 +33,22 @@ def contributions(
     Without a value: an input that is the only one, and an input with which the output asks.
     """
     schema, inputs = cast(Schema, model.schema), batch["inputs"]
-    encode, rows = _encoder(model, inputs), [dict[str, Any]() for _ in samples]
-    for source in inputs:
-        asked = [name for name in whole if not _asks_with(schema, name, source)]
-        for part, cases in {"": _whole(source, samples), **schema.inputs[source].left_out(inputs[source])}.items():
-            for case in cases if isinstance(cases, list) else [cases]:
-                without = model.decode(encode(source, case.raw), points, asked) if case.there.any() else {}
-                for number in case.there.nonzero()[:, 0].tolist():
-                    for (name, own), change in _changes(schema, whole, without, batch, number).items():
-                        column = _column(name, own, source, part)
-                        before = rows[number].get(column, [])
-                        rows[number][column] = [*before, change] if isinstance(cases, list) else change
+    rows = [dict[str, Any]() for _ in samples]
+    with inference(model):
+        encode = _encoder(model, inputs)
+        for source in inputs:
+            asked = [name for name in whole if not _asks_with(schema, name, source)]
+            for part, cases in {"": _whole(source, samples), **schema.inputs[source].left_out(inputs[source])}.items():
+                for case in cases if isinstance(cases, list) else [cases]:
+                    without = model.decode(encode(source, case.raw), points, asked) if case.there.any() else {}
+                    for number in case.there.nonzero()[:, 0].tolist():
+                        for (name, own), change in _changes(schema, whole, without, batch, samples, number).items():
+                            column = _column(name, own, source, part)
+                            before = rows[number].get(column, [])
+                            rows[number][column] = [*before, change] if isinstance(cases, list) else change
     return rows
 
 
-@torch.no_grad()
 def contribution_columns(model: PerceiverIO, blank: Mapping[str, Raw], outputs: Mapping[str, Raw]) -> list[str]:
     """The columns that contributions may have, from blank inputs and what the model makes of them."""
     schema, columns = cast(Schema, model.schema), []
@@ -60,8 +61,12 @@ def contribution_columns(model: PerceiverIO, blank: Mapping[str, Raw], outputs: 
     return columns
 
 
-def own_part(name: str, spec: Kind, prediction: Raw, batch: Batch, number: int) -> Raw | None:
+def own_part(
+    name: str, spec: Kind, prediction: Raw, batch: Batch, samples: Sequence[Sample], number: int
+) -> Raw | None:
     """A sample of a prediction, without the padding of its batch; None where nothing of it was asked for."""
+    if asks_in_vain(spec, samples[number]["inputs"]):
+        return None
     if isinstance(spec, RowKind):
         return sample_of(prediction, number)
     asked_by = batch["targets"].get(name, batch["inputs"].get(str(getattr(spec, "of", None))))
@@ -74,13 +79,18 @@ def own_part(name: str, spec: Kind, prediction: Raw, batch: Batch, number: int) 
 
 
 def _changes(
-    schema: Schema, whole: Mapping[str, Raw], without: Mapping[str, Raw], batch: Batch, number: int
+    schema: Schema,
+    whole: Mapping[str, Raw],
+    without: Mapping[str, Raw],
+    batch: Batch,
+    samples: Sequence[Sample],
+    number: int,
 ) -> dict[tuple[str, str], Any]:
     """Contributions to a sample by output and part of it."""
     found: dict[tuple[str, str], Any] = {}
     for name, prediction in without.items():
         spec = schema.outputs[name]
-        before, after = (own_part(name, spec, side, batch, number) for side in (whole[name], prediction))
+        before, after = (own_part(name, spec, side, batch, samples, number) for side in (whole[name], prediction))
         if before is not None:
             found |= {(name, own): change for own, change in spec.contribution(before, after).items()}
     return found

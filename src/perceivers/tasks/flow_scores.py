@@ -12,7 +12,7 @@ from perceivers.modalities import Flow
 from perceivers.progress import tracked
 from perceivers.schema import Record, Schema, find_kind
 from perceivers.tasks.optical_flow import estimate_flow
-from perceivers.training.evaluation import Compared, Scores, check_guesses, scored
+from perceivers.training.evaluation import Compared, Scores, check_guesses, masking_of, scored
 
 FramesU8 = UInt8[np.ndarray, "2 h w 3"]
 Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]
@@ -20,7 +20,9 @@ Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]
 
 def score_in_tiles(model: PerceiverIO, records: Sequence[Record], schema: Schema) -> Scores:
     """Scores of a model in tiles (paper H), from coarse to fine where frames are larger than its own."""
-    model.eval()
+    for name, prob in masking_of(model, schema).probs.items():
+        if prob:
+            raise ValueError(f"{name}: pairs that are scored in tiles are read whole: leave mask_prob = {prob} out")
     return scores_of({"tiles": partial(by_model, model)}, records, schema)["tiles"]
 
 

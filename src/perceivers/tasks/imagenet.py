@@ -17,7 +17,7 @@ from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
-from perceivers.training.evaluation import check_guesses
+from perceivers.training.evaluation import check_guesses, inference
 
 Features = Literal["fourier", "learned", "conv"]
 
@@ -81,7 +81,7 @@ def classify(
     parameter = next(model.parameters())
     for number, image in enumerate(images):
         raw = torch.from_numpy(imagenet_crop(image, height))[None].to(parameter)
-        with torch.no_grad():
+        with inference(model):
             logits = model({name: raw})[output]
         check_guesses(output, logits, number, "picture")
         yield label.ranking(logits[0].double().softmax(dim=-1), num_classes)

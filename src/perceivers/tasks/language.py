@@ -15,7 +15,7 @@ from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
-from perceivers.training.evaluation import check_guesses
+from perceivers.training.evaluation import check_guesses, inference
 
 WIDTH = 768
 """Of embeddings, queries and what the decoder writes."""
@@ -69,7 +69,7 @@ def fill_mask(
     device = next(model.parameters()).device
     asked = Indices(torch.from_numpy(np.flatnonzero(masked)).to(device))
     raw = torch.from_numpy(ids)[None].to(device)
-    with torch.no_grad():
+    with inference(model):
         logits = model({name: {"ids": raw, "mask": torch.ones_like(raw, dtype=torch.bool)}}, {output: asked})[output]
     check_guesses(output, logits, what="text")
     probabilities = logits[0].double().softmax(dim=-1).cpu()

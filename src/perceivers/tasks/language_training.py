@@ -40,7 +40,7 @@ from perceivers.tasks.language_rivals import HiddenText, rival_guesses
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import add_losses, add_scores, predict
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, device_of, on_device
+from perceivers.training.evaluation import Scores, device_of, inference, masking_of, on_device
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.order import evaluation_batches
 
@@ -185,10 +185,11 @@ def size_of(text: str, characters: Int[np.ndarray, "n 2"]) -> int:
 
 def model_cases(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> Iterator[Case]:
     """What the model thinks of what is hidden."""
-    model.eval()
-    for inputs, asked in asked_batches(schema, records):
-        with torch.no_grad():
-            logits = model(on_device(inputs, device_of(model)))[OUTPUT].cpu()
+    masking = masking_of(model, schema)
+    for number, (inputs, asked) in enumerate(asked_batches(schema, records)):
+        with inference(model):
+            raw = on_device(inputs, device_of(model))
+            logits = model(raw, masking=masking._replace(first=number * BATCH))[OUTPUT].cpu()
         for row, (text, hidden) in zip(logits, asked, strict=True):
             yield text, hidden, row[: len(hidden)][torch.from_numpy(hidden)].double().log_softmax(dim=-1).numpy()
 

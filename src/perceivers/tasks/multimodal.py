@@ -17,7 +17,7 @@ from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
-from perceivers.training.evaluation import check_guesses
+from perceivers.training.evaluation import check_guesses, inference
 
 FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
 """Of a clip at 25 frames and 48,000 samples a second."""
@@ -101,7 +101,7 @@ def autoencode(
     for part in track(range(parts)):
         pixels = torch.from_numpy(frames[part * length : (part + 1) * length])[None].to(parameter) / 255
         wave = torch.from_numpy(sound[part * samples : (part + 1) * samples])[None].to(parameter)
-        with torch.no_grad():
+        with inference(model):
             encoded = model.encode({video: pixels, audio: wave})
             raw = model.decode(encoded)
         for output, own in raw.items():

@@ -17,6 +17,7 @@ from perceivers.modalities.patches import as_sizes
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published
+from perceivers.training.evaluation import inference
 
 OVERLAP = 20
 """Pixels that neighbouring tiles share, at least (official notebook)."""
@@ -123,7 +124,7 @@ def tiled_flow(
     for top, left in track(origins):
         window = np.s_[top : top + height, left : left + width]
         tile = torch.from_numpy(frames[:, *window])[None].to(parameter)
-        with torch.no_grad():
+        with inference(model):
             flow = model({name: tile})[output][0].double().cpu().numpy()
         total[window] += np.concatenate([flow * weight, weight], axis=-1)
     blended = total[..., :2] / total[..., 2:]

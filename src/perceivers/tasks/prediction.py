@@ -24,7 +24,7 @@ from perceivers.schema import Record, Schema
 from perceivers.storage import is_finite
 from perceivers.tasks.explaining import Sample, contribution_columns, contributions, own_part
 from perceivers.tasks.recipe import load_run
-from perceivers.training.evaluation import Scores, evaluate
+from perceivers.training.evaluation import Scores, device_of, evaluate, inference
 
 MOST_ROWS = 2**16
 """Rows that are predicted at once, whatever is asked for: more are no faster."""
@@ -75,12 +75,12 @@ def too_many(reason: str, bad: int, allowed: int) -> ValueError:
     return ValueError(f"{reason} (row {bad} that cannot be read; max_bad_rows = {allowed})")
 
 
-@torch.no_grad()
 def output_columns(model: PerceiverIO, explain: bool = False) -> list[str]:
     """Columns of the predictions, and of what contributes to them."""
     schema = cast(Schema, model.schema)
-    raw, points = schema.blank(1, _device(model))
-    outputs = model(raw, points)
+    raw, points = schema.blank(1, device_of(model))
+    with inference(model):
+        outputs = model(raw, points)
     own = [column for name in outputs for column in _cells(name, schema.outputs[name], sample_of(outputs[name], 0))]
     return own + (contribution_columns(model, raw, outputs) if explain else [])
 
@@ -135,31 +135,25 @@ def asking_outputs(schema: Schema) -> list[str]:
     return list(points)
 
 
-@torch.no_grad()
 def _predict(
     model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], explain: bool
 ) -> list[dict[str, Any] | str]:
     """Cells by column of each sample, or what is wrong with them."""
     if not samples:
         return []
-    with model.eval().input_adapter.nothing_random():
-        return _predict_whole(model, samples, asking, explain)
-
-
-def _predict_whole(
-    model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], explain: bool
-) -> list[dict[str, Any] | str]:
-    schema, device = cast(Schema, model.schema), _device(model)
+    schema, device = cast(Schema, model.schema), device_of(model)
     batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, schema.collate(samples))
-    encoded, points = model.encode(batch["inputs"]), schema.points(batch["targets"])
+    points = schema.points(batch["targets"])
     names = [name for name in schema.outputs if name in points or name not in asking]
-    names = [name for name in names if getattr(schema.outputs[name], "of", None) in (None, *encoded.sources)]
-    outputs = model.decode(encoded, points, outputs=names)
+    with inference(model):
+        encoded = model.encode(batch["inputs"])
+        names = [name for name in names if getattr(schema.outputs[name], "of", None) in (None, *encoded.sources)]
+        outputs = model.decode(encoded, points, outputs=names)
     rows = contributions(model, samples, batch, points, outputs) if explain else [dict[str, Any]() for _ in samples]
     for name, prediction in outputs.items():
         spec = schema.outputs[name]
         for number, row in enumerate(rows):
-            sample = own_part(name, spec, prediction, batch, number)
+            sample = own_part(name, spec, prediction, batch, samples, number)
             if sample is not None:
                 # What cells are made of is looked at too: there is a most probable class among any numbers.
                 row |= _cells(name, spec, sample) if is_finite(tree_leaves(sample)) else {name: math.nan}
@@ -182,7 +176,3 @@ def _is_finite(value: Any) -> bool:
 
 def _cells(name: str, spec: Kind, sample: Any) -> dict[str, Any]:
     return {f"{name}.{part}" if part else name: value for part, value in spec.cells(sample).items()}
-
-
-def _device(model: PerceiverIO) -> torch.device:
-    return next(model.parameters()).device

@@ -4,8 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -22,19 +21,19 @@ from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.fingerprint import Fingerprint, differences, fingerprint
 from perceivers.data.sifting import Parts, read_held_out, read_parts
 from perceivers.files import read_text
-from perceivers.modalities.kind import as_evaluated
+from perceivers.modalities.kind import as_evaluated, named
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
 from perceivers.schema import Schema, SchemaInFile, check_specs, from_file, from_plain, to_plain, to_yaml
-from perceivers.storage import load_model, read_checked, write_text
+from perceivers.storage import DESCRIPTION, MANIFEST, READY, WEIGHTS, load_model, read_checked, write_text
 from perceivers.tasks.scoring import scorer_for
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores
-from perceivers.training.log import LOG, read_log
+from perceivers.training.evaluation import Scores, check_mask_tokens
+from perceivers.training.log import LOG, TENSORBOARD, read_log
 from perceivers.training.loop import seed_step, train
 from perceivers.training.mixing import check_mixing
-from perceivers.training.state import best_checkpoint, checkpoints
+from perceivers.training.state import CHECKPOINTS, best_checkpoint, checkpoints
 
 RECIPE, UNREADABLE, DATA = "recipe.yaml", "unreadable.jsonl", "data.json"
 
@@ -43,6 +42,9 @@ MOST_EVALUATIONS = 256
 
 RESULTS = (LOG, "metrics.json", "command.txt", "report.html")
 """Other files of a run that are replaced."""
+
+MODEL_FILES = (DESCRIPTION, WEIGHTS, MANIFEST, READY, "README.md")
+"""Files of a model's folder."""
 
 Fingerprints = dict[str, Fingerprint]
 """Fingerprints of the parts of a data set, by name."""
@@ -230,25 +232,8 @@ def evaluate_run(run: Path) -> dict[str, Scores]:
             warnings.warn(f"the data of {run} have changed since it began ({what})", stacklevel=2)
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
-    scores, score = {}, scorer_for(recipe.data)
-    for name, schema in schemas.items():
-        with hiding(model, schema):
-            scores[name] = score(model, held_out, schema)
-    return scores
-
-
-@contextmanager
-def hiding(model: PerceiverIO, schema: Schema) -> Iterator[None]:
-    """Within: inputs are hidden as this schema says; ValueError if it hides one for which the model has no token."""
-    adapters = model.input_adapter
-    own, changed = adapters.mask_probs, mask_probs(schema)
-    if unknown := [name for name in changed if name not in own]:
-        raise ValueError(f"{unknown[0]}: cannot be hidden in an evaluation, since the model has no mask token of it")
-    adapters.mask_probs = own | changed
-    try:
-        yield
-    finally:
-        adapters.mask_probs = own
+    score = scorer_for(recipe.data)
+    return {name: score(model, held_out, schema) for name, schema in schemas.items()}
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
@@ -280,10 +265,24 @@ def data_of(run: Path) -> DataSet | None:
     return read_recipe(run).data if (run / RECIPE).is_file() else None
 
 
+def own_files(folder: Path) -> list[Path]:
+    """Return the files and folders that belong to a run or to a model, in which no other output may be written."""
+    is_run = (folder / RECIPE).is_file()
+    of_run = (RECIPE, UNREADABLE, DATA, *RESULTS, TENSORBOARD, CHECKPOINTS) if is_run else ()
+    return [folder / name for name in (*of_run, *MODEL_FILES)]
+
+
+def data_files(data: DataSet) -> list[Path | str]:
+    """Return the files, and the folders of files, that a data set is read from."""
+    named = [getattr(data, name, "") for name in ("file", "training_file", "held_out_file")]
+    return [*filter(None, named), *(str(file).removeprefix("file://") for file in data.record_files())]
+
+
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
     """A schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
 
-    A corruption that is named (`keep`, `hide`, `mask_words`, `mask_prob`) acts, as if its option "_at_eval" were given.
+    A corruption that is named (`drop_prob`, `keep`, `hide`, `mask_words`, `mask_prob`) acts. ValueError for a field
+    that an evaluation does not feel, and for a mask token that the model of the schema lacks.
     """
     changed = changed_specs(schema, changes)
     return Schema({**schema.inputs, **changed["inputs"]}, {**schema.outputs, **changed["outputs"]})
@@ -294,10 +293,15 @@ def changed_specs(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> S
     sides = {"inputs": schema.inputs, "outputs": schema.outputs}
     check_names("input or output", changes, {**schema.inputs, **schema.outputs})
     plain = {
-        side: {name: to_plain(specs[name]) | as_evaluated(changes[name]) for name in changes if name in specs}
+        side: {
+            name: named(name, as_evaluated, to_plain(specs[name]), fields)
+            for name, fields in changes.items()
+            if name in specs
+        }
         for side, specs in sides.items()
     }
     changed = from_plain(SchemaInFile, plain)
     check_specs("inputs", changed["inputs"], schema.inputs)
     check_specs("outputs", changed["outputs"], schema.inputs)
+    check_mask_tokens(mask_probs(schema), changed["inputs"])
     return changed

@@ -13,6 +13,7 @@ from perceivers.media.report import Report
 from perceivers.schema import Record, Schema
 from perceivers.tasks.recipe import load_run
 from perceivers.tasks.results import read_scores
+from perceivers.training.evaluation import inference, masking_of
 from perceivers.training.log import read_log
 from perceivers.training.order import evaluation_batches
 from perceivers.training.pictures import SHOWN, draw_samples, subplots
@@ -65,8 +66,8 @@ def add_losses(page: Report, run: Path) -> None:
 def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:
     """One batch of all these records, and what the model makes of it."""
     batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
-    with torch.no_grad():
-        return batch, model(batch["inputs"], schema.points(batch["targets"]))
+    with inference(model):
+        return batch, model(batch["inputs"], schema.points(batch["targets"]), masking=masking_of(model, schema))
 
 
 def _shown(score: float | None) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from perceivers.core.joining import Masking, mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.kind import Kind, Raw
 from perceivers.progress import tracked
@@ -41,12 +42,32 @@ def answers(
     model: PerceiverIO, schema: Schema, records: Sequence[Record], batch_size: int = 128, seed: int = 0
 ) -> Iterator[tuple[str, Compared]]:
     """What a model says of all records beside the truth, an output and a batch at a time."""
-    model.eval()
+    masking = masking_of(model, schema, seed)
     for number, batch in enumerate(tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation")):
-        batch = on_device(batch, device_of(model))
-        with torch.no_grad():
-            written = model(batch["inputs"], schema.points(batch["targets"]))
-        yield from compared(schema, batch, written, number * batch_size)
+        batch, first = on_device(batch, device_of(model)), number * batch_size
+        with inference(model):
+            written = model(batch["inputs"], schema.points(batch["targets"]), masking=masking._replace(first=first))
+        yield from compared(schema, batch, written, first)
+
+
+def masking_of(model: PerceiverIO, schema: Schema, seed: int = 0) -> Masking:
+    """Return how tokens are masked in an evaluation on this schema; ValueError if the model lacks the mask token."""
+    check_mask_tokens(model.input_adapter.mask_probs, schema.inputs)
+    return Masking({name: prob if at_eval else 0.0 for name, (prob, at_eval) in mask_probs(schema).items()}, seed)
+
+
+def check_mask_tokens(known: Collection[str], inputs: Mapping[str, Kind]) -> None:
+    """ValueError if one of these inputs is masked in an evaluation, but has no mask token; `known` have one."""
+    if unknown := [name for name, spec in inputs.items() if spec.mask_prob is not None and name not in known]:
+        raise ValueError(f"{unknown[0]}: cannot be masked in an evaluation, since the model has no mask token of it")
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, in which it stays; within, no gradients are computed."""
+    model.eval()
+    with torch.no_grad():
+        yield
 
 
 def compared(
@@ -125,8 +146,9 @@ def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) ->
     sums = torch.zeros(len(schema.outputs), dtype=torch.double)
     counted = torch.zeros_like(sums)
     with evaluating(learner):
-        for batch in evaluation_batches(schema, records, batch_size):
-            losses = learner(on_device(batch, device_of(learner)))
+        masking = masking_of(learner.model, schema)
+        for number, batch in enumerate(evaluation_batches(schema, records, batch_size)):
+            losses = learner(on_device(batch, device_of(learner)), masking._replace(first=number * batch_size))
             count = counts(schema, batch, torch.device("cpu"))
             counted += count
             for number, name in enumerate(schema.outputs):
@@ -139,7 +161,8 @@ def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) ->
 def batch_loss(learner: Any, batch: Batch) -> float:
     """The loss of a training batch without dropout and the like."""
     with evaluating(learner):
-        return float(sum(own.item() for own in learner(batch).values()))
+        losses = learner(batch, masking_of(learner.model, learner.schema))
+        return float(sum(own.item() for own in losses.values()))
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

@@ -17,7 +17,14 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
 from perceivers.schema import Batch, Record
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import batch_loss, device_of, evaluating, on_device, validation_loss
+from perceivers.training.evaluation import (
+    batch_loss,
+    device_of,
+    evaluating,
+    masking_of,
+    on_device,
+    validation_loss,
+)
 from perceivers.training.log import Log
 from perceivers.training.mixing import mixed
 from perceivers.training.objective import Objective, counts, parts
@@ -82,9 +89,8 @@ def make_steps(
     learner.train()
     optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
     state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
-    checkpoint = fabric.broadcast(latest_checkpoint(run) if fabric.is_global_zero else None)
-    if checkpoint is not None:
-        state.load(checkpoint)
+    if (latest := agreed(fabric, lambda: latest_checkpoint(run))) is not None:
+        state.load(latest)
     agreed(fabric, lambda: claim(state.step))
 
     share = (fabric.global_rank, fabric.world_size)
@@ -204,7 +210,8 @@ def show(log: Log, step: int, learner: Any, records: Sequence[Record]) -> None:
     """Draw what the model makes of a few records."""
     batch = next(iter(evaluation_batches(learner.schema, records[:SHOWN], SHOWN)))
     with evaluating(learner):
-        predictions = on_device(learner.predict(on_device(batch, device_of(learner))), torch.device("cpu"))
+        found = learner.predict(on_device(batch, device_of(learner)), masking_of(learner.model, learner.schema))
+        predictions = on_device(found, torch.device("cpu"))
     log.picture(step, draw_samples(learner.schema, batch, predictions))
 
 

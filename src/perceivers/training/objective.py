@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from perceivers.core.joining import Masking
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Batch, Schema
 
@@ -44,9 +45,9 @@ class Objective(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, masking: Masking | None = None) -> dict[str, Tensor]:
         """The weighted loss of each output, in float32 at least; a batch without targets has one that is 0."""
-        predictions, targets = self.predict(batch), batch["targets"]
+        predictions, targets = self.predict(batch, masking), batch["targets"]
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             losses = self.schema.losses(predictions, targets)
             if self.log_variances is not None:
@@ -79,9 +80,9 @@ class Objective(nn.Module):
             for name, loss in losses.items()
         }
 
-    def predict(self, batch: Batch) -> dict[str, Any]:
-        """What the model writes where the batch has targets."""
-        return _precise(self.model(batch["inputs"], self.schema.points(batch["targets"])))
+    def predict(self, batch: Batch, masking: Masking | None = None) -> dict[str, Any]:
+        """What the model writes where the batch has targets; outside training, `masking` hides tokens."""
+        return _precise(self.model(batch["inputs"], self.schema.points(batch["targets"]), masking=masking))
 
 
 def counts(schema: Schema, batch: Batch, device: torch.device) -> Tensor:

@@ -129,4 +129,6 @@ def evaluation_batches(schema: Schema, records: Sequence[Record], batch_size: in
     """All records once, in their order."""
     prepared = PreparedRecords(schema, records, seed, training=False)
     # Some loaders make room for a whole batch at once, also beyond the last record.
-    return DataLoader(prepared, batch_size=max(min(batch_size, len(records)), 1), collate_fn=schema.collate)
+    count = max(min(batch_size, len(records)), 1)
+    # Every loader draws a seed, of torch's global generator unless it has one of its own.
+    return DataLoader(prepared, batch_size=count, collate_fn=schema.collate, generator=torch.Generator())

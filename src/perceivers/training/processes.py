@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -20,6 +20,8 @@ from perceivers.training.stopping import end_with_parent
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+T = TypeVar("T")
 
 STARTER = "PERCEIVERS_STARTER"
 """Environment variable by which the process that starts the others of its run tells them its number."""
@@ -117,17 +119,18 @@ def shard(module: nn.Module, mesh: Any) -> nn.Module:
     return module
 
 
-def agreed(fabric: "Fabric", act: Callable[[], None]) -> None:
-    """Let the first process act; what it raises of a user's mistake or of files ends all processes."""
-    error: Exception | None = None
+def agreed(fabric: "Fabric", act: Callable[[], T]) -> T:
+    """Return in all processes what the first finds; what it raises of a user's mistake or of files ends all of them."""
+    found: T | Exception | None = None
     if fabric.is_global_zero:
         try:
-            act()
-        except (ValueError, OSError) as caught:
-            error = caught
-    error = fabric.broadcast(error)
-    if error is not None:
-        raise error
+            found = act()
+        except (ValueError, OSError) as error:
+            found = error
+    found = fabric.broadcast(found)
+    if isinstance(found, Exception):
+        raise found
+    return cast(T, found)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import TypedDict
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.files import UnreadableError
 from perceivers.storage import (
     STATE,
     WEIGHTS,
@@ -27,6 +28,7 @@ from perceivers.storage import (
     load_weights,
     read_checked,
     read_json,
+    read_manifest,
     remove_folder,
     save_description,
     save_tensors,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 KEPT = 2
 """How many of the newest checkpoints of a run stay, beside the best."""
 
-TRAINING = "training.safetensors"
+TRAINING, CHECKPOINTS = "training.safetensors", "checkpoints"
 Tensors = dict[str, Tensor]
 
 
@@ -134,7 +136,7 @@ class TrainingState:
         ValueError, and no checkpoint, if the loss or anything that the checkpoint would hold is not finite.
         """
         self.check_finite(loss)
-        target = run / "checkpoints" / f"step-{self.step:08d}"
+        target = run / CHECKPOINTS / f"step-{self.step:08d}"
         if self.fabric.is_global_zero:
             state = {"step": self.step, "seconds": self.seconds, "score": score, "scale": self._precision.state_dict()}
 
@@ -231,17 +233,30 @@ class TrainingState:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    folder = run / CHECKPOINTS
+    paths = folder.iterdir() if folder.exists() else ()  # unlike `glob`, it says so where a folder cannot be read
+    found = [path for path in paths if is_place_of_checkpoint(path)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
+def is_place_of_checkpoint(folder: Path) -> bool:
+    """Return whether a run would take what is there for one of its checkpoints."""
+    return folder.parent.name == "checkpoints" and re.fullmatch(r"step-\d{8,}", folder.name) is not None
+
+
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that is whole and finite; None if there is none. Others are passed over with a warning."""
+    """The newest checkpoint that is whole and finite; None if there is none. Others are passed over with a warning.
+
+    UnreadableError or OSError if the system does not let one be read.
+    """
     return next(filter(_is_good, checkpoints(run)), None)
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The good checkpoint with the lowest validation loss; the newest one if the run has no validation."""
+    """The good checkpoint with the lowest validation loss; the newest one if the run has no validation.
+
+    UnreadableError or OSError if the system does not let one be read.
+    """
     scores = {folder: _score(folder) for folder in checkpoints(run)}
     ranked = sorted(scores, key=lambda folder: scores[folder])  # equal ones stay newest first
     return next(filter(_is_good, ranked), None)
@@ -275,6 +290,8 @@ def _score(folder: Path) -> float:
     """The validation loss of a checkpoint; infinite, which is never best, if it has none or that is not finite."""
     try:
         score = float(read_json(folder / STATE)["score"])
+    except UnreadableError:
+        raise
     except (ValueError, KeyError, TypeError):
         score = math.inf
     return score if math.isfinite(score) else math.inf
@@ -283,7 +300,11 @@ def _score(folder: Path) -> float:
 def _is_good(folder: Path) -> bool:
     try:
         check_folder(folder)
+        if STATE not in read_manifest(folder):
+            raise ValueError(f"{folder} is a model alone, without the state of a run")
         check_finite(folder)
+    except UnreadableError:  # what cannot be read now may be the best one
+        raise
     except ValueError as error:
         warnings.warn(f"passing over a checkpoint: {error}", stacklevel=4)
         return False

@@ -343,7 +343,7 @@ for name, text, said in (
     (
         "names",
         "inputs:\n" + "".join(f"  x{n}: {{kind: numbers}}\n" for n in range(2000)) + "outputs: {y: {kind: label}}\n",
-        "inputs: 2,000 names, at most 256",
+        "inputs: 2,000 names, at most 1,024",
     ),
     (
         "evaluations",

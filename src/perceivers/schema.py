@@ -34,7 +34,7 @@ Record = Mapping[str, Any]
 Batch = Mapping[str, Mapping[str, Any]]
 """Samples collated: "inputs" and "targets", raw, each by name."""
 
-MOST_NAMES = 256
+MOST_NAMES = 1024
 """Inputs, and outputs, that a schema may have: each is a part of the model, which takes milliseconds to count."""
 
 LONGEST_COMPLAINT = 900
@@ -68,7 +68,7 @@ class Schema:
                 raise ValueError(f"{side} of type {type(specs).__name__}: give a dictionary of names")
             if len(specs) > MOST_NAMES:
                 raise ValueError(
-                    f"{side}: {len(specs):,} names, at most {MOST_NAMES}: several columns can be one, of kind records"
+                    f"{side}: {len(specs):,} names, at most {MOST_NAMES:,}: several columns can be one, of kind records"
                 )
             check_specs(side, specs, self.inputs)
 

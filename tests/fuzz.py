@@ -608,10 +608,12 @@ def models() -> Iterator[Reader]:
     from perceivers.core.config import LatentsConfig
     from perceivers.pretrained.foreign import read_torch
     from perceivers.pretrained.unpickle import read_haiku
-    from perceivers.storage import load_model, read_json, save_model
+    from perceivers.storage import load_model, save_model
     from perceivers.tasks.declaration import read_declaration
     from perceivers.tasks.recipe import preset_of
+    from perceivers.tasks.results import read_scores
     from perceivers.training.log import read_log
+    from perceivers.training.state import read_state
 
     def model(path: Path) -> None:
         torch.manual_seed(0)
@@ -630,6 +632,7 @@ def models() -> Iterator[Reader]:
         preset_of(read_declaration(path)).build("meta")
 
     state = b'{"step": 10, "seconds": 2.5, "score": null, "scale": {}}\n'
+    scores = b'{"held out": {"y": {"accuracy": 0.5, "loss": null}}}\n'
     log = b"".join(b'{"step": %d, "losses": {"y": 0.5}}\n' % step for step in range(9))
     yield Reader(
         "recipe",
@@ -641,7 +644,8 @@ def models() -> Iterator[Reader]:
     yield Reader("model-weights", "model.safetensors", model, lambda path: load_model(path.parent), safetensors_header)
     yield Reader("torch", "pytorch_model.bin", checkpoint, read_torch, zip_members)
     yield Reader("haiku", "a.pystate", haiku, read_haiku)
-    yield Reader("state", "state.json", lambda path: path.write_bytes(state), read_json)
+    yield Reader("state", "state.json", lambda path: path.write_bytes(state), lambda path: read_state(path.parent))
+    yield Reader("scores", "metrics.json", lambda path: path.write_bytes(scores), lambda path: read_scores(path.parent))
     yield Reader("log", "log.jsonl", lambda path: path.write_bytes(log), lambda path: read_log(path.parent))
 
 

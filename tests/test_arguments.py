@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,45 @@ def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch,
     assert found[1].isfinite().all()
     assert written[:, 0].isfinite().all()
     assert written[:, 1].isnan().all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_query_of_the_caller_is_of_finite_numbers(monkeypatch, order, value):
+    """An error names it; NaN where it cannot be refused, as in compiled programs; what a mask leaves out is nothing."""
+    torch.manual_seed(0)
+    small = replace(SMALL, decoder=replace(SMALL.decoder, query_residual=False))
+    model = PerceiverIO(Schema({"vectors": KINDS["vectors"]}, {"vectors": KINDS["vectors"]}), small).eval()
+    raw, queries, mask = {"vectors": whole()["vectors"]}, torch.randn(2, 3, 3), torch.ones(2, 3, dtype=torch.bool)
+    queries[1, 2, 0], mask[1, 2] = value, False
+    with pytest.raises(ValueError, match="output 'vectors': numbers of query 2 of sample 1 are not finite numbers"):
+        model(raw, {"vectors": Queries(queries)}, order=order)
+    assert model(raw, {"vectors": Queries(queries, mask)}, order=order)["vectors"].isfinite().all()
+    monkeypatch.setattr("perceivers.core.positions.require", lambda holds, message: None)
+    with torch.no_grad():
+        found = model(raw, {"vectors": Queries(queries)}, order=order)["vectors"]
+    assert found[1, 2].isnan().all()
+    assert found.isnan().sum() == found.shape[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_coordinates_in_half_precision_mean_the_same_places(dtype):
+    """Whole numbers that half precision holds, between bounds and within a grid that it does not."""
+    points = replace(POINTS, bounds=((-1e5, 1e5),) * 3)
+    model = PerceiverIO(Schema({"points": points}, {"points": points, "image": Image(size=(61, 67))}), SMALL).eval()
+    places = torch.randint(256, (2, 7, 3))
+    values = torch.ones(2, 7, 2)
+    found = [
+        decoded_at(model, {"coordinates": given, "values": values}, {"points": given, "image": given[..., :2] / 8})
+        for given in (places.float(), places.to(dtype))
+    ]
+    for name, exact in found[0].items():
+        assert torch.equal(found[1][name], exact), name
+
+
+def decoded_at(model, raw, places):
+    with torch.no_grad():
+        return model({"points": raw}, {name: Coordinates(place) for name, place in places.items()})
 
 
 @pytest.mark.parametrize("order", ORDERS)

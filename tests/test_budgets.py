@@ -340,6 +340,16 @@ for name, text, said in (
         RECIPE.replace("size: 8", "size: 8, positions: {kind: fourier, num_bands: 1000000000}"),
         "at most 100000",
     ),
+    (
+        "names",
+        "inputs:\n" + "".join(f"  x{n}: {{kind: numbers}}\n" for n in range(2000)) + "outputs: {y: {kind: label}}\n",
+        "inputs: 2,000 names, at most 256",
+    ),
+    (
+        "evaluations",
+        RECIPE + "evaluations:\n" + "".join(f"  e{n}: {{image: {{}}}}\n" for n in range(2000)),
+        "evaluations: 2,000, at most 256",
+    ),
     ("pixels", RECIPE.replace("size: 8", "size: [1000000, 1000000]"), "GB"),
     (
         "records",

@@ -170,7 +170,7 @@ def test_a_run_without_a_fingerprint_goes_on_and_gets_one(go, table):
     assert not go()
     assert (table / "run" / "data.json").read_text() == kept
     (table / "run" / "data.json").write_text('{"parts": [1]}')
-    assert "holds no fingerprint of data" in go()
+    assert "parts: Input should be a valid dictionary, not [1]: it holds no fingerprint of data" in go()
 
 
 def test_fingerprints_are_of_content(tmp_path):

@@ -89,6 +89,17 @@ def test_a_card_names_the_run_that_another_started_from(run, tmp_path):
     assert first < again
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_runs_that_start_from_one_another_in_a_circle_are_told(command, run, tmp_path, count):
+    folders = [shutil.copytree(run[0], tmp_path / f"run-{number}") for number in range(count)]
+    for folder, earlier in zip(folders, [*folders[1:], folders[0]], strict=True):
+        recipe = (folder / "recipe.yaml").read_text()
+        (folder / "recipe.yaml").write_text(recipe.replace("start_from: null", f"start_from: {earlier}"))
+    code, _, err = command("convert", folders[0], tmp_path / "model")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"a circle: {' -> '.join(map(str, [*folders, folders[0]]))}: correct" in err
+
+
 def test_the_recipe_of_the_documentation_trains_on_own_files(tmp_path):
     """docs/recipes.md as a user would follow it; the speed is the slope of the signal, so it can be learned."""
     text = (ROOT / "docs" / "recipes.md").read_text()

@@ -1,6 +1,8 @@
 """Corruption is for training; in evaluation where an option says so; a prediction uses all that it is given."""
 
 import dataclasses
+import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,6 +30,7 @@ from perceivers import (
 from perceivers.core.config import DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.explain import explain
 from perceivers.core.positions import Fourier
+from perceivers.data import Table
 from perceivers.modalities import KINDS
 from perceivers.modalities.kind import AT_EVAL, as_evaluated
 from perceivers.schema import to_plain
@@ -35,7 +38,7 @@ from perceivers.tasks import digits, starcraft
 from perceivers.tasks.attention import attention, attention_page
 from perceivers.tasks.imagenet import classify
 from perceivers.tasks.prediction import output_columns, predict_rows
-from perceivers.tasks.recipe import changed_schema
+from perceivers.tasks.recipe import Recipe, changed_schema, changed_specs
 from perceivers.tasks.report import predict
 from perceivers.training.evaluation import evaluate, masking_of, validation_loss
 from perceivers.training.objective import Objective
@@ -348,3 +351,22 @@ def test_old_schemas_keep_their_fields_and_are_evaluated_on_everything():
     schema = Schema({"numbers": Numbers(count=3)}, {"label": Label(classes=3)})
     model = PerceiverIO(schema, SMALL)
     assert evaluate(model, [{"numbers": [1.0, 2.0, 3.0], "label": -100}, {"numbers": [1.0, 2.0, 3.0], "label": 1}])
+
+
+def test_what_evaluations_change_is_checked_alone():
+    """Not the whole schema anew for each of them."""
+    inputs = {f"x{number}": Numbers() for number in range(11)}
+    schema = Schema(inputs, {"label": Label(classes=3)})
+    changed = changed_specs(schema, {"x7": {"token": 1}})
+    assert changed == {"inputs": {"x7": Numbers(token=1)}, "outputs": {}}
+    assert changed_schema(schema, {"x7": {"token": 1}, "label": {"token": 2}}) == Schema(
+        inputs | {"x7": Numbers(token=1)}, {"label": Label(classes=3, token=2)}
+    )
+    for changes, said in (
+        ({"y": {}}, "unknown input or output 'y'"),
+        ({"x7": {"drop_prob": math.nan}}, "inputs.x7.drop_prob: nan"),
+        ({"x7": {"count": -1}}, "count"),
+        ({"label": {"of": "z"}}, "unknown input in outputs.label.of: 'z'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            Recipe(Table(), schema, evaluations={"e": changes})

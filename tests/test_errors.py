@@ -21,6 +21,7 @@ from torch._utils import ExceptionWrapper
 
 import perceivers.cli.verbs
 from perceivers.cli.errors import LEFT_ALONE, LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
+from perceivers.cli.tables import show
 from perceivers.files import printable
 from perceivers.modalities.cells import array_file
 from perceivers.schema import Schema, from_plain, yaml_text
@@ -516,6 +517,61 @@ def test_wrong_arguments_are_told_in_any_encoding(encoding):
     done = subprocess.run(call, capture_output=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (2, b"")
     one_line(done.stderr.decode(encoding), "perceivers: invalid literal for int() with base 10: 'many'; Argument")
+
+
+IN_A_SHELL = """
+import sys, types
+verbs = types.ModuleType("verbs")
+def works():
+    with open("out", "w") as file:
+        print("printed"), print("told", file=sys.stderr), file.write(f"{file.fileno() > 2}")
+def fails():
+    raise ValueError("wrong")
+verbs.VERBS = {"works": works, "fails": fails}
+sys.modules["perceivers.cli.verbs"] = verbs
+from perceivers.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_nobody_who_listens(tmp_path, closed):
+    """The work is done, the exit code is what it would be, and no file is taken for a closed stream."""
+    for verb, code in (("works", 0), ("fails", 2), ("neither", 2)):
+        call = ["bash", "-c", f'"$0" -c "$1" {verb} {closed}', sys.executable, IN_A_SHELL]
+        done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == code
+        assert done.stdout == ("printed\n" if verb == "works" and ">&-" not in closed.replace("2>&-", "") else "")
+        assert bool(done.stderr) == ("2>&-" not in closed)
+    assert (tmp_path / "out").read_text() == "True"
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-3", "x"])
+def test_no_width_of_a_terminal_loses_a_score(command, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    rows = [("held out", "y", "a metric of a long name " * 3, "0.1234")]
+    monkeypatch.setitem(perceivers.cli.verbs.VERBS, "info", lambda: show(None, False, ["a", "b", "c", "score"], rows))
+    code, out, _ = command("info")
+    assert code == 0
+    assert all(word in out for word in ("held out", "y", "0.1234", "score"))
+    assert out.count("metric") == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_an_encoding_lacks_is_spelled_out(tmp_path, encoding):
+    (tmp_path / "t.csv").write_text("größe,y\n" + "1,ü\n2,ß\n" * 5)
+    code = "import sys\nfrom perceivers.cli.output import printable_output\n"
+    code += "with printable_output(): print(chr(34) + chr(252) + chr(0x1f600) + chr(0xd800) + chr(34))"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    options = {"capture_output": True, "check": False, "env": environment, "cwd": tmp_path}
+    done = subprocess.run([sys.executable, "-c", code], **options)
+    assert json.loads(done.stdout.decode(encoding)) == "ü\U0001f600\ud800", done.stderr
+    done = subprocess.run([sys.executable, "-m", "perceivers", "schema", "propose", "t.csv"], **options)
+    if encoding == "utf-8":
+        assert "größe: {kind: number}" in done.stdout.decode()
+    else:  # read as YAML, it would name another column
+        assert (done.returncode, done.stdout) == (2, b"")
+        one_line(done.stderr.decode(encoding), "set PYTHONUTF8=1")
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.tokens import Segment
-from perceivers.modalities import KINDS, FramePair, Label, Records, Text, Vectors
+from perceivers.modalities import KINDS, FramePair, Label, Labels, Records, Text, Vectors
 from perceivers.modalities.fields import Number
 from perceivers.modalities.kind import Kind, sample_of
 from perceivers.schema import Schema, from_plain, to_plain
@@ -126,6 +126,73 @@ def test_row_of_a_batch_equals_the_sample_alone(kind):
     for number in known:
         _, alone = None, schema.collate([schema.prepare(records[number], np.random.default_rng(number), False)])
         torch.testing.assert_close(together[number : number + 1], model.encode(alone["inputs"]).latents)
+
+
+def in_other_units(spec, mean=1e5, std=1e4):
+    """The spec with statistics that half precision cannot hold; None for a kind without any."""
+    if isinstance(spec, Records):
+        fields = {name: replace(own, mean=mean, std=std) for name, own in spec.fields.items() if hasattr(own, "mean")}
+        return replace(spec, fields={**spec.fields, **fields})
+    return replace(spec, mean=(mean,), std=(std,)) if hasattr(spec, "mean") else None
+
+
+def in_precision(raw, dtype):
+    return tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, raw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_in_half_precision_mean_what_they_are(kind, dtype):
+    """A known value is neither rounded nor lost on its way to the network's units, whatever the statistics."""
+    spec = in_other_units(kind.example(rng())[0])
+    if spec is None:
+        return
+    torch.manual_seed(0)
+    schema, batch = batch_of(Schema({"it": spec}, {"out": Label(classes=3)}), schema_of(kind)[1], training=False)
+    model = PerceiverIO(schema, SMALL).eval()
+    raw = in_precision(batch["inputs"], dtype)
+    found, exact = (model.encode(given).latents for given in (raw, in_precision(raw, torch.float32)))
+    assert exact.isfinite().all()
+    assert torch.equal(found, exact)
+
+
+def test_outputs_in_half_precision_are_as_exact_as_in_the_networks_units(kind):
+    """Near a large mean, bfloat16's numbers are further apart than whatever varies."""
+    spec = in_other_units(kind.example(rng())[0], mean=1e5, std=1.0)
+    if spec is None or not can_be_output(spec):
+        return
+    torch.manual_seed(0)
+    _, records = schema_of(kind)
+    schema, batch = batch_of(Schema({"x": Vectors(channels=3)}, {"it": spec}), records, training=False)
+    model = PerceiverIO(schema, SMALL).eval()
+    points = schema.points(batch["targets"])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model(batch["inputs"], points)["it"]
+    with torch.no_grad():
+        exact = model(batch["inputs"], points)["it"]
+    for one, other in zip(tree_leaves(found), tree_leaves(exact), strict=True):
+        assert (one - other).abs().max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.0, 0.0), (0.0, -1.0), (0.0, 1e-40), (0.0, np.nan), (np.inf, 1.0), (1e39, 1.0)]
+)
+def test_statistics_that_normalise_nothing_are_refused(kind, mean, std):
+    spec = kind.example(rng())[0]
+    if in_other_units(spec) is not None:
+        with pytest.raises(ValueError, match=r"must be (above 0|finite)"):
+            in_other_units(spec, mean, std)
+
+
+def test_an_input_without_one_known_number_is_missing(kind):
+    """A series of NaN is as little an input as a number that is NaN: a model of no other input has none."""
+    spec, values = kind.example(rng())
+    arrays = [spec.prepare(value, rng(), False) for value in values if value is not None]
+    numbers = can_be_input(spec) and all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in arrays)
+    if kind is Labels or not numbers:  # a class among several is unknown: refused
+        return
+    schema = Schema({"it": spec}, {"out": Label(classes=3)})
+    batch = schema.collate([schema.prepare({"it": np.full_like(values[0], np.nan, float)}, rng(), False)])
+    assert not batch["inputs"]
 
 
 def test_arrays_and_masks_of_whole_numbers_are_taken_in_place_of_tensors(kind):

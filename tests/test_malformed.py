@@ -1,6 +1,7 @@
 """Files that are broken in any way: one line that names the file, never anything else."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from perceivers.modalities import Label, Numbers, PointSet, Records, Series, Tex
 from perceivers.modalities.fields import Category, Date, Number
 from perceivers.schema import Schema
 from perceivers.tasks.declaration import read_declaration
-from perceivers.tasks.recipe import preset_of
+from perceivers.tasks.digits import EVERYTHING
+from perceivers.tasks.recipe import kept_data, preset_of
+from perceivers.tasks.results import read_scores, score_of
+from perceivers.training.log import LOG, LONGEST_LOG_LINE, MOST_LOG_BYTES, read_log
+from perceivers.training.state import read_state
 
 COUNTS = [50, pytest.param(500, marks=pytest.mark.slow)]
 
@@ -190,3 +195,83 @@ def test_the_command_says_one_line(command, tmp_path):
             assert (code, out) == (2, "")
             assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+GOOD_LINE = '{"step": 1, "losses": {"y": 0.5}, "rate": 0.1}\n'
+
+
+def read_data(run):
+    return kept_data(run, {"training": {"records": 3}}, 1, accept=True)
+
+
+@pytest.mark.parametrize(
+    ("read", "file", "text", "said"),
+    [
+        (read_log, LOG, "3\n", ":1: Input should be a valid dictionary, not 3"),
+        (read_log, LOG, "[]\n", ":1: Input should be a valid dictionary"),
+        (read_log, LOG, "{}\n", ":1: step: Field required"),
+        (read_log, LOG, '{"step": null, "losses": {}}\n', ":1: step: Input should be a valid integer, not None"),
+        (read_log, LOG, '{"step": -1, "losses": {}}\n', ":1: step: Input should be greater"),
+        (read_log, LOG, '{"step": true, "losses": {}}\n', ":1: step: Input should be a valid integer, not True"),
+        (read_log, LOG, '{"step": 9223372036854775808, "losses": {}}\n', ":1: step: Input should be less"),
+        (read_log, LOG, GOOD_LINE + '{"step": 2}\n', ":2: losses: Field required"),
+        (
+            read_log,
+            LOG,
+            GOOD_LINE + '{"step": 2, "losses": {"y": "x"}}\n',
+            ":2: losses.y: Input should be a valid number",
+        ),
+        (read_log, LOG, GOOD_LINE + '{"step": 2, "lo\n' + GOOD_LINE, ":2: not JSON"),
+        (read_log, LOG, GOOD_LINE + "\n" + GOOD_LINE, ":2: not JSON"),
+        (read_log, LOG, GOOD_LINE + "\udcff\n" + GOOD_LINE, ":2: not JSON"),
+        (read_log, LOG, " " * (LONGEST_LOG_LINE + 1), ":1: a line of more than"),
+        (read_scores, "metrics.json", "null", ": Input should be a valid dictionary, not None"),
+        (read_scores, "metrics.json", '{"held out": 3}', ": held out: Input should be a valid dictionary, not 3"),
+        (read_scores, "metrics.json", '{"held out": {"b": 3}}', ": held out.b: Input should be a valid dictionary"),
+        (read_scores, "metrics.json", '{"a": {"b": {"c": "x"}}}', ": a.b.c: Input should be a valid number, not 'x'"),
+        (read_state, "state.json", "[]", ": Input should be a valid dictionary"),
+        (read_state, "state.json", '{"seconds": 1, "scale": {}}', ": step: Field required"),
+        (read_state, "state.json", '{"step": 1, "seconds": null, "scale": {}}', ": seconds: Input should be a valid"),
+        (read_state, "state.json", '{"step": 1, "seconds": Infinity, "scale": {}}', ": seconds: Input should be a fin"),
+        (read_state, "state.json", '{"step": 1, "seconds": 1, "scale": {"a": "x"}}', ": scale.a"),
+        (read_data, "data.json", '{"parts": {}, "accepted": 1}', ": accepted: Input should be a valid list, not 1"),
+        (read_data, "data.json", '{"parts": {"training": {"records": null}}}', ": parts.training.records"),
+    ],
+)
+def test_a_broken_file_of_a_run_names_its_line_and_place(tmp_path, read, file, text, said):
+    (tmp_path / file).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / file}{said}")) as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_log_of_gigabytes_is_not_read(tmp_path):
+    with (tmp_path / LOG).open("w") as file:
+        file.write(GOOD_LINE)
+        file.truncate(MOST_LOG_BYTES + 1)
+    with pytest.raises(ValueError, match=r"log.jsonl: .* bytes, more than the .* that are read"):
+        read_log(tmp_path)
+
+
+def test_a_score_that_is_not_there_is_told(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"held out": {}}')
+    with pytest.raises(ValueError, match=f"metrics.json: has no score .* of {EVERYTHING}: evaluate the run"):
+        score_of(tmp_path, EVERYTHING, "label", "accuracy")
+
+
+@pytest.mark.parametrize(("file", "text"), [(LOG, "{}\n"), ("metrics.json", "{}"), ("metrics.json", '{"a": 1}')])
+def test_a_report_of_a_broken_run_is_one_line_or_a_report(command, tmp_path, monkeypatch, file, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("a,y\n" + "1,x\n2,z\n" * 9)
+    sizes = "latents: {num_latents: 3, channels: 8}, processor: {num_layers: 1, num_heads: 1}"
+    (tmp_path / "r.yaml").write_text(
+        "data: {kind: table, file: t.csv}\ninputs: {a: {kind: numbers}}\noutputs: {y: {kind: label}}\n"
+        f"config: {{{sizes}}}\ntraining: {{num_steps: 1, batch_size: 4, log_every: 1, accelerator: cpu}}\n"
+    )
+    assert command("train", "r.yaml", "--out", "run")[0] == 0
+    (tmp_path / "run" / file).write_text(text)
+    for verb in (("report", "run"), ("convert", "run", "model")):
+        code, _, err = command(*verb)
+        assert code in (0, 2)
+        assert len(err.splitlines()) == 1 or code == 0
+        assert "Traceback" not in err

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cross_cases import TAILS, Crossing, Make, every_device, largest_error, makes, reading, with_gradients, writing
-from perceivers import Config, Image, LatentsConfig, PerceiverIO, Schema
+from perceivers import Config, Flow, FramePair, Image, LatentsConfig, Numbers, PerceiverIO, Schema, Series, Vectors
 from perceivers.core import finishing, orders, rows
-from perceivers.core.config import EncoderConfig
+from perceivers.core.config import DecoderConfig, EncoderConfig
 from perceivers.core.orders import Order, _sums
 from perceivers.core.positions import Fourier
 from perceivers.core.reading import ReadState
@@ -330,3 +330,97 @@ def test_large_values_are_read_alike_in_half_precision(scale: float, join: Any) 
         for order in get_args(Order):
             found = model(raw, order=order)["map"].float()
             assert (found - exact).abs().max() <= 0.02 * exact.abs().max(), order
+
+
+POSITIONS = Fourier(num_bands=2)
+READ = {"image": Image(size=(7, 5), channels=2, positions=POSITIONS)}
+WRITTEN = {"map": Image(size=(5, 3), channels=2, positions=POSITIONS)}
+
+
+def small_model(inputs: Any, outputs: Any, join: Any = "pad", residual: bool = True) -> PerceiverIO:
+    torch.manual_seed(0)
+    latents = LatentsConfig(num_latents=11, channels=16, init_std=1.0)
+    encoder, decoder = EncoderConfig(num_heads=2, join=join), DecoderConfig(num_heads=1, query_residual=residual)
+    return PerceiverIO(Schema(inputs, outputs), Config(latents, encoder, decoder=decoder)).eval()
+
+
+def in_every_order(run: Any) -> list[Any]:
+    with torch.no_grad():
+        return [run(order) for order in (None, *get_args(Order))]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e25])
+def test_a_query_made_of_what_is_no_number_finds_none(value: float) -> None:
+    """An output that asks with an input, in every algorithm; the other queries find what they did."""
+    pair = FramePair(size=(4, 3), channels=2, embed=None, positions=POSITIONS)
+    model = small_model({"frames": pair}, {"flow": Flow()}, residual=False)
+    sound = model.encode(torch.randn(2, 2, 4, 3, 2))
+    tokens = sound.sources["frames"]
+    content = tokens.content.clone()
+    content[1, 2, 0] = value
+    asked = replace(sound, sources={"frames": replace(tokens, content=content)})
+    runs = [in_every_order(lambda order, e=e: model.decode(e, order=order)["flow"]) for e in (asked, sound)]
+    for found, exact in zip(*runs, strict=True):
+        bad = found.isnan().flatten(1, 2)
+        assert bad[1, 2].all()
+        assert bad.sum() == 2
+        assert torch.equal(found[0], exact[0])
+
+
+@pytest.mark.parametrize("join", ["pad", "project"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e25])
+def test_what_a_mask_token_hides_does_not_matter(value: float, join: Any) -> None:
+    hidden = {"image": replace(READ["image"], mask_prob=1.0, mask_at_eval=True), "n": Numbers(mean=(0.0,), std=(1.0,))}
+    model = small_model(hidden, WRITTEN, join)
+    raw = torch.randn(2, 7, 5, 2)
+    hole = raw.clone()
+    hole[0, 3, 2] = value
+    sound, holed = (
+        in_every_order(lambda order, x=x: model({"image": x, "n": torch.ones(2, 1)}, order=order)["map"])
+        for x in (raw, hole)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(sound, holed, strict=True))
+    model({"image": hole, "n": torch.ones(2, 1)})["map"].sum().backward()
+    assert all(x.grad is None or x.grad.isfinite().all() for x in model.parameters())
+
+
+TOO_LARGE = {
+    "image": (READ["image"], torch.randn(2, 7, 5, 2)),
+    "added": (replace(READ["image"], embed=10, add_positions=True), torch.randn(2, 7, 5, 2)),
+    "vectors": (Vectors(channels=66), torch.randn(2, 3, 66)),
+    "numbers": (Numbers(count=3, mean=(0.0,), std=(1e-3,)), torch.randn(2, 3)),
+    "series": (Series(size=7, mean=(0.0,), std=(1e-3,), positions=POSITIONS), torch.randn(2, 7, 1)),
+}
+
+
+@pytest.mark.parametrize("join", ["pad", "project"])
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_values_that_a_norm_cannot_take_are_refused_and_others_are_exact(name: str, join: Any) -> None:
+    """From each power of ten on: right, or an error that names the input; NaN where even their units overflow."""
+    spec, raw = TOO_LARGE[name]
+    model, double = (small_model({"x": spec}, WRITTEN, join) for _ in range(2))
+    double.double()
+    refused = []
+    for scale in (1e9, 1e14, 1e16, 1e18, 1e19, 1e20, 1e30, 1e37):
+        x = scale * raw
+        with torch.no_grad():
+            exact = double(x.double())["map"]
+        try:
+            found = in_every_order(lambda order, x=x: model(x, order=order)["map"])
+        except ValueError as error:
+            refused.append((scale, str(error)))
+            continue
+        assert all(y.isnan().all() for y in found) or all((y - exact).abs().max() < 1e-3 for y in found)
+    assert all("input 'x': a value of" in message for _, message in refused)
+    assert {1e20, 1e30} <= dict(refused).keys() <= {1e16, 1e18, 1e19, 1e20, 1e30, 1e37}
+
+
+@pytest.mark.parametrize("join", ["pad", "project"])
+def test_large_values_are_read_alike_under_autocast(join: Any) -> None:
+    model = small_model(READ, WRITTEN, join)
+    raw = 1e6 * torch.randn(2, 7, 5, 2)
+    with torch.no_grad():
+        exact = model(raw)["map"]
+    with torch.autocast("cpu", torch.float16):
+        for found in in_every_order(lambda order: model(raw, order=order)["map"]):
+            assert (found - exact).abs().max() <= 0.02 * exact.abs().max()

@@ -1,6 +1,8 @@
 """Proposals: what a column is taken for, recipes that train as they are, models from an example."""
 
 import json
+import math
+import random
 from datetime import date, datetime
 
 import numpy as np
@@ -15,7 +17,7 @@ from perceivers.media.audio import write_audio
 from perceivers.media.image import write_image
 from perceivers.modalities.cells import Files
 from perceivers.proposal import propose
-from perceivers.schema import from_plain
+from perceivers.schema import Schema, from_plain
 from perceivers.tasks.proposing import proposed_recipe
 from perceivers.tasks.recipe import Recipe
 
@@ -48,6 +50,19 @@ QUICK = ("--set", "training.num_steps=2", "training.batch_size=5", "training.sch
         ([np.zeros((7, 5, 3))] * 2, False, {"kind": "image", "size": [7, 5], "channels": 3, "patch": 1}),
         ([np.zeros((2, 96, 64, 3))], False, {"kind": "video", "size": [2, 96, 64], "patch": [1, 4, 4]}),
         ([[1, [2]]], False, {}),
+        ([{"coordinates": 1, "values": 2}], False, {}),
+        ([{"coordinates": [[1]], "values": [[1]]}, {"coordinates": [[1, 2]], "values": [[1]]}], False, {}),
+        (
+            [{"coordinates": [], "values": []}, {"coordinates": [[1, 2]], "values": [[1]]}],
+            False,
+            {"kind": "pointset", "axes": 2, "channels": 1},
+        ),
+        ([[{"b": 1}], [2]], False, {}),
+        ([[{"b": 1}, 3]], False, {}),
+        ([{"b": 1}, "x"], False, {}),
+        ([{"mask": 1, "b": 1}], False, {"kind": "records", "fields": {"b": {"kind": "number"}}}),
+        ([10**400], False, {}),
+        ([[10**400]], False, {}),
     ],
 )
 def test_what_a_column_is_taken_for(values, target, spec):
@@ -55,6 +70,34 @@ def test_what_a_column_is_taken_for(values, target, spec):
     assert {name: found.spec.get(name) for name in spec} == spec
     assert bool(found.spec) == bool(spec)
     assert found.why
+
+
+SCALARS = (
+    *(None, True, False, 0, 1, -3, 2.5, math.nan, math.inf, 10**400, 2**64, b"x"),
+    *("x", "1", "a b", "2026-01-02", "[1, 2]", '{"a": 1}', "\ud800", "", " ", "1e999"),
+)
+
+
+def any_value(rng, depth=0):
+    """Any value of JSON in any other."""
+    if depth == 4 or rng.random() < 0.5:
+        return rng.choice(SCALARS)
+    if rng.random() < 0.5:
+        return [any_value(rng, depth + 1) for _ in range(rng.randrange(4))]
+    names = rng.choice([["coordinates", "values"], ["a", "b"], ["path", "bytes"], ["mask", "a", "values"], [""]])
+    return {name: any_value(rng, depth + 1) for name in names}
+
+
+def test_any_values_are_proposed_as_what_a_schema_may_hold():
+    for seed in range(1000):
+        rng = random.Random(seed)
+        values = [any_value(rng) for _ in range(rng.randrange(1, 4))]
+        for target in (False, True):
+            spec = propose(values, target).spec
+            if spec.get("kind") in ("number", "category", "date"):
+                spec = {"kind": "records", "fields": {"a": spec}}
+            if spec:
+                from_plain(Schema, {"inputs": {"a": spec}, "outputs": {"b": spec}})
 
 
 def test_files_are_told_by_their_suffix_and_their_content(tmp_path):

@@ -1,6 +1,7 @@
 """The command `perceivers`: a verb and its arguments. Wrong input gets one line and exit code 2."""
 
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -13,12 +14,22 @@ from perceivers.training.stopping import EndSignals, end_signals
 
 def main() -> None:
     """Run the verb on the command line."""
+    open_streams()
     with end_signals() as signals:
         from perceivers.cli.errors import exit_code  # not before signals are looked after
 
         code = exit_code(partial(_command, signals), signals)
     if code:
         sys.exit(code)
+
+
+def open_streams() -> None:
+    """Open a standard stream that is closed (>&-) on nothing, before a file that is opened takes its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def _command(signals: EndSignals) -> None:

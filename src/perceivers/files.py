@@ -156,8 +156,9 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() or letter in HARMLESS else _spelled(letter) for letter in text)
+    return "".join(letter if letter.isprintable() or letter in HARMLESS else spelled(letter) for letter in text)
 
 
-def _spelled(letter: str) -> str:
+def spelled(letter: str) -> str:
+    r"""Return a letter as JSON spells it out: \u00fc."""
     return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]

@@ -138,16 +138,17 @@ def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposa
     first = known[0]
     if files is not None and (found := _propose_files(known, files)):
         return found
-    if isinstance(first, Mapping) and {"coordinates", "values"} <= first.keys():
-        axes, channels = (np.shape(first[name])[-1] for name in ("coordinates", "values"))
-        return Proposal({"kind": "pointset", "axes": axes, "channels": channels}, f"points of {axes} axes")
-    if isinstance(first, Mapping):
+    if all(isinstance(value, Mapping) for value in known):
+        if all({"coordinates", "values"} <= value.keys() for value in known):
+            return _propose_points(known)
         return _propose_records([[value] for value in known])
-    if isinstance(first, list) and any(isinstance(one, Mapping) for one in first):
-        return _propose_records(known)
-    if isinstance(first, list) and all(isinstance(one, str) for value in known for one in value):
-        return Proposal({"kind": "labels"}, f"{len({one for value in known for one in value})} labels")
-    if isinstance(first, list) or (isinstance(first, np.ndarray) and first.ndim):
+    if all(isinstance(value, list) for value in known):
+        within = [one for value in known for one in value]
+        if all(isinstance(one, str) for one in within):
+            return Proposal({"kind": "labels"}, f"{len(set(within))} labels")
+        if all(isinstance(one, Mapping) for one in within):
+            return _propose_records(known)
+    if all(isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim) for value in known):
         return _propose_array(known)
     if all(isinstance(value, str) for value in known):
         return _propose_text(known, target)
@@ -156,12 +157,29 @@ def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposa
     if target and all(isinstance(value, bool) for value in known):
         return Proposal({"kind": "label"}, "truth values")
     if all(isinstance(value, int | float) for value in known):
-        return _propose_number([float(value) for value in known], target)
+        with suppress(OverflowError):
+            return _propose_number([float(value) for value in known], target)
+        return Proposal({}, "whole numbers beyond those of float64")
     return Proposal({}, f"values of several types, or of {type(first).__name__}")
+
+
+def _propose_points(known: Sequence[Mapping[str, Any]]) -> Proposal:
+    try:
+        shapes = {tuple(as_float32(value[name]).shape for name in ("coordinates", "values")) for value in known}
+    except ValueError as error:
+        return Proposal({}, f"coordinates and values that are not numbers: {error}")
+    shapes -= {((0,), (0,))}  # a set may have no points
+    sound = all(len(c) == len(v) == 2 and c[0] == v[0] and c[1] and v[1] for c, v in shapes)
+    widths = {(c[1], v[1]) for c, v in shapes} if sound else set()
+    if len(widths) != 1:
+        return Proposal({}, "coordinates and values that are not lists of points, each a list of as many numbers")
+    ((axes, channels),) = widths
+    return Proposal({"kind": "pointset", "axes": axes, "channels": channels}, f"points of {axes} axes")
 
 
 def _propose_records(known: Sequence[Sequence[Mapping[str, Any]]]) -> Proposal:
     names = dict.fromkeys(name for value in known for record in value for name in record)
+    names.pop("mask", None)  # says where records are
     fields = {name: propose([record.get(name) for value in known for record in value]) for name in names}
     kept = {name: found.spec for name, found in fields.items() if found.spec.get("kind") in ("number", "category")}
     if not kept:
@@ -175,6 +193,8 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
     except ValueError as error:
         return Proposal({}, f"lists that are not numbers of one shape: {error}")
     longest, axes = max(shapes), {len(shape) for shape in shapes}
+    if 0 in longest:
+        return Proposal({}, f"arrays of shape {longest}: empty")
     if not any(np.isfinite(as_float32(value)).any() for value in known):
         return Proposal({}, f"arrays of shape {longest} without a finite number")
     if any(map(_channels_first, shapes)):
@@ -187,7 +207,7 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
         return Proposal({"kind": "numbers", "count": longest[0]}, f"vectors of {longest[0]}")
     if len(longest) <= 2:
         channels = longest[1] if len(longest) == 2 else 1
-        size = max(longest[0], 1)
+        size = longest[0]
         spec, why = {"kind": "series", "size": size, "channels": channels}, f"series of up to {size} steps"
         if len(shapes) == 1 and (MOST_CHANNELS < size == channels or min(size, channels) > SHORT):
             return Proposal(spec, f"{why} of {channels} channels; grey pictures have an axis more: [..., None]", True)
@@ -237,7 +257,7 @@ def _propose_text(known: Sequence[str], target: bool) -> Proposal:
         return Proposal(
             {}, f"{len(counts)} different words in {len(known)} rows, as {_short(known[0])}: an identifier?"
         )
-    longest = max(len(value.encode()) for value in known)
+    longest = max(len(value.encode("utf-8", "surrogatepass")) for value in known)
     length = 1 << (longest - 1).bit_length() if longest > 1 else 1
     options = {"length": length, "overflow": "truncate"}
     return Proposal({"kind": "text", **options}, f"texts of up to {longest} bytes, as {_short(known[0])}")

@@ -34,6 +34,9 @@ Record = Mapping[str, Any]
 Batch = Mapping[str, Mapping[str, Any]]
 """Samples collated: "inputs" and "targets", raw, each by name."""
 
+MOST_NAMES = 256
+"""Inputs, and outputs, that a schema may have: each is a part of the model, which takes milliseconds to count."""
+
 LONGEST_COMPLAINT = 900
 """Characters that are said of a file that is wrong; names in it may be any text."""
 
@@ -41,7 +44,9 @@ T = TypeVar("T")
 
 
 @with_config(ConfigDict(extra="forbid"))
-class _SchemaInFile(TypedDict):
+class SchemaInFile(TypedDict):
+    """Inputs and outputs by name, of the closed list of kinds."""
+
     inputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
     outputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
 
@@ -61,13 +66,11 @@ class Schema:
                 raise ValueError(f"{side} is empty: name at least one")
             if not isinstance(specs, Mapping):
                 raise ValueError(f"{side} of type {type(specs).__name__}: give a dictionary of names")
-            for name, spec in specs.items():
-                check_new_name(side, name)
-                named(f"{side}.{name}", _check_spec, spec)
-        for name, spec in self.outputs.items():
-            source = getattr(spec, "of", None)
-            if source is not None:
-                check_names(f"input in outputs.{name}.of:", [source], self.inputs)
+            if len(specs) > MOST_NAMES:
+                raise ValueError(
+                    f"{side}: {len(specs):,} names, at most {MOST_NAMES}: several columns can be one, of kind records"
+                )
+            check_specs(side, specs, self.inputs)
 
     def changed(self, name: str, **fields: Any) -> "Schema":
         """The same schema with some fields of one input or output replaced."""
@@ -114,7 +117,8 @@ class Schema:
             value = _value(record, name, spec)
             # The draw is made for every record, so that what follows does not depend on what is missing.
             dropped = rng.random() < spec.drop_prob and (training or spec.drop_at_eval)
-            inputs[name] = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
+            prepared = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
+            inputs[name] = None if _is_unknown(prepared) else prepared
         targets = {}
         for name, spec in self.outputs.items():
             left_out = asks_in_vain(spec, inputs) or not (outputs is None or name in outputs)
@@ -163,8 +167,18 @@ class Schema:
         """In files, kinds come from the closed list alone."""
         return core_schema.no_info_after_validator_function(
             lambda sides: cls(**sides),
-            handler.generate_schema(_SchemaInFile),
+            handler.generate_schema(SchemaInFile),
         )
+
+
+def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) -> None:
+    """ValueError naming one of the "inputs" or "outputs" that no model has, beside inputs of these names."""
+    for name, spec in specs.items():
+        check_new_name(side, name)
+        named(f"{side}.{name}", _check_spec, spec)
+        source = getattr(spec, "of", None) if side == "outputs" else None
+        if source is not None:
+            check_names(f"input in outputs.{name}.of:", [source], inputs)
 
 
 def _check_spec(spec: Any) -> None:
@@ -179,6 +193,12 @@ def _check_spec(spec: Any) -> None:
         sound = is_whole(classes) and classes >= 0
     if not sound:
         raise ValueError(f"classes = {classes!r:.99} must be a number of classes, or their names, each once")
+
+
+def _is_unknown(prepared: Any) -> bool:
+    """Return whether there is nothing: None, or numbers that are all unknown."""
+    numbers = isinstance(prepared, np.ndarray) and prepared.dtype.kind == "f" and prepared.size > 0
+    return prepared is None or (numbers and not np.isfinite(prepared).any())
 
 
 def _value(record: Record, name: str, spec: Kind) -> Any:
@@ -214,11 +234,27 @@ def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple
     """A dataclass from plain values; ValueError naming the place (and the line) of the first thing that is wrong."""
     if wild := next(_wild_numbers(plain, source), ""):
         raise ValueError(wild)
+    found: T = checked(kind, plain, source, lines)
+    return found
+
+
+def checked(
+    kind: Any, plain: Any, source: str, lines: Mapping[tuple[str, ...], int] | None = None, strict: bool = False
+) -> Any:
+    """Return plain values as the type that declares them; ValueError naming the first place that is otherwise.
+
+    `strict`: a text is no number, a truth value neither.
+    """
     try:
-        # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
-        return TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).validate_python([plain])[0]  # type: ignore[valid-type]
+        return _adapter(kind).validate_python([plain], strict=strict or None)[0]
     except ValidationError as error:
         raise ValueError(_message(kind, plain, error, source, lines or {})) from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
+    return TypeAdapter(list[kind], config=ConfigDict(extra="forbid"))
 
 
 def _wild_numbers(plain: Any, place: str) -> Iterator[str]:
@@ -289,13 +325,13 @@ def read_plain(path: Path) -> tuple[Any, Lines]:
     return from_yaml(read_text(path), str(path))  # JSON is YAML
 
 
-def json_schema(kind: type[T]) -> dict[str, Any]:
+def json_schema(kind: Any) -> dict[str, Any]:
     """JSON schema of a dataclass, for editors that check what they write."""
-    full = TypeAdapter(list[kind], config=ConfigDict(extra="forbid")).json_schema()  # type: ignore[valid-type]
+    full = _adapter(kind).json_schema()
     return {**full["items"], "$defs": full.get("$defs", {})}
 
 
-def _message(kind: type, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
+def _message(kind: Any, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
     errors = error.errors(include_url=False)
     first = _relevant(errors)
     place = _place(first, plain)
@@ -335,7 +371,7 @@ def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
     return tuple(place[1:])
 
 
-def _explain(kind: type, error: ErrorDetails) -> str:
+def _explain(kind: Any, error: ErrorDetails) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown field{_near(str(error['loc'][-1]), _field_names(json_schema(kind)))}"
     if error["type"] == "union_tag_invalid":

@@ -26,7 +26,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.files import one_line, read_text, tensor_file
 from perceivers.modalities.kind import named
 from perceivers.preset import Preset
-from perceivers.schema import Schema, from_plain, to_plain
+from perceivers.schema import Schema, checked, from_plain, to_plain
 
 FORMAT = 1
 """Number of the format of model folders that this version writes."""
@@ -359,6 +359,11 @@ def read_json(path: Path) -> Any:
         return from_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {one_line(error)}") from None
+
+
+def read_checked(path: Path, kind: Any) -> Any:
+    """Content of a JSON file that holds what a type declares; ValueError naming file and place if it does not."""
+    return checked(kind, read_json(path), str(path), strict=True)
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:

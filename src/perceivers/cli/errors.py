@@ -62,8 +62,7 @@ def exit_code(command: Callable[[], None], signals: EndSignals) -> int:
     """Run a command and return its exit code, after a line on the error stream if it did not end well."""
     try:
         command()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except SystemExit as stop:
         if not signals.number:
             raise

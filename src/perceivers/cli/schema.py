@@ -1,6 +1,8 @@
 """The verb `schema`: what a schema file says, what editors should know of it."""
 
+import codecs
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +71,11 @@ class Propose:
 
     def run(self) -> None:
         """Print it."""
-        print(proposed_recipe(self.data, self.predict), end="")
+        recipe = proposed_recipe(self.data, self.predict)
+        encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+        if encoding != "utf-8" and not recipe.isascii():
+            raise ValueError(f"a recipe of other letters than ASCII's is in UTF-8, not {encoding}: set PYTHONUTF8=1")
+        print(recipe, end="")
 
 
 Action = (

@@ -14,6 +14,10 @@ MEMORY = ("B", "kB", "MB", "GB")
 """Units of memory."""
 
 
+LEAST_WIDTH = 60
+"""Characters that a table may take, though a terminal says that it has fewer."""
+
+
 def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print `plain` as JSON, or the rows as a table of one line a cell; both to the standard output."""
     if as_json:
@@ -21,10 +25,10 @@ def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Seque
         return
     table = Table()
     for column in columns:
-        table.add_column(_cell(column))
+        table.add_column(_cell(column), overflow="fold")
     for row in rows:
         table.add_row(*map(_cell, row))
-    Console().print(table)
+    Console(width=max(Console().width, LEAST_WIDTH)).print(table)
 
 
 def _cell(text: str) -> Text:

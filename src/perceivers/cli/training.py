@@ -124,7 +124,8 @@ def task_of(recipe: Recipe) -> Task:
         ("output", own.schema.outputs, recipe.schema.outputs),
         ("evaluation", own.evaluations, recipe.evaluations),
     ):
-        if lacking := [name for name in needed if name not in there]:
+        # An evaluation is a dictionary in both.
+        if lacking := [name for name in needed if type(there.get(name)) is not type(needed[name])]:
             raise ValueError(f"task: the recipe lacks the {what} {lacking[0]!r} of {recipe.task}; leave its name out")
     return TASKS[recipe.task]
 

@@ -11,6 +11,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 T = TypeVar("T")
+
+Range = tuple[str, Tensor, Tensor | float]
+"""A part of tokens by name, and how large its numbers may be."""
 
 SIZE, COUNT, FRACTION = (1.0, math.inf), (0.0, math.inf), (0.0, 1.0)
 """Ranges of the numbers of a configuration: a width or a length; how many; a probability."""
@@ -41,12 +45,11 @@ LONGEST_HINT, MOST_HINTS = 100, 2000
 
 
 def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
-    """Raise a ValueError unless a condition on values holds.
+    """Raise a ValueError unless a condition on values holds, where they are looked at (`has_values`).
 
-    Compiled programs do not look at values. On a GPU, a training step does not wait for the answer: there the error is
-    the device's own.
+    On a GPU, a training step does not wait for the answer: there the error is the device's own.
     """
-    if torch.compiler.is_compiling() or holds.device.type == "meta" or isinstance(holds, FakeTensor):
+    if not has_values(holds):
         return
     if holds.is_cuda and torch.is_grad_enabled():
         torch._assert_async(holds, "a value of the batch is out of range: run the same batch on the CPU for its name")
@@ -54,11 +57,85 @@ def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
         raise ValueError(message())
 
 
+def has_values(x: Tensor) -> bool:
+    """Return whether the values of a tensor are there to be looked at; in compiled programs they are not."""
+    return not (
+        torch.compiler.is_compiling()
+        or x.device.type == "meta"
+        or isinstance(x, FakeTensor)
+        or torch._C._are_functorch_transforms_active()
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def check_range(x: Tensor, limit: Tensor | float) -> Tensor:
+    """Return numbers [..., m, c] as they are; raise a ValueError for a finite one beyond a limit.
+
+    NaN and infinite numbers are let through: they make NaN in every algorithm. Where values are not looked at, those
+    beyond the limit become NaN.
+    """
+    if not has_values(x):
+        return torch.where(x.abs() <= limit, x, torch.nan)
+    peaks = torch.linalg.vector_norm(x.detach(), math.inf, dim=(-2, -1))  # of each sample, without a copy
+    beyond = (peaks > limit) & peaks.isfinite()
+    require(
+        ~beyond.any(),
+        lambda: (
+            f"a value of {float(peaks[beyond][0]):.3g} is too large for the layer norm of tokens: "
+            f"scale the data to below {float(limit):.2g}, or give the input a mean and a std"
+        ),
+    )
+    return x
+
+
+def in_range(segment: Any, dtype: torch.dtype) -> Any:
+    """Return a segment of tokens whose numbers can be normed in this precision (`check_range`)."""
+    return dataclasses.replace(segment, **{name: check_range(x, limit) for name, x, limit in segment.ranges(dtype)})
+
+
+def is_in_range(segment: Any, dtype: torch.dtype) -> Tensor | None:
+    """Return which tokens can be normed, in at least float32, [..., m, 1]: no number NaN or too large; None: all."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    found = [
+        torch.linalg.vector_norm(x.detach(), math.inf, dim=-1, keepdim=True) <= limit
+        for _, x, limit in segment.ranges(dtype)
+    ]
+    return functools.reduce(torch.logical_and, found) if found else None
+
+
+def ranges_of(
+    parts: Mapping[str, Any], dtype: torch.dtype, projection: tuple[Tensor, Tensor] | None, added: bool
+) -> list[Range]:
+    """Return how large numbers of parts may be, so that the squares that a norm adds up do not overflow.
+
+    Parts stand beside one another, or are `added`. Behind a projection: by Cauchy and Schwarz, its output is at most as
+    long as its input times the norm of its weight.
+    """
+    found: list[Range] = []
+    first = 0
+    for name, x in parts.items():
+        if isinstance(x, Tensor) and x.numel():
+            columns = slice(first, first + x.shape[-1])
+            limit = math.sqrt(torch.finfo(dtype).max / x.shape[-1]) / 2
+            reach = 1.0 if projection is None else _norm(projection[0][:, columns]).clamp(min=1)
+            found.append((name, x, limit / reach))
+            first = 0 if added else columns.stop
+    return found
+
+
+def _norm(weight: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(precise(weight.detach()))
+
+
+def in_own_range(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which raw values keep their range: autocast to float16, if it is on, is off within."""
+    narrows = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+    return torch.autocast(device.type, enabled=False) if narrows else nullcontext()
+
+
 def may_hold(conditions: Bool[Tensor, " n"]) -> bool:
     """Return whether one of the conditions on values holds; True where values are not looked at."""
-    if torch.compiler.is_compiling() or conditions.device.type == "meta" or isinstance(conditions, FakeTensor):
-        return True
-    return bool(conditions.any())
+    return not has_values(conditions) or bool(conditions.any())
 
 
 def check_numbers(x: Tensor) -> Tensor:
@@ -77,6 +154,11 @@ def check_numbers(x: Tensor) -> Tensor:
 def floats(x: Tensor) -> Tensor:
     """Return floating-point numbers as they are; whole numbers and booleans become float32."""
     return x if x.is_floating_point() else x.float()
+
+
+def precise(x: Tensor) -> Tensor:
+    """Return floating-point numbers in at least float32: in half precision, what is made of them would overflow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def finite(x: Tensor) -> Tensor:
@@ -315,4 +397,7 @@ def _of_objects(array: np.ndarray) -> np.ndarray:
         imaginary = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
         if imaginary or not isinstance(value, numbers.Number):
             raise ValueError(f"a value of type {type(value).__name__}, expected real numbers in lists of equal length")
-    return np.where(known, array, np.nan).astype(np.float64)
+    try:
+        return np.where(known, array, np.nan).astype(np.float64)
+    except OverflowError:
+        raise ValueError("a number beyond those of float64: scale the data") from None

@@ -20,6 +20,7 @@ from perceivers.core.arguments import FRACTION, SIZE, check_fields, check_ranges
 from perceivers.core.initialisers import attention_linear
 from perceivers.core.linear_map import apply_linear, apply_norm
 from perceivers.core.reading import NOTHING_SEEN, ReadState
+from perceivers.core.tokens import token_dtype
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -116,10 +117,12 @@ def attention_weights(
 def _weights(
     q: Float[Tensor, "*b t d"], k: Float[Tensor, "*b s d"], valid: Tensor | None, dead: Tensor | None
 ) -> Float[Tensor, "*b t s"]:
+    dtype = q.dtype
+    q, k = (x.to(token_dtype(dtype)) for x in (q, k))
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
     if valid is not None:
         scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(dtype)
     return weights if dead is None else weights.masked_fill(dead, 0)
 
 

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from perceivers.core.arguments import about, check_batches, given, is_whole, near
+from perceivers.core.arguments import about, check_batches, given, in_own_range, is_in_range, is_whole, near
 from perceivers.core.initialisers import plain_linear, trained_vector
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Part, Points, SchemaLike
+from perceivers.core.interfaces import InputAdapter, InputSpec, OutputAdapter, OutputQuery, Part, Points
 from perceivers.core.linear_map import dtype_of, is_linear_map, linear_map
 from perceivers.core.queries import given_points
 from perceivers.core.reading import Encoded, Extent
-from perceivers.core.tokens import Segment, Tokens
+from perceivers.core.tokens import Segment, Tokens, blank_where_absent
 
 JoinRule = Literal["pad", "project"]
 
@@ -51,14 +51,15 @@ class Join(nn.Module):
             if is_linear_map(projection):
                 weight, bias = linear_map(projection)
                 return replace(segment, projection=(weight, bias))
-            tokens = projection(segment.dense(dtype_of(projection)))
+            with in_own_range(segment.device):
+                tokens = projection(segment.dense(dtype_of(projection)))
             return Segment(content=tokens, mask=segment.mask, grid=segment.grid)
         return replace(segment, constant=self.paddings[name]) if name in self.paddings else segment
 
 
-def mask_probs(schema: SchemaLike) -> dict[str, tuple[float, bool]]:
+def mask_probs(inputs: Mapping[str, InputSpec]) -> dict[str, tuple[float, bool]]:
     """Of each input that has a mask token: how probable it is, and whether in evaluation too."""
-    return {n: (spec.mask_prob, spec.mask_at_eval) for n, spec in schema.inputs.items() if spec.mask_prob is not None}
+    return {name: (spec.mask_prob, spec.mask_at_eval) for name, spec in inputs.items() if spec.mask_prob is not None}
 
 
 class Masking(NamedTuple):
@@ -115,13 +116,12 @@ class InputAdapters(nn.Module):
         for name in self.adapters:
             hidden = missing is None or name in missing
             segment = own[name] if name in own else self._absent(name) if hidden else None
-            if segment is None:
-                continue
-            joined[name] = self.join(name, segment)
-            if name in self.mask_probs and joined[name].content is not None:
+            if segment is not None:
+                joined[name] = self.join(name, segment)
+            if name in joined and name in self.mask_probs:
                 joined[name] = self._hide(name, joined[name], name not in own, masking)
-                if missing is None or not isinstance(found.get(name), Part):
-                    joined[name] = self._hide_lacking(name, joined[name])
+                is_part = missing is not None and isinstance(found.get(name), Part)
+                joined[name] = joined[name] if is_part else self._hide_lacking(name, joined[name])
         return Tokens(joined), own
 
     def by_name(self, raw: Any) -> dict[str, Any]:
@@ -151,7 +151,8 @@ class InputAdapters(nn.Module):
         return adapter.absent(self.mask_tokens[name].device) if name in self.mask_probs else None
 
     def _hide(self, name: str, segment: Segment, absent: bool, masking: Masking | None) -> Segment:
-        assert segment.content is not None
+        if segment.content is None:
+            return segment
         (prob, at_eval), shape, device = self.mask_probs[name], segment.content.shape[:2], segment.content.device
         if self.training:
             # Bernoulli draws are made even for certainties: uniform numbers are never below 0 and always below 1.
@@ -160,7 +161,10 @@ class InputAdapters(nn.Module):
             hidden = torch.full(shape, absent or (at_eval and prob == 1), device=device)
         else:
             hidden = masking.masked(name, shape, device)
-        return replace(segment, stand_in=self.mask_tokens[name], hidden=hidden)
+        # What is hidden may be NaN or too large: nothing looks at it.
+        hides = not absent and (self.training or masking is not None or (at_eval and prob == 1))
+        content = blank_where_absent(segment.content, ~hidden) if hides else segment.content
+        return replace(segment, content=content, stand_in=self.mask_tokens[name], hidden=hidden)
 
     def _hide_lacking(self, name: str, segment: Segment) -> Segment:
         """Return tokens where a sample that has none has as many mask tokens as if its whole batch lacked the input."""
@@ -263,8 +267,8 @@ class OutputAdapters(nn.Module):
         found = {}
         for name, x in rows.items():
             asked = queries.segments[name]
-            beyond = asked.grid is None and asked.content is None
-            found[name] = self.adapters[name](_only_at_places(x, asked) if beyond else x, asked)
+            sound = is_in_range(asked, x.dtype)  # attention may make a number of a query that is none
+            found[name] = self.adapters[name](x if sound is None else torch.where(sound, x, torch.nan), asked)
         return found
 
 
@@ -286,14 +290,6 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[s
             listed = ", ".join(islice(known, MOST_LISTED)) + f", ... ({len(known)} in all)" * (len(known) > MOST_LISTED)
             raise ValueError(f"unknown {what} {name!r:.99}; there are {listed:.600}{near(str(name), known)}")
     return names
-
-
-def _only_at_places(rows: Tensor, queries: Segment) -> Tensor:
-    """Return rows with NaN for queries of places that are not finite: attention may make a number of them."""
-    if not isinstance(queries.positions, Tensor):
-        return rows
-    nowhere = queries.positions.isnan().any(dim=-1, keepdim=True)
-    return torch.where(nowhere, torch.nan, rows)
 
 
 def _extent(value: Any) -> Extent | None:

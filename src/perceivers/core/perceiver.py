@@ -28,7 +28,7 @@ from perceivers.core.joining import (
 from perceivers.core.plan import Order, Plan
 from perceivers.core.queries import no_query
 from perceivers.core.reading import Encoded, Reading
-from perceivers.core.tokens import Segment, Tokens
+from perceivers.core.tokens import Segment, Tokens, token_dtype
 from perceivers.core.trunk import Resampler, Transformer
 
 
@@ -53,7 +53,7 @@ class PerceiverIO(nn.Module):
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
         widths = {name: adapter.channels for name, adapter in inputs.items()}
         join = Join(widths, encoder.join, encoder.input_channels or width, encoder.min_padding)
-        self.input_adapter = InputAdapters(inputs, join, mask_probs(schema))
+        self.input_adapter = InputAdapters(inputs, join, mask_probs(schema.inputs))
 
         trunk = Transformer if config.trunk == "transformer" else Resampler
         self.trunk: Resampler | Transformer = trunk(config, self.input_adapter.channels)
@@ -190,7 +190,9 @@ class PerceiverIO(nn.Module):
         return replace(reading, states=states)
 
     def _tokens(self, raw: Any, missing: Iterable[str] | None = None, masking: Masking | None = None) -> Any:
-        return self.input_adapter(raw, missing, next(self.parameters()).device, masking)
+        weight = next(self.parameters())
+        tokens, own = self.input_adapter(raw, missing, weight.device, masking)
+        return tokens.checked(token_dtype(weight.dtype)), own
 
     def _plan(self, memory_limit: int | None, order: Order | None) -> Plan:
         if order not in (None, *get_args(Order)):

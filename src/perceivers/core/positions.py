@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from perceivers.core.arguments import COUNT, SIZE, check_ranges, require
+from perceivers.core.arguments import COUNT, SIZE, check_ranges, precise, require
 from perceivers.core.initialisers import plain_linear, trained_vector
 
 CoordinateRule = Literal["inclusive", "exclusive"]
@@ -81,19 +81,23 @@ def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Ten
 def sound_coordinates(
     coordinates: Float[Tensor, "*b m axes"], mask: Bool[Tensor, "b m"] | None, axes: int
 ) -> Float[Tensor, "*b m axes"]:
-    """Return coordinates that are finite: 0 where the mask says that there is nothing.
-
-    ValueError for the first place that is not finite; where values are not looked at (compiled programs), the place
-    becomes NaN, in every algorithm.
-    """
+    """Return coordinates in at least float32, checked by `sound_vectors`."""
     if coordinates.shape[-1] != axes:
         raise ValueError(f"coordinates of shape {tuple(coordinates.shape)}, expected {axes} of them at the end")
+    return sound_vectors(precise(coordinates), mask, "coordinates of point")
+
+
+def sound_vectors(x: Float[Tensor, "*b m c"], mask: Bool[Tensor, "b m"] | None, what: str) -> Float[Tensor, "*b m c"]:
+    """Return vectors of finite numbers: 0 where the mask says that there is nothing.
+
+    ValueError for the first one that is not finite; where values are not looked at (compiled programs), its numbers
+    become NaN, in every algorithm.
+    """
     if mask is not None:
-        there = mask[..., None]
-        coordinates = torch.where(there, coordinates, torch.zeros_like(coordinates))
-    known = coordinates.isfinite()
-    require(known.all(), lambda: f"coordinates of point {_first_false(known.all(-1))} are not finite numbers")
-    return torch.where(known, coordinates, torch.nan)
+        x = torch.where(mask[..., None], x, torch.zeros_like(x))
+    known = x.isfinite()
+    require(known.all(), lambda: f"{what} {_first_false(known.all(-1))} are not finite numbers")
+    return torch.where(known, x, torch.nan)
 
 
 def _first_false(holds: Bool[Tensor, "*b"]) -> str:
@@ -292,8 +296,7 @@ class FourierPositions(PlaceFeatures):
 
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Features at any coordinates; computed in at least float32."""
-        precise = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
-        return fourier_features(precise, self.max_resolution, self.config)
+        return fourier_features(precise(coordinates), self.max_resolution, self.config)
 
     def _channels_of(self, axis: int) -> tuple[int, ...]:
         bands, first = self.config.num_bands, self.axes * self.config.with_coordinates
@@ -323,7 +326,7 @@ class LearnedPositions(PlaceFeatures):
 
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Linear interpolation between the 2^d trained vectors around each place; constant outside the grid."""
-        coordinates = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
+        coordinates = precise(coordinates)
         sizes = torch.tensor(self.grid, device=coordinates.device)
         places = ((coordinates + 1) / 2 * (sizes - 1)).clamp(min=torch.zeros_like(sizes), max=sizes - 1)
         low = places.nan_to_num(0.0).floor().long()  # NaN is no place; through the fraction it stays NaN

@@ -11,9 +11,17 @@ from torch import Tensor
 from perceivers.core.arguments import as_mask, as_tensor, check_index, floats
 from perceivers.core.initialisers import trained_vector
 from perceivers.core.interfaces import Coordinates, Indices, OutputQuery, Points, Queries
-from perceivers.core.positions import CoordinateRule, GridPlaces, PositionConfig, Positions, sound_coordinates, to_unit
+from perceivers.core.positions import (
+    CoordinateRule,
+    GridPlaces,
+    PositionConfig,
+    Positions,
+    sound_coordinates,
+    sound_vectors,
+    to_unit,
+)
 from perceivers.core.reading import Encoded
-from perceivers.core.tokens import Segment, blank_where_absent
+from perceivers.core.tokens import Segment
 
 
 class LearnedQuery(OutputQuery):
@@ -98,7 +106,8 @@ class GivenQuery(OutputQuery):
             raise ValueError("this output has no queries of its own: ask with points={name: Queries(...)}")
         if points.queries.shape[-1] != self.channels:
             raise ValueError(f"queries have {points.queries.shape[-1]} channels, expected {self.channels}")
-        return Segment(content=blank_where_absent(_batched(points.queries), points.mask), mask=points.mask)
+        queries = sound_vectors(_batched(points.queries), points.mask, "numbers of query")
+        return Segment(content=queries, mask=points.mask)
 
 
 class NoQuery(OutputQuery):

@@ -309,7 +309,7 @@ class SeparableRows(Rows):
         variance = (
             sum((count * (own_variance + (own - mean) ** 2) for count, own, own_variance in parts), zero) / channels
         )
-        return torch.rsqrt(variance + LAYER_NORM_EPSILON).flatten(-2).expand(*self.batch, -1)
+        return _inverse_root(variance).flatten(-2).expand(*self.batch, -1)
 
     def _of_projected(self, tensors: dict[str, Tensor], rows: Float[Tensor, "r p"]) -> Float[Tensor, "*b m"]:
         """The same behind a projection: its centred output is made, a block at a time."""
@@ -317,7 +317,7 @@ class SeparableRows(Rows):
         if "content" in tensors:
             content = tensors["content"].to(self.dtype) @ tensors["norm_content"]
             x = x + content.unflatten(-2, (len(rows), self.width))
-        return torch.rsqrt((x * x).mean(-1) + LAYER_NORM_EPSILON).flatten(-2).expand(*self.batch, -1)
+        return _inverse_root((x * x).mean(-1)).flatten(-2).expand(*self.batch, -1)
 
 
 def blocks_of(rows: Rows, block_size: int) -> list[Block]:
@@ -342,6 +342,11 @@ def keep_heap() -> None:
 def _norm_of(columns: Float[Tensor, "w p"], projection: Float[Tensor, "p c"] | None) -> Float[Tensor, "w _"]:
     """What the norm of a token needs of its column: mean and variance, or its part of the centred projected token."""
     return columns @ projection if projection is not None else torch.stack(_moments(columns)[1:], -1)
+
+
+def _inverse_root(variance: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
+    """1 / std; NaN where the variance is infinite: 0 would mean that there is no token."""
+    return torch.where(variance.isinf(), torch.nan, torch.rsqrt(variance + LAYER_NORM_EPSILON))
 
 
 def _moments(x: Float[Tensor, "*b c"]) -> tuple[int, Float[Tensor, "*b"], Float[Tensor, "*b"]]:

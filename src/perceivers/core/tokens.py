@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.arguments import floats, given
+from perceivers.core.arguments import Range, about, floats, given, in_own_range, in_range, ranges_of
 from perceivers.core.linear import linear
 from perceivers.core.positions import AxisTables, PositionFeatures
 
@@ -90,11 +90,17 @@ class Segment:
         x = _join(parts, dim=-1)
         if self.projection is not None:
             weight, bias = self.projection
-            x = linear(x, weight.to(dtype), bias.to(dtype))
+            with in_own_range(x.device):
+                x = linear(x, weight.to(dtype), bias.to(dtype))
         if self.hidden is None:
             return x
         assert self.stand_in is not None
         return torch.where(self.hidden[..., None], self.stand_in.to(dtype), x)
+
+    def ranges(self, dtype: torch.dtype) -> list[Range]:
+        """Return the parts that hold data (positions on a grid do not) and how large their numbers may be."""
+        parts = {"content": self.content, "positions": self.positions if self.grid is None else None}
+        return ranges_of(parts, dtype, self.projection, self.positions_added)
 
     def rows(self, index: Int[Tensor, "*b o"]) -> "Segment":
         """Some of the tokens, counted row-major; indices shared by the batch or of each sample."""
@@ -182,6 +188,10 @@ class Tokens:
             for segment in self.segments.values()
         ]
         return _join(masks, dim=1)
+
+    def checked(self, dtype: torch.dtype) -> "Tokens":
+        """Return the tokens if they can be normed in this precision (`in_range`)."""
+        return Tokens({name: about("input", name, in_range, own, dtype) for name, own in self.segments.items()})
 
     def split(self, x: Tensor, dim: int = 1) -> dict[str, Tensor]:
         """Cut an array along its axis of tokens into the segments, by name."""

@@ -159,7 +159,8 @@ class Resampler(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Latents from tokens [B, M, C]; the mask is True (or 1) where a token exists."""
         latents = self.latents[None]
-        tokens = tokens if isinstance(tokens, Tokens) else as_tokens(tokens, mask, self.input_channels, latents.device)
+        if not isinstance(tokens, Tokens):
+            tokens = as_tokens(tokens, mask, self.input_channels, latents.device).checked(token_dtype(latents.dtype))
         for stage in self.stages:
             latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
         return latents
@@ -215,7 +216,8 @@ class Transformer(nn.Module):
         if plan.memory_limit is not None or plan.order not in (None, "dense"):
             raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no order")
         weight = next(self.processor.parameters())
-        tokens = tokens if isinstance(tokens, Tokens) else as_tokens(tokens, mask, self.input_channels, weight.device)
+        if not isinstance(tokens, Tokens):
+            tokens = as_tokens(tokens, mask, self.input_channels, weight.device).checked(token_dtype(weight.dtype))
         rows = apply_linear(self.encoder, tokens.dense(weight.dtype))
         exist = Mask(keys=tokens.mask())
         for block in self._block_of:

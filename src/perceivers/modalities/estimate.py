@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import finite
+from perceivers.core.arguments import finite, precise
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.modalities.kind import Raw, mean_where, rounded, same_shape
@@ -142,6 +142,7 @@ class EstimateOutput(OutputAdapter):
 
     def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b n k"]:
         """In the data's units."""
+        rows = precise(rows)
         first, rest = rows[:, 0].unflatten(-1, (self.spec.count, -1)).tensor_split([1], dim=-1)
         mean, std = (rows.new_tensor(own)[:, None] for own in (self.spec.mean or (0.0,), self.spec.std or (1.0,)))
         above = F.softplus(rest)

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import as_float32, floats, is_missing
+from perceivers.core.arguments import as_float32, floats, is_missing, precise
 from perceivers.core.initialisers import embedding
 from perceivers.modalities.cells import number
-from perceivers.modalities.kind import rounded
+from perceivers.modalities.kind import check_units, denormalised, known_units, normalised, rounded, unit_std
 from perceivers.modalities.label import Label, counted
 from perceivers.modalities.scalars import UNKNOWN, class_numbers, class_value, scalar
 
@@ -109,6 +109,9 @@ class Number(FieldType):
     kind: Literal["number"] = "number"
     """Name in files."""
 
+    def __post_init__(self) -> None:
+        check_units(self.mean, self.std)
+
     @property
     def is_fitted(self) -> bool:
         """Mean and standard deviation are known."""
@@ -127,7 +130,7 @@ class Number(FieldType):
         """Mean and standard deviation."""
         numbers = as_float32([_parsed(value) for value in values if not is_missing(value)]).astype(np.float64)
         mean = numbers.mean() if self.mean is None else self.mean
-        std = (numbers.std() or 1.0) if self.std is None else self.std
+        std = unit_std(numbers.std()) if self.std is None else self.std
         return replace(self, mean=float(mean), std=float(std))
 
     def prepare(self, values: Column) -> np.ndarray:
@@ -144,11 +147,11 @@ class Number(FieldType):
 
     def normalise(self, values: Tensor) -> Tensor:
         """Data's units to the network's."""
-        return (values - (self.mean or 0.0)) / (self.std or 1.0)
+        return normalised(values, self.mean, self.std)
 
     def arrange(self, rows: Float[Tensor, "b m 1"]) -> Float[Tensor, "b m"]:
         """In the data's units."""
-        return rows[..., 0] * (self.std or 1.0) + (self.mean or 0.0)
+        return denormalised(rows[..., 0], self.mean, self.std)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
         """Squared difference in units of `std`."""
@@ -305,10 +308,8 @@ class NumberEncoding(FieldEncoding):
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m 2"]:
         """Finite, whatever the values."""
-        values = _unless(mask, floats(values), torch.nan)
-        known = self.field.known(values)
-        number = torch.where(known, self.field.normalise(values), torch.zeros_like(values))
-        return torch.stack([number, known.to(values.dtype)], dim=-1)
+        number, known = known_units(_unless(mask, floats(values), torch.nan), self.field.mean, self.field.std)
+        return torch.stack([number, known.to(number.dtype)], dim=-1)
 
 
 class DateEncoding(NumberEncoding):
@@ -318,7 +319,7 @@ class DateEncoding(NumberEncoding):
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m 8"]:
         """Finite, whatever the values."""
-        values = _unless(mask, floats(values), torch.nan)
+        values = _unless(mask, precise(floats(values)), torch.nan)
         turns = [2 * torch.pi * values.nan_to_num(0.0, 0.0, 0.0) / days for days in CYCLES]
         waves = torch.stack([wave for turn in turns for wave in (turn.sin(), turn.cos())], dim=-1)
         return torch.cat([super().forward(values), waves * self.field.known(values)[..., None]], dim=-1)

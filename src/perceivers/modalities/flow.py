@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from perceivers.core.arguments import as_float32, check_keys, finite, floats
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
+from perceivers.core.linear_map import dtype_of
 from perceivers.core.positions import Fourier, GridPlaces, PositionConfig, Positions
 from perceivers.core.queries import InputQuery, at_points
 from perceivers.core.reading import Encoded
@@ -109,6 +110,11 @@ class Flow(Kind):
     kind: Literal["flow"] = "flow"
     """Name in files."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scale > 0:
+            raise ValueError(f"scale = {self.scale} must be above 0")
+
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[H, W, 2] as float32."""
         flow = as_float32(value)
@@ -199,10 +205,10 @@ class FramePairInput(InputAdapter):
                 raise ValueError(
                     f"frames of {tuple(frames.shape[2:4])} must be multiples of {SHRINK}: crop or pad them"
                 )
-            frames = joined(frames)
+            frames = joined(frames.to(dtype_of(self.stem)))
             return self.stem(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         patches = joined(surrounding_patches(frames, self.spec.patch))
-        return patches if self.embed is None else self.embed(patches)
+        return patches if self.embed is None else self.embed(patches.to(dtype_of(self.embed)))
 
 
 class FirstFrameQuery(OutputQuery):

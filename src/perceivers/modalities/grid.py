@@ -21,13 +21,23 @@ from torch.nn import functional as F
 from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats, is_whole, may_hold
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Part, Points
+from perceivers.core.linear_map import dtype_of
 from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
 from perceivers.core.queries import PositionQuery
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, array_file, holds_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
-from perceivers.modalities.kind import Kind, Raw, mean_where, same_shape
+from perceivers.modalities.kind import (
+    Kind,
+    Raw,
+    check_units,
+    denormalised,
+    mean_where,
+    normalised,
+    same_shape,
+    unit_std,
+)
 from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
 
 if TYPE_CHECKING:
@@ -82,10 +92,7 @@ class Grid(Kind, ABC):
         super().__post_init__()
         as_sizes(self.size, self.axes, "size")
         as_sizes(self.patch, self.axes, "patch")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if value is not None and len(value) not in (1, self.channels):
-                raise ValueError(f"{name} = {value} must have one number, or one for each of {self.channels} channels")
+        check_units(self.mean, self.std, self.channels)
         if self.stem == "conv" and self.axes == 1:
             raise ValueError("stem: conv is for images and video")
         if self.conv_padding != "same" and self.stem != "conv":
@@ -135,7 +142,7 @@ class Grid(Kind, ABC):
         return replace(
             self,
             mean=self.mean or tuple(mean.tolist()),
-            std=self.std or tuple(np.where(std > 0, std, 1.0).tolist()),
+            std=self.std or tuple(unit_std(std).tolist()),
             value_range=self.value_range or (float(low), float(high)),
         )
 
@@ -240,24 +247,16 @@ class Grid(Kind, ABC):
 
     def normalise(self, values: Tensor) -> Tensor:
         """Data's units to the network's; the channels may repeat within a row (patches)."""
-        if self.mean is None and self.std is None:  # a copy of a large input would be felt
-            return values
-        return (values - self._statistic(self.mean, 0.0, values)) / self._statistic(self.std, 1.0, values)
+        return values if not (self.mean or self.std) else normalised(values, self.mean, self.std)
 
     def denormalise(self, values: Tensor) -> Tensor:
         """The network's units to the data's."""
-        if self.mean is None and self.std is None:
-            return values
-        return values * self._statistic(self.std, 1.0, values) + self._statistic(self.mean, 0.0, values)
+        return values if not (self.mean or self.std) else denormalised(values, self.mean, self.std)
 
     def heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
         """Weights of a sample's tokens on their grid."""
         grid = self.grid_of(values_of(sample).shape[:-1])
         return weights.detach().cpu().float().numpy()[: math.prod(grid)].reshape(grid)
-
-    def _statistic(self, given: tuple[float, ...] | None, default: float, like: Tensor) -> Tensor:
-        each = like.new_tensor(given or (default,))
-        return each.repeat(like.shape[-1] // self.channels) if len(each) > 1 else each
 
     def _array(self, value: Any, dtype: type | None = np.float32) -> np.ndarray:
         array = as_array(value) if dtype is None else as_float32(value)
@@ -329,7 +328,7 @@ class GridInput(InputAdapter):
         return self._segment(content, self._places(grid, None, device), None)
 
     def _tokens(self, x: Float[Tensor, "b *size c"]) -> Float[Tensor, "b *tokens k"]:
-        spec = self.spec
+        spec, x = self.spec, x if self.stem is None else x.to(dtype_of(self.stem))
         if isinstance(self.stem, ConvStem):
             frames = x.flatten(0, -4)
             return self.stem(frames).unflatten(0, x.shape[:-3])

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceivers.core.arguments import COUNT, FRACTION, SIZE, check_keys, check_ranges, floats, given
+from perceivers.core.arguments import COUNT, FRACTION, SIZE, check_keys, check_ranges, floats, given, precise
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.joining import check_names
 from perceivers.modalities.cells import Files, plain
@@ -251,7 +252,62 @@ def statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, rows, 0.0).sum(axis=0) / count
     std = np.sqrt((np.where(known, rows - mean, 0.0) ** 2).sum(axis=0) / count)
-    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+    return tuple(mean.tolist()), tuple(unit_std(std).tolist())
+
+
+def unit_std(std: np.ndarray | np.float64) -> np.ndarray:
+    """Return standard deviations found in data, 1 where the data are constant."""
+    return np.where(std >= SMALLEST, std, 1.0)
+
+
+Unit = float | Sequence[float] | None
+"""Mean or standard deviation of what is normalised: of all, or of each of the numbers at the end (channels)."""
+
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""Magnitudes that float32 has."""
+
+
+def check_units(mean: Unit, std: Unit, count: int = 1, what: str = "channels") -> None:
+    """Raise a ValueError for a mean or a standard deviation that `count` numbers cannot be normalised with."""
+    for name, unit, least in (("mean", mean, -LARGEST), ("std", std, SMALLEST)):
+        if unit is None:
+            continue
+        each = unit if isinstance(unit, Sequence) else (unit,)
+        if len(each) not in (1, count):
+            raise ValueError(f"{name} = {unit!r:.99} must have one number, or one for each of {count} {what}")
+        if not all(isinstance(x, Real) and least <= x <= LARGEST for x in each):
+            right = "above 0" if least > 0 else "finite"
+            raise ValueError(f"{name} = {unit!r:.99} must be {right}, within the range of float32")
+
+
+def normalised(values: Tensor, mean: Unit, std: Unit) -> Tensor:
+    """Return values in units of `std`, in at least float32; those that are unknown, or overflow, are not finite."""
+    if mean is None and std is None:  # a copy of a large input would be felt
+        return values
+    values = precise(values)
+    return (values - _unit(mean, 0.0, values)) / _unit(std, 1.0, values)
+
+
+def known_units(values: Tensor, mean: Unit, std: Unit) -> tuple[Tensor, Bool[Tensor, "*b"]]:
+    """Return normalised values, 0 where they are unknown, and True where they are known."""
+    known, values = values.isfinite(), normalised(values, mean, std)
+    return torch.where(known, values, torch.zeros_like(values)), known
+
+
+def denormalised(values: Tensor, mean: Unit, std: Unit) -> Tensor:
+    """Return values in the data's units, in at least float32, which near a large mean is no less exact."""
+    if mean is None and std is None:
+        return values
+    values = precise(values)
+    return values * _unit(std, 1.0, values) + _unit(mean, 0.0, values)
+
+
+def _unit(unit: Unit, default: float, like: Tensor) -> Tensor | float:
+    """Return what a mean or a standard deviation is of each number at the end; channels may repeat (patches)."""
+    if not isinstance(unit, Sequence):
+        return default if unit is None else unit
+    each = like.new_tensor(unit)
+    return each.repeat(like.shape[-1] // len(each)) if len(each) > 1 else each
 
 
 def pad_sequences(values: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from perceivers.core.arguments import as_float32, finite, floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, number, plain
-from perceivers.modalities.kind import Raw, mean_where, rounded, same_shape, shown, statistics
+from perceivers.modalities.kind import Raw, check_units, known_units, mean_where, rounded, same_shape, shown, statistics
 from perceivers.modalities.row import RowKind, RowOutput, stack_known
 from perceivers.modalities.scalars import scalar
 from perceivers.modalities.scores import correlation
@@ -38,6 +38,10 @@ class Numbers(RowKind):
     """As an output: Pearson's correlation with the truth, of all numbers together."""
     kind: Literal["numbers"] = "numbers"
     """Name in files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_units(self.mean, self.std, self.count, "numbers")
 
     def read(self, cell: Any, files: Files) -> list[float]:
         """A number, or a list of them."""
@@ -78,7 +82,7 @@ class Numbers(RowKind):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Numbers [B, count]."""
-        return RowOutput(self.build_head(channels, self.count), self.mean or (0.0,), self.std or (1.0,))
+        return RowOutput(self.build_head(channels, self.count), self.mean, self.std)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Mean squared difference in units of `std`, over known numbers."""
@@ -130,10 +134,8 @@ class NumbersInput(InputAdapter):
         """A sample without one known number has no token."""
         if not isinstance(raw, Tensor) or raw.ndim != 2 or raw.shape[1] != self.spec.count:
             raise ValueError(f"{shown(raw)}, expected [B, {self.spec.count}]")
-        raw = floats(raw)
-        mean, std = raw.new_tensor(self.spec.mean or (0.0,)), raw.new_tensor(self.spec.std or (1.0,))
-        known = raw.isfinite()
-        token = torch.cat([finite((raw - mean) / std), known.to(raw.dtype)], dim=-1)
+        numbers, known = known_units(floats(raw), self.spec.mean, self.spec.std)
+        token = torch.cat([numbers, known.to(numbers.dtype)], dim=-1)
         return Segment(token[:, None], mask=known.any(dim=-1, keepdim=True))
 
     def absent(self, device: torch.device) -> Segment:

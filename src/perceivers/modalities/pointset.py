@@ -19,7 +19,20 @@ from perceivers.core.positions import Fourier, Positions, sound_coordinates
 from perceivers.core.queries import CoordinateQuery
 from perceivers.core.tokens import Segment, blank_where_absent
 from perceivers.modalities.cells import Files, numbers, plain
-from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences, same_shape, shown, statistics
+from perceivers.modalities.kind import (
+    LARGEST,
+    NOMINAL,
+    Kind,
+    Raw,
+    check_units,
+    denormalised,
+    known_units,
+    mean_where,
+    pad_sequences,
+    same_shape,
+    shown,
+    statistics,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,8 +67,11 @@ class PointSet(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_units(self.mean, self.std, self.channels)
         if self.bounds is not None and len(self.bounds) != self.axes:
             raise ValueError(f"bounds = {self.bounds} must have a pair for each of {self.axes} axes")
+        if not all(-LARGEST <= low <= high <= LARGEST for low, high in self.bounds or ()):
+            raise ValueError(f"bounds = {self.bounds} must be pairs of finite numbers, the lower one first")
         if not 0 <= self.keep[0] <= self.keep[1] <= 1:
             raise ValueError(f"keep = {self.keep} must be two rising fractions between 0 and 1")
 
@@ -227,9 +243,8 @@ class PointSetInput(InputAdapter):
                 f"[B, M, {self.spec.axes}] and [B, M, {self.spec.channels}]"
             )
         coordinates = sound_coordinates(floats(raw["coordinates"]), mask, self.spec.axes)
-        values = blank_where_absent(floats(raw["values"]), mask)
-        mean, std = values.new_tensor(self.spec.mean or (0.0,)), values.new_tensor(self.spec.std or (1.0,))
-        return Segment(finite((values - mean) / std), self.positions.at(self.spec.to_unit(coordinates)), mask=mask)
+        values, _ = known_units(blank_where_absent(floats(raw["values"]), mask), self.spec.mean, self.spec.std)
+        return Segment(values, self.positions.at(self.spec.to_unit(coordinates)), mask=mask)
 
 
 class PointSetOutput(OutputAdapter):
@@ -242,4 +257,4 @@ class PointSetOutput(OutputAdapter):
 
     def forward(self, rows: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
         """In the order asked."""
-        return rows * rows.new_tensor(self.spec.std or (1.0,)) + rows.new_tensor(self.spec.mean or (0.0,))
+        return denormalised(rows, self.spec.mean, self.spec.std)

@@ -12,7 +12,7 @@ from perceivers.core.initialisers import plain_linear
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.queries import InputQuery, LearnedQuery
 from perceivers.core.tokens import Segment
-from perceivers.modalities.kind import Kind, input_of
+from perceivers.modalities.kind import Kind, Unit, denormalised, input_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,14 @@ class RowKind(Kind):
 class RowOutput(OutputAdapter):
     """The one row of an output that has one query."""
 
-    def __init__(self, head: nn.Module, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> None:
+    def __init__(self, head: nn.Module, mean: Unit = None, std: Unit = None) -> None:
         super().__init__()
         self.head = head
         self.mean, self.std = mean, std
 
     def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
         """[B, e]."""
-        return rows[:, 0] * rows.new_tensor(self.std) + rows.new_tensor(self.mean)
+        return denormalised(rows[:, 0], self.mean, self.std) if self.mean or self.std else rows[:, 0]
 
 
 def stack_known(values: Sequence[np.ndarray | None]) -> Tensor:

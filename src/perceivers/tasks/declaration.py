@@ -38,7 +38,7 @@ def _data_at(path: str, own: Any) -> dict[str, Any]:
 def declaration_schema() -> dict[str, Any]:
     """JSON schema of schema files and recipe files, for editors that check what they write."""
     definitions = json_schema(Recipe)["$defs"]
-    recipe, sides = definitions.pop("Recipe"), definitions.pop("_SchemaInFile")
+    recipe, sides = definitions.pop("Recipe"), definitions.pop("SchemaInFile")
     rest = {name: value for name, value in recipe["properties"].items() if name != "schema"}
     flat = {**recipe, "properties": {**sides["properties"], **rest}, "required": list(SIDES), "title": "Schema file"}
     nested = {**recipe, "properties": {"schema": sides, **rest}, "required": ["schema"], "title": "Recipe file"}

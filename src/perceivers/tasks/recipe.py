@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NotRequired
 
 import torch
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from perceivers.core.config import Config
-from perceivers.core.joining import mask_probs
+from perceivers.core.joining import check_names, mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.fingerprint import Fingerprint, differences, fingerprint
@@ -23,8 +25,8 @@ from perceivers.modalities.kind import as_evaluated, named
 from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.transfer import freeze, transfer
-from perceivers.schema import Schema, from_file, from_plain, to_plain, to_yaml
-from perceivers.storage import DESCRIPTION, MANIFEST, READY, WEIGHTS, load_model, read_json, write_text
+from perceivers.schema import Schema, SchemaInFile, check_specs, from_file, from_plain, to_plain, to_yaml
+from perceivers.storage import DESCRIPTION, MANIFEST, READY, WEIGHTS, load_model, read_checked, write_text
 from perceivers.tasks.scoring import scorer_for
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import Scores, check_mask_tokens
@@ -35,14 +37,27 @@ from perceivers.training.state import CHECKPOINTS, best_checkpoint, checkpoints
 
 RECIPE, UNREADABLE, DATA = "recipe.yaml", "unreadable.jsonl", "data.json"
 
+MOST_EVALUATIONS = 256
+"""Evaluations of a recipe: each is a pass over the held-out records."""
+
 RESULTS = (LOG, "metrics.json", "command.txt", "report.html")
 """Other files of a run that are replaced."""
 
 MODEL_FILES = (DESCRIPTION, WEIGHTS, MANIFEST, READY, "README.md")
 """Files of a model's folder."""
 
-Fingerprints = Mapping[str, Fingerprint]
+Fingerprints = dict[str, Fingerprint]
 """Fingerprints of the parts of a data set, by name."""
+
+
+@with_config(ConfigDict(extra="allow"))
+class KeptData(TypedDict):
+    """What a run keeps of its data."""
+
+    parts: Fingerprints
+    """As they are now."""
+    accepted: NotRequired[list[Any]]
+    """What had changed, and at which step, when that was accepted."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +84,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.training.mixing is not None:
             check_mixing(self.schema)
+        if len(self.evaluations) > MOST_EVALUATIONS:
+            raise ValueError(f"evaluations: {len(self.evaluations):,}, at most {MOST_EVALUATIONS}")
         for changes in self.evaluations.values():
-            changed_schema(self.schema, changes)
+            changed_specs(self.schema, changes)
 
 
 def run_recipe(
@@ -162,7 +179,7 @@ def fingerprints(recipe: Recipe, parts: Parts) -> Fingerprints:
     return {side: fingerprint(recipe.data, recipe.schema, records) for side, records in sides.items()}
 
 
-def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> dict[str, Any]:
+def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> KeptData:
     """Return what a run is to keep of its data; ValueError if they have changed since it began, unless `accept`.
 
     A run of an older version, which has nothing to compare with, goes on.
@@ -172,18 +189,18 @@ def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> dict[s
     if what and not accept:
         raise ValueError(f"the data of {run} have changed since it began ({what}): --accept-changed-data goes on")
     accepted = [*before.get("accepted", []), *([{"step": step, "changed": what}] if what else [])]
-    return {"parts": found, **({"accepted": accepted} if accepted else {})}
+    return {"parts": found, "accepted": accepted} if accepted else {"parts": found}
 
 
-def _read_kept_data(run: Path) -> dict[str, Any] | None:
+def _read_kept_data(run: Path) -> KeptData | None:
     """Return what a run kept of its data, or None; ValueError for a file that holds no such thing."""
     if not (run / DATA).exists():
         return None
-    kept = read_json(run / DATA)
-    parts = kept.get("parts") if isinstance(kept, dict) else None
-    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-        raise ValueError(f"{run / DATA}: holds no fingerprint of data: remove it to go on without one")
-    return cast(dict[str, Any], kept)
+    try:
+        kept: KeptData = read_checked(run / DATA, KeptData)
+    except ValueError as error:
+        raise ValueError(f"{error}: it holds no fingerprint of data, remove it to go on without one") from None
+    return kept
 
 
 def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:
@@ -267,12 +284,22 @@ def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> 
     A corruption that is named (`drop_prob`, `keep`, `hide`, `mask_words`, `mask_prob`) acts. ValueError for a field
     that an evaluation does not feel, and for a mask token that the model of the schema lacks.
     """
-    plain = to_plain(schema)
-    for name, fields in changes.items():
-        schema.changed(name)  # names what there is, if this is not there
-        for side in plain.values():
-            if name in side:
-                side[name] = named(name, as_evaluated, side[name], fields)
-    changed = from_plain(Schema, plain)
-    check_mask_tokens(mask_probs(schema), changed)
+    changed = changed_specs(schema, changes)
+    return Schema({**schema.inputs, **changed["inputs"]}, {**schema.outputs, **changed["outputs"]})
+
+
+def changed_specs(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> SchemaInFile:
+    """Return the inputs and outputs alone that an evaluation changes, checked as in files."""
+    sides = {"inputs": schema.inputs, "outputs": schema.outputs}
+    check_names("input or output", changes, {**schema.inputs, **schema.outputs})
+    plain = {
+        side: {
+            name: named(name, as_evaluated, to_plain(specs[name]), changes[name]) for name in changes if name in specs
+        }
+        for side, specs in sides.items()
+    }
+    changed = from_plain(SchemaInFile, plain)
+    check_specs("inputs", changed["inputs"], schema.inputs)
+    check_specs("outputs", changed["outputs"], schema.inputs)
+    check_mask_tokens(mask_probs(schema.inputs), changed["inputs"])
     return changed

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -47,15 +47,15 @@ def add_scores(page: Report, run: Path) -> None:
 
 def add_losses(page: Report, run: Path) -> None:
     """Each output's training loss over the steps."""
-    lines = read_log(run)
-    if not lines:
-        return
+    lines = cast(list[dict[str, Any]], read_log(run))
     curves = {"losses": "training loss", "weights": "learned weight"}
-    curves = {key: title for key, title in curves.items() if lines[0].get(key)}
+    curves = {key: title for key, title in curves.items() if any(line.get(key) for line in lines)}
+    if not curves:
+        return
     figure, (places,) = subplots(1, list(curves.values()), side=5.0)
     for key, axes in zip(curves, places, strict=True):
-        for name in dict.fromkeys(name for line in lines for name in line[key]):
-            values = [line[key].get(name, torch.nan) for line in lines]
+        for name in dict.fromkeys(name for line in lines for name in line.get(key, ())):
+            values = [line.get(key, {}).get(name, torch.nan) for line in lines]
             axes.plot([line["step"] for line in lines], values, label=name)
         axes.set_yscale("log")
         axes.legend()

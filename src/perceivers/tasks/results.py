@@ -4,14 +4,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 from perceivers.files import printable, read_text
 from perceivers.schema import to_yaml
-from perceivers.storage import STATE, read_json, write_text
+from perceivers.storage import read_checked, write_text
 from perceivers.tasks.recipe import data_of, read_recipe
 from perceivers.training.evaluation import Scores
-from perceivers.training.state import best_checkpoint
+from perceivers.training.state import best_checkpoint, read_state
 
 HEADING = """# Results
 
@@ -23,13 +22,16 @@ evaluations and its rivals on the same records. Minutes are wall-clock.
 
 METRICS, COMMAND = "metrics.json", "command.txt"
 
+PlainScores = dict[str, dict[str, dict[str, float | None]]]
+"""Scores as JSON holds them: by evaluation, output and metric."""
+
 
 def keep_scores(run: Path, scores: dict[str, Scores]) -> None:
     """Write scores of a run into its folder."""
     write_text(run / METRICS, json.dumps(plain_scores(scores), indent=2, allow_nan=False) + "\n")
 
 
-def plain_scores(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, float | None]]]:
+def plain_scores(scores: Mapping[str, Scores]) -> PlainScores:
     """Scores as JSON can hold them: None (null) for a metric that has no finite value."""
     return {
         evaluation: {
@@ -46,8 +48,8 @@ def add_scores(run: Path, scores: dict[str, Scores]) -> None:
 
 
 def read_scores(run: Path) -> dict[str, Scores]:
-    """Scores of a run, by name of the evaluation, NaN where there is none; ValueError if it was not evaluated."""
-    kept = cast(dict[str, dict[str, dict[str, float | None]]], read_json(run / METRICS))
+    """Scores of a run, by name of the evaluation, NaN where there is none; ValueError if its folder holds no such."""
+    kept: PlainScores = read_checked(run / METRICS, PlainScores)
     return {
         evaluation: {
             output: {name: math.nan if value is None else value for name, value in metrics.items()}
@@ -55,6 +57,14 @@ def read_scores(run: Path) -> dict[str, Scores]:
         }
         for evaluation, outputs in kept.items()
     }
+
+
+def score_of(run: Path, evaluation: str, output: str, metric: str) -> float:
+    """Return one score of a run; ValueError if there is none of that name."""
+    try:
+        return read_scores(run)[evaluation][output][metric]
+    except KeyError as error:
+        raise ValueError(f"{run / METRICS}: has no score {error} of {evaluation}: evaluate the run") from None
 
 
 def keep_command(run: Path, command: str) -> None:
@@ -90,11 +100,24 @@ def run_card(run: Path) -> str:
 
 
 def _history(run: Path) -> list[str]:
-    """Command, seed, steps and time of a run, after those of the run that it started from."""
-    earlier = read_recipe(run).start_from
-    before = _history(Path(earlier)) if earlier and data_of(Path(earlier)) else []
-    _, command, seed, steps, minutes = _about(run)
-    return [*before, f"    {command}", "", f"Seed {seed}, {steps} steps, {minutes} minutes.", ""]
+    """Command, seed, steps and time of a run, after those of the runs that it started from."""
+    lines = []
+    for one in reversed(_ancestry(run)):
+        _, command, seed, steps, minutes = _about(one)
+        lines += [f"    {command}", "", f"Seed {seed}, {steps} steps, {minutes} minutes.", ""]
+    return lines
+
+
+def _ancestry(run: Path) -> list[Path]:
+    """Return a run and those that it started from, the first one last; ValueError if they go round in a circle."""
+    runs = {run.resolve(): run}
+    while (earlier := read_recipe(run).start_from) and data_of(Path(earlier)):
+        run = Path(earlier)
+        if run.resolve() in runs:
+            circle = " -> ".join(map(str, [*runs.values(), run]))
+            raise ValueError(f"start_from goes round in a circle: {circle}: correct the recipe of one of these runs")
+        runs[run.resolve()] = run
+    return list(runs.values())
 
 
 def _score_rows(run: Path) -> list[tuple[str, str]]:
@@ -115,5 +138,5 @@ def _about(run: Path) -> list[str]:
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
     command = read_text(run / COMMAND).strip() if (run / COMMAND).exists() else ""
-    state = read_json(checkpoint / STATE)
+    state = read_state(checkpoint)
     return [run.name, command, str(recipe.training.seed), str(state["step"]), f"{state['seconds'] / 60:.1f}"]

@@ -52,13 +52,14 @@ def answers(
 
 def masking_of(model: PerceiverIO, schema: Schema, seed: int = 0) -> Masking:
     """Return how tokens are masked in an evaluation on this schema; ValueError if the model lacks the mask token."""
-    check_mask_tokens(model.input_adapter.mask_probs, schema)
-    return Masking({name: prob if at_eval else 0.0 for name, (prob, at_eval) in mask_probs(schema).items()}, seed)
+    check_mask_tokens(model.input_adapter.mask_probs, schema.inputs)
+    probs = mask_probs(schema.inputs)
+    return Masking({name: prob if at_eval else 0.0 for name, (prob, at_eval) in probs.items()}, seed)
 
 
-def check_mask_tokens(known: Collection[str], schema: Schema) -> None:
-    """ValueError if an evaluation on this schema masks an input without a mask token; `known` have one."""
-    if unknown := [name for name in mask_probs(schema) if name not in known]:
+def check_mask_tokens(known: Collection[str], inputs: Mapping[str, Kind]) -> None:
+    """ValueError if an evaluation on these inputs masks one without a mask token; `known` have one."""
+    if unknown := [name for name in mask_probs(inputs) if name not in known]:
         raise ValueError(f"{unknown[0]}: cannot be masked in an evaluation, since the model has no mask token of it")
 
 

@@ -5,11 +5,15 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, NotRequired
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from perceivers.budgets import from_json
 from perceivers.files import one_line, regular_file
 from perceivers.progress import progress
+from perceivers.schema import checked
 from perceivers.storage import write_text
 from perceivers.training.config import TrainingConfig
 
@@ -18,6 +22,18 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+
+MOST_LOG_BYTES, LONGEST_LOG_LINE = 256 * 2**20, 2**20
+"""Bytes of a log, and of a line of it, that are read: a million lines of several outputs."""
+
+
+@with_config(ConfigDict(extra="allow"))
+class LogLine(TypedDict):
+    """A line of a log; beside this, rate, norm and seconds."""
+
+    step: Annotated[int, Field(ge=0, lt=2**63)]
+    losses: dict[str, float]
+    weights: NotRequired[dict[str, float]]
 
 
 class Log:
@@ -63,17 +79,23 @@ class Log:
             self.board.add_figure("samples", figure, step)
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Lines of a run's log; a last line that was cut off is left out."""
-    path, lines = run / LOG, list[dict[str, Any]]()
+def read_log(run: Path) -> list[LogLine]:
+    """Lines of a run's log; a last line that was cut off is left out. ValueError naming any other that is broken."""
+    path, lines = run / LOG, list[LogLine]()
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return lines
-    with regular_file(path).open(encoding="utf-8") as file:
-        for line in file:
+    with regular_file(path, MOST_LOG_BYTES).open("rb") as file:
+        while line := file.readline(LONGEST_LOG_LINE + 1):
+            place = f"{path}:{len(lines) + 1}"
+            if len(line) > LONGEST_LOG_LINE:
+                raise ValueError(f"{place}: a line of more than {LONGEST_LOG_LINE:,} bytes")
             try:
-                lines.append(from_json(line))
-            except ValueError:
-                break
+                found = from_json(line.decode())
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    break  # the run was killed while it wrote this
+                raise ValueError(f"{place}: not JSON: {one_line(error)}") from None
+            lines.append(checked(LogLine, found, place, strict=True))
     return lines
 
 

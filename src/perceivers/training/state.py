@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, with_config
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from typing_extensions import TypedDict
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.files import UnreadableError
@@ -24,6 +26,7 @@ from perceivers.storage import (
     is_finite,
     load_shards,
     load_weights,
+    read_checked,
     read_json,
     read_manifest,
     remove_folder,
@@ -43,6 +46,15 @@ KEPT = 2
 
 TRAINING, CHECKPOINTS = "training.safetensors", "checkpoints"
 Tensors = dict[str, Tensor]
+
+
+@with_config(ConfigDict(extra="allow"))
+class State(TypedDict):
+    """What a checkpoint's state.json holds beside its validation loss."""
+
+    step: Annotated[int, Field(ge=0, lt=2**63)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    scale: dict[str, int | float]
 
 
 @dataclass
@@ -156,9 +168,9 @@ class TrainingState:
         load_weights(self.model, placed_weights, str(folder))
         self._load_beside(_under("beside/", training))
         self._load_moments(_under("moment/", training))
-        state = read_json(folder / STATE)
-        self.step, self.seconds = step_of(folder), float(state["seconds"])
-        self._precision.load_state_dict(state["scale"])
+        state = read_state(folder)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self._load_scale(state["scale"], folder)
         self.checkpoint = folder
 
     @property
@@ -204,6 +216,11 @@ class TrainingState:
                 parameter = parameters[name]
                 state[number] = {k: placed(v, parameter) if v.ndim else v for k, v in found.items()}
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+
+    def _load_scale(self, scale: Mapping[str, float], folder: Path) -> None:
+        if missing := self._precision.state_dict().keys() - scale.keys():
+            raise ValueError(f"{folder / STATE}: scale: lacks {', '.join(sorted(missing))}")
+        self._precision.load_state_dict(scale)
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [*self.model.named_parameters(), *self.beside.items()]
@@ -251,13 +268,15 @@ def diverged(step: int, what: str, checkpoint: Path | None) -> ValueError:
     return ValueError(f"step {step}: {what}: lower the learning rate or check the data; {good}")
 
 
+def read_state(folder: Path) -> State:
+    """Steps, time and scale of the loss at a checkpoint; ValueError naming what its file lacks."""
+    found: State = read_checked(folder / STATE, State)
+    return found
+
+
 def step_of(folder: Path) -> int:
     """Steps made at a checkpoint; ValueError if it does not say."""
-    state = read_json(folder / STATE)
-    step = state.get("step") if isinstance(state, dict) else None
-    if not isinstance(step, int) or step < 0:
-        raise ValueError(f"{folder / STATE}: step {step!r} is not a number of steps")
-    return step
+    return read_state(folder)["step"]
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:

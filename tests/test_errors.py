@@ -627,7 +627,7 @@ OVERWRITING = [
     "train r.yaml --data pictures --out pictures/run",
     "tokenizer texts.yaml --out texts.yaml",
     "tokenizer texts.yaml --out texts/a.txt",
-    "convert run run/checkpoints/step-00000009",
+    "convert run run/tensorboard",
     "flow a.png a.colours.png --out a.flo --model model",
     "flow link.png a.png --out a.png --model model",
     "autoencode a.mp4 --out ./a.mp4 --model model",

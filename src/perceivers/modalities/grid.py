@@ -344,9 +344,12 @@ class GridInput(InputAdapter):
         return reduce(rows_of(space_to_depth(some, self.spec.steps)), "b m p -> b m", "any")
 
     def _places(self, grid: tuple[int, ...], part: Part | None, device: torch.device) -> GridPlaces:
-        spec = self.spec
         if part is None:
-            return GridPlaces(grid, None if spec.stretched else spec.grid, device=device)
+            return GridPlaces(grid, None if self.spec.stretched else self.spec.grid, device=device)
+        return self._places_of_part(grid, part, device)
+
+    def _places_of_part(self, grid: tuple[int, ...], part: Part, device: torch.device) -> GridPlaces:
+        spec = self.spec
         whole = as_sizes(spec.size if part.size is None else part.size, spec.axes, "size of the whole")
         start = part.start if isinstance(part.start, tuple | list) else ()
         whole_numbers = len(start) == spec.axes and all(map(is_whole, start))

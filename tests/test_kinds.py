@@ -12,7 +12,7 @@ from perceivers.core.config import Config, DecoderConfig, EncoderConfig, Latents
 from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.tokens import Segment
-from perceivers.modalities import KINDS, FramePair, Label, Labels, Records, Text, Vectors
+from perceivers.modalities import KINDS, FramePair, Label, Records, Text, Vectors
 from perceivers.modalities.fields import Number
 from perceivers.modalities.kind import Kind, sample_of
 from perceivers.schema import Schema, from_plain, to_plain
@@ -181,18 +181,6 @@ def test_statistics_that_normalise_nothing_are_refused(kind, mean, std):
     if in_other_units(spec) is not None:
         with pytest.raises(ValueError, match=r"must be (above 0|finite)"):
             in_other_units(spec, mean, std)
-
-
-def test_an_input_without_one_known_number_is_missing(kind):
-    """A series of NaN is as little an input as a number that is NaN: a model of no other input has none."""
-    spec, values = kind.example(rng())
-    arrays = [spec.prepare(value, rng(), False) for value in values if value is not None]
-    numbers = can_be_input(spec) and all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in arrays)
-    if kind is Labels or not numbers:  # a class among several is unknown: refused
-        return
-    schema = Schema({"it": spec}, {"out": Label(classes=3)})
-    batch = schema.collate([schema.prepare({"it": np.full_like(values[0], np.nan, float)}, rng(), False)])
-    assert not batch["inputs"]
 
 
 def test_arrays_and_masks_of_whole_numbers_are_taken_in_place_of_tensors(kind):

@@ -33,7 +33,7 @@ class Sharded(nn.Module):
 
     def forward(self, vectors: Parts) -> Tensor:
         reading = self.model.read({"vectors": vectors}).all_reduce(self.group)
-        return self.model.decode(self.model.process(reading))["label"]
+        return self.model.decode(self.model.process(reading))["label"].clone()  # no view: FSDP warns of these
 
 
 def model() -> PerceiverIO:

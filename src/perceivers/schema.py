@@ -117,8 +117,7 @@ class Schema:
             value = _value(record, name, spec)
             # The draw is made for every record, so that what follows does not depend on what is missing.
             dropped = rng.random() < spec.drop_prob and (training or spec.drop_at_eval)
-            prepared = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
-            inputs[name] = None if _is_unknown(prepared) else prepared
+            inputs[name] = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
         targets = {}
         for name, spec in self.outputs.items():
             left_out = asks_in_vain(spec, inputs) or not (outputs is None or name in outputs)
@@ -193,12 +192,6 @@ def _check_spec(spec: Any) -> None:
         sound = is_whole(classes) and classes >= 0
     if not sound:
         raise ValueError(f"classes = {classes!r:.99} must be a number of classes, or their names, each once")
-
-
-def _is_unknown(prepared: Any) -> bool:
-    """Return whether there is nothing: None, or numbers that are all unknown."""
-    numbers = isinstance(prepared, np.ndarray) and prepared.dtype.kind == "f" and prepared.size > 0
-    return prepared is None or (numbers and not np.isfinite(prepared).any())
 
 
 def _value(record: Record, name: str, spec: Kind) -> Any:

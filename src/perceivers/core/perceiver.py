@@ -192,7 +192,7 @@ class PerceiverIO(nn.Module):
     def _tokens(self, raw: Any, missing: Iterable[str] | None = None, masking: Masking | None = None) -> Any:
         weight = next(self.parameters())
         tokens, own = self.input_adapter(raw, missing, weight.device, masking)
-        return tokens.checked(token_dtype(weight.dtype)), own
+        return tokens.in_range(token_dtype(weight.dtype)), own
 
     def _plan(self, memory_limit: int | None, order: Order | None) -> Plan:
         if order not in (None, *get_args(Order)):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.arguments import Range, about, floats, given, in_own_range, in_range, ranges_of
+from perceivers.core.arguments import Range, floats, given, in_own_range, in_range, ranges_of
 from perceivers.core.linear import linear
 from perceivers.core.positions import AxisTables, PositionFeatures
 
@@ -189,9 +189,9 @@ class Tokens:
         ]
         return _join(masks, dim=1)
 
-    def checked(self, dtype: torch.dtype) -> "Tokens":
-        """Return the tokens if they can be normed in this precision (`in_range`)."""
-        return Tokens({name: about("input", name, in_range, own, dtype) for name, own in self.segments.items()})
+    def in_range(self, dtype: torch.dtype) -> "Tokens":
+        """Return the tokens with NaN for numbers that are too large to be normed in this precision."""
+        return Tokens({name: in_range(own, dtype) for name, own in self.segments.items()})
 
     def split(self, x: Tensor, dim: int = 1) -> dict[str, Tensor]:
         """Cut an array along its axis of tokens into the segments, by name."""

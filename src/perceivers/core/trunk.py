@@ -160,7 +160,7 @@ class Resampler(nn.Module):
         """Latents from tokens [B, M, C]; the mask is True (or 1) where a token exists."""
         latents = self.latents[None]
         if not isinstance(tokens, Tokens):
-            tokens = as_tokens(tokens, mask, self.input_channels, latents.device).checked(token_dtype(latents.dtype))
+            tokens = as_tokens(tokens, mask, self.input_channels, latents.device).in_range(token_dtype(latents.dtype))
         for stage in self.stages:
             latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
         return latents
@@ -217,7 +217,7 @@ class Transformer(nn.Module):
             raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no order")
         weight = next(self.processor.parameters())
         if not isinstance(tokens, Tokens):
-            tokens = as_tokens(tokens, mask, self.input_channels, weight.device).checked(token_dtype(weight.dtype))
+            tokens = as_tokens(tokens, mask, self.input_channels, weight.device).in_range(token_dtype(weight.dtype))
         rows = apply_linear(self.encoder, tokens.dense(weight.dtype))
         exist = Mask(keys=tokens.mask())
         for block in self._block_of:

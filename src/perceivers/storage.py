@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from perceivers.budgets import from_json
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.files import one_line, read_text, tensor_file
+from perceivers.files import UnreadableError, one_line, read_text, tensor_file
 from perceivers.modalities.kind import named
 from perceivers.preset import Preset
 from perceivers.schema import Schema, checked, from_plain, to_plain
@@ -196,7 +196,7 @@ def check_folder(folder: Path) -> None:
 def check_finite(folder: Path) -> None:
     """ValueError naming the first tensor of a folder's files that holds NaN or an infinite number."""
     for path in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(path, "pt") as file:
+        with _library_errors(path), safetensors.safe_open(tensor_file(path), "pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 if not is_finite([file.get_tensor(name)]):
                     raise ValueError(f"{path}: {name} is not finite")
@@ -325,8 +325,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU; ValueError if it is none."""
-    try:
+    with _library_errors(path):
         return load_file(tensor_file(path))
+
+
+@contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """Within: errors of the library name the file; it takes any error of the system for a missing file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UnreadableError(f"{path}: cannot be read") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
 

@@ -130,6 +130,7 @@ def test_every_verb_prints_help(command, verb):
         (["train", "digits", "--out", "x", "--set", "training.steps=3"], "training.steps: unknown field"),
         (["train", "digits", "--out", "x", "--set", "training"], "must be place=value"),
         (["train", "digits", "--out", "x", "--set", "a.b=1"], "there is no a"),
+        (["train", "digits", "--out", "x", "--data", "y.csv"], "--data goes with a file, and digits is a task"),
         (["evaluate", "nowhere"], "nowhere is not the folder of a run"),
     ],
 )
@@ -149,7 +150,7 @@ def test_wrong_input_gets_one_line_and_exit_code_2(command, arguments, message, 
         (["train", "digits"], "--out"),
         (["flow", "--bogus", "3"], "--bogus"),
         (["fill-mask", "hi", "--random-weights", "0", "--memory-limit", "0"], "memory limit = 0 must be"),
-        (["explain", "language", "--batch-size", "0"], "batch_size = 0 must be at least 1"),
+        (["explain", "language", "--batch-size", "0"], "batch_size = 0 must be a whole number, at least 1"),
     ],
 )
 def test_wrong_options_get_one_line_and_exit_code_2(arguments, message):

@@ -1,19 +1,23 @@
 """Numbers that are not finite: no checkpoint holds them, none is best, no score and no prediction is made of them."""
 
+import errno
 import json
 import math
 import re
 import shutil
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 from perceivers.data.rows import read_rows
 from perceivers.data.writing import write_rows
+from perceivers.files import UnreadableError
 from perceivers.modalities.cells import Row
 from perceivers.schema import Schema
 from perceivers.storage import check_finite, load_model, load_tensors, save_model, save_tensors, write_folder
@@ -149,6 +153,34 @@ def test_an_older_checkpoint_that_is_not_finite_is_passed_over(tmp_path, file):
         model = trained(small_records(), tmp_path / "run", 6, checkpoint_every=2)
     assert weights_of(model) == straight
     assert latest_checkpoint(tmp_path / "run") == newest
+
+
+@pytest.mark.parametrize("newest_first", [latest_checkpoint, best_checkpoint])
+def test_a_checkpoint_that_the_system_does_not_let_read_is_not_passed_over(tmp_path, monkeypatch, newest_first):
+    """Whichever opening of its files fails: an older checkpoint is not what was asked for."""
+    trained(small_records(), tmp_path / "run", 4, checkpoint_every=2)
+    newest, opened, failing = checkpoints(tmp_path / "run")[0], [], [-1]
+    plain, library = Path.open, safetensors.safe_open
+
+    def opening(function, error):
+        def call(path, *rest, **more):
+            if Path(path).parent == newest:
+                opened.append(Path(path).name)
+                if len(opened) - 1 == failing[0]:
+                    raise error
+            return function(path, *rest, **more)
+
+        return call
+
+    monkeypatch.setattr(Path, "open", opening(plain, OSError(errno.EIO, "Input/output error", "of this file")))
+    monkeypatch.setattr(safetensors, "safe_open", opening(library, FileNotFoundError("No such file")))  # as it says
+    assert newest_first(tmp_path / "run") == newest
+    count = len(opened)
+    assert {"model.safetensors", TRAINING} <= set(opened)
+    for failing[0] in range(count):
+        opened.clear()
+        with pytest.raises((UnreadableError, OSError), match=r"Input/output error|safetensors: cannot be read"):
+            newest_first(tmp_path / "run")
 
 
 @pytest.mark.parametrize("score", [math.nan, -math.inf, "best", None])

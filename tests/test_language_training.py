@@ -338,7 +338,7 @@ def test_small_recipes_run_on_the_command_line(name, tmp_path, monkeypatch, comm
     """Vocabulary, training, scores of model and rivals on the same bytes, and a report with what was written."""
     monkeypatch.chdir(tmp_path)
     folder = f"data.folder={write_corpus(tmp_path / 'corpus')}"
-    settings = [folder, "data.held_out_every=4", "data.num_held_out=11", "training.num_steps=3"]
+    settings = [folder, "data.held_out_every=4", "data.num_held_out=5", "training.num_steps=3"]
     settings += ["training.schedule.warmup_steps=1", "training.batch_size=5"]
     if name == "language-tokens":
         sizes = [f"schema.{place}.vocab_size=53" for place in ("inputs.text", "outputs.restored")]

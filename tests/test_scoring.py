@@ -39,7 +39,7 @@ def test_no_level_is_refused():
         preset_of(replace(side_by_side("3x3"), data=FlowScenes(size=(8, 8)))).build(),
         np.zeros((8, 8, 3), np.uint8),
     )
-    with pytest.raises(ValueError, match="levels = 0 must be at least 1"):
+    with pytest.raises(ValueError, match="levels = 0 must be a whole number, at least 1"):
         estimate_flow(model, frame, frame, levels=0)
 
 

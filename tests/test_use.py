@@ -312,6 +312,20 @@ def test_autoencode_writes_a_film_with_sound(command, folder, tmp_path, clip):
         (["classify", "{files}/text.png", "--model", "{models}/image"], "text.png"),
         (["flow", "{files}/a.png", "{files}/b.png", "--out", "f.jpg", "--model", "{models}/flow"], "as .flo or .png"),
         (["flow", "{files}/a.png", "{files}/b.png", "--out", "f.flo", "--model", "{models}/flow"], "different sizes"),
+        (
+            ["fill-mask", "a[MASK]", "--top", "0", "--model", "{models}/text"],
+            "top = 0 must be a whole number, at least 1",
+        ),
+        (["classify", "{files}/a.png", "--top", "-1", "--model", "{models}/image"], "top = -1 must be a whole number"),
+        (
+            ["autoencode", "{files}/a.wav", "--top", "0", "--out", "f.mp4", "--model", "{models}/film"],
+            "top = 0 must be",
+        ),
+        (["flow", "{files}/a.png", "{files}/a.png", "--out", "f.flo", "--full", "0"], "full = 0.0 must be a"),
+        (
+            ["flow", "{files}/a.png", "{files}/a.png", "--out", "f.flo", "--full", "nan"],
+            "full = nan must be a number of",
+        ),
         (["flow", "a", "b", "c", "--out", "f.flo"], "3 files: give two pictures, or one film"),
         (["autoencode", "{files}/text.png", "--out", "f.mp4", "--model", "{models}/film"], "text.png"),
         (["autoencode", "{files}/a.wav", "--out", "f.mp4", "--model", "{models}/film"], "a.wav"),

@@ -331,12 +331,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """Within: errors of the library name the file; it takes any error of the system for a missing file."""
+    """Name the file in errors: UnreadableError where the system does not let it be read, else ValueError."""
     try:
         yield
-    except FileNotFoundError:
+    except FileNotFoundError:  # what the library takes any error of the system for
         raise UnreadableError(f"{path}: cannot be read") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise UnreadableError(f"{path}: {error.strerror or one_line(error)}") from None
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
 
 

@@ -7,6 +7,7 @@ import torch
 import tyro
 
 from perceivers.cli.tables import MEMORY, in_units, show
+from perceivers.core.arguments import check_count
 from perceivers.core.explain import explain as explain_orders
 from perceivers.core.joining import check_names
 from perceivers.core.plan import Order
@@ -81,8 +82,7 @@ def explain(
         training: With gradients.
         json: Print as JSON.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size} must be at least 1")
+    check_count("batch_size", batch_size)
     built = PRESETS[model].preset().build("meta") if model in PRESETS else from_pretrained(model).to("meta")
     inputs = cast(Schema, built.schema).inputs
     raw = {name: spec.blank(batch_size, torch.device("meta")) for name, spec in inputs.items()}

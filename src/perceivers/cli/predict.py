@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from perceivers.cli.model import ModelChoice
+from perceivers.core.arguments import check_count
 from perceivers.core.joining import check_names
 from perceivers.data import Shards, Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
@@ -68,8 +69,7 @@ def predict(
         attention: HTML page to write: which places of pictures and series the model looks at, in the first rows.
         where: The device, and how many processes.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size} must be at least 1")
+    check_count("batch_size", batch_size)
     if max_bad_rows < 0:
         raise ValueError(f"max_bad_rows = {max_bad_rows} must be 0 or more")
     check_writable(out)

@@ -154,6 +154,8 @@ def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
 def chosen_recipe(name: str, data: str | None = None) -> Recipe:
     """The recipe of a task, or of a file; ValueError if it is neither."""
     if name in TASKS:
+        if data is not None:
+            raise ValueError(f"--data goes with a file, and {name} is a task: use --set data.NAME=VALUE")
         return dataclasses.replace(TASKS[name].recipe(), task=name)
     if not Path(name).suffix:
         raise ValueError(f"no task is called {name!r}: there are {', '.join(TASKS)}, or name a .yaml or .json file")

@@ -244,6 +244,12 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError for an argument that is no whole number from 1 on."""
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{name} = {value!r:.99} must be a whole number, at least 1")
+
+
 def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Raise a ValueError for a number among the fields of a dataclass that is out of its range; None is no number."""
     for name, (low, high) in ranges.items():

@@ -1,5 +1,6 @@
 """Optical flow: files to float32 [H, W, 2] in pixels, (right, down), NaN where unknown, and back; its colours."""
 
+import math
 import struct
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def flow_colours(flow: np.ndarray, full: float | None = None) -> np.ndarray:
 
     Saturation is distance over `full` pixels (None: the largest known); white where there is no motion, or none known.
     """
+    check_full(full)
     known = np.isfinite(flow).all(axis=-1)
     right, down = np.moveaxis(np.where(known[..., None], flow, 0).astype(np.float32), -1, 0)
     distance = np.hypot(right, down)
@@ -45,6 +47,12 @@ def flow_colours(flow: np.ndarray, full: float | None = None) -> np.ndarray:
     # Of HSV at full value, each of red, green and blue is one for a third of the circle, with ramps of a sixth beside.
     pure = np.clip(np.abs((hue[..., None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return (1 - saturation[..., None] * (1 - pure)).astype(np.float32)
+
+
+def check_full(full: float | None) -> None:
+    """Raise a ValueError for a distance of full colour that is not finite and above 0; None is the largest known."""
+    if full is not None and not 0 < full < math.inf:
+        raise ValueError(f"full = {full} must be a number of pixels above 0")
 
 
 def colour_wheel(size: int = 128) -> np.ndarray:

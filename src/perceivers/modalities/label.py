@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from perceivers.core.arguments import check_count
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import drawable
@@ -173,7 +174,8 @@ class Label(RowKind):
         return F.pad(prediction[known].softmax(dim=-1), (0, max(2 - self.num_classes, 0))), target[known]
 
     def ranking(self, probabilities: Float[Tensor, " classes"], count: int) -> list[tuple[str, float]]:
-        """Names and probabilities of the most probable classes."""
+        """Names and probabilities of the `count` most probable classes; ValueError for fewer than one."""
+        check_count("count", count)
         top = probabilities.topk(min(count, len(probabilities)))
         return [(self.name_of(int(i)), float(p)) for i, p in zip(top.indices, top.values, strict=True)]
 

@@ -249,7 +249,7 @@ def report(run: Path) -> Path:
     page.heading("Held-out texts: true, hidden, written")
     spec = recipe.schema.outputs[OUTPUT]
     assert isinstance(spec, Text)
-    for number in range(SHOWN):
+    for number in range(len(predictions[OUTPUT])):
         shown, target = (
             sample_of(batch[side][name], number) for side, name in (("inputs", INPUT), ("targets", OUTPUT))
         )

@@ -1,25 +1,33 @@
 """Files that are broken in any way: one line that names the file, never anything else."""
 
+import copy
+import itertools
 import json
+import math
 import re
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Table
 from perceivers.data.arrays import read_arrays
 from perceivers.data.sifting import read_parts
 from perceivers.data.writing import write_rows
-from perceivers.modalities import Label, Numbers, PointSet, Records, Series, Text
+from perceivers.modalities import KINDS, FramePair, Label, Numbers, PointSet, Records, Series, Text
 from perceivers.modalities.fields import Category, Date, Number
-from perceivers.schema import Schema
+from perceivers.schema import Schema, from_plain, to_plain
 from perceivers.tasks.declaration import read_declaration
 from perceivers.tasks.digits import EVERYTHING
 from perceivers.tasks.recipe import kept_data, preset_of
 from perceivers.tasks.results import read_scores, score_of
 from perceivers.training.log import LOG, LONGEST_LOG_LINE, MOST_LOG_BYTES, read_log
 from perceivers.training.state import read_state
+
+SMALL = Config(LatentsConfig(num_latents=5, channels=12), processor=ProcessorConfig(num_heads=2, num_layers=1))
 
 COUNTS = [50, pytest.param(500, marks=pytest.mark.slow)]
 
@@ -275,3 +283,70 @@ def test_a_report_of_a_broken_run_is_one_line_or_a_report(command, tmp_path, mon
         assert code in (0, 2)
         assert len(err.splitlines()) == 1 or code == 0
         assert "Traceback" not in err
+
+
+WRONG = (
+    *(None, "", [], {}, [1], [None], [1, 2, 3, 4, 5], ["x", "x"], [[1]], [{}], [0.5], -1, 0, 1.5, math.inf, math.nan),
+    *("x", {"a": 1}, {"kind": "fourier"}, True, 2**70, {1: 2}, "0" * 5000),
+)
+"""Values, each of which is wrong in most places of a file."""
+
+
+def places_of(plain, at=()):
+    """The place of each value of a file that was read."""
+    yield at
+    for key in plain if isinstance(plain, dict) else range(len(plain)) if isinstance(plain, list) else ():
+        yield from places_of(plain[key], (*at, key))
+
+
+def changed_at(plain, place, value):
+    """A file with another value at a place."""
+    if not place:
+        return value
+    changed = copy.copy(plain)
+    changed[place[0]] = changed_at(plain[place[0]], place[1:], value)
+    return changed
+
+
+def other_side(spec):
+    """What a schema of this spec needs beside it."""
+    return {"frames": FramePair(size=(5, 7))} if getattr(spec, "of", None) == "frames" else {"x": Numbers(count=2)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_a_wrong_value_at_any_place_of_a_schema_is_one_line(kind, side):
+    spec, _ = kind.example(np.random.default_rng(0))
+    sides = {"inputs": other_side(spec), "outputs": {"x": Numbers(count=2)}}
+    plain = to_plain(Schema(**{**sides, side: {"it": spec, **sides[side]}}))
+    for place, value in itertools.product(places_of(plain[side]["it"]), WRONG):
+        try:
+            PerceiverIO(from_plain(Schema, changed_at(plain, (side, "it", *place), value)), SMALL)
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1, place  # noqa: PT017
+            assert len(str(error)) < 1100, place  # noqa: PT017
+
+
+CONFIGS = {
+    "perceiver": SMALL,
+    "repeated": Config(
+        LatentsConfig(4, 8),
+        EncoderConfig(num_reads=2, join="pad"),
+        ProcessorConfig(num_layers=1, num_blocks=3, share_blocks="none"),
+        DecoderConfig(join="pad", kind="average"),
+    ),
+    "transformer": Config(LatentsConfig(4, 8), processor=ProcessorConfig(num_layers=1), trunk="transformer"),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_wrong_value_at_any_place_of_a_config_is_one_line(config):
+    """And what is taken is a model that runs, without memory for its numbers (meta)."""
+    schema, plain = Schema({"x": Numbers(count=2)}, {"y": Label(classes=3)}), to_plain(config)
+    for place, value in itertools.product(places_of(plain), WRONG):
+        try:
+            changed = from_plain(Config, changed_at(plain, place, value))
+            with torch.device("meta"):
+                assert PerceiverIO(schema, changed)(torch.zeros(2, 2))["y"].shape == (2, 3)
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1, place  # noqa: PT017

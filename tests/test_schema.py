@@ -64,6 +64,7 @@ def test_recipe_survives_files(write, tmp_path):
         ("kind: label, ", "", ":8: outputs.label: needs a kind: one of image"),
         ("[0.1, 1]", "[1, 0.1]", ":2: inputs.pixels: keep = (1.0, 0.1) must be two rising fractions"),
         ("[0.1, 1]", "[1, 0.1", ": not YAML"),
+        ("[0.1, 1]", "[1]", ":2: inputs.pixels.keep.1: Field required"),
         ("{kind: label, classes: 10}", "!!python/object/apply:os.system ['true']", ": not YAML"),
     ],
 )

@@ -110,6 +110,7 @@ def test_check_prints_the_wiring(command, file, tmp_path):
         ("training:", "config: atuo\ntraining:", ":7: config: Input should be 'auto', not 'atuo'"),
         ("training:", "trainig:", ":7: trainig: unknown field; did you mean 'training'?"),
         ("outputs:", "output:", ":1: outputs: Field required"),
+        ("batch_size: 7", "optimiser: {kind: adm}", "did you mean 'adamw'?; there are lamb, adamw, muon"),
         ("batch_size: 7", "batch_size: 0", ":7: training: batch_size = 0 must be at least 1"),
         (", classes: 3", "", "a label without classes: give classes=, or fit the schema to data first"),
     ],

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import operator
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,14 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
 from perceivers.budgets import Lines, check_memory, from_yaml
-from perceivers.core.arguments import check_fields, is_whole, near
+from perceivers.core.arguments import check_fields, near
 from perceivers.core.interfaces import Points
 from perceivers.core.joining import check_names, check_new_name
 from perceivers.files import one_line, printable, read_text
 from perceivers.modalities import KINDS
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import Kind, Raw, asks_in_vain, named
+from perceivers.modalities.label import check_classes
 
 Record = Mapping[str, Any]
 """One sample as a data set gives it: fields by name."""
@@ -185,13 +187,7 @@ def _check_spec(spec: Any) -> None:
     if not isinstance(spec, Kind):
         raise ValueError(f"{spec!r:.99} is no declared structure, such as Numbers(count=3)")
     check_fields(spec)
-    classes = getattr(spec, "classes", ())
-    if isinstance(classes, tuple | list):
-        sound = len(set(classes)) == len(classes)
-    else:
-        sound = is_whole(classes) and classes >= 0
-    if not sound:
-        raise ValueError(f"classes = {classes!r:.99} must be a number of classes, or their names, each once")
+    check_classes(getattr(spec, "classes", ()))
 
 
 def _value(record: Record, name: str, spec: Kind) -> Any:
@@ -334,10 +330,8 @@ def _message(kind: Any, plain: Any, error: ValidationError, source: str, lines: 
     where = ":".join(filter(None, [source, str(lines[known]) if known in lines else ""]))
     what = _explain(kind, first)
     if first["type"] == "literal_error" and place[-1:] == ("kind",):
-        kinds = [
-            e["ctx"]["expected"].strip("'") for e in errors if "expected" in e.get("ctx", ()) and e["loc"][-1] == "kind"
-        ]
-        what = _unknown_kind(str(first["input"]), kinds)
+        expected = [e["ctx"]["expected"] for e in errors if "expected" in e.get("ctx", ()) and e["loc"][-1] == "kind"]
+        what = _unknown_kind(str(first["input"]), [kind for text in expected for kind in re.findall("'(.*?)'", text)])
     return one_line(": ".join(filter(None, [where, ".".join(place), what])), LONGEST_COMPLAINT)
 
 
@@ -357,7 +351,7 @@ def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
     place: list[str] = []
     node: Any = [plain]
     for part in error["loc"]:
-        inside = part in node if isinstance(node, Mapping) else isinstance(node, list) and isinstance(part, int)
+        inside = part in node if isinstance(node, Mapping) else isinstance(node, list) and part in range(len(node))
         if inside or (error["type"].startswith("missing") and part == error["loc"][-1]):
             place.append(str(part))
             node = node[part] if inside else None

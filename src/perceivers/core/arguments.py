@@ -118,8 +118,15 @@ def _norm(weight: Tensor) -> Tensor:
 
 def in_own_range(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which raw values keep their range: autocast to float16, if it is on, is off within."""
+    if device.type == "meta":
+        return nullcontext()
     narrows = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
     return torch.autocast(device.type, enabled=False) if narrows else nullcontext()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast, which sums and statistics need; the device meta has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def may_hold(conditions: Bool[Tensor, " n"]) -> bool:

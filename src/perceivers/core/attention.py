@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import FRACTION, SIZE, check_fields, check_ranges
+from perceivers.core.arguments import FRACTION, SIZE, check_fields, check_ranges, without_autocast
 from perceivers.core.initialisers import attention_linear
 from perceivers.core.linear_map import apply_linear, apply_norm
 from perceivers.core.reading import NOTHING_SEEN, ReadState
@@ -288,7 +288,7 @@ class CrossAttention(nn.Module):
         q, k = self.attention.queries_and_keys(queries, tokens, mask)
         v = self.attention.values(tokens, q.shape[0])
         dtype, valid = torch.promote_types(q.dtype, torch.float32), None if mask is None else mask.scores()
-        with torch.autocast(q.device.type, enabled=False):  # sums and statistics need float32
+        with without_autocast(q.device):
             scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
             scores = scores if valid is None else scores.masked_fill(~valid, -math.inf)
             nothing = scores.new_full((*scores.shape[:-1], 1), NOTHING_SEEN)

@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from perceivers.core.arguments import without_autocast
 from perceivers.core.attention import CrossAttention
 from perceivers.core.finishing import Finish, finish_of
 from perceivers.core.linear_map import LinearMap, apply_linear, linear_map
@@ -169,7 +170,7 @@ def _gradients(
     for block in blocks:
         cut = rows.cut(rows.tensors, block)
         part = {name: x.detach().requires_grad_(name in own) for name, x in cut.items()}
-        with torch.enable_grad(), torch.autocast(rows.device.type, enabled=False):
+        with torch.enable_grad(), without_autocast(rows.device):
             made, gradients = again(part, block)
         if block is blocks[0]:
             _check_leaves(made, [*part.values(), *others])
@@ -205,7 +206,7 @@ def _without_autocast(function: Function) -> Function:
 
     @wraps(function)
     def call(cross: CrossAttention, *given: Any) -> Any:
-        with torch.autocast(cross.mlp_norm.weight.device.type, enabled=False):
+        with without_autocast(cross.mlp_norm.weight.device):
             return function(cross, *given)
 
     return cast(Function, call)

@@ -215,7 +215,7 @@ class Transformer(nn.Module):
         """A row for each token [B, M, C]; the mask is True where a token exists."""
         if plan.memory_limit is not None or plan.order not in (None, "dense"):
             raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no order")
-        weight = next(self.processor.parameters())
+        weight = next(self.parameters())
         if not isinstance(tokens, Tokens):
             tokens = as_tokens(tokens, mask, self.input_channels, weight.device).in_range(token_dtype(weight.dtype))
         rows = apply_linear(self.encoder, tokens.dense(weight.dtype))

@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import as_float32, floats, is_missing, precise
+from perceivers.core.arguments import SIZE, as_float32, check_fields, check_ranges, floats, is_missing, precise
 from perceivers.core.initialisers import embedding
 from perceivers.modalities.cells import number
 from perceivers.modalities.kind import check_units, denormalised, known_units, normalised, rounded, unit_std
-from perceivers.modalities.label import Label, counted
+from perceivers.modalities.label import Label, check_classes, counted
 from perceivers.modalities.scalars import UNKNOWN, class_numbers, class_value, scalar
 
 DAY = 86_400
@@ -181,6 +181,11 @@ class Category(FieldType):
     """As an input: width of the trained vector of each class, and of the one that says unknown."""
     kind: Literal["category"] = "category"
     """Name in files."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_ranges(self, {"channels": SIZE})
+        check_classes(self.classes)
 
     @property
     def is_fitted(self) -> bool:

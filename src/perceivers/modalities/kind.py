@@ -46,7 +46,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("weight", "token", "noise"), COUNT),
     **dict.fromkeys(("drop_prob", "mask_prob", "smoothing"), FRACTION),
     **dict.fromkeys(("channels", "query_channels", "hidden_channels", "embed", "vocab_size", "num_points"), SIZE),
-    **dict.fromkeys(("axes", "count", "max_records", "rate", "hop", "window"), SIZE),
+    **dict.fromkeys(("axes", "count", "max_records", "rate", "hop", "window", "patch"), SIZE),
 }
 """Ranges of the numbers by which any kind is declared."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.core.arguments import check_count
+from perceivers.core.arguments import check_count, is_whole
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import drawable
@@ -338,6 +338,13 @@ def class_number(value: Any, classes: int | tuple[str, ...]) -> int | None:
     if isinstance(known, int) and 0 <= known < len(classes) and not numbered and (known < 2 or classes != TRUTH):
         return int(known)
     raise ValueError(f"class {known!r} is not one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}")
+
+
+def check_classes(classes: Any) -> None:
+    """Raise a ValueError for what is neither a number of classes nor their names, each once."""
+    named = isinstance(classes, tuple | list)
+    if not (len(set(classes)) == len(classes) if named else is_whole(classes) and classes >= 0):
+        raise ValueError(f"classes = {classes!r:.99} must be a number of classes, or their names, each once")
 
 
 def counted(value: bool | int | str, count: int) -> int:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from operator import index
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -98,8 +97,8 @@ class FileTokenizer(Tokenizer):
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer as Loaded
 
-        if not Path(path).exists():
-            raise ValueError(f"no tokenizer file {path!r}: give the path of a tokenizer.json, or 'bytes'")
+        if not os.path.exists(path):  # False also for a name that no system has
+            raise ValueError(f"no tokenizer file {path!r:.99}: give the path of a tokenizer.json, or 'bytes'")
         text = read_text(path, MOST_TEXT_BYTES)
         self.path = path
         with _quiet(), self._errors("is not a file of the tokenizers library"):

@@ -149,6 +149,8 @@ def test_settings_that_cannot_be_are_refused():
     for field, message in (("held_out_every", "at least 2"), ("length", "at least 1"), ("num_training", "at least 1")):
         with pytest.raises(ValueError, match=message):
             Texts(**{field: 0})
+    with pytest.raises(ValueError, match="num_documents = 1000000 must be at most 10000"):
+        Texts(num_documents=10**6)
     with pytest.raises(ValueError, match="share above 0"):
         Texts(sources={"c4": 0.0})
 

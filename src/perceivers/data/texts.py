@@ -30,6 +30,9 @@ PLAIN, LINES = (".txt", ".rst", ".md"), (".json", ".jsonl")
 LARGEST_DOCUMENT, LONGEST_LINE = 2**30, 2**27
 """Bytes of a document that is a file, which is read as one, and of a line that holds one."""
 
+MOST_JOINED = 10_000
+"""Documents that are put one after another for a record, of which a part is cut out."""
+
 
 @dataclass(frozen=True)
 class Texts(DataSet):
@@ -56,6 +59,8 @@ class Texts(DataSet):
         for name in ("length", "num_documents", "num_training", "num_held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.num_documents > MOST_JOINED:
+            raise ValueError(f"num_documents = {self.num_documents} must be at most {MOST_JOINED}")
         if self.held_out_every < 2:
             raise ValueError(f"held_out_every = {self.held_out_every} must be at least 2, for a text to learn from")
         if any(share <= 0 for share in self.sources.values()):

@@ -31,7 +31,7 @@ FAILING = re.compile(r"(open|openat|creat|mkdir|mkdirat|p?write(64|v)?|ftruncate
 """System calls that can find a disk full or broken; opening a file to read it too."""
 
 EACH = 3
-"""Of the calls that open a file to read it, each third one fails: they are many and alike."""
+"""One in this many of the calls that open a file to read it fails: they are many and alike."""
 
 NEVER = 65_535
 """Number of a call that no run makes."""

@@ -155,9 +155,9 @@ def test_an_older_checkpoint_that_is_not_finite_is_passed_over(tmp_path, file):
     assert latest_checkpoint(tmp_path / "run") == newest
 
 
-@pytest.mark.parametrize("newest_first", [latest_checkpoint, best_checkpoint])
-def test_a_checkpoint_that_the_system_does_not_let_read_is_not_passed_over(tmp_path, monkeypatch, newest_first):
-    """Whichever opening of its files fails: an older checkpoint is not what was asked for."""
+@pytest.mark.parametrize("choose", [latest_checkpoint, best_checkpoint])
+def test_a_checkpoint_that_the_system_does_not_let_read_is_not_passed_over(tmp_path, monkeypatch, choose):
+    """An older checkpoint is not what was asked for, whichever call that opens a file fails."""
     trained(small_records(), tmp_path / "run", 4, checkpoint_every=2)
     newest, opened, failing = checkpoints(tmp_path / "run")[0], [], [-1]
     plain, library = Path.open, safetensors.safe_open
@@ -174,13 +174,13 @@ def test_a_checkpoint_that_the_system_does_not_let_read_is_not_passed_over(tmp_p
 
     monkeypatch.setattr(Path, "open", opening(plain, OSError(errno.EIO, "Input/output error", "of this file")))
     monkeypatch.setattr(safetensors, "safe_open", opening(library, FileNotFoundError("No such file")))  # as it says
-    assert newest_first(tmp_path / "run") == newest
+    assert choose(tmp_path / "run") == newest
     count = len(opened)
     assert {"model.safetensors", TRAINING} <= set(opened)
     for failing[0] in range(count):
         opened.clear()
         with pytest.raises((UnreadableError, OSError), match=r"Input/output error|safetensors: cannot be read"):
-            newest_first(tmp_path / "run")
+            choose(tmp_path / "run")
 
 
 @pytest.mark.parametrize("score", [math.nan, -math.inf, "best", None])

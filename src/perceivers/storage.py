@@ -331,7 +331,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """Name the file in errors: UnreadableError where the system does not let it be read, else ValueError."""
+    """Turn errors of the library into ours, with the file: UnreadableError if it cannot be read, else ValueError."""
     try:
         yield
     except FileNotFoundError:  # what the library takes any error of the system for

@@ -7,7 +7,7 @@ import torch
 import tyro
 
 from perceivers.cli.tables import MEMORY, in_units, show
-from perceivers.core.arguments import check_count
+from perceivers.core.arguments import check_positive
 from perceivers.core.explain import explain as explain_orders
 from perceivers.core.joining import check_names
 from perceivers.core.plan import Order
@@ -82,7 +82,7 @@ def explain(
         training: With gradients.
         json: Print as JSON.
     """
-    check_count("batch_size", batch_size)
+    check_positive("batch_size", batch_size)
     built = PRESETS[model].preset().build("meta") if model in PRESETS else from_pretrained(model).to("meta")
     inputs = cast(Schema, built.schema).inputs
     raw = {name: spec.blank(batch_size, torch.device("meta")) for name, spec in inputs.items()}

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from perceivers.cli.model import ModelChoice
-from perceivers.core.arguments import check_count
+from perceivers.core.arguments import check_positive
 from perceivers.core.joining import check_names
 from perceivers.data import Shards, Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
@@ -69,7 +69,7 @@ def predict(
         attention: HTML page to write: which places of pictures and series the model looks at, in the first rows.
         where: The device, and how many processes.
     """
-    check_count("batch_size", batch_size)
+    check_positive("batch_size", batch_size)
     if max_bad_rows < 0:
         raise ValueError(f"max_bad_rows = {max_bad_rows} must be 0 or more")
     check_writable(out)

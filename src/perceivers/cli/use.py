@@ -14,7 +14,7 @@ import tyro
 
 from perceivers.cli.model import ModelChoice
 from perceivers.cli.tables import show
-from perceivers.core.arguments import check_count
+from perceivers.core.arguments import check_positive
 from perceivers.files import check_outputs
 from perceivers.media.flow import check_full, flow_colours, write_flow
 from perceivers.media.image import read_image, write_image
@@ -49,7 +49,7 @@ def fill_mask(
         top: Candidates for each masked run.
         json: Print as JSON.
     """
-    check_count("top", top)
+    check_positive("top", top)
     spans = [_range(part) for part in ranges]
     filled = fill_text(choice.load("language"), text, spans, top)
     rows = [(f"{f.start}:{f.stop}", repr(text), f"{p:.3g}") for f in filled for text, p in f.candidates]
@@ -67,7 +67,7 @@ def classify(images: Paths, /, choice: Choice = DEFAULT, top: int = 5, json: boo
     """
     if not images:
         raise ValueError("name at least one picture file")
-    check_count("top", top)
+    check_positive("top", top)
     pixels = [read_image(path) for path in images]
     model = choice.load("imagenet-fourier")
     rankings = classify_images(model, tracked(pixels, "pictures"), top)
@@ -95,7 +95,7 @@ def flow(
         levels: Sizes of the frames, each half of the next, from coarse to fine: for motions larger than trained on.
         json: Print what was written as JSON.
     """
-    check_count("levels", levels)
+    check_positive("levels", levels)
     check_full(full)
     if len(files) == 1:
         found = _flow_film(files[0], out, choice, 24.0 if full is None else full, levels)
@@ -118,7 +118,7 @@ def autoencode(film: OnePath, /, out: Path, choice: Choice = DEFAULT, top: int =
     """
     if out.suffix != ".mp4":
         raise ValueError(f"{out}: a film is written as .mp4")
-    check_count("top", top)
+    check_positive("top", top)
     _check_outputs([out], [film], choice)
     clip = read_video(film)
     rebuilt = autoencode_clip(choice.load("multimodal"), clip, top, _tracker("parts"))

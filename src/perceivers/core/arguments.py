@@ -118,14 +118,13 @@ def _norm(weight: Tensor) -> Tensor:
 
 def in_own_range(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which raw values keep their range: autocast to float16, if it is on, is off within."""
-    if device.type == "meta":
-        return nullcontext()
-    narrows = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
-    return torch.autocast(device.type, enabled=False) if narrows else nullcontext()
+    kind = device.type
+    is_on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return without_autocast(device) if is_on and torch.get_autocast_dtype(kind) == torch.float16 else nullcontext()
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context without autocast, which sums and statistics need; the device meta has none."""
+    """Return a context in which autocast is off, for sums and statistics; the device meta has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -251,8 +250,8 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise a ValueError for an argument that is no whole number from 1 on."""
+def check_positive(name: str, value: Any) -> None:
+    """Raise a ValueError unless an argument is a whole number of at least 1."""
     if not is_whole(value) or value < 1:
         raise ValueError(f"{name} = {value!r:.99} must be a whole number, at least 1")
 

@@ -201,8 +201,8 @@ def _check_leaves(made: Sequence[Tensor], known: Sequence[Tensor]) -> None:
             raise RuntimeError(f"a parameter {shape} of another module is used in blocks: name it in `borrowed`")
 
 
-def _without_autocast(function: Function) -> Function:
-    """Only the layers before and behind may lose precision: sums and statistics need float32."""
+def _in_full_precision(function: Function) -> Function:
+    """Turn autocast off while the function runs: its sums and statistics need float32."""
 
     @wraps(function)
     def call(cross: CrossAttention, *given: Any) -> Any:
@@ -212,7 +212,7 @@ def _without_autocast(function: Function) -> Function:
     return cast(Function, call)
 
 
-@_without_autocast
+@_in_full_precision
 def read(
     cross: CrossAttention, latents: Float[Tensor, "#b n f"], segment: Segment, order: Order, block_size: int
 ) -> ReadState:
@@ -274,7 +274,7 @@ def _folded(asked: Float[Tensor, "*b h n d"], linear: Float[Tensor, "h d c"]) ->
     return folded - folded.mean(-2, keepdim=True)
 
 
-@_without_autocast
+@_in_full_precision
 def write(
     cross: CrossAttention,
     queries: Segment,

@@ -51,11 +51,11 @@ def read_parts(data: DataSet, schema: Schema) -> Parts:
     if not tries(data):
         return Parts(schema.fit(typical), training, held_out)
     readable, bad = sift(typical, schema.read)
-    check_count(bad, data.max_bad_rows)
+    check_positive(bad, data.max_bad_rows)
     schema = schema.fit(readable)
     training, bad = sift(training, preparing(schema))
     held_out, others = sift(held_out, preparing(schema))
-    check_count([*bad, *others], data.max_bad_rows)
+    check_positive([*bad, *others], data.max_bad_rows)
     return Parts(schema, training, held_out, [*bad, *others])
 
 
@@ -88,7 +88,7 @@ def preparing(schema: Schema) -> Callable[[Record], Any]:
     return lambda record: schema.prepare(record, np.random.default_rng(0), training=False)
 
 
-def check_count(unreadable: Sequence[Unreadable], allowed: int) -> None:
+def check_positive(unreadable: Sequence[Unreadable], allowed: int) -> None:
     """ValueError naming the first row that cannot be read, if there are more than allowed."""
     if len(unreadable) > allowed:
         first = unreadable[0]

@@ -31,7 +31,7 @@ LARGEST_DOCUMENT, LONGEST_LINE = 2**30, 2**27
 """Bytes of a document that is a file, which is read as one, and of a line that holds one."""
 
 MOST_JOINED = 10_000
-"""Documents that are put one after another for a record, of which a part is cut out."""
+"""Upper bound of `num_documents`: they are in memory together."""
 
 
 @dataclass(frozen=True)

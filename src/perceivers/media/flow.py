@@ -50,7 +50,7 @@ def flow_colours(flow: np.ndarray, full: float | None = None) -> np.ndarray:
 
 
 def check_full(full: float | None) -> None:
-    """Raise a ValueError for a distance of full colour that is not finite and above 0; None is the largest known."""
+    """Raise a ValueError unless the distance of full colour, in pixels, is finite and above 0, or None."""
     if full is not None and not 0 < full < math.inf:
         raise ValueError(f"full = {full} must be a number of pixels above 0")
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.core.arguments import check_count, is_whole
+from perceivers.core.arguments import check_positive, is_whole
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import drawable
@@ -175,7 +175,7 @@ class Label(RowKind):
 
     def ranking(self, probabilities: Float[Tensor, " classes"], count: int) -> list[tuple[str, float]]:
         """Names and probabilities of the `count` most probable classes; ValueError for fewer than one."""
-        check_count("count", count)
+        check_positive("count", count)
         top = probabilities.topk(min(count, len(probabilities)))
         return [(self.name_of(int(i)), float(p)) for i, p in zip(top.indices, top.values, strict=True)]
 
@@ -341,7 +341,7 @@ def class_number(value: Any, classes: int | tuple[str, ...]) -> int | None:
 
 
 def check_classes(classes: Any) -> None:
-    """Raise a ValueError for what is neither a number of classes nor their names, each once."""
+    """Raise a ValueError unless classes are given as their number, or as their names without repetition."""
     named = isinstance(classes, tuple | list)
     if not (len(set(classes)) == len(classes) if named else is_whole(classes) and classes >= 0):
         raise ValueError(f"classes = {classes!r:.99} must be a number of classes, or their names, each once")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from perceivers.core.arguments import check_count
+from perceivers.core.arguments import check_positive
 from perceivers.core.config import DecoderConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
@@ -73,7 +73,7 @@ def classify(
     model: PerceiverIO, images: Iterable[UInt8[np.ndarray, "h w 3"]], num_classes: int = 5
 ) -> Iterator[list[tuple[str, float]]]:
     """The most probable classes of each picture, cut and resized as the paper's are for evaluation."""
-    check_count("num_classes", num_classes)
+    check_positive("num_classes", num_classes)
     name, picture = find_kind(model.schema.inputs, Image)
     output, label = find_kind(model.schema.outputs, Label)
     height, width = as_sizes(picture.size, 2, "size")

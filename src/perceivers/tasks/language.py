@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.arguments import check_count
+from perceivers.core.arguments import check_positive
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
@@ -62,7 +62,7 @@ def fill_mask(
     model: PerceiverIO, text: str, ranges: Sequence[tuple[int, int]] = (), num_candidates: int = 5
 ) -> list[Filled]:
     """What stands where `text` says [MASK] (one token each) and in `ranges` of tokens, first to behind the last."""
-    check_count("num_candidates", num_candidates)
+    check_positive("num_candidates", num_candidates)
     name, spec = find_kind(model.schema.inputs, Text)
     output, _ = find_kind(model.schema.outputs, Text)
     ids, masked = masked_ids(tokenizer_of(spec.tokenizer), text, ranges)

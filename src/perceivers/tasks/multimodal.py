@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from perceivers.core.arguments import check_count
+from perceivers.core.arguments import check_positive
 from perceivers.core.config import DecoderConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
@@ -84,7 +84,7 @@ def autoencode(
 
     `model.memory_limit` bounds what reading and writing take; `track` may show progress over the parts.
     """
-    check_count("num_classes", num_classes)
+    check_positive("num_classes", num_classes)
     inputs, outputs = model.schema.inputs, model.schema.outputs
     (video, film), (audio, sounds), (label, labels) = (
         find_kind(inputs, Video),

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch.nn import functional as F
 
-from perceivers.core.arguments import check_count
+from perceivers.core.arguments import check_positive
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.media.image import resize
@@ -68,7 +68,7 @@ def estimate_flow(
     if first.shape != second.shape:
         raise ValueError(f"frames of different sizes: {first.shape[:2]} and {second.shape[:2]}")
     levels = levels_for(first.shape[:2], trained_size(model)) if levels is None else levels
-    check_count("levels", levels)
+    check_positive("levels", levels)
     if levels == 1:
         return tiled_flow(model, first, second, track)
     half = ((first.shape[0] + 1) // 2, (first.shape[1] + 1) // 2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from perceivers.core.arguments import without_autocast
 from perceivers.core.joining import Masking
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Batch, Schema
@@ -48,7 +49,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, masking: Masking | None = None) -> dict[str, Tensor]:
         """The weighted loss of each output, in float32 at least; a batch without targets has one that is 0."""
         predictions, targets = self.predict(batch, masking), batch["targets"]
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+        with without_autocast(next(self.parameters()).device):
             losses = self.schema.losses(predictions, targets)
             if self.log_variances is not None:
                 for name, variance in zip(self.weighed, self.log_variances, strict=True):

@@ -17,7 +17,7 @@ from benchmarks.measuring import kept_for_backward, without_memory
 from benchmarks.models import Work, build, inputs_of, moved, preset_of
 from benchmarks.processes import Outputs, Program, Setting
 from perceivers import PerceiverIO
-from perceivers.core.plan import Order
+from perceivers.core.fast.algorithms import Algorithm
 from perceivers.modalities.patches import surrounding_patches
 from perceivers.preset import Preset
 from perceivers.pretrained.convert import to_huggingface
@@ -46,15 +46,15 @@ def own_program(
     model, raw = model.to(setting.device, setting.dtype), moved(raw, setting)
     if work.part == "reading":
         _only_read(model)
-    order: Order | None = "projected" if plain else None
+    algorithm: Algorithm | None = "projected" if plain else None
     limit = work.limit(setting.device)
 
     def forward() -> Any:
         with recomputed(model, checkpointed):
-            encoded = model.encode(raw, limit, order)
+            encoded = model.encode(raw, limit, algorithm)
             if work.part == "reading":
                 return encoded.latents
-            return model.decode(encoded, memory_limit=limit, order=order)
+            return model.decode(encoded, memory_limit=limit, algorithm=algorithm)
 
     return program_of(work, model, forward)
 
@@ -289,14 +289,14 @@ def lucidrains(work: Work, setting: Setting) -> Program:
 
 def _width(model: PerceiverIO) -> int:
     """Of the only output."""
-    (head,) = model.output_adapter.heads.values()
-    weight = head.weight
+    (adapter,) = model.output_adapter.adapters.values()
+    weight = adapter.get_submodule("head").weight
     assert isinstance(weight, Tensor)
     return len(weight)
 
 
 def _tokens_and_queries(model: PerceiverIO, raw: Any) -> tuple[Tensor, Tensor]:
-    tokens, _ = model.input_adapter(raw)
+    tokens, _ = model.tokens(raw)
     queries = model.output_query(model.encode(raw), {}, None)
     return tokens.dense(torch.float32), queries.dense(torch.float32)
 

@@ -11,10 +11,11 @@ import tyro
 from benchmarks.measuring import MemoryMeter, gemm_rate, machine, seconds_of
 from benchmarks.models import Work, build, inputs_of, moved, preset_of
 from benchmarks.processes import Setting
-from perceivers.core import orders
 from perceivers.core.attention import Mask
-from perceivers.core.counting import Rates
-from perceivers.core.plan import Case, Plan
+from perceivers.core.fast import algorithms
+from perceivers.core.fast.cost_model import CostModel
+from perceivers.core.fast.op_counts import DeviceRates
+from perceivers.core.fast.planner import Plan, choose
 from perceivers.core.trunk import Read, Resampler
 
 FAMILIES = ("optical-flow", "imagenet-fourier")
@@ -23,7 +24,7 @@ TILES = ((32, 32, 64, 8), (64, 32, 64, 8), (32, 32, 32, 4), (16, 32, 64, 4), (32
 """Rows, columns, questions and warps of a program of the kernel."""
 
 LAUNCHES = 30
-"""Of a block of the orders in PyTorch, about."""
+"""Of a block of the algorithms in PyTorch, about."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def measure(
     return found
 
 
-def rates(device: str, numbers: int, repeats: int) -> Rates:
+def rates(device: str, numbers: int, repeats: int) -> DeviceRates:
     """What a pass, an exponential, a launch take, in multiply-adds of a float32 product."""
     single = gemm_rate(device, torch.float32) / 2
     x, few = torch.randn(numbers, device=device), torch.randn(1, device=device)
@@ -73,7 +74,7 @@ def rates(device: str, numbers: int, repeats: int) -> Rates:
     def cost(run: Callable[[], Any], of: int) -> int:
         return max(round(single * best(run, device, repeats) / of), 1)
 
-    return Rates(
+    return DeviceRates(
         element=cost(lambda: x.mul_(1.0), numbers),
         exponential=cost(lambda: x.exp_(), numbers),
         block=cost(launches, 1),
@@ -95,7 +96,7 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
     model = build(preset).to(setting.device, setting.dtype)
     name = f"{family}, batch {setting.batch}"
     with torch.no_grad():
-        tokens, _ = model.input_adapter(moved(inputs_of(preset, setting.batch or 1), setting))
+        tokens, _ = model.tokens(moved(inputs_of(preset, setting.batch or 1), setting))
         (segment,) = tokens.segments.values()
         assert isinstance(model.trunk, Resampler)
         latents = model.trunk.latents[None]
@@ -104,24 +105,24 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
         def dense() -> Any:
             return cross(latents, segment.dense(latents.dtype), Mask(keys=segment.mask))
 
-        def ordered(order: orders.Order) -> Callable[[], Any]:
-            choice = Case(cross, latents, segment, None).choose(Plan(order=order), dense=True)
+        def by(algorithm: algorithms.Algorithm) -> Callable[[], Any]:
+            choice = choose(CostModel(cross, latents, segment, None), Plan(algorithm=algorithm), dense=True)
             assert choice is not None
-            return lambda: orders.read(cross, latents, segment, order, choice.block_size)
+            return lambda: algorithms.read(cross, latents, segment, algorithm, choice.block_size)
 
         yield _reading(f"{name}, dense", dense, setting, repeats)
-        if orders.kernels_for(segment, torch.float32):
+        if algorithms.kernels_for(segment, torch.float32):
             for tile in with_tiles():
-                yield _reading(f"{name}, separable, kernel {tile}", ordered("separable"), setting, repeats)
+                yield _reading(f"{name}, separable, kernel {tile}", by("separable"), setting, repeats)
         with without_kernel():
-            for order in ("separable", "absorbed", "projected"):
-                yield _reading(f"{name}, {order}", ordered(order), setting, min(repeats, 3))
+            for algorithm in ("separable", "absorbed", "projected"):
+                yield _reading(f"{name}, {algorithm}", by(algorithm), setting, min(repeats, 3))
 
 
 def with_tiles() -> Iterator[tuple[int, ...]]:
     """Let the kernel have one tile after the other, and its own at the end."""
-    kernels = orders.triton_kernels()
-    names = ("ROWS", "COLUMNS", "QUESTIONS", "WARPS")
+    kernels = algorithms.triton_kernels()
+    names = ("ROWS", "COLUMNS", "QUERY_COLUMNS", "WARPS")
     own = [getattr(kernels, name) for name in names]
     try:
         for tile in TILES:
@@ -136,11 +137,11 @@ def with_tiles() -> Iterator[tuple[int, ...]]:
 @contextmanager
 def without_kernel() -> Iterator[None]:
     """As where Triton is not installed."""
-    own, orders.triton_kernels = orders.triton_kernels, lambda: None  # type: ignore[assignment]
+    own, algorithms.triton_kernels = algorithms.triton_kernels, lambda: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        orders.triton_kernels = own
+        algorithms.triton_kernels = own
 
 
 def _reading(name: str, run: Callable[[], Any], setting: Setting, repeats: int) -> Reading:

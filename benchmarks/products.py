@@ -1,4 +1,4 @@
-"""Products of matrices by MKL, as PyTorch makes them, and by oneDNN: what `perceivers.core.linear` chooses between."""
+"""Matrix products by MKL, as PyTorch makes them, and by oneDNN: `perceivers.core.fast.onednn` chooses between them."""
 
 import time
 from functools import partial
@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
-from perceivers.core.linear import onednn
+from perceivers.core.fast.onednn import onednn
 
 SHAPES = [(rows, inner, columns) for rows in (64, 512, 2048) for inner in (64, 512, 1280) for columns in (2, 64, 1024)]
 """Rows, channels in, channels out."""

@@ -11,10 +11,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from perceivers.core import orders
-from perceivers.core.attention import BlockConfig, CrossAttention, Mask
-from perceivers.core.orders import Order
-from perceivers.core.plan import Case
+from perceivers.core.attention import CrossAttention, Mask
+from perceivers.core.config import BlockConfig
+from perceivers.core.fast import algorithms
+from perceivers.core.fast.algorithms import Algorithm
+from perceivers.core.fast.cost_model import CostModel
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
@@ -60,7 +61,7 @@ class Make:
     content: int = 3
     padding: int = 0
     projected: bool = False
-    hidden: bool = False
+    masked: bool = False
     mask: Literal["none", "some", "dead"] = "none"
     batch: int = 2
     content_batch: int = 2
@@ -90,7 +91,7 @@ makes = st.builds(
     content=st.sampled_from([0, 1, 3]),
     padding=st.sampled_from([0, 2]),
     projected=st.booleans(),
-    hidden=st.booleans(),
+    masked=st.booleans(),
     mask=st.sampled_from(["none", "some", "dead"]),
     batch=st.sampled_from([1, 3]),
     content_batch=st.sampled_from([1, 3]),
@@ -122,7 +123,7 @@ class Crossing:
         for number, module in enumerate(self.tail or ()):
             leaves |= {f"tail.{number}.{name}": parameter for name, parameter in module.named_parameters()}
         weight, bias = segment.projection or (None, None)
-        parts = {"content": segment.content, "constant": segment.constant, "stand_in": segment.stand_in}
+        parts = {"content": segment.content, "padding": segment.padding, "mask_token": segment.mask_token}
         parts |= {"weight": weight, "bias": bias, "positions": positions if isinstance(positions, Tensor) else None}
         return leaves | {name: part for name, part in parts.items() if part is not None}
 
@@ -138,16 +139,16 @@ class Crossing:
             positions = replace(positions, tables=tuple(table.to(place) for table in positions.tables))
         else:
             positions = leaf(positions)
-        mask, hidden = (None if x is None else x.to(place) for x in (segment.mask, segment.hidden))
+        mask, hidden = (None if x is None else x.to(place) for x in (segment.mask, segment.masked))
         changed = replace(
             segment,
             content=leaf(segment.content),
             positions=positions,
-            constant=leaf(segment.constant),
+            padding=leaf(segment.padding),
             projection=None if segment.projection is None else tuple(leaf(x) for x in segment.projection),
-            stand_in=leaf(segment.stand_in),
+            mask_token=leaf(segment.mask_token),
             mask=mask,
-            hidden=hidden,
+            masked=hidden,
         )
         tail = None if self.tail is None else tuple(copy.deepcopy(module).to(place, dtype) for module in self.tail)
         latents = leaf(self.latents)
@@ -159,9 +160,13 @@ class Crossing:
         return replace(self, latents=latents, segment=self.segment.sample(number))
 
     @property
-    def orders(self) -> list[Order]:
+    def algorithms(self) -> list[Algorithm]:
         """All that are possible, apart from the dense one."""
-        return [order for order in Case(self.cross, self.latents, self.segment, self.tail).costs() if order != "dense"]
+        return [
+            algorithm
+            for algorithm in CostModel(self.cross, self.latents, self.segment, self.tail).costs()
+            if algorithm != "dense"
+        ]
 
     def dense(self) -> Tensor:
         """As attention.py has it."""
@@ -171,11 +176,11 @@ class Crossing:
             return self.cross(self.latents, array, Mask(keys=mask))
         return through(self.tail, self.cross(array, self.latents, Mask(queries=mask)))
 
-    def ordered(self, order: Order, block_size: int) -> Tensor:
-        """As orders.py has it."""
+    def computed(self, algorithm: Algorithm, block_size: int) -> Tensor:
+        """As algorithms.py has it."""
         if self.tail is not None:
-            return orders.write(self.cross, self.segment, self.latents, self.tail, order, block_size)
-        state = orders.read(self.cross, self.latents, self.segment, order, block_size)
+            return algorithms.write(self.cross, self.segment, self.latents, self.tail, algorithm, block_size)
+        state = algorithms.read(self.cross, self.latents, self.segment, algorithm, block_size)
         found = self.cross.attention.output(state.attended().to(self.latents.dtype))
         return self.cross.finish(self.latents, found)
 
@@ -235,11 +240,11 @@ def segment_of(make: Make, generator: torch.Generator) -> Segment:
     constant = normal(generator, make.padding) if make.padding else None
     segment = Segment(content, positions, make.positions == "added", constant)
     if make.projected:
-        own = segment.own_channels
+        own = segment.raw_channels
         segment = replace(segment, projection=(normal(generator, 7, own) / math.sqrt(own), normal(generator, 7)))
-    if make.hidden and content is not None:
+    if make.masked and content is not None:
         hidden = torch.rand(content_batch, count, generator=generator) < 0.4
-        segment = replace(segment, hidden=hidden, stand_in=normal(generator, width_of(segment)))
+        segment = replace(segment, masked=hidden, mask_token=normal(generator, width_of(segment)))
     if make.mask != "none":
         mask = torch.rand(batch, count, generator=generator) < 0.6
         mask[0] &= make.mask != "dead"
@@ -248,7 +253,7 @@ def segment_of(make: Make, generator: torch.Generator) -> Segment:
 
 
 def width_of(segment: Segment) -> int:
-    return segment.own_channels if segment.projection is None else len(segment.projection[0])
+    return segment.raw_channels if segment.projection is None else len(segment.projection[0])
 
 
 def block_between(queries: int, tokens: int, make: Make, generator: torch.Generator) -> CrossAttention:

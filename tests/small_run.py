@@ -5,8 +5,8 @@ import torch
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
 from perceivers.modalities import Image, Label, PointSet
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
 from perceivers.training.config import TrainingConfig
 from perceivers.training.loop import train

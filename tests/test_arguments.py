@@ -39,7 +39,7 @@ from perceivers import (
     Vectors,
 )
 from perceivers.core.config import DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.positions import Fourier, Learned
+from perceivers.modalities.position_encodings import Fourier, Learned
 
 B = 2
 SMALL = Config(
@@ -256,7 +256,7 @@ WRONG_TYPES = [
     (lambda m: m({"numbers": torch.randn(B, 3)}, Indices(torch.tensor([0]))), "points of type Indices"),
     (lambda m: m({"numbers": torch.randn(B, 3)}, memory_limit="200MB"), "memory_limit = '200MB'"),
     (lambda m: m({"numbers": torch.randn(B, 3)}, memory_limit=1e9), "memory_limit = 1000000000.0"),
-    (lambda m: m({"numbers": torch.randn(B, 3)}, order="denser"), "unknown order 'denser'; there are dense"),
+    (lambda m: m({"numbers": torch.randn(B, 3)}, algorithm="denser"), "unknown algorithm 'denser'; there are dense"),
     (lambda m: m({"image": Part(whole()["image"], (0, 0), "ab")}), "size of the whole = 'ab' must"),
     (lambda m: m({"image": Part(whole()["image"], (0, 0), (5.0, 7))}), "size of the whole = (5.0, 7) must"),
     (lambda m: m.decode(whole()), "decoding takes an Encoded"),
@@ -380,12 +380,12 @@ def test_points_of_other_types_are_taken(model):
 ORDERS = ["dense", "projected", "absorbed"]
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("algorithm", ORDERS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("positions", [BANDS, Learned(channels=3)], ids=["fourier", "learned"])
-def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch, order, value, positions):
+def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch, algorithm, value, positions):
     """As in compiled programs, which do not look at values: NaN in every algorithm, never a plausible number."""
-    monkeypatch.setattr("perceivers.core.positions.require", lambda holds, message: None)
+    monkeypatch.setattr("perceivers.modalities.position_encodings.require", lambda holds, message: None)
     torch.manual_seed(0)
     image = Image(size=(5, 7), positions=positions)
     model = PerceiverIO(Schema({"points": POINTS}, {"image": image}), SMALL).eval()
@@ -393,17 +393,17 @@ def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch,
     raw["coordinates"][0, 1, 2] = value
     asked = {"image": Coordinates(torch.tensor([[0.0, 1.0], [value, 1.0]]))}
     with torch.no_grad():
-        found = model.encode({"points": raw}, order=order).latents
-        written = model({"points": whole()["points"]}, asked, order=order)["image"]
+        found = model.encode({"points": raw}, algorithm=algorithm).latents
+        written = model({"points": whole()["points"]}, asked, algorithm=algorithm)["image"]
     assert found[0].isnan().all()
     assert found[1].isfinite().all()
     assert written[:, 0].isfinite().all()
     assert written[:, 1].isnan().all()
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("algorithm", ORDERS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_query_of_the_caller_is_of_finite_numbers(monkeypatch, order, value):
+def test_a_query_of_the_caller_is_of_finite_numbers(monkeypatch, algorithm, value):
     """An error names it; NaN where it cannot be refused, as in compiled programs; what a mask leaves out is nothing."""
     torch.manual_seed(0)
     small = replace(SMALL, decoder=replace(SMALL.decoder, query_residual=False))
@@ -411,11 +411,11 @@ def test_a_query_of_the_caller_is_of_finite_numbers(monkeypatch, order, value):
     raw, queries, mask = {"vectors": whole()["vectors"]}, torch.randn(2, 3, 3), torch.ones(2, 3, dtype=torch.bool)
     queries[1, 2, 0], mask[1, 2] = value, False
     with pytest.raises(ValueError, match="output 'vectors': numbers of query 2 of sample 1 are not finite numbers"):
-        model(raw, {"vectors": Queries(queries)}, order=order)
-    assert model(raw, {"vectors": Queries(queries, mask)}, order=order)["vectors"].isfinite().all()
-    monkeypatch.setattr("perceivers.core.positions.require", lambda holds, message: None)
+        model(raw, {"vectors": Queries(queries)}, algorithm=algorithm)
+    assert model(raw, {"vectors": Queries(queries, mask)}, algorithm=algorithm)["vectors"].isfinite().all()
+    monkeypatch.setattr("perceivers.modalities.position_encodings.require", lambda holds, message: None)
     with torch.no_grad():
-        found = model(raw, {"vectors": Queries(queries)}, order=order)["vectors"]
+        found = model(raw, {"vectors": Queries(queries)}, algorithm=algorithm)["vectors"]
     assert found[1, 2].isnan().all()
     assert found.isnan().sum() == found.shape[-1]
 
@@ -440,8 +440,8 @@ def decoded_at(model, raw, places):
         return model({"points": raw}, {name: Coordinates(place) for name, place in places.items()})
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_what_padding_holds_matters_neither_to_values_nor_to_gradients(order):
+@pytest.mark.parametrize("algorithm", ORDERS)
+def test_what_padding_holds_matters_neither_to_values_nor_to_gradients(algorithm):
     torch.manual_seed(0)
     model = PerceiverIO(Schema({"points": POINTS}, {"points": POINTS}), SMALL)
     sound, mask = whole()["points"], whole()["points"]["mask"]
@@ -451,7 +451,7 @@ def test_what_padding_holds_matters_neither_to_values_nor_to_gradients(order):
         model.zero_grad()
         leaf = raw["values"].clone().requires_grad_()
         asked = {"points": Coordinates(raw["coordinates"], mask)}
-        written = model({"points": {**raw, "values": leaf}}, asked, order=order)["points"]
+        written = model({"points": {**raw, "values": leaf}}, asked, algorithm=algorithm)["points"]
         written[mask].square().sum().backward()
         gradients.append([leaf.grad.masked_fill(~mask[..., None], 0.0), *(p.grad for p in model.parameters())])
         assert leaf.grad.isfinite().all()
@@ -473,7 +473,7 @@ output(Label(classes=2, query_channels=0)); output(Label(classes=2, hidden_chann
 output(Numbers(mask_prob=-1)); output(Numbers(drop_prob=3)); output(Numbers(count=0))
 output(Image(size=(8, 8), channels=-1)); output(Image(size=(8, 8), positions="fourier"))
 output(Audio(size=64, rate=-1)); model.decode(encoded, share=1); model.decode(encoded, share=(0, 1, 2))
-model.decode(encoded, share="01"); explain(model, [[1.0]], memory_limit="1"); resampler(tokens[:0])
+model.decode(encoded, share="01"); attention_plan(model, [[1.0]], memory_limit="1"); resampler(tokens[:0])
 resampler(tokens[0]); resampler(tokens[..., :4]); resampler(tokens.cfloat()); resampler(None)
 resampler(tokens, torch.full((2, 7), 2)); resampler(tokens, torch.ones(2)); resampler(tokens, torch.ones(2, 6).bool())
 """
@@ -514,7 +514,7 @@ def test_readings_that_do_not_belong_together_are_refused(model):
 
 def test_a_limit_holds_for_attention_that_has_to_be_dense(model):
     raw = whole()
-    for how in ("order", "hook on reading", "hook on writing"):
+    for how in ("algorithm", "hook on reading", "hook on writing"):
         blocks = {"hook on reading": model.trunk.encoder[0], "hook on writing": model.decoder}
         hooks = [
             block.cross_attention.register_forward_hook(lambda module, given, output: output)
@@ -522,12 +522,12 @@ def test_a_limit_holds_for_attention_that_has_to_be_dense(model):
             if name == how
         ]
         try:
-            order = "dense" if how == "order" else None
+            algorithm = "dense" if how == "algorithm" else None
             with pytest.raises(ValueError, match=r"memory limit of 0\.001 MB: this needs at least"):
-                model.encode(raw, 1000, order) if "writing" not in how else model.decode(
+                model.encode(raw, 1000, algorithm) if "writing" not in how else model.decode(
                     model.encode(raw), outputs=["numbers"], memory_limit=1000
                 )
-            assert model.encode(raw, 10**8, order).latents.isfinite().all()
+            assert model.encode(raw, 10**8, algorithm).latents.isfinite().all()
         finally:
             for hook in hooks:
                 hook.remove()

@@ -13,15 +13,16 @@ from perceivers.core.attention import (
     ACTIVATIONS,
     MLP,
     Attention,
-    BlockConfig,
     CrossAttention,
     Mask,
     SelfAttention,
     attend,
     attention_weights,
-    filled_up_attention,
 )
-from perceivers.core.initialisers import attention_linear, convolution_, plain_linear, trained_vector
+from perceivers.core.config import BlockConfig
+from perceivers.core.fast.fused import padded_attention
+from perceivers.core.layers import attention_linear, plain_linear, trained_vector
+from perceivers.modalities.convolution import convolution_
 from perceivers.tasks.costs import PeakMemory
 from reference_files import relative_error
 
@@ -146,7 +147,7 @@ def test_a_few_heads_at_a_time_give_the_same(
     rule, inputs = mask if masked else None, (double(B, H, T, D), double(B, H, S, D), double(B, H, S, E))
     expected = attend(*inputs, rule)
     gradients = torch.autograd.grad(expected.square().sum(), inputs)
-    monkeypatch.setattr("perceivers.core.attention.SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr("perceivers.core.fast.fused.SCORES_AT_ONCE", at_once)
     found = attend(*inputs, rule)
     assert relative_error(found, expected) <= 1e-12
     for gradient, wanted in zip(torch.autograd.grad(found.square().sum(), inputs), gradients, strict=True):
@@ -350,7 +351,7 @@ def test_head_widths_filled_up_for_a_gpu_change_nothing(widths: tuple[int, int],
     shapes = (5, widths[0]), (7, widths[0]), (7, widths[1])
     q, k, v = (torch.randn(2, 3, *shape).double() for shape in shapes)
     mask = Mask(keys=torch.tensor([[True] * 4 + [False] * 3, [False] + [True] * 6])) if masked else None
-    filled = filled_up_attention(q, k, v, None if mask is None else mask.scores(), 0.0)
+    filled = padded_attention(q, k, v, None if mask is None else mask.scores(), 0.0)
     assert filled.shape == (2, 3, 5, widths[1])
     assert torch.allclose(filled, attention_weights(q, k, mask) @ v, rtol=1e-12, atol=1e-12)
 

@@ -98,7 +98,7 @@ def test_sizes_are_the_papers(mel, sound, tokens):
     with torch.device("meta"):
         model = audioset(512, mel=mel).build("meta")
         raw = {name: spec.blank(1, torch.device("meta")) for name, spec in schema.inputs.items()}
-        segments = model.input_adapter(raw)[1]
+        segments = model.tokens(raw)[1]
     counted = {name: segment.num_tokens for name, segment in segments.items()}
     assert counted == {"audio": sound, "image": tokens - sound}
     assert model.input_adapter.channels == 487

@@ -9,13 +9,13 @@ import torch
 
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
 from perceivers.data import Kinetics, SpokenDigits
 from perceivers.data.dataset import LazyRecords, evenly
 from perceivers.data.spoken_digits import SPEAKERS, bouncing, digit_pictures, placed
 from perceivers.media.audio import read_audio, write_audio
 from perceivers.media.video import Clip, read_video, write_video
 from perceivers.modalities import Audio, Label, Video
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema, from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.autoencoding import EVALUATIONS, RECIPES, UNSEEN, grids_of, paper, report, rivals, rows_of, small

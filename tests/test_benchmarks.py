@@ -308,7 +308,7 @@ def test_rates_and_orders_of_reading_are_measured(capsys, monkeypatch):
     orders = ["dense", "separable", "absorbed", "projected"]
     assert [one.name for one in found] == [f"{family}, batch 2, {order}" for family in gpu.FAMILIES for order in orders]
     assert "Rates(element=" in capsys.readouterr().out
-    kernels = pytest.importorskip("perceivers.core.kernels", reason="Triton is not installed")
+    kernels = pytest.importorskip("perceivers.core.fast.kernels", reason="Triton is not installed")
     assert list(gpu.with_tiles()) == list(gpu.TILES)
     assert gpu.TILES[0] == (kernels.ROWS, kernels.COLUMNS, kernels.QUESTIONS, kernels.WARPS)
 

@@ -28,11 +28,11 @@ from perceivers import (
     Text,
 )
 from perceivers.core.config import DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.explain import explain
-from perceivers.core.positions import Fourier
+from perceivers.core.fast.plan_report import attention_plan
 from perceivers.data import Table
 from perceivers.modalities import KINDS
 from perceivers.modalities.kind import AT_EVAL, as_evaluated
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import to_plain
 from perceivers.tasks import digits, starcraft
 from perceivers.tasks.attention import attention, attention_page
@@ -328,7 +328,7 @@ def test_what_asks_a_model_in_training_mode_leaves_its_weights(tmp_path):
         lambda: validation_loss(Objective(model), records, 2),
         lambda: predict(model.train(), model.schema, records),
         lambda: list(classify(model.train(), pictures, 1)),
-        lambda: explain(model.train(), raw),
+        lambda: attention_plan(model.train(), raw),
     ):
         ask()
         for name, value in model.state_dict().items():

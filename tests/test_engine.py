@@ -11,8 +11,8 @@ import torch
 
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
 from perceivers.modalities import Image, Label, PointSet, Text
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
 from perceivers.storage import load_model, load_tensors
 from perceivers.training.config import TrainingConfig

@@ -13,9 +13,9 @@ from torch._inductor import config as inductor_config
 from torch.export import Dim, export
 from torch.utils._pytree import tree_leaves, tree_map
 
-from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded
+from perceivers.modalities.points import Indices
 from reference_files import read, relative_error, under
 from test_convert import RECORDED, built, converted
 

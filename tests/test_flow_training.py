@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.core.interfaces import Indices
 from perceivers.data import FlowPairs, FlowScenes
 from perceivers.modalities.flow import convex_upsample
+from perceivers.modalities.points import Indices
 from perceivers.schema import from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.flow_scores import as_bytes, no_motion, rivals, scores_of
@@ -128,7 +128,7 @@ def test_variants_give_flow_of_each_pixel(variant):
                 parameter -= parameter.grad
     whole = model({"frames": frames})["flow"]
     assert whole.any()
-    pieces = model.decode(model.encode({"frames": frames}), memory_limit=1 << 20, order="projected")["flow"]
+    pieces = model.decode(model.encode({"frames": frames}), memory_limit=1 << 20, algorithm="projected")["flow"]
     torch.testing.assert_close(pieces, whole)
 
 

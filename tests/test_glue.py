@@ -217,7 +217,7 @@ def test_what_asks_for_a_task():
     for variant, tokens in (("shared-token", 1), ("task-tokens", 3), ("task-queries", 0)):
         _, model = model_of(variant)
         raw = {"text": torch.tensor([[70, 71, 72, 73, 74]])}
-        assert model.input_adapter(raw)[0].dense(torch.float32).shape == (1, tokens + 5, 8)
+        assert model.tokens(raw)[0].dense(torch.float32).shape == (1, tokens + 5, 8)
         asked = model.output_query(model.encode(raw), {}, None).dense(torch.float32)[0]
         assert asked.shape == (3, 8)
         queries[variant] = asked
@@ -268,7 +268,7 @@ def test_tokens_that_are_not_there_and_what_they_exclude():
 def test_the_head_is_two_layers_with_tanh():
     """With zeros in the last layer its bias comes out; and it saturates: an infinite row gives a finite answer."""
     _, model = model_of("task-queries")
-    head = model.output_adapter.heads["cola"]
+    head = model.output_adapter.adapters["cola"].head
     first, last = head[0], head[2]
     rows = torch.randn(1, 1, 8) * 1e30
     assert head(rows).isfinite().all()

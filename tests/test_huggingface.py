@@ -11,8 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from perceivers.core.interfaces import Indices
 from perceivers.modalities.patches import as_sizes, surrounding_patches
+from perceivers.modalities.points import Indices
 from perceivers.preset import Preset
 from perceivers.pretrained.class_shapes import class_shapes
 from perceivers.pretrained.convert import from_huggingface, huggingface_options, to_huggingface

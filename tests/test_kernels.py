@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 
 from cross_cases import Make, largest_error, makes, reading, with_gradients
-from perceivers.core import orders
-from perceivers.core.counting import RATES
-from perceivers.core.orders import is_together, triton_kernels
-from perceivers.core.plan import Plan
-from test_orders import (
+from perceivers.core.fast import algorithms
+from perceivers.core.fast.algorithms import is_together, triton_kernels
+from perceivers.core.fast.op_counts import RATES
+from perceivers.core.fast.planner import Plan
+from test_algorithms import (
     EXACT,
     assert_agreement,
     assert_errors_within_twice_those_of_the_dense_path,
@@ -31,7 +31,7 @@ kernel = pytest.mark.skipif(triton_kernels() is None, reason="Triton is not inst
 @pytest.fixture(autouse=True)
 def _together(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU."""
-    monkeypatch.setattr(orders, "TOGETHER", ("cpu", "cuda"))
+    monkeypatch.setattr(algorithms, "TOGETHER", ("cpu", "cuda"))
 
 
 grids = makes.filter(lambda make: len(make.grid) > 1 and make.positions == "tables")
@@ -48,7 +48,7 @@ def test_samples_read_together_agree_with_the_dense_path(make: Make, block_size:
 
 # The kernel. Its programs take 32 rows, 32 columns, 64 questions; content is filled up to 16 channels or more.
 
-TILES = Make(grid=(37, 41), mask="some", hidden=True)
+TILES = Make(grid=(37, 41), mask="some", masked=True)
 
 KERNELS = {
     "less than a tile": Make(grid=(3, 7)),
@@ -56,8 +56,8 @@ KERNELS = {
     "more questions than a tile": Make(grid=(3, 7), heads=13, latents_batch=2),
     "wide content": Make(grid=(5, 41), content=67, mask="some"),
     "three axes, no content": Make(grid=(2, 3, 35), content=0, mask="some", batch=2),
-    "a sample without tokens": Make(grid=(3, 7), mask="dead", hidden=True, padding=2),
-    "projected": Make(grid=(3, 7), projected=True, padding=2, hidden=True),
+    "a sample without tokens": Make(grid=(3, 7), mask="dead", masked=True, padding=2),
+    "projected": Make(grid=(3, 7), projected=True, padding=2, masked=True),
     "content of all samples": Make(grid=(3, 7), mask="some", batch=3, content_batch=1),
     "sharp": Make(grid=(5, 35), sharpness=30.0),
 }
@@ -82,14 +82,14 @@ def test_sums_of_the_kernel_are_those_of_the_blocks(
     crossing = reading(KERNELS[name]).to(torch.float32, DEVICE)
     tokens = crossing.segment.num_tokens
     monkeypatch.setattr(triton_kernels(), "BLOCKS", 2)
-    found = [with_gradients(crossing, crossing.ordered("separable", size)) for size in (tokens // 20, tokens)]
+    found = [with_gradients(crossing, crossing.computed("separable", size)) for size in (tokens // 20, tokens)]
     assert len(counted) > 2
     done = len(counted)
-    monkeypatch.setattr(orders, "triton_kernels", lambda: None)
+    monkeypatch.setattr(algorithms, "triton_kernels", lambda: None)
     exact = crossing.to(torch.float64)
-    expected = with_gradients(exact, exact.ordered("separable", tokens))
+    expected = with_gradients(exact, exact.computed("separable", tokens))
     assert all(largest_error(x, expected) < 1e-4 for x in found)
-    without = with_gradients(crossing, crossing.ordered("separable", tokens))
+    without = with_gradients(crossing, crossing.computed("separable", tokens))
     assert largest_error(without, expected) < 1e-4
     assert len(counted) == done
 
@@ -128,7 +128,7 @@ def test_content_may_lie_in_memory_in_any_way() -> None:
 def test_what_the_kernel_does_not_take_is_read_without_it(content: int, dtype: torch.dtype, counted: list[Any]) -> None:
     crossing = reading(Make(grid=(3, 7), content=content)).to(dtype, DEVICE)
     expected = with_gradients(crossing, crossing.dense())
-    found = with_gradients(crossing, crossing.ordered("separable", 7))
+    found = with_gradients(crossing, crossing.computed("separable", 7))
     assert largest_error(found, expected) < (EXACT if dtype == torch.float64 else 1e-3)
     assert not counted
 
@@ -137,7 +137,7 @@ def test_what_the_kernel_does_not_take_is_read_without_it(content: int, dtype: t
 @pytest.mark.parametrize("part", range(6))
 def test_a_thousandth_more_of_any_sum_is_found(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the reference, total, content and hidden ones, row features, scales, columns."""
-    crossing = reading(replace(KERNELS["less than a tile"], hidden=True, padding=2)).to(torch.float32, DEVICE)
+    crossing = reading(replace(KERNELS["less than a tile"], masked=True, padding=2)).to(torch.float32, DEVICE)
     exact = crossing.to(torch.float64)
     expected = exact.dense().detach()
     kernels = triton_kernels()
@@ -150,15 +150,15 @@ def test_a_thousandth_more_of_any_sum_is_found(part: int, monkeypatch: pytest.Mo
 
     def error() -> float:
         with torch.no_grad():
-            found = crossing.ordered("separable", 100).double()
+            found = crossing.computed("separable", 100).double()
         return float((found - expected).abs().max() / expected.abs().max())
 
     assert error() < 1e-5
     monkeypatch.setattr(kernels, "sums", changed)
     if part == 0:  # it cancels in the result, but not in what states add up to
         one, two = (
-            (state.reference + state.denominator.log()).detach()
-            for state in (orders.read(x.cross, x.latents, x.segment, "separable", 100) for x in (crossing, exact))
+            (state.max_score + state.sum_exp.log()).detach()
+            for state in (algorithms.read(x.cross, x.latents, x.segment, "separable", 100) for x in (crossing, exact))
         )
         assert float((one - two).abs().max()) > 1e-5
     else:
@@ -169,7 +169,7 @@ def test_a_thousandth_more_of_any_sum_is_found(part: int, monkeypatch: pytest.Mo
 def test_memory_of_the_kernel_stays_within_the_limit(counted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RATES, "cpu", RATES["cuda"])
     with torch.no_grad():
-        for make in (replace(LARGE, mask="some", hidden=True), replace(LARGE, content=0, grid=(29, 7, 5), batch=3)):
+        for make in (replace(LARGE, mask="some", masked=True), replace(LARGE, content=0, grid=(29, 7, 5), batch=3)):
             crossing = reading(make).to(torch.float32, DEVICE)
             for tokens in (1, 211, 701):
                 limit = case_of(crossing).costs()["separable"].bytes(tokens)
@@ -189,12 +189,12 @@ def test_the_kernel_is_taken_where_it_is_cheaper(monkeypatch: pytest.MonkeyPatch
     crossing = reading(many_pixels).to(torch.bfloat16)
     with torch.no_grad():
         costs = case_of(crossing).costs()
-        assert min(costs, key=lambda order: costs[order].work) == "separable"
-        assert case_of(crossing).choose(Plan(), dense=True).order == "separable"
-    assert case_of(crossing).choose(Plan(), dense=True).order == "dense"
-    monkeypatch.setattr(orders, "triton_kernels", lambda: None)
+        assert min(costs, key=lambda algorithm: costs[algorithm].work) == "separable"
+        assert case_of(crossing).choose(Plan(), dense=True).algorithm == "separable"
+    assert case_of(crossing).choose(Plan(), dense=True).algorithm == "dense"
+    monkeypatch.setattr(algorithms, "triton_kernels", lambda: None)
     with torch.no_grad():
-        assert case_of(crossing).choose(Plan(), dense=True).order == "dense"
+        assert case_of(crossing).choose(Plan(), dense=True).algorithm == "dense"
 
 
 def test_fused_attention_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:

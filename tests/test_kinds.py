@@ -9,12 +9,12 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.tokens import Segment
 from perceivers.modalities import KINDS, FramePair, Label, Records, Text, Vectors
 from perceivers.modalities.fields import Number
 from perceivers.modalities.kind import Kind, sample_of
+from perceivers.modalities.points import Indices
 from perceivers.schema import Schema, from_plain, to_plain
 from perceivers.training.pictures import draw_samples
 
@@ -339,7 +339,7 @@ def test_decoding_in_chunks_changes_nothing(kind, join):
     encoded, points = model.encode(batch["inputs"]), schema.points(batch["targets"])
     whole, chunked = (
         model.decode(encoded, points),
-        model.decode(encoded, points, memory_limit=1 << 20, order="projected"),
+        model.decode(encoded, points, memory_limit=1 << 20, algorithm="projected"),
     )
     torch.testing.assert_close(chunked, whole)
 

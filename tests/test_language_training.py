@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.core.attention import Attention, BlockConfig
-from perceivers.core.initialisers import sines
+from perceivers.core.attention import Attention
+from perceivers.core.config import BlockConfig
+from perceivers.core.layers import sines
 from perceivers.data import Texts
 from perceivers.data.texts import documents_of
 from perceivers.modalities import Text

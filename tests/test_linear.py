@@ -11,8 +11,8 @@ from torch.func import jvp, vmap
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.core import linear as module
-from perceivers.core.linear import LEAST_COLUMNS, LEAST_WORK, is_for_onednn, linear, matmul
+from perceivers.core.fast import onednn as module
+from perceivers.core.fast.onednn import LEAST_COLUMNS, LEAST_WORK, is_for_onednn, linear, matmul
 
 ROWS, INNER, COLUMNS = 512, 160, 104
 

@@ -1,20 +1,20 @@
 """The released architectures at a tiny size, with the parameters and outputs recorded from the official code."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier, Learned
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.label import Label
+from perceivers.modalities.points import Indices
+from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.modalities.series import Audio
+from perceivers.schema import Schema
 from reference_files import (
     CROSS_ATTENTION,
     SELF_ATTENTION,
@@ -70,7 +70,7 @@ def imagenet(sizes: Sizes) -> Built:
         f"{official}/output": "output_adapter.adapters.label.head",
     }
     image, image_names = {"fourier": fourier_image, "conv": conv_image, "learned": learned_image}[sizes["kind"]](sizes)
-    schema = SimpleNamespace(
+    schema = Schema(
         inputs={"image": image}, outputs={"label": Label(classes=sizes["classes"], query_channels=sizes["d"])}
     )
     return Built(PerceiverIO(schema, trunk_config(sizes, decoder)), names | image_names)
@@ -102,7 +102,7 @@ def learned_image(sizes: Sizes) -> tuple[Image, Names]:
 
 def flow(sizes: Sizes) -> Built:
     frames = FramePair(size=tuple(sizes["size"]), embed=64, positions=Fourier(num_bands=sizes["bands"]))
-    schema = SimpleNamespace(inputs={"frames": frames}, outputs={"flow": Flow(of="frames")})
+    schema = Schema(inputs={"frames": frames}, outputs={"flow": Flow(of="frames")})
     official = "flow_decoder/~/basic_decoder"
     names = trunk_names(sizes, "perceiver_encoder", official) | {
         "image_preprocessor/patches_linear": "input_adapter.adapters.frames.embed",
@@ -118,7 +118,7 @@ def video(sizes: Sizes) -> Built:
     patch = sizes["im"] // sizes["grid"]
     sound = Fourier(num_bands=sizes["a_bands"], max_resolution=samples)
     sight = Fourier(num_bands=sizes["v_bands"], max_resolution=(sizes["frames"], sizes["grid"], sizes["grid"]))
-    schema = SimpleNamespace(
+    schema = Schema(
         inputs={
             "audio": Audio(size=samples, patch=sizes["spp"], positions=sound, mask_prob=0.0),
             "image": Video(size=clip, patch=(1, patch, patch), positions=sight, mask_prob=0.0),
@@ -217,7 +217,7 @@ def test_released_sizes_have_the_official_number_of_parameters(build: Any, sizes
 def test_the_original_perceiver_has_the_official_number_of_parameters() -> None:
     """One read, eight times the same block, the mean of the latents to the head (`ProjectionDecoder`)."""
     sizes = IMAGENET | {"max_res": (224, 224)}
-    schema = SimpleNamespace(inputs={"image": fourier_image(sizes)[0]}, outputs={"label": Label(classes=1000)})
+    schema = Schema(inputs={"image": fourier_image(sizes)[0]}, outputs={"label": Label(classes=1000)})
     with torch.device("meta"):
         model = PerceiverIO(schema, trunk_config(sizes, DecoderConfig(kind="average", join="pad")))
     assert sum(parameter.numel() for parameter in model.parameters()) == 42_135_859

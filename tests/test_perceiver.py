@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -16,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.interfaces import Coordinates, Indices, Queries
-from perceivers.core.joining import Masking
-from perceivers.core.orders import Order
+from perceivers.core.fast import epilogue
+from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier, Learned
 from perceivers.core.reading import Encoded
 from perceivers.core.trunk import Resampler
 from perceivers.modalities.flow import Flow, FramePair
@@ -29,11 +26,14 @@ from perceivers.modalities.kind import Kind
 from perceivers.modalities.label import Label, Labels
 from perceivers.modalities.numbers import Numbers
 from perceivers.modalities.patches import space_to_depth
+from perceivers.modalities.points import Coordinates, Indices, Queries
 from perceivers.modalities.pointset import PointSet
+from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.modalities.series import Series
-from perceivers.modalities.text import Text, TiedHead
+from perceivers.modalities.text import Text
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
+from perceivers.training.masking import Masking
 from perceivers.training.recompute import recomputed
 from reference_files import relative_error
 
@@ -61,7 +61,7 @@ both_joins = pytest.mark.parametrize("config", [SMALL, PADDED], ids=["project", 
 
 def build(inputs: dict[str, Kind], outputs: dict[str, Kind], config: Config = SMALL) -> PerceiverIO:
     """In evaluation, every parameter random: zeros and ones would hide what is left out."""
-    model = PerceiverIO(SimpleNamespace(inputs=inputs, outputs=outputs), config)
+    model = PerceiverIO(Schema(inputs, outputs), config)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -580,7 +580,7 @@ def test_a_missing_input_is_its_mask_token(config: Config, kind: str) -> None:
     spec, given = MASKABLE[kind]
     model = build({"vectors": VECTORS, "other": spec}, {"label": LABEL}, config)
     vectors = torch.randn(B, 2, 5)
-    tokens, _ = model.input_adapter({"vectors": vectors})
+    tokens, _ = model.tokens({"vectors": vectors})
     dense = tokens.segments["other"].dense(torch.float32)
     token = model.input_adapter.mask_tokens["other"]
     assert torch.equal(dense, token.expand_as(dense))
@@ -637,8 +637,8 @@ def test_an_input_missing_from_a_batch_of_another_size_has_as_many_mask_tokens_a
     alone = model({"vectors": vectors[1:2]})["label"]
     given = model({"vectors": vectors[::2], "other": values[::2]})["label"]
     raw = {"vectors": vectors, "other": {"values": values, "mask": mask}}
-    for order in (None, *get_args(Order)):
-        together = model(raw, order=order)["label"]
+    for algorithm in (None, *get_args(Algorithm)):
+        together = model(raw, algorithm=algorithm)["label"]
         assert relative_error(together[1:2], alone) <= TOLERANCE
         assert relative_error(together[::2], given) <= TOLERANCE
     own = model.read({"other": raw["other"]}) + model.read({"vectors": vectors})
@@ -655,7 +655,7 @@ def test_mask_tokens_have_room_in_compiled_programs_too() -> None:
 def test_an_input_of_no_fixed_size_is_left_out_though_it_has_a_mask_token() -> None:
     spec = dataclasses.replace(POINTS, mask_prob=0.5)
     model = build({"vectors": VECTORS, "points": spec}, {"label": LABEL})
-    tokens, _ = model.input_adapter({"vectors": torch.randn(B, 2, 5)})
+    tokens, _ = model.tokens({"vectors": torch.randn(B, 2, 5)})
     assert list(tokens.segments) == ["vectors"]
 
 
@@ -665,9 +665,9 @@ def test_the_tokens_of_a_missing_input_are_where_the_model_is(kind: str) -> None
     with torch.device("meta"):
         model = build({"vectors": VECTORS, "other": spec}, {"label": LABEL})
         vectors = torch.randn(B, 2, 5)
-    tokens, _ = model.input_adapter({"vectors": vectors})
+    tokens, _ = model.tokens({"vectors": vectors})
     segment = tokens.segments["other"]
-    assert {x.device.type for x in (segment.content, segment.hidden, segment.stand_in)} == {"meta"}
+    assert {x.device.type for x in (segment.content, segment.masked, segment.mask_token)} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -686,13 +686,13 @@ def test_tokens_are_masked_with_their_probability(prob: float, at_eval: bool, tr
     spec = dataclasses.replace(VECTORS, mask_prob=prob, mask_at_eval=at_eval)
     model = build({"vectors": spec}, {"label": LABEL}).train(training)
     count = 5000
-    tokens, own = model.input_adapter(torch.randn(B, count, 5))
+    tokens, own = model.tokens(torch.randn(B, count, 5))
     token = model.input_adapter.mask_tokens["vectors"]
     hidden = (tokens.dense(torch.float32) == token).all(dim=-1).float()
     assert hidden.mean().item() == pytest.approx(expected, abs=0.02)
     if 0 < expected < 1:  # each sample draws its own
         assert not torch.equal(hidden[0], hidden[1])
-    assert own["vectors"].hidden is None
+    assert own["vectors"].masked is None
 
 
 def test_an_evaluation_masks_tokens_by_record_and_place() -> None:
@@ -700,7 +700,7 @@ def test_an_evaluation_masks_tokens_by_record_and_place() -> None:
     token = model.input_adapter.mask_tokens["vectors"]
 
     def masked(vectors: Tensor, first: int) -> Tensor:
-        tokens, _ = model.input_adapter(vectors, masking=Masking({"vectors": 0.3}, seed=5, first=first))
+        tokens, _ = model.tokens(vectors, masking=Masking({"vectors": 0.3}, seed=5, first=first))
         return (tokens.dense(torch.float32) == token).all(dim=-1)
 
     vectors = torch.randn(B, 5000, 5)
@@ -828,12 +828,12 @@ def test_the_original_perceiver_asks_nothing() -> None:
     pixels = image()
     mean = model.encode(pixels).latents.mean(dim=1)
     for name, output in model(pixels).items():
-        assert relative_error(output, model.output_adapter.heads[name](mean)) <= TOLERANCE
+        assert relative_error(output, model.output_adapter.adapters[name].head(mean)) <= TOLERANCE
     assert list(model.attention_maps(pixels)) == ["encoder"]
 
 
 def test_the_original_perceiver_has_no_answer_of_several_rows() -> None:
-    with pytest.raises(ValueError, match="output 'series' has more, so it needs kind: query"):
+    with pytest.raises(ValueError, match="output 'series': decoder.kind: average decodes one query"):
         original_perceiver({"label": LABEL, "series": SERIES})
 
 
@@ -971,7 +971,7 @@ def run_training(config: Config) -> tuple[dict[str, torch.Size], Tensor]:
     """Shapes of the parameters, and outputs in training mode, under one seed."""
     torch.manual_seed(3)
     inputs, outputs = {"image": IMAGE, "numbers": NUMBERS}, {"label": LABEL, "numbers": NUMBERS}
-    model = PerceiverIO(SimpleNamespace(inputs=inputs, outputs=outputs), config).train()
+    model = PerceiverIO(Schema(inputs, outputs), config).train()
     torch.manual_seed(4)
     out = model({"image": image(), "numbers": torch.randn(B, 3)})
     return shapes_of(model), torch.cat([out["label"], out["numbers"]], dim=-1)
@@ -1031,8 +1031,8 @@ def tied_texts() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("order", ["projected", "absorbed"])
-def test_every_order_gives_a_tied_head_its_gradient(order: Order, recompute: bool) -> None:
+@pytest.mark.parametrize("algorithm", ["projected", "absorbed"])
+def test_every_order_gives_a_tied_head_its_gradient(algorithm: Algorithm, recompute: bool) -> None:
     """Latents are made of the same embeddings: both ways lead to them, in each block."""
     torch.manual_seed(0)
     model = PerceiverIO(TIED, SMALL).double().train()
@@ -1040,21 +1040,24 @@ def test_every_order_gives_a_tied_head_its_gradient(order: Order, recompute: boo
         nn.init.normal_(parameter, std=0.3)
     texts = tied_texts()
 
-    def gradients(order: Order) -> dict[str, Tensor]:
+    def gradients(algorithm: Algorithm) -> dict[str, Tensor]:
         model.zero_grad()
         with recomputed(model, recompute):
-            model.decode(model.encode(texts, order=order), order=order)["restored"].square().sum().backward()
+            model.decode(model.encode(texts, algorithm=algorithm), algorithm=algorithm)[
+                "restored"
+            ].square().sum().backward()
         return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
 
-    expected, found = gradients("dense"), gradients(order)
+    expected, found = gradients("dense"), gradients(algorithm)
     assert found.keys() == expected.keys()
     largest = max(x.abs().max() for x in expected.values())
     assert all(torch.allclose(found[name], expected[name], rtol=1e-9, atol=1e-12 * largest) for name in expected)
 
 
 def test_a_head_that_does_not_name_what_it_borrows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TiedHead, "borrowed", ())
+    own = epilogue.modules_of
+    monkeypatch.setattr(epilogue, "modules_of", lambda maps: own([getattr(one, "head", one) for one in maps]))
     model, texts = PerceiverIO(TIED, SMALL), tied_texts()
-    loss = model.decode(model.encode(texts), order="projected")["restored"].square().sum()
+    loss = model.decode(model.encode(texts), algorithm="projected")["restored"].square().sum()
     with pytest.raises(RuntimeError, match=r"a parameter \[262, 26\] of another module is used in blocks"):
         loss.backward()

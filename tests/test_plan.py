@@ -9,14 +9,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cross_cases import Crossing, Make, every_device, reading, writing
-from perceivers.core import orders
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig
-from perceivers.core.explain import explain
+from perceivers.core.fast import algorithms
+from perceivers.core.fast.cost_model import CostModel
+from perceivers.core.fast.plan_report import attention_plan
+from perceivers.core.fast.planner import Choice, Plan, choose
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.plan import Case, Choice, Plan
-from perceivers.core.positions import AxisTables, Fourier
+from perceivers.core.positions import AxisTables
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.label import Label
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
 from perceivers.tasks.costs import CPU_ATTENTION, PeakMemory
@@ -25,7 +27,7 @@ LARGE = Make(grid=(31, 41), content=3, padding=5, qk=37, v=41, batch=2, content_
 
 MAKES = {
     "grid": LARGE,
-    "masked": replace(LARGE, mask="some", hidden=True),
+    "masked": replace(LARGE, mask="some", masked=True),
     "projected": replace(LARGE, projected=True, batch=1),
     "vectors": replace(LARGE, positions="none", content=43, heads=3, qk=11, v=13, residual=True),
     "film": replace(LARGE, grid=(5, 11, 23), content=0, widening=2),
@@ -38,27 +40,27 @@ every_crossing = pytest.mark.parametrize(
 )
 
 
-def case_of(crossing: Crossing) -> Case:
-    return Case(crossing.cross, crossing.latents, crossing.segment, crossing.tail)
+def case_of(crossing: Crossing) -> CostModel:
+    return CostModel(crossing.cross, crossing.latents, crossing.segment, crossing.tail)
 
 
 def run(crossing: Crossing, choice: Choice) -> tuple[Tensor, ...]:
     """The results of an attention alone."""
     if crossing.tail is not None:
-        return (crossing.ordered(choice.order, choice.block_size),)
-    state = orders.read(crossing.cross, crossing.latents, crossing.segment, choice.order, choice.block_size)
-    return state.reference, state.denominator, state.weighted
+        return (crossing.computed(choice.algorithm, choice.block_size),)
+    state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, choice.algorithm, choice.block_size)
+    return state.max_score, state.sum_exp, state.weighted_values
 
 
 @every_crossing
 def test_multiply_adds_are_those_that_are_made(crossing: Crossing) -> None:
-    for order in case_of(crossing).costs():
-        choice = case_of(crossing).choose(Plan(order=order), dense=True)
+    for algorithm in case_of(crossing).costs():
+        choice = choose(case_of(crossing), Plan(algorithm=algorithm), dense=True)
         counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
         with torch.no_grad(), counter:
-            crossing.dense() if order == "dense" else run(crossing, choice)
+            crossing.dense() if algorithm == "dense" else run(crossing, choice)
         made = counter.get_total_flops() / 2
-        assert choice.cost.multiply_adds == pytest.approx(made, rel=0.06), order
+        assert choice.cost.multiply_adds == pytest.approx(made, rel=0.06), algorithm
 
 
 def size_of(x: Tensor | None) -> int:
@@ -69,7 +71,7 @@ def peak(crossing: Crossing, choice: Choice) -> int:
     """Bytes beside inputs, parameters, results and gradients, at most at once."""
     memory, segment = PeakMemory(), crossing.segment
     axes: Any = segment.positions.tables if isinstance(segment.positions, AxisTables) else ()
-    memory.hold([*crossing.leaves.values(), *(axis.features for axis in axes), segment.mask, segment.hidden])
+    memory.hold([*crossing.leaves.values(), *(axis.features for axis in axes), segment.mask, segment.masked])
     with memory:
         before = memory.alive
         results = run(crossing, choice)
@@ -89,32 +91,32 @@ def peak(crossing: Crossing, choice: Choice) -> int:
 def test_memory_stays_within_the_limit(crossing: Crossing, gradient: bool, device: str) -> None:
     crossing = crossing.to(torch.float32, device)
     with torch.set_grad_enabled(gradient):
-        for order, cost in case_of(crossing).costs().items():
-            if order == "dense":
+        for algorithm, cost in case_of(crossing).costs().items():
+            if algorithm == "dense":
                 continue
             for tokens in (211, 701):
                 limit = cost.bytes(tokens)
-                choice = case_of(crossing).choose(Plan(limit, order), dense=True)
-                assert (choice.order, choice.bytes <= limit) == (order, True)
-                assert peak(crossing, choice) <= limit, (order, tokens)
+                choice = choose(case_of(crossing), Plan(limit, algorithm), dense=True)
+                assert (choice.algorithm, choice.bytes <= limit) == (algorithm, True)
+                assert peak(crossing, choice) <= limit, (algorithm, tokens)
 
 
 @every_crossing
 def test_too_small_a_limit_is_one_error_that_names_the_least(crossing: Crossing) -> None:
     case = case_of(crossing)
     least = min(cost.bytes(cost.unit) for cost in case.costs().values())
-    assert case.choose(Plan(least), dense=True).bytes == least
+    assert choose(case, Plan(least), dense=True).bytes == least
     with pytest.raises(ValueError, match=rf"memory limit of .* MB: this needs at least {least / 1e6:.3g} MB$"):
-        case.choose(Plan(least - 1), dense=True)
+        choose(case, Plan(least - 1), dense=True)
 
 
 @every_crossing
 def test_orders_can_be_forced(crossing: Crossing) -> None:
     case = case_of(crossing)
-    for order in case.costs():
-        assert case.choose(Plan(order=order), dense=True).order == order
+    for algorithm in case.costs():
+        assert choose(case, Plan(algorithm=algorithm), dense=True).algorithm == algorithm
     cheapest = min(case.costs().items(), key=lambda item: item[1].work)[0]
-    assert case.choose(Plan(), dense=True).order == cheapest
+    assert choose(case, Plan(), dense=True).algorithm == cheapest
 
 
 @every_crossing
@@ -157,9 +159,9 @@ def test_other_orders_are_taken_where_they_are_cheaper(name: str) -> None:
     config = replace(WIDE, encoder=EncoderConfig(join="pad")) if "read" in where else WIDE
     with torch.device("meta"):
         model = PerceiverIO(schema, config).eval()
-    found = {one.name: one for one in explain(model, raw)}[where]
-    taken, dense = found.costs[found.order], found.costs["dense"]
-    assert found.order != "dense"
+    found = {one.name: one for one in attention_plan(model, raw)}[where]
+    taken, dense = found.costs[found.algorithm], found.costs["dense"]
+    assert found.algorithm != "dense"
     assert 2 * taken.multiply_adds < dense.multiply_adds
     assert taken.work == min(cost.work for cost in found.costs.values())
 
@@ -170,7 +172,7 @@ def test_plans_depend_on_shapes_alone() -> None:
     for device, fill in (("meta", 0.0), ("cpu", 0.0), ("cpu", 3.0)):
         with torch.device(device):
             model = PerceiverIO(schema, WIDE).eval()
-        plans.append(explain(model, torch.full((2, 13, 17, 3), fill, device=device), memory_limit=3_000_000))
+        plans.append(attention_plan(model, torch.full((2, 13, 17, 3), fill, device=device), memory_limit=3_000_000))
     assert plans[0] == plans[1] == plans[2]
 
 
@@ -178,7 +180,7 @@ def test_dropout_in_training_is_dense_and_says_what_cannot_be_read() -> None:
     schema = Schema({"vectors": Vectors(channels=3)}, {"label": Label(classes=3)})
     model = PerceiverIO(schema, replace(WIDE, encoder=EncoderConfig(attention_dropout=0.1)))
     raw = {"vectors": torch.randn(2, 7, 3)}
-    assert explain(model, raw)[0].order == "dense"
+    assert attention_plan(model, raw)[0].algorithm == "dense"
     with pytest.raises(ValueError, match="dropout of attention weights in training"):
         model.read(raw)
     model.eval().read(raw)
@@ -189,7 +191,7 @@ def test_a_limit_is_respected_by_models_or_refused() -> None:
     model = PerceiverIO(schema, WIDE).double().eval()
     image = torch.randn(2, 13, 17, 3, dtype=torch.float64)
     with torch.no_grad():
-        expected = model(image, order="dense")["image"]
+        expected = model(image, algorithm="dense")["image"]
         for limit in (1_500_000, 5_000_000):
             found = model(image, memory_limit=limit)["image"]
             assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)

@@ -16,8 +16,8 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
-from perceivers.core.positions import Fourier
 from perceivers.modalities import Image, Label, PointSet, Text
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
 from perceivers.storage import load_model
 from perceivers.training import loop, objective

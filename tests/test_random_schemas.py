@@ -34,7 +34,7 @@ from perceivers import (
     Vectors,
     Video,
 )
-from perceivers.core.positions import Fourier
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import from_plain, to_yaml
 from perceivers.storage import load_model, save_model
 
@@ -197,8 +197,8 @@ def test_any_schema_is_built_learns_is_kept_and_answers(tmp_path_factory, task):
     encoded = model.encode(batch["inputs"])
     whole = model.decode(encoded, points, outputs=names)
     assert all(leaf.isfinite().all() for leaf in leaves(whole))
-    for order in ("projected", "separable-folded"):
-        assert_equal(model.decode(encoded, points, outputs=names, order=order), whole, rtol=1e-4, atol=1e-5)
+    for algorithm in ("projected", "separable-folded"):
+        assert_equal(model.decode(encoded, points, outputs=names, algorithm=algorithm), whole, rtol=1e-4, atol=1e-5)
 
     folder = tmp_path_factory.mktemp("model")
     save_model(model, folder)

@@ -11,19 +11,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from cross_cases import NO_GPU, Make, every_device, reading
-from perceivers.core import orders
 from perceivers.core.config import Config, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.interfaces import Part
-from perceivers.core.orders import Order
+from perceivers.core.fast import algorithms
+from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier, Learned, PositionConfig
-from perceivers.core.reading import NOTHING_SEEN, Reading, ReadState, sum_states
+from perceivers.core.reading import NO_SCORE, Reading, SoftmaxState, sum_states
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.image import Image
 from perceivers.modalities.label import Label
+from perceivers.modalities.points import Part
+from perceivers.modalities.position_encodings import Fourier, Learned, PositionConfig
 from perceivers.modalities.series import Series
 from perceivers.modalities.vectors import Vectors
-from test_orders import many
+from test_algorithms import many
 from test_perceiver import build
 
 EXACT = 1e-12
@@ -63,16 +63,16 @@ def test_a_part_as_large_as_what_was_trained_on_has_its_own_learned_positions() 
 # States.
 
 
-def state_of(scores: Tensor, values: Tensor, reference: float) -> ReadState:
+def state_of(scores: Tensor, values: Tensor, reference: float) -> SoftmaxState:
     """One latent's, by definition."""
     weights = (scores - reference).exp()
     shape = torch.full((1, 1, 1), reference, dtype=scores.dtype)
-    return ReadState(shape, weights.sum().expand(1, 1, 1), (weights @ values).expand(1, 1, 1, -1))
+    return SoftmaxState(shape, weights.sum().expand(1, 1, 1), (weights @ values).expand(1, 1, 1, -1))
 
 
-def nothing(channels: int) -> ReadState:
+def nothing(channels: int) -> SoftmaxState:
     zero = torch.zeros(1, 1, 1, dtype=torch.float64)
-    return ReadState(zero + NOTHING_SEEN, zero, zero[..., None].expand(-1, -1, -1, channels))
+    return SoftmaxState(zero + NO_SCORE, zero, zero[..., None].expand(-1, -1, -1, channels))
 
 
 @many
@@ -100,24 +100,24 @@ def test_states_add_up_in_any_order_and_grouping(sizes: list[int], spread: float
 
 
 @every_device
-@pytest.mark.parametrize("order", ["projected", "absorbed", "separable"])
-def test_what_is_masked_altogether_is_nothing(order: Order, device: str) -> None:
+@pytest.mark.parametrize("algorithm", ["projected", "absorbed", "separable"])
+def test_what_is_masked_altogether_is_nothing(algorithm: Algorithm, device: str) -> None:
     crossing = reading(Make(mask="dead", batch=2, heads=2)).to(torch.float64, device)
-    state = orders.read(crossing.cross, crossing.latents, crossing.segment, order, 5)
+    state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, algorithm, 5)
     assert torch.equal(state.attended()[0], torch.zeros_like(state.attended()[0]))
     assert bool((state.attended()[1] != 0).all())
-    none = orders.read(crossing.cross, crossing.latents, crossing.segment.sample(1), order, 5)
-    dead = orders.read(crossing.cross, crossing.latents, crossing.segment.sample(0), order, 5)
+    none = algorithms.read(crossing.cross, crossing.latents, crossing.segment.sample(1), algorithm, 5)
+    dead = algorithms.read(crossing.cross, crossing.latents, crossing.segment.sample(0), algorithm, 5)
     assert torch.equal((none + dead).attended(), none.attended())
 
 
 def test_no_tokens_at_all_are_nothing() -> None:
     crossing = reading(Make(positions="none", content=3))
     empty = replace(crossing.segment, content=torch.zeros(2, 0, 3, dtype=torch.float64))
-    state = orders.read(crossing.cross, crossing.latents, empty, "absorbed", 5)
+    state = algorithms.read(crossing.cross, crossing.latents, empty, "absorbed", 5)
     assert torch.equal(state.attended(), torch.zeros(2, *state.attended().shape[1:]))
-    assert state.weighted.requires_grad
-    assert state.denominator.requires_grad
+    assert state.weighted_values.requires_grad
+    assert state.sum_exp.requires_grad
 
 
 # Inputs and chunks.
@@ -158,7 +158,7 @@ def close(one: Tensor, two: Tensor) -> bool:
 
 def test_inputs_read_one_by_one_are_what_they_are_together(model: PerceiverIO) -> None:
     raw = inputs(model)
-    expected = model.encode(raw, order="dense")
+    expected = model.encode(raw, algorithm="dense")
     parts = [model.read({name: value}) for name, value in raw.items()]
     together = sum(reversed(parts), Reading())
     encoded = model.process(together)
@@ -177,7 +177,9 @@ def test_inputs_are_left_out_and_replaced(model: PerceiverIO) -> None:
     assert set(model.process(read.without("frames")).sources) == set()
     with pytest.raises(ValueError, match="sound was not read; there are image, vectors, frames"):
         read.without("sound")
-    with pytest.raises(ValueError, match="asks with the tokens of frames: read that input in one piece"):
+    with pytest.raises(
+        ValueError, match="an output is queried with the tokens of frames: read that input in one piece"
+    ):
         read + read
     with pytest.raises(ValueError, match="nothing was read"):
         model.process(Reading())
@@ -202,15 +204,15 @@ def test_shares_of_nothing_are_zero(model: PerceiverIO) -> None:
     assert torch.equal(share, torch.zeros_like(share))
 
 
-@pytest.mark.parametrize("order", [None, "projected", "absorbed"])
-def test_chunks_are_what_they_are_together(model: PerceiverIO, order: Order | None) -> None:
+@pytest.mark.parametrize("algorithm", [None, "projected", "absorbed"])
+def test_chunks_are_what_they_are_together(model: PerceiverIO, algorithm: Algorithm | None) -> None:
     raw = inputs(model)
     vectors = raw["vectors"]
     chunks = [
         {"vectors": {name: part[:, start : start + 4] for name, part in vectors.items()}} for start in range(0, 11, 4)
     ]
     rest = {name: value for name, value in raw.items() if name != "vectors"}
-    encoded = model.encode(iter([*chunks, rest]), order=order)
+    encoded = model.encode(iter([*chunks, rest]), algorithm=algorithm)
     assert close(encoded.latents, model.encode(raw).latents)
 
 

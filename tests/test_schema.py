@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from perceivers.core.config import Config, EncoderConfig
-from perceivers.core.positions import Fourier
 from perceivers.modalities import Flow, Image, Label, PointSet
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema, from_file, from_plain, json_schema, to_json, to_plain, to_yaml
 from perceivers.tasks import TASKS, Recipe
 

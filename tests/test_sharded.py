@@ -62,7 +62,7 @@ def loss_of(label: Tensor) -> Tensor:
 def expected() -> tuple[Tensor, dict[str, Tensor]]:
     """In one process."""
     alone = model()
-    label = alone({"vectors": vectors()}, order="dense")["label"]
+    label = alone({"vectors": vectors()}, algorithm="dense")["label"]
     loss_of(label).backward()
     return label.detach(), {name: parameter.grad for name, parameter in alone.named_parameters()}
 

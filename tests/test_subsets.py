@@ -9,8 +9,8 @@ import torch
 
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
 from perceivers.modalities import Audio, Image, Label, Video
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
 from perceivers.training.objective import Objective
 

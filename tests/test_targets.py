@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from perceivers import Category, Image, Label, Labels, Number, Numbers, Records, Schema, Text, from_example
-from perceivers.core.arguments import as_float32, is_missing
 from perceivers.modalities import KINDS
 from perceivers.modalities.label import class_number
+from perceivers.modalities.raw import as_float32, is_missing
 from perceivers.proposal import propose
 from perceivers.training.mixing import Mixing, mixed
 from test_kinds import can_be_output

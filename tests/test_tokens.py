@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceivers.core.positions import AxisTables, Fourier, FourierPositions, GridPlaces
+from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment, Tokens, as_tokens
+from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPlaces
 
 B, C, K = 2, 11, 3
 GRID = (5, 7)
@@ -42,11 +43,11 @@ def full(content: Tensor, tables: AxisTables, constant: Tensor) -> Segment:
     return Segment(
         content,
         tables,
-        constant=constant,
+        padding=constant,
         mask=torch.rand(B, M) < 0.7,
         grid=GRID,
-        stand_in=torch.randn(width),
-        hidden=torch.rand(B, M) < 0.3,
+        mask_token=torch.randn(width),
+        masked=torch.rand(B, M) < 0.3,
     )
 
 
@@ -88,21 +89,21 @@ def test_positions_alone_stand_for_every_sample(tables: AxisTables, positions: T
 
 def test_a_constant_stands_behind_every_token(content: Tensor, positions: Tensor, constant: Tensor) -> None:
     behind = constant.expand(B, M, K)
-    dense = Segment(content, positions, constant=constant).dense(torch.float32)
+    dense = Segment(content, positions, padding=constant).dense(torch.float32)
     assert torch.equal(dense, torch.cat([content, of_batch(positions), behind], dim=-1))
     assert torch.equal(
-        Segment(positions=positions, constant=constant).dense(torch.float32),
+        Segment(positions=positions, padding=constant).dense(torch.float32),
         torch.cat([positions, constant.expand(M, K)], dim=-1)[None],
     )
 
 
 @pytest.mark.parametrize("samples", [1, B])
 def test_the_mask_token_replaces_whole_tokens(full: Segment, samples: int) -> None:
-    hidden = full.hidden[:samples]
-    shown = replace(full, hidden=None, stand_in=None).dense(torch.float32)
-    dense = replace(full, hidden=hidden).dense(torch.float32)
+    hidden = full.masked[:samples]
+    shown = replace(full, masked=None, mask_token=None).dense(torch.float32)
+    dense = replace(full, masked=hidden).dense(torch.float32)
     where = hidden.expand(B, M)
-    assert torch.equal(dense[where], full.stand_in.expand(int(where.sum()), -1))
+    assert torch.equal(dense[where], full.mask_token.expand(int(where.sum()), -1))
     assert torch.equal(dense[~where], shown[~where])
     assert 0 < where.sum() < where.numel()
 

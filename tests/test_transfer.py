@@ -7,8 +7,8 @@ import torch
 
 from perceivers.core.config import LatentsConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
 from perceivers.modalities import Image, Label, Numbers
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.preset import Preset
 from perceivers.pretrained.transfer import freeze, prefixes, transfer
 from perceivers.schema import Schema

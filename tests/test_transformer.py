@@ -7,7 +7,7 @@ import torch
 
 from perceivers import Config, Label, LatentsConfig, Numbers, PerceiverIO, PointSet, ProcessorConfig, Schema
 from perceivers.core.config import DecoderConfig
-from perceivers.core.explain import explain
+from perceivers.core.fast.plan_report import attention_plan
 from perceivers.core.trunk import Transformer
 from perceivers.preset import Preset
 from perceivers.tasks.costs import costs
@@ -28,7 +28,7 @@ def model(request):
         return PerceiverIO(SCHEMA, CONFIG).eval()
     config = replace(CONFIG, decoder=DecoderConfig(kind="average"))
     model = PerceiverIO(Schema(SCHEMA.inputs, {"label": Label(classes=5)}), config)
-    torch.nn.init.normal_(model.output_adapter.heads["label"].weight)
+    torch.nn.init.normal_(model.output_adapter.adapters["label"].head.weight)
     return model.eval()
 
 
@@ -71,9 +71,9 @@ def test_it_cannot_do_what_only_latents_can():
     model = PerceiverIO(SCHEMA, CONFIG).eval()
     for call in (
         lambda: model.encode(raw(11), memory_limit=10**9),
-        lambda: model.encode(raw(11), order="projected"),
+        lambda: model.encode(raw(11), algorithm="projected"),
         lambda: model.read(raw(11)),
-        lambda: explain(model, raw(11)),
+        lambda: attention_plan(model, raw(11)),
     ):
         with pytest.raises(ValueError, match="a transformer"):
             call()

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.attention import BlockConfig, CrossAttention, Mask, SelfAttention, attend
-from perceivers.core.config import Config, LatentsConfig
+from perceivers.core.attention import CrossAttention, Mask, SelfAttention, attend
+from perceivers.core.config import BlockConfig, Config, LatentsConfig
 from perceivers.core.decoder import AverageDecoder
-from perceivers.core.positions import Fourier, FourierPositions, GridPlaces
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.patches import depth_to_space, extract_patches, space_to_depth, surrounding_patches
+from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPlaces
 from reference_files import CROSS_ATTENTION, SELF_ATTENTION, block, copy_haiku, read, relative_error, under
 
 ARRAYS = read("units")

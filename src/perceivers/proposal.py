@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from perceivers.core.arguments import as_array, as_float32, check_numbers, check_values, is_missing, is_picture
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.image import image_size
 from perceivers.modalities.cells import Files, array_file, holds_file, plain
 from perceivers.modalities.kind import named
+from perceivers.modalities.raw import as_array, as_float32, check_numbers, check_values, is_missing, is_picture
 from perceivers.modalities.scalars import scalar
 from perceivers.modalities.series import Audio
 from perceivers.preset import Preset, auto_config

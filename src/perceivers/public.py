@@ -2,11 +2,9 @@
 
 from perceivers.core.attention import Mask
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.explain import explain
-from perceivers.core.interfaces import Coordinates, Indices, Part, Points, Queries
+from perceivers.core.fast.plan_report import attention_plan
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier, Learned
-from perceivers.core.reading import Encoded, Reading, ReadState
+from perceivers.core.reading import Encoded, Reading, SoftmaxState
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.core.trunk import Resampler
 from perceivers.modalities import (
@@ -27,6 +25,8 @@ from perceivers.modalities import (
     Video,
 )
 from perceivers.modalities.fields import Category, Date, Number
+from perceivers.modalities.points import Coordinates, Indices, Part, Points, Queries
+from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
 from perceivers.proposal import from_example
 from perceivers.schema import Schema
@@ -59,19 +59,19 @@ __all__ = [
     "Points",
     "ProcessorConfig",
     "Queries",
-    "ReadState",
     "Reading",
     "Records",
     "Resampler",
     "Schema",
     "Segment",
     "Series",
+    "SoftmaxState",
     "Spectrogram",
     "Text",
     "Tokens",
     "Vectors",
     "Video",
-    "explain",
+    "attention_plan",
     "from_example",
     "from_pretrained",
     "push_to_hub",

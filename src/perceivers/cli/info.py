@@ -1,4 +1,4 @@
-"""The verbs `info` and `explain`: what models there are, what they cost, and how they would be computed."""
+"""The verbs `info` and `plan`: which models there are, what they cost, and how they would be computed."""
 
 from dataclasses import asdict
 from typing import Annotated, Any, cast
@@ -7,10 +7,9 @@ import torch
 import tyro
 
 from perceivers.cli.tables import MEMORY, in_units, show
-from perceivers.core.arguments import check_positive
-from perceivers.core.explain import explain as explain_orders
-from perceivers.core.joining import check_names
-from perceivers.core.plan import Order
+from perceivers.core.checks import check_names, check_positive
+from perceivers.core.fast.algorithms import Algorithm
+from perceivers.core.fast.plan_report import attention_plan
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.progress import tracked
 from perceivers.schema import Schema, to_plain, to_yaml
@@ -63,22 +62,22 @@ def show_one(name: str, as_json: bool) -> None:
         print(to_yaml(preset.schema))
 
 
-def explain(
+def plan(
     model: Annotated[str, tyro.conf.Positional],
     /,
     batch_size: int = 1,
     memory_limit: int | None = None,
-    order: Order | None = None,
+    algorithm: Algorithm | None = None,
     training: bool = False,
     json: bool = False,
 ) -> None:
-    """Which order each cross-attention of a model takes on its trained size, and what the others would cost.
+    """Show which algorithm each cross-attention of a model takes on its trained size, and what the others would cost.
 
     Args:
         model: Name of a published model, or a model folder.
         batch_size: Samples.
         memory_limit: Megabytes that an attention may take beside its inputs and outputs.
-        order: Order of every attention that it is possible for.
+        algorithm: Algorithm of every attention that it is possible for.
         training: With gradients.
         json: Print as JSON.
     """
@@ -88,20 +87,20 @@ def explain(
     raw = {name: spec.blank(batch_size, torch.device("meta")) for name, spec in inputs.items()}
     limit = None if memory_limit is None else memory_limit * 1_000_000
     with torch.set_grad_enabled(training):
-        found = explain_orders(built.train(training), raw, memory_limit=limit, order=order)
+        found = attention_plan(built.train(training), raw, memory_limit=limit, algorithm=algorithm)
     rows = [
         (
-            row.name if name == row.order else "",
-            f"{row.tokens:,}" if name == row.order else "",
-            f"{name}, {row.block_size:,} at a time" if name == row.order else name,
+            row.name if name == row.algorithm else "",
+            f"{row.tokens:,}" if name == row.algorithm else "",
+            f"{name}, {row.block_size:,} at a time" if name == row.algorithm else name,
             in_units(2 * cost.multiply_adds),
-            f"{cost.work / row.costs[row.order].work:.2f}",
+            f"{cost.work / row.costs[row.algorithm].work:.2f}",
             in_units(cost.bytes(row.block_size), MEMORY),
         )
         for row in found
-        for name, cost in sorted(row.costs.items(), key=lambda item: (item[0] != row.order, item[1].work))
+        for name, cost in sorted(row.costs.items(), key=lambda item: (item[0] != row.algorithm, item[1].work))
     ]
-    show([asdict(row) for row in found], json, ["attention", "tokens", "order", "FLOPs", "work", "memory"], rows)
+    show([asdict(row) for row in found], json, ["attention", "tokens", "algorithm", "FLOPs", "work", "memory"], rows)
 
 
 def _plain(name: str, cost: Costs) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from perceivers.core.initialisers import truncated_normal_
-from perceivers.core.joining import check_names
+from perceivers.core.checks import check_names
+from perceivers.core.layers import truncated_normal_
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.tasks.presets import PRESETS
 from perceivers.tasks.recipe import find_model

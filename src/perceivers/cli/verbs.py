@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from perceivers.cli.convert import convert
-from perceivers.cli.info import explain, info
+from perceivers.cli.info import info, plan
 from perceivers.cli.predict import predict
 from perceivers.cli.schema import schema
 from perceivers.cli.tokenizer import tokenizer
@@ -17,7 +17,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "schema": schema,
     "info": info,
-    "explain": explain,
+    "plan": plan,
     "convert": convert,
     "tokenizer": tokenizer,
     "fill-mask": fill_mask,

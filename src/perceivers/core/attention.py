@@ -1,4 +1,6 @@
-"""Attention and the two blocks made of it, dense: all tokens at once. The oracle of every other order.
+"""Attention and the two blocks made of it, dense: all tokens at once. The oracle of every other algorithm.
+
+    attend(q, k, v) = softmax(q k' / sqrt(d)) v        x = q + attention(norm q, norm tokens);   x + MLP(norm x)
 
 Letters: B batch, T queries, S keys, H heads. A batch of 1 stands for "the same for every sample".
 Source: `Attention`, `CrossAttention`, `SelfAttention`, `MLP` of the official perceiver.py.
@@ -8,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,19 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import FRACTION, SIZE, check_fields, check_ranges, without_autocast
-from perceivers.core.initialisers import attention_linear
-from perceivers.core.linear_map import apply_linear, apply_norm
-from perceivers.core.reading import NOTHING_SEEN, ReadState
+from perceivers.core import layers
+from perceivers.core.config import BlockConfig
+from perceivers.core.layers import LAYER_NORM_EPSILON, apply_linear, apply_norm, attention_linear, without_autocast
+from perceivers.core.reading import NO_SCORE, SoftmaxState
 from perceivers.core.tokens import token_dtype
-
-LAYER_NORM_EPSILON = 1e-5
-
-HEAD_UNIT = 8
-"""The fused kernels of GPUs take head widths that are multiples of it: cuDNN's and flash up to 256, the others any."""
-
-SCORES_AT_ONCE = 1 << 20
-"""Of those that are written down: so many stay in a cache."""
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -39,43 +33,15 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # jax.nn.gelu's default, so all released models
     "gelu_erf": F.gelu,  # what ports to PyTorch use; differs by at most 5e-4
-    "quick_gelu": quick_gelu,
+    "quick_gelu": quick_gelu,  # this and the next two: for models that others trained with them
     "relu": F.relu,
     "silu": F.silu,
 }
-"""By name. The last three are for models that others trained with them."""
-
-
-@dataclass(frozen=True)
-class BlockConfig:
-    """What attention blocks have in common, wherever they stand."""
-
-    num_heads: int = 1
-    """Attention heads; must divide the widths of queries-and-keys and of values."""
-    qk_channels: int | None = None
-    """Width of queries and keys; None: that of what is attended to."""
-    v_channels: int | None = None
-    """Width of values; None: that of queries and keys."""
-    widening_factor: int = 1
-    """Hidden width of the MLP over its width."""
-    activation: Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu"] = "gelu_tanh"
-    """Activation of the MLP; the released models were trained with tanh GELU."""
-    dropout: float = 0.0
-    """Dropout after attention and after the MLP, in training."""
-    alignment: float | None = None
-    """Keys' weights begin as so many times the queries', so that like attends to like; None: at random (official)."""
-    attention_dropout: float = 0.0
-    """Dropout of the attention weights, in training."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        sizes = ("num_heads", "qk_channels", "v_channels", "widening_factor")
-        check_ranges(self, dict.fromkeys(sizes, SIZE) | dict.fromkeys(("dropout", "attention_dropout"), FRACTION))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Who may attend to whom, True where valid: a rule by keys, by queries, by pairs, or several of them together."""
+    """Which query may attend to which key, True where valid: by keys, by queries, by pairs, or several together."""
 
     keys: Bool[Tensor, "#b s"] | None = None
     """Keys that exist."""
@@ -86,11 +52,11 @@ class Mask:
 
     @property
     def batch_size(self) -> int:
-        """B; 1 if it is the same for every sample."""
+        """B; 1 if the mask is the same for every sample."""
         return max([1, *(rule.shape[0] for rule in (self.keys, self.queries, self.pairs) if rule is not None)])
 
     def scores(self) -> Bool[Tensor, "#b 1 #t s"] | None:
-        """Valid scores, broadcastable over heads (and queries where they do not matter); None: all."""
+        """Return valid scores, broadcastable over heads (and queries where they do not matter); None: all."""
         keys = None if self.keys is None else rearrange(self.keys, "b s -> b 1 1 s")
         pairs = None if self.pairs is None else rearrange(self.pairs, "b t s -> b 1 t s")
         if keys is None or pairs is None:
@@ -98,7 +64,7 @@ class Mask:
         return keys & pairs
 
     def dead(self) -> Bool[Tensor, "#b 1 #t 1"] | None:
-        """Queries without one valid key, or that do not exist; None: none are."""
+        """Return queries without one valid key, or that do not exist; None: none are."""
         scores = self.scores()
         dead = None if scores is None else ~scores.any(dim=-1, keepdim=True)
         if self.queries is None:
@@ -110,13 +76,14 @@ class Mask:
 def attention_weights(
     q: Float[Tensor, "b h t d"], k: Float[Tensor, "b h s d"], mask: Mask | None = None
 ) -> Float[Tensor, "b h t s"]:
-    """softmax(q k' / sqrt(d)) over valid keys; 0 for dead queries. Statistics in at least float32."""
-    return _weights(q, k, *((None, None) if mask is None else (mask.scores(), mask.dead())))
+    """Return softmax(q k' / sqrt(d)) over valid keys; 0 for dead queries. Statistics in at least float32."""
+    return softmax_weights(q, k, *((None, None) if mask is None else (mask.scores(), mask.dead())))
 
 
-def _weights(
+def softmax_weights(
     q: Float[Tensor, "*b t d"], k: Float[Tensor, "*b s d"], valid: Tensor | None, dead: Tensor | None
 ) -> Float[Tensor, "*b t s"]:
+    """Return the same for valid scores and dead queries, as `Mask` gives them."""
     dtype = q.dtype
     q, k = (x.to(token_dtype(dtype)) for x in (q, k))
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
@@ -133,55 +100,19 @@ def attend(
     mask: Mask | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "b h t e"]:
-    """Weighted sums of values; exactly 0 for a query that has nothing to attend to (official `attend`)."""
-    on_gpu = q.device.type == "cuda"
-    valid, dead = (None, None) if mask is None else (mask.scores(), mask.dead())
-    if (q.shape[-1] != v.shape[-1] and not on_gpu) or k.shape[-2] == 0:  # no fused kernel takes these
-        return _written_down(q, k, v, valid, dead, dropout)
-    if valid is not None and dead is not None:
-        valid = valid | dead  # some kernels give NaN for a softmax over nothing
-    fused = filled_up_attention if on_gpu else F.scaled_dot_product_attention
-    attended = fused(q, k, v, valid, dropout)
-    return attended if dead is None else attended.masked_fill(dead, 0)
+    """Return weighted sums of values; exactly 0 for a query without a valid key (official `attend`)."""
+    if layers.fast is not None:
+        return layers.fast.attend(q, k, v, mask, dropout)
+    return F.dropout(attention_weights(q, k, mask), dropout) @ v
 
 
-def _written_down(
-    q: Float[Tensor, "b h t d"],
-    k: Float[Tensor, "b h s d"],
-    v: Float[Tensor, "b h s e"],
-    valid: Bool[Tensor, "#b 1 #t s"] | None,
-    dead: Bool[Tensor, "#b 1 #t 1"] | None,
-    dropout: float,
-) -> Float[Tensor, "b h t e"]:
-    """Attention that writes its scores down, of a few heads at a time where there are many."""
-
-    def attended(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dead: Tensor | None) -> Tensor:
-        return F.dropout(_weights(q, k, valid, dead), dropout) @ v
-
-    heads, scores = q.shape[:2], q.shape[-2] * k.shape[-2]
-    if torch.compiler.is_compiling() or heads.numel() * scores <= SCORES_AT_ONCE:
-        return attended(q, k, v, valid, dead)
-    count = max(SCORES_AT_ONCE // scores, 1)
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    valid, dead = (None if x is None else x.expand(*heads, -1, -1).flatten(0, 1) for x in (valid, dead))
-    parts = [slice(first, first + count) for first in range(0, len(q), count)]
-    found = [
-        attended(q[part], k[part], v[part], *(x if x is None else x[part] for x in (valid, dead))) for part in parts
-    ]
-    return torch.cat(found).unflatten(0, heads)
-
-
-def filled_up_attention(
-    q: Float[Tensor, "b h t d"],
-    k: Float[Tensor, "b h s d"],
-    v: Float[Tensor, "b h s e"],
-    valid: Bool[Tensor, "#b 1 #t s"] | None,
-    dropout: float,
-) -> Float[Tensor, "b h t e"]:
-    """The fused attention, head widths filled up with zeros to what the kernels of GPUs take."""
-    width, scale = v.shape[-1], 1 / math.sqrt(q.shape[-1])
-    q, k, v = (F.pad(x, (0, -x.shape[-1] % HEAD_UNIT)) if x.shape[-1] % HEAD_UNIT else x for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, valid, dropout, scale=scale)[..., :width]
+def plan_attention(memory_limit: int | None = None, algorithm: str | None = None) -> Any:
+    """Return how cross-attentions are computed, a `fast.Plan` (in bytes); None: densely. The seam to `core/fast`."""
+    if layers.fast is not None:
+        return layers.fast.Plan(memory_limit, algorithm)
+    if memory_limit is not None or algorithm not in (None, "dense"):
+        raise ValueError("without perceivers/core/fast attention is dense: give no memory limit and no algorithm")
+    return None
 
 
 class Attention(nn.Module):
@@ -218,7 +149,7 @@ class Attention(nn.Module):
     def queries_and_keys(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"]]:
-        """What the weights are computed from, split into heads, for the whole batch."""
+        """Return what the weights are computed from, split into heads, for the whole batch."""
         q, k = self._heads(apply_linear(self.query, queries)), self._heads(apply_linear(self.key, tokens))
         batch = max(q.shape[0], k.shape[0], 1 if mask is None else mask.batch_size)
         return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1)
@@ -248,7 +179,7 @@ class MLP(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries take from tokens: attention, then an MLP, each behind a layer norm."""
+    """Queries attend to tokens: attention, then an MLP, each behind a layer norm."""
 
     def __init__(self, query_channels: int, token_channels: int, config: BlockConfig, query_residual: bool) -> None:
         super().__init__()
@@ -260,13 +191,13 @@ class CrossAttention(nn.Module):
         self.mlp_norm = nn.LayerNorm(query_channels, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(query_channels, config)
 
-    def forward(self, queries: Any, tokens: Any, mask: Mask | None = None, algorithm: "Algorithm | None" = None) -> Any:
-        """Return the updated queries [B, T, F], or what the `algorithm` makes of block, queries and tokens.
+    def forward(self, queries: Any, tokens: Any, mask: Mask | None = None, compute: "Compute | None" = None) -> Any:
+        """Return the updated queries [B, T, F], or what `compute` makes of block, queries and tokens.
 
         Nothing outside of this call may use the weights of a block: what wraps one (sharding, offloading) makes them
-        ready here. Without an algorithm queries are [B, T, F], tokens [B, S, C], and attention is dense.
+        ready here. Without `compute`, queries are [B, T, F], tokens [B, S, C], and attention is dense.
         """
-        return self.dense(queries, tokens, mask) if algorithm is None else algorithm(self, queries, tokens)
+        return self.dense(queries, tokens, mask) if compute is None else compute(self, queries, tokens)
 
     def dense(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
@@ -275,15 +206,19 @@ class CrossAttention(nn.Module):
         return self.finish(queries, self.attention(*self._normed(queries, tokens), mask))
 
     def finish(self, queries: Float[Tensor, "#b t f"], found: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
-        """Queries updated with what attention found for them."""
+        """Return queries updated with what attention found for them."""
         x = self.dropout(found)
         x = queries.to(x.dtype) + x if self.query_residual else x
         return x + self.mlp(self.mlp_norm(x))
 
+    def update(self, queries: Float[Tensor, "#b t f"], state: SoftmaxState) -> Float[Tensor, "b t f"]:
+        """Return queries updated with the softmax state of all tokens."""
+        return self.finish(queries, apply_linear(self.attention.output, state.attended().to(queries.dtype)))
+
     def softmax_state(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
-    ) -> ReadState:
-        """Return what queries take from some of their tokens, densely, to be added to what they take from others."""
+    ) -> SoftmaxState:
+        """Return the softmax state of some of the tokens, to be added to that of others."""
         queries, tokens = self._normed(queries, tokens)
         q, k = self.attention.queries_and_keys(queries, tokens, mask)
         v = self.attention.values(tokens, q.shape[0])
@@ -291,15 +226,15 @@ class CrossAttention(nn.Module):
         with without_autocast(q.device):
             scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
             scores = scores if valid is None else scores.masked_fill(~valid, -math.inf)
-            nothing = scores.new_full((*scores.shape[:-1], 1), NOTHING_SEEN)
-            largest = torch.cat([scores.detach(), nothing], -1).amax(-1)
-            weights = (scores - largest[..., None]).exp()
-            return ReadState(largest, weights.sum(-1), weights @ v.to(dtype))
+            nothing = scores.new_full((*scores.shape[:-1], 1), NO_SCORE)
+            max_score = torch.cat([scores.detach(), nothing], -1).amax(-1)
+            weights = (scores - max_score[..., None]).exp()
+            return SoftmaxState(max_score, weights.sum(-1), weights @ v.to(dtype))
 
     def weights(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b h t s"]:
-        """The attention map of this block: how much each query takes from each token."""
+        """Return the attention map of this block: how much each query attends to each token."""
         q, k = self.attention.queries_and_keys(*self._normed(queries, tokens), mask)
         return attention_weights(q, k, mask)
 
@@ -307,12 +242,12 @@ class CrossAttention(nn.Module):
         return apply_norm(self.query_norm, queries), apply_norm(self.token_norm, tokens)
 
 
-Algorithm = Callable[[CrossAttention, Any, Any], Any]
-"""Computes something of a cross-attention: its output or a part of it, from queries and tokens of any kind."""
+Compute = Callable[[CrossAttention, Any, Any], Any]
+"""Computes the output of a cross-attention, or a part of it, from queries and tokens of any type."""
 
 
 class SelfAttention(nn.Module):
-    """Latents take from one another; one layer norm feeds queries, keys and values."""
+    """Latents attend to one another; one layer norm feeds queries, keys and values."""
 
     def __init__(self, channels: int, config: BlockConfig) -> None:
         super().__init__()
@@ -323,7 +258,7 @@ class SelfAttention(nn.Module):
         self.mlp = MLP(channels, config)
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Mask | None = None) -> Float[Tensor, "b n d"]:
-        """Updated latents."""
+        """Return the updated latents."""
         normed = self.norm(x)
         x = x + self.dropout(self.attention(normed, normed, mask))
         return x + self.mlp(self.mlp_norm(x))

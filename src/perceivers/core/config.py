@@ -3,15 +3,41 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from perceivers.core.arguments import COUNT, SIZE, check_fields, check_ranges
-from perceivers.core.attention import BlockConfig
-from perceivers.core.initialisers import POSITION_STD
-from perceivers.core.joining import JoinRule
+from perceivers.core.checks import COUNT, FRACTION, SIZE, check_fields, check_ranges
+from perceivers.core.layers import INIT_STD
 
+JoinRule = Literal["pad", "project"]
 Sharing = Literal["none", "all", "all_but_first"]
 
 MOST_LAYERS = 4096
 """Self-attention layers that a sample may run through."""
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What attention blocks have in common, wherever they stand."""
+
+    num_heads: int = 1
+    """Attention heads; must divide the widths of queries-and-keys and of values."""
+    qk_channels: int | None = None
+    """Width of queries and keys; None: that of what is attended to."""
+    v_channels: int | None = None
+    """Width of values; None: that of queries and keys."""
+    widening_factor: int = 1
+    """Hidden width of the MLP over its width."""
+    activation: Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu"] = "gelu_tanh"
+    """Activation of the MLP; the released models were trained with tanh GELU."""
+    dropout: float = 0.0
+    """Dropout after attention and after the MLP, in training."""
+    alignment: float | None = None
+    """Keys' weights start as this multiple of the queries', so that like attends to like; None: random (official)."""
+    attention_dropout: float = 0.0
+    """Dropout of the attention weights, in training."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        sizes = ("num_heads", "qk_channels", "v_channels", "widening_factor")
+        check_ranges(self, dict.fromkeys(sizes, SIZE) | dict.fromkeys(("dropout", "attention_dropout"), FRACTION))
 
 
 @dataclass(frozen=True)
@@ -22,7 +48,7 @@ class LatentsConfig:
     """N."""
     channels: int = 256
     """D."""
-    init_std: float = POSITION_STD
+    init_std: float = INIT_STD
     """Standard deviation of their truncated normal start."""
     num_places: int | None = None
     """They begin as sines of places spread evenly over so many (a text's length); None: at random (official)."""

@@ -1,139 +1,16 @@
-"""Where a token is: Fourier features or learned vectors, on any grid and at any coordinates.
+"""Position features on a grid, kept as a table for each axis: nothing as large as the grid is made until it is needed.
 
-Coordinates here run from -1 to 1 along each axis; the axes come in the order of the array (row, then column).
-Source: the official position_encoding.py.
+Source: the official position_encoding.py, whose Fourier features are functions of one axis each.
 """
 
-import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-
-from perceivers.core.arguments import COUNT, SIZE, check_ranges, precise, require
-from perceivers.core.initialisers import plain_linear, trained_vector
-
-CoordinateRule = Literal["inclusive", "exclusive"]
-
-PLACES_AT_ONCE = 256
-"""Places whose features are made at once."""
-
-
-@dataclass(frozen=True)
-class Fourier:
-    """Sines and cosines of each coordinate, at frequencies from 1 to half the resolution, beside the coordinates."""
-
-    num_bands: int = 32
-    """Frequencies of each axis."""
-    max_resolution: int | tuple[int, ...] | None = None
-    """Samples along each axis that the highest frequency can tell apart; None: the size of the grid."""
-    sine_only: bool = False
-    """Leave the cosines out."""
-    with_coordinates: bool = True
-    """Begin with the coordinates themselves."""
-    project: int | None = None
-    """Width of a linear map of the features; None: no map."""
-    num_residual_layers: int = 0
-    """Residual linear layers after that, ReLU between them (official `n_extra_pos_mlp`)."""
-    kind: Literal["fourier"] = "fourier"
-    """Name in files."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, {"num_bands": COUNT, "project": SIZE, "num_residual_layers": COUNT})
-
-
-@dataclass(frozen=True)
-class Learned:
-    """One trained vector for each place of a grid; interpolated linearly at other places and on other grids."""
-
-    channels: int = 64
-    """Width of the vectors."""
-    project: int | None = None
-    """Width of a linear map of the vectors; None: no map."""
-    num_residual_layers: int = 0
-    """Residual linear layers after that, ReLU between them (official `n_extra_pos_mlp`)."""
-    kind: Literal["learned"] = "learned"
-    """Name in files."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, {"channels": SIZE, "project": SIZE, "num_residual_layers": COUNT})
-
-
-PositionConfig = Fourier | Learned
-
-MOST_BANDS, MOST_RESIDUAL_LAYERS = 100_000, 1000
-"""Upper bounds of the bands of Fourier features and of the residual layers behind positions."""
-
-
-def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:
-    """Coordinates from places counted along an axis of `span` places, 0 to span - 1, fractions allowed.
-
-    "inclusive": from -1 to 1 with both ends. "exclusive": without the upper one (official rule for subsampled points).
-    """
-    return -1 + 2 * place / (max(span - 1, 1) if rule == "inclusive" else span)
-
-
-def sound_coordinates(
-    coordinates: Float[Tensor, "*b m axes"], mask: Bool[Tensor, "b m"] | None, axes: int
-) -> Float[Tensor, "*b m axes"]:
-    """Return coordinates in at least float32, checked by `sound_vectors`."""
-    if coordinates.shape[-1] != axes:
-        raise ValueError(f"coordinates of shape {tuple(coordinates.shape)}, expected {axes} of them at the end")
-    return sound_vectors(precise(coordinates), mask, "coordinates of point")
-
-
-def sound_vectors(x: Float[Tensor, "*b m c"], mask: Bool[Tensor, "b m"] | None, what: str) -> Float[Tensor, "*b m c"]:
-    """Return vectors of finite numbers: 0 where the mask says that there is nothing.
-
-    ValueError for the first one that is not finite; where values are not looked at (compiled programs), its numbers
-    become NaN, in every algorithm.
-    """
-    if mask is not None:
-        x = torch.where(mask[..., None], x, torch.zeros_like(x))
-    known = x.isfinite()
-    require(known.all(), lambda: f"{what} {_first_false(known.all(-1))} are not finite numbers")
-    return torch.where(known, x, torch.nan)
-
-
-def _first_false(holds: Bool[Tensor, "*b"]) -> str:
-    place = (~holds).nonzero()[0].tolist()
-    return f"{place[-1]}" + (f" of sample {place[0]}" if len(place) > 1 else "")
-
-
-@dataclass(frozen=True)
-class GridPlaces:
-    """The places of a grid and their coordinates along each axis."""
-
-    size: tuple[int, ...]
-    """Places along each axis."""
-    span: tuple[int, ...] | None = None
-    """How many places reach from -1 to 1; None: all of them, whatever the size."""
-    start: tuple[int, ...] | None = None
-    """Number of the first place along each axis; None: 0."""
-    rule: CoordinateRule = "inclusive"
-    """Whether both ends belong to it."""
-    device: torch.device | None = None
-    """Where coordinates are made."""
-
-    def axes(self) -> list[Float[Tensor, " n"]]:
-        """Coordinates of the places along each axis."""
-        # Phases reach 5e4 radians for audio: float64 where there is one. A table of an axis is small.
-        dtype = torch.float32 if self.device is not None and self.device.type == "mps" else torch.float64
-        spans, starts = self.span or self.size, self.start or (0,) * len(self.size)
-        places = [
-            torch.arange(start, start + n, device=self.device, dtype=dtype)
-            for start, n in zip(starts, self.size, strict=True)
-        ]
-        return [to_unit(place, span, self.rule) for place, span in zip(places, spans, strict=True)]
-
-    def coordinates(self) -> Float[Tensor, "m axes"]:
-        """Coordinates of every place, row-major."""
-        return torch.stack(torch.meshgrid(*self.axes(), indexing="ij"), dim=-1).flatten(0, -2)
+from jaxtyping import Float, Int
+from torch import Tensor
 
 
 @runtime_checkable
@@ -142,18 +19,18 @@ class AxisTable(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of the features."""
 
     def __len__(self) -> int: ...
 
     def part(self, first: int, last: int) -> "AxisTable":
-        """Of neighbouring places."""
+        """Return the table of neighbouring places."""
 
     def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
-        """Of places by number."""
+        """Return features of places by number."""
 
     def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
-        """Of all places, a few neighbouring ones at a time."""
+        """Iterate over the features of all places, a few neighbouring ones at a time."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +52,22 @@ class AxisTables:
         """Width of the features, P."""
         return sum(map(len, self.channels))
 
+    @property
+    def num_positions(self) -> int:
+        """Number of places."""
+        return math.prod(self.grid)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the features."""
+        return self.tables[0].device
+
+    def slices(self, first: int, last: int) -> "AxisTables":
+        """Return the features of slices of the first axis."""
+        return replace(self, tables=(self.tables[0].part(first, last), *self.tables[1:]))
+
     def dense(self, dtype: torch.dtype) -> Float[Tensor, "m p"]:
-        """Features of every place, row-major."""
+        """Return features of every place, row-major."""
         features = torch.empty(*self.grid, self.num_channels, dtype=dtype, device=self.tables[0].device)
         for axis, (table, channels) in enumerate(zip(self.tables, self.channels, strict=True)):
             shape = [1] * len(self.tables)
@@ -185,7 +76,7 @@ class AxisTables:
         return features.flatten(0, -2)
 
     def rows(self, index: Int[Tensor, "*b o"]) -> Float[Tensor, "*b o p"]:
-        """Features of some places, counted row-major."""
+        """Return features of some places, counted row-major."""
         places = torch.unravel_index(index, self.grid)
         found = [table.at(place) for place, table in zip(places, self.tables, strict=True)]
         features = found[0].new_empty(*index.shape, self.num_channels)
@@ -196,196 +87,3 @@ class AxisTables:
 
 PositionFeatures = AxisTables | Tensor
 """Features of places: tables of a grid's axes, or an array [M, P] or [B, M, P]."""
-
-
-def fourier_features(
-    coordinates: Float[Tensor, "*b axes"], max_resolution: Sequence[int], config: Fourier
-) -> Float[Tensor, "*b p"]:
-    """[coordinates, sines by axis then band, cosines likewise] (official `generate_fourier_features`)."""
-    bands = [
-        torch.linspace(1.0, resolution / 2, config.num_bands, dtype=coordinates.dtype, device=coordinates.device)
-        for resolution in max_resolution
-    ]
-    phases = math.pi * torch.cat([coordinates[..., [axis]] * band for axis, band in enumerate(bands)], dim=-1)
-    parts = [coordinates] if config.with_coordinates else []
-    parts += [phases.sin()] if config.sine_only else [phases.sin(), phases.cos()]
-    return torch.cat(parts, dim=-1)
-
-
-@dataclass(frozen=True)
-class FourierAxis:
-    """Fourier features of the places of an axis, made when they are asked for."""
-
-    coordinates: Float[Tensor, " n"]
-    """Of the places, in the precision of the features."""
-    resolution: int
-    """Samples that the highest frequency can tell apart."""
-    config: Fourier
-    """Which features."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are made."""
-        return self.coordinates.device
-
-    def __len__(self) -> int:
-        return len(self.coordinates)
-
-    def part(self, first: int, last: int) -> "FourierAxis":
-        """Of neighbouring places."""
-        return replace(self, coordinates=self.coordinates[first:last])
-
-    def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
-        """Of places by number; of each once where more are asked for than there are."""
-        if torch.compiler.is_compiling() or places.numel() > len(self):
-            return torch.cat([*self.parts(self.coordinates.dtype)])[places]
-        return fourier_features(self.coordinates[places][..., None], [self.resolution], self.config)
-
-    def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
-        """Of all places, a few at a time: on the way they take several times their size."""
-        for part in [self.coordinates] if torch.compiler.is_compiling() else self.coordinates.split(PLACES_AT_ONCE):
-            yield fourier_features(part[:, None], [self.resolution], self.config).to(dtype)
-
-
-class PlaceFeatures(nn.Module, ABC):
-    """Position features. Whichever way it is asked, the module is called, so that hooks on it act."""
-
-    def on_grid(self, places: GridPlaces) -> Any:
-        """Return the features of a whole grid."""
-        return self(places)
-
-    def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
-        """Return the features at any coordinates."""
-        found: Tensor = self(coordinates)
-        return found
-
-    def forward(self, places: GridPlaces | Tensor) -> PositionFeatures:
-        """Return the features of a grid, or at coordinates [..., axes]."""
-        return self._on_grid(places) if isinstance(places, GridPlaces) else self._at(places)
-
-    @abstractmethod
-    def _on_grid(self, places: GridPlaces) -> PositionFeatures: ...
-
-    @abstractmethod
-    def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]: ...
-
-
-class FourierPositions(PlaceFeatures):
-    """Fourier features of `axes` coordinates; no parameters."""
-
-    def __init__(self, axes: int, grid: Sequence[int] | None, config: Fourier) -> None:
-        super().__init__()
-        resolution = grid if config.max_resolution is None else config.max_resolution
-        if resolution is None:
-            raise ValueError("Fourier positions without a grid need max_resolution, e.g. Fourier(max_resolution=64)")
-        self.max_resolution = (resolution,) * axes if isinstance(resolution, int) else tuple(resolution)
-        if len(self.max_resolution) != axes:
-            raise ValueError(f"max_resolution {self.max_resolution} must have one number for each of {axes} axes")
-        if config.num_bands > MOST_BANDS:
-            raise ValueError(f"num_bands = {config.num_bands} must be at most {MOST_BANDS}")
-        self.config, self.axes = config, axes
-        self.channels = axes * ((1 if config.sine_only else 2) * config.num_bands + config.with_coordinates)
-
-    def _on_grid(self, places: GridPlaces) -> AxisTables:
-        """Features of a grid, a table for each axis."""
-        tables = [
-            FourierAxis(axis, resolution, self.config)
-            for axis, resolution in zip(places.axes(), self.max_resolution, strict=True)
-        ]
-        return AxisTables(tuple(tables), tuple(self._channels_of(axis) for axis in range(self.axes)))
-
-    def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
-        """Features at any coordinates; computed in at least float32."""
-        return fourier_features(precise(coordinates), self.max_resolution, self.config)
-
-    def _channels_of(self, axis: int) -> tuple[int, ...]:
-        bands, first = self.config.num_bands, self.axes * self.config.with_coordinates
-        blocks = range(1 if self.config.sine_only else 2)
-        starts = [first + (block * self.axes + axis) * bands for block in blocks]
-        waves = itertools.chain.from_iterable(range(start, start + bands) for start in starts)
-        return (*((axis,) if self.config.with_coordinates else ()), *waves)
-
-
-class LearnedPositions(PlaceFeatures):
-    """A trained vector for each place of a grid (official `TrainablePositionEncoding`)."""
-
-    def __init__(self, grid: Sequence[int], channels: int) -> None:
-        super().__init__()
-        self.grid, self.channels = tuple(grid), channels
-        self.table = trained_vector(math.prod(grid), channels)
-
-    def _on_grid(self, places: GridPlaces) -> Tensor:
-        """Vectors [M, P] of a grid: the trained ones on their own grid, interpolated on another."""
-        if places.size == self.grid and places.span in (None, self.grid) and not any(places.start or ()):
-            return self.table
-        starts = places.start or (0,) * len(self.grid)
-        ends = [start + n for start, n in zip(starts, places.size, strict=True)]
-        if places.span == self.grid and all(end <= n for end, n in zip(ends, self.grid, strict=True)):
-            return self.table.unflatten(0, self.grid)[tuple(map(slice, starts, ends))].flatten(0, -2)
-        return self._at(replace(places, rule="inclusive").coordinates())
-
-    def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
-        """Linear interpolation between the 2^d trained vectors around each place; constant outside the grid."""
-        coordinates = precise(coordinates)
-        sizes = torch.tensor(self.grid, device=coordinates.device)
-        places = ((coordinates + 1) / 2 * (sizes - 1)).clamp(min=torch.zeros_like(sizes), max=sizes - 1)
-        low = places.nan_to_num(0.0).floor().long()  # NaN is no place; through the fraction it stays NaN
-        fraction = (places - low).to(self.table.dtype)
-        result = torch.zeros(*coordinates.shape[:-1], self.channels, dtype=self.table.dtype, device=self.table.device)
-        for corner in itertools.product((0, 1), repeat=len(self.grid)):
-            step = torch.tensor(corner, device=coordinates.device)
-            weight = torch.where(step == 1, fraction, 1 - fraction).prod(dim=-1, keepdim=True)
-            neighbour = torch.minimum(low + step, sizes - 1)
-            result = result + weight * self.table[_ravel(neighbour, self.grid)]
-        return result
-
-
-class Positions(PlaceFeatures):
-    """Position features as configured: Fourier or learned, then perhaps projected and refined."""
-
-    def __init__(self, axes: int, grid: Sequence[int] | None, config: PositionConfig) -> None:
-        super().__init__()
-        self.source: FourierPositions | LearnedPositions
-        if isinstance(config, Fourier):
-            self.source = FourierPositions(axes, grid, config)
-        elif grid is None:
-            raise ValueError("learned positions need a grid; values at free coordinates take Fourier positions")
-        else:
-            self.source = LearnedPositions(grid, config.channels)
-        if config.num_residual_layers > MOST_RESIDUAL_LAYERS:
-            raise ValueError(
-                f"num_residual_layers = {config.num_residual_layers} must be at most {MOST_RESIDUAL_LAYERS}"
-            )
-        self.channels = config.project or self.source.channels
-        self.projection = plain_linear(self.source.channels, config.project) if config.project else None
-        self.residual_layers = nn.ModuleList(
-            plain_linear(self.channels, self.channels) for _ in range(config.num_residual_layers)
-        )
-
-    def _on_grid(self, places: GridPlaces) -> PositionFeatures:
-        """Features of a whole grid, kept as tables of its axes where they are functions of one axis each."""
-        return self._refine(self.source.on_grid(places))
-
-    def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
-        """Features at any coordinates."""
-        features = self._refine(self.source.at(coordinates))
-        assert isinstance(features, Tensor)
-        return features
-
-    def _refine(self, features: PositionFeatures) -> PositionFeatures:
-        if self.projection is None and not self.residual_layers:
-            return features
-        dtype = next(self.parameters()).dtype
-        x = features.dense(dtype) if isinstance(features, AxisTables) else features.to(dtype)
-        x = x if self.projection is None else self.projection(x)
-        for number, layer in enumerate(self.residual_layers):
-            x = x.relu() if number else x
-            x = x + layer(x)
-        return x
-
-
-def _ravel(places: Int[Tensor, "*b axes"], grid: Sequence[int]) -> Int[Tensor, "*b"]:
-    index = torch.zeros_like(places[..., 0])
-    for axis, size in enumerate(grid):
-        index = index * size + places[..., axis]
-    return index

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.initialisers import convolution_
+from perceivers.core.layers import truncated_normal_
 from perceivers.modalities.patches import pad_same
 
 ConvPadding = Literal["same", "symmetric"]
@@ -87,3 +87,15 @@ class ConvUpsample(nn.Module):
             # "SAME" with stride 1 leaves out the last place, which torch's symmetric padding keeps.
             x = x[(slice(None), slice(None), *map(slice, size))]
         return x.movedim(1, -1)
+
+
+def convolution_(layer: nn.Module) -> nn.Module:
+    """Initialise a convolution as haiku's Conv2D and its transpose: fan in is kernel area times input channels."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)
+    channels = weight.shape[0] if transposed else weight.shape[1]
+    truncated_normal_(weight, 1 / math.sqrt(channels * math.prod(weight.shape[2:])))
+    if isinstance(bias, Tensor):
+        nn.init.zeros_(bias)
+    return layer

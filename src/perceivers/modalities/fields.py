@@ -14,11 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import SIZE, as_float32, check_fields, check_ranges, floats, is_missing, precise
-from perceivers.core.initialisers import embedding
+from perceivers.core.checks import SIZE, check_fields, check_ranges
+from perceivers.core.layers import floats, precise
 from perceivers.modalities.cells import number
+from perceivers.modalities.embeddings import embedding
 from perceivers.modalities.kind import check_units, denormalised, known_units, normalised, rounded, unit_std
 from perceivers.modalities.label import Label, check_classes, counted
+from perceivers.modalities.raw import as_float32, is_missing
 from perceivers.modalities.scalars import UNKNOWN, class_numbers, class_value, scalar
 
 DAY = 86_400

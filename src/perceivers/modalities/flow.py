@@ -14,12 +14,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceivers.core.arguments import as_float32, check_keys, finite, floats
-from perceivers.core.initialisers import plain_linear
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
-from perceivers.core.linear_map import dtype_of
-from perceivers.core.positions import Fourier, GridPlaces, PositionConfig, Positions
-from perceivers.core.queries import InputQuery, at_points
+from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.layers import dtype_of, floats, plain_linear
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.flow import flow_colours
@@ -27,6 +23,10 @@ from perceivers.media.pictures import show_image
 from perceivers.modalities.convolution import ConvStem
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, same_shape
 from perceivers.modalities.patches import as_sizes, rows_of, surrounding_patches, token_grid
+from perceivers.modalities.points import Points, at_points
+from perceivers.modalities.position_encodings import Fourier, GridPlaces, PositionConfig, Positions
+from perceivers.modalities.queries import InputQuery
+from perceivers.modalities.raw import as_float32, check_keys, finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,12 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import as_array, as_float32, check_keys, finite, floats, is_whole, may_hold
-from perceivers.core.initialisers import plain_linear
-from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Part, Points
-from perceivers.core.linear_map import dtype_of
-from perceivers.core.positions import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
-from perceivers.core.queries import PositionQuery
+from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.checks import is_whole
+from perceivers.core.layers import dtype_of, floats, plain_linear
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, array_file, holds_file, numbers
@@ -39,6 +36,10 @@ from perceivers.modalities.kind import (
     unit_std,
 )
 from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
+from perceivers.modalities.points import Indices, Part, Points
+from perceivers.modalities.position_encodings import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
+from perceivers.modalities.queries import PositionQuery
+from perceivers.modalities.raw import as_array, as_float32, check_keys, finite, may_hold
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -97,6 +98,11 @@ class Grid(Kind, ABC):
             raise ValueError("stem: conv is for images and video")
         if self.conv_padding != "same" and self.stem != "conv":
             raise ValueError(f"conv_padding: {self.conv_padding} has no effect without stem: conv; leave it out")
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether an input may be read as a Part: not behind convolutions, whose tokens depend on their neighbours."""
+        return self.stem != "conv"
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -277,7 +283,7 @@ class GridInput(InputAdapter):
 
     def __init__(self, spec: Grid) -> None:
         super().__init__()
-        self.spec, self.reads_parts = spec, spec.stem != "conv"
+        self.spec = spec
         self.stem: nn.Module | None = None
         if spec.stem == "conv":
             width = spec.embed or 64
@@ -319,7 +325,9 @@ class GridInput(InputAdapter):
         grid = tuple(tokens.shape[1:-1])
         places = self._places(grid, part, tokens.device)
         segment = self._segment(rows_of(tokens), places, self._token_mask(values, mask))
-        return segment if mask is None or self.spec.mask_prob is None else self._with_room(segment, places)
+        if mask is not None and self.spec.mask_prob is not None:
+            segment = self._with_room(segment, places)
+        return segment if part is None else replace(segment, extent=part.extent())
 
     def absent(self, device: torch.device) -> Segment:
         """Tokens of the trained size."""

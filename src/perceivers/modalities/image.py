@@ -8,8 +8,6 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import is_picture
-from perceivers.core.positions import Fourier
 from perceivers.media.image import centre_crop, picture_pixels, read_image, resize
 from perceivers.media.pictures import show_heat, show_image
 from perceivers.media.video import read_video
@@ -17,6 +15,8 @@ from perceivers.modalities.augmentation import Augmentation, augmented
 from perceivers.modalities.grid import Grid, values_of
 from perceivers.modalities.kind import Raw
 from perceivers.modalities.patches import as_sizes
+from perceivers.modalities.position_encodings import Fourier
+from perceivers.modalities.raw import is_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

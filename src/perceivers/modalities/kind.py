@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceivers.core.arguments import COUNT, FRACTION, SIZE, check_keys, check_ranges, floats, given, precise
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points
-from perceivers.core.joining import check_names
+from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.checks import COUNT, FRACTION, SIZE, check_names, check_ranges
+from perceivers.core.layers import floats, precise
 from perceivers.modalities.cells import Files, plain
+from perceivers.modalities.points import Points
+from perceivers.modalities.raw import check_keys, given
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,6 +133,11 @@ class Kind(ABC):
     def blank_points(self, batch_size: int, device: torch.device) -> Points | None:
         """Where an output that has no whole is asked, NOMINAL times; None: it has a whole."""
         return None
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether an input may be read as a Part: no token depends on its neighbours, and each knows its place."""
+        return False
 
     def build_input(self) -> InputAdapter:
         """Raw batch to tokens."""

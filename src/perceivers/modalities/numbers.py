@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceivers.core.arguments import as_float32, finite, floats
-from perceivers.core.interfaces import InputAdapter, OutputAdapter
+from perceivers.core.adapters import InputAdapter, OutputAdapter
+from perceivers.core.layers import floats
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, number, plain
 from perceivers.modalities.kind import Raw, check_units, known_units, mean_where, rounded, same_shape, shown, statistics
+from perceivers.modalities.raw import as_float32, finite
 from perceivers.modalities.row import RowKind, RowOutput, stack_known
 from perceivers.modalities.scalars import scalar
 from perceivers.modalities.scores import correlation

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.core.arguments import is_whole
+from perceivers.core.checks import is_whole
 
 
 def space_to_depth(x: Shaped[Tensor, "b *size c"], patch: Sequence[int]) -> Shaped[Tensor, "b *tokens pc"]:

@@ -12,12 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import as_float32, check_keys, finite, floats
-from perceivers.core.initialisers import plain_linear
-from perceivers.core.interfaces import Coordinates, InputAdapter, OutputAdapter, OutputQuery, Points
-from perceivers.core.positions import Fourier, Positions, sound_coordinates
-from perceivers.core.queries import CoordinateQuery
-from perceivers.core.tokens import Segment, blank_where_absent
+from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.layers import floats, plain_linear
+from perceivers.core.tokens import Segment, zero_where_absent
 from perceivers.modalities.cells import Files, numbers, plain
 from perceivers.modalities.kind import (
     LARGEST,
@@ -33,6 +30,10 @@ from perceivers.modalities.kind import (
     shown,
     statistics,
 )
+from perceivers.modalities.points import Coordinates, Points
+from perceivers.modalities.position_encodings import Fourier, Positions, sound_coordinates
+from perceivers.modalities.queries import CoordinateQuery
+from perceivers.modalities.raw import as_float32, check_keys, finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -243,7 +244,7 @@ class PointSetInput(InputAdapter):
                 f"[B, M, {self.spec.axes}] and [B, M, {self.spec.channels}]"
             )
         coordinates = sound_coordinates(floats(raw["coordinates"]), mask, self.spec.axes)
-        values, _ = known_units(blank_where_absent(floats(raw["values"]), mask), self.spec.mean, self.spec.std)
+        values, _ = known_units(zero_where_absent(floats(raw["values"]), mask), self.spec.mean, self.spec.std)
         return Segment(values, self.positions.at(self.spec.to_unit(coordinates)), mask=mask)
 
 

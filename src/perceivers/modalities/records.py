@@ -15,11 +15,9 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from perceivers.core.arguments import check_keys
-from perceivers.core.initialisers import plain_linear, trained_vector
-from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
-from perceivers.core.joining import check_names
-from perceivers.core.queries import InputQuery, LearnedQuery
+from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.checks import check_names
+from perceivers.core.layers import plain_linear, trained_vector
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
 from perceivers.modalities.cells import WHOLE_ROW, Files, plain
@@ -36,6 +34,9 @@ from perceivers.modalities.kind import (
     rounded,
     shown,
 )
+from perceivers.modalities.points import Indices, Points
+from perceivers.modalities.queries import InputQuery, LearnedQuery
+from perceivers.modalities.raw import check_keys
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceivers.core.initialisers import plain_linear
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
-from perceivers.core.queries import InputQuery, LearnedQuery
+from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.layers import plain_linear
 from perceivers.core.tokens import Segment
 from perceivers.modalities.kind import Kind, Unit, denormalised, input_of
+from perceivers.modalities.queries import InputQuery, LearnedQuery
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceivers.core.arguments import is_missing, require
+from perceivers.core.checks import require
+from perceivers.modalities.raw import is_missing
 
 UNKNOWN = -1
 """Number of an unknown class."""

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.positions import Fourier
 from perceivers.media.audio import read_audio, to_mono, to_rate
 from perceivers.media.pictures import show_heat
 from perceivers.modalities.grid import Grid, values_of
 from perceivers.modalities.kind import Raw
 from perceivers.modalities.patches import as_sizes
+from perceivers.modalities.position_encodings import Fourier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

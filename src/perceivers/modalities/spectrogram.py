@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from perceivers.core.arguments import as_float32
-from perceivers.core.positions import Fourier
 from perceivers.media.audio import read_audio, to_mono, to_rate
 from perceivers.media.mel import log_mel
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.kind import Raw
 from perceivers.modalities.patches import as_sizes
+from perceivers.modalities.position_encodings import Fourier
+from perceivers.modalities.raw import as_float32
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

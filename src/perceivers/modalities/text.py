@@ -6,7 +6,7 @@ masked; as an input also plain ids [B, M]. Logits [B, M, vocabulary] come out.
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from operator import itemgetter
@@ -19,18 +19,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import as_mask, check_index, check_keys
-from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
-from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
-from perceivers.core.linear import linear
-from perceivers.core.linear_map import embedding_table, is_plain_embedding
-from perceivers.core.positions import GridPlaces, LearnedPositions
-from perceivers.core.queries import InputQuery, LearnedQuery, at_points
+from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.layers import plain_linear, sines, trained_vector
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text
 from perceivers.modalities.cells import Files
+from perceivers.modalities.embeddings import TiedHead, bound_to_embedding, embedding
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences, rounded
+from perceivers.modalities.points import Indices, Points, at_points
+from perceivers.modalities.position_encodings import GridPlaces, LearnedPositions
+from perceivers.modalities.queries import InputQuery, LearnedQuery
+from perceivers.modalities.raw import as_mask, check_index, check_keys
 from perceivers.modalities.scalars import UNKNOWN, class_numbers
 from perceivers.modalities.tokenizers import tokenizer_of, word_numbers
 
@@ -185,7 +185,7 @@ class Text(Kind):
                 f"{channels}: set decoder.query_channels = {width} (under decoder.join = pad: query_channels = {width} "
                 "of this output), or tied = false"
             )
-        return TextOutput(TiedHead(inputs, self.of, (self.num_ids, width)))
+        return TextOutput(TiedHead(self.of, (self.num_ids, width)), self.of)
 
     @property
     def target_parts(self) -> tuple[str, ...]:
@@ -362,47 +362,16 @@ class TextQuery(OutputQuery):
         return at_points(Segment(content=self.table[None, : tokens.num_tokens], mask=mask), points)
 
 
-class TiedHead(nn.Module):
-    """Logits: products with an input's embeddings, and a trained bias (official `EmbeddingDecoder`)."""
-
-    def __init__(self, inputs: Mapping[str, InputAdapter], name: str, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.inputs, self.name, self.size = inputs, name, size
-        self.bias = nn.Parameter(torch.zeros(size[0]))
-
-    @property
-    def weight(self) -> Tensor:
-        """[vocabulary, E]; what the input's embedding gives for each id; ValueError if it has another shape."""
-        found = embedding_table(self._embedding, self.size[0], self.bias.device)
-        if found.shape != self.size:
-            shape = tuple(found.shape)
-            raise ValueError(f"the embedding of input {self.name!r} is {shape}, its tied output needs {self.size}")
-        return found
-
-    @property
-    def borrowed(self) -> tuple[Tensor, ...] | None:
-        """Parameters that it uses and that another module has; None where calling that module tells them."""
-        embedding = self._embedding
-        return tuple(embedding.parameters()) if is_plain_embedding(embedding) else None
-
-    @property
-    def _embedding(self) -> nn.Module:
-        found = getattr(self.inputs[self.name], "embedding", None)
-        if not isinstance(found, nn.Module):
-            raise ValueError(f"input {self.name!r} has no embedding any more, and output logits are tied to it")
-        return found
-
-    def forward(self, rows: Float[Tensor, "b o e"]) -> Float[Tensor, "b o v"]:
-        """One for each id."""
-        return linear(rows, self.weight, self.bias)
-
-
 class TextOutput(OutputAdapter):
     """Rows to logits."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, tied_to: str | None = None) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.tied_to = head, tied_to
+
+    def bound_head(self, inputs: Any) -> Callable[[Tensor], Tensor]:
+        """Return the head, with the input's embedding where logits are tied."""
+        return self.head if self.tied_to is None else bound_to_embedding(self.head, self.tied_to, inputs)
 
     def forward(self, rows: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
         """One row for each place."""

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import as_float32, check_keys, finite, floats
-from perceivers.core.initialisers import plain_linear
-from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery, Points, Queries
-from perceivers.core.queries import GivenQuery
-from perceivers.core.tokens import Segment, blank_where_absent
+from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.layers import floats, plain_linear
+from perceivers.core.tokens import Segment, zero_where_absent
 from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences, same_shape
+from perceivers.modalities.points import Points, Queries
+from perceivers.modalities.queries import GivenQuery
+from perceivers.modalities.raw import as_float32, check_keys, finite
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -125,7 +126,7 @@ class VectorsInput(InputAdapter):
         values, mask = raw["values"], raw.get("mask")
         if values.ndim != 3 or values.shape[-1] != self.channels:
             raise ValueError(f"input of shape {tuple(values.shape)}, expected [B, M, {self.channels}]")
-        return Segment(blank_where_absent(floats(values), mask), mask=mask)
+        return Segment(zero_where_absent(floats(values), mask), mask=mask)
 
 
 class VectorsOutput(OutputAdapter):

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from perceivers.core.positions import Learned
 from perceivers.modalities.patches import as_sizes
+from perceivers.modalities.position_encodings import Learned
 from perceivers.preset import Preset
 from perceivers.pretrained.huggingface import LARGEST
 from perceivers.pretrained.sizes import INPUT, changed, value_at

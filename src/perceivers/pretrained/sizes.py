@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from perceivers.core.positions import Fourier
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.kind import Kind
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.preset import Preset
 
 Weights = Mapping[str, Tensor]

@@ -44,7 +44,7 @@ def attention(model: PerceiverIO, raw: Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(model.trunk, Resampler):
         raise ValueError("a transformer does not read into latents: it has no attention of theirs to show")
     with inference(model):
-        tokens, _ = model.input_adapter(raw)
+        tokens, _ = model.tokens(raw)
         return {name: own.mean(dim=(1, 2)) for name, own in model.trunk.attention_map(tokens).items()}
 
 

@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.positions import Fourier
 from perceivers.data import AudioSet, DataSet, SpokenDigits
 from perceivers.data.clips import Clips
 from perceivers.data.dataset import evenly
 from perceivers.data.spoken_digits import GROUPS
 from perceivers.media.report import Report
 from perceivers.modalities import Audio, Labels, Spectrogram, Video
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.preset import Preset
 from perceivers.schema import Record, Schema
 from perceivers.tasks.published import published

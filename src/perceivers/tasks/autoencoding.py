@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.positions import Fourier
 from perceivers.data import DataSet, Kinetics, SpokenDigits
 from perceivers.data.clips import Clips
 from perceivers.data.dataset import evenly
@@ -29,6 +28,7 @@ from perceivers.media.report import Report
 from perceivers.media.video import Clip, write_video
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.grid import Grid
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Batch, Record, Schema
 from perceivers.tasks.multimodal import multimodal
 from perceivers.tasks.recipe import Recipe, changed_schema, load_run

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier, Learned
 from perceivers.data import Idx, ImageFolder
 from perceivers.media.image import CENTRE
 from perceivers.media.pictures import drawable
 from perceivers.media.report import Report
 from perceivers.modalities import Image, Label
 from perceivers.modalities.augmentation import Augmentation
+from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.modalities.randaugment import RandAugment
 from perceivers.preset import Preset
 from perceivers.schema import Record, Schema, find_kind

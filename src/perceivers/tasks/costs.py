@@ -47,7 +47,7 @@ def costs(preset: Preset) -> Costs:
         counter, memory = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION), PeakMemory()
         memory.hold([*model.parameters(), *tree_leaves(raw)])
         with memory, counter:
-            model(raw, points, order="dense")
+            model(raw, points, algorithm="dense")
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     stages = {name: _stage(name, model.get_submodule(name), flops) for name in STAGES}
     own = sum(parameter.numel() for parameter in model.trunk.parameters(recurse=False))

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.interfaces import Coordinates
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
 from perceivers.data import Digits
 from perceivers.media.report import Report
 from perceivers.modalities import Image, Label, PointSet
 from perceivers.modalities.kind import sample_of
+from perceivers.modalities.points import Coordinates
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Record, Schema
 from perceivers.tasks.recipe import Recipe, changed_schema, load_run
 from perceivers.tasks.report import add_losses, predict

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import torch
 
-from perceivers.core.interfaces import Points
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded, Reading
 from perceivers.core.trunk import Resampler
 from perceivers.modalities.kind import Kind, LeftOut, Raw, asks_in_vain, sample_of
+from perceivers.modalities.points import Points
 from perceivers.modalities.row import RowKind
 from perceivers.schema import Batch, Schema
 from perceivers.training.evaluation import inference

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from perceivers.core.arguments import check_positive
+from perceivers.core.checks import check_positive
 from perceivers.core.config import DecoderConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier, Learned
 from perceivers.media.image import imagenet_crop
 from perceivers.modalities import Image, Label
 from perceivers.modalities.patches import as_sizes
+from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.arguments import check_positive
+from perceivers.core.checks import check_positive
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Text
+from perceivers.modalities.points import Indices
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind

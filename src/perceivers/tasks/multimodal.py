@@ -7,14 +7,14 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from perceivers.core.arguments import check_positive
+from perceivers.core.checks import check_positive
 from perceivers.core.config import DecoderConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
 from perceivers.media.clips import FPS, standard_frames, standard_sound
 from perceivers.media.video import Clip
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.patches import as_sizes
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch.nn import functional as F
 
-from perceivers.core.arguments import check_positive
+from perceivers.core.checks import check_positive
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.positions import Fourier
 from perceivers.media.image import resize
 from perceivers.modalities import Flow, FramePair
 from perceivers.modalities.patches import as_sizes
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
 from perceivers.tasks.published import published

@@ -14,8 +14,9 @@ import torch
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+from perceivers.core.adapters import mask_probs
+from perceivers.core.checks import check_names
 from perceivers.core.config import Config
-from perceivers.core.joining import check_names, mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.fingerprint import Fingerprint, differences, fingerprint

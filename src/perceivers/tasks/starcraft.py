@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from perceivers.core.attention import CrossAttention, Mask
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.core.initialisers import plain_linear
+from perceivers.core.layers import plain_linear
 from perceivers.core.trunk import Process, Resampler
 from perceivers.data import StarCraft
 from perceivers.data.starcraft import PLAYERS, STATISTICS

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from perceivers.core.arguments import COUNT, check_ranges
+from perceivers.core.checks import COUNT, check_ranges
 from perceivers.training.mixing import Mixing
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 

@@ -11,11 +11,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from perceivers.core.joining import Masking, mask_probs
+from perceivers.core.adapters import mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.kind import Kind, Raw
 from perceivers.progress import tracked
 from perceivers.schema import Batch, Record, Schema
+from perceivers.training.masking import Masking
 from perceivers.training.objective import counts
 from perceivers.training.order import evaluation_batches
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from perceivers.core.arguments import without_autocast
-from perceivers.core.joining import Masking
+from perceivers.core.layers import without_autocast
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Batch, Schema
+from perceivers.training.masking import Masking
 
 
 class Objective(nn.Module):

@@ -1,4 +1,4 @@
-"""Products with matrices: PyTorch's, and oneDNN's where that is faster, equal within rounding.
+"""x W' + b by oneDNN where that is faster than by PyTorch, equal within rounding.
 
 PyTorch gives those of float32 on a CPU to MKL, which was made for Intel's processors; oneDNN comes with PyTorch too.
 `python -m benchmarks.products` measures both; `torch.backends.mkldnn.set_flags(False)` turns oneDNN off.

@@ -1,4 +1,4 @@
-"""Every order of a cross-attention gives what the dense one gives, and nothing else shows which was taken."""
+"""Every algorithm of a cross-attention gives what the dense one gives, and nothing else shows which was taken."""
 
 import functools
 import itertools
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from cross_cases import TAILS, Crossing, Make, every_device, largest_error, makes, reading, with_gradients, writing
 from perceivers import Config, Flow, FramePair, Image, LatentsConfig, Numbers, PerceiverIO, Schema, Series, Vectors
-from perceivers.core import finishing, orders, rows
 from perceivers.core.config import DecoderConfig, EncoderConfig
-from perceivers.core.orders import Order, _sums
-from perceivers.core.positions import Fourier
-from perceivers.core.reading import ReadState
-from perceivers.core.rows import Block, Rows
+from perceivers.core.fast import algorithms, epilogue, separable_blocks, token_blocks
+from perceivers.core.fast.algorithms import Algorithm, _sums
+from perceivers.core.fast.token_blocks import Block, TokenBlocks
+from perceivers.core.reading import SoftmaxState
 from perceivers.core.tokens import Segment
+from perceivers.modalities.position_encodings import Fourier
 from reference_files import read, relative_error, under
 from test_convert import ASK, RECORDED, ask_imagenet, built, converted
 
@@ -39,10 +39,10 @@ blocks = st.integers(1, 31)
 seeds = st.integers(0, 1000)
 
 
-def assert_agreement(crossing: Crossing, order: Order, block_size: int) -> None:
+def assert_agreement(crossing: Crossing, algorithm: Algorithm, block_size: int) -> None:
     expected = with_gradients(crossing, crossing.dense())
-    found = with_gradients(crossing, crossing.ordered(order, block_size))
-    assert largest_error(found, expected) <= EXACT, order
+    found = with_gradients(crossing, crossing.computed(algorithm, block_size))
+    assert largest_error(found, expected) <= EXACT, algorithm
 
 
 @every_device
@@ -50,9 +50,9 @@ def assert_agreement(crossing: Crossing, order: Order, block_size: int) -> None:
 @given(make=makes, block_size=blocks, seed=seeds)
 def test_reading_agrees_with_the_dense_path(device: str, make: Make, block_size: int, seed: int) -> None:
     crossing = reading(make, seed).to(torch.float64, device)
-    assert {"projected", "absorbed"} <= set(crossing.orders)
-    for order in crossing.orders:
-        assert_agreement(crossing, order, block_size)
+    assert {"projected", "absorbed"} <= set(crossing.algorithms)
+    for algorithm in crossing.algorithms:
+        assert_agreement(crossing, algorithm, block_size)
 
 
 @every_device
@@ -60,8 +60,8 @@ def test_reading_agrees_with_the_dense_path(device: str, make: Make, block_size:
 @given(make=makes, tail=st.sampled_from([*TAILS]), block_size=blocks, seed=seeds)
 def test_writing_agrees_with_the_dense_path(device: str, make: Make, tail: str, block_size: int, seed: int) -> None:
     crossing = writing(make, tail, seed).to(torch.float64, device)
-    for order in crossing.orders:
-        assert_agreement(crossing, order, block_size)
+    for algorithm in crossing.algorithms:
+        assert_agreement(crossing, algorithm, block_size)
 
 
 # What is hard: precision, scores of very different size, tokens that are not there.
@@ -70,7 +70,7 @@ GRID = Make(grid=(3, 7), mask="some", batch=3, content_batch=3, padding=2, resid
 
 CASES = {
     "grid": GRID,
-    "grid, projected": replace(GRID, projected=True, heads=2, hidden=True),
+    "grid, projected": replace(GRID, projected=True, heads=2, masked=True),
     "vectors": replace(GRID, positions="none", content=7, heads=3, residual=True),
 }
 
@@ -98,17 +98,19 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[flo
 @every_crossing
 def test_errors_are_within_twice_those_of_the_dense_path(crossing: Crossing, dtype: torch.dtype, device: str) -> None:
     low = crossing.to(dtype, device)
-    for order in low.orders:
-        assert_errors_within_twice_those_of_the_dense_path(low, order)
+    for algorithm in low.algorithms:
+        assert_errors_within_twice_those_of_the_dense_path(low, algorithm)
 
 
-def assert_errors_within_twice_those_of_the_dense_path(low: Crossing, order: Order, block_size: int = 5) -> None:
+def assert_errors_within_twice_those_of_the_dense_path(
+    low: Crossing, algorithm: Algorithm, block_size: int = 5
+) -> None:
     exact = low.to(torch.float64)
     expected = with_gradients(exact, exact.dense())
     allowed = distance(with_gradients(low, low.dense()), expected)
-    errors = distance(with_gradients(low, low.ordered(order, block_size)), expected)
+    errors = distance(with_gradients(low, low.computed(algorithm, block_size)), expected)
     for error, own in zip(errors, allowed, strict=True):
-        assert error <= 2 * max(own, torch.finfo(low.latents.dtype).eps), order
+        assert error <= 2 * max(own, torch.finfo(low.latents.dtype).eps), algorithm
 
 
 @every_device
@@ -116,12 +118,12 @@ def test_writing_agrees_where_biases_are_zero(device: str) -> None:
     """As before training: what is folded then has no full rank."""
     crossing = writing(replace(GRID, qk=2, v=2)).to(torch.float64, device)
     torch.nn.init.zeros_(crossing.cross.attention.output.bias)
-    assert "separable-folded" in crossing.orders
-    for order in crossing.orders:
-        assert_agreement(crossing, order, 5)
+    assert "separable-folded" in crossing.algorithms
+    for algorithm in crossing.algorithms:
+        assert_agreement(crossing, algorithm, 5)
 
 
-class GivenRows(Rows):
+class GivenBlocks(TokenBlocks):
     """Scores and values as they are given."""
 
     per_token = ("scores", "values")
@@ -130,10 +132,10 @@ class GivenRows(Rows):
         super().__init__(Segment(scores[None]), scores.dtype)
         self.tensors = {"scores": scores, "values": values}
 
-    def look(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor]:
+    def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor]:
         return tensors["scores"].clone(), tensors["values"]
 
-    def gather(self, seen: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    def weighted_sums(self, seen: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         return weights.sum(-2, keepdim=True), seen.mT @ weights
 
 
@@ -150,9 +152,9 @@ def test_autocast_costs_no_more_precision_than_on_the_dense_path(crossing: Cross
         return distance(with_gradients(single, result), expected)
 
     allowed = errors(single.dense)
-    for order in single.orders:
-        found = errors(lambda order=order: single.ordered(order, 5))
-        assert all(error <= 2 * own for error, own in zip(found, allowed, strict=True)), order
+    for algorithm in single.algorithms:
+        found = errors(lambda algorithm=algorithm: single.computed(algorithm, 5))
+        assert all(error <= 2 * own for error, own in zip(found, allowed, strict=True)), algorithm
 
 
 @pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
@@ -167,7 +169,7 @@ def test_scores_of_any_size(step: float, shift: float) -> None:
     expected = values.T @ scores[:, :2].softmax(0)
     (expected_gradient,) = torch.autograd.grad((expected * values[:3, :2]).sum(), scores)
     for block_size in (1, 2, 13):
-        reference, total, weighted = _sums(GivenRows(scores, values), block_size)
+        reference, total, weighted = _sums(GivenBlocks(scores, values), block_size)
         assert torch.equal(total[:, 2], torch.zeros(1))
         assert torch.equal(weighted[:, 2], torch.zeros(3))
         found = weighted[:, :2] / total[:, :2]
@@ -182,8 +184,8 @@ def test_scores_of_any_size(step: float, shift: float) -> None:
 def test_a_reference_is_raised_seldom() -> None:
     """Scores a little above it are in range: states of all block sizes are the same numbers, not only the same sums."""
     scores = torch.arange(7.0)[:, None]
-    assert float(_sums(GivenRows(scores, scores), 1)[0]) == 0
-    assert float(_sums(GivenRows(2 * scores, scores), 1)[0]) == 10
+    assert float(_sums(GivenBlocks(scores, scores), 1)[0]) == 0
+    assert float(_sums(GivenBlocks(2 * scores, scores), 1)[0]) == 10
 
 
 # Exactness of another kind: bits.
@@ -194,30 +196,32 @@ def test_a_reference_is_raised_seldom() -> None:
 def test_bits_do_not_depend_on_the_rest_of_the_batch(crossing: Crossing, device: str) -> None:
     """Where samples are taken one by one; and they are the same every time."""
     crossing = crossing.to(torch.float32, device)
-    for order in crossing.orders:
-        whole = parts_of(crossing, order)
-        assert all(map(torch.equal, whole, parts_of(crossing, order)))
-        if crossing.tail is None and orders.is_together(order, crossing.latents.device):
+    for algorithm in crossing.algorithms:
+        whole = parts_of(crossing, algorithm)
+        assert all(map(torch.equal, whole, parts_of(crossing, algorithm)))
+        if crossing.tail is None and algorithms.is_together(algorithm, crossing.latents.device):
             continue
         for number in range(crossing.segment.batch_size):
-            own = parts_of(crossing.sample(number), order)
-            assert all(torch.equal(x, all_of[number : number + 1]) for x, all_of in zip(own, whole, strict=True)), order
+            own = parts_of(crossing.sample(number), algorithm)
+            assert all(torch.equal(x, all_of[number : number + 1]) for x, all_of in zip(own, whole, strict=True)), (
+                algorithm
+            )
 
 
-def parts_of(crossing: Crossing, order: Order) -> tuple[Tensor, ...]:
+def parts_of(crossing: Crossing, algorithm: Algorithm) -> tuple[Tensor, ...]:
     """What is made of each sample alone: maps of latents that have been read are products over the batch."""
     if crossing.tail is not None:
-        return (crossing.ordered(order, 5),)
-    state = orders.read(crossing.cross, crossing.latents, crossing.segment, order, 5)
-    return state.reference, state.denominator, state.weighted
+        return (crossing.computed(algorithm, 5),)
+    state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, algorithm, 5)
+    return state.max_score, state.sum_exp, state.weighted_values
 
 
 @every_device
 @every_crossing
 def test_block_size_changes_rounding_only(crossing: Crossing, device: str) -> None:
     crossing = crossing.to(torch.float64, device)
-    for order in crossing.orders:
-        one, *others = (crossing.ordered(order, block_size) for block_size in (100, 21, 8, 1))
+    for algorithm in crossing.algorithms:
+        one, *others = (crossing.computed(algorithm, block_size) for block_size in (100, 21, 8, 1))
         assert all((one - other).abs().max() <= 1e-13 * one.abs().max() for other in others)
 
 
@@ -227,10 +231,10 @@ def test_gradients_are_those_of_finite_differences(crossing: Crossing, device: s
     """Of sums that are made again to be differentiated."""
     crossing = crossing.sample(1).to(torch.float64, device)
     leaves = {name: leaf for name, leaf in crossing.leaves.items() if "mlp" not in name}
-    for order in crossing.orders:
+    for algorithm in crossing.algorithms:
         # Numerical differentiation changes the leaves in place.
         assert torch.autograd.gradcheck(
-            lambda *_, order=order: crossing.ordered(order, 8), (*leaves.values(),), fast_mode=True
+            lambda *_, algorithm=algorithm: crossing.computed(algorithm, 8), (*leaves.values(),), fast_mode=True
         )
 
 
@@ -239,26 +243,26 @@ def test_gradients_are_those_of_finite_differences(crossing: Crossing, device: s
 
 @every_device
 @pytest.mark.parametrize("name", RECORDED)
-@pytest.mark.parametrize("order", [order for order in get_args(Order) if order != "dense"])
-def test_released_models_agree_in_every_order(name: str, order: Order, device: str) -> None:
-    """An order that is not possible somewhere leaves the choice to the plan."""
+@pytest.mark.parametrize("algorithm", [algorithm for algorithm in get_args(Algorithm) if algorithm != "dense"])
+def test_released_models_agree_in_every_order(name: str, algorithm: Algorithm, device: str) -> None:
+    """An algorithm that is not possible somewhere leaves the choice to the plan."""
     model = built(*converted(name)).to(device, torch.float64)
     given = {
         key: x.to(device, torch.float64 if x.is_floating_point() else None)
         for key, x in under("in:", read(name)).items()
     }
     ask = ASK.get(name, ask_imagenet)
-    model_of = {chosen: functools.partial(model, order=chosen) for chosen in ("dense", order)}
+    model_of = {chosen: functools.partial(model, algorithm=chosen) for chosen in ("dense", algorithm)}
     with torch.no_grad():
         torch.manual_seed(0)
         expected = ask(model_of["dense"], given)
         torch.manual_seed(0)
-        found = ask(model_of[order], given)
+        found = ask(model_of[algorithm], given)
     assert expected.keys() == found.keys()
     assert all(relative_error(found[key], x) <= 1e-9 for key, x in expected.items())
 
 
-# These tests can fail: a thousandth more in any part of any order is found.
+# These tests can fail: a thousandth more in any part of any algorithm is found.
 
 
 def scaled(x: Any, part: int | None) -> Any:
@@ -268,50 +272,50 @@ def scaled(x: Any, part: int | None) -> Any:
     return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
 
 
-MUTATIONS: list[tuple[Order, str, Any, str, int | None]] = [
-    ("projected", "both", rows.ProjectedRows, "look", 0),
-    ("projected", "reading", rows.ProjectedRows, "gather", 0),
-    ("projected", "reading", rows.ProjectedRows, "gather", 1),
-    ("absorbed", "both", rows.AbsorbedRows, "look", 0),
-    ("absorbed", "reading", rows.AbsorbedRows, "gather", 0),
-    ("absorbed", "reading", rows.AbsorbedRows, "gather", 1),
-    ("absorbed", "reading", rows.AbsorbedRows, "expand", None),
-    ("absorbed", "both", orders, "_folded", None),
-    ("absorbed", "both", orders, "_behind_norm", 0),
-    ("absorbed", "both", orders, "_behind_norm", 1),
-    ("separable", "both", rows.SeparableRows, "look", 0),
-    *(("separable", "reading", rows.SeparableRows, "gather", part) for part in range(5)),
-    ("separable", "reading", rows.SeparableRows, "expand", None),
-    ("separable", "both", rows.SeparableRows, "row_features", None),
-    ("separable", "both", rows.SeparableRows, "inverse_deviation", None),
-    ("separable", "both", rows.SeparableRows, "_of_projected", None),
-    ("absorbed-folded", "writing", finishing, "_composed", 0),
-    ("absorbed-folded", "writing", finishing, "_composed", 1),
-    ("absorbed", "writing", finishing, "_composed", 0),
-    *(("separable", "writing", finishing, "_last_maps", part) for part in (1, 2)),
-    ("separable-folded", "writing", finishing, "linear_map", 0),
-    ("separable-folded", "writing", finishing, "linear_map", 1),
-    ("absorbed-folded", "writing", finishing, "_aligned", None),
-    ("projected", "writing", finishing, "through", None),
-    ("absorbed", "reading", ReadState, "attended", None),
+MUTATIONS: list[tuple[Algorithm, str, Any, str, int | None]] = [
+    ("projected", "both", token_blocks.ProjectedBlocks, "scores", 0),
+    ("projected", "reading", token_blocks.ProjectedBlocks, "weighted_sums", 0),
+    ("projected", "reading", token_blocks.ProjectedBlocks, "weighted_sums", 1),
+    ("absorbed", "both", token_blocks.AbsorbedBlocks, "scores", 0),
+    ("absorbed", "reading", token_blocks.AbsorbedBlocks, "weighted_sums", 0),
+    ("absorbed", "reading", token_blocks.AbsorbedBlocks, "weighted_sums", 1),
+    ("absorbed", "reading", token_blocks.AbsorbedBlocks, "weighted_tokens", None),
+    ("absorbed", "both", algorithms, "_folded", None),
+    ("absorbed", "both", algorithms, "_behind_norm", 0),
+    ("absorbed", "both", algorithms, "_behind_norm", 1),
+    ("separable", "both", separable_blocks.SeparableBlocks, "scores", 0),
+    *(("separable", "reading", separable_blocks.SeparableBlocks, "weighted_sums", part) for part in range(5)),
+    ("separable", "reading", separable_blocks.SeparableBlocks, "weighted_tokens", None),
+    ("separable", "both", separable_blocks.SeparableBlocks, "row_features", None),
+    ("separable", "both", separable_blocks.SeparableBlocks, "inverse_deviation", None),
+    ("separable", "both", separable_blocks.SeparableBlocks, "_of_projected", None),
+    ("absorbed-folded", "writing", epilogue, "_composed", 0),
+    ("absorbed-folded", "writing", epilogue, "_composed", 1),
+    ("absorbed", "writing", epilogue, "_composed", 0),
+    *(("separable", "writing", epilogue, "_last_maps", part) for part in (1, 2)),
+    ("separable-folded", "writing", epilogue, "linear_map", 0),
+    ("separable-folded", "writing", epilogue, "linear_map", 1),
+    ("absorbed-folded", "writing", epilogue, "_aligned", None),
+    ("projected", "writing", epilogue, "through", None),
+    ("absorbed", "reading", SoftmaxState, "attended", None),
 ]
 """Order, where, what, which of its results."""
 
 
-@pytest.mark.parametrize(("order", "where", "owner", "name", "part"), MUTATIONS)
+@pytest.mark.parametrize(("algorithm", "where", "owner", "name", "part"), MUTATIONS)
 def test_a_thousandth_more_is_found(
-    order: Order, where: str, owner: Any, name: str, part: int | None, monkeypatch: pytest.MonkeyPatch
+    algorithm: Algorithm, where: str, owner: Any, name: str, part: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = replace(GRID, projected=name == "_of_projected", heads=2, hidden=part == 1)
+    make = replace(GRID, projected=name == "_of_projected", heads=2, masked=part == 1)
     builds = {"both": [reading, writing], "reading": [reading], "writing": [writing]}[where]
     crossings = [build(make) for build in builds]
     for crossing in crossings:
-        assert_agreement(crossing, order, 8)
+        assert_agreement(crossing, algorithm, 8)
     exact = getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda *given, **named: scaled(exact(*given, **named), part))
     for crossing in crossings:
-        with pytest.raises(AssertionError, match=order):
-            assert_agreement(crossing, order, 8)
+        with pytest.raises(AssertionError, match=algorithm):
+            assert_agreement(crossing, algorithm, 8)
 
 
 @pytest.mark.parametrize("join", ["pad", "project"])
@@ -327,9 +331,9 @@ def test_large_values_are_read_alike_in_half_precision(scale: float, join: Any) 
     with torch.no_grad():
         exact = model(raw)["map"]
         model.half()
-        for order in get_args(Order):
-            found = model(raw, order=order)["map"].float()
-            assert (found - exact).abs().max() <= 0.02 * exact.abs().max(), order
+        for algorithm in get_args(Algorithm):
+            found = model(raw, algorithm=algorithm)["map"].float()
+            assert (found - exact).abs().max() <= 0.02 * exact.abs().max(), algorithm
 
 
 POSITIONS = Fourier(num_bands=2)
@@ -344,9 +348,9 @@ def small_model(inputs: Any, outputs: Any, join: Any = "pad", residual: bool = T
     return PerceiverIO(Schema(inputs, outputs), Config(latents, encoder, decoder=decoder)).eval()
 
 
-def in_every_order(run: Any) -> list[Any]:
+def by_every_algorithm(run: Any) -> list[Any]:
     with torch.no_grad():
-        return [run(order) for order in (None, *get_args(Order))]
+        return [run(algorithm) for algorithm in (None, *get_args(Algorithm))]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e25])
@@ -359,7 +363,9 @@ def test_a_query_made_of_what_is_no_number_finds_none(value: float) -> None:
     content = tokens.content.clone()
     content[1, 2, 0] = value
     asked = replace(sound, sources={"frames": replace(tokens, content=content)})
-    runs = [in_every_order(lambda order, e=e: model.decode(e, order=order)["flow"]) for e in (asked, sound)]
+    runs = [
+        by_every_algorithm(lambda algorithm, e=e: model.decode(e, algorithm=algorithm)["flow"]) for e in (asked, sound)
+    ]
     for found, exact in zip(*runs, strict=True):
         bad = found.isnan().flatten(1, 2)
         assert bad[1, 2].all()
@@ -376,7 +382,9 @@ def test_what_a_mask_token_hides_does_not_matter(value: float, join: Any) -> Non
     hole = raw.clone()
     hole[0, 3, 2] = value
     sound, holed = (
-        in_every_order(lambda order, x=x: model({"image": x, "n": torch.ones(2, 1)}, order=order)["map"])
+        by_every_algorithm(
+            lambda algorithm, x=x: model({"image": x, "n": torch.ones(2, 1)}, algorithm=algorithm)["map"]
+        )
         for x in (raw, hole)
     )
     assert all(torch.equal(x, y) for x, y in zip(sound, holed, strict=True))
@@ -405,7 +413,7 @@ def test_values_that_a_norm_cannot_take_make_nan_and_others_are_exact(name: str,
         x = scale * raw
         with torch.no_grad():
             exact = double(x.double())["map"]
-        found = in_every_order(lambda order, x=x: model(x, order=order)["map"])
+        found = by_every_algorithm(lambda algorithm, x=x: model(x, algorithm=algorithm)["map"])
         lost = found[0].isnan().flatten(1).any(1)
         beyond |= {scale} if lost.any() else set()
         assert all(torch.equal(y.isnan().flatten(1).all(1), lost) for y in found)
@@ -420,5 +428,5 @@ def test_large_values_are_read_alike_under_autocast(join: Any) -> None:
     with torch.no_grad():
         exact = model(raw)["map"]
     with torch.autocast("cpu", torch.float16):
-        for found in in_every_order(lambda order: model(raw, order=order)["map"]):
+        for found in by_every_algorithm(lambda algorithm: model(raw, algorithm=algorithm)["map"]):
             assert (found - exact).abs().max() <= 0.02 * exact.abs().max()

@@ -1,17 +1,17 @@
-"""The ways to ask: trained queries, positions, the tokens of an input, the caller's own."""
+"""The queries of an output: trained, positions, the tokens of an input, the caller's own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import as_mask, as_tensor, check_index, floats
-from perceivers.core.initialisers import trained_vector
-from perceivers.core.interfaces import Coordinates, Indices, OutputQuery, Points, Queries
-from perceivers.core.positions import (
+from perceivers.core.adapters import OutputQuery
+from perceivers.core.layers import trained_vector
+from perceivers.core.reading import Encoded
+from perceivers.core.tokens import Segment
+from perceivers.modalities.points import Coordinates, Points, Queries, at_points
+from perceivers.modalities.position_encodings import (
     CoordinateRule,
     GridPlaces,
     PositionConfig,
@@ -20,8 +20,6 @@ from perceivers.core.positions import (
     sound_vectors,
     to_unit,
 )
-from perceivers.core.reading import Encoded
-from perceivers.core.tokens import Segment
 
 
 class LearnedQuery(OutputQuery):
@@ -33,8 +31,12 @@ class LearnedQuery(OutputQuery):
         self.table = trained_vector(num_queries, channels)
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """All of them, or those at Indices."""
+        """Return all of them, or those at Indices."""
         return at_points(Segment(content=self.table[None]), points)
+
+    def without_channels(self) -> OutputQuery:
+        """Return the only query without content, for a decoder that averages; ValueError if there are more."""
+        return NoQuery() if len(self.table) == 1 else super().without_channels()
 
 
 class PositionQuery(OutputQuery):
@@ -118,52 +120,6 @@ class NoQuery(OutputQuery):
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
         """Nothing to choose."""
         return at_points(Segment(content=encoded.latents.new_empty(1, 1, 0)), points)
-
-
-def no_query(name: str, query: OutputQuery) -> OutputQuery:
-    """In place of the query of an output of one row; ValueError for any other output."""
-    if not isinstance(query, LearnedQuery) or len(query.table) != 1:
-        raise ValueError(f"decoder.kind: average writes one row; output {name!r} has more, so it needs kind: query")
-    return NoQuery()
-
-
-def at_points(segment: Segment, points: Points | None) -> Segment:
-    """All of a segment's queries, or those at Indices; ValueError for other points."""
-    if points is None:
-        return segment
-    if not isinstance(points, Indices):
-        raise ValueError(f"this output can be asked at Indices only, not at {type(points).__name__}")
-    check_index(points.index, segment.num_tokens, "index", "places of this output")
-    if segment.num_tokens == 1 and not points.index.shape[-1]:
-        raise ValueError("asked at no place, but this output has one row: leave it out of outputs=")
-    rows = segment.rows(points.index)
-    if points.mask is None:
-        return rows
-    return replace(rows, mask=points.mask if rows.mask is None else rows.mask & points.mask)
-
-
-def given_points(points: Any, device: torch.device) -> Points:
-    """Return the points that a caller asks at, as tensors of the type and the rank that they must have."""
-    if not isinstance(points, Points):
-        raise ValueError(f"asked at {type(points).__name__}: give Indices, Coordinates or Queries")
-    name = {Indices: "index", Coordinates: "coordinates", Queries: "queries"}[type(points)]
-    x, rank = as_tensor(getattr(points, name), device), 1 if isinstance(points, Indices) else 2
-    if x.ndim not in (rank, rank + 1) or (x.ndim > rank and not x.shape[0]):
-        raise ValueError(f"{name} of shape {tuple(x.shape)}, expected {rank} axes, or {rank + 1} with the batch first")
-    if not isinstance(points, Indices):
-        x = floats(x)
-    elif x.numel() and (x.is_floating_point() or x.dtype == torch.bool):
-        raise ValueError(f"index of type {x.dtype}, expected whole numbers, each a place")
-    else:
-        x = x.long()
-    mask = None if points.mask is None else as_mask(as_tensor(points.mask, device))
-    if mask is not None:
-        mask, count = mask if mask.ndim > 1 else mask[None], x.shape[x.ndim - rank]
-        batches = {len(mask), len(x) if x.ndim > rank else 1} - {1}
-        if mask.ndim != 2 or mask.shape[1] != count or len(batches) > 1:
-            raise ValueError(f"mask of shape {tuple(mask.shape)}, but {name} of shape {tuple(x.shape)}")
-    own: Points = type(points)(x, mask)
-    return own
 
 
 def _batched(x: Float[Tensor, "*b o f"]) -> Float[Tensor, "b o f"]:

@@ -1,0 +1,245 @@
+"""What a modality provides to go in or come out, and several of them together: many inputs, many outputs, by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from perceivers.core.checks import about, check_batches, is_whole
+from perceivers.core.config import JoinRule
+from perceivers.core.layers import dtype_of, in_own_range, linear_map, plain_linear, trained_vector
+from perceivers.core.reading import Encoded
+from perceivers.core.tokens import Segment, Tokens, zero_where_absent
+
+Masking = Callable[[str, torch.Size, torch.device], Bool[Tensor, "b m"]]
+"""Tells which tokens of an input, [B, M] of them, an evaluation masks."""
+
+
+class InputAdapter(nn.Module, ABC):
+    """Turns one raw input into tokens."""
+
+    channels: int
+    """Width of the tokens, C."""
+    is_set: bool = False
+    """True for a set, which may be read in chunks: no token depends on its place."""
+
+    @abstractmethod
+    def forward(self, raw: Any) -> Segment:
+        """Return the tokens of a raw batch; ValueError if it does not fit."""
+
+    def absent(self, device: torch.device) -> Segment | None:
+        """Return as many tokens as the input usually has, content irrelevant; None if that number is not fixed."""
+        return None
+
+
+class OutputQuery(nn.Module, ABC):
+    """Makes the queries of one output."""
+
+    channels: int
+    """Width of the queries, F."""
+    source: str | None = None
+    """The input whose tokens are the queries."""
+
+    @abstractmethod
+    def forward(self, encoded: Encoded, points: Any) -> Segment:
+        """Return queries for these points; None: for everything. ValueError for points that the output has not."""
+
+    def without_channels(self) -> "OutputQuery":
+        """Return the only query without content, for a decoder that averages; ValueError if there are more."""
+        raise ValueError("decoder.kind: average decodes one query; this output has more, so it needs kind: query")
+
+
+class OutputAdapter(nn.Module, ABC):
+    """Arranges what the decoder writes as one raw output; its head is all it learns."""
+
+    head: nn.Module
+    """Applied by the decoder: [B, O, E] to [B, O, e]."""
+    mixes_neighbours: bool = False
+    """Whether a value depends on several queries: then it is decoded whole."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Any:
+        """Return the raw output: whole where the queries form their grid, else one row for each query."""
+
+    def bound_head(self, inputs: Any) -> Callable[[Tensor], Tensor]:
+        """Return the head, with what it shares with the model's input adapters (tied logits: an embedding)."""
+        return self.head
+
+
+@dataclass(frozen=True)
+class BoundHead:
+    """A head that is called with modules of the inputs, whose weights it shares: head(x, *shared), row by row."""
+
+    head: nn.Module
+    """The head."""
+    shared: tuple[nn.Module, ...]
+    """Modules of the inputs."""
+
+    def __call__(self, x: Float[Tensor, "b o e"]) -> Float[Tensor, "b o _"]:
+        """Return head(x, *shared)."""
+        found: Tensor = self.head(x, *self.shared)
+        return found
+
+
+class ChannelAlignment(nn.Module):
+    """Brings segments to one width, `channels`, so that they can be concatenated along the tokens.
+
+    "project": a linear map each; adding a segment changes no other weight. "pad": a trained vector behind each that is
+    narrower than the widest plus `min_padding` (official `MultimodalPreprocessor` and `MultimodalDecoder`).
+    """
+
+    def __init__(self, widths: Mapping[str, int], rule: JoinRule, channels: int, min_padding: int) -> None:
+        super().__init__()
+        self.channels = channels if rule == "project" else max(widths.values()) + min_padding
+        self.projections, self.paddings = nn.ModuleDict(), nn.ParameterDict()
+        for name, width in widths.items():
+            if rule == "project":
+                self.projections[name] = plain_linear(width, channels)
+            elif missing := self.channels - width:
+                self.paddings[name] = trained_vector(missing)
+
+    def forward(self, name: str, segment: Segment) -> Segment:
+        """Return the segment in the common width."""
+        if name not in self.projections:
+            return replace(segment, padding=self.paddings[name]) if name in self.paddings else segment
+        projection = self.projections[name]
+        known = linear_map(projection)
+        if known is not None:
+            return replace(segment, projection=known)
+        with in_own_range(segment.device):
+            tokens = projection(segment.dense(dtype_of(projection)))
+        return Segment(content=tokens, mask=segment.mask, grid=segment.grid, extent=segment.extent)
+
+
+def mask_probs(inputs: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
+    """Return the masking probability of each input that has a mask token, and whether it holds in evaluation too."""
+    return {name: (spec.mask_prob, spec.mask_at_eval) for name, spec in inputs.items() if spec.mask_prob is not None}
+
+
+class InputAdapters(nn.Module):
+    """All inputs: raw tensors by name to one set of tokens; puts mask tokens where the schema says so."""
+
+    def __init__(
+        self,
+        adapters: Mapping[str, InputAdapter],
+        join: ChannelAlignment,
+        mask_probs: Mapping[str, tuple[float, bool]],
+    ) -> None:
+        super().__init__()
+        self.adapters, self.join, self.mask_probs = nn.ModuleDict(adapters), join, dict(mask_probs)
+        self.channels = join.channels
+        self.mask_tokens = nn.ParameterDict({name: trained_vector(join.channels) for name in mask_probs})
+
+    def forward(
+        self, raw: Mapping[str, Any], missing: Iterable[str] | None = None, masking: Masking | None = None
+    ) -> tuple[Tokens, dict[str, Segment]]:
+        """Return all tokens in one width, and each input's own, before they were aligned and masked.
+
+        An input that is not given is left out; one that has a mask token is masked instead, also in single samples
+        that lack it. With `missing`, of those not given only these are masked, and no sample of a part of an input,
+        since another part may have what this one lacks. Outside training, only `masking` masks tokens at random.
+        """
+        # Each input's own tokens.
+        own = {name: about("input", name, adapter, raw[name]) for name, adapter in self.adapters.items() if name in raw}
+        if not own and not missing:
+            raise ValueError(f"no input given: the model reads {', '.join(self.adapters)}")
+        check_batches("inputs", {name: segment.batch_size for name, segment in own.items()})
+        # All inputs in one width, mask tokens in place of what is masked or missing.
+        aligned = {}
+        for name in self.adapters:
+            segment = own.get(name)
+            if segment is None and (missing is None or name in missing):
+                segment = self._absent(name)
+            if segment is None:
+                continue
+            aligned[name] = self.join(name, segment)
+            if name in self.mask_probs:
+                aligned[name] = self._mask(name, aligned[name], name not in own, masking)
+                if missing is None or segment.extent is None:
+                    aligned[name] = self._mask_lacking(name, aligned[name])
+        return Tokens(aligned), own
+
+    def _absent(self, name: str) -> Segment | None:
+        adapter: Any = self.adapters[name]
+        found: Segment | None = adapter.absent(self.mask_tokens[name].device) if name in self.mask_probs else None
+        return found
+
+    def _mask(self, name: str, segment: Segment, absent: bool, masking: Masking | None) -> Segment:
+        if segment.content is None:
+            return segment
+        (prob, at_eval), shape, device = self.mask_probs[name], segment.content.shape[:2], segment.content.device
+        if self.training:
+            # Bernoulli draws are made even for certainties: uniform numbers are never below 0 and always below 1.
+            masked = torch.rand(shape, device=device) < (1.0 if absent else prob)
+        elif absent or masking is None:  # a prediction uses all that it is given, but for what is always masked
+            masked = torch.full(shape, absent or (at_eval and prob == 1), device=device)
+        else:
+            masked = masking(name, shape, device)
+        # What is masked may be NaN or too large: nothing looks at it.
+        hides = not absent and (self.training or masking is not None or (at_eval and prob == 1))
+        content = zero_where_absent(segment.content, ~masked) if hides else segment.content
+        return replace(segment, content=content, mask_token=self.mask_tokens[name], masked=masked)
+
+    def _mask_lacking(self, name: str, segment: Segment) -> Segment:
+        """Return tokens where a sample that has none has as many mask tokens as if its whole batch lacked the input."""
+        mask, masked, absent = segment.mask, segment.masked, self._absent(name)
+        if mask is None or masked is None or absent is None:
+            return segment
+        usual = torch.arange(segment.num_tokens, device=mask.device) < absent.num_tokens
+        lacking = ~mask.any(dim=1, keepdim=True) & usual
+        return replace(segment, mask=mask | lacking, masked=masked | lacking)
+
+
+class OutputQueries(nn.Module):
+    """All outputs: points by name to one set of queries."""
+
+    def __init__(self, queries: Mapping[str, OutputQuery], join: ChannelAlignment) -> None:
+        super().__init__()
+        self.queries, self.join = nn.ModuleDict(queries), join
+        self.channels = join.channels
+
+    def forward(self, encoded: Encoded, points: Mapping[str, Any], names: Iterable[str] | None = None) -> Tokens:
+        """Return queries for these points of these outputs, in one width; None: all whose source was given."""
+        if names is None:
+            names = [name for name, query in self.queries.items() if query.source in (None, *encoded.sources)]
+        own = {name: about("output", name, self.queries[name], encoded, points.get(name)) for name in names}
+        check_batches("points", {"latents": encoded.latents.shape[0]} | {n: own[n].batch_size for n in own})
+        return Tokens({name: self.join(name, segment) for name, segment in own.items()})
+
+
+class OutputAdapters(nn.Module):
+    """All outputs: what the decoder writes, after each output's head, to raw arrays by name."""
+
+    def __init__(self, adapters: Mapping[str, OutputAdapter]) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict(adapters)
+
+    def heads(self, inputs: Any) -> dict[str, Any]:
+        """Return the head of each output, with what it shares with the input adapters."""
+        adapters: Any = self.adapters
+        return {name: adapter.bound_head(inputs) for name, adapter in adapters.items()}
+
+    def share(self, queries: Tokens, share: Any) -> Tokens:
+        """Return the queries of one of `world` processes; ValueError for an output that is decoded whole."""
+        sound = isinstance(share, tuple | list) and len(share) == 2
+        rank, world = share if sound else (-1, 0)
+        if not (is_whole(rank) and is_whole(world)) or not 0 <= rank < world:
+            raise ValueError(f"share = {share!r:.99} must be (rank, world), whole numbers with 0 <= rank < world")
+        for name in queries.segments:
+            if self.adapters[name].mixes_neighbours:
+                raise ValueError(f"output {name!r} mixes neighbouring places: decode it whole, on one process")
+        shares = {name: segment.share(rank, world) for name, segment in queries.segments.items()}
+        return Tokens({name: segment for name, segment in shares.items() if segment.num_tokens})
+
+    def forward(self, written: Mapping[str, Tensor], queries: Tokens) -> dict[str, Any]:
+        """Return the raw outputs."""
+        found = {}
+        for name, x in written.items():
+            segment = queries.segments[name]
+            sound = segment.is_in_range(x.dtype)  # attention may make a number of a query that is none
+            found[name] = self.adapters[name](x if sound is None else torch.where(sound, x, torch.nan), segment)
+        return found

@@ -1,0 +1,353 @@
+"""The exact algorithms of a cross-attention, beside the dense one.
+
+With x = (t - mean t) / std t, a token behind its layer norm, whose scale g and shift b fold into the next linear map:
+
+    score    = (Wq z) . Wk (g x + b) = x . A + constant      A = g Wk' Wq z: the keys' map is folded into the query
+    attended = sum e Wv (g x + b) = Wv g (sum e x) + ...     the values' map is applied after the sum
+
+    dense       all keys and values are made, then all scores
+    projected   keys and values are made a block at a time: for many heads
+    absorbed    no key or value is made; tokens are made a block at a time
+    separable   no token is made. Where t = [content | its row's features | its column's | padding], as Fourier features
+                on a grid are, with the columns of A centred and r = 1 / std t:
+                    x . A = r (content A_content + (rows A_rows)[row] + (columns A_columns)[column] + padding A_padding)
+                    sum e x needs sum e r content, and the sums of e r over each row and over each column alone
+    ...-folded  writing only: the maps behind the attention are folded into the values (epilogue.py)
+
+Softmax runs online: exponentials are relative to max_score, the largest score seen so far or a little less.
+Samples are processed one by one, so a result is bitwise independent of its batch. On a GPU, where launches are dear,
+all samples are read together in the separable algorithm, and a kernel makes its sums (kernels.py).
+Gradients compute each block again.
+
+Letters: m tokens of a block, n query columns, c channels, h heads, d channels of a head.
+"""
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from types import ModuleType
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from perceivers.core.attention import CrossAttention
+from perceivers.core.fast.epilogue import Epilogue, Tail, epilogue_of
+from perceivers.core.fast.linear_maps import LinearMap, linear_map
+from perceivers.core.fast.separable_blocks import SeparableBlocks
+from perceivers.core.fast.token_blocks import (
+    AbsorbedBlocks,
+    Block,
+    DenseBlocks,
+    ProjectedBlocks,
+    TokenBlocks,
+    blocks_of,
+)
+from perceivers.core.layers import apply_linear, without_autocast
+from perceivers.core.reading import NO_SCORE, SoftmaxState
+from perceivers.core.tokens import Segment
+
+Algorithm = Literal["dense", "projected", "absorbed", "separable", "absorbed-folded", "separable-folded"]
+"""How a cross-attention is computed; all give the same. Only writing can be folded."""
+
+HEADROOM = 8.0
+"""How far a score may exceed max_score before that is raised: exp(8) times any sum is still in range."""
+
+TOGETHER = ("cuda",)
+"""Devices on which all samples are read at once in the separable algorithm, by a kernel where there is one."""
+
+Writer = Callable[[dict[str, Tensor], Block], Float[Tensor, "m e"]]
+"""Decodes the queries of a block from their slice of the tensors."""
+
+BlockResult = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""What was computed of a block, and the gradients of that."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Sums(torch.autograd.Function):
+    """(max_score, *weighted_sums) over all blocks."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: TokenBlocks, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
+        together = isinstance(tokens, SeparableBlocks) and tokens.batch
+        kernels = kernels_for(tokens.segment, tokens.dtype) if together else None
+        max_score, sums = (_accumulated if kernels is None else kernels.accumulated)(tokens, blocks)
+        ctx.token_blocks, ctx.blocks = tokens, blocks
+        ctx.save_for_backward(max_score, *tensors)
+        ctx.mark_non_differentiable(max_score)
+        return max_score, *sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, max_score = ctx.token_blocks, ctx.saved_tensors[0]
+
+        def again(part: dict[str, Tensor], block: Block) -> BlockResult:
+            scores, seen = tokens.scores(part, block)
+            return tokens.weighted_sums(seen, (scores - max_score).exp()), gradients
+
+        return None, None, *_gradients(tokens, ctx.blocks, (), ctx.needs_input_grad[2:], again)
+
+
+def _accumulated(tokens: TokenBlocks, blocks: Sequence[Block]) -> tuple[Tensor, list[Tensor]]:
+    """Return max_score of all blocks, and the sums relative to it."""
+    max_score, sums = _with_block(tokens, blocks[0])
+    for block in blocks[1:]:
+        max_score, sums = _with_block(tokens, block, max_score, sums)
+    return max_score, sums
+
+
+def _with_block(
+    tokens: TokenBlocks, block: Block, max_score: Tensor | None = None, sums: Sequence[Tensor] = ()
+) -> tuple[Tensor, list[Tensor]]:
+    """Return max_score and sums with one more block, in a function of its own: its arrays are freed before the next."""
+    scores, seen = tokens.scores(tokens.slice(tokens.tensors, block), block)
+    top = scores.amax(-2, keepdim=True)
+    if max_score is None:
+        max_score = top.clamp(min=NO_SCORE)
+        return max_score, list(tokens.weighted_sums(seen, scores.sub_(max_score).exp_()))
+    raised = torch.where(top > max_score + HEADROOM, top, max_score)
+    scale = (max_score - raised).exp()
+    return raised, tokens.accumulate([x.mul_(scale) for x in sums], seen, scores.sub_(raised).exp_())
+
+
+def is_together(algorithm: Algorithm, device: torch.device) -> bool:
+    """Return whether all samples are read at once."""
+    return algorithm == "separable" and device.type in TOGETHER
+
+
+def kernels_for(segment: Segment, dtype: torch.dtype) -> ModuleType | None:
+    """Return kernels.py if it reads this segment in the separable algorithm, with statistics of this precision."""
+    possible = dtype == torch.float32 and is_together("separable", segment.device)
+    kernels = triton_kernels() if possible else None
+    return kernels if kernels is not None and kernels.takes(segment.content) else None
+
+
+@cache
+def triton_kernels() -> ModuleType | None:
+    """Return kernels.py where Triton is installed."""
+    return importlib.import_module("perceivers.core.fast.kernels") if importlib.util.find_spec("triton") else None
+
+
+class _Written(torch.autograd.Function):
+    """What `writer` decodes of all blocks, concatenated.
+
+    `others`: leaves that the writer uses beside the tensors of `queries`; their sources are the last of `tensors`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: TokenBlocks,
+        blocks: list[Block],
+        writer: Writer,
+        others: tuple[Tensor, ...],
+        *tensors: Tensor,
+    ) -> Tensor:
+        written = None
+        for block in blocks:
+            found = writer(queries.slice(queries.tensors, block), block)
+            # One array for all: many small ones between large ones would keep the heap from being used again.
+            written = found.new_empty(queries.segment.num_tokens, found.shape[-1]) if written is None else written
+            written[slice(*block)] = found
+        assert written is not None
+        ctx.queries, ctx.blocks, ctx.writer, ctx.others = queries, blocks, writer, others
+        ctx.save_for_backward(*tensors)
+        return written
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        def again(part: dict[str, Tensor], block: Block) -> BlockResult:
+            return (ctx.writer(part, block),), (gradient[slice(*block)],)
+
+        found = _gradients(ctx.queries, ctx.blocks, ctx.others, ctx.needs_input_grad[4:], again)
+        return None, None, None, None, *found
+
+
+def _gradients(
+    tokens: TokenBlocks,
+    blocks: list[Block],
+    others: Sequence[Tensor],
+    needed: Sequence[bool],
+    again: Callable[[dict[str, Tensor], Block], BlockResult],
+) -> list[Tensor | None]:
+    """Return gradients of the tensors of `tokens`, then of `others`, where needed, by computing each block again."""
+    # Zeros to add to, for each tensor that needs a gradient.
+    count = len(tokens.tensors)
+    names = [name for name, wanted in zip(tokens.tensors, needed[:count], strict=True) if wanted]
+    wanted_others = [x for x, wanted in zip(others, needed[count:], strict=True) if wanted]
+    own = {name: torch.zeros_like(tokens.tensors[name]) for name in names}
+    of_others = [torch.zeros_like(x) for x in wanted_others]
+    for block in blocks:
+        # The block again, from leaves.
+        views = tokens.slice(tokens.tensors, block)
+        part = {name: x.detach().requires_grad_(name in own) for name, x in views.items()}
+        with torch.enable_grad(), without_autocast(tokens.device):
+            computed, gradients = again(part, block)
+        if block is blocks[0]:
+            _check_leaves(computed, [*part.values(), *others])
+        # Where values alone are trained, sums of weights have no gradient.
+        differentiable = [(x, of_x) for x, of_x in zip(computed, gradients, strict=True) if x.requires_grad]
+        outputs, of_outputs = zip(*differentiable, strict=True)
+        inputs = [*(part[name] for name in names), *wanted_others]
+        found = torch.autograd.grad(outputs, inputs, of_outputs, allow_unused=True)
+        # Its gradients, added in place.
+        for total, more in zip([*tokens.slice(own, block).values(), *of_others], found, strict=True):
+            if more is not None:
+                total += more
+    gradients_of = iter([*own.values(), *of_others])
+    return [next(gradients_of) if wanted else None for wanted in needed]
+
+
+def _check_leaves(computed: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+    """Raise a RuntimeError if a block uses a parameter that is not known here: it would silently get no gradient."""
+    names, nodes, seen = {id(x) for x in known}, [x.grad_fn for x in computed], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [behind for behind, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in names:
+            shape = list(leaf.shape)
+            raise RuntimeError(f"a parameter {shape} of another module is used in blocks: bind it (`bound_head`)")
+
+
+def _in_full_precision(function: Function) -> Function:
+    """Turn autocast off while the function runs: its sums and statistics need float32."""
+
+    @wraps(function)
+    def call(cross: CrossAttention, *given: Any) -> Any:
+        with without_autocast(cross.mlp_norm.weight.device):
+            return function(cross, *given)
+
+    return cast(Function, call)
+
+
+@_in_full_precision
+def read(
+    cross: CrossAttention, latents: Float[Tensor, "#b n f"], segment: Segment, algorithm: Algorithm, block_size: int
+) -> SoftmaxState:
+    """Return the softmax state of a segment for the latents, about `block_size` tokens at a time."""
+    attention, norm = cross.attention, cross.token_norm
+    dtype = torch.promote_types(latents.dtype, torch.float32)
+    heads = attention.num_heads
+    # Queries [b, h, n, d]; the maps of keys and values with the tokens' norm folded in.
+    query = apply_linear(attention.query, cross.query_norm(latents.to(cross.query_norm.weight.dtype)))
+    query = rearrange(query.to(dtype), "b n (h d) -> b h n d", h=heads)
+    query = query / math.sqrt(query.shape[-1])
+    key, key_bias = _behind_norm(linear_map(attention.key), norm, heads, dtype)
+    value, value_bias = _behind_norm(linear_map(attention.value), norm, heads, dtype)
+    # The softmax cancels the keys' bias; its gradient is 0 and not None, which data parallelism would wait for.
+    value_bias = value_bias + key_bias[:, :0].sum()
+    batch = max(len(latents), segment.batch_size)
+    if not segment.num_tokens:
+        parts = [*AbsorbedBlocks(segment.sample(0), _folded(query[0], key)).tensors.values(), value, value_bias]
+        return _empty_state(parts, batch, query, value)
+
+    def state_of(own: Segment, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if algorithm == "projected":
+            max_score, total, found = _sums(ProjectedBlocks(own, queries, key, value), block_size)
+            weighted = found.mT
+        else:
+            folded = _folded(queries, key)
+            folded = folded.expand(batch, -1, -1) if folded.ndim > 2 else folded
+            tokens = (SeparableBlocks if algorithm == "separable" else AbsorbedBlocks)(own, folded)
+            max_score, total, *sums = _sums(tokens, block_size)
+            weighted = rearrange(tokens.weighted_tokens(sums), "... c (h n) -> ... h n c", h=heads) @ value.mT
+            max_score, total = (rearrange(x, "... 1 (h n) -> ... h 1 n", h=heads) for x in (max_score, total))
+        return max_score[..., 0, :], total[..., 0, :], weighted + total.mT * value_bias[:, None]
+
+    if is_together(algorithm, segment.device):
+        return SoftmaxState(*state_of(segment, query))
+    states = [state_of(segment.sample(number), query[number % len(query)]) for number in range(batch)]
+    return SoftmaxState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+
+
+def _sums(tokens: TokenBlocks, block_size: int) -> tuple[Tensor, ...]:
+    return _Sums.apply(tokens, blocks_of(tokens, block_size), *tokens.tensors.values())
+
+
+def _empty_state(parts: Sequence[Tensor], batch: int, query: Tensor, value: Tensor) -> SoftmaxState:
+    """Return the state of no tokens, with gradients of 0 for all parts.
+
+    They must not be None: processes of a group, one of which has nothing to read, wait for one another.
+    """
+    nothing = torch.stack([x.flatten()[:0].sum(dtype=value.dtype) for x in parts]).sum()
+    zeros = nothing.expand(batch, *query.shape[1:-1])
+    weighted = zeros[..., None].expand(-1, -1, -1, value.shape[1])
+    return SoftmaxState(torch.full_like(zeros, NO_SCORE), zeros, weighted)
+
+
+def _behind_norm(
+    linear: LinearMap, norm: nn.LayerNorm, heads: int, dtype: torch.dtype
+) -> tuple[Float[Tensor, "h d c"], Float[Tensor, "h d"]]:
+    """Return a linear map with the scale and shift of the norm before it folded in, split into heads."""
+    weight, bias = linear.to(dtype)
+    bias = bias + weight @ norm.bias.to(dtype)
+    return (weight * norm.weight.to(dtype)).unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
+
+
+def _folded(queries: Float[Tensor, "*b h n d"], linear: Float[Tensor, "h d c"]) -> Float[Tensor, "*b c hn"]:
+    """Return A: queries folded with the keys' map; centred, so that the tokens' mean does not matter."""
+    folded = rearrange(queries @ linear, "... h n c -> ... c (h n)")
+    return folded - folded.mean(-2, keepdim=True)
+
+
+@_in_full_precision
+def write(
+    cross: CrossAttention,
+    queries: Segment,
+    latents: Float[Tensor, "#b n d"],
+    tail: Tail,
+    algorithm: Algorithm,
+    block_size: int,
+) -> Float[Tensor, "b o e"]:
+    """Return what queries find in the latents, behind the maps of `tail`, `block_size` queries at a time.
+
+    As in `read` with the sides changed: the queries' map is folded into the latents' keys.
+    """
+    heads, dtype = cross.attention.num_heads, torch.promote_types(latents.dtype, torch.float32)
+    # Keys and values of the latents [b, h, n, d]; the queries' map with their norm folded in.
+    normed = cross.token_norm(latents.to(cross.token_norm.weight.dtype))
+    key, value = (
+        rearrange(apply_linear(module, normed), "b n (h d) -> b h n d", h=heads)
+        for module in (cross.attention.key, cross.attention.value)
+    )
+    query, bias = _behind_norm(linear_map(cross.attention.query), cross.query_norm, heads, dtype)
+    written = []
+    for number in range(max(len(latents), queries.batch_size)):
+        own, values = queries.sample(number), value[number % len(value)].to(dtype)
+        keys = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
+        added = (keys @ bias[..., None]).flatten()
+        if algorithm == "projected":
+            tokens: TokenBlocks = ProjectedBlocks(own, keys, query, added=added)
+        else:
+            kind = SeparableBlocks if algorithm.startswith("separable") else AbsorbedBlocks
+            tokens = kind(own, _folded(keys, query), added)
+        epilogue, shared = epilogue_of(algorithm, cross, values, tail)
+        writer = _writer(cross, tokens, epilogue)
+        tensors = (*tokens.tensors.values(), *shared.sources)
+        written.append(_Written.apply(tokens, blocks_of(tokens, block_size), writer, shared.leaves, *tensors))
+    return (torch.stack(written) if len(written) > 1 else written[0][None]).to(latents.dtype)
+
+
+def _writer(cross: CrossAttention, tokens: TokenBlocks, epilogue: Epilogue) -> Writer:
+    def writer(part: dict[str, Tensor], block: Block) -> Tensor:
+        scores, _ = tokens.scores(part, block)
+        if scores.ndim == 2:
+            scores = rearrange(scores, "m (h n) -> h m n", h=cross.attention.num_heads)
+        weights, valid = scores.softmax(-1), tokens.valid(block)
+        weights = weights if valid is None else weights.masked_fill(~valid[:, None], 0)
+        queries = tokens.dense_block(part, block) if cross.query_residual and isinstance(tokens, DenseBlocks) else None
+        return epilogue(weights, queries)
+
+    return writer

@@ -1,0 +1,231 @@
+"""The cost model: which algorithms a cross-attention can take for a segment, and the work and memory of each.
+
+A function of shapes and kind of device alone; the counts are those of op_counts.py.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.core.adapters import BoundHead
+from perceivers.core.attention import MLP, Attention, CrossAttention
+from perceivers.core.fast.algorithms import Algorithm, is_together, kernels_for
+from perceivers.core.fast.epilogue import is_linear, is_shorter_composed, modules_of
+from perceivers.core.fast.linear_maps import (
+    has_plain_tensors,
+    is_linear_map,
+    is_plain_norm,
+    is_row_wise,
+    linear_shape,
+)
+from perceivers.core.fast.op_counts import HALF, RATES, AttentionShape, Cost, DeviceRates, OpCount
+from perceivers.core.layers import LAYER_NORM_EPSILON, is_hooked
+from perceivers.core.positions import AxisTables
+from perceivers.core.tokens import Segment
+
+ONE_HOT = 8
+"""Rows of a block of the separable algorithm, about; their one-hot code is part of a product."""
+
+GRADIENT = 3
+"""How many times the memory a block takes when it is computed again for its gradient."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of a cross-attention between latents and a segment of tokens (reading) or of queries (writing)."""
+
+    cross: CrossAttention
+    """The block."""
+    latents: Tensor
+    """The latents; only their shape matters."""
+    segment: Segment
+    """Tokens or queries; only their shapes matter."""
+    tail: Sequence[Any] | None
+    """When writing: the maps behind the block (`epilogue.Tail`). None: reading."""
+
+    def costs(self) -> dict[Algorithm, Cost]:
+        """Return the cost of each algorithm that is possible."""
+        algorithms: list[Algorithm] = ["dense"]
+        if not self.is_transparent:
+            return {"dense": self._cost("dense")}
+        writing, residual = self.tail is not None, self.cross.query_residual
+        if not (self.drops_weights or (writing and self.cross.training and self.cross.dropout.p)):
+            algorithms += ["projected", "absorbed"]
+            if self.width and not (writing and residual):
+                algorithms.append("separable")
+        if self.tail is not None and not residual and is_linear(self.tail):
+            folded: dict[Algorithm, Algorithm] = {"absorbed": "absorbed-folded", "separable": "separable-folded"}
+            algorithms += [folded[algorithm] for algorithm in algorithms if algorithm in folded]
+        return {algorithm: self._cost(algorithm) for algorithm in algorithms}
+
+    @property
+    def drops_weights(self) -> bool:
+        """True if attention weights are dropped at random, which only the dense algorithm does."""
+        return self.cross.attention.training and self.cross.attention.dropout > 0
+
+    @cached_property
+    def is_transparent(self) -> bool:
+        """True if the weights of all modules that block-wise algorithms bypass are known, and calls do nothing else."""
+        cross = self.cross
+        attention, mlp, norms = cross.attention, cross.mlp, (cross.query_norm, cross.token_norm, cross.mlp_norm)
+        if (type(attention), type(mlp), type(cross.dropout)) != (Attention, MLP, nn.Dropout):
+            return False
+        maps = (attention.query, attention.key, attention.value, attention.output, mlp.hidden, mlp.output)
+        return (
+            not is_hooked(cross, sharding=False)
+            and not is_hooked(attention, mlp, cross.dropout, mlp.dropout)
+            and type(mlp.dropout) is nn.Dropout
+            and all(map(is_linear_map, maps))
+            and all(is_plain_norm(x, LAYER_NORM_EPSILON) for x in norms)
+            and (self.tail is None or self._is_behind_known(self.tail))
+        )
+
+    def _is_behind_known(self, tail: Sequence[Any]) -> bool:
+        """Return whether the modules behind the scores can be called block by block, and again for the gradient."""
+        cross, behind = self.cross, [*modules_of(tail)]
+        shared = [module for one in tail if isinstance(one, BoundHead) for module in one.shared]
+        parameters = [x for module in shared for x in module.parameters()]
+        called = modules_of((cross.attention.output, cross.mlp_norm, cross.mlp, *tail))
+        trained = itertools.chain(*(module.parameters(recurse=False) for module in called))
+        return (
+            not is_hooked(*(module for module in behind if module not in shared))
+            and all(map(is_row_wise, tail))
+            and all(map(has_plain_tensors, behind))
+            and all(x.is_leaf and type(x) is nn.Parameter for x in parameters)
+            and not any(x._backward_hooks for x in trained)  # these would run for each block, and again for their sum
+        )
+
+    @property
+    def width(self) -> int:
+        """Columns of the grid, where tokens are sums of functions of row and column; else 0."""
+        positions = self.segment.positions
+        if not isinstance(positions, AxisTables) or self.segment.positions_added or len(positions.tables) < 2:
+            return 0
+        return len(positions.tables[-1])
+
+    def default_block(self, algorithm: Algorithm) -> int:
+        """Return the tokens of a block where no limit asks for fewer."""
+        numbers, row = self.rates.numbers, self.query_columns + self.channels
+        if self.tail is not None:  # scores are passed over fewer times, and more arrays are as wide as a query
+            numbers, row = 2 * numbers, row + 3 * self.channels
+        size = max(numbers // row // self.together(algorithm), 1)
+        coded = algorithm.startswith("separable") and not self.is_fused(algorithm)
+        return min(size, max(ONE_HOT * self.width, size // 16)) if coded else size
+
+    @property
+    def rates(self) -> DeviceRates:
+        """Rates of the device."""
+        return RATES.get(self.latents.device.type, RATES["cpu"])
+
+    @property
+    def samples(self) -> int:
+        """Samples of the batch."""
+        return max(len(self.latents), self.segment.batch_size)
+
+    def together(self, algorithm: Algorithm) -> int:
+        """Return the number of samples that are processed at once, block by block."""
+        return self.samples if self.tail is None and is_together(algorithm, self.latents.device) else 1
+
+    def is_fused(self, algorithm: Algorithm) -> bool:
+        """Return whether a kernel computes it without materialising scores; the gradient of our own kernel does."""
+        if self.rates.score is None or self.latents.dtype == torch.float64:
+            return False
+        return algorithm == "dense" or (self.kernels_for(algorithm) is not None and not torch.is_grad_enabled())
+
+    def kernels_for(self, algorithm: Algorithm) -> ModuleType | None:
+        """Return our own kernels, where they take part in this algorithm."""
+        dtype = torch.promote_types(self.latents.dtype, torch.float32)
+        possible = self.tail is None and algorithm == "separable" and self.width
+        return kernels_for(self.segment, dtype) if possible else None
+
+    @property
+    def query_columns(self) -> int:
+        """Columns of scores: heads times latents."""
+        return self.cross.attention.num_heads * self.latents.shape[-2]
+
+    @property
+    def channels(self) -> int:
+        """Width of the tokens."""
+        attention = self.cross.attention
+        return attention.token_channels if self.tail is None else attention.query_channels
+
+    @cached_property
+    def shape(self) -> AttentionShape:
+        """Sizes of all that takes part."""
+        attention, segment = self.cross.attention, self.segment
+        content = 0 if segment.content is None else segment.content.shape[-1]
+        return AttentionShape(
+            samples=self.samples,
+            latents=self.latents.shape[-2],
+            query_columns=self.query_columns,
+            qk=attention.qk_channels,
+            v=attention.v_channels,
+            channels=self.channels,
+            raw_channels=segment.raw_channels,
+            content=content,
+            position_channels=segment.positions.num_channels if isinstance(segment.positions, AxisTables) else 0,
+            compact_channels=content + 2 + self._coded_rows(),
+            width=self.width,
+            is_projected=segment.projection is not None,
+        )
+
+    def _coded_rows(self) -> int:
+        """Return the rows of a block in the separable algorithm, where scores are products with their one-hot code."""
+        if not self.width or self.is_fused("separable"):
+            return 0
+        return min(self.default_block("separable"), self.segment.num_tokens) // self.width
+
+    def _cost(self, algorithm: Algorithm) -> Cost:
+        shape, samples, rates, fused = self.shape, self.samples, self.rates, self.is_fused(algorithm)
+        count = shape.scoring(algorithm) + self._after_scores(algorithm)
+        tokens, item = self.segment.num_tokens, max(self.latents.dtype.itemsize, 4)
+        multiply_adds = samples * (tokens * count.products + count.fixed)
+        # Work: products, passes over tokens, and what is done to each score.
+        if fused and rates.score is not None:
+            faster = rates.half if self.latents.dtype in HALF else 1
+            work, score, stored = multiply_adds // faster, rates.score, 0
+        else:
+            work, score, stored = multiply_adds, rates.element * count.visits + rates.exponential, count.stored
+        work += samples * tokens * (rates.element * count.passes + score * shape.query_columns)
+        if algorithm == "dense":
+            held = count.held + stored * shape.query_columns
+            return Cost(work, multiply_adds, item * samples * held, 0, tokens)
+        # Block by block: the blocks' own time, and memory of a block and beside it.
+        together, at_once, kernels = (
+            self.together(algorithm),
+            self.default_block(algorithm),
+            self.kernels_for(algorithm),
+        )
+        if kernels is not None:
+            own, least = kernels.numbers(self.width, shape.content)
+            count += OpCount(held=(kernels.BLOCKS - 1) * count.held, kept=least * shape.query_columns)
+            at_once, stored = at_once * (kernels.BLOCKS if fused else 1), max(stored, own)
+        work += samples // together * rates.block * -(-tokens // at_once)
+        item *= GRADIENT if torch.is_grad_enabled() else 1
+        held = together * (count.held + stored * shape.query_columns)
+        kept = shape.maps + together * (count.kept - shape.maps)
+        unit = self.width if algorithm.startswith("separable") else 1
+        return Cost(work, multiply_adds, item * held, item * kept + self._content_gradient(), unit)
+
+    def _after_scores(self, algorithm: Algorithm) -> OpCount:
+        """Return the count of what follows the scores: sums of values, or the epilogue."""
+        if self.tail is None:
+            return self.shape.reading(algorithm)
+        hidden = getattr(self.cross.mlp, "hidden_channels", self.channels)  # an MLP of another class may not tell
+        maps = [linear_shape(module) for module in self.tail if is_linear_map(module)]
+        absorbed = algorithm in ("absorbed", "separable")  # the other epilogues never ask
+        composed = absorbed and is_shorter_composed(self.cross, self.tail)
+        return self.shape.writing(algorithm, self.segment.num_tokens, hidden, maps, composed)
+
+    def _content_gradient(self) -> int:
+        """Return the bytes of the content's gradient, which is put together from those of its samples."""
+        content = self.segment.content
+        if content is None or not torch.is_grad_enabled() or not content.requires_grad:
+            return 0
+        return 2 * content.nbytes

@@ -1,0 +1,203 @@
+"""Work and memory of a cross-attention's algorithms, counted from shapes: what each token, score and call takes.
+
+    multiply_adds = samples (tokens products + fixed)
+    work          = multiply_adds + samples tokens (element passes + (element visits + exponential) query_columns)
+    bytes         = item samples (held tokens_of_a_block + stored scores_of_a_block + kept)
+
+A pass reads or writes a number of a token once, a visit a score. Rates (`element`, `exponential`) are in multiply-adds
+that take as long. Letters and names are the fields of `AttentionShape`.
+"""
+
+from dataclasses import astuple, dataclass
+
+import torch
+
+from perceivers.core.fast.algorithms import Algorithm
+
+
+@dataclass(frozen=True)
+class DeviceRates:
+    """Time that operations take on a kind of device, in multiply-adds of a float32 product that take as long."""
+
+    element: int
+    """A pass over a number in memory."""
+    exponential: int
+    """An exponential, where scores are in memory."""
+    block: int
+    """A block, beside its work."""
+    numbers: int
+    """Scores and channels of a block where no limit asks for fewer: they fit into a cache, or fill a device."""
+    score: int | None = None
+    """All but the products of a score that a fused kernel does not materialise; None: there are no such kernels."""
+    half: int = 1
+    """How many times as fast the products of a fused kernel are in half precision."""
+
+
+RATES = {
+    "cpu": DeviceRates(element=30, exponential=60, block=10_000_000, numbers=1 << 21),
+    "cuda": DeviceRates(element=80, exponential=80, block=5_000_000_000, numbers=1 << 26, score=30, half=15),
+}
+"""CPU: measured. CUDA: reckoned from an H100's data sheet (33e12 multiply-adds and 3.3e12 bytes a second, 5 us for each
+of a block's 30 launches), not measured yet."""
+
+HALF = (torch.bfloat16, torch.float16)
+"""Half precision."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an algorithm takes for one segment."""
+
+    work: int
+    """Multiply-adds of its products, and everything else as the multiply-adds that take as long."""
+    multiply_adds: int
+    """Multiply-adds of its products alone."""
+    token_bytes: int
+    """Memory of a token of a block."""
+    fixed_bytes: int
+    """Memory that does not depend on the block."""
+    unit: int
+    """Tokens of the smallest block."""
+
+    def bytes(self, block_size: int) -> int:
+        """Return the memory beside inputs and outputs."""
+        return self.fixed_bytes + max(block_size, self.unit) * self.token_bytes
+
+
+@dataclass(frozen=True)
+class OpCount:
+    """Operations and numbers held, of a sample."""
+
+    products: int = 0
+    """Multiply-adds of a token."""
+    passes: int = 0
+    """Passes over numbers of a token."""
+    held: int = 0
+    """Numbers held for each token of a block."""
+    visits: int = 0
+    """Passes over each score."""
+    stored: int = 0
+    """Numbers held for each score of a block."""
+    fixed: int = 0
+    """Multiply-adds that do not depend on the tokens."""
+    kept: int = 0
+    """Numbers held that do not depend on the block."""
+
+    def __add__(self, other: "OpCount") -> "OpCount":
+        return OpCount(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of a cross-attention and a segment."""
+
+    samples: int
+    """Samples of the batch."""
+    latents: int
+    """Latents."""
+    query_columns: int
+    """Columns of scores: heads times latents."""
+    qk: int
+    """Width of queries and keys, all heads."""
+    v: int
+    """Width of values, all heads."""
+    channels: int
+    """Width of a token."""
+    raw_channels: int
+    """Width of a token before a projection."""
+    content: int
+    """Channels of a token that are data."""
+    position_channels: int
+    """Channels of a token that are looked up in the tables of a grid's axes."""
+    compact_channels: int
+    """Width of a token's row in the compact factor of the separable algorithm."""
+    width: int
+    """Columns of the grid in the separable algorithm; 0 where there is none."""
+    is_projected: bool
+    """Whether tokens are behind a projection."""
+
+    def scoring(self, algorithm: Algorithm) -> OpCount:
+        """Return the count of tokens and their scores, softmax included."""
+        softmax = OpCount(visits=3, stored=2)
+        if algorithm.startswith("separable"):
+            return softmax + self._separable_scoring()
+        dense_tokens = OpCount(
+            products=self.raw_channels * self.channels if self.is_projected else 0,
+            passes=4 * self.channels,
+            # Features are looked up in float64, and converted.
+            held=3 * self.channels + 4 * self.position_channels + (self.raw_channels if self.is_projected else 0),
+        )
+        if algorithm.startswith("absorbed"):
+            products = self.query_columns * self.channels
+            fixed = self.channels * self.latents * self.qk
+            scores = OpCount(products=products, fixed=fixed, kept=self.maps + products)
+        else:
+            products = (self.channels + self.latents) * self.qk
+            scores = OpCount(products=products, held=self.qk + self.v, kept=self.maps)
+        return softmax + dense_tokens + scores
+
+    def _separable_scoring(self) -> OpCount:
+        projected, compact = self.channels * self.is_projected, self.compact_channels
+        per_query = 5 * self.raw_channels + 3 * self.width + 2 * projected
+        return OpCount(
+            products=self.query_columns * compact + projected * self.content,
+            passes=3 * compact + 3 * projected,
+            visits=2,
+            held=3 * compact + 3 * projected,
+            fixed=self.channels * self.latents * self.qk + self.query_columns * self.raw_channels * self.width,
+            kept=self.maps + self.query_columns * per_query,
+        )
+
+    @property
+    def maps(self) -> int:
+        """Numbers of keys', values' and queries' maps with the norms folded in, and of what they make of latents."""
+        return (self.qk + self.v) * (self.channels + 2 * self.samples * self.latents)
+
+    def reading(self, algorithm: Algorithm) -> OpCount:
+        """Return the count of what follows the scores when reading: sums of values."""
+        if algorithm in ("dense", "projected"):
+            return OpCount(products=(self.channels + self.latents) * self.v, kept=2 * self.latents * self.v)
+        value_map = OpCount(fixed=self.channels * self.latents * self.v)
+        if algorithm == "separable":
+            return value_map + OpCount(products=self.query_columns * self.compact_channels, visits=2)
+        sums = self.query_columns * self.channels
+        return value_map + OpCount(products=sums, kept=2 * sums)
+
+    def writing(
+        self, algorithm: Algorithm, tokens: int, hidden: int, tail: list[tuple[int, int]], composed: bool
+    ) -> OpCount:
+        """Return the count of what follows the scores when writing `tokens` rows: the epilogue (epilogue.py).
+
+        `hidden`: width of the MLP; `tail`: outputs and inputs of the linear maps behind it; `composed`: whether these
+        and the MLP's are multiplied out.
+        """
+        written = tail[-1][0] if tail else self.channels
+        # What is written of several samples is stacked: it is there twice.
+        softmax = OpCount(stored=2, kept=self.samples * tokens * written if self.samples > 1 else 0)
+        if algorithm.endswith("folded"):
+            return softmax + self._folded_epilogue(hidden, written)
+        held = 4 * self.channels + 2 * hidden + written
+        mlp = OpCount(products=self.channels * hidden, passes=8 * self.channels, held=held)
+        behind = OpCount(products=self.channels * hidden + sum(outputs * inputs for outputs, inputs in tail))
+        if algorithm in ("dense", "projected"):
+            values = OpCount(products=(self.latents + self.channels) * self.v)
+        else:
+            columns = self.query_columns * self.channels
+            values = OpCount(products=columns, fixed=self.latents * self.v * self.channels, kept=2 * columns)
+            if composed:
+                products = (self.channels + hidden) * written
+                fixed, kept = self.channels * products, 2 * products
+                behind = OpCount(products=products, passes=-2 * self.channels, fixed=fixed, kept=kept)
+        return softmax + mlp + behind + values
+
+    def _folded_epilogue(self, hidden: int, written: int) -> OpCount:
+        columns = hidden + min(self.channels, self.v + 1) + written
+        return OpCount(
+            products=self.query_columns * columns + hidden * written,
+            held=columns + 2 * hidden + written,
+            fixed=self.channels * self.v**2 + self.latents * self.v * columns,
+            kept=2 * self.query_columns * columns
+            + 2 * (columns + self.channels) * (self.v + 1)
+            + self.channels * (self.channels + hidden)
+            + hidden * written,
+        )

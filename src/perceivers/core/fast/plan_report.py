@@ -1,0 +1,81 @@
+"""What a model would do with an input, without running it: the algorithm of each cross-attention, and all costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from perceivers.core.decoder import Decoder
+from perceivers.core.fast.algorithms import Algorithm
+from perceivers.core.fast.cost_model import CostModel
+from perceivers.core.fast.op_counts import Cost
+from perceivers.core.fast.planner import Choice, Plan, choose_for_reading, choose_for_writing
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.core.reading import Encoded
+from perceivers.core.trunk import Read, Resampler
+
+
+@dataclass(frozen=True)
+class PlannedAttention:
+    """A cross-attention with the tokens of one input or the queries of one output."""
+
+    name: str
+    """Such as "read image" or "write flow"."""
+    tokens: int
+    """Number of inputs or queries."""
+    algorithm: Algorithm
+    """The algorithm that it takes."""
+    block_size: int
+    """Tokens of a block; all of them in the dense algorithm."""
+    costs: Mapping[Algorithm, Cost]
+    """The cost of every algorithm that is possible."""
+
+
+def attention_plan(
+    model: PerceiverIO,
+    raw: Mapping[str, Any] | Tensor,
+    points: Mapping[str, Any] | None = None,
+    memory_limit: int | None = None,
+    algorithm: Algorithm | None = None,
+) -> list[PlannedAttention]:
+    """Return what `model(raw, points, memory_limit, algorithm)` would do.
+
+    Only shapes of raw matter, so tensors on the device "meta" serve.
+    """
+    plan = Plan(model.memory_limit if memory_limit is None else memory_limit, algorithm)
+    found = []
+    if not isinstance(model.trunk, Resampler):
+        raise ValueError("a transformer has one algorithm of attention, the dense one: there is nothing to plan")
+    # Tokens; a batch norm in training mode would move its statistics.
+    buffers = {name: buffer.clone() for name, buffer in model.input_adapter.named_buffers()}
+    tensors = model.schema.as_tensors(raw, next(model.parameters()).device)
+    tokens, own = functional_call(model.input_adapter, buffers, (tensors,))
+    # Reading.
+    latents = model.trunk.latents[None]
+    for number, read in enumerate(stage for stage in model.trunk.stages if isinstance(stage, Read)):
+        choices = choose_for_reading(read.cross_attention, latents, tokens, plan)
+        for name, segment in tokens.segments.items():
+            costs = CostModel(read.cross_attention, latents, segment, None)
+            found.append(_planned(f"read {name}" + (f" ({number + 1})" if number else ""), costs, choices.get(name)))
+    # Writing.
+    batch = max(segment.batch_size for segment in tokens.segments.values())
+    if isinstance(decoder := model.decoder, Decoder):
+        latents = torch.empty_like(latents.expand(batch, -1, -1))
+        queries = model.output_query(Encoded(latents, own), model.schema.as_points(points, latents.device))
+        heads = model.output_adapter.heads(model.input_adapter.adapters)
+        tails = {name: (decoder.output, heads[name]) for name in queries.segments}
+        choices = choose_for_writing(decoder.cross_attention, latents, queries, tails, plan)
+        for name, segment in queries.segments.items():
+            costs = CostModel(decoder.cross_attention, latents, segment, tails[name])
+            found.append(_planned(f"write {name}", costs, choices.get(name)))
+    return found
+
+
+def _planned(name: str, model: CostModel, choice: Choice | None) -> PlannedAttention:
+    tokens = model.segment.num_tokens
+    if choice is None:
+        return PlannedAttention(name, tokens, "dense", tokens, model.costs())
+    return PlannedAttention(name, tokens, choice.algorithm, min(choice.block_size, tokens), choice.costs)

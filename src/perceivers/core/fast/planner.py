@@ -1,0 +1,219 @@
+"""Which algorithm each cross-attention takes: the one with the least work that fits into the memory allowed.
+
+A function of shapes, kind of device and memory limit alone, never of free memory or of clocks: the same everywhere.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perceivers.core.attention import CrossAttention, Mask
+from perceivers.core.checks import check_names, is_whole
+from perceivers.core.decoder import apply_heads
+from perceivers.core.fast import algorithms
+from perceivers.core.fast.algorithms import Algorithm
+from perceivers.core.fast.cost_model import CostModel
+from perceivers.core.fast.onednn import is_transformed
+from perceivers.core.fast.op_counts import Cost
+from perceivers.core.layers import is_hooked
+from perceivers.core.reading import SoftmaxState, sum_states
+from perceivers.core.tokens import Tokens, token_dtype
+
+Tails = Mapping[str, Sequence[Any]]
+"""The maps behind the decoder's block, by output (`epilogue.Tail`)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the cross-attentions of a call are computed: densely, or segment by segment, each by its own algorithm."""
+
+    memory_limit: int | None = None
+    """Bytes that an attention may take beside its inputs and outputs; None: the fastest algorithm."""
+    algorithm: Algorithm | None = None
+    """Algorithm of every attention that it is possible for; None: the cheapest."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm is not None:
+            check_names("algorithm", [self.algorithm], get_args(Algorithm))
+        limit = self.memory_limit
+        if limit is not None and (not is_whole(limit) or limit < 1):
+            raise ValueError(f"memory_limit = {limit!r} must be a whole number of bytes, at least 1, or None")
+
+    @property
+    def always_dense(self) -> bool:
+        """True if only the dense algorithm may run: forced, or under a compiler or a transform (vmap, grad)."""
+        return self.algorithm == "dense" or torch.compiler.is_compiling() or is_transformed()
+
+    def needs_dense(
+        self,
+        cross: CrossAttention,
+        latents: Tensor,
+        tokens: Tokens,
+        output: nn.Module | None = None,
+        heads: Mapping[str, Any] | None = None,
+        mask: Tensor | None = None,
+    ) -> bool:
+        """Return whether the block must be called as a whole, with arrays; ValueError if that takes too much memory.
+
+        With `heads`, behind the map `output`, tokens are queries. A mask of latents, and hooks, need arrays.
+        """
+        if mask is None and not self.always_dense and not is_hooked(cross, sharding=False):
+            return False
+        if self.memory_limit is not None and not torch.compiler.is_compiling():
+            tails: Any = {} if heads is None else {name: (output, head) for name, head in heads.items()}
+            models = [CostModel(cross, latents, x, tails.get(name)) for name, x in tokens.segments.items()]
+            _check_fits(sum(model.costs()["dense"].bytes(0) for model in models), self.memory_limit)
+        return True
+
+    def read(self, cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> Float[Tensor, "b n d"]:
+        """Return the latents updated with all tokens."""
+        choices = choose_for_reading(cross, latents, tokens, self)
+        if not choices:
+            return cross.dense(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
+        return cross.update(latents, sum_states(_states(cross, latents, tokens, choices).values()))
+
+    def states(
+        self, cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens
+    ) -> dict[str, SoftmaxState]:
+        """Return the softmax state of each segment."""
+        choices = choose_for_states(cross, latents, tokens, self)
+        assert choices is not None, "weights are not dropped"
+        return _states(cross, latents, tokens, choices)
+
+    def write(
+        self,
+        cross: CrossAttention,
+        queries: Tokens,
+        latents: Float[Tensor, "#b n d"],
+        output: nn.Module,
+        heads: Mapping[str, Any],
+    ) -> dict[str, Float[Tensor, "b _ _"]]:
+        """Return [B, O, e] of each output, behind the map that all share and its head."""
+        tails = {name: (output, heads[name]) for name in queries.segments}
+        choices = choose_for_writing(cross, latents, queries, tails, self)
+        written = {
+            name: algorithms.write(
+                cross, queries.segments[name], latents, tails[name], choice.algorithm, choice.block_size
+            )
+            for name, choice in choices.items()
+        }
+        dense = Tokens({name: segment for name, segment in queries.segments.items() if name not in written})
+        if dense.segments:
+            x = cross.dense(dense.dense(token_dtype(latents.dtype)), latents, Mask(queries=dense.mask()))
+            written |= apply_heads(x, dense, output, heads)
+        return {name: written[name] for name in queries.segments}
+
+
+def _states(
+    cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens, choices: Mapping[str, "Choice"]
+) -> dict[str, SoftmaxState]:
+    states = {}
+    for name, segment in tokens.segments.items():
+        choice = choices[name]
+        if choice.algorithm == "dense":
+            array = segment.dense(token_dtype(latents.dtype))
+            states[name] = cross.softmax_state(latents, array, Mask(keys=segment.mask))
+        else:
+            states[name] = algorithms.read(cross, latents, segment, choice.algorithm, choice.block_size)
+    return states
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a cross-attention processes the tokens of one segment."""
+
+    algorithm: Algorithm
+    """The algorithm taken."""
+    block_size: int
+    """Tokens of a block, about."""
+    costs: Mapping[Algorithm, Cost]
+    """The cost of every algorithm that is possible, this one too."""
+
+    @property
+    def cost(self) -> Cost:
+        """The cost of the algorithm taken."""
+        return self.costs[self.algorithm]
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken beside inputs and outputs."""
+        return self.cost.bytes(self.block_size)
+
+
+def choose(model: CostModel, plan: Plan, dense: bool) -> Choice | None:
+    """Return the cheapest algorithm, or the one that is forced, within the limit; None if none is possible.
+
+    `dense` tells whether the dense one may be chosen. ValueError if no algorithm fits.
+    """
+    costs = model.costs()
+    allowed = {algorithm: cost for algorithm, cost in costs.items() if dense or algorithm != "dense"}
+    allowed = {plan.algorithm: allowed[plan.algorithm]} if plan.algorithm in allowed else allowed
+    if not allowed:
+        return None
+    limit = math.inf if plan.memory_limit is None else plan.memory_limit
+    fitting = {algorithm: cost for algorithm, cost in allowed.items() if cost.bytes(cost.unit) <= limit}
+    if not fitting:
+        _check_fits(min(cost.bytes(cost.unit) for cost in allowed.values()), limit)
+    algorithm = min(fitting, key=lambda name: fitting[name].work)
+    cost = fitting[algorithm]
+    if algorithm == "dense":
+        return Choice(algorithm, cost.unit, costs)
+    room = (limit - cost.fixed_bytes) / cost.token_bytes
+    return Choice(algorithm, max(int(min(model.default_block(algorithm), room)), cost.unit), costs)
+
+
+def choose_for_states(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice] | None:
+    """Return a choice for each segment that makes a state to be added up; None if dropout of weights forbids it.
+
+    The dense algorithm is chosen only where the block's weights are not known.
+    """
+    choices = {}
+    for name, segment in tokens.segments.items():
+        model = CostModel(cross, latents, segment, None)
+        choice = None if model.drops_weights else choose(model, plan, dense=not model.is_transparent)
+        if choice is None:
+            return None
+        choices[name] = choice
+    return choices
+
+
+def choose_for_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice]:
+    """Return a choice for each segment; none if all are dense.
+
+    Either all segments are dense or none: the softmax of the dense algorithm runs over all of them.
+    """
+    if plan.always_dense:
+        return {}
+    states = choose_for_states(cross, latents, tokens, plan)
+    if states is None:
+        return {}
+    dense = [CostModel(cross, latents, segment, None).costs()["dense"] for segment in tokens.segments.values()]
+    needed = sum(cost.bytes(0) for cost in dense)
+    if any(choice.algorithm == "dense" for choice in states.values()):  # modules are called, for all tokens at once
+        _check_fits(needed, plan.memory_limit)
+        return {}
+    fits = plan.memory_limit is None or needed <= plan.memory_limit
+    cheaper = sum(cost.work for cost in dense) <= sum(choice.cost.work for choice in states.values())
+    return {} if plan.algorithm is None and fits and cheaper else states
+
+
+def choose_for_writing(
+    cross: CrossAttention, latents: Tensor, queries: Tokens, tails: Tails, plan: Plan
+) -> dict[str, Choice]:
+    """Return a choice for the queries of each output that is not dense."""
+    if plan.always_dense:
+        return {}
+    models = {name: CostModel(cross, latents, segment, tails[name]) for name, segment in queries.segments.items()}
+    choices = {name: choose(model, plan, dense=True) for name, model in models.items()}
+    return {name: x for name, x in choices.items() if x is not None and x.algorithm != "dense"}
+
+
+def _check_fits(needed: int, limit: float | int | None) -> None:
+    """Raise a ValueError that states the least limit, if the limit is too small."""
+    if limit is not None and needed > limit:
+        raise ValueError(f"memory limit of {limit / 1e6:.3g} MB: this needs at least {needed / 1e6:.3g} MB")

@@ -1,0 +1,190 @@
+"""Tokens a block at a time: their scores, and sums of what the softmax weighs. The algebra is in algorithms.py.
+
+For a block of m tokens and n query columns (heads times latents when reading), with e = exp(scores - max_score):
+
+    scores(block)              [m, n] or [h, m, n]     -inf where there is no token
+    weighted_sums(block, e)    sum of e  [1, n],  sum of e x  [c, n]     x what the softmax weighs
+
+`AbsorbedBlocks`: x is the normed token, made for the block.  `ProjectedBlocks`: x is its value, [h, e, n].
+`SeparableBlocks` (separable_blocks.py): x is never made.
+
+Letters: m tokens of a block, n query columns, c channels of a token, h heads, d channels of a key, e of a value.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.core.fast.onednn import linear, matmul
+from perceivers.core.layers import LAYER_NORM_EPSILON
+from perceivers.core.tokens import Segment
+
+Block = tuple[int, int]
+"""Tokens from the first to before the last, counted row-major."""
+
+HEAP_BYTES = 31 << 20
+"""Size of an array that is nearly the largest which glibc learns from (`keep_heap`)."""
+
+ONE = torch.Size()
+"""The batch shape of one sample: its arrays begin with the tokens."""
+
+
+class TokenBlocks(ABC):
+    """Tokens of a sample, or of several, as rows of a matrix of scores with a column for each query."""
+
+    per_token: tuple[str, ...] = ("content", "positions")
+    """Names of the tensors that have a row for each token."""
+    unit: int = 1
+    """Tokens that a block holds a multiple of."""
+
+    def __init__(self, segment: Segment, dtype: torch.dtype, batch: torch.Size = ONE) -> None:
+        self.segment, self.dtype, self.batch = segment, dtype, batch
+        self.tensors: dict[str, Tensor] = {}
+        """All that a gradient may flow to."""
+
+    @abstractmethod
+    def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Float[Tensor, "*h m n"], Any]:
+        """Return the scores of a block of tokens, and what `weighted_sums` needs of the block."""
+
+    @abstractmethod
+    def weighted_sums(self, seen: Any, weights: Float[Tensor, "*h m n"]) -> tuple[Float[Tensor, "*h _ n"], ...]:
+        """Return sums over the tokens of a block: of the weights, then of what is weighted with them."""
+
+    def accumulate(self, sums: list[Tensor], seen: Any, weights: Float[Tensor, "*h m n"]) -> list[Tensor]:
+        """Return the sums of other blocks with those of this block added in place."""
+        return [x.add_(y) for x, y in zip(sums, self.weighted_sums(seen, weights), strict=True)]
+
+    def slice(self, tensors: dict[str, Tensor], block: Block) -> dict[str, Tensor]:
+        """Return views of the tensors that a block needs."""
+        return {name: x[..., slice(*block), :] if name in self.per_token else x for name, x in tensors.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tokens."""
+        return self.segment.device
+
+    def valid(self, block: Block) -> Bool[Tensor, "*b m"] | None:
+        """Return True where there is a token; None: everywhere."""
+        return None if self.segment.mask is None else self.per_sample(self.segment.mask)[..., slice(*block)]
+
+    def per_sample(self, x: Tensor) -> Tensor:
+        """Return an array of the segment, [#b, m, ...], for each sample of `batch`; without b for one sample."""
+        return x.expand(*self.batch, *x.shape[1:]) if self.batch else x[0]
+
+    def mask_invalid(self, scores: Float[Tensor, "*h m n"], block: Block) -> Float[Tensor, "*h m n"]:
+        """Return the scores with minus infinity where there is no token."""
+        valid = self.valid(block)
+        return scores if valid is None else scores.masked_fill(~valid[..., None], -math.inf)
+
+
+class DenseBlocks(TokenBlocks):
+    """Tokens that are made, a block at a time, and normed."""
+
+    def __init__(self, segment: Segment, dtype: torch.dtype) -> None:
+        super().__init__(segment, dtype)
+        weight, bias = segment.projection or (None, None)
+        positions = segment.positions if isinstance(segment.positions, Tensor) else None
+        parts = {
+            "content": None if segment.content is None else self.per_sample(segment.content),
+            "positions": positions if positions is None or positions.ndim == 2 else positions[0],
+            "padding": segment.padding,
+            "mask_token": segment.mask_token,
+            "weight": weight,
+            "bias": bias,
+        }
+        self.tensors = {name: part for name, part in parts.items() if part is not None}
+
+    def dense_block(self, tensors: dict[str, Tensor], block: Block) -> Float[Tensor, "m c"]:
+        """Return the tokens of a block."""
+        part: dict[str, Any] = {name: tensors[name][None] for name in self.per_token if name in tensors}
+        part |= {name: tensors[name] for name in ("padding", "mask_token") if name in tensors}
+        projection = (tensors["weight"], tensors["bias"]) if "weight" in tensors else None
+        return replace(self.segment.block(*block), **part, projection=projection).dense(self.dtype)[0]
+
+    def normed_block(self, tensors: dict[str, Tensor], block: Block) -> Float[Tensor, "m c"]:
+        """Return the tokens of a block behind a layer norm without scale and shift."""
+        tokens = self.dense_block(tensors, block)
+        return F.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPSILON)
+
+
+class AbsorbedBlocks(DenseBlocks):
+    """scores = x @ folded + added, where x [m, c] are normed tokens and `folded` [c, n] is A of algorithms.py."""
+
+    def __init__(self, segment: Segment, folded: Tensor, added: Tensor | None = None) -> None:
+        super().__init__(segment, folded.dtype)
+        self.tensors |= {"folded": folded} | ({} if added is None else {"added": added})
+
+    def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor]:
+        """Return scores [m, n], and the normed tokens."""
+        x = self.normed_block(tensors, block)
+        scores = matmul(x, tensors["folded"])
+        scores = scores + tensors["added"] if "added" in tensors else scores
+        return self.mask_invalid(scores, block), x
+
+    def weighted_sums(self, seen: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        """Return sums of weights [1, n] and of normed tokens [c, n]."""
+        return weights.sum(-2, keepdim=True), matmul(seen.mT, weights)
+
+    def weighted_tokens(self, sums: Sequence[Tensor]) -> Float[Tensor, "c n"]:
+        """Return the weighted sum of the normed tokens."""
+        return sums[0]
+
+
+class ProjectedBlocks(DenseBlocks):
+    """scores = keys @ queries', keys = x key', values = x value', where x [m, c] are normed tokens.
+
+    `queries` [h, n, d], `key` [h, d, c], `value` [h, e, c]; `added` is a constant for each query.
+    """
+
+    def __init__(
+        self, segment: Segment, queries: Tensor, key: Tensor, value: Tensor | None = None, added: Tensor | None = None
+    ) -> None:
+        super().__init__(segment, queries.dtype)
+        given = {"queries": queries, "key": key, "value": value, "added": added}
+        self.tensors |= {name: part for name, part in given.items() if part is not None}
+
+    def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor | None]:
+        """Return scores [h, m, n], and the values [h, m, e]."""
+        x = self.normed_block(tensors, block)
+        keys, values = (
+            rearrange(linear(x, tensors[name].flatten(0, 1)), "m (h d) -> h m d", h=len(tensors[name]))
+            if name in tensors
+            else None
+            for name in ("key", "value")
+        )
+        assert keys is not None
+        scores = keys @ tensors["queries"].mT
+        scores = scores + tensors["added"].unflatten(0, (len(scores), 1, -1)) if "added" in tensors else scores
+        return self.mask_invalid(scores, block), values
+
+    def weighted_sums(self, seen: Tensor | None, weights: Tensor) -> tuple[Tensor, ...]:
+        """Return sums of weights [h, 1, n] and of values [h, e, n]."""
+        assert seen is not None
+        return weights.sum(-2, keepdim=True), seen.mT @ weights
+
+
+def blocks_of(tokens: TokenBlocks, block_size: int) -> list[Block]:
+    """Return blocks of about this many tokens, multiples of the unit."""
+    if tokens.device.type == "cpu":
+        keep_heap()
+    count, size = tokens.segment.num_tokens, max(block_size // tokens.unit, 1) * tokens.unit
+    return [(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+@cache
+def keep_heap() -> None:
+    """Let the C library keep the memory that a block frees for the next block.
+
+    glibc gives the top of its heap back to the system where it is more than twice the largest array that ever had a
+    mapping of its own and was freed, up to 32 MiB: the next block would find no page there. This one is never touched.
+    """
+    torch.empty(HEAP_BYTES, dtype=torch.uint8)

@@ -1,0 +1,125 @@
+"""Points: where an output is decoded. Parts: which piece of an input is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from perceivers.core.layers import floats
+from perceivers.core.tokens import Segment
+from perceivers.modalities.raw import as_mask, as_tensor, check_index
+
+
+@dataclass(frozen=True)
+class Indices:
+    """Ask for some of an output's places, counted row-major."""
+
+    index: Int[Tensor, "*b o"] | Any
+    """[O] for the whole batch, or [B, O]; a tensor, an array or a list."""
+    mask: Bool[Tensor, "b o"] | Any = None
+    """True where a place is asked for; None: all are."""
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Ask at any coordinates, in the units of the data."""
+
+    coordinates: Float[Tensor, "*b o axes"] | Any
+    """[O, axes] for the whole batch, or [B, O, axes]; finite numbers in a tensor, an array or lists."""
+    mask: Bool[Tensor, "b o"] | Any = None
+    """True where a place is asked for; None: all are."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Ask with query vectors of the caller's own."""
+
+    queries: Float[Tensor, "*b o f"] | Any
+    """[O, F] for the whole batch, or [B, O, F]; a tensor, an array or lists."""
+    mask: Bool[Tensor, "b o"] | Any = None
+    """True where a query exists; None: all do."""
+
+
+Points = Indices | Coordinates | Queries
+"""How an output is asked; None in its place means everything."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring values of an input on a grid, to be read apart from the others."""
+
+    values: Any
+    """As the whole input would be given."""
+    start: tuple[int, ...] | Any
+    """Where along each axis of the whole they begin."""
+    size: tuple[int, ...] | None = None
+    """Size of the whole; None: the size it is trained at."""
+
+    def extent(self) -> "Extent":
+        """Return which part of the input it is."""
+        values = self.values["values"] if isinstance(self.values, Mapping) else self.values
+        stop = tuple(at + n for at, n in zip(self.start, values.shape[1:], strict=False))
+        return Extent(tuple(self.start), stop, self.size)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Which part of an input on a grid was read."""
+
+    start: tuple[int, ...]
+    """First place along each axis."""
+    stop: tuple[int, ...]
+    """The place behind the last along each axis."""
+    size: tuple[int, ...] | None
+    """Size of the whole; None: the size it is trained at."""
+
+    def check_apart(self, name: str, other: "Extent") -> None:
+        """Raise a ValueError unless both are parts of the same whole that do not overlap."""
+        if self.size != other.size:
+            raise ValueError(f"input {name!r} is read in parts of wholes of two sizes, {self.size} and {other.size}")
+        ends = zip(self.start, self.stop, other.start, other.stop, strict=True)
+        if all(start < other_stop and other_start < stop for start, stop, other_start, other_stop in ends):
+            parts = f"{self.start} to {self.stop} and {other.start} to {other.stop}"
+            raise ValueError(f"input {name!r} is read twice: the parts {parts} overlap")
+
+
+def at_points(segment: Segment, points: Points | None) -> Segment:
+    """Return all of a segment's queries, or those at Indices; ValueError for other points."""
+    if points is None:
+        return segment
+    if not isinstance(points, Indices):
+        raise ValueError(f"this output can be asked at Indices only, not at {type(points).__name__}")
+    check_index(points.index, segment.num_tokens, "index", "places of this output")
+    if segment.num_tokens == 1 and not points.index.shape[-1]:
+        raise ValueError("asked at no place, but this output has one row: leave it out of outputs=")
+    rows = segment.rows(points.index)
+    if points.mask is None:
+        return rows
+    return replace(rows, mask=points.mask if rows.mask is None else rows.mask & points.mask)
+
+
+def given_points(points: Any, device: torch.device) -> Points:
+    """Return the points that a caller asks at, as tensors of the type and the rank that they must have."""
+    if not isinstance(points, Points):
+        raise ValueError(f"asked at {type(points).__name__}: give Indices, Coordinates or Queries")
+    name = {Indices: "index", Coordinates: "coordinates", Queries: "queries"}[type(points)]
+    x, rank = as_tensor(getattr(points, name), device), 1 if isinstance(points, Indices) else 2
+    if x.ndim not in (rank, rank + 1) or (x.ndim > rank and not x.shape[0]):
+        raise ValueError(f"{name} of shape {tuple(x.shape)}, expected {rank} axes, or {rank + 1} with the batch first")
+    if not isinstance(points, Indices):
+        x = floats(x)
+    elif x.numel() and (x.is_floating_point() or x.dtype == torch.bool):
+        raise ValueError(f"index of type {x.dtype}, expected whole numbers, each a place")
+    else:
+        x = x.long()
+    mask = None if points.mask is None else as_mask(as_tensor(points.mask, device))
+    if mask is not None:
+        mask, count = mask if mask.ndim > 1 else mask[None], x.shape[x.ndim - rank]
+        batches = {len(mask), len(x) if x.ndim > rank else 1} - {1}
+        if mask.ndim != 2 or mask.shape[1] != count or len(batches) > 1:
+            raise ValueError(f"mask of shape {tuple(mask.shape)}, but {name} of shape {tuple(x.shape)}")
+    own: Points = type(points)(x, mask)
+    return own

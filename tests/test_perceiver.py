@@ -833,7 +833,7 @@ def test_the_original_perceiver_asks_nothing() -> None:
 
 
 def test_the_original_perceiver_has_no_answer_of_several_rows() -> None:
-    with pytest.raises(ValueError, match="output 'series': decoder.kind: average decodes one query"):
+    with pytest.raises(ValueError, match=r"output 'series': decoder.kind: average decodes one query"):
         original_perceiver({"label": LABEL, "series": SERIES})
 
 

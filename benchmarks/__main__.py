@@ -13,7 +13,7 @@ from benchmarks.measuring import gemm_rate, machine
 from benchmarks.processes import Failed, Report, Setting, Worker
 from benchmarks.results import Measured, RowResult, differences, judge, section, write
 from benchmarks.workloads import GPU_BATCHES, ROWS, Row
-from perceivers.core.checks import check_names
+from perceivers.core.arguments import check_names
 
 FOLDER = Path("docs/benchmarks")
 

@@ -16,7 +16,7 @@ from perceivers.core.fast import algorithms
 from perceivers.core.fast.cost_model import CostModel
 from perceivers.core.fast.op_counts import DeviceRates
 from perceivers.core.fast.planner import Plan, choose
-from perceivers.core.trunk import Read, Resampler
+from perceivers.core.trunk import Read, Trunk
 
 FAMILIES = ("optical-flow", "imagenet-fourier")
 
@@ -98,7 +98,7 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
     with torch.no_grad():
         tokens, _ = model.tokens(moved(inputs_of(preset, setting.batch or 1), setting))
         (segment,) = tokens.segments.values()
-        assert isinstance(model.trunk, Resampler)
+        assert isinstance(model.trunk, Trunk)
         latents = model.trunk.latents[None]
         cross = next(stage for stage in model.trunk.stages if isinstance(stage, Read)).cross_attention
 

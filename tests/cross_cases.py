@@ -16,6 +16,7 @@ from perceivers.core.config import BlockConfig
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import CostModel
+from perceivers.core.fast.token_blocks import sample_of
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
@@ -157,7 +158,7 @@ class Crossing:
 
     def sample(self, number: int) -> "Crossing":
         latents = self.latents[number : number + 1] if len(self.latents) > 1 else self.latents
-        return replace(self, latents=latents, segment=self.segment.sample(number))
+        return replace(self, latents=latents, segment=sample_of(self.segment, number))
 
     @property
     def algorithms(self) -> list[Algorithm]:

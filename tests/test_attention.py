@@ -99,14 +99,16 @@ def test_rules_of_a_mask_combine(mask: Mask, rules: tuple[str, ...], value_chann
     allowed &= mask.pairs if "pairs" in rules else True
     q, k, v = heads(T, D), heads(S, D), heads(S, value_channels)
     combined = Mask(**{rule: getattr(mask, rule) for rule in rules})
-    assert torch.equal(attention_weights(q, k, combined), attention_weights(q, k, Mask(pairs=allowed)))
+    assert torch.equal(
+        attention_weights(q, k, *Mask.rules(combined)), attention_weights(q, k, *Mask.rules(Mask(pairs=allowed)))
+    )
     assert relative_error(attend(q, k, v, combined), attend(q, k, v, Mask(pairs=allowed))) <= 1e-6
-    valid = attention_weights(q, k, combined) > 0
+    valid = attention_weights(q, k, *Mask.rules(combined)) > 0
     assert torch.equal(valid, allowed[:, None].expand_as(valid))
 
 
 def test_weights_sum_to_one_and_are_zero_for_dead_queries(mask: Mask) -> None:
-    total = attention_weights(heads(T, D), heads(S, D), mask).sum(dim=-1)
+    total = attention_weights(heads(T, D), heads(S, D), *Mask.rules(mask)).sum(dim=-1)
     expected = torch.ones(B, H, T)
     for sample, query in DEAD:
         expected[sample, :, query] = 0
@@ -353,7 +355,7 @@ def test_head_widths_filled_up_for_a_gpu_change_nothing(widths: tuple[int, int],
     mask = Mask(keys=torch.tensor([[True] * 4 + [False] * 3, [False] + [True] * 6])) if masked else None
     filled = padded_attention(q, k, v, None if mask is None else mask.scores(), 0.0)
     assert filled.shape == (2, 3, 5, widths[1])
-    assert torch.allclose(filled, attention_weights(q, k, mask) @ v, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(filled, attention_weights(q, k, *Mask.rules(mask)) @ v, rtol=1e-12, atol=1e-12)
 
 
 @every_device
@@ -363,6 +365,6 @@ def test_attention_on_every_device(device: str, widths: tuple[int, int]) -> None
     shapes = (5, widths[0]), (7, widths[0]), (7, widths[1])
     q, k, v = (torch.randn(2, 2, *shape, device=device) for shape in shapes)
     mask = Mask(keys=torch.tensor([[True] * 4 + [False] * 3, [False] * 7], device=device))
-    expected = attention_weights(q.double(), k.double(), mask) @ v.double()
+    expected = attention_weights(q.double(), k.double(), *Mask.rules(mask)) @ v.double()
     assert torch.allclose(attend(q, k, v, mask).double(), expected, rtol=1e-3, atol=1e-4)
     assert not attend(q, k, v, mask)[1].any()

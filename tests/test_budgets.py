@@ -22,7 +22,7 @@ from fuzz import readers
 from hostile import archive, program
 from perceivers import Image, Label, PerceiverIO, Schema
 from perceivers.budgets import from_json, from_yaml
-from perceivers.core.checks import near
+from perceivers.core.arguments import near
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.data.rows import read_rows
 from perceivers.data.shards import open_shards

@@ -19,7 +19,7 @@ from perceivers.core.fast import epilogue
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded
-from perceivers.core.trunk import Resampler
+from perceivers.core.resampler import Resampler
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.kind import Kind

@@ -1,5 +1,7 @@
 """What reading leaves behind adds up: in any order, over inputs, chunks and processes."""
 
+import functools
+import operator
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +16,9 @@ from cross_cases import NO_GPU, Make, every_device, reading
 from perceivers.core.config import Config, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
+from perceivers.core.fast.token_blocks import sample_of
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.reading import NO_SCORE, Reading, SoftmaxState, sum_states
+from perceivers.core.reading import NO_SCORE, Reading, SoftmaxState
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.image import Image
 from perceivers.modalities.label import Label
@@ -92,11 +95,21 @@ def test_states_add_up_in_any_order_and_grouping(sizes: list[int], spread: float
     ]
     expected = (scores.softmax(0) @ values).expand(1, 1, 3)
     shuffled = [parts[place] for place in shuffle if place < len(parts)]
-    left = sum_states(parts)
-    right = parts[-1] if len(parts) == 1 else parts[0] + sum_states(parts[1:])
-    for state in (left, right, sum_states(shuffled), sum_states([nothing(3), *shuffled]), left + nothing(3)):
+    left = total_of(parts)
+    right = parts[-1] if len(parts) == 1 else parts[0] + total_of(parts[1:])
+    for state in (
+        left,
+        right,
+        total_of(shuffled),
+        total_of([nothing(3), *shuffled]),
+        left + nothing(3),
+    ):
         assert torch.allclose(state.attended(), expected, rtol=EXACT, atol=EXACT)
     assert torch.equal((nothing(3) + nothing(3)).attended(), torch.zeros(1, 1, 3))
+
+
+def total_of(states: list[SoftmaxState]) -> SoftmaxState:
+    return functools.reduce(operator.add, states)
 
 
 @every_device
@@ -106,8 +119,8 @@ def test_what_is_masked_altogether_is_nothing(algorithm: Algorithm, device: str)
     state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, algorithm, 5)
     assert torch.equal(state.attended()[0], torch.zeros_like(state.attended()[0]))
     assert bool((state.attended()[1] != 0).all())
-    none = algorithms.read(crossing.cross, crossing.latents, crossing.segment.sample(1), algorithm, 5)
-    dead = algorithms.read(crossing.cross, crossing.latents, crossing.segment.sample(0), algorithm, 5)
+    none = algorithms.read(crossing.cross, crossing.latents, sample_of(crossing.segment, 1), algorithm, 5)
+    dead = algorithms.read(crossing.cross, crossing.latents, sample_of(crossing.segment, 0), algorithm, 5)
     assert torch.equal((none + dead).attended(), none.attended())
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from perceivers.core.positions import AxisTables
-from perceivers.core.tokens import Segment, Tokens, as_tokens
+from perceivers.core.resampler import as_tokens
+from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPlaces
 
 B, C, K = 2, 11, 3

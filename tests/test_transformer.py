@@ -8,6 +8,7 @@ import torch
 from perceivers import Config, Label, LatentsConfig, Numbers, PerceiverIO, PointSet, ProcessorConfig, Schema
 from perceivers.core.config import DecoderConfig
 from perceivers.core.fast.plan_report import attention_plan
+from perceivers.core.resampler import as_tokens
 from perceivers.core.trunk import Transformer
 from perceivers.preset import Preset
 from perceivers.tasks.costs import costs
@@ -63,7 +64,11 @@ def test_tokens_see_one_another():
     tokens = torch.randn(1, 7, 5)
     changed = tokens.clone()
     changed[:, 3] += 1
-    moved = (trunk(tokens) - trunk(changed)).abs().amax(-1)
+    moved = (
+        (trunk(as_tokens(tokens, None, 5, tokens.device)) - trunk(as_tokens(changed, None, 5, tokens.device)))
+        .abs()
+        .amax(-1)
+    )
     assert (moved > 0).all()
 
 

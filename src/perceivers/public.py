@@ -5,8 +5,8 @@ from perceivers.core.config import Config, DecoderConfig, EncoderConfig, Latents
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded, Reading, SoftmaxState
+from perceivers.core.resampler import Resampler
 from perceivers.core.tokens import Segment, Tokens
-from perceivers.core.trunk import Resampler
 from perceivers.modalities import (
     Audio,
     Estimate,

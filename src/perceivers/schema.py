@@ -21,11 +21,12 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
 from perceivers.budgets import Lines, check_memory, from_yaml
-from perceivers.core.checks import check_fields, check_names, check_new_name, near
+from perceivers.core.arguments import check_names, check_new_name, near
+from perceivers.core.checks import check_fields
 from perceivers.files import one_line, printable, read_text
 from perceivers.modalities import KINDS
-from perceivers.modalities.calls import as_points, as_tensors, comes_in_parts
 from perceivers.modalities.cells import Row
+from perceivers.modalities.guard import Guard
 from perceivers.modalities.kind import Kind, Raw, asks_in_vain, named
 from perceivers.modalities.label import check_classes
 from perceivers.modalities.points import Points
@@ -141,21 +142,10 @@ class Schema:
         asked = {name: self.outputs[name].points(target) for name, target in targets.items()}
         return {name: points for name, points in asked.items() if points is not None}
 
-    def as_tensors(self, raw: Any, device: torch.device) -> dict[str, Any]:
-        """Return the given inputs by name, as tensors on the device; ValueError for what does not fit."""
-        return as_tensors(self.inputs, raw, device)
-
-    def as_points(self, points: Any, device: torch.device) -> dict[str, Points | None]:
-        """Return the points of outputs by name, as tensors on the device; ValueError for what does not fit."""
-        return as_points(self.outputs, points, device)
-
-    def output_names(self, names: Iterable[str]) -> list[str]:
-        """Return names of outputs; ValueError for one that there is not."""
-        return check_names("output", names, self.outputs)
-
-    def comes_in_parts(self, raw: Any) -> bool:
-        """Return whether raw inputs are an iterable of parts of them."""
-        return comes_in_parts(raw)
+    @property
+    def guard(self) -> Guard:
+        """Checks of what a caller gives a model of this schema."""
+        return Guard(self.inputs, self.outputs)
 
     def blank(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
         """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from perceivers.budgets import from_json
-from perceivers.core.config import Config
+from perceivers.core.config import Config, shared
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.files import UnreadableError, one_line, read_text, tensor_file
 from perceivers.modalities.kind import named
@@ -285,14 +285,20 @@ def load_model(folder: Path) -> PerceiverIO:
     schema = from_plain(Schema, description.get("schema"), source)
     config = from_plain(Config, description.get("config"), source)
     weights = load_shards(folder / WEIGHTS)
-    if config.num_built > len(weights):
-        raise ValueError(
-            f"{source}: {config.num_built} attention blocks, but {WEIGHTS} has {len(weights)} arrays in all"
-        )
+    blocks = num_attention_blocks(config)
+    if blocks > len(weights):
+        raise ValueError(f"{source}: {blocks} attention blocks, but {WEIGHTS} has {len(weights)} arrays in all")
     # Shapes alone: what the file says must not take memory before it has been checked.
     model = named(source, Preset(schema, config).build, "meta")
     load_weights(model, weights, str(folder / WEIGHTS), assign=True)
     return model.eval()
+
+
+def num_attention_blocks(config: Config) -> int:
+    """Return the number of attention blocks with weights of their own, apart from the decoder's."""
+    encoder, processor = config.encoder, config.processor
+    reads = 0 if config.trunk == "transformer" else 1 + shared(encoder.num_reads - 1, encoder.share_reads)
+    return reads + processor.num_layers * (1 + shared(processor.num_blocks - 1, processor.share_blocks))
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, assign: bool = False) -> None:

@@ -7,7 +7,7 @@ import torch
 import tyro
 
 from perceivers.cli.tables import MEMORY, in_units, show
-from perceivers.core.checks import check_names, check_positive
+from perceivers.core.arguments import check_names, check_positive
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.pretrained.hub import from_pretrained

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from perceivers.core.checks import check_names
+from perceivers.core.arguments import check_names
 from perceivers.core.layers import truncated_normal_
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.tasks.presets import PRESETS

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from perceivers.cli.model import ModelChoice
-from perceivers.core.checks import check_names, check_positive
+from perceivers.core.arguments import check_names, check_positive
 from perceivers.data import Shards, Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import read_rows, reader_of

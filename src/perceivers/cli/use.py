@@ -14,7 +14,7 @@ import tyro
 
 from perceivers.cli.model import ModelChoice
 from perceivers.cli.tables import show
-from perceivers.core.checks import check_positive
+from perceivers.core.arguments import check_positive
 from perceivers.files import check_outputs
 from perceivers.media.flow import check_full, flow_colours, write_flow
 from perceivers.media.image import read_image, write_image

@@ -1,9 +1,8 @@
 """The architecture: arrays in, arrays out. Start with perceiver.py."""
 
-import importlib
-import importlib.util
+from importlib import import_module, util
 
 from perceivers.core import layers
 
-if importlib.util.find_spec("perceivers.core.fast"):
-    layers.fast = importlib.import_module("perceivers.core.fast")
+if util.find_spec("perceivers.core.fast"):
+    layers.fast = import_module("perceivers.core.fast")

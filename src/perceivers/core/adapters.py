@@ -1,88 +1,22 @@
-"""What a modality provides to go in or come out, and several of them together: many inputs, many outputs, by name."""
+"""All inputs, all outputs: the adapters of several modalities, by name (interfaces.py has what each provides)."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from perceivers.core.checks import about, check_batches, is_whole
+from perceivers.core import layers
+from perceivers.core.checks import about, check_batches
 from perceivers.core.config import JoinRule
-from perceivers.core.layers import dtype_of, in_own_range, linear_map, plain_linear, trained_vector
+from perceivers.core.layers import dtype_of, in_own_range, plain_linear, trained_vector
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens, zero_where_absent
 
 Masking = Callable[[str, torch.Size, torch.device], Bool[Tensor, "b m"]]
 """Tells which tokens of an input, [B, M] of them, an evaluation masks."""
-
-
-class InputAdapter(nn.Module, ABC):
-    """Turns one raw input into tokens."""
-
-    channels: int
-    """Width of the tokens, C."""
-    is_set: bool = False
-    """True for a set, which may be read in chunks: no token depends on its place."""
-
-    @abstractmethod
-    def forward(self, raw: Any) -> Segment:
-        """Return the tokens of a raw batch; ValueError if it does not fit."""
-
-    def absent(self, device: torch.device) -> Segment | None:
-        """Return as many tokens as the input usually has, content irrelevant; None if that number is not fixed."""
-        return None
-
-
-class OutputQuery(nn.Module, ABC):
-    """Makes the queries of one output."""
-
-    channels: int
-    """Width of the queries, F."""
-    source: str | None = None
-    """The input whose tokens are the queries."""
-
-    @abstractmethod
-    def forward(self, encoded: Encoded, points: Any) -> Segment:
-        """Return queries for these points; None: for everything. ValueError for points that the output has not."""
-
-    def without_channels(self) -> "OutputQuery":
-        """Return the only query without content, for a decoder that averages; ValueError if there are more."""
-        raise ValueError("decoder.kind: average decodes one query; this output has more, so it needs kind: query")
-
-
-class OutputAdapter(nn.Module, ABC):
-    """Arranges what the decoder writes as one raw output; its head is all it learns."""
-
-    head: nn.Module
-    """Applied by the decoder: [B, O, E] to [B, O, e]."""
-    mixes_neighbours: bool = False
-    """Whether a value depends on several queries: then it is decoded whole."""
-
-    @abstractmethod
-    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Any:
-        """Return the raw output: whole where the queries form their grid, else one row for each query."""
-
-    def bound_head(self, inputs: Any) -> Callable[[Tensor], Tensor]:
-        """Return the head, with what it shares with the model's input adapters (tied logits: an embedding)."""
-        return self.head
-
-
-@dataclass(frozen=True)
-class BoundHead:
-    """A head that is called with modules of the inputs, whose weights it shares: head(x, *shared), row by row."""
-
-    head: nn.Module
-    """The head."""
-    shared: tuple[nn.Module, ...]
-    """Modules of the inputs."""
-
-    def __call__(self, x: Float[Tensor, "b o e"]) -> Float[Tensor, "b o _"]:
-        """Return head(x, *shared)."""
-        found: Tensor = self.head(x, *self.shared)
-        return found
 
 
 class ChannelAlignment(nn.Module):
@@ -107,8 +41,8 @@ class ChannelAlignment(nn.Module):
         if name not in self.projections:
             return replace(segment, padding=self.paddings[name]) if name in self.paddings else segment
         projection = self.projections[name]
-        known = linear_map(projection)
-        if known is not None:
+        known = None if layers.fast is None else layers.fast.known_linear_map(projection)
+        if known is not None:  # made when it is needed
             return replace(segment, projection=known)
         with in_own_range(segment.device):
             tokens = projection(segment.dense(dtype_of(projection)))
@@ -124,10 +58,7 @@ class InputAdapters(nn.Module):
     """All inputs: raw tensors by name to one set of tokens; puts mask tokens where the schema says so."""
 
     def __init__(
-        self,
-        adapters: Mapping[str, InputAdapter],
-        join: ChannelAlignment,
-        mask_probs: Mapping[str, tuple[float, bool]],
+        self, adapters: Mapping[str, nn.Module], join: ChannelAlignment, mask_probs: dict[str, tuple[float, bool]]
     ) -> None:
         super().__init__()
         self.adapters, self.join, self.mask_probs = nn.ModuleDict(adapters), join, dict(mask_probs)
@@ -197,7 +128,7 @@ class InputAdapters(nn.Module):
 class OutputQueries(nn.Module):
     """All outputs: points by name to one set of queries."""
 
-    def __init__(self, queries: Mapping[str, OutputQuery], join: ChannelAlignment) -> None:
+    def __init__(self, queries: Mapping[str, nn.Module], join: ChannelAlignment) -> None:
         super().__init__()
         self.queries, self.join = nn.ModuleDict(queries), join
         self.channels = join.channels
@@ -214,7 +145,7 @@ class OutputQueries(nn.Module):
 class OutputAdapters(nn.Module):
     """All outputs: what the decoder writes, after each output's head, to raw arrays by name."""
 
-    def __init__(self, adapters: Mapping[str, OutputAdapter]) -> None:
+    def __init__(self, adapters: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.adapters = nn.ModuleDict(adapters)
 
@@ -223,23 +154,6 @@ class OutputAdapters(nn.Module):
         adapters: Any = self.adapters
         return {name: adapter.bound_head(inputs) for name, adapter in adapters.items()}
 
-    def share(self, queries: Tokens, share: Any) -> Tokens:
-        """Return the queries of one of `world` processes; ValueError for an output that is decoded whole."""
-        sound = isinstance(share, tuple | list) and len(share) == 2
-        rank, world = share if sound else (-1, 0)
-        if not (is_whole(rank) and is_whole(world)) or not 0 <= rank < world:
-            raise ValueError(f"share = {share!r:.99} must be (rank, world), whole numbers with 0 <= rank < world")
-        for name in queries.segments:
-            if self.adapters[name].mixes_neighbours:
-                raise ValueError(f"output {name!r} mixes neighbouring places: decode it whole, on one process")
-        shares = {name: segment.share(rank, world) for name, segment in queries.segments.items()}
-        return Tokens({name: segment for name, segment in shares.items() if segment.num_tokens})
-
     def forward(self, written: Mapping[str, Tensor], queries: Tokens) -> dict[str, Any]:
         """Return the raw outputs."""
-        found = {}
-        for name, x in written.items():
-            segment = queries.segments[name]
-            sound = segment.is_in_range(x.dtype)  # attention may make a number of a query that is none
-            found[name] = self.adapters[name](x if sound is None else torch.where(sound, x, torch.nan), segment)
-        return found
+        return {name: self.adapters[name](x, queries.segments[name]) for name, x in written.items()}

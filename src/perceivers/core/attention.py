@@ -63,6 +63,11 @@ class Mask:
             return pairs if keys is None else keys
         return keys & pairs
 
+    @staticmethod
+    def rules(mask: "Mask | None") -> tuple[Tensor | None, Tensor | None]:
+        """Return the valid scores and the dead queries of a mask."""
+        return (None, None) if mask is None else (mask.scores(), mask.dead())
+
     def dead(self) -> Bool[Tensor, "#b 1 #t 1"] | None:
         """Return queries without one valid key, or that do not exist; None: none are."""
         scores = self.scores()
@@ -74,16 +79,9 @@ class Mask:
 
 
 def attention_weights(
-    q: Float[Tensor, "b h t d"], k: Float[Tensor, "b h s d"], mask: Mask | None = None
-) -> Float[Tensor, "b h t s"]:
-    """Return softmax(q k' / sqrt(d)) over valid keys; 0 for dead queries. Statistics in at least float32."""
-    return softmax_weights(q, k, *((None, None) if mask is None else (mask.scores(), mask.dead())))
-
-
-def softmax_weights(
-    q: Float[Tensor, "*b t d"], k: Float[Tensor, "*b s d"], valid: Tensor | None, dead: Tensor | None
+    q: Float[Tensor, "*b t d"], k: Float[Tensor, "*b s d"], valid: Tensor | None = None, dead: Tensor | None = None
 ) -> Float[Tensor, "*b t s"]:
-    """Return the same for valid scores and dead queries, as `Mask` gives them."""
+    """Return softmax(q k' / sqrt(d)) over valid scores; 0 for dead queries (`Mask`). Statistics in float32 at least."""
     dtype = q.dtype
     q, k = (x.to(token_dtype(dtype)) for x in (q, k))
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
@@ -103,7 +101,7 @@ def attend(
     """Return weighted sums of values; exactly 0 for a query without a valid key (official `attend`)."""
     if layers.fast is not None:
         return layers.fast.attend(q, k, v, mask, dropout)
-    return F.dropout(attention_weights(q, k, mask), dropout) @ v
+    return F.dropout(attention_weights(q, k, *Mask.rules(mask)), dropout) @ v
 
 
 def plan_attention(memory_limit: int | None = None, algorithm: str | None = None) -> Any:
@@ -142,24 +140,18 @@ class Attention(nn.Module):
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b t f"]:
         """Attend; a batch of 1 of queries, tokens or mask serves the whole batch of the others."""
-        q, k = self.queries_and_keys(queries, tokens, mask)
-        attended = attend(q, k, self.values(tokens, q.shape[0]), mask, self.dropout if self.training else 0.0)
+        q, k, v = self.heads(queries, tokens, mask)
+        attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return apply_linear(self.output, rearrange(attended, "b h t d -> b t (h d)"))
 
-    def queries_and_keys(
+    def heads(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
-    ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"]]:
-        """Return what the weights are computed from, split into heads, for the whole batch."""
-        q, k = self._heads(apply_linear(self.query, queries)), self._heads(apply_linear(self.key, tokens))
+    ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s e"]]:
+        """Return queries, keys and values, split into heads, for the whole batch."""
+        maps = ((self.query, queries), (self.key, tokens), (self.value, tokens))
+        q, k, v = (rearrange(apply_linear(m, x), "b t (h d) -> b h t d", h=self.num_heads) for m, x in maps)
         batch = max(q.shape[0], k.shape[0], 1 if mask is None else mask.batch_size)
-        return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1)
-
-    def values(self, tokens: Float[Tensor, "#b s c"], batch_size: int) -> Float[Tensor, "b h s e"]:
-        """Return the values, split into heads, for the whole batch."""
-        return self._heads(apply_linear(self.value, tokens)).expand(batch_size, -1, -1, -1)
-
-    def _heads(self, x: Float[Tensor, "b t hd"]) -> Float[Tensor, "b h t d"]:
-        return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
+        return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)
 
 
 class MLP(nn.Module):
@@ -219,9 +211,7 @@ class CrossAttention(nn.Module):
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> SoftmaxState:
         """Return the softmax state of some of the tokens, to be added to that of others."""
-        queries, tokens = self._normed(queries, tokens)
-        q, k = self.attention.queries_and_keys(queries, tokens, mask)
-        v = self.attention.values(tokens, q.shape[0])
+        q, k, v = self.attention.heads(*self._normed(queries, tokens), mask)
         dtype, valid = torch.promote_types(q.dtype, torch.float32), None if mask is None else mask.scores()
         with without_autocast(q.device):
             scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
@@ -235,8 +225,8 @@ class CrossAttention(nn.Module):
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b h t s"]:
         """Return the attention map of this block: how much each query attends to each token."""
-        q, k = self.attention.queries_and_keys(*self._normed(queries, tokens), mask)
-        return attention_weights(q, k, mask)
+        q, k, _ = self.attention.heads(*self._normed(queries, tokens), mask)
+        return attention_weights(q, k, *Mask.rules(mask))
 
     def _normed(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return apply_norm(self.query_norm, queries), apply_norm(self.token_norm, tokens)
@@ -244,6 +234,14 @@ class CrossAttention(nn.Module):
 
 Compute = Callable[[CrossAttention, Any, Any], Any]
 """Computes the output of a cross-attention, or a part of it, from queries and tokens of any type."""
+
+
+def attention_map(
+    cross: CrossAttention, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask
+) -> Float[Tensor, "b h t s"]:
+    """Return how much each query attends to each token."""
+    found: Tensor = cross(queries, tokens, compute=partial(CrossAttention.weights, mask=mask))
+    return found
 
 
 class SelfAttention(nn.Module):

@@ -12,6 +12,14 @@ Sharing = Literal["none", "all", "all_but_first"]
 MOST_LAYERS = 4096
 """Self-attention layers that a sample may run through."""
 
+SIZES = "num_heads qk_channels v_channels widening_factor num_latents channels num_places input_channels num_blocks"
+RANGES = {
+    **dict.fromkeys([*SIZES.split(), "query_channels", "output_channels"], SIZE),
+    **dict.fromkeys(("min_padding", "num_layers"), COUNT),
+    **dict.fromkeys(("dropout", "attention_dropout"), FRACTION),
+}
+"""Ranges of the numbers below, by the name of the field."""
+
 
 @dataclass(frozen=True)
 class BlockConfig:
@@ -36,8 +44,7 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        sizes = ("num_heads", "qk_channels", "v_channels", "widening_factor")
-        check_ranges(self, dict.fromkeys(sizes, SIZE) | dict.fromkeys(("dropout", "attention_dropout"), FRACTION))
+        check_ranges(self, RANGES)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class LatentsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_ranges(self, {"num_latents": SIZE, "channels": SIZE, "num_places": SIZE})
+        check_ranges(self, RANGES)
         if self.init_std <= 0:
             raise ValueError(f"init_std = {self.init_std} must be above 0")
 
@@ -77,10 +84,6 @@ class EncoderConfig(BlockConfig):
     share_reads: Sharing = "all_but_first"
     """Which reads have the same weights."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, {"input_channels": SIZE, "min_padding": COUNT})
-
 
 @dataclass(frozen=True)
 class ProcessorConfig(BlockConfig):
@@ -94,10 +97,6 @@ class ProcessorConfig(BlockConfig):
     """Blocks, one after the other."""
     share_blocks: Sharing = "all"
     """Which blocks have the same weights."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, {"num_layers": COUNT, "num_blocks": SIZE})
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,6 @@ class DecoderConfig(BlockConfig):
     """Under "pad": trained channels behind the widest query."""
     output_channels: int | None = None
     """E: width of a linear map before the heads; None: no such map, E is F."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, {"query_channels": SIZE, "output_channels": SIZE, "min_padding": COUNT})
 
 
 @dataclass(frozen=True)
@@ -155,13 +150,6 @@ class Config:
         ):
             if stage.join == "pad" and width is not None:
                 raise ValueError(f"{name} has no effect under join: pad, which takes the widest; leave it out")
-
-    @property
-    def num_built(self) -> int:
-        """Number of attention blocks with weights of their own, apart from the decoder's."""
-        encoder, processor = self.encoder, self.processor
-        reads = 0 if self.trunk == "transformer" else 1 + shared(encoder.num_reads - 1, encoder.share_reads)
-        return reads + processor.num_layers * (1 + shared(processor.num_blocks - 1, processor.share_blocks))
 
 
 def shared(number: int, sharing: Sharing) -> int:

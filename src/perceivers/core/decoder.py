@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.core.attention import CrossAttention, Mask
@@ -13,6 +13,7 @@ from perceivers.core.config import Config
 from perceivers.core.layers import apply_linear, plain_linear
 from perceivers.core.tokens import Tokens, token_dtype
 
+Latents = Float[Tensor, "#b n d"]
 Heads = Mapping[str, Callable[[Tensor], Tensor]]
 """The head of each output: [B, O, E] to [B, O, e]."""
 
@@ -28,27 +29,14 @@ class Decoder(nn.Module):
         self.output = plain_linear(query_channels, self.output_channels) if decoder.output_channels else nn.Identity()
 
     def forward(
-        self,
-        queries: Tokens,
-        latents: Float[Tensor, "#b n d"],
-        heads: Heads,
-        plan: Any = None,
-        mask: Bool[Tensor, "b n"] | None = None,
+        self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None, mask: Tensor | None = None
     ) -> dict[str, Float[Tensor, "b _ _"]]:
-        """Return [B, O, e] of each output, after its head; the mask is True where a latent exists (None: all do)."""
+        """Return [B, O, e] of each output, behind its head; the mask [B, N] is True where a latent exists."""
         if plan is not None and not plan.needs_dense(self.cross_attention, latents, queries, self.output, heads, mask):
             write = partial(plan.write, output=self.output, heads=heads)
             return self.cross_attention(queries, latents, compute=write)
         x = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, Mask(mask, queries.mask()))
         return apply_heads(x, queries, self.output, heads)
-
-    def attention_map(
-        self, queries: Tokens, latents: Float[Tensor, "#b n d"], mask: Bool[Tensor, "b n"] | None = None
-    ) -> dict[str, Float[Tensor, "b h _ n"]]:
-        """Return how much each query of each output attends to each latent."""
-        weights = partial(CrossAttention.weights, mask=Mask(mask, queries.mask()))
-        found = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, compute=weights)
-        return queries.split(found, dim=-2)
 
 
 class AverageDecoder(nn.Module):
@@ -59,22 +47,14 @@ class AverageDecoder(nn.Module):
         self.output_channels = config.latents.channels
 
     def forward(
-        self,
-        queries: Tokens,
-        latents: Float[Tensor, "#b n d"],
-        heads: Heads,
-        plan: Any = None,
-        mask: Bool[Tensor, "b n"] | None = None,
+        self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None, mask: Tensor | None = None
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Return [B, O, e] of each output, after its head; there is nothing to plan."""
-        mean = latents.mean(dim=1, keepdim=True) if mask is None else mean_of(latents, mask)
+        mean = latents.mean(dim=1, keepdim=True)
+        if mask is not None:
+            count = mask.sum(1, keepdim=True).clamp(min=1)[..., None]
+            mean = torch.where(mask[..., None], latents, 0).sum(1, keepdim=True) / count
         return {name: heads[name](mean.expand(-1, q.num_tokens, -1)) for name, q in queries.segments.items()}
-
-
-def mean_of(latents: Float[Tensor, "b n d"], exist: Bool[Tensor, "b n"]) -> Float[Tensor, "b 1 d"]:
-    """Return the mean of the latents that exist; 0 where none does."""
-    exist = exist[..., None]
-    return torch.where(exist, latents, 0).sum(1, keepdim=True) / exist.sum(1, keepdim=True).clamp(min=1)
 
 
 def apply_heads(

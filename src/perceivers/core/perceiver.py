@@ -12,27 +12,19 @@ E output width, H heads. Source: Perceiver IO (Jaegle et al. 2022) and its offic
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
-from perceivers.core.adapters import (
-    ChannelAlignment,
-    InputAdapters,
-    Masking,
-    OutputAdapters,
-    OutputQueries,
-    OutputQuery,
-    mask_probs,
-)
-from perceivers.core.attention import plan_attention
+from perceivers.core.adapters import ChannelAlignment, InputAdapters, Masking, OutputAdapters, OutputQueries, mask_probs
+from perceivers.core.attention import Mask, attention_map, plan_attention
 from perceivers.core.checks import about
 from perceivers.core.config import Config
 from perceivers.core.decoder import AverageDecoder, Decoder
-from perceivers.core.layers import zero_
 from perceivers.core.reading import Encoded, Reading
 from perceivers.core.tokens import Segment, Tokens, token_dtype
-from perceivers.core.trunk import Resampler, Transformer
+from perceivers.core.trunk import Transformer, Trunk
 
 
 class PerceiverIO(nn.Module):
@@ -47,7 +39,7 @@ class PerceiverIO(nn.Module):
     def __init__(self, schema: Any, config: Config | None = None) -> None:
         super().__init__()
         config = config or Config()
-        self.schema, self.config = schema, config
+        self.schema, self.guard, self.config = schema, schema.guard, config
         encoder, decoder, width = config.encoder, config.decoder, config.latents.channels
 
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
@@ -55,10 +47,10 @@ class PerceiverIO(nn.Module):
         join = ChannelAlignment(widths, encoder.join, encoder.input_channels or width, encoder.min_padding)
         self.input_adapter = InputAdapters(inputs, join, mask_probs(schema.inputs))
 
-        trunk = Transformer if config.trunk == "transformer" else Resampler
-        self.trunk: Resampler | Transformer = trunk(config, self.input_adapter.channels)
+        trunk = Transformer if config.trunk == "transformer" else Trunk
+        self.trunk: Trunk | Transformer = trunk(config, self.input_adapter.channels)
 
-        queries: dict[str, OutputQuery] = {n: spec.build_query(inputs) for n, spec in schema.outputs.items()}
+        queries: dict[str, Any] = {n: spec.build_query(inputs) for n, spec in schema.outputs.items()}
         self.decoder: Decoder | AverageDecoder
         if decoder.kind == "average":
             queries = {name: about("output", name, query.without_channels) for name, query in queries.items()}
@@ -74,7 +66,8 @@ class PerceiverIO(nn.Module):
         outputs = {name: spec.build_output(channels, inputs) for name, spec in schema.outputs.items()}
         self.output_adapter = OutputAdapters(outputs)
         if decoder.kind == "average":  # official `ProjectionDecoder`
-            zero_(*(output.head for output in outputs.values()))
+            for parameter in chain(*(output.head.parameters() for output in outputs.values())):
+                nn.init.zeros_(parameter)
         self._source_names = {query.source for query in queries.values() if query.source is not None}
 
     def forward(
@@ -90,23 +83,19 @@ class PerceiverIO(nn.Module):
         return self.decode(encoded, points, None, memory_limit, algorithm)
 
     def encode(
-        self,
-        raw: Mapping[str, Any] | Iterable[Mapping[str, Any]] | Any,
-        memory_limit: int | None = None,
-        algorithm: str | None = None,
-        masking: Masking | None = None,
+        self, raw: Any, memory_limit: int | None = None, algorithm: str | None = None, masking: Masking | None = None
     ) -> Encoded:
         """Read and process the inputs; chunk after chunk if they come as an iterable of parts of them.
 
         Beside inputs and model, each reading takes `memory_limit` bytes at most; `algorithm` forces how attention is
         computed (`Algorithm`). Both change the time and the last bits alone. `masking`: what an evaluation masks.
         """
-        if self.schema.comes_in_parts(raw):
+        if self.guard.comes_in_parts(raw):
             if masking is not None:
                 raise ValueError("masking draws for whole inputs: give them whole, not in parts")
             return self.process(self._read_parts(raw, memory_limit, algorithm))
         tokens, own = self.tokens(raw, None, masking)
-        latents = self.trunk(tokens, None, plan_attention(self._limit(memory_limit), algorithm))
+        latents = self.trunk(tokens, plan_attention(self._limit(memory_limit), algorithm))
         return Encoded(latents, self._sources(own), self._mask(tokens))
 
     def tokens(
@@ -114,17 +103,15 @@ class PerceiverIO(nn.Module):
     ) -> tuple[Tokens, dict[str, Segment]]:
         """Return the tokens of all inputs, aligned and masked, and each input's own, before that."""
         weight = next(self.parameters())
-        tokens, own = self.input_adapter(self.schema.as_tensors(raw, weight.device), missing, masking)
-        return tokens.in_range(token_dtype(weight.dtype)), own
+        tokens, own = self.input_adapter(self.guard.tensors(raw, weight.device), missing, masking)
+        return self.guard.tokens(tokens, token_dtype(weight.dtype)), own
 
-    def read(
-        self, raw: Mapping[str, Any] | Any, memory_limit: int | None = None, algorithm: str | None = None
-    ) -> Reading:
+    def read(self, raw: Any, memory_limit: int | None = None, algorithm: str | None = None) -> Reading:
         """Return what the latents take from these inputs alone, to be added to what they take from others.
 
         An input given as None is read as missing. ValueError if the model reads more than once.
         """
-        trunk, plan = self._resampler(), plan_attention(self._limit(memory_limit), algorithm)
+        trunk, plan = self._trunk(), plan_attention(self._limit(memory_limit), algorithm)
         missing = [name for name in raw if raw[name] is None] if isinstance(raw, Mapping) else []
         tokens, own = self.tokens(raw, missing)
         adapters: Any = self.input_adapter.adapters
@@ -135,7 +122,7 @@ class PerceiverIO(nn.Module):
         """Return what `encode` gives for all that was read."""
         if not isinstance(reading, Reading):
             raise ValueError(f"processing takes a Reading, as `read` gives, not {type(reading).__name__}")
-        return Encoded(self._resampler().process(self._completed(reading).total()), reading.sources)
+        return Encoded(self._trunk().process(self._completed(reading).total()), reading.sources)
 
     def decode(
         self,
@@ -152,32 +139,33 @@ class PerceiverIO(nn.Module):
         its first axis.
         """
         self._check_encoded(encoded)
-        names = None if outputs is None else self.schema.output_names(outputs)
-        queries = self.output_query(encoded, self.schema.as_points(points, encoded.latents.device), names)
-        queries = queries if share is None else self.output_adapter.share(queries, share)
+        points, names = self.guard.points(points, encoded.latents.device), self.guard.output_names(outputs)
+        queries = self.output_query(encoded, points, names)
+        queries = self.guard.share(queries, share, self.output_adapter.adapters)
         plan = plan_attention(self._limit(memory_limit), algorithm)
         heads = self.output_adapter.heads(self.input_adapter.adapters)
-        return self.output_adapter(self.decoder(queries, encoded.latents, heads, plan, encoded.mask), queries)
+        written = self.decoder(queries, encoded.latents, heads, plan, encoded.mask)
+        return self.output_adapter(self.guard.written(written, queries), queries)
 
-    def attention_maps(
-        self, raw: Mapping[str, Any] | Any, points: Mapping[str, Any] | None = None
-    ) -> dict[str, dict[str, Tensor]]:
+    def attention_maps(self, raw: Any, points: Mapping[str, Any] | None = None) -> dict[str, dict[str, Tensor]]:
         """Return under "encoder" [B, H, N, M] by input at the first read, under "decoder" [B, H, O, N] by output.
 
         A transformer has no map under "encoder", a decoder that averages none under "decoder".
         """
         tokens, own = self.tokens(raw)
         maps = {}
-        if isinstance(self.trunk, Resampler):
+        if isinstance(self.trunk, Trunk):
             maps["encoder"] = self.trunk.attention_map(tokens)
         if isinstance(self.decoder, Decoder):
             encoded = Encoded(self.trunk(tokens), own, self._mask(tokens))
-            queries = self.output_query(encoded, self.schema.as_points(points, encoded.latents.device))
-            maps["decoder"] = self.decoder.attention_map(queries, encoded.latents, encoded.mask)
+            queries = self.output_query(encoded, self.guard.points(points, encoded.latents.device))
+            array, mask = queries.dense(token_dtype(encoded.latents.dtype)), Mask(encoded.mask, queries.mask())
+            found = attention_map(self.decoder.cross_attention, array, encoded.latents, mask)
+            maps["decoder"] = queries.split(found, dim=-2)
         return maps
 
-    def _resampler(self) -> Resampler:
-        if not isinstance(self.trunk, Resampler):
+    def _trunk(self) -> Trunk:
+        if not isinstance(self.trunk, Trunk):
             raise ValueError("a transformer attends to all tokens at once: it cannot read in parts")
         return self.trunk
 

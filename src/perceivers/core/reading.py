@@ -6,7 +6,7 @@ weighted_values = sum exp(s - max_score) v; attention is weighted_values / sum_e
 
 import itertools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 from perceivers.core.tokens import Segment
 
@@ -47,9 +48,8 @@ class SoftmaxState:
 
     def where(self, holds: Bool[Tensor, "b h n"]) -> "SoftmaxState":
         """Return the same state where this holds, elsewhere that of no tokens."""
-        weighted_values = torch.where(holds[..., None], self.weighted_values, 0)
         max_score, sum_exp = torch.where(holds, self.max_score, NO_SCORE), torch.where(holds, self.sum_exp, 0)
-        return SoftmaxState(max_score, sum_exp, weighted_values)
+        return SoftmaxState(max_score, sum_exp, torch.where(holds[..., None], self.weighted_values, 0))
 
     def attended(self) -> Float[Tensor, "b n he"]:
         """Return the weighted mean of the values, heads concatenated; 0 where there was no token."""
@@ -64,28 +64,9 @@ class SoftmaxState:
         common = self.max_score.clone()
         dist.all_reduce(common, dist.ReduceOp.MAX, group=group)
         own = self.relative_to(common)
-        sums = _AllReduce.apply(torch.cat([own.sum_exp[..., None], own.weighted_values], -1), group)
+        own_sums = torch.cat([own.sum_exp[..., None], own.weighted_values], -1)
+        sums = all_reduce(own_sums, dist.ReduceOp.SUM, group or dist.group.WORLD)
         return SoftmaxState(common, sums[..., 0], sums[..., 1:])
-
-
-class _AllReduce(torch.autograd.Function):
-    """The sum over all processes of a group; of gradients too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _AllReduce.apply(gradient, ctx.group), None
-
-
-def sum_states(states: Iterable[SoftmaxState]) -> SoftmaxState:
-    """Return the sum of at least one state."""
-    return reduce(operator.add, states)
 
 
 @dataclass(frozen=True)
@@ -134,7 +115,7 @@ class Reading:
         """Return the state of all inputs together."""
         if not self.states:
             raise ValueError("nothing was read")
-        return sum_states(self.states.values())
+        return reduce(operator.add, self.states.values())
 
     def shares(self) -> dict[str, Float[Tensor, "b h n"]]:
         """Return the part of each latent's attention that goes to each input; they add up to 1 if anything was read."""

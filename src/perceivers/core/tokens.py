@@ -5,18 +5,15 @@
 Letters: B batch, M tokens, C width of a token.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.checks import has_values, require
-from perceivers.core.layers import floats, in_own_range, linear, precise
+from perceivers.core.layers import in_own_range, linear
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Segment:
             rows = index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(batch, -1, *x.shape[2:])
             return x.expand(batch, *x.shape[1:]).gather(1, rows)
 
-        return self._taken(take, lambda tables: tables.rows(index), None)
+        return self.taken(take, lambda tables: tables.rows(index), None)
 
     def block(self, start: int, stop: int) -> "Segment":
         """Return neighbouring tokens, counted row-major, without a copy."""
@@ -116,53 +113,9 @@ class Segment:
         def rows(tables: Any) -> Tensor:
             return tables.rows(torch.arange(start, stop, device=self.device))
 
-        return self._taken(lambda x: x[:, start:stop], rows, None)
+        return self.taken(lambda x: x[:, start:stop], rows, None)
 
-    def share(self, rank: int, world: int) -> "Segment":
-        """Return the part of one of `world` processes: neighbouring tokens; of a grid, slices of its first axis."""
-        size, inside = (self.num_tokens, 1) if self.grid is None else (self.grid[0], math.prod(self.grid[1:]))
-        first, last = (size * number // world for number in (rank, rank + 1))
-        if self.grid is None:
-            return self.block(first, last)
-        tokens = slice(first * inside, last * inside)
-        grid = (last - first, *self.grid[1:])
-        return self._taken(lambda x: x[:, tokens], lambda tables: tables.slices(first, last), grid)
-
-    def sample(self, number: int) -> "Segment":
-        """Return one sample of the batch, as a batch of one."""
-        return self._taken(lambda x: x[number : number + 1] if len(x) > 1 else x, lambda tables: tables, self.grid)
-
-    def in_range(self, dtype: torch.dtype) -> "Segment":
-        """Return the segment with NaN, which is NaN in every algorithm, for numbers too large to be normed."""
-        limited: dict[str, Any] = {name: _within(x, limit) for name, x, limit in self._ranges(dtype)}
-        return replace(self, **limited)
-
-    def is_in_range(self, dtype: torch.dtype) -> Bool[Tensor, "*b m 1"] | None:
-        """Return which tokens can be normed, in at least float32: no number NaN or too large; None: all."""
-        dtype = torch.promote_types(dtype, torch.float32)
-        found = [_peaks(x, -1, keepdim=True) <= limit for _, x, limit in self._ranges(dtype)]
-        return reduce(torch.logical_and, found) if found else None
-
-    def _ranges(self, dtype: torch.dtype) -> list[tuple[str, Tensor, Tensor | float]]:
-        """Return the parts that hold data, by name, and how large their numbers may be.
-
-        The squares that a norm adds up must not overflow. Behind a projection, by Cauchy and Schwarz, a token is at
-        most as long as before it times the norm of the weight.
-        """
-        found: list[tuple[str, Tensor, Tensor | float]] = []
-        first = 0
-        for name, x in (("content", self.content), ("positions", self.positions if self.grid is None else None)):
-            if isinstance(x, Tensor) and x.numel():
-                columns = slice(first, first + x.shape[-1])
-                limit: Tensor | float = math.sqrt(torch.finfo(dtype).max / x.shape[-1]) / 2
-                if self.projection is not None:
-                    weight = precise(self.projection[0].detach()[:, columns])
-                    limit = limit / torch.linalg.vector_norm(weight).clamp(min=1)
-                found.append((name, x, limit))
-                first = 0 if self.positions_added else columns.stop
-        return found
-
-    def _taken(
+    def taken(
         self,
         take: Callable[[Tensor], Tensor],
         take_tables: Callable[[Any], Any],
@@ -198,15 +151,12 @@ class Tokens:
 
     def mask(self) -> Bool[Tensor, "b m"] | None:
         """Return True where a token is valid; None: all are."""
-        segments = self.segments.values()
-        device = next((segment.mask.device for segment in segments if segment.mask is not None), None)
-        if device is None:
+        masks = {name: segment.mask for name, segment in self.segments.items() if segment.mask is not None}
+        if not masks:
             return None
-        return _concatenated([_mask_of(segment, device) for segment in segments], dim=1)
-
-    def in_range(self, dtype: torch.dtype) -> "Tokens":
-        """Return the tokens with NaN for numbers that are too large to be normed in this precision."""
-        return Tokens({name: segment.in_range(dtype) for name, segment in self.segments.items()})
+        like = next(iter(masks.values()))
+        every = [masks.get(name, like.new_ones(1, own.num_tokens)) for name, own in self.segments.items()]
+        return _concatenated(every, dim=1)
 
     def split(self, x: Tensor, dim: int = 1) -> dict[str, Tensor]:
         """Split an array along its axis of tokens into the segments, by name."""
@@ -222,49 +172,9 @@ def token_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def as_tokens(x: Any, mask: Any, channels: int, device: torch.device) -> Tokens:
-    """Return an array [B, M, C] with its mask, True (or 1) where a token is valid, as Tokens; ValueError else."""
-    try:
-        x, mask = (v if v is None or isinstance(v, Tensor) else torch.as_tensor(v, device=device) for v in (x, mask))
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"tokens [B, M, {channels}] of real numbers and a mask [B, M] or none are needed") from None
-    is_array = x is not None and x.ndim == 3 and len(x) > 0 and x.shape[-1] == channels and not x.is_complex()
-    is_mask = mask is None or (
-        is_array and mask.shape in (x.shape[:2], (1, x.shape[1])) and not mask.is_floating_point()
-    )
-    if not (is_array and is_mask and all(one is None or device.type in (one.device.type, "meta") for one in (x, mask))):
-        found = ", ".join(f"{list(one.shape)} {one.dtype} on {one.device}" for one in (x, mask) if one is not None)
-        needed = (
-            f"tokens [B, M, {channels}] of real numbers on {device} and a mask [B, M] of booleans, or none, are needed"
-        )
-        raise ValueError(f"{needed}; found {found or 'none'}")
-    if mask is not None:
-        require(((mask == 0) | (mask == 1)).all(), lambda: "a mask holds other numbers than 0 and 1")
-        mask = mask.bool()
-    return Tokens({"tokens": Segment(content=zero_where_absent(floats(x), mask), mask=mask)})
-
-
 def zero_where_absent(x: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b m c"]:
     """Return x with 0 where there is no token: NaN in padding would spread even through a weight of 0."""
     return x if mask is None else torch.where(mask[..., None], x, torch.zeros_like(x))
-
-
-def _within(x: Tensor, limit: Tensor | float) -> Tensor:
-    """Return numbers [..., m, c] as they are, but NaN for those beyond a limit."""
-    if has_values(x) and not (x.is_cuda and torch.is_grad_enabled()):  # a training step there does not wait
-        peaks = _peaks(x, (-2, -1))  # of each sample, without a copy
-        if not ((peaks > limit) & peaks.isfinite()).any():
-            return x
-    return torch.where(x.abs() <= limit, x, torch.nan)
-
-
-def _peaks(x: Tensor, dim: int | tuple[int, int], keepdim: bool = False) -> Tensor:
-    return torch.linalg.vector_norm(x.detach(), math.inf, dim=dim, keepdim=keepdim)
-
-
-def _mask_of(segment: Segment, device: torch.device) -> Bool[Tensor, "b m"]:
-    ones = torch.ones(1, segment.num_tokens, dtype=torch.bool, device=device)
-    return ones if segment.mask is None else segment.mask
 
 
 def _concatenated(parts: list[Tensor], dim: int) -> Tensor:

@@ -1,16 +1,15 @@
 """The trunk: tokens are read into latents, and latents are processed."""
 
-from functools import partial
 from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceivers.core.attention import CrossAttention, Mask, SelfAttention, plan_attention
-from perceivers.core.config import Config, LatentsConfig, shared
-from perceivers.core.layers import apply_linear, is_hooked, plain_linear, sines, trained_vector
+from perceivers.core.attention import CrossAttention, Mask, SelfAttention, attention_map, plan_attention
+from perceivers.core.config import Config, shared
+from perceivers.core.layers import apply_linear, check_unhooked, plain_linear, sines, trained_vector
 from perceivers.core.reading import SoftmaxState
-from perceivers.core.tokens import Tokens, as_tokens, token_dtype
+from perceivers.core.tokens import Tokens, token_dtype
 
 
 class Read(nn.Module):
@@ -29,7 +28,6 @@ class Read(nn.Module):
 
     def states(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Any = None) -> dict[str, SoftmaxState]:
         """Return the softmax state of each segment, to be added up."""
-        self._check_parts()
         attention = self.cross_attention.attention
         if attention.training and attention.dropout:
             raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
@@ -37,31 +35,12 @@ class Read(nn.Module):
 
     def update(self, latents: Float[Tensor, "#b n d"], state: SoftmaxState) -> Float[Tensor, "b n d"]:
         """Return the latents updated with the state of all that was read."""
-        self._check_parts()
         return self.cross_attention(latents, state, compute=CrossAttention.update)
-
-    def attention_map(self, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
-        """Return how much each latent attends to each token of each input."""
-        weights = partial(CrossAttention.weights, mask=Mask(keys=tokens.mask()))
-        found = self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), compute=weights)
-        return tokens.split(found, dim=-1)
-
-    def _check_parts(self) -> None:
-        _check_unhooked(self, self.cross_attention, sharding=False)
-        _check_unhooked(self.cross_attention.attention)
 
 
 def _dense_states(cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, SoftmaxState]:
     dtype, segments = token_dtype(latents.dtype), tokens.segments.items()
     return {name: cross.softmax_state(latents, own.dense(dtype), Mask(keys=own.mask)) for name, own in segments}
-
-
-def _check_unhooked(*modules: nn.Module, sharding: bool = True) -> None:
-    """Raise a ValueError for a hook on a module that reading in parts does not call as a whole."""
-    for module in modules:
-        if is_hooked(module, sharding=sharding):
-            kind = type(module).__name__
-            raise ValueError(f"a hook on {kind} needs all that it is given: read everything at once, with encode")
 
 
 class Process(nn.Module):
@@ -80,19 +59,21 @@ class Process(nn.Module):
         return latents
 
 
-class Resampler(nn.Module):
-    """Reads any number of tokens into N latents and processes them: the trunk of every Perceiver, of use alone too."""
+class Trunk(nn.Module):
+    """Reads any number of tokens into N latents and processes them."""
 
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         encoder, processor = config.encoder, config.processor
-        read_of = [shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
-        block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
-        self.latents = initial_latents(config.latents)
-        self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(read_of) + 1))
-        self.processor = nn.ModuleList(Process(config) for _ in range(max(block_of) + 1))
-        self.input_channels = input_channels
-        self._read_of, self._block_of = read_of, block_of
+        self._read_of = [shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
+        self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
+        latents = config.latents
+        if latents.num_places is None:
+            self.latents = trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
+        else:
+            self.latents = sines(latents.num_latents, latents.num_places, latents.channels)
+        self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(self._read_of) + 1))
+        self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -103,30 +84,24 @@ class Resampler(nn.Module):
             stages += [self.processor[block]]
         return stages
 
-    def forward(
-        self, tokens: Tokens | Any, mask: Bool[Tensor, "b m"] | Any = None, plan: Any = None
-    ) -> Float[Tensor, "b n d"]:
-        """Return latents from tokens [B, M, C]; the mask is True (or 1) where a token exists."""
+    def forward(self, tokens: Tokens, plan: Any = None) -> Float[Tensor, "b n d"]:
+        """Return latents from tokens. The plan (`plan_attention`) tells how attention is computed."""
         latents, plan = self.latents[None], plan or plan_attention()
-        if not isinstance(tokens, Tokens):
-            tokens = as_tokens(tokens, mask, self.input_channels, latents.device).in_range(token_dtype(latents.dtype))
         for stage in self.stages:
             latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
         return latents
 
     def read(self, tokens: Tokens, plan: Any = None) -> dict[str, SoftmaxState]:
         """Return what the first read takes from each segment; ValueError if later reads depend on it."""
-        _check_unhooked(self, sharding=False)
+        check_unhooked(self, self.encoder[0])
         first, *later = (stage for stage in self.stages if isinstance(stage, Read))
         if later:
-            raise ValueError(
-                f"the inputs are read {1 + len(later)} times: states of one read alone cannot be processed"
-            )
+            raise ValueError(f"inputs are read {1 + len(later)} times: states of one read alone cannot be processed")
         return first.states(self.latents[None], tokens, plan)
 
     def process(self, state: SoftmaxState) -> Float[Tensor, "b n d"]:
         """Return latents from the sum of all states that were read."""
-        _check_unhooked(self, sharding=False)
+        check_unhooked(self, self.encoder[0])
         read, *processes = self.stages
         assert isinstance(read, Read)
         latents = read.update(self.latents[None], state)
@@ -136,16 +111,10 @@ class Resampler(nn.Module):
 
     def attention_map(self, tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
         """Return how much each latent attends to each token of each input at the first read."""
-        first = self.encoder[0]
-        assert isinstance(first, Read)
-        return first.attention_map(self.latents[None], tokens)
-
-
-def initial_latents(latents: LatentsConfig) -> nn.Parameter:
-    """Return the latents before training."""
-    if latents.num_places is not None:
-        return sines(latents.num_latents, latents.num_places, latents.channels)
-    return trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
+        read: Any = self.encoder[0]
+        latents = self.latents[None]
+        array, mask = tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask())
+        return tokens.split(attention_map(read.cross_attention, latents, array, mask), dim=-1)
 
 
 class Transformer(nn.Module):
@@ -157,21 +126,15 @@ class Transformer(nn.Module):
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         processor = config.processor
-        self.input_channels = input_channels
         self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         self.encoder = plain_linear(input_channels, config.latents.channels)
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
 
-    def forward(
-        self, tokens: Tokens | Any, mask: Bool[Tensor, "b m"] | Any = None, plan: Any = None
-    ) -> Float[Tensor, "b m d"]:
-        """Return a latent for each token [B, M, C]; the mask is True where a token exists."""
+    def forward(self, tokens: Tokens, plan: Any = None) -> Float[Tensor, "b m d"]:
+        """Return a latent for each token."""
         if plan is not None and (plan.memory_limit is not None or plan.algorithm not in (None, "dense")):
             raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no algorithm")
-        weight = next(self.parameters())
-        if not isinstance(tokens, Tokens):
-            tokens = as_tokens(tokens, mask, self.input_channels, weight.device).in_range(token_dtype(weight.dtype))
-        latents = apply_linear(self.encoder, tokens.dense(weight.dtype))
+        latents = apply_linear(self.encoder, tokens.dense(next(self.parameters()).dtype))
         exist = Mask(keys=tokens.mask())
         for block in self._block_of:
             latents = self.processor[block](latents, exist)

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from perceivers.core.checks import check_names
+from perceivers.core.arguments import check_names
 from perceivers.data.dataset import DataSet, chosen
 from perceivers.data.rows import column_names
 from perceivers.data.shards import Shards

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from perceivers.core.adapters import BoundHead
+from perceivers.core.interfaces import BoundHead
 from perceivers.core.layers import linear, truncated_normal_
 
 

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter
-from perceivers.core.layers import precise
+from perceivers.core.arguments import precise
+from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.modalities.kind import Raw, mean_where, rounded, same_shape
 from perceivers.modalities.numbers import Numbers

@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.arguments import floats
 from perceivers.core.checks import is_whole
-from perceivers.core.layers import dtype_of, floats, plain_linear
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.layers import dtype_of, plain_linear
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, array_file, holds_file, numbers

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
-from perceivers.core.checks import COUNT, FRACTION, SIZE, check_names, check_ranges
-from perceivers.core.layers import floats, precise
+from perceivers.core.arguments import check_names, floats, precise
+from perceivers.core.checks import COUNT, FRACTION, SIZE, check_ranges
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.points import Points
 from perceivers.modalities.raw import check_keys, given

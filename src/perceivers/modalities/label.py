@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter
-from perceivers.core.checks import check_positive, is_whole
+from perceivers.core.arguments import check_positive
+from perceivers.core.checks import is_whole
+from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import drawable
 from perceivers.modalities.cells import Files, plain

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter
-from perceivers.core.layers import floats
+from perceivers.core.arguments import floats
+from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.modalities.cells import Files, number, plain
 from perceivers.modalities.kind import Raw, check_units, known_units, mean_where, rounded, same_shape, shown, statistics

@@ -1,5 +1,6 @@
 """Points: where an output is decoded. Parts: which piece of an input is read."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.layers import floats
+from perceivers.core.arguments import floats
 from perceivers.core.tokens import Segment
 from perceivers.modalities.raw import as_mask, as_tensor, check_index
 
@@ -123,3 +124,14 @@ def given_points(points: Any, device: torch.device) -> Points:
             raise ValueError(f"mask of shape {tuple(mask.shape)}, but {name} of shape {tuple(x.shape)}")
     own: Points = type(points)(x, mask)
     return own
+
+
+def share_of(segment: Segment, rank: int, world: int) -> Segment:
+    """Return the queries of one of `world` processes: neighbouring ones; of a grid, slices of its first axis."""
+    grid = segment.grid
+    size, inside = (segment.num_tokens, 1) if grid is None else (grid[0], math.prod(grid[1:]))
+    first, last = (size * number // world for number in (rank, rank + 1))
+    if grid is None:
+        return segment.block(first, last)
+    tokens = slice(first * inside, last * inside)
+    return segment.taken(lambda x: x[:, tokens], lambda tables: tables.slices(first, last), (last - first, *grid[1:]))

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
-from perceivers.core.layers import floats, plain_linear
+from perceivers.core.arguments import floats
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.layers import plain_linear
 from perceivers.core.tokens import Segment, zero_where_absent
 from perceivers.modalities.cells import Files, numbers, plain
 from perceivers.modalities.kind import (

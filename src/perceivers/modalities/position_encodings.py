@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from perceivers.core.checks import COUNT, SIZE, check_ranges, require
-from perceivers.core.layers import plain_linear, precise, trained_vector
+from perceivers.core.arguments import precise, require
+from perceivers.core.checks import COUNT, SIZE, check_ranges
+from perceivers.core.layers import plain_linear, trained_vector
 from perceivers.core.positions import AxisTables, PositionFeatures
 
 CoordinateRule = Literal["inclusive", "exclusive"]

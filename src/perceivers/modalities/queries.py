@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.adapters import OutputQuery
+from perceivers.core.interfaces import OutputQuery
 from perceivers.core.layers import trained_vector
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment

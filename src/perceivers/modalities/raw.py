@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from perceivers.core.checks import check_batches, has_values, near, require
+from perceivers.core.arguments import has_values, near, require
+from perceivers.core.checks import check_batches
 
 NUMBERS = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),

@@ -15,8 +15,8 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
-from perceivers.core.checks import check_names
+from perceivers.core.arguments import check_names
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear, trained_vector
 from perceivers.core.tokens import Segment
 from perceivers.media.pictures import show_text

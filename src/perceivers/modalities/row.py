@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
 from perceivers.core.tokens import Segment
 from perceivers.modalities.kind import Kind, Unit, denormalised, input_of

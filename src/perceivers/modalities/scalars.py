@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceivers.core.checks import require
+from perceivers.core.arguments import require
 from perceivers.modalities.raw import is_missing
 
 UNKNOWN = -1

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.adapters import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear, sines, trained_vector
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment

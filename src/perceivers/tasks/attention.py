@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.core.trunk import Resampler
+from perceivers.core.trunk import Trunk
 from perceivers.media.report import Report
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import sample_of
@@ -41,7 +41,7 @@ def attention_page(model: PerceiverIO, records: Sequence[Record], path: Path) ->
 
 def attention(model: PerceiverIO, raw: Mapping[str, Any]) -> dict[str, Tensor]:
     """[B, M] of each input: the part of all attention that each token gets; a sample's add up to 1."""
-    if not isinstance(model.trunk, Resampler):
+    if not isinstance(model.trunk, Trunk):
         raise ValueError("a transformer does not read into latents: it has no attention of theirs to show")
     with inference(model):
         tokens, _ = model.tokens(raw)

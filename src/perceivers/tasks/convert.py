@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from safetensors.torch import save_file
 
-from perceivers.core.checks import check_names
+from perceivers.core.arguments import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.preset import Preset
 from perceivers.pretrained.convert import (

@@ -10,7 +10,7 @@ import torch
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded, Reading
-from perceivers.core.trunk import Resampler
+from perceivers.core.trunk import Trunk
 from perceivers.modalities.kind import Kind, LeftOut, Raw, asks_in_vain, sample_of
 from perceivers.modalities.points import Points
 from perceivers.modalities.row import RowKind
@@ -104,7 +104,7 @@ def _first(sample: Raw, count: int) -> Raw:
 
 def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Raw | None], Encoded]:
     """What encodes the inputs with one of them replaced (None: left out); the others are read once if that holds."""
-    if not isinstance(model.trunk, Resampler) or model.config.encoder.num_reads > 1:
+    if not isinstance(model.trunk, Trunk) or model.config.encoder.num_reads > 1:
         return lambda name, raw: model.encode({**inputs, name: raw})
     masked = model.input_adapter.mask_probs
     reading = model.read({**dict.fromkeys(masked), **inputs})

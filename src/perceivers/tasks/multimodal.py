@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from perceivers.core.checks import check_positive
+from perceivers.core.arguments import check_positive
 from perceivers.core.config import DecoderConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.clips import FPS, standard_frames, standard_sound

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch.nn import functional as F
 
-from perceivers.core.checks import check_positive
+from perceivers.core.arguments import check_positive
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.image import resize
 from perceivers.modalities import Flow, FramePair

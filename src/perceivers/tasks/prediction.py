@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from perceivers.core.checks import check_names
+from perceivers.core.arguments import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.rows import column_names
 from perceivers.data.sifting import read_held_out

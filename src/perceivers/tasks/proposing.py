@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from perceivers.core.checks import check_names, check_new_name
+from perceivers.core.arguments import check_names, check_new_name
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.rows import FOLDER, column_names, read_rows
 from perceivers.data.shards import KEY, is_shards, open_shards

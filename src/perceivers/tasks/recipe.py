@@ -15,7 +15,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from perceivers.core.adapters import mask_probs
-from perceivers.core.checks import check_names
+from perceivers.core.arguments import check_names
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet

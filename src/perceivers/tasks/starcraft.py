@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from perceivers.core.attention import CrossAttention, Mask
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.layers import plain_linear
-from perceivers.core.trunk import Process, Resampler
+from perceivers.core.resampler import Resampler
+from perceivers.core.trunk import Process
 from perceivers.data import StarCraft
 from perceivers.data.starcraft import PLAYERS, STATISTICS
 from perceivers.media.report import Report

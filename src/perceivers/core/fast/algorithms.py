@@ -47,6 +47,7 @@ from perceivers.core.fast.token_blocks import (
     ProjectedBlocks,
     TokenBlocks,
     blocks_of,
+    sample_of,
 )
 from perceivers.core.layers import apply_linear, without_autocast
 from perceivers.core.reading import NO_SCORE, SoftmaxState
@@ -250,7 +251,7 @@ def read(
     value_bias = value_bias + key_bias[:, :0].sum()
     batch = max(len(latents), segment.batch_size)
     if not segment.num_tokens:
-        parts = [*AbsorbedBlocks(segment.sample(0), _folded(query[0], key)).tensors.values(), value, value_bias]
+        parts = [*AbsorbedBlocks(sample_of(segment, 0), _folded(query[0], key)).tensors.values(), value, value_bias]
         return _empty_state(parts, batch, query, value)
 
     def state_of(own: Segment, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -268,7 +269,7 @@ def read(
 
     if is_together(algorithm, segment.device):
         return SoftmaxState(*state_of(segment, query))
-    states = [state_of(segment.sample(number), query[number % len(query)]) for number in range(batch)]
+    states = [state_of(sample_of(segment, number), query[number % len(query)]) for number in range(batch)]
     return SoftmaxState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
 
@@ -325,7 +326,7 @@ def write(
     query, bias = _behind_norm(linear_map(cross.attention.query), cross.query_norm, heads, dtype)
     written = []
     for number in range(max(len(latents), queries.batch_size)):
-        own, values = queries.sample(number), value[number % len(value)].to(dtype)
+        own, values = sample_of(queries, number), value[number % len(value)].to(dtype)
         keys = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
         added = (keys @ bias[..., None]).flatten()
         if algorithm == "projected":

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.adapters import BoundHead
 from perceivers.core.attention import MLP, Attention, CrossAttention
 from perceivers.core.fast.algorithms import Algorithm, is_together, kernels_for
 from perceivers.core.fast.epilogue import is_linear, is_shorter_composed, modules_of
+from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.fast.linear_maps import (
     has_plain_tensors,
     is_linear_map,
@@ -25,7 +25,8 @@ from perceivers.core.fast.linear_maps import (
     linear_shape,
 )
 from perceivers.core.fast.op_counts import HALF, RATES, AttentionShape, Cost, DeviceRates, OpCount
-from perceivers.core.layers import LAYER_NORM_EPSILON, is_hooked
+from perceivers.core.interfaces import BoundHead
+from perceivers.core.layers import LAYER_NORM_EPSILON
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 

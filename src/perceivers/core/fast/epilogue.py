@@ -24,10 +24,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.adapters import BoundHead
 from perceivers.core.attention import CrossAttention
 from perceivers.core.fast.linear_maps import is_linear_map, linear_map, linear_shape
 from perceivers.core.fast.onednn import linear, matmul
+from perceivers.core.interfaces import BoundHead
 from perceivers.core.layers import LAYER_NORM_EPSILON, apply_linear
 
 COLUMN_MULTIPLE = 8

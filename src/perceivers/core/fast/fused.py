@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.core.attention import Mask, softmax_weights
+from perceivers.core.attention import Mask, attention_weights
 
 HEAD_MULTIPLE = 8
 """The fused kernels of GPUs take head widths that are multiples of it: cuDNN's and flash up to 256, the others any."""
@@ -28,7 +28,7 @@ def attend(
 ) -> Float[Tensor, "b h t e"]:
     """Return weighted sums of values; exactly 0 for a query without a valid key."""
     on_gpu = q.device.type == "cuda"
-    valid, dead = (None, None) if mask is None else (mask.scores(), mask.dead())
+    valid, dead = Mask.rules(mask)
     if (q.shape[-1] != v.shape[-1] and not on_gpu) or k.shape[-2] == 0:  # no fused kernel takes these
         return _by_heads(q, k, v, valid, dead, dropout)
     if valid is not None and dead is not None:
@@ -49,7 +49,7 @@ def _by_heads(
     """Return attention whose scores are materialised, for a few heads at a time where there are many."""
 
     def attended(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dead: Tensor | None) -> Tensor:
-        return F.dropout(softmax_weights(q, k, valid, dead), dropout) @ v
+        return F.dropout(attention_weights(q, k, valid, dead), dropout) @ v
 
     heads, scores = q.shape[:2], q.shape[-2] * k.shape[-2]
     if torch.compiler.is_compiling() or heads.numel() * scores <= SCORES_AT_ONCE:

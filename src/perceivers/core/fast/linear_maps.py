@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
-from perceivers.core.adapters import BoundHead
-from perceivers.core.layers import is_hooked
+from perceivers.core.fast.hooks import is_hooked
+from perceivers.core.interfaces import BoundHead
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
 """Types of tensors whose products are the usual ones; quantised and distributed ones have types of their own."""

@@ -4,6 +4,7 @@ PyTorch gives those of float32 on a CPU to MKL, which was made for Intel's proce
 `python -m benchmarks.products` measures both; `torch.backends.mkldnn.set_flags(False)` turns oneDNN off.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from perceivers.core.fast.hooks import is_hooked
 
 LEAST_WORK = 2**24
 """Multiply-adds from which on oneDNN pays: a call takes longer to begin."""
@@ -25,6 +28,14 @@ def linear(
 ) -> Float[Tensor, "*b o"]:
     """F.linear: x W' + bias."""
     return (onednn if is_for_onednn(x, weight) else F.linear)(x, weight, bias)
+
+
+def apply_linear(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return module(x); the product of a plain linear layer is made by the faster library."""
+    # A compiler is given the call: it would have to guard all that `is_hooked` looks at.
+    if type(module) is nn.Linear and not torch.compiler.is_compiling() and not is_hooked(module):
+        return linear(x, module.weight, module.bias)
+    return module(x)
 
 
 def onednn(

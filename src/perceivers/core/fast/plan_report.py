@@ -15,7 +15,7 @@ from perceivers.core.fast.op_counts import Cost
 from perceivers.core.fast.planner import Choice, Plan, choose_for_reading, choose_for_writing
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded
-from perceivers.core.trunk import Read, Resampler
+from perceivers.core.trunk import Read, Trunk
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def attention_plan(
     """
     plan = Plan(model.memory_limit if memory_limit is None else memory_limit, algorithm)
     found = []
-    if not isinstance(model.trunk, Resampler):
+    if not isinstance(model.trunk, Trunk):
         raise ValueError("a transformer has one algorithm of attention, the dense one: there is nothing to plan")
     # Tokens; a batch norm in training mode would move its statistics.
     buffers = {name: buffer.clone() for name, buffer in model.input_adapter.named_buffers()}
-    tensors = model.schema.as_tensors(raw, next(model.parameters()).device)
+    tensors = model.guard.tensors(raw, next(model.parameters()).device)
     tokens, own = functional_call(model.input_adapter, buffers, (tensors,))
     # Reading.
     latents = model.trunk.latents[None]
@@ -64,7 +64,7 @@ def attention_plan(
     batch = max(segment.batch_size for segment in tokens.segments.values())
     if isinstance(decoder := model.decoder, Decoder):
         latents = torch.empty_like(latents.expand(batch, -1, -1))
-        queries = model.output_query(Encoded(latents, own), model.schema.as_points(points, latents.device))
+        queries = model.output_query(Encoded(latents, own), model.guard.points(points, latents.device))
         heads = model.output_adapter.heads(model.input_adapter.adapters)
         tails = {name: (decoder.output, heads[name]) for name in queries.segments}
         choices = choose_for_writing(decoder.cross_attention, latents, queries, tails, plan)

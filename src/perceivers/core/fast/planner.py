@@ -4,24 +4,27 @@ A function of shapes, kind of device and memory limit alone, never of free memor
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from perceivers.core.arguments import check_names
 from perceivers.core.attention import CrossAttention, Mask
-from perceivers.core.checks import check_names, is_whole
+from perceivers.core.checks import is_whole
 from perceivers.core.decoder import apply_heads
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import CostModel
+from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.fast.onednn import is_transformed
 from perceivers.core.fast.op_counts import Cost
-from perceivers.core.layers import is_hooked
-from perceivers.core.reading import SoftmaxState, sum_states
+from perceivers.core.reading import SoftmaxState
 from perceivers.core.tokens import Tokens, token_dtype
 
 Tails = Mapping[str, Sequence[Any]]
@@ -75,7 +78,7 @@ class Plan:
         choices = choose_for_reading(cross, latents, tokens, self)
         if not choices:
             return cross.dense(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
-        return cross.update(latents, sum_states(_states(cross, latents, tokens, choices).values()))
+        return cross.update(latents, reduce(operator.add, _states(cross, latents, tokens, choices).values()))
 
     def states(
         self, cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens

@@ -172,6 +172,15 @@ class ProjectedBlocks(DenseBlocks):
         return weights.sum(-2, keepdim=True), seen.mT @ weights
 
 
+def sample_of(segment: Segment, number: int) -> Segment:
+    """Return one sample of the batch, as a batch of one."""
+
+    def take(x: Tensor) -> Tensor:
+        return x[number : number + 1] if len(x) > 1 else x
+
+    return segment.taken(take, lambda tables: tables, segment.grid)
+
+
 def blocks_of(tokens: TokenBlocks, block_size: int) -> list[Block]:
     """Return blocks of about this many tokens, multiples of the unit."""
     if tokens.device.type == "cpu":

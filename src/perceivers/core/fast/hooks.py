@@ -1,0 +1,34 @@
+"""Whether calling a module does more than its class says."""
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.utils.module_tracker import ModuleTracker
+
+
+def is_hooked(*modules: nn.Module, sharding: bool = True) -> bool:
+    """Return whether calling a module does more than its class says: a hook, or a `forward` of its own.
+
+    With `sharding` False the hooks by which `fully_shard` gathers a module's weights do not count. Those that count
+    operations never do: they change nothing.
+    """
+    names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    found = [getattr(torch_module, f"_global_{name}") for name in names] if modules else []
+    for module in modules:
+        if "forward" in module.__dict__:
+            return True
+        found += [getattr(module, f"_{name}") for name in names]
+    owners = [getattr(hook, "__self__", None) for hooks in found for hook in hooks.values()]
+    return not all(isinstance(owner, ModuleTracker) or (not sharding and _is_sharding(owner)) for owner in owners)
+
+
+def _is_sharding(owner: object) -> bool:
+    return type(owner).__module__.startswith("torch.distributed.fsdp")
+
+
+def check_unhooked(trunk: nn.Module, read: nn.Module) -> None:
+    """Raise a ValueError for a hook on a module that reading in parts does not call as a whole."""
+    cross = read.get_submodule("cross_attention")
+    for module in (trunk, read, cross, cross.get_submodule("attention")):
+        if is_hooked(module, sharding=module is cross.get_submodule("attention")):
+            kind = type(module).__name__
+            raise ValueError(f"a hook on {kind} needs all that it is given: read everything at once, with encode")

@@ -1,0 +1,79 @@
+"""What a modality provides: the adapter of an input; the query and the adapter of an output."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perceivers.core.reading import Encoded
+from perceivers.core.tokens import Segment
+
+
+class InputAdapter(nn.Module, ABC):
+    """Turns one raw input into tokens."""
+
+    channels: int
+    """Width of the tokens, C."""
+    is_set: bool = False
+    """True for a set, which may be read in chunks: no token depends on its place."""
+
+    @abstractmethod
+    def forward(self, raw: Any) -> Segment:
+        """Return the tokens of a raw batch; ValueError if it does not fit."""
+
+    def absent(self, device: torch.device) -> Segment | None:
+        """Return as many tokens as the input usually has, content irrelevant; None if that number is not fixed."""
+        return None
+
+
+class OutputQuery(nn.Module, ABC):
+    """Makes the queries of one output."""
+
+    channels: int
+    """Width of the queries, F."""
+    source: str | None = None
+    """The input whose tokens are the queries."""
+
+    @abstractmethod
+    def forward(self, encoded: Encoded, points: Any) -> Segment:
+        """Return queries for these points; None: for everything. ValueError for points that the output has not."""
+
+    def without_channels(self) -> "OutputQuery":
+        """Return the only query without content, for a decoder that averages; ValueError if there are more."""
+        raise ValueError("decoder.kind: average decodes one query; this output has more, so it needs kind: query")
+
+
+class OutputAdapter(nn.Module, ABC):
+    """Arranges what the decoder writes as one raw output; its head is all it learns."""
+
+    head: nn.Module
+    """Applied by the decoder: [B, O, E] to [B, O, e]."""
+    mixes_neighbours: bool = False
+    """Whether a value depends on several queries: then it is decoded whole."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Any:
+        """Return the raw output: whole where the queries form their grid, else one row for each query."""
+
+    def bound_head(self, inputs: Any) -> Callable[[Tensor], Tensor]:
+        """Return the head, with what it shares with the model's input adapters (tied logits: an embedding)."""
+        return self.head
+
+
+@dataclass(frozen=True)
+class BoundHead:
+    """A head that is called with modules of the inputs, whose weights it shares: head(x, *shared), row by row."""
+
+    head: nn.Module
+    """The head."""
+    shared: tuple[nn.Module, ...]
+    """Modules of the inputs."""
+
+    def __call__(self, x: Float[Tensor, "b o e"]) -> Float[Tensor, "b o _"]:
+        """Return head(x, *shared)."""
+        found: Tensor = self.head(x, *self.shared)
+        return found

@@ -1,0 +1,91 @@
+"""The guard of a model: what a caller gives becomes tensors, or is refused in one line."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from perceivers.core.arguments import check_names
+from perceivers.core.checks import about, is_whole
+from perceivers.core.overflow import in_range, nan_where_out_of_range
+from perceivers.core.tokens import Tokens
+from perceivers.modalities.points import Part, Points, given_points, share_of
+from perceivers.modalities.raw import given, is_picture
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Checks of the calls of a model, from the modalities of its inputs and outputs."""
+
+    inputs: Mapping[str, Any]
+    """Modality of each input."""
+    outputs: Mapping[str, Any]
+    """Modality of each output."""
+
+    def tensors(self, raw: Any, device: torch.device) -> dict[str, Any]:
+        """Return the inputs that are given, by name: tensors must be on the device; arrays, lists, pictures go there.
+
+        `raw` is a dictionary, in which None is an input that is not given, or the only input as it is.
+        """
+        if not isinstance(raw, Mapping):
+            if len(self.inputs) != 1:
+                raise ValueError(f"several inputs: give a dictionary of {', '.join(self.inputs)}")
+            raw = {next(iter(self.inputs)): raw}
+        check_names("input", raw, self.inputs)
+        present = {name: value for name, value in raw.items() if value is not None}
+        return {name: about("input", name, _tensors, self.inputs[name], x, device) for name, x in present.items()}
+
+    def comes_in_parts(self, raw: Any) -> bool:
+        """Return whether inputs come chunk after chunk: an iterable of what would be read by itself."""
+        if isinstance(raw, Mapping | Tensor | np.ndarray | str) or is_picture(raw) or not isinstance(raw, Iterable):
+            return False
+        return not isinstance(raw, list | tuple) or all(isinstance(chunk, Mapping | Tensor) for chunk in raw)
+
+    def points(self, points: Any, device: torch.device) -> dict[str, Points]:
+        """Return the points of outputs by name, as tensors on the device; None: everywhere, in all or in one."""
+        points = {} if points is None else points
+        if not isinstance(points, Mapping):
+            raise ValueError(f"points of type {type(points).__name__}: give a dictionary of {', '.join(self.outputs)}")
+        check_names("output", points, self.outputs)
+        asked = {name: value for name, value in points.items() if value is not None}
+        return {name: about("output", name, given_points, value, device) for name, value in asked.items()}
+
+    def output_names(self, names: Iterable[str] | None) -> list[str] | None:
+        """Return names of outputs; ValueError for one that there is not. None: all."""
+        return None if names is None else check_names("output", names, self.outputs)
+
+    def tokens(self, tokens: Tokens, dtype: torch.dtype) -> Tokens:
+        """Return tokens with NaN for numbers that are too large to be normed in this precision."""
+        return in_range(tokens, dtype)
+
+    def written(self, written: Mapping[str, Float[Tensor, "b _ _"]], queries: Tokens) -> dict[str, Tensor]:
+        """Return decoded outputs with NaN where a query is NaN or too large."""
+        return nan_where_out_of_range(written, queries)
+
+    def share(self, queries: Tokens, share: Any, adapters: Mapping[str, Any] | Any) -> Tokens:
+        """Return the queries of one of several processes, share = (rank, world); None: all queries.
+
+        ValueError for an output that has to be decoded whole.
+        """
+        if share is None:
+            return queries
+        rank, world = share if isinstance(share, tuple | list) and len(share) == 2 else (-1, 0)
+        if not (is_whole(rank) and is_whole(world)) or not 0 <= rank < world:
+            raise ValueError(f"share = {share!r:.99} must be (rank, world), whole numbers with 0 <= rank < world")
+        for name in queries.segments:
+            if adapters[name].mixes_neighbours:
+                raise ValueError(f"output {name!r} mixes neighbouring places: decode it whole, on one process")
+        shares = {name: share_of(segment, rank, world) for name, segment in queries.segments.items()}
+        return Tokens({name: segment for name, segment in shares.items() if segment.num_tokens})
+
+
+def _tensors(spec: Any, value: Any, device: torch.device) -> Any:
+    if not isinstance(value, Part):
+        return given(value, device)
+    if not spec.reads_parts:
+        raise ValueError("it is no grid of independent tokens: give it whole, not as a Part")
+    return replace(value, values=given(value.values, device))

@@ -22,7 +22,7 @@ from perceivers.core.attention import (
     filled_up_attention,
 )
 from perceivers.core.initialisers import attention_linear, convolution_, plain_linear, trained_vector
-from perceivers.tasks.costs import PeakMemory
+from perceivers.runs.flops import PeakMemory
 from reference_files import relative_error
 
 B, H, T, S, D, E = 2, 3, 5, 7, 11, 13  # batch, heads, queries, keys, head width, other head width of values

@@ -18,8 +18,8 @@ from perceivers.core.positions import AxisTables, Fourier
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.label import Label
 from perceivers.modalities.vectors import Vectors
+from perceivers.runs.flops import CPU_ATTENTION, PeakMemory
 from perceivers.schema import Schema
-from perceivers.tasks.costs import CPU_ATTENTION, PeakMemory
 
 LARGE = Make(grid=(31, 41), content=3, padding=5, qk=37, v=41, batch=2, content_batch=2)
 

@@ -20,7 +20,7 @@ from perceivers.core.positions import (
     fourier_features,
     to_unit,
 )
-from perceivers.tasks.costs import PeakMemory
+from perceivers.runs.flops import PeakMemory
 from reference_files import relative_error
 
 GRIDS = [(11,), (5, 7), (2, 5, 3)]

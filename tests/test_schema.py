@@ -8,8 +8,9 @@ import pytest
 from perceivers.core.config import Config, EncoderConfig
 from perceivers.core.positions import Fourier
 from perceivers.modalities import Flow, Image, Label, PointSet
+from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema, from_file, from_plain, json_schema, to_json, to_plain, to_yaml
-from perceivers.tasks import TASKS, Recipe
+from perceivers.systems import TASKS
 
 TEXT = """\
 inputs:

@@ -11,14 +11,15 @@ from perceivers.data import FlowPairs, FlowScenes
 from perceivers.media.flow import write_flow
 from perceivers.media.image import write_image
 from perceivers.modalities import Labels, Numbers
+from perceivers.runs.evaluate import DataSets, evaluate_run
+from perceivers.runs.recipe import preset_of, run_recipe
+from perceivers.runs.results import keep_scores
 from perceivers.schema import to_yaml
 from perceivers.storage import save_model, write_folder
-from perceivers.tasks.flow_scores import no_motion, score_in_tiles, scores_of
-from perceivers.tasks.flow_training import report, side_by_side
-from perceivers.tasks.optical_flow import estimate_flow, levels_for
-from perceivers.tasks.recipe import evaluate_run, preset_of, run_recipe
-from perceivers.tasks.results import keep_scores
-from perceivers.tasks.scoring import DataSets
+from perceivers.systems.optical_flow.baselines import no_motion, score_in_tiles, scores_of
+from perceivers.systems.optical_flow.inference import estimate_flow, levels_for
+from perceivers.systems.optical_flow.recipes import side_by_side
+from perceivers.systems.optical_flow.report import report
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import scored
 from test_flow_pairs import HEIGHT, WIDTH, write_middlebury

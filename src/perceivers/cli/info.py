@@ -13,9 +13,9 @@ from perceivers.core.joining import check_names
 from perceivers.core.plan import Order
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.progress import tracked
+from perceivers.runs.flops import Costs, costs
 from perceivers.schema import Schema, to_plain, to_yaml
-from perceivers.tasks.costs import Costs, costs
-from perceivers.tasks.presets import PRESETS
+from perceivers.systems import PRESETS
 
 
 def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: bool = False) -> None:

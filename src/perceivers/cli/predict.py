@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from perceivers.cli.model import ModelChoice
+from perceivers.cli.model_choice import ModelChoice
 from perceivers.core.arguments import check_positive
 from perceivers.core.joining import check_names
 from perceivers.data import Shards, Table
@@ -19,11 +19,11 @@ from perceivers.data.shards import is_shards, open_shards
 from perceivers.data.writing import check_writable, write_rows
 from perceivers.files import check_outputs
 from perceivers.modalities.cells import Row
+from perceivers.runs.attention_report import PAGE_ROWS, attention_page
+from perceivers.runs.prediction import predict_rows
+from perceivers.runs.ray_predict import predict_over_cluster
+from perceivers.runs.recipe import data_files, data_of, own_files
 from perceivers.schema import Record
-from perceivers.tasks.attention import PAGE_ROWS, attention_page
-from perceivers.tasks.cluster import predict_over_cluster
-from perceivers.tasks.prediction import predict_rows
-from perceivers.tasks.recipe import data_files, data_of, own_files
 
 
 @dataclass(frozen=True)

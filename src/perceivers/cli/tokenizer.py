@@ -7,10 +7,10 @@ import tyro
 
 from perceivers.cli.training import chosen_recipe
 from perceivers.files import check_outputs
+from perceivers.runs.recipe import data_files
 from perceivers.schema import with_settings
-from perceivers.tasks import TASKS
-from perceivers.tasks.language_training import fit_tokenizer
-from perceivers.tasks.recipe import data_files
+from perceivers.systems import TASKS
+from perceivers.systems.language.recipes import fit_tokenizer
 
 
 def tokenizer(

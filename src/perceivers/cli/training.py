@@ -14,22 +14,15 @@ import tyro
 from perceivers.cli.tables import show
 from perceivers.data import Table
 from perceivers.files import check_outputs
+from perceivers.runs.evaluate import DataSets, evaluate_run, scores_elsewhere
+from perceivers.runs.prediction import group_scores
+from perceivers.runs.recipe import Recipe, data_files, data_of, find_model, own_files, read_recipe, run_recipe
+from perceivers.runs.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
+from perceivers.runs.schema_file import read_declaration
+from perceivers.runs.system import Task
 from perceivers.schema import from_file, with_settings
 from perceivers.storage import write_text
-from perceivers.tasks import TASKS, Recipe, Task
-from perceivers.tasks.declaration import read_declaration
-from perceivers.tasks.prediction import group_scores
-from perceivers.tasks.recipe import (
-    data_files,
-    data_of,
-    evaluate_run,
-    find_model,
-    own_files,
-    read_recipe,
-    run_recipe,
-)
-from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
-from perceivers.tasks.scoring import DataSets, scores_elsewhere
+from perceivers.systems import SCORERS, TASKS, UNTRAINED_BASELINES
 from perceivers.training.evaluation import Scores
 
 
@@ -87,7 +80,7 @@ def evaluate(
         return
     if by is not None:
         raise ValueError("--by groups a run's own records: leave it out, or --on")
-    scores = scores_elsewhere(find_model(model), from_file(DataSets, on).data)
+    scores = scores_elsewhere(find_model(model), from_file(DataSets, on).data, SCORERS, UNTRAINED_BASELINES)
     if data_of(run) is not None:
         add_scores(run, scores)
     show_scores(scores, json)
@@ -135,7 +128,7 @@ def _task(run: Path) -> Task:
 
 
 def _evaluate(run: Path) -> dict[str, Scores]:
-    scores = evaluate_run(run) | _task(run).further_scores(run)
+    scores = evaluate_run(run, SCORERS) | _task(run).baseline_scores(run)
     keep_scores(run, scores)
     return scores
 

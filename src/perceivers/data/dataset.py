@@ -17,6 +17,11 @@ Numbers = Sequence[int] | np.ndarray
 class DataSet(ABC):
     """A source of records."""
 
+    @property
+    def scorer(self) -> str | None:
+        """Name of the scorer of its records, where a batch of a model cannot hold them; None: they come in batches."""
+        return None
+
     @abstractmethod
     def training(self) -> Sequence[Record]:
         """Records to learn from."""

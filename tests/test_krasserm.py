@@ -216,7 +216,7 @@ def saved(folder: Any, family: str, config: Any, prefix: str = "backend_model.")
 @pytest.mark.parametrize("family", MODEL_TYPE)
 def test_his_numbers_come_with_nothing_but_the_files(family: str, tmp_path: Any) -> None:
     given, expected = ask(His(family, weights_of(family)))
-    model = read_checkpoint(saved(tmp_path / "his", family, config_of(family)), family)
+    model = read_checkpoint(saved(tmp_path / "his", family, config_of(family)), PRESETS[family].preset())
     with torch.no_grad():
         (output,) = model(given).values()
     assert relative_error(output, expected) <= 1e-5

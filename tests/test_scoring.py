@@ -16,6 +16,7 @@ from perceivers.runs.recipe import preset_of, run_recipe
 from perceivers.runs.results import keep_scores
 from perceivers.schema import to_yaml
 from perceivers.storage import save_model, write_folder
+from perceivers.systems import SCORERS
 from perceivers.systems.optical_flow.baselines import no_motion, score_in_tiles, scores_of
 from perceivers.systems.optical_flow.inference import estimate_flow, levels_for
 from perceivers.systems.optical_flow.recipes import side_by_side
@@ -83,8 +84,8 @@ def test_a_run_on_pairs_of_several_sizes_is_scored_and_drawn(tmp_path):
     assert len({record["flow"].shape for record in data.held_out()}) == 2
     recipe = replace(side_by_side("3x3"), data=data, training=replace(STEPS, batch_size=1))
     run_recipe(recipe, tmp_path / "run")
-    assert evaluate_run(tmp_path / "run")["held out"]["flow"]["epe"] >= 0
-    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run"))
+    assert evaluate_run(tmp_path / "run", SCORERS)["held out"]["flow"]["epe"] >= 0
+    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run", SCORERS))
     assert report(tmp_path / "run").read_text().count("<img") >= 2
 
 

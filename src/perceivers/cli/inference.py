@@ -21,10 +21,10 @@ from perceivers.media.image import read_image, write_image
 from perceivers.media.video import Clip, read_video, write_video
 from perceivers.progress import tracked
 from perceivers.runs.recipe import own_files
-from perceivers.systems.imagenet.inference import classify as classify_images
-from perceivers.systems.language.inference import fill_mask as fill_text
-from perceivers.systems.multimodal.inference import autoencode as autoencode_clip
-from perceivers.systems.optical_flow.inference import estimate_flow
+from perceivers.systems.imagenet import classify as classify_images
+from perceivers.systems.language import fill_mask as fill_text
+from perceivers.systems.multimodal import autoencode as autoencode_clip
+from perceivers.systems.optical_flow import estimate_flow
 from perceivers.training.evaluation import check_guesses
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from perceivers.data import Table
 from perceivers.data.sifting import read_parts
 from perceivers.files import check_outputs
 from perceivers.runs.infer_schema import proposed_recipe
-from perceivers.runs.recipe import data_files, preset_of
+from perceivers.runs.recipe import preset_of
 from perceivers.runs.schema_file import declaration_schema, read_declaration
 from perceivers.runs.summary import Wiring, describe, write_picture
 from perceivers.schema import kind_name, to_plain
@@ -36,7 +36,7 @@ class Check:
     def run(self) -> None:
         """Print a table."""
         recipe = read_declaration(self.file, self.data)
-        check_outputs([self.picture], [self.file, *data_files(recipe.data)] if self.picture else [])
+        check_outputs([self.picture], [self.file, *recipe.data.source_files()] if self.picture else [])
         if recipe.data != Table():
             recipe = replace(recipe, schema=read_parts(recipe.data, recipe.schema).schema)
         found = describe(preset_of(recipe), recipe.training.batch_size)

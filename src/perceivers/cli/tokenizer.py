@@ -7,10 +7,9 @@ import tyro
 
 from perceivers.cli.training import chosen_recipe
 from perceivers.files import check_outputs
-from perceivers.runs.recipe import data_files
 from perceivers.schema import with_settings
 from perceivers.systems import TASKS
-from perceivers.systems.language.recipes import fit_tokenizer
+from perceivers.systems.language import fit_tokenizer
 
 
 def tokenizer(
@@ -27,5 +26,5 @@ def tokenizer(
         set: Settings that replace the recipe's, e.g. schema.inputs.text.vocab_size=4000.
     """
     chosen = with_settings(chosen_recipe(recipe), set)
-    check_outputs([out], [*([] if recipe in TASKS else [recipe]), *data_files(chosen.data)])
+    check_outputs([out], [*([] if recipe in TASKS else [recipe]), *chosen.data.source_files()])
     fit_tokenizer(chosen, out)

@@ -12,11 +12,10 @@ from typing import Annotated
 import tyro
 
 from perceivers.cli.tables import show
-from perceivers.data import Table
 from perceivers.files import check_outputs
 from perceivers.runs.evaluate import DataSets, evaluate_run, scores_elsewhere
 from perceivers.runs.prediction import group_scores
-from perceivers.runs.recipe import Recipe, data_files, data_of, find_model, own_files, read_recipe, run_recipe
+from perceivers.runs.recipe import Recipe, data_of, find_model, own_files, read_recipe, run_recipe
 from perceivers.runs.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
 from perceivers.runs.schema_file import read_declaration
 from perceivers.runs.system import Task
@@ -55,8 +54,8 @@ def train(
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
     chosen = with_settings(chosen, set)
     task_of(chosen)
-    if isinstance(chosen.data, Table):  # of its folder every file is a row
-        check_outputs([out], data_files(chosen.data))
+    if chosen.data.reads_whole_folder:
+        check_outputs([out], chosen.data.source_files())
     run_recipe(chosen, out, lambda line: print(line, file=sys.stderr), accept_changed_data)
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
     show_scores(_evaluate(out), json)
@@ -96,7 +95,7 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
     if not runs:
         raise ValueError("name at least one folder of a run")
     if out is not None:
-        read = [(*own_files(run), *data_files(read_recipe(run).data)) for run in runs]
+        read = [(*own_files(run), *read_recipe(run).data.source_files()) for run in runs]
         check_outputs([out], itertools.chain(*read))
     table = results_table(runs)
     for run in runs:

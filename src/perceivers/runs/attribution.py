@@ -69,7 +69,7 @@ def own_part(
         return None
     if isinstance(spec, RowKind):
         return sample_of(prediction, number)
-    asked_by = batch["targets"].get(name, batch["inputs"].get(str(getattr(spec, "of", None))))
+    asked_by = batch["targets"].get(name, batch["inputs"].get(spec.of or ""))
     mask = asked_by.get("mask") if isinstance(asked_by, Mapping) else None
     sample = sample_of(prediction, number)
     if mask is None or mask.ndim != 2:
@@ -125,7 +125,7 @@ def _whole(name: str, samples: Sequence[Sample]) -> LeftOut:
 
 
 def _asks_with(schema: Schema, output: str, source: str) -> bool:
-    return getattr(schema.outputs[output], "of", None) == source
+    return schema.outputs[output].of == source
 
 
 def _column(output: str, own: str, source: str, part: str) -> str:

@@ -147,7 +147,7 @@ def _predict(
     names = [name for name in schema.outputs if name in points or name not in asking]
     with inference(model):
         encoded = model.encode(batch["inputs"])
-        names = [name for name in names if getattr(schema.outputs[name], "of", None) in (None, *encoded.sources)]
+        names = [name for name in names if schema.outputs[name].of in (None, *encoded.sources)]
         outputs = model.decode(encoded, points, outputs=names)
     rows = contributions(model, samples, batch, points, outputs) if explain else [dict[str, Any]() for _ in samples]
     for name, prediction in outputs.items():

@@ -259,12 +259,6 @@ def own_files(folder: Path) -> list[Path]:
     return [folder / name for name in (*of_run, *MODEL_FILES)]
 
 
-def data_files(data: DataSet) -> list[Path | str]:
-    """Return the files, and the folders of files, that a data set is read from."""
-    named = [getattr(data, name, "") for name in ("file", "training_file", "held_out_file")]
-    return [*filter(None, named), *(str(file).removeprefix("file://") for file in data.record_files())]
-
-
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
     """A schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
 

@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perceivers.data import AudioSet, DataSet, SpokenDigits
-from perceivers.data.clips import Clips
+from perceivers.data import DataSet
 from perceivers.data.dataset import evenly
-from perceivers.data.spoken_digits import GROUPS
 from perceivers.modalities import Labels
 from perceivers.runs.recipe import Recipe, load_run
 from perceivers.schema import Record, Schema
@@ -41,7 +39,7 @@ def by_clip(
     data: DataSet, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
 ) -> tuple[Float[Tensor, "clips classes"], Int[Tensor, "clips classes"]]:
     """The mean of a clip's windows, which follow one another (paper: 16); other records are clips themselves."""
-    windows = data.windows if isinstance(data, Clips) else 1
+    windows = data.records_per_clip
     return chances.unflatten(0, (-1, windows)).mean(dim=1), truth[::windows]
 
 
@@ -54,13 +52,12 @@ def label_frequency(schema: Schema, records: Sequence[Record]) -> Float[Tensor, 
 def label_scores(
     recipe: Recipe, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
 ) -> dict[str, float]:
-    """The output's own metrics; of spoken digits also how often the most probable label of a group is the right one."""
+    """Return the output's metrics; of labels in groups also how often the most probable one of a group is right."""
     scores = scored(recipe.schema.outputs, [("labels", (chances, truth))])["labels"]
-    if isinstance(recipe.data, SpokenDigits):
+    for group, members in recipe.data.label_groups.items():
         names = label_names(recipe)
-        for group, members in GROUPS.items():
-            own = [names.index(name) for name in members]
-            scores[f"{group}, accuracy"] = float((chances[:, own].argmax(1) == truth[:, own].argmax(1)).float().mean())
+        own = [names.index(name) for name in members]
+        scores[f"{group}, accuracy"] = float((chances[:, own].argmax(1) == truth[:, own].argmax(1)).float().mean())
     return scores
 
 
@@ -68,6 +65,6 @@ def label_names(recipe: Recipe) -> Sequence[str]:
     """Names of the labels, by number."""
     spec = recipe.schema.outputs["labels"]
     assert isinstance(spec, Labels)
-    if isinstance(recipe.data, AudioSet):
-        return recipe.data.names()
+    if names := recipe.data.names():
+        return names
     return [str(number) for number in range(spec.classes)] if isinstance(spec.classes, int) else spec.classes

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.data import Glue
+from perceivers.data import DataSet
 from perceivers.data.glue import RATING
 from perceivers.modalities import Label, Numbers
 from perceivers.modalities.kind import Kind
@@ -28,7 +28,6 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
     """Scores by file where a task has several, GLUE's average, and what baselines reach on the same records."""
     recipe, model = load_run(run)
     schema, data = recipe.schema, recipe.data
-    assert isinstance(data, Glue)
     held_out = data.held_out()
     answered = gathered(answers(model, schema, held_out))
     by_file = file_scores(schema, answered, held_out)
@@ -60,9 +59,9 @@ def glue_scores(schema: Schema, answered: Mapping[str, Compared], by_file: dict[
     return {**counting, "average": {"score": mean}}
 
 
-def baselines(schema: Schema, data: Glue, held_out: Sequence[Record]) -> dict[str, Scores]:
+def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict[str, Scores]:
     """Scores of the most frequent answer (of numbers the mean), and of a linear model of counted bytes."""
-    training = replace(data, shares=None).training()
+    training = data.each_once().training()
     scores: dict[str, Scores] = {"most frequent": {}, "bag of bytes": {}}
     for name, spec in schema.outputs.items():
         texts, targets = told(spec, name, training)

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perceivers.data import DataSet, SpokenDigits
-from perceivers.data.clips import Clips
+from perceivers.data import DataSet
 from perceivers.data.dataset import evenly
 from perceivers.media.audio import write_audio
 from perceivers.media.pictures import show_image
@@ -62,7 +61,6 @@ def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":
 
 def write_clips(folder: Path, data: DataSet, true: Values, written: Values) -> Path:
     """N-true.mp4 and .wav, N-written.mp4 and .wav of each clip of a batch."""
-    assert isinstance(data, SpokenDigits | Clips)
     for side, batch in (("true", true), ("written", written)):
         for number, (film, sound) in enumerate(zip(batch["image"].numpy(), batch["audio"].numpy(), strict=True)):
             times = max(PLAYED_SIDE // film.shape[1], 1)

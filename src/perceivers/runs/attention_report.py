@@ -40,7 +40,7 @@ def attention_page(model: PerceiverIO, records: Sequence[Record], path: Path) ->
 
 
 def attention(model: PerceiverIO, raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """[B, M] of each input: the part of all attention that each token gets; a sample's add up to 1."""
+    """Return [B, M] for each input: each token's part of all attention; the parts of a sample add up to 1."""
     if not isinstance(model.trunk, Resampler):
         raise ValueError("a transformer does not read into latents: it has no attention of theirs to show")
     with inference(model):

@@ -28,7 +28,7 @@ def contributions(
     points: Mapping[str, Points],
     whole: Mapping[str, Raw],
 ) -> list[dict[str, Any]]:
-    """By column for each sample of a batch, of which the model made `whole`.
+    """Return the contributions to each sample of a batch by column; `whole` is the model's prediction of the batch.
 
     Without a value: an input that is the only one, and an input with which the output asks.
     """
@@ -50,7 +50,7 @@ def contributions(
 
 
 def contribution_columns(model: PerceiverIO, blank: Mapping[str, Raw], outputs: Mapping[str, Raw]) -> list[str]:
-    """The columns that contributions may have, from blank inputs and what the model makes of them."""
+    """Return the columns that contributions may have, from blank inputs and their predictions."""
     schema, columns = cast(Schema, model.schema), []
     for name, prediction in outputs.items():
         sample = sample_of(prediction, 0)
@@ -64,7 +64,7 @@ def contribution_columns(model: PerceiverIO, blank: Mapping[str, Raw], outputs: 
 def own_part(
     name: str, spec: Kind, prediction: Raw, batch: Batch, samples: Sequence[Sample], number: int
 ) -> Raw | None:
-    """A sample of a prediction, without the padding of its batch; None where nothing of it was asked for."""
+    """Return a sample of a prediction without the padding of its batch; None where it was not queried."""
     if asks_in_vain(spec, samples[number]["inputs"]):
         return None
     if isinstance(spec, RowKind):
@@ -86,7 +86,7 @@ def _changes(
     samples: Sequence[Sample],
     number: int,
 ) -> dict[tuple[str, str], Any]:
-    """Contributions to a sample by output and part of it."""
+    """Return the contributions to a sample by output and part of the output."""
     found: dict[tuple[str, str], Any] = {}
     for name, prediction in without.items():
         spec = schema.outputs[name]
@@ -103,7 +103,7 @@ def _first(sample: Raw, count: int) -> Raw:
 
 
 def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Raw | None], Encoded]:
-    """What encodes the inputs with one of them replaced (None: left out); the others are read once if that holds."""
+    """Return a function that encodes with one input replaced (None: left out); the others are read once if possible."""
     if not isinstance(model.trunk, Resampler) or model.config.encoder.num_reads > 1:
         return lambda name, raw: model.encode({**inputs, name: raw})
     masked = model.input_adapter.mask_probs
@@ -119,7 +119,7 @@ def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Ra
 
 
 def _whole(name: str, samples: Sequence[Sample]) -> LeftOut:
-    """Without this input, where it is there and another one too."""
+    """Leave this input out, in samples that have it and another one too."""
     known = [[other for other, value in sample["inputs"].items() if value is not None] for sample in samples]
     return LeftOut(None, torch.tensor([name in own and len(own) > 1 for own in known]))
 

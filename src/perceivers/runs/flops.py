@@ -25,7 +25,7 @@ STAGES = ("input_adapter", "trunk.encoder", "trunk.processor", "output_query", "
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one forward pass over one sample of the trained size."""
+    """Costs of one forward pass over one sample of the trained size."""
 
     parameters: int
     """Numbers that are trained."""
@@ -38,7 +38,7 @@ class Costs:
 
 
 def costs(preset: Preset) -> Costs:
-    """Count them on tensors that have shapes but no content."""
+    """Count the costs of a model on tensors that have shapes but no content."""
     # FakeTensorMode lets torch choose the kernels that it would choose on a CPU.
     model = preset.build("meta").eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -55,7 +55,7 @@ def costs(preset: Preset) -> Costs:
 
 
 def training_bytes(preset: Preset, batch_size: int) -> int:
-    """Largest memory held at once by a training step in float32 on a CPU: weights, gradients, moments, activations."""
+    """Return the peak memory of a training step in float32 on a CPU: weights, gradients, moments, activations."""
     model = preset.build("meta")
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
@@ -70,7 +70,7 @@ def training_bytes(preset: Preset, batch_size: int) -> int:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Numbers that are trained; shared ones count once."""
+    """Return the number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -28,7 +28,7 @@ ROW = "row"
 
 
 def proposed_recipe(data: str, predict: Sequence[str] = ()) -> str:
-    """A recipe as commented YAML; ValueError if nothing in the data can be read or predicted."""
+    """Return a recipe as commented YAML; ValueError if nothing in the data can be read or predicted."""
     records, files = _records(data)
     names = column_names([record for record in records if isinstance(record, Row)]) or list(records[0])
     predict = check_names("column", predict, names) or [_usual(names)]
@@ -84,7 +84,7 @@ def _data(data: str, outputs: Mapping[str, Proposal]) -> dict[str, Any]:
 
 
 def _inputs(inputs: Mapping[str, Proposal], table: bool) -> list[str]:
-    """Numbers, categories and dates of a table as one input, a token each; all else as inputs of their own."""
+    """Write numbers, categories and dates of a table as one input, a token each; all else as inputs of their own."""
     fields = {n: p for n, p in inputs.items() if table and p.spec["kind"] in (*OWN_KINDS, "date") and n != "mask"}
     lines = ["inputs:"]
     if fields:
@@ -122,7 +122,7 @@ def _new_name(column: str, taken: dict[str, int]) -> str:
 
 
 def _training(num_rows: int) -> dict[str, Any]:
-    """About 50 epochs; of few rows, which may be learned by heart, a tenth says when it was best."""
+    """Return options for about 50 epochs; of few rows, which may be learned by heart, a tenth is for validation."""
     batch_size = max(8, min(64, 1 << (num_rows // 10).bit_length() >> 1))
     steps = min(max(50 * num_rows // batch_size, 300), 5000)
     return {

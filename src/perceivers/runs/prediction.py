@@ -1,4 +1,4 @@
-"""A model at work on tables: predictions row by row, scores group by group."""
+"""Predictions of a model on tables, row by row, and scores group by group."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ def predict_rows(
     explain: bool = False,
     first: int = 0,
 ) -> Iterator[PlainRow]:
-    """A row of plain values for each record, in their order.
+    """Yield a row of plain values for each record, in their order.
 
     ValueError past `max_bad_rows` records that cannot be read, or of which something is predicted that is not finite.
     `explain` adds what each input contributes to each output; `first` is the number of the first record.
@@ -71,12 +71,12 @@ def predict_rows(
 
 
 def too_many(reason: str, bad: int, allowed: int) -> ValueError:
-    """The error for a row without a prediction, where that is one too many."""
+    """Return the error for a row without a prediction that is one too many."""
     return ValueError(f"{reason} (row {bad} that cannot be read; max_bad_rows = {allowed})")
 
 
 def output_columns(model: PerceiverIO, explain: bool = False) -> list[str]:
-    """Columns of the predictions, and of what contributes to them."""
+    """Return the columns of the predictions, and of the contributions to them."""
     schema = cast(Schema, model.schema)
     raw, points = schema.blank(1, device_of(model))
     with inference(model):
@@ -86,7 +86,7 @@ def output_columns(model: PerceiverIO, explain: bool = False) -> list[str]:
 
 
 def group_scores(run: Path, column: str) -> dict[str, Scores]:
-    """Scores of a run's held-out records for each value of a column, with their number; groups of one together."""
+    """Return scores of a run's held-out records, and their number, by value of a column; groups of one are merged."""
     recipe, model = load_run(run)
     rows = [row for row in read_held_out(recipe.data, recipe.schema) if isinstance(row, Row)]
     if not rows:
@@ -105,7 +105,7 @@ def group_scores(run: Path, column: str) -> dict[str, Scores]:
 
 
 def attempt(model: PerceiverIO, record: Record, asking: Sequence[str]) -> Sample | str:
-    """A record as a sample, its targets only where they say what to ask for; or why it is none."""
+    """Return a record as a sample, with the targets that hold queries only; or the reason why it cannot be one."""
     schema = cast(Schema, model.schema)
     try:
         sample = schema.uncorrupted.prepare(record, np.random.default_rng(0), training=False, outputs=asking)
@@ -130,7 +130,7 @@ def _kept(record: Record, name: str) -> Any:
 
 
 def asking_outputs(schema: Schema) -> list[str]:
-    """Outputs that have no whole: their targets say where they are asked."""
+    """Return the outputs that have no whole: their targets say where they are queried."""
     _, points = schema.blank(1, torch.device("meta"))
     return list(points)
 
@@ -138,7 +138,7 @@ def asking_outputs(schema: Schema) -> list[str]:
 def _predict(
     model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], explain: bool
 ) -> list[dict[str, Any] | str]:
-    """Cells by column of each sample, or what is wrong with them."""
+    """Return the cells of each sample by column, or what is wrong with them."""
     if not samples:
         return []
     schema, device = cast(Schema, model.schema), device_of(model)

@@ -21,7 +21,7 @@ BLOCKS = 8
 
 
 def ray_data() -> Any:
-    """Ray with its module of data sets; ValueError that says how to get it."""
+    """Import Ray with its module of data sets; ValueError that says how to install it."""
     try:
         import ray.data
     except ImportError:
@@ -32,7 +32,7 @@ def ray_data() -> Any:
 def predict_over_cluster(
     model: PerceiverIO, records: Sequence[Record], workers: int, batch_size: int, max_bad_rows: int = 0, **options: Any
 ) -> Iterator[PlainRow]:
-    """What `predict_rows` gives (its `options`), by so many workers, one a GPU if the model is on one.
+    """Yield the rows of `predict_rows` (with its `options`), made by `workers` processes; on GPUs each has its own.
 
     The cluster is the one that RAY_ADDRESS names, or is started on this machine; model and records travel to it.
     """
@@ -66,7 +66,7 @@ def predict_over_cluster(
 
 
 class Predictor:
-    """A worker: numbers of batches to their rows, as JSON, or what is wrong with one."""
+    """A worker: maps numbers of batches to their rows as JSON, or to what is wrong with one."""
 
     def __init__(
         self, model: PerceiverIO, records: Sequence[Record], device: str, batch_size: int, options: Mapping[str, Any]
@@ -75,7 +75,7 @@ class Predictor:
         torch.set_num_threads(1)
 
     def __call__(self, batch: Batch) -> dict[str, list[str]]:
-        """A text for each number."""
+        """Return a text for each number."""
         return {"found": [json.dumps(self._rows(int(number))) for number in batch["id"]]}
 
     def _rows(self, number: int) -> list[PlainRow] | str:

@@ -1,4 +1,4 @@
-"""A recipe says all about a run: data, schema, sizes, training. A run is a recipe in a folder."""
+"""Recipes and runs: a recipe holds data, schema, sizes and training; a run is a recipe in a folder."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ def run_recipe(
     tell: Callable[[str], None] = lambda line: None,
     accept_changed_data: bool = False,
 ) -> None:
-    """Train a recipe in a folder, or continue there; writes recipe, log and checkpoints.
+    """Train a recipe in a folder, or continue there; write recipe, log and checkpoints.
 
     `tell` is called with what is worth knowing before it starts. A run goes on with the data it began with; others are
     an error that says what has changed, unless `accept_changed_data`. Only the first process returns.
@@ -143,7 +143,7 @@ def resolved(recipe: Recipe, run: Path, accept: bool) -> tuple[Recipe, Parts, Ca
 
 
 def check_claim(run: Path, recipe: Recipe) -> None:
-    """ValueError unless a run of this recipe may begin or go on in a folder.
+    """Raise a ValueError unless a run of this recipe may begin or go on in a folder.
 
     The recipe of a run that made no step may be replaced; a file that is not of a run may not.
     """
@@ -214,12 +214,12 @@ def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:
 
 
 def preset_of(recipe: Recipe) -> Preset:
-    """A recipe's model, its sizes decided."""
+    """Return a recipe's preset, its sizes decided."""
     return Preset(recipe.schema, auto_config(recipe.schema) if recipe.config == "auto" else recipe.config)
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
-    """Recipe and best model of a run (the newest, if it has no validation); ValueError if there is none."""
+    """Return recipe and best model of a run (the newest, if it has no validation); ValueError if there is none."""
     checkpoint = best_checkpoint(run)
     recipe = read_recipe(run)
     if checkpoint is None:
@@ -231,14 +231,14 @@ def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
 
 
 def read_recipe(run: Path) -> Recipe:
-    """Recipe of a run; ValueError if the folder is none."""
+    """Return the recipe of a run; ValueError if the folder is none."""
     if not (run / RECIPE).is_file():
         raise ValueError(f"{run} is not the folder of a run: it has no {RECIPE}")
     return from_file(Recipe, run / RECIPE)
 
 
 def find_model(name: str, offline: bool = False) -> PerceiverIO:
-    """The model of a run's folder, of a model's folder or of a hub repository."""
+    """Return the model of a run's folder, of a model's folder or of a hub repository."""
     return load_run(Path(name))[1] if (Path(name) / RECIPE).is_file() else from_pretrained(name, offline=offline)
 
 
@@ -248,7 +248,7 @@ def read_own(source: Path) -> PerceiverIO | None:
 
 
 def data_of(run: Path) -> DataSet | None:
-    """What a run was trained on; None for a folder that is none of a run."""
+    """Return the data set that a run was trained on; None for a folder that holds no run."""
     return read_recipe(run).data if (run / RECIPE).is_file() else None
 
 
@@ -260,7 +260,7 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
-    """A schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
+    """Return a schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
 
     A corruption that is named (`drop_prob`, `keep`, `hide`, `mask_words`, `mask_prob`) acts. ValueError for a field
     that an evaluation does not feel, and for a mask token that the model of the schema lacks.

@@ -34,7 +34,7 @@ def report(run: Path) -> Path:
 
 
 def add_scores(page: Report, run: Path) -> None:
-    """Every metric of every evaluation."""
+    """Add a table of every metric of every evaluation."""
     scores = read_scores(run)
     page.heading("Scores")
     measured = {(o, m): None for outputs in scores.values() for o, metrics in outputs.items() for m in metrics}
@@ -46,7 +46,7 @@ def add_scores(page: Report, run: Path) -> None:
 
 
 def add_losses(page: Report, run: Path) -> None:
-    """Each output's training loss over the steps."""
+    """Add curves of each output's training loss over the steps."""
     lines = cast(list[dict[str, Any]], read_log(run))
     curves = {"losses": "training loss", "weights": "learned weight"}
     curves = {key: title for key, title in curves.items() if any(line.get(key) for line in lines)}
@@ -64,7 +64,7 @@ def add_losses(page: Report, run: Path) -> None:
 
 
 def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One batch of all these records, and what the model makes of it."""
+    """Return one batch of all these records, and the model's predictions of it."""
     batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
     with inference(model):
         return batch, model(batch["inputs"], schema.points(batch["targets"]), masking=masking_of(model, schema))

@@ -1,4 +1,4 @@
-"""What runs came to: their scores in their folders, and one table of many runs."""
+"""Scores of runs, kept in their folders, and one table of many runs."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def keep_scores(run: Path, scores: dict[str, Scores]) -> None:
 
 
 def plain_scores(scores: Mapping[str, Scores]) -> PlainScores:
-    """Scores as JSON can hold them: None (null) for a metric that has no finite value."""
+    """Return scores as JSON can hold them: None (null) for a metric that has no finite value."""
     return {
         evaluation: {
             output: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -48,7 +48,7 @@ def add_scores(run: Path, scores: dict[str, Scores]) -> None:
 
 
 def read_scores(run: Path) -> dict[str, Scores]:
-    """Scores of a run, by name of the evaluation, NaN where there is none; ValueError if its folder holds no such."""
+    """Return a run's scores by name of the evaluation, NaN where there is none; ValueError if its folder holds none."""
     kept: PlainScores = read_checked(run / METRICS, PlainScores)
     return {
         evaluation: {
@@ -73,7 +73,7 @@ def keep_command(run: Path, command: str) -> None:
 
 
 def results_table(runs: Sequence[Path]) -> str:
-    """A table in Markdown: a row for each evaluation of each run, with command, seed, steps and time."""
+    """Return a table in Markdown: a row for each evaluation of each run, with command, seed, steps and time."""
     lines = [
         "| run | command | seed | steps | minutes | evaluation | scores |",
         "| --- | --- | ---: | ---: | ---: | --- | --- |",
@@ -88,7 +88,7 @@ def results_table(runs: Sequence[Path]) -> str:
 
 
 def run_card(run: Path) -> str:
-    """How a run's model came about and what it scores, in Markdown."""
+    """Return how a run's model was trained and its scores, in Markdown."""
     rows = [f"| {evaluation} | {scores} |" for evaluation, scores in _score_rows(run)]
     return "\n".join(
         [
@@ -100,7 +100,7 @@ def run_card(run: Path) -> str:
 
 
 def _history(run: Path) -> list[str]:
-    """Command, seed, steps and time of a run, after those of the runs that it started from."""
+    """Return command, seed, steps and time of a run, after those of the runs that it started from."""
     lines = []
     for one in reversed(_ancestry(run)):
         _, command, seed, steps, minutes = _about(one)
@@ -121,7 +121,7 @@ def _ancestry(run: Path) -> list[Path]:
 
 
 def _score_rows(run: Path) -> list[tuple[str, str]]:
-    """Name of each evaluation, and its scores as text."""
+    """Return the name of each evaluation, and its scores as text."""
     return [(evaluation, "; ".join(_texts(outputs))) for evaluation, outputs in read_scores(run).items()]
 
 

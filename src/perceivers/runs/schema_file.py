@@ -1,4 +1,4 @@
-"""A schema file: inputs and outputs at the top, all else of a recipe if wanted. A recipe file is read as well."""
+"""Schema files: inputs and outputs at the top, then any other part of a recipe. Recipe files are read as well."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ SIDES = ("inputs", "outputs")
 
 
 def read_declaration(path: str | Path, data: str | None = None) -> Recipe:
-    """The recipe that a file declares, learning from `data` if given; errors name file, line and place."""
+    """Return the recipe that a file declares, on `data` if given; errors name file, line and place."""
     plain, lines = read_plain(Path(path))
     if not isinstance(plain, dict):
         plain = {}
@@ -25,7 +25,7 @@ def read_declaration(path: str | Path, data: str | None = None) -> Recipe:
 
 
 def _data_at(path: str, own: Any) -> dict[str, Any]:
-    """A table, a folder of files, arrays or shards, read as the file's own data of that kind would be."""
+    """Return the data set at a path (table, folder, arrays or shards), with the options of the file's own of that kind."""
     kind, fields = "table", ("file", "held_out_file")
     if path.endswith(ARRAY_FILES):
         kind, fields = "arrays", ("training_file", "held_out_file")
@@ -36,7 +36,7 @@ def _data_at(path: str, own: Any) -> dict[str, Any]:
 
 
 def declaration_schema() -> dict[str, Any]:
-    """JSON schema of schema files and recipe files, for editors that check what they write."""
+    """Return the JSON schema of schema files and recipe files, for editors that check what they write."""
     definitions = json_schema(Recipe)["$defs"]
     recipe, sides = definitions.pop("Recipe"), definitions.pop("SchemaInFile")
     rest = {name: value for name, value in recipe["properties"].items() if name != "schema"}

@@ -1,4 +1,4 @@
-"""How a schema's model is wired: tokens into latents, queries out of them, and what that costs."""
+"""Summary of a schema's model: its tokens, latents and queries, what they cost, and a picture of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class Wiring:
-    """What `perceivers schema check` shows."""
+    """The content of `perceivers schema check`."""
 
     preset: Preset
     """The model."""
@@ -36,14 +36,14 @@ class Wiring:
 
     @property
     def latents(self) -> Rows:
-        """The array of latents."""
+        """Number and width of the latents."""
         config = self.preset.config
         tokens = sum(rows.size for rows in self.inputs.values())
         return Rows(tokens if config.trunk == "transformer" else config.latents.num_latents, config.latents.channels)
 
 
 def describe(preset: Preset, batch_size: int) -> Wiring:
-    """Count everything on tensors that have shapes but no content."""
+    """Summarise a model, counted on tensors that have shapes but no content."""
     inputs, outputs = wiring(preset.schema)
     return Wiring(preset, inputs, outputs, costs(preset), batch_size, training_bytes(preset, batch_size))
 
@@ -58,7 +58,7 @@ def write_picture(found: Wiring, path: Path) -> None:
 
 
 def draw(found: Wiring) -> "Figure":
-    """Inputs on the left, latents in the middle, outputs on the right, arrows between them."""
+    """Draw inputs on the left, latents in the middle, outputs on the right, arrows between them."""
     from matplotlib.figure import Figure
 
     schema, tallest = found.preset.schema, max(len(found.inputs), len(found.outputs))

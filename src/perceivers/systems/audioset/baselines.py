@@ -38,13 +38,13 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 def by_clip(
     data: DataSet, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
 ) -> tuple[Float[Tensor, "clips classes"], Int[Tensor, "clips classes"]]:
-    """The mean of a clip's windows, which follow one another (paper: 16); other records are clips themselves."""
+    """Average the windows of each clip, which follow one another (paper: 16); other records are clips themselves."""
     windows = data.records_per_clip
     return chances.unflatten(0, (-1, windows)).mean(dim=1), truth[::windows]
 
 
 def label_frequency(schema: Schema, records: Sequence[Record]) -> Float[Tensor, "1 classes"]:
-    """In what part of the records each label occurs."""
+    """Return the part of the records in which each label occurs."""
     batches = evaluation_batches(schema, evenly(records, COUNTED), BATCH)
     return torch.cat([batch["targets"]["labels"] for batch in batches]).mean(dim=0, keepdim=True)
 
@@ -62,7 +62,7 @@ def label_scores(
 
 
 def label_names(recipe: Recipe) -> Sequence[str]:
-    """Names of the labels, by number."""
+    """Return the names of the labels, by number."""
     spec = recipe.schema.outputs["labels"]
     assert isinstance(spec, Labels)
     if names := recipe.data.names():

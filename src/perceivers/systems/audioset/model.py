@@ -14,7 +14,7 @@ FRAMES, SIDE, SAMPLES, CLASSES = 32, 224, 61440, 527
 
 
 def audioset(channels: int = 512, original: bool = False, mel: bool = False) -> Preset:
-    """Sound, raw or as a mel spectrogram, and video into 512 latents of this width.
+    """Return a model of sound, raw or as a mel spectrogram, and video, with 512 latents of this width.
 
     `original`: the mean of the latents instead of a query.
     """

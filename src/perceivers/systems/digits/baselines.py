@@ -16,7 +16,7 @@ from perceivers.training.evaluation import Scores
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """PSNR of the pixels that were not read when a quarter was: the model's, beside two plain guesses."""
+    """Return the PSNR of the pixels that were not read when a quarter was: the model's and two plain guesses'."""
     own, model = load_run(run)
     quarter = changed_schema(own.schema, own.evaluations[QUARTER])
     batch, predictions = predict(model.cpu(), quarter, own.data.held_out())
@@ -25,7 +25,7 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 
 
 def psnr_of_unread(training: Sequence[Record], batch: dict[str, Any], images: torch.Tensor) -> dict[str, float]:
-    """PSNR [dB] of the pixels that were not read: the model's, the mean image's, the nearest read pixel's."""
+    """Return the PSNR [dB] of unread pixels: the model's, the mean image's, the nearest read pixel's."""
     read = batch["inputs"]["pixels"]
     truth = batch["targets"]["image"][..., 0].numpy()
     unread = np.ones_like(truth, bool)

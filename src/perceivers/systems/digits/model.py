@@ -18,7 +18,7 @@ CONFIG = Config(
 
 
 def schema() -> Schema:
-    """Some pixels in as a set; the class and the whole picture out."""
+    """Return the schema: some pixels in as a set; the class and the whole picture out."""
     positions = Fourier(num_bands=8, max_resolution=SIDE)
     return Schema(
         inputs={"pixels": PointSet(axes=2, channels=1, positions=positions, keep=(0.1, 1.0), keep_at_eval=True)},

@@ -15,7 +15,7 @@ EVERYTHING, QUARTER = "all pixels read", "a quarter of the pixels read"
 
 
 def recipe() -> Recipe:
-    """A small Perceiver IO: one set in, two structures out of the same latents."""
+    """Return the recipe of a small Perceiver IO: one set in, two structures out of the same latents."""
     return Recipe(
         data=Digits(),
         schema=schema(),

@@ -25,7 +25,7 @@ from perceivers.systems.digits.recipes import EVERYTHING, QUARTER
 
 
 def report(run: Path) -> Path:
-    """Scores, and what a person wants to see: read, written, written four times as fine, attended to."""
+    """Write scores and pictures: pixels read, written, written four times as fine, attended to."""
     right, psnr = (
         [score_of(run, evaluation, *score) for evaluation in (EVERYTHING, QUARTER)]
         for score in (("label", "accuracy"), ("image", "psnr"))
@@ -58,7 +58,7 @@ def report(run: Path) -> Path:
 
 
 def draw_samples(model: PerceiverIO, schema: Schema, batch: dict[str, Any], predictions: dict[str, Any]) -> "Figure":
-    """A row for each digit: the whole, what was read, what was written, that at four times the resolution, classes."""
+    """Draw a row for each digit: true, read, written, written at four times the resolution, classes."""
     fine = torch.linspace(0, SIDE - 1, 4 * SIDE)
     points = {"image": Coordinates(torch.cartesian_prod(fine, fine))}
     with inference(model):
@@ -77,7 +77,7 @@ def draw_samples(model: PerceiverIO, schema: Schema, batch: dict[str, Any], pred
 
 
 def draw_attention(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> "Figure":
-    """A row for each digit: the digit, then how much a latent takes from each of its pixels."""
+    """Draw a row for each digit: the digit, then how much attention a latent pays to each of its pixels."""
     rows, latents = 4, 8
     batch, _ = predict(model, schema.changed("pixels", keep=(1.0, 1.0)), records[:rows])
     with inference(model):

@@ -25,7 +25,7 @@ METRICS = {"cola": "matthews", "sts": "pearson"}
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """Scores by file where a task has several, GLUE's average, and what baselines reach on the same records."""
+    """Return scores by file where a task has several, GLUE's average, and the baselines' scores on the same records."""
     recipe, model = load_run(run)
     schema, data = recipe.schema, recipe.data
     held_out = data.held_out()
@@ -35,7 +35,7 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 
 
 def file_scores(schema: Schema, answered: Mapping[str, Compared], records: Sequence[Record]) -> dict[str, Scores]:
-    """Scores on each file of a task that has several: MNLI matched and mismatched, CoLA in and out of its domain."""
+    """Return scores by file of a task that has several: MNLI matched and mismatched, CoLA in and out of its domain."""
     scores: dict[str, Scores] = defaultdict(dict)
     for name, (predictions, truth) in answered.items():
         files = np.array([record["file"] for record in records if name in record])
@@ -46,7 +46,7 @@ def file_scores(schema: Schema, answered: Mapping[str, Compared], records: Seque
 
 
 def glue_scores(schema: Schema, answered: Mapping[str, Compared], by_file: dict[str, Scores]) -> Scores:
-    """What counts for each task, and the mean; MNLI's two files are averaged first."""
+    """Return the score that counts for each task, and their mean; MNLI's two files are averaged first."""
     counting: Scores = {}
     for name, own in scored(schema.outputs, answered.items()).items():
         metric = METRICS.get(name, "accuracy")
@@ -60,7 +60,7 @@ def glue_scores(schema: Schema, answered: Mapping[str, Compared], by_file: dict[
 
 
 def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict[str, Scores]:
-    """Scores of the most frequent answer (of numbers the mean), and of a linear model of counted bytes."""
+    """Return scores of the most frequent answer (of numbers the mean), and of a linear model of counted bytes."""
     training = data.each_once().training()
     scores: dict[str, Scores] = {"most frequent": {}, "bag of bytes": {}}
     for name, spec in schema.outputs.items():
@@ -76,21 +76,21 @@ def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict
 
 
 def told(spec: Kind, name: str, records: Sequence[Record]) -> tuple[list[bytes], Tensor]:
-    """Texts that have this target, and the targets."""
+    """Return the texts that have this target, and the targets."""
     known = [(record["text"].encode(), record[name]) for record in records if name in record]
     numbers = [class_number(value, spec.classes) if isinstance(spec, Label) else value for _, value in known]
     return [text for text, _ in known], torch.tensor(numbers)
 
 
 def most_frequent(spec: Kind, targets: Tensor) -> Float[Tensor, " width"]:
-    """Certainty of a class, or the mean."""
+    """Return the most frequent class as one-hot, or the mean."""
     if not isinstance(spec, Label):
         return targets.mean(dim=0, keepdim=True)
     return F.one_hot(targets.bincount().argmax(), spec.num_classes).float()
 
 
 def bag_of_bytes(spec: Kind, texts: Sequence[bytes], targets: Tensor, asked: Sequence[bytes]) -> Tensor:
-    """Logistic regression (of numbers, ridge regression) on weighted counts of one to three bytes in a row."""
+    """Predict by logistic (of numbers, ridge) regression on weighted counts of one to three bytes in a row."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline

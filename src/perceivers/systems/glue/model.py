@@ -15,7 +15,7 @@ Variant = Literal["shared-token", "task-tokens", "task-queries"]
 
 
 def glue_schema(tasks: Sequence[Task], text: Text, variant: Variant = "task-queries") -> Schema:
-    """A text in; for each task a head of two layers with tanh, behind whatever asks for it."""
+    """Return a schema: a text in; for each task a head of two layers with tanh, behind its query."""
     prefix = {"shared-token": 1, "task-tokens": len(tasks), "task-queries": 0}[variant]
     outputs: dict[str, Kind] = {}
     for number, task in enumerate(tasks):
@@ -25,7 +25,7 @@ def glue_schema(tasks: Sequence[Task], text: Text, variant: Variant = "task-quer
 
 
 def task_outputs(task: Task, asked: dict[str, Any]) -> dict[str, RowKind]:
-    """A class, a score, or both (VADER); its metrics are GLUE's."""
+    """Return the outputs of a task: a class, a score, or both (VADER), with GLUE's metrics."""
     if task == "sts":
         return {task: Numbers(further_metrics=("pearson",), **asked)}
     label = Label(classes=CLASSES[task], **asked)

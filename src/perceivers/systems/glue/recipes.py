@@ -44,7 +44,7 @@ MIXED: tuple[Task, ...] = ("cola", "sst_2", "sts")
 
 
 def paper(tasks: Sequence[Task], variant: Variant = "task-queries") -> Recipe:
-    """The paper's model and its 10 epochs, at one place of its grid."""
+    """Return the recipe of the paper's model and its 10 epochs, at one point of its grid."""
     preset, batch_size = language(), 32
     _, text = find_kind(preset.schema.inputs, Text)
     return Recipe(
@@ -62,7 +62,7 @@ def paper(tasks: Sequence[Task], variant: Variant = "task-queries") -> Recipe:
 
 
 def small(tasks: Sequence[Task], variant: Variant = "task-queries", num_steps: int = 2500) -> Recipe:
-    """The small byte model (`perceivers train language`), for as long as two cores need 5 minutes."""
+    """Return a recipe of the small byte model (`perceivers train language`), of 5 minutes on two cores."""
     byte_model = language_recipes.small()
     text = language_recipes.text_of(byte_model.schema)
     text = replace(text, mask_words=0.0, mask_at_eval=False, overflow="truncate")
@@ -80,7 +80,7 @@ def small(tasks: Sequence[Task], variant: Variant = "task-queries", num_steps: i
 
 
 def called(task: Task) -> str:
-    """Its name on the command line."""
+    """Return a task's name on the command line."""
     return task.replace("_", "-")
 
 

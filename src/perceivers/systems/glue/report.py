@@ -25,7 +25,7 @@ BATCH, SHOWN = 128, 12
 
 
 def report(run: Path) -> Path:
-    """Scores beside the baselines', and of each output: sentences with truth and answer, and how they differ."""
+    """Write scores beside the baselines', and of each output: sentences with truth and answer, and how they differ."""
     recipe, model = load_run(run)
     page = Report(f"GLUE: run {run.name}")
     add_scores(page, run)
@@ -38,7 +38,7 @@ def report(run: Path) -> Path:
 
 
 def add_answers(page: Report, name: str, spec: Kind, records: Sequence[Record], compared: Compared) -> None:
-    """Some sentences, and a table of true and written classes or a cloud of true and written numbers."""
+    """Add some sentences, and a table of true and written classes or a cloud of true and written numbers."""
     predictions, truth = compared
     page.heading(f"{name}, held out")
     chosen = range(0, len(records), max(len(records) // SHOWN, 1))[:SHOWN]
@@ -54,7 +54,7 @@ def add_answers(page: Report, name: str, spec: Kind, records: Sequence[Record], 
 
 
 def shown(spec: Kind, value: Tensor) -> str:
-    """A class by name, of probabilities the most probable one; a number."""
+    """Return a value as text: a class by name, of probabilities the most probable one; a number."""
     if not isinstance(spec, Label):
         return f"{float(value):.2f}"
     if value.ndim == 0:
@@ -64,7 +64,7 @@ def shown(spec: Kind, value: Tensor) -> str:
 
 
 def cloud(truth: Float[Tensor, " n"], written: Float[Tensor, " n"]) -> "Figure":
-    """True and written numbers as points."""
+    """Draw true and written numbers as points."""
     figure, ((axes,),) = subplots(1, ["true, written"], side=5.0)
     axes.plot(truth.numpy(), written.numpy(), ".", alpha=0.3)
     axes.axline((float(truth.mean()), float(truth.mean())), slope=1, color="0.6")

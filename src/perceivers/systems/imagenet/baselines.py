@@ -20,7 +20,7 @@ BATCH = 128
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """What the most frequent class and logistic regression on the same pixels score on the same held-out records."""
+    """Return scores of the most frequent class and of logistic regression on the pixels of the held-out records."""
     recipe, _ = load_run(run)
     if recipe.task in PAPER:
         return {}
@@ -28,7 +28,7 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 
 
 def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:
-    """Their scores, as the label's own metrics have them."""
+    """Return the scores of both baselines by the label's own metrics."""
     name, label = find_kind(fitted.outputs, Label)
     pixels, classes = pixels_of(fitted, training)
     others, truth = pixels_of(fitted, held_out)
@@ -41,7 +41,7 @@ def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Rec
 
 
 def pixels_of(fitted: Schema, records: Sequence[Record]) -> tuple[Float[Tensor, "n p"], Int[Tensor, " n"]]:
-    """Pictures as the model is given them in evaluation, each as a row, and their classes."""
+    """Return the pictures as the model sees them in evaluation, each as a row, and their classes."""
     (name, image), (output, _) = find_kind(fitted.inputs, Image), find_kind(fitted.outputs, Label)
     batches = list(evaluation_batches(fitted, records, BATCH))
     rows = [image.normalise(batch["inputs"][name]).flatten(1) for batch in batches]
@@ -51,7 +51,7 @@ def pixels_of(fitted: Schema, records: Sequence[Record]) -> tuple[Float[Tensor, 
 def logistic_regression(
     pixels: Float[Tensor, "n p"], classes: Int[Tensor, " n"], others: Float[Tensor, "m p"], num_classes: int
 ) -> Float[Tensor, "m k"]:
-    """Scikit-learn's probabilities, its regularisation chosen on a tenth of the training records."""
+    """Return scikit-learn's probabilities, its regularisation chosen on a tenth of the training records."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, ShuffleSplit

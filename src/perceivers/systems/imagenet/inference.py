@@ -18,7 +18,7 @@ from perceivers.training.evaluation import check_guesses, inference
 def classify(
     model: PerceiverIO, images: Iterable[UInt8[np.ndarray, "h w 3"]], num_classes: int = 5
 ) -> Iterator[list[tuple[str, float]]]:
-    """The most probable classes of each picture, cut and resized as the paper's are for evaluation."""
+    """Yield the most probable classes of each picture, cut and resized as the paper's are for evaluation."""
     check_positive("num_classes", num_classes)
     name, picture = find_kind(model.schema.inputs, Image)
     output, label = find_kind(model.schema.outputs, Label)

@@ -19,20 +19,20 @@ STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 def imagenet(features: Features = "fourier") -> Preset:
-    """The three released models: 8 blocks of the same 6 layers over 512 x 1024 latents."""
+    """Return one of the three released models: 8 blocks of the same 6 layers over 512 x 1024 latents."""
     # The official notebook reads the learned model without the residual that the other two have.
     decoder = DecoderConfig(join="pad", query_residual=features != "learned")
     return Preset(_schema(_image(features)), published((512, 1024), layers=6, blocks=8, decoder=decoder))
 
 
 def original_perceiver(features: Features = "fourier") -> Preset:
-    """The first Perceiver as the paper compares it: one read, the mean of the latents, no query."""
+    """Return the first Perceiver as the paper compares it: one read, the mean of the latents, no query."""
     decoder = DecoderConfig(kind="average", join="pad")
     return Preset(_schema(_image(features)), published((512, 1024), layers=6, blocks=8, decoder=decoder))
 
 
 def config_b() -> Preset:
-    """The larger model that the paper trains on JFT: 16 layers of their own, MLPs four times as wide."""
+    """Return the larger model that the paper trains on JFT: 16 layers of their own, MLPs four times as wide."""
     preset = imagenet("fourier")
     processor = replace(preset.config.processor, num_blocks=1, num_layers=16, widening_factor=4)
     return replace(preset, config=replace(preset.config, processor=processor))

@@ -34,12 +34,12 @@ CLOTHES = (
 
 
 def paper(features: Features) -> Recipe:
-    """The paper's training from scratch (A.1): 110 epochs of ImageNet, in the folder `imagenet`; no warm-up."""
+    """Return the paper's training from scratch (A.1): 110 epochs of ImageNet, in the folder `imagenet`; no warm-up."""
     return _of_imagenet(imagenet(features), num_steps=137_625, constant_fraction=0.5)
 
 
 def finetuning() -> Recipe:
-    """The paper's fine-tuning of its larger model (A.2), all but the last linear map `--from` pre-training.
+    """Return the paper's fine-tuning of its larger model (A.2), all but the last linear map `--from` pre-training.
 
     Ours, where the paper is silent: weight decay, clipping and augmentation are those of training from scratch.
     """
@@ -68,7 +68,7 @@ def _of_imagenet(preset: Preset, num_steps: int, constant_fraction: float) -> Re
 
 
 def small(features: Features = "fourier", num_steps: int = 5500) -> Recipe:
-    """Clothes, each pixel a token but for the convolutional stem; evaluated at other sizes too."""
+    """Return a recipe for clothes, each pixel a token but for the convolutional stem; evaluated at other sizes too."""
     own = {
         "fourier": Image(positions=Fourier(num_bands=8, max_resolution=28)),
         "learned": Image(embed=32, positions=Learned(channels=32, project=32)),
@@ -92,7 +92,7 @@ def small(features: Features = "fourier", num_steps: int = 5500) -> Recipe:
 
 
 def clip_art() -> Recipe:
-    """The eight largest folders of the Open Clip Art library: pictures of up to 4 million pixels over white.
+    """Return a recipe for the eight largest folders of the Open Clip Art library, pictures of up to 4 million pixels.
 
     The paper's augmentation; RandAugment's distances are halved (ours), since most pictures are 100 to 200 pixels wide.
     """

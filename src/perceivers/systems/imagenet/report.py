@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def report(run: Path) -> Path:
-    """Scores beside the baselines', what training sees, samples, and which classes are taken for which."""
+    """Write scores beside the baselines', augmented pictures, samples, and which classes are taken for which."""
     recipe, model = load_run(run)
     page = Report(f"Image classification: run {run.name}")
     add_scores(page, run)
@@ -47,7 +47,7 @@ def report(run: Path) -> Path:
 
 
 def draw_training(recipe: Recipe, count: int = 8) -> "Figure":
-    """Some training pictures as a step gets them."""
+    """Draw some training pictures as a step gets them."""
     schema, training = recipe.schema, recipe.data.training()
     prepared = PreparedRecords(schema, training, recipe.training.seed, training=True)
     chosen = np.random.default_rng(recipe.training.seed).permutation(len(training))[:count]
@@ -62,14 +62,14 @@ def draw_training(recipe: Recipe, count: int = 8) -> "Figure":
 
 
 def _title(label: Label, target: Tensor) -> str:
-    """A class, or the parts of those that a picture was mixed from."""
+    """Return a class, or the classes that a picture was mixed from with their parts."""
     if target.ndim == 0:
         return label.name_of(int(target))
     return "\n".join(f"{name} {part:.0%}" for name, part in label.ranking(target, 2) if part > 0.005)
 
 
 def confusion(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> Int[Tensor, "k k"]:
-    """Records by their true class (rows) and the most probable one of the model (columns)."""
+    """Count records by their true class (rows) and the most probable one of the model (columns)."""
     name, label = find_kind(schema.outputs, Label)
     counts = torch.zeros(label.num_classes, label.num_classes, dtype=torch.long)
     probabilities, truth = gathered(answers(model, schema, records))[name]
@@ -77,7 +77,7 @@ def confusion(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> 
 
 
 def draw_confusion(counts: Int[Tensor, "k k"], label: Label) -> "Figure":
-    """Parts of each row, as shades; with numbers and names if there are few classes."""
+    """Draw the parts of each row as shades; with numbers and names if there are few classes."""
     figure, ((axes,),) = subplots(1, ["true (rows), written (columns)"], side=6.0)
     percent = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(percent.numpy(), cmap="Blues", vmin=0, vmax=100)

@@ -59,7 +59,7 @@ class HiddenText:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is visible beside the words of n bytes, each word's own bytes being hidden."""
+    """The visible bytes beside the words of n bytes, each word's own bytes being hidden."""
 
     ids: Int[np.ndarray, " n"]
     """The bytes themselves."""
@@ -71,7 +71,7 @@ class Surroundings:
     """The same behind the word."""
 
     def contexts(self, side: Int[np.ndarray, "n r"]) -> list[Int[np.ndarray, " n"]]:
-        """Growing contexts as whole numbers: the place alone, then with one visible byte more each."""
+        """Return growing contexts as whole numbers: the place alone, then with one visible byte more each."""
         keys = [self.place]
         for column in side.T:
             keys.append(keys[-1] * (NOTHING + 1) + column)
@@ -96,7 +96,7 @@ def baseline_guesses(documents: Iterable[str], asked: Sequence[HiddenText], shar
 
 
 def both_sides(left: Probabilities, right: Probabilities, alone: Probabilities) -> Probabilities:
-    """Product of what either side says, over what is known without them."""
+    """Multiply the probabilities of both sides, over those that are known without them."""
     product = (left * right) ** SHARPNESS * alone ** (1 - 2 * SHARPNESS)
     return product / product.sum(axis=1, keepdims=True)
 
@@ -106,7 +106,7 @@ def counted(
     contexts: Sequence[tuple[Int[np.ndarray, " k"], Int[np.ndarray, " n"]]],
     guess: Probabilities,
 ) -> Probabilities:
-    """A first guess improved by the counts of longer and longer contexts, each given as (known, asked for).
+    """Improve a first guess by the counts of longer and longer contexts, each given as (known, asked for).
 
     A context counts for n / (n + TRUST k), n being how often it occurs and k after how many kinds of bytes.
     """
@@ -123,7 +123,7 @@ def counted(
 
 
 def learned(documents: Iterable[str], share: float) -> Surroundings:
-    """Every byte of every word of the documents, this share of the other words being hidden."""
+    """Return the surroundings of every byte of the documents' words, this share of the other words being hidden."""
     rng = np.random.default_rng(0)
     found = []
     for text in documents:
@@ -141,7 +141,7 @@ def hidden_surroundings(asked: HiddenText) -> Surroundings:
 
 
 def bytes_and_words(text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Ids of a text's bytes, and the word each belongs to, -1 for white space."""
+    """Return the ids of a text's bytes, and the word each belongs to, -1 for white space."""
     ids, characters = ByteTokenizer().tokens(text)
     return ids, word_numbers(text, characters)
 
@@ -149,7 +149,7 @@ def bytes_and_words(text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "
 def surroundings(
     ids: Int[np.ndarray, " n"], words: Int[np.ndarray, " n"], hidden: Bool[np.ndarray, " n"]
 ) -> Surroundings:
-    """Return those of each byte of a word, as if that word were hidden beside those that are."""
+    """Return the surroundings of each byte of a word, as if that word were hidden too."""
     at = np.flatnonzero(words >= 0)
     begins = np.flatnonzero(np.diff(words, prepend=-2))
     run = np.searchsorted(begins, at, side="right") - 1
@@ -174,14 +174,14 @@ def _coded(
 
 
 def joined(parts: Sequence[Surroundings]) -> Surroundings:
-    """One after another."""
+    """Concatenate several surroundings."""
     return Surroundings(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "place", "left", "right"))
     )
 
 
 def taken(whole: Surroundings, chosen: Bool[np.ndarray, " n"]) -> Surroundings:
-    """Some of them."""
+    """Select some of the bytes."""
     return Surroundings(*(getattr(whole, name)[chosen] for name in ("ids", "place", "left", "right")))
 
 
@@ -201,7 +201,7 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 
 
 def hidden_scores(tokenizer: Tokenizer, cases: Iterable[Case]) -> dict[str, float]:
-    """Bits per byte of the hidden words, and which part of their tokens and of the whole words is right."""
+    """Return bits per byte of the hidden words, and which part of their tokens and of the whole words is right."""
     bits, num_bytes, right, words_right = 0.0, 0, [], []
     for text, hidden, logs in cases:
         ids, characters = (array[: len(hidden)][hidden] for array in tokenizer.tokens(text))
@@ -219,7 +219,7 @@ def hidden_scores(tokenizer: Tokenizer, cases: Iterable[Case]) -> dict[str, floa
 
 
 def size_of(text: str, characters: Int[np.ndarray, "n 2"]) -> int:
-    """Bytes that tokens of these characters stand for, without white space."""
+    """Return the number of bytes that tokens of these characters stand for, without white space."""
     covered = {place for first, behind in characters.tolist() for place in range(first, behind)}
     return sum(len(text[place].encode()) for place in covered if not text[place].isspace())
 
@@ -236,7 +236,7 @@ def model_cases(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -
 
 
 def hidden_texts(text: Text, records: Sequence[Record]) -> Iterator[HiddenText]:
-    """The records with the words that are hidden from the model, as bytes: random numbers go to words in turn."""
+    """Yield the records with the words hidden from the model, as bytes: random numbers go to words in turn."""
     longest = max(len(record["text"].encode()) for record in records)
     as_bytes = Text(length=longest, mask_words=text.mask_words, mask_at_eval=True)
     restored = Text(key=INPUT, of=INPUT, length=longest)
@@ -247,7 +247,7 @@ def hidden_texts(text: Text, records: Sequence[Record]) -> Iterator[HiddenText]:
 def asked_batches(
     schema: Schema, records: Sequence[Record]
 ) -> Iterator[tuple[dict[str, Any], list[tuple[str, Bool[np.ndarray, " m"]]]]]:
-    """Inputs of each batch; of each of its records the text, and which of its tokens are hidden."""
+    """Yield the inputs of each batch; of each of its records the text, and which of its tokens are hidden."""
     for number, batch in enumerate(evaluation_batches(schema, records, BATCH)):
         target = batch["targets"][OUTPUT]
         hidden = [row[mask].numpy() for row, mask in zip(target["masked"], target["mask"], strict=True)]

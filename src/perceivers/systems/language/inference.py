@@ -35,7 +35,7 @@ class Filled:
 def fill_mask(
     model: PerceiverIO, text: str, ranges: Sequence[tuple[int, int]] = (), num_candidates: int = 5
 ) -> list[Filled]:
-    """What stands where `text` says [MASK] (one token each) and in `ranges` of tokens, first to behind the last."""
+    """Predict each [MASK] of `text` (one token each) and `ranges` of tokens, first to behind the last."""
     check_positive("num_candidates", num_candidates)
     name, spec = find_kind(model.schema.inputs, Text)
     output, _ = find_kind(model.schema.outputs, Text)
@@ -62,7 +62,7 @@ def fill_mask(
 def masked_ids(
     tokenizer: Tokenizer, text: str, ranges: Sequence[tuple[int, int]]
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Ids of the text with MASK in place of each [MASK] and of the tokens in `ranges`; and where they stand."""
+    """Return ids of the text, masked at each [MASK] and at the tokens in `ranges`, and which of them are masked."""
     parts = [tokenizer.encode(part) for part in text.split(MARK)]
     pieces = [parts[0]] + [np.concatenate([[tokenizer.mask_id], part]) for part in parts[1:]]
     ids = np.concatenate(pieces).astype(np.int64)
@@ -76,13 +76,13 @@ def masked_ids(
 
 
 def runs(masked: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
-    """First and behind-the-last place of each unbroken run of True."""
+    """Return the first and the behind-the-last place of each unbroken run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], masked.astype(np.int8), [0]])))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
 def best_sequences(probabilities: Float[Tensor, "n v"], count: int) -> list[tuple[list[int], float]]:
-    """The most probable sequences of independent tokens, with their probabilities."""
+    """Return the most probable sequences of independent tokens, with their probabilities."""
     best: list[tuple[list[int], float]] = [([], 1.0)]
     for row in probabilities:
         top = row.topk(min(count, len(row)))

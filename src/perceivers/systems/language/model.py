@@ -20,7 +20,7 @@ def language(
     vocab_size: int = 262,
     width: int = WIDTH,
 ) -> Preset:
-    """The released byte model, by default; [N, D] latents, layers, length, vocabulary and width may differ."""
+    """Return the released byte model, by default; [N, D] latents, layers, length, vocabulary and width may differ."""
     text = Text(length=length, vocab_size=vocab_size, channels=width, mask_words=0.15)
     restored = replace(text, key="text", of="text", query_channels=width, mask_words=0.0)
     return Preset(

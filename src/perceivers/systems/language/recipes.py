@@ -40,18 +40,18 @@ COUNTED = 100_000_000
 
 
 def paper() -> Recipe:
-    """The byte model, on C4 and Wikipedia in folders of these names (unpack large .json.gz files on the disk)."""
+    """Return the byte model on C4 and Wikipedia, in folders of these names (unpack large .json.gz files on disk)."""
     return paper_recipe(language(), Texts(sources={"c4": 0.7, "wikipedia": 0.3}, length=2048))
 
 
 def paper_tokens() -> Recipe:
-    """512 SentencePiece tokens; records are long enough for them at eight bytes a token (ours)."""
+    """Return the model on 512 SentencePiece tokens; records are long enough at eight bytes a token (ours)."""
     preset = with_text(language(length=512, vocab_size=32_000), tokenizer="tokenizer.json", overflow="truncate")
     return paper_recipe(preset, Texts(sources={"c4": 0.7, "wikipedia": 0.3}, length=4096))
 
 
 def paper_recipe(preset: Preset, data: Texts) -> Recipe:
-    """Hyperparameters of Table 12; clipping at 10 as in the official optimiser, and what is held out, are ours."""
+    """Apply hyperparameters of Table 12; clipping at 10, as in the official optimiser, and held-out data are ours."""
     steps, batch_size = 500_000, 2048
     return Recipe(
         data=replace(data, num_training=steps * batch_size, held_out_every=1000),
@@ -70,7 +70,7 @@ def paper_recipe(preset: Preset, data: Texts) -> Recipe:
 
 
 def with_text(preset: Preset, **fields: object) -> Preset:
-    """A preset with fields of its text changed, input and output alike where they must be."""
+    """Return a preset with fields of its text changed, input and output alike where they must be."""
     inputs, outputs = preset.schema.inputs, preset.schema.outputs
     both = {name: value for name, value in fields.items() if name != "mask_at_eval"}
     schema = Schema(
@@ -81,23 +81,23 @@ def with_text(preset: Preset, **fields: object) -> Preset:
 
 
 def small() -> Recipe:
-    """256 bytes; 0.7 million parameters."""
+    """Return a recipe of 256 bytes; 0.7 million parameters."""
     return small_recipe(language(length=256, width=128), num_steps=3000)
 
 
 def small_tokens() -> Recipe:
-    """A vocabulary of 2,000 pieces, of the training part (`perceivers tokenizer`)."""
+    """Return a recipe with a vocabulary of 2,000 pieces, of the training part (`perceivers tokenizer`)."""
     preset = language(length=128, vocab_size=2000, width=128)
     return small_recipe(with_text(preset, tokenizer="tokenizer.json", overflow="truncate"), num_steps=1000)
 
 
 def shipped() -> Recipe:
-    """256 bytes; 1.6 million parameters."""
+    """Return a recipe of 256 bytes; 1.6 million parameters."""
     return small_recipe(language(length=256, width=192), num_steps=6500)
 
 
 def small_recipe(preset: Preset, num_steps: int) -> Recipe:
-    """256 bytes of ten documents of one folder, 64 latents, four layers; as wide everywhere as the preset's text.
+    """Return 256 bytes of ten documents of one folder, 64 latents, four layers; all as wide as the preset's text.
 
     Started as in the paper, models of this size still wrote by the frequencies of bytes (5 bits each) after 700 steps.
     Here each latent begins with reading a stretch of the text, each query with asking the latents of its stretch, and
@@ -140,7 +140,7 @@ def some_documents(data: DataSet) -> Iterator[str]:
 
 
 def text_of(schema: Schema) -> Text:
-    """What a schema says of its text; ValueError if it has none of that name."""
+    """Return the text input of a schema; ValueError if it has none of that name."""
     text = schema.inputs.get(INPUT)
     if not isinstance(text, Text):
         raise ValueError(f"no input {INPUT!r} of kind 'text': a recipe of masked language modelling has one")

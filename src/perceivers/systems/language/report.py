@@ -16,7 +16,7 @@ SHOWN = 8
 
 
 def report(run: Path) -> Path:
-    """Scores, the baselines', and some held-out texts as they are, with hidden words, and as they were filled in."""
+    """Write scores, the baselines', and some held-out texts: true, with hidden words, and filled in."""
     recipe, model = load_run(run)
     page = Report(f"Masked language modelling: run {run.name}")
     add_scores(page, run)

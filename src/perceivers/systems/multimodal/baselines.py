@@ -35,7 +35,7 @@ Values = Mapping[str, Any]
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """What a run's held-out clips are to the mean of the training clips, and to PCA with as many numbers as latents."""
+    """Return scores on the held-out clips of the mean training clip, and of PCA with as many numbers as latents."""
     recipe, _ = load_run(run)
     assert isinstance(recipe.config, Config)
     numbers = recipe.config.latents.num_latents * recipe.config.latents.channels
@@ -45,7 +45,7 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 def baselines(
     schema: Schema, training: Sequence[Record], held_out: Sequence[Record], numbers: int
 ) -> dict[str, Scores]:
-    """Scores of both, beside the most frequent class; fitted to at most FITTED training records."""
+    """Return the scores of both and of the most frequent class, fitted to at most FITTED training records."""
     from sklearn.decomposition import PCA
 
     size = sum(np.size(held_out[0][name]) for name in CODED)
@@ -72,12 +72,12 @@ def baselines(
 
 
 def rows_of(schema: Schema, targets: Values) -> Float[np.ndarray, "b n"]:
-    """Pictures and sound of each clip in one row, in the units that losses have."""
+    """Flatten pictures and sound of each clip into one row, in the units that losses have."""
     return torch.cat([grid_of(schema, name).normalise(targets[name]).flatten(1) for name in CODED], dim=1).numpy()
 
 
 def grids_of(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Values) -> dict[str, Tensor]:
-    """The same back in the shapes of the targets, in the data's units."""
+    """Bring rows back into the shapes of the targets, in the data's units."""
     sizes = [targets[name][0].numel() for name in CODED]
     parts = torch.from_numpy(rows.astype(np.float32)).split(sizes, dim=1)
     return {
@@ -87,7 +87,7 @@ def grids_of(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Values) ->
 
 
 def grid_of(schema: Schema, name: str) -> Grid:
-    """An output that is a grid."""
+    """Return an output that is a grid."""
     spec = schema.outputs[name]
     assert isinstance(spec, Grid)
     return spec

@@ -19,7 +19,7 @@ from perceivers.training.evaluation import check_guesses, inference
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a clip became on its way through the latents."""
+    """A clip after its way through the latents."""
 
     clip: Clip
     """Frames and sound."""
@@ -33,7 +33,7 @@ def autoencode(
     num_classes: int = 5,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Reconstruction:
-    """A clip of any size, length and rates, cut to a square and read in parts of the model's length.
+    """Reconstruct a clip of any size, length and rates, cut to a square and read in parts of the model's length.
 
     `model.memory_limit` bounds what reading and writing take; `track` may show progress over the parts.
     """

@@ -15,7 +15,7 @@ FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
 
 
 def multimodal(num_latents: int = 784) -> Preset:
-    """The released model, by default; the paper also has 392 and 196 latents."""
+    """Return the released model, by default; the paper also has 392 and 196 latents."""
     video = Video(
         size=(FRAMES, SIDE, SIDE),
         patch=(1, 4, 4),

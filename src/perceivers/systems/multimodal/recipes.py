@@ -35,7 +35,7 @@ SMALL_BATCH = 16
 
 
 def paper(num_latents: int = 784) -> Recipe:
-    """The released model on Kinetics-700-2020: batch 1024, rate 1e-3, losses 0.03, 1 and 0.0001 (paper).
+    """Return the released model on Kinetics-700-2020: batch 1024, rate 1e-3, losses 0.03, 1 and 0.0001 (paper).
 
     Ours, where the paper is silent: LAMB, 100,000 steps, cosine, decay and clipping as elsewhere in the paper.
     """
@@ -60,7 +60,7 @@ def paper(num_latents: int = 784) -> Recipe:
 
 
 def small(num_latents: int = 32, num_steps: int = 16_000) -> Recipe:
-    """Of 12,288 pixels and samples 32 latents keep a sixth, as the paper's 784 do; all weights and sizes are ours."""
+    """Return a recipe whose 32 latents keep a sixth of 12,288 values, as the paper's 784 do; sizes are ours."""
     data = SpokenDigits(num_training=num_steps * SMALL_BATCH)
     film, sound = (data.frames, data.side, data.side), data.samples
     image = Video(

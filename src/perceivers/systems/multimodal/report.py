@@ -25,7 +25,7 @@ PLAYED_SIDE = 128
 
 
 def report(run: Path) -> Path:
-    """Scores beside the baselines', held-out clips beside what was written of them; both also as files, to play."""
+    """Write scores beside the baselines', held-out clips beside their reconstructions; both also as files, to play."""
     recipe, model = load_run(run)
     page = Report(f"Video, sound and label: run {run.name}")
     add_scores(page, run)
@@ -41,7 +41,7 @@ def report(run: Path) -> Path:
 
 
 def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":
-    """A row for each clip: frames, true above written; waves, likewise and of one scale; the most probable classes."""
+    """Draw a row for each clip: frames, true above written; waves, likewise, of one scale; most probable classes."""
     from matplotlib.figure import Figure
 
     count = len(true["label"])
@@ -60,7 +60,7 @@ def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":
 
 
 def write_clips(folder: Path, data: DataSet, true: Values, written: Values) -> Path:
-    """N-true.mp4 and .wav, N-written.mp4 and .wav of each clip of a batch."""
+    """Write N-true.mp4 and .wav, N-written.mp4 and .wav of each clip of a batch."""
     for side, batch in (("true", true), ("written", written)):
         for number, (film, sound) in enumerate(zip(batch["image"].numpy(), batch["audio"].numpy(), strict=True)):
             times = max(PLAYED_SIDE // film.shape[1], 1)

@@ -21,7 +21,7 @@ Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]
 
 
 def score_in_tiles(model: PerceiverIO, records: Sequence[Record], schema: Schema) -> Scores:
-    """Scores of a model in tiles (paper H), from coarse to fine where frames are larger than its own."""
+    """Return the scores of a model in tiles (paper H), from coarse to fine where frames are larger than its own."""
     for name, prob in masking_of(model, schema).probs.items():
         if prob:
             raise ValueError(f"{name}: pairs that are scored in tiles are read whole: leave mask_prob = {prob} out")
@@ -53,12 +53,12 @@ def untrained_baseline_scores(records: Sequence[Record], schema: Schema) -> dict
 
 
 def no_motion(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """Nothing moves."""
+    """Predict that nothing moves."""
     return np.zeros((*frames.shape[1:3], 2), np.float32)
 
 
 def farneback(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """OpenCV's Farneback, with the settings of its own example."""
+    """Predict by OpenCV's Farneback, with the settings of its own example."""
     import cv2
 
     first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
@@ -67,7 +67,7 @@ def farneback(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
 
 
 def dis(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """OpenCV's dense inverse search, at its best preset."""
+    """Predict by OpenCV's dense inverse search, at its best preset."""
     import cv2
 
     first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
@@ -94,7 +94,7 @@ def baselines() -> dict[str, Estimator]:
 
 
 def as_bytes(frames: Float[np.ndarray, "2 h w 3"]) -> FramesU8:
-    """Frames from -1 to 1 as pictures."""
+    """Convert frames from -1 to 1 to pictures."""
     return np.rint((frames + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 

@@ -29,7 +29,7 @@ def estimate_flow(
     track: Callable[[Places], Places] = iter,
     levels: int | None = 1,
 ) -> Float[np.ndarray, "h w 2"]:
-    """Where each pixel of the first frame went, in pixels (right, down); frames of any size, in tiles of the model's.
+    """Predict where each pixel of the first frame went (right, down); frames of any size, in tiles of the model's size.
 
     With more `levels`, frames of half the size come first, with one level less; what they find is fetched back, and
     the model finds what is left: motion 2^(levels - 1) times as far as what the model was trained on. None: as many as
@@ -53,7 +53,7 @@ def estimate_flow(
 
 
 def fetched_back(second: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "h w 2"]) -> UInt8[np.ndarray, "h w 3"]:
-    """What the second frame shows where the flow leads, interpolated linearly; its border where that is outside."""
+    """Warp the second frame back along the flow, interpolated linearly; its border where the flow leads outside."""
     height, width = flow.shape[:2]
     places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + flow
     unit = torch.from_numpy((places / np.array([width - 1, height - 1]) * 2 - 1).astype(np.float32))[None]
@@ -63,12 +63,12 @@ def fetched_back(second: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "h 
 
 
 def trained_size(model: PerceiverIO) -> tuple[int, ...]:
-    """Height and width of the frames that a model was trained on."""
+    """Return height and width of the frames that a model was trained on."""
     return as_sizes(find_kind(model.schema.inputs, FramePair)[1].size, 2, "size")
 
 
 def levels_for(size: Sequence[int], trained: Sequence[int]) -> int:
-    """As many levels of halves as leave a frame of `size` no smaller than what a model was trained on."""
+    """Return how many levels of halves leave a frame of `size` no smaller than what a model was trained on."""
     return 1 + max(0, int(np.log2(min(n / own for n, own in zip(size, trained, strict=True)))))
 
 
@@ -78,7 +78,7 @@ def tiled_flow(
     second: UInt8[np.ndarray, "_ _ 3"],
     track: Callable[[Places], Places] = iter,
 ) -> Float[np.ndarray, "h w 2"]:
-    """One level of `estimate_flow`.
+    """Predict one level of `estimate_flow`.
 
     Tiles stand where the official notebook puts them, each once, and are blended by their distance from the border.
     """
@@ -103,12 +103,12 @@ def tiled_flow(
 
 
 def tile_origins(length: int, tile: int, overlap: int = OVERLAP) -> list[int]:
-    """Where tiles begin along an axis: each `tile - overlap` pixels, the last one at the end; none of them twice."""
+    """Return where tiles begin along an axis: each `tile - overlap` pixels, the last one at the end; none twice."""
     return sorted({origin for origin in range(0, length, tile - overlap) if origin + tile <= length} | {length - tile})
 
 
 def blend_weights(height: int, width: int) -> Float[np.ndarray, "h w 1"]:
-    """Distance of each pixel of a tile from its nearest border."""
+    """Return the distance of each pixel of a tile from its nearest border."""
     rows, columns = np.arange(height)[:, None], np.arange(width)
     down = np.minimum(rows + 1, height - rows)
     across = np.minimum(columns + 1, width - columns)

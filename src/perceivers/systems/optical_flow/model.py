@@ -15,7 +15,7 @@ convex upsampling behind; a token holds both frames, or one of them."""
 
 
 def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24, variant: Variant = "3x3") -> Preset:
-    """The released model, by default; 1024 latents and 16 layers are the paper's light one."""
+    """Return the released model, by default; 1024 latents and 16 layers are the paper's light one."""
     return Preset(
         schema=flow_schema(variant, (368, 496)),
         config=published(latents, layers, heads=16),
@@ -23,7 +23,7 @@ def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24, varia
 
 
 def flow_schema(variant: Variant, size: tuple[int, int], num_bands: int = 64) -> Schema:
-    """Two frames of this size in, displacements out."""
+    """Return a schema: two frames of this size in, displacements out."""
     frames = FramePair(
         size=size,
         stem="conv" if variant.startswith("conv") else "patches",

@@ -20,7 +20,7 @@ from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 
 
 def paper(variant: Variant = "3x3") -> Recipe:
-    """The paper's models on AutoFlow, in the folder `autoflow`: 480 epochs of 400,000 pairs (40,000 are public).
+    """Return the paper's models on AutoFlow, in the folder `autoflow`: 480 epochs of 400,000 pairs (40,000 are public).
 
     Ours, where the paper is silent: loss (distance), weight decay, clipping, no warm-up, lengths of the phases.
     """
@@ -42,13 +42,13 @@ def paper(variant: Variant = "3x3") -> Recipe:
 
 
 def small() -> Recipe:
-    """The headline: what two cores learn in 20 minutes, one of them making scenes that are never seen twice."""
+    """Return the recipe of 20 minutes on two cores, one of them making scenes that are never seen twice."""
     data = FlowScenes(size=(48, 64), num_training=112_000)
     return _small("conv", data, (64, 96), layers=3, learning_rate=1.5e-3)
 
 
 def side_by_side(variant: Variant) -> Recipe:
-    """One of the paper's variants, on scenes so small that pixels as tokens see 40,000 of them in 5 minutes."""
+    """Return one of the paper's variants, on scenes so small that pixels as tokens see 40,000 of them in 5 minutes."""
     data = FlowScenes(size=(24, 32), num_training=40_000, motion=1.5)
     return _small(variant, data, (32, 64), layers=2, learning_rate=1e-3)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def report(run: Path) -> Path:
-    """Scores beside the baselines', and flow beside the truth, colours of one scale in each row."""
+    """Write scores beside the baselines', and flow beside the truth, colours of one scale in each row."""
     recipe, model = load_run(run)
     page = Report(f"Optical flow: run {run.name}")
     add_scores(page, run)
@@ -35,7 +35,7 @@ def report(run: Path) -> Path:
 
 
 def draw_flows(records: Sequence[Record], flows: Sequence[Float[np.ndarray, "_ _ 2"]]) -> "Figure":
-    """A row for each pair: frames, true flow, written flow, the baselines', the legend."""
+    """Draw a row for each pair: frames, true flow, written flow, the baselines', the legend."""
     estimators = {name: estimate for name, estimate in baselines().items() if estimate is not no_motion}
     figure, axes = subplots(len(records), ["first", "second", "true", "written", *estimators, "legend"])
     for row, record, written in zip(axes, records, flows, strict=True):

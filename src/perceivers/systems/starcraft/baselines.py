@@ -23,13 +23,13 @@ BATCH = 128
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """What training games tell without looking: the most frequent type, and means of the statistics at each time."""
+    """Return scores of the training games' most frequent types, and of their mean statistics at each time."""
     recipe, _ = load_run(run)
     return baselines(recipe.schema, recipe.data.training(), recipe.data.held_out())
 
 
 def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:
-    """Their scores on held-out records, as the outputs' own metrics have them; the same types are hidden."""
+    """Return the baselines' scores on held-out records by the outputs' own metrics; the same types are hidden."""
     counts, means = type_counts(fitted, training), time_means(training)
 
     def of_all(batch: Batch) -> dict[str, dict[str, Tensor]]:
@@ -60,7 +60,7 @@ def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Rec
 
 
 def type_counts(fitted: Schema, records: Iterable[Record]) -> Int[Tensor, " types"]:
-    """How often each type occurs."""
+    """Count how often each type occurs."""
     spec = fitted.outputs["hidden"]
     assert isinstance(spec, Records)
     types = [spec.fields["type"].prepare(record["units"]["type"]) for record in records]
@@ -68,7 +68,7 @@ def type_counts(fitted: Schema, records: Iterable[Record]) -> Int[Tensor, " type
 
 
 def time_means(records: Iterable[Record]) -> dict[float, dict[str, float]]:
-    """Means of the statistics over the snapshots of one time."""
+    """Return the means of the statistics over the snapshots of each time."""
     groups: dict[float, list[Mapping[str, float]]] = defaultdict(list)
     for record in records:
         groups[record["time"]].append(record["statistics"])

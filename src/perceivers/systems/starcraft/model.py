@@ -44,13 +44,13 @@ class PerceiverEntities(nn.Module):
         self.channels = FEATURE_CHANNELS
 
     def forward(self, entities: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"]) -> Float[Tensor, "b m f"]:
-        """A vector for each slot."""
+        """Return a vector for each slot."""
         latents = self.resampler(entities, mask)
         return self.decoder(self.features(entities), latents, Mask(queries=mask))
 
 
 class TransformerEntities(nn.Module):
-    """AlphaStar's: three layers of two heads of 128, MLP of 1,024, in which all entities attend to all."""
+    """The trunk of AlphaStar: three layers of two heads of 128, MLP of 1,024, in which all entities attend to all."""
 
     def __init__(self, config: ProcessorConfig = TRANSFORMER) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class TransformerEntities(nn.Module):
         self.channels = ENTITY_CHANNELS
 
     def forward(self, entities: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c"]:
-        """A vector for each slot."""
+        """Return a vector for each slot."""
         return self.layers(entities, Mask(keys=mask))
 
 
@@ -74,7 +74,7 @@ class EntityEncoder(nn.Module):
     def forward(
         self, entities: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "b m c"], Float[Tensor, "b c"]]:
-        """Entity embeddings, 0 in empty slots, and the embedded entity."""
+        """Return entity embeddings, 0 in empty slots, and the embedded entity."""
         out = self.trunk(entities, mask)
         there = mask[..., None]
         mean = torch.where(there, out, 0).sum(dim=1) / there.sum(dim=1).clamp(min=1)
@@ -82,7 +82,7 @@ class EntityEncoder(nn.Module):
 
 
 def schema() -> Schema:
-    """Units in; types of those that are hidden, and both players' statistics, out."""
+    """Return a schema: units in; types of those that are hidden, and both players' statistics, out."""
     units = Records(
         fields={
             "type": Category(channels=32),

@@ -25,7 +25,7 @@ SMALL = Config(
 
 
 def paper() -> Recipe:
-    """The paper's encoder and ImageNet's hyperparameters (its section B names no others), on hidden types: ours."""
+    """Return the paper's encoder with ImageNet's hyperparameters (section B has none), on hidden types (ours)."""
     steps = 137_625
     return Recipe(
         data=StarCraft(),
@@ -42,7 +42,7 @@ def paper() -> Recipe:
 
 
 def small() -> Recipe:
-    """Three passes over the snapshots; more of them learn the training games' statistics by heart."""
+    """Return three passes over the snapshots; more of them learn the training games' statistics by heart."""
     return Recipe(
         data=StarCraft(),
         schema=schema(),
@@ -57,7 +57,7 @@ def small() -> Recipe:
 
 
 def transformer() -> Recipe:
-    """The same with the Transformer in the encoder's place: its layers, the small model's width."""
+    """Return the same with the Transformer in the encoder's place: its layers, the small model's width."""
     return replace(small(), config=replace(SMALL, processor=TRANSFORMER, trunk="transformer"))
 
 

@@ -9,7 +9,7 @@ from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
 
 
 def report(run: Path) -> Path:
-    """Scores, the baselines', and what is written for the hidden types of some snapshots."""
+    """Write scores, the baselines', and what is predicted for the hidden types of some snapshots."""
     recipe, model = load_run(run)
     page = Report(f"StarCraft II: run {run.name}")
     add_scores(page, run)

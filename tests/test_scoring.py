@@ -11,7 +11,7 @@ from perceivers.data import FlowPairs, FlowScenes
 from perceivers.media.flow import write_flow
 from perceivers.media.image import write_image
 from perceivers.modalities import Labels, Numbers
-from perceivers.runs.evaluate import DataSets, evaluate_run
+from perceivers.runs.evaluate import DataSets, evaluate_run, scorer_for
 from perceivers.runs.recipe import preset_of, run_recipe
 from perceivers.runs.results import keep_scores
 from perceivers.schema import to_yaml
@@ -22,7 +22,7 @@ from perceivers.systems.optical_flow.inference import estimate_flow, levels_for
 from perceivers.systems.optical_flow.recipes import side_by_side
 from perceivers.systems.optical_flow.report import report
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import scored
+from perceivers.training.evaluation import evaluate, scored
 from test_flow_pairs import HEIGHT, WIDTH, write_middlebury
 
 STEPS = TrainingConfig(num_steps=1, batch_size=2, log_every=1, accelerator="cpu")
@@ -175,3 +175,10 @@ def test_a_run_with_one_known_number_to_score_has_its_scores(command, tmp_path, 
     scores = json.loads(out)["held out"]
     assert scores["c"]["r2"] is None
     assert scores["c"]["mae"] is not None
+
+
+def test_pairs_of_any_size_are_never_scored_in_batches_by_mistake():
+    assert scorer_for(FlowPairs(), SCORERS) is score_in_tiles
+    assert scorer_for(FlowScenes(), {}) is evaluate
+    with pytest.raises(ValueError, match="FlowPairs is scored in tiles: pass a scorer of that name"):
+        scorer_for(FlowPairs(), {})

@@ -29,13 +29,13 @@ from perceivers import (
     save_pretrained,
 )
 from perceivers.media.audio import write_audio
+from perceivers.media.clips import standard_frames
 from perceivers.media.flow import read_flow
 from perceivers.media.image import imagenet_crop, write_image
 from perceivers.media.video import Clip, read_video, write_video
 from perceivers.systems.imagenet.inference import classify
 from perceivers.systems.language.inference import best_sequences, fill_mask, masked_ids, runs
 from perceivers.systems.multimodal.inference import autoencode
-from perceivers.systems.multimodal.model import standard_frames
 from perceivers.systems.optical_flow.inference import blend_weights, estimate_flow, tile_origins
 
 SMALL = Config(

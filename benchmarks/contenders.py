@@ -20,7 +20,7 @@ from perceivers import PerceiverIO
 from perceivers.core.plan import Order
 from perceivers.modalities.patches import surrounding_patches
 from perceivers.preset import Preset
-from perceivers.pretrained.converters import to_huggingface
+from perceivers.pretrained.conversion import to_huggingface
 from perceivers.pretrained.huggingface import CLASSES
 from perceivers.pretrained.matching import to_theirs
 from perceivers.pretrained.names import DERIVED

@@ -23,7 +23,7 @@ from perceivers import (
 )
 from perceivers.modalities.kind import Kind
 from perceivers.preset import Preset
-from perceivers.pretrained.converters import huggingface_options
+from perceivers.pretrained.conversion import huggingface_options
 from perceivers.pretrained.sizes import INPUT, OUTPUT, Values, changed
 from perceivers.systems import PRESETS
 

@@ -10,7 +10,7 @@ import torch
 
 from perceivers.modalities import Image, Label
 from perceivers.pretrained.checkpoint_files import is_theirs, read_checkpoint
-from perceivers.pretrained.converters import (
+from perceivers.pretrained.conversion import (
     from_haiku,
     from_huggingface,
     from_krasserm,

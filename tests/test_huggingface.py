@@ -16,7 +16,7 @@ from perceivers.modalities.patches import as_sizes, surrounding_patches
 from perceivers.preset import Preset
 from perceivers.pretrained.checkpoint_files import read_checkpoint, write_huggingface
 from perceivers.pretrained.class_shapes import class_shapes
-from perceivers.pretrained.converters import from_huggingface, huggingface_options, to_huggingface
+from perceivers.pretrained.conversion import from_huggingface, huggingface_options, to_huggingface
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.huggingface import CLASSES, DEFAULTS, HIDDEN_ACTS
 from perceivers.pretrained.normalisation import with_normalisation

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from perceivers.modalities.patches import surrounding_patches
 from perceivers.pretrained.checkpoint_files import read_checkpoint
-from perceivers.pretrained.converters import from_krasserm
+from perceivers.pretrained.conversion import from_krasserm
 from perceivers.pretrained.matching import to_theirs
 from perceivers.pretrained.sizes import changed
 from perceivers.systems import PRESETS

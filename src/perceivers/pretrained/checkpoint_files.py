@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.preset import Preset
-from perceivers.pretrained.converters import (
+from perceivers.pretrained.conversion import (
     Converted,
     from_haiku,
     from_huggingface,

@@ -19,9 +19,9 @@ from perceivers.data import StarCraft
 from perceivers.data.writing import PlainRow, write_rows
 from perceivers.modalities import Records
 from perceivers.modalities.fields import Number
+from perceivers.runs.recipe import read_recipe
 from perceivers.schema import Record
-from perceivers.tasks import starcraft
-from perceivers.tasks.recipe import read_recipe
+from perceivers.systems import starcraft
 
 
 def prepare(source: Path, out: Path, /, every: int = 3) -> None:
@@ -39,7 +39,7 @@ def as_row(snapshot: Record) -> PlainRow:
 
 def rivals(run: Path, /) -> None:
     """Print scores, as the run's own are measured."""
-    for rival, outputs in starcraft.further_scores(run).items():
+    for rival, outputs in starcraft.baseline_scores(run).items():
         for output, metrics in outputs.items():
             print(f"{rival}: {', '.join(f'{output} {name} {value:.3f}' for name, value in metrics.items())}")
     recipe = read_recipe(run)

@@ -609,10 +609,10 @@ def models() -> Iterator[Reader]:
     from perceivers.core.config import LatentsConfig
     from perceivers.pretrained.foreign import read_torch
     from perceivers.pretrained.unpickle import read_haiku
+    from perceivers.runs.recipe import preset_of
+    from perceivers.runs.results import read_scores
+    from perceivers.runs.schema_file import read_declaration
     from perceivers.storage import load_model, save_model
-    from perceivers.tasks.declaration import read_declaration
-    from perceivers.tasks.recipe import preset_of
-    from perceivers.tasks.results import read_scores
     from perceivers.training.log import read_log
     from perceivers.training.state import read_state
 

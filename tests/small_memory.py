@@ -58,10 +58,10 @@ def _readers():
     from perceivers.pretrained.foreign import read_torch
     from perceivers.pretrained.hub import from_pretrained
     from perceivers.pretrained.unpickle import read_haiku
+    from perceivers.runs.recipe import preset_of
+    from perceivers.runs.schema_file import read_declaration
     from perceivers.schema import Schema, read_plain, with_settings
     from perceivers.storage import read_json
-    from perceivers.tasks.declaration import read_declaration
-    from perceivers.tasks.recipe import preset_of
     from perceivers.training.config import TrainingConfig
 
     short = Schema({"text": Text(length=16, overflow="truncate")}, {"label": Label(classes=2)})

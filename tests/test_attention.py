@@ -23,7 +23,7 @@ from perceivers.core.config import BlockConfig
 from perceivers.core.fast.fused import padded_attention
 from perceivers.core.layers import attention_linear, plain_linear, trained_vector
 from perceivers.modalities.convolution import convolution_
-from perceivers.tasks.costs import PeakMemory
+from perceivers.runs.flops import PeakMemory
 from reference_files import relative_error
 
 B, H, T, S, D, E = 2, 3, 5, 7, 11, 13  # batch, heads, queries, keys, head width, other head width of values

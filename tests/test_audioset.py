@@ -10,11 +10,15 @@ from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AudioSet, SpokenDigits
 from perceivers.modalities import Spectrogram
+from perceivers.runs.evaluate import evaluate_run
+from perceivers.runs.recipe import Recipe, run_recipe
+from perceivers.runs.results import keep_scores
 from perceivers.schema import from_plain, to_plain
-from perceivers.tasks import TASKS
-from perceivers.tasks.audioset import RECIPES, audioset, by_clip, label_frequency, label_scores, paper, report, small
-from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
-from perceivers.tasks.results import keep_scores
+from perceivers.systems import TASKS
+from perceivers.systems.audioset.baselines import by_clip, label_frequency, label_scores
+from perceivers.systems.audioset.model import audioset
+from perceivers.systems.audioset.recipes import RECIPES, paper, small
+from perceivers.systems.audioset.report import report
 from perceivers.training.config import TrainingConfig
 from perceivers.training.objective import Objective
 from test_autoencoding import grey_clip, write_recordings
@@ -172,7 +176,7 @@ def test_a_run_on_audioset_from_end_to_end(tmp_path):
     schema = schema.changed("labels", classes=3)
     training = TrainingConfig(num_steps=2, batch_size=3, log_every=1, accelerator="cpu")
     run_recipe(replace(recipe, data=data, schema=schema, config=TINY, training=training), tmp_path / "run")
-    scores = evaluate_run(tmp_path / "run") | TASKS["audioset-paper"].further_scores(tmp_path / "run")
+    scores = evaluate_run(tmp_path / "run") | TASKS["audioset-paper"].baseline_scores(tmp_path / "run")
     assert 0 < scores["whole clips"]["labels"]["mAP"] <= 1
     assert scores["frequency of labels"]["labels"]["mAP"] == pytest.approx((0.5 + 0.5) / 2)  # no clip has the third
     keep_scores(tmp_path / "run", scores)
@@ -189,6 +193,6 @@ def test_a_run_on_spoken_digits_from_end_to_end(mel, tmp_path):
     schema = recipe.schema.changed("audio", **sound).changed("image", size=(2, 16, 16))
     training = TrainingConfig(num_steps=2, batch_size=4, log_every=1, accelerator="cpu")
     run_recipe(replace(recipe, data=data, schema=schema, config=TINY, training=training), tmp_path / "run")
-    scores = TASKS["sounds"].further_scores(tmp_path / "run")
+    scores = TASKS["sounds"].baseline_scores(tmp_path / "run")
     assert {"mAP", "speaker, accuracy"} < set(scores["whole clips"]["labels"])
     assert scores["frequency of labels"]["labels"]["digit said, accuracy"] == pytest.approx(0.1)

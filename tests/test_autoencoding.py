@@ -1,4 +1,4 @@
-"""Video, sound and label: spoken digits, Kinetics in its published form, the recipes and what rivals give."""
+"""Video, sound and label: spoken digits, Kinetics in its published form, the recipes and what baselines give."""
 
 import dataclasses
 from dataclasses import replace
@@ -16,11 +16,14 @@ from perceivers.media.audio import read_audio, write_audio
 from perceivers.media.video import Clip, read_video, write_video
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.position_encodings import Fourier
+from perceivers.runs.evaluate import evaluate_run
+from perceivers.runs.recipe import Recipe, changed_schema, load_run, run_recipe
+from perceivers.runs.results import keep_scores
 from perceivers.schema import Schema, from_plain, to_plain
-from perceivers.tasks import TASKS
-from perceivers.tasks.autoencoding import EVALUATIONS, RECIPES, UNSEEN, grids_of, paper, report, rivals, rows_of, small
-from perceivers.tasks.recipe import Recipe, changed_schema, evaluate_run, load_run, run_recipe
-from perceivers.tasks.results import keep_scores
+from perceivers.systems import TASKS
+from perceivers.systems.multimodal.baselines import baselines, grids_of, rows_of
+from perceivers.systems.multimodal.recipes import EVALUATIONS, RECIPES, UNSEEN, paper, small
+from perceivers.systems.multimodal.report import report
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import masking_of
 from perceivers.training.objective import Objective
@@ -254,7 +257,7 @@ def little_records(count, seed):
 def test_rivals_by_hand():
     """PCA with two numbers restores what has two; the mean's PSNR is that of the distance to it."""
     training, held_out = little_records(11, 0), little_records(5, 1)
-    scores = rivals(little_schema(), training, held_out, 2)
+    scores = baselines(little_schema(), training, held_out, 2)
     mean, coded = scores["mean clip, most frequent class"], scores["PCA, 2 numbers"]
     assert coded["image"]["psnr"] > 80
     assert coded["audio"]["psnr"] > 80
@@ -306,7 +309,7 @@ def test_a_run_from_end_to_end(tmp_path):
     assert load_run(run)[1].memory_limit == 50_000_000
     assert set(scores) == {"held out", UNSEEN}
     assert set(scores[UNSEEN]) == {"audio", "image", "label"}
-    scores |= TASKS["autoencode"].further_scores(run)
+    scores |= TASKS["autoencode"].baseline_scores(run)
     assert "PCA, 8 numbers" in scores
     keep_scores(run, scores)
     page = report(run).read_text()

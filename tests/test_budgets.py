@@ -30,9 +30,9 @@ from perceivers.data.sifting import check_columns
 from perceivers.modalities import Records, Text
 from perceivers.modalities.fields import Number
 from perceivers.preset import Preset
+from perceivers.runs.infer_schema import _new_name
+from perceivers.runs.prediction import predict_rows
 from perceivers.storage import save_model
-from perceivers.tasks.prediction import predict_rows
-from perceivers.tasks.proposing import _new_name
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
 from small_memory import SECONDS, read_all
 

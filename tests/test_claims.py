@@ -23,9 +23,9 @@ from perceivers.data.sifting import read_parts
 from perceivers.media.image import write_image
 from perceivers.modalities import Image, Label, Numbers
 from perceivers.progress import progress
+from perceivers.runs import recipe
+from perceivers.runs.recipe import Recipe, preset_of, read_recipe, run_recipe
 from perceivers.schema import Schema
-from perceivers.tasks import recipe
-from perceivers.tasks.recipe import Recipe, preset_of, read_recipe, run_recipe
 from perceivers.training.config import TrainingConfig
 from perceivers.training.log import read_log
 from perceivers.training.loop import train

@@ -13,8 +13,8 @@ import torch
 
 from perceivers import from_pretrained
 from perceivers.cli.verbs import VERBS
-from perceivers.tasks.recipe import load_run
-from perceivers.tasks.results import keep_command, run_card
+from perceivers.runs.recipe import load_run
+from perceivers.runs.results import keep_command, run_card
 
 ROOT = Path(__file__).parent.parent
 QUICK = [

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from perceivers.modalities import Image, Label
-from perceivers.pretrained.convert import (
+from perceivers.pretrained.checkpoint_files import is_theirs, read_checkpoint
+from perceivers.pretrained.conversion import (
     from_haiku,
     from_huggingface,
     from_krasserm,
@@ -22,8 +23,7 @@ from perceivers.pretrained.names import FAMILIES
 from perceivers.pretrained.sizes import changed, value_at
 from perceivers.pretrained.unpickle import read_haiku
 from perceivers.storage import load_weights, save_tensors
-from perceivers.tasks.convert import is_theirs, read_checkpoint
-from perceivers.tasks.presets import PRESETS
+from perceivers.systems import PRESETS
 from reference_files import REFERENCE, read, relative_error, under
 from test_models import ask_flow, ask_imagenet, ask_video
 
@@ -224,17 +224,17 @@ def test_what_files_leave_open_is_asked_for():
     said += ["config.processor.num_heads=4"]
     for numbers in (None, False, True):
         with pytest.raises(ValueError, match=r"^nothing in the files says config.processor.num_blocks: give it with "):
-            read_checkpoint(pickle, "imagenet-conv", said, numbers)
+            read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), said, numbers)
     said += ["config.processor.num_blocks=2"]
-    assert_as_recorded("imagenet_conv", read_checkpoint(pickle, "imagenet-conv", said))
+    assert_as_recorded("imagenet_conv", read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), said))
     with pytest.raises(ValueError, match=r"^set: config.latents.num_latents = 13, but the files say "):
-        read_checkpoint(pickle, "imagenet-conv", [*said, "config.latents.num_latents=13"])
+        read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), [*said, "config.latents.num_latents=13"])
 
 
 def test_a_folder_of_theirs_needs_its_config_json(tmp_path):
     save_tensors(tmp_path / "model.safetensors", theirs("imagenet_fourier", "huggingface")[1])
     with pytest.raises(ValueError, match=r"config.json is missing: it says how many heads and blocks there are$"):
-        read_checkpoint(tmp_path, "imagenet-fourier")
+        read_checkpoint(tmp_path, PRESETS["imagenet-fourier"].preset())
 
 
 KRASSERM = {

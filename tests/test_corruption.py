@@ -33,13 +33,13 @@ from perceivers.data import Table
 from perceivers.modalities import KINDS
 from perceivers.modalities.kind import AT_EVAL, as_evaluated
 from perceivers.modalities.position_encodings import Fourier
+from perceivers.runs.attention_report import attention, attention_page
+from perceivers.runs.prediction import output_columns, predict_rows
+from perceivers.runs.recipe import Recipe, changed_schema, changed_specs
+from perceivers.runs.report import predict
 from perceivers.schema import to_plain
-from perceivers.tasks import digits, starcraft
-from perceivers.tasks.attention import attention, attention_page
-from perceivers.tasks.imagenet import classify
-from perceivers.tasks.prediction import output_columns, predict_rows
-from perceivers.tasks.recipe import Recipe, changed_schema, changed_specs
-from perceivers.tasks.report import predict
+from perceivers.systems import digits, starcraft
+from perceivers.systems.imagenet.inference import classify
 from perceivers.training.evaluation import evaluate, masking_of, validation_loss
 from perceivers.training.objective import Objective
 from perceivers.training.order import evaluation_batches

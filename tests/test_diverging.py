@@ -19,10 +19,10 @@ from perceivers.data.rows import read_rows
 from perceivers.data.writing import write_rows
 from perceivers.files import UnreadableError
 from perceivers.modalities.cells import Row
+from perceivers.runs.prediction import predict_rows
+from perceivers.runs.results import keep_scores, read_scores, results_table
 from perceivers.schema import Schema
 from perceivers.storage import check_finite, load_model, load_tensors, save_model, save_tensors, write_folder
-from perceivers.tasks.prediction import predict_rows
-from perceivers.tasks.results import keep_scores, read_scores, results_table
 from perceivers.training import loop, objective
 from perceivers.training.config import TrainingConfig
 from perceivers.training.evaluation import evaluate, guess_scores

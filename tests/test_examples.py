@@ -10,11 +10,11 @@ import pytest
 from perceivers.data import StarCraft, Table, starcraft
 from perceivers.media.audio import write_audio
 from perceivers.media.image import write_image
+from perceivers.runs.evaluate import DataSets, evaluate_run
+from perceivers.runs.recipe import run_recipe
+from perceivers.runs.schema_file import read_declaration
 from perceivers.schema import from_file, with_settings
-from perceivers.tasks.declaration import read_declaration
-from perceivers.tasks.presets import PRESETS
-from perceivers.tasks.recipe import evaluate_run, run_recipe
-from perceivers.tasks.scoring import DataSets
+from perceivers.systems import PRESETS
 from test_starcraft import some_game
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -15,10 +15,10 @@ from perceivers.data.writing import write_rows
 from perceivers.modalities import Estimate, Image, Label, Labels, Numbers, PointSet, Records, Series, Text, Video
 from perceivers.modalities.cells import Files, Row
 from perceivers.modalities.fields import Category, Number
+from perceivers.runs.attention_report import attention
+from perceivers.runs.prediction import output_columns, predict_rows
 from perceivers.schema import Schema
 from perceivers.storage import save_model, write_folder
-from perceivers.tasks.attention import attention
-from perceivers.tasks.prediction import output_columns, predict_rows
 
 HERE = Files(Path("."))
 LATENTS = LatentsConfig(num_latents=5, channels=16)

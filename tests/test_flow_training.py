@@ -10,13 +10,16 @@ import torch
 from perceivers.data import FlowPairs, FlowScenes
 from perceivers.modalities.flow import convex_upsample
 from perceivers.modalities.points import Indices
+from perceivers.runs.evaluate import evaluate_run
+from perceivers.runs.recipe import Recipe, run_recipe
+from perceivers.runs.results import keep_scores
 from perceivers.schema import from_plain, to_plain
-from perceivers.tasks import TASKS
-from perceivers.tasks.flow_scores import as_bytes, no_motion, rivals, scores_of
-from perceivers.tasks.flow_training import RECIPES, paper, report, side_by_side
-from perceivers.tasks.optical_flow import Variant, estimate_flow, fetched_back, optical_flow
-from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
-from perceivers.tasks.results import keep_scores
+from perceivers.systems import TASKS
+from perceivers.systems.optical_flow.baselines import as_bytes, baselines, no_motion, scores_of
+from perceivers.systems.optical_flow.inference import estimate_flow, fetched_back
+from perceivers.systems.optical_flow.model import Variant, optical_flow
+from perceivers.systems.optical_flow.recipes import RECIPES, paper, side_by_side
+from perceivers.systems.optical_flow.report import report
 from perceivers.training.loop import TrainingConfig
 
 
@@ -32,13 +35,13 @@ def test_metrics_by_hand():
 
 
 def test_opencv_finds_a_shift():
-    """Both of OpenCV's rivals know right from down, and pixels from anything else."""
+    """Both of OpenCV's baselines know right from down, and pixels from anything else."""
     pytest.importorskip("cv2")
     from sklearn.datasets import load_sample_image
 
     photo = load_sample_image("china.jpg")[100:300, 100:300]
     frames = np.stack([photo[10:170, 10:170], photo[8:168, 7:167]])  # moves 3 to the right and 2 down
-    for name, estimate in rivals().items():
+    for name, estimate in baselines().items():
         middle = estimate(frames)[40:120, 40:120].reshape(-1, 2)
         if name != "no motion":
             assert np.median(middle, axis=0) == pytest.approx([3, 2], abs=0.2), name
@@ -179,7 +182,7 @@ def test_a_run_from_end_to_end(tmp_path):
         training=TrainingConfig(num_steps=2, batch_size=4, log_every=1, accelerator="cpu"),
     )
     run_recipe(recipe, tmp_path)
-    scores = evaluate_run(tmp_path) | TASKS["flow-conv"].further_scores(tmp_path)
+    scores = evaluate_run(tmp_path) | TASKS["flow-conv"].baseline_scores(tmp_path)
     assert set(scores["held out"]["flow"]) == {"epe", "fl"}
     assert scores["no motion"]["flow"]["epe"] > 0
     keep_scores(tmp_path, scores)

@@ -13,25 +13,17 @@ from perceivers.data.glue import CLASSES, examples
 from perceivers.modalities import Estimate, Text
 from perceivers.preset import Preset
 from perceivers.pretrained.transfer import transfer
+from perceivers.runs.evaluate import evaluate_run
+from perceivers.runs.prediction import predict_rows
+from perceivers.runs.recipe import Recipe, run_recipe
+from perceivers.runs.results import keep_scores, read_scores
 from perceivers.schema import Schema, from_plain, to_plain
 from perceivers.storage import save_model
-from perceivers.tasks import TASKS
-from perceivers.tasks.glue import (
-    EXAMPLES,
-    RECIPES,
-    bag_of_bytes,
-    file_scores,
-    glue_schema,
-    glue_scores,
-    paper,
-    report,
-    rivals,
-    small,
-    told,
-)
-from perceivers.tasks.prediction import predict_rows
-from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
-from perceivers.tasks.results import keep_scores, read_scores
+from perceivers.systems import TASKS
+from perceivers.systems.glue.baselines import bag_of_bytes, baselines, file_scores, glue_scores, told
+from perceivers.systems.glue.model import glue_schema
+from perceivers.systems.glue.recipes import EXAMPLES, RECIPES, paper, small
+from perceivers.systems.glue.report import report
 from perceivers.training.evaluation import answers, gathered
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.objective import Objective
@@ -345,7 +337,7 @@ def test_rivals_by_hand(tmp_path):
     }
     data = Glue(written(tmp_path, files), ("sst_2", "sts"))
     schema = glue_schema(data.tasks, TEXT).fit(data.training())
-    scores = rivals(schema, data, data.held_out())
+    scores = baselines(schema, data, data.held_out())
     assert scores["most frequent"]["sst_2"]["accuracy"] == pytest.approx(2 / 5)
     assert scores["bag of bytes"]["sst_2"]["accuracy"] == 1
     assert scores["most frequent"]["sts"] == {"mae": pytest.approx(4 / 3), "r2": pytest.approx(0)}
@@ -425,7 +417,7 @@ def test_a_run_from_end_to_end(official, tmp_path, variant):
     assert "text.embedding" in lines[0] or "input_adapter" in lines[0]
     assert "output_adapter" in lines[1]
     task = TASKS["glue-cola"]
-    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run") | task.further_scores(tmp_path / "run"))
+    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run") | task.baseline_scores(tmp_path / "run"))
     scores = read_scores(tmp_path / "run")
     assert scores["dev_matched.tsv"]["mnli"].keys() == {"accuracy", "ece"}
     assert scores["GLUE"].keys() == {"cola", "mnli", "sts", "average"}

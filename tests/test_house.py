@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from perceivers import Image, Label, PerceiverIO, Schema
+from perceivers.systems import PRESETS, SYSTEMS, TASKS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "perceivers"
@@ -22,8 +23,8 @@ FLOORS = [
     ["modalities"],
     ["schema", "storage", "preset", "proposal", "progress"],
     ["data", "training", "pretrained"],
-    ["tasks"],
-    ["export", "serving"],
+    ["runs"],
+    ["systems"],
     ["cli"],
     ["public"],
     ["__main__", "__init__"],
@@ -39,6 +40,9 @@ NEIGHBOURS = {
     ("training", "data"),
 }
 """Imports within a floor that are meant."""
+
+SYSTEM_FILES = ("model.py", "recipes.py", "baselines.py", "inference.py", "report.py")
+"""Names that the files of a system have."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -65,6 +69,28 @@ def test_imports_go_one_way(path):
         other = part_of(module)
         allowed = other == own or floor_of(other) < floor_of(own) or (own, other) in NEIGHBOURS
         assert allowed or own == "__main__", f"{own} imports {module}"
+
+
+def test_the_floors_are_the_rooms_that_exist():
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert sorted(part for parts in FLOORS for part in parts) == sorted(rooms)
+
+
+def test_a_system_is_a_folder_of_fixed_files_and_an_entry_of_the_table():
+    folders = {path.parent for path in FILES if path.parent.parent == PACKAGE / "systems"}
+    for folder in folders:
+        assert {path.name for path in folder.glob("*.py")} <= {"__init__.py", *SYSTEM_FILES}, folder
+    table = (PACKAGE / "systems" / "__init__.py").read_text()
+    assert set(re.findall(r"^    (\w+)\.SYSTEM,$", table, re.MULTILINE)) == {folder.name for folder in folders}
+    names = [name for system in SYSTEMS for name in (*system.recipes, *system.presets)]
+    assert len(names) == len(TASKS) + len(PRESETS), "two systems have a name in common"
+
+
+@pytest.mark.parametrize("room", ["runs", "cli"])
+def test_no_other_room_has_a_file_of_the_same_name(room):
+    others = {path.name for path in FILES if path.relative_to(PACKAGE).parts[0] != room}
+    own = {path.name for path in FILES if path.relative_to(PACKAGE).parts[0] == room}
+    assert own & others <= {"__init__.py", *SYSTEM_FILES}
 
 
 def test_one_dense_forward_pass_opens_at_most_680_lines():
@@ -109,6 +135,7 @@ def test_the_readme_shows_the_tree_as_it_is():
     shown = set(re.findall(r"(\w+\.py)", tree))
     real = {path.name for path in FILES if path.name != "__init__.py"} | {"__init__.py"}
     assert shown == real
+    assert set(re.findall(r"(\w+)/ ", tree)) == {path.parent.name for path in FILES if path.parent != PACKAGE}
 
 
 def readme_blocks():

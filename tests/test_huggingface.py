@@ -14,16 +14,16 @@ from torch import Tensor
 from perceivers.modalities.patches import as_sizes, surrounding_patches
 from perceivers.modalities.points import Indices
 from perceivers.preset import Preset
+from perceivers.pretrained.checkpoint_files import read_checkpoint, write_huggingface
 from perceivers.pretrained.class_shapes import class_shapes
-from perceivers.pretrained.convert import from_huggingface, huggingface_options, to_huggingface
+from perceivers.pretrained.conversion import from_huggingface, huggingface_options, to_huggingface
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.huggingface import CLASSES, DEFAULTS, HIDDEN_ACTS
 from perceivers.pretrained.normalisation import with_normalisation
 from perceivers.pretrained.sizes import STAGES, changed
 from perceivers.storage import load_weights, save_tensors
-from perceivers.tasks.convert import read_checkpoint, write_huggingface
-from perceivers.tasks.imagenet import MEAN, STD
-from perceivers.tasks.presets import PRESETS
+from perceivers.systems import PRESETS
+from perceivers.systems.imagenet.model import MEAN, STD
 from reference_files import relative_error
 
 TOLERANCE = 1e-5
@@ -205,7 +205,7 @@ def size_of(family: str) -> tuple[int, int]:
 
 def read_as_theirs(family: str, folder: Any) -> tuple[Preset, dict[str, Tensor]]:
     """What `convert` makes of a folder by itself."""
-    model = read_checkpoint(folder, family)
+    model = read_checkpoint(folder, PRESETS[family].preset())
     return Preset(model.schema, model.config), model.state_dict()
 
 
@@ -219,7 +219,7 @@ def test_theirs_as_ours_compute_the_same(family: str, tmp_path: Any) -> None:
     expected = their_outputs(model, family, question)
     assert_equal(our_outputs(preset, ours, family, question), expected)
 
-    write_huggingface(read_checkpoint(tmp_path / "theirs", family), tmp_path / "again")
+    write_huggingface(read_checkpoint(tmp_path / "theirs", PRESETS[family].preset()), tmp_path / "again")
     again, report = type(model).from_pretrained(tmp_path / "again", output_loading_info=True)
     assert not any(report.values()), report
     for key in TINY[family].keys() - OTHER_NAMES:
@@ -417,8 +417,8 @@ def test_a_model_of_ours_is_written_otherwise_only_on_demand(command: Any, tmp_p
     assert code == 0, err
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     assert (written["hidden_act"], written["attention_probs_dropout_prob"]) == ("gelu_pytorch_tanh", 0.1)
-    again = read_checkpoint(tmp_path / "again", "imagenet-conv", (), False).state_dict()
-    ours = read_checkpoint(tmp_path / "theirs", "imagenet-conv", (), False).state_dict()
+    again = read_checkpoint(tmp_path / "again", PRESETS["imagenet-conv"].preset(), (), False).state_dict()
+    ours = read_checkpoint(tmp_path / "theirs", PRESETS["imagenet-conv"].preset(), (), False).state_dict()
     assert all(torch.equal(again[name], x) for name, x in ours.items())
 
 
@@ -427,7 +427,7 @@ def test_their_other_classes_are_named(tmp_path: Any) -> None:
     transformers.PerceiverForSequenceClassification(transformers.PerceiverConfig(**sizes)).save_pretrained(tmp_path)
     message = "architectures = .'PerceiverForSequenceClassification'. is none that can be converted; language is"
     with pytest.raises(ValueError, match=message):
-        read_checkpoint(tmp_path, "language")
+        read_checkpoint(tmp_path, PRESETS["language"].preset())
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_pixels_are_scaled_as_their_processor_scales_them(processor: dict[str, A
     theirs, family = their_model("imagenet-conv", TINY["imagenet-conv"]), "imagenet-conv"
     theirs.save_pretrained(tmp_path / "theirs")
     transformers.PerceiverImageProcessorPil(**processor).save_pretrained(tmp_path / "theirs")
-    ours = read_checkpoint(tmp_path / "theirs", family)
+    ours = read_checkpoint(tmp_path / "theirs", PRESETS[family].preset())
     image = ours.schema.inputs["image"]
     assert as_sizes(image.size, 2, "size") == tuple(processor.get("size", {"height": 224, "width": 224}).values())
     if not processor:
@@ -458,7 +458,7 @@ def test_pixels_are_scaled_as_their_processor_scales_them(processor: dict[str, A
             prepare = transformers.PerceiverImageProcessorPil.from_pretrained(tmp_path / folder)
             given = prepare(pixels.numpy(), do_resize=False, do_center_crop=False, return_tensors="pt")
             assert relative_error(output, theirs(given["pixel_values"]).logits) <= TOLERANCE, folder
-    assert read_checkpoint(tmp_path / "again", family).schema == ours.schema
+    assert read_checkpoint(tmp_path / "again", PRESETS[family].preset()).schema == ours.schema
 
 
 @pytest.mark.parametrize(

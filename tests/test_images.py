@@ -18,21 +18,14 @@ from perceivers.data import Idx, ImageFolder
 from perceivers.data.idx import read_idx
 from perceivers.media.image import write_image
 from perceivers.modalities import Image, Label
+from perceivers.runs.evaluate import evaluate_run
+from perceivers.runs.recipe import Recipe, preset_of, run_recipe
+from perceivers.runs.results import keep_scores
 from perceivers.schema import Schema, from_plain, to_plain, to_yaml
-from perceivers.tasks import TASKS
-from perceivers.tasks.classification import (
-    CLOTHES,
-    RECIPES,
-    clip_art,
-    confusion,
-    finetuning,
-    paper,
-    report,
-    rivals,
-    small,
-)
-from perceivers.tasks.recipe import Recipe, evaluate_run, preset_of, run_recipe
-from perceivers.tasks.results import keep_scores
+from perceivers.systems import TASKS
+from perceivers.systems.imagenet.baselines import baselines
+from perceivers.systems.imagenet.recipes import CLOTHES, RECIPES, clip_art, finetuning, paper, small
+from perceivers.systems.imagenet.report import confusion, report
 from perceivers.training.config import TrainingConfig
 from perceivers.training.mixing import Mixing
 from test_media_image import bombs
@@ -222,7 +215,7 @@ def test_recipes_that_cannot_be_mixed_are_refused(command, tmp_path):
 
 @pytest.mark.parametrize("features", ["fourier", "learned", "conv"])
 def test_a_run_from_end_to_end(features, tmp_path):
-    """Training, evaluation at other sizes than the trained one, rivals, report."""
+    """Training, evaluation at other sizes than the trained one, baselines, report."""
     write_idx(tmp_path)
     recipe = replace(
         small(features),
@@ -233,7 +226,7 @@ def test_a_run_from_end_to_end(features, tmp_path):
     )
     run = tmp_path / "run"
     run_recipe(recipe, run)
-    scores = evaluate_run(run) | TASKS["images"].further_scores(run)
+    scores = evaluate_run(run) | TASKS["images"].baseline_scores(run)
     assert {"held out", "20 x 20", "36 x 36", "56 x 56"} < scores.keys()
     assert scores["logistic regression"]["label"]["accuracy"] == 1  # the classes are written into the pictures
     assert scores["most frequent class"]["label"]["accuracy"] == pytest.approx(2 / 11)
@@ -266,7 +259,7 @@ def test_guesses_by_hand():
     """Dark pictures are trousers, bright ones coats; three of five are dark."""
     schema = Schema({"image": Image(size=2, channels=1)}, {"label": Label(classes=CLOTHES)})
     records = [{"image": np.full((2, 2), value), "label": label} for value, label in [(0, 1)] * 30 + [(9, 4)] * 20]
-    scores = rivals(schema.fit(records), records, records)
+    scores = baselines(schema.fit(records), records, records)
     assert scores["most frequent class"]["label"]["accuracy"] == pytest.approx(0.6)
     assert scores["logistic regression"]["label"]["accuracy"] == 1
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.modalities.patches import surrounding_patches
-from perceivers.pretrained.convert import from_krasserm
+from perceivers.pretrained.checkpoint_files import read_checkpoint
+from perceivers.pretrained.conversion import from_krasserm
 from perceivers.pretrained.matching import to_theirs
 from perceivers.pretrained.sizes import changed
-from perceivers.tasks.convert import read_checkpoint
-from perceivers.tasks.imagenet import MEAN, STD
-from perceivers.tasks.presets import PRESETS
+from perceivers.systems import PRESETS
+from perceivers.systems.imagenet.model import MEAN, STD
 from reference_files import relative_error
 
 SIZE, BANDS, RESCALE = (5, 7), 4, 13.0
@@ -216,7 +216,7 @@ def saved(folder: Any, family: str, config: Any, prefix: str = "backend_model.")
 @pytest.mark.parametrize("family", MODEL_TYPE)
 def test_his_numbers_come_with_nothing_but_the_files(family: str, tmp_path: Any) -> None:
     given, expected = ask(His(family, weights_of(family)))
-    model = read_checkpoint(saved(tmp_path / "his", family, config_of(family)), family)
+    model = read_checkpoint(saved(tmp_path / "his", family, config_of(family)), PRESETS[family].preset())
     with torch.no_grad():
         (output,) = model(given).values()
     assert relative_error(output, expected) <= 1e-5
@@ -234,8 +234,8 @@ def test_without_config_json_heads_are_asked_for(tmp_path: Any) -> None:
         rest = [setting for setting in said if not setting.startswith(path)]
         rest += ["config.encoder.num_reads=1"] if path.endswith("blocks") else []  # each read stands before a block
         with pytest.raises(ValueError, match=f"nothing in the files says {path}: give it with --set {path}=NUMBER"):
-            read_checkpoint(folder, "language", rest)
-    model = read_checkpoint(folder, "language", said)
+            read_checkpoint(folder, PRESETS["language"].preset(), rest)
+    model = read_checkpoint(folder, PRESETS["language"].preset(), said)
     given, expected = ask(His("language", weights_of("language")))
     with torch.no_grad():
         assert relative_error(model(given)["restored"], expected) <= 1e-5

@@ -17,29 +17,23 @@ from perceivers.data import Texts
 from perceivers.data.texts import documents_of
 from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import ByteTokenizer, tokenizer_of
+from perceivers.runs.recipe import Recipe, preset_of, run_recipe
 from perceivers.schema import from_plain, to_plain
 from perceivers.storage import read_json
-from perceivers.tasks.language_rivals import (
+from perceivers.systems.language.baselines import (
     NUM_IDS,
     TRUST,
     HiddenText,
+    baseline_guesses,
     both_sides,
     bytes_and_words,
     counted,
+    hidden_scores,
     hidden_surroundings,
-    rival_guesses,
+    hidden_texts,
     surroundings,
 )
-from perceivers.tasks.language_training import (
-    RECIPES,
-    fit_tokenizer,
-    hidden_scores,
-    hidden_texts,
-    small,
-    small_tokens,
-    with_text,
-)
-from perceivers.tasks.recipe import Recipe, preset_of, run_recipe
+from perceivers.systems.language.recipes import RECIPES, fit_tokenizer, small, small_tokens, with_text
 from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
 
 
@@ -206,7 +200,7 @@ def test_five_grams_know_what_counting_can_tell():
     rng = np.random.default_rng(0)
     documents = [" ".join(rng.choice(["q u x y", "k z x k", "m u m m"], size=200)) for _ in range(5)]
     asked = [HiddenText("q u x", np.array([False, False, True, False, False]))]
-    guesses = rival_guesses(documents, asked, share=0.15)
+    guesses = baseline_guesses(documents, asked, share=0.15)
     right = {name: float(guess[0, ord("u") + 6]) for name, guess in guesses.items()}
     assert right["5-grams, both sides"] > 0.9 > right["unigram"]
     assert right["5-gram, left"] > 0.9

@@ -19,11 +19,11 @@ from perceivers.data.sifting import read_parts
 from perceivers.data.writing import write_rows
 from perceivers.modalities import KINDS, FramePair, Label, Numbers, PointSet, Records, Series, Text
 from perceivers.modalities.fields import Category, Date, Number
+from perceivers.runs.recipe import kept_data, preset_of
+from perceivers.runs.results import read_scores, score_of
+from perceivers.runs.schema_file import read_declaration
 from perceivers.schema import Schema, from_plain, to_plain
-from perceivers.tasks.declaration import read_declaration
-from perceivers.tasks.digits import EVERYTHING
-from perceivers.tasks.recipe import kept_data, preset_of
-from perceivers.tasks.results import read_scores, score_of
+from perceivers.systems.digits.recipes import EVERYTHING
 from perceivers.training.log import LOG, LONGEST_LOG_LINE, MOST_LOG_BYTES, read_log
 from perceivers.training.state import read_state
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cross_cases import GivenAxis
-from perceivers.core.positions import AxisTables
 from perceivers.modalities.position_encodings import (
+    AxisTables,
     Fourier,
     FourierPositions,
     GridPlaces,
@@ -20,7 +20,7 @@ from perceivers.modalities.position_encodings import (
     fourier_features,
     to_unit,
 )
-from perceivers.tasks.costs import PeakMemory
+from perceivers.runs.flops import PeakMemory
 from reference_files import relative_error
 
 GRIDS = [(11,), (5, 7), (2, 5, 3)]

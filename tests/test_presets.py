@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from perceivers.schema import Schema, from_plain, to_plain
-from perceivers.tasks.presets import PRESETS
+from perceivers.systems import PRESETS
 
 
 @pytest.fixture(params=PRESETS)

@@ -17,9 +17,9 @@ from perceivers.media.audio import write_audio
 from perceivers.media.image import write_image
 from perceivers.modalities.cells import Files
 from perceivers.proposal import propose
+from perceivers.runs.infer_schema import proposed_recipe
+from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema, from_plain
-from perceivers.tasks.proposing import proposed_recipe
-from perceivers.tasks.recipe import Recipe
 
 QUICK = ("--set", "training.num_steps=2", "training.batch_size=5", "training.schedule.warmup_steps=0")
 

@@ -18,9 +18,9 @@ from torch.nn.utils import parametrizations, prune
 
 from perceivers import from_pretrained, push_to_hub, save_pretrained, storage
 from perceivers.data.writing import write_rows
+from perceivers.pretrained.checkpoint_files import write_huggingface
 from perceivers.pretrained.hub import check_repository, path_of_folder
 from perceivers.storage import READY, check_folder, remove_folder, savable, sweep, write_folder, write_text
-from perceivers.tasks.convert import write_huggingface
 from perceivers.training.state import checkpoints
 from reference_files import REFERENCE
 from small_run import small_records, trained

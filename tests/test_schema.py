@@ -8,8 +8,9 @@ import pytest
 from perceivers.core.config import Config, EncoderConfig
 from perceivers.modalities import Flow, Image, Label, PointSet
 from perceivers.modalities.position_encodings import Fourier
+from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema, from_file, from_plain, json_schema, to_json, to_plain, to_yaml
-from perceivers.tasks import TASKS, Recipe
+from perceivers.systems import TASKS
 
 TEXT = """\
 inputs:

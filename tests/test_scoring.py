@@ -11,16 +11,18 @@ from perceivers.data import FlowPairs, FlowScenes
 from perceivers.media.flow import write_flow
 from perceivers.media.image import write_image
 from perceivers.modalities import Labels, Numbers
+from perceivers.runs.evaluate import DataSets, evaluate_run, scorer_for
+from perceivers.runs.recipe import preset_of, run_recipe
+from perceivers.runs.results import keep_scores
 from perceivers.schema import to_yaml
 from perceivers.storage import save_model, write_folder
-from perceivers.tasks.flow_scores import no_motion, score_in_tiles, scores_of
-from perceivers.tasks.flow_training import report, side_by_side
-from perceivers.tasks.optical_flow import estimate_flow, levels_for
-from perceivers.tasks.recipe import evaluate_run, preset_of, run_recipe
-from perceivers.tasks.results import keep_scores
-from perceivers.tasks.scoring import DataSets
+from perceivers.systems import SCORERS
+from perceivers.systems.optical_flow.baselines import no_motion, score_in_tiles, scores_of
+from perceivers.systems.optical_flow.inference import estimate_flow, levels_for
+from perceivers.systems.optical_flow.recipes import side_by_side
+from perceivers.systems.optical_flow.report import report
 from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import scored
+from perceivers.training.evaluation import evaluate, scored
 from test_flow_pairs import HEIGHT, WIDTH, write_middlebury
 
 STEPS = TrainingConfig(num_steps=1, batch_size=2, log_every=1, accelerator="cpu")
@@ -82,8 +84,8 @@ def test_a_run_on_pairs_of_several_sizes_is_scored_and_drawn(tmp_path):
     assert len({record["flow"].shape for record in data.held_out()}) == 2
     recipe = replace(side_by_side("3x3"), data=data, training=replace(STEPS, batch_size=1))
     run_recipe(recipe, tmp_path / "run")
-    assert evaluate_run(tmp_path / "run")["held out"]["flow"]["epe"] >= 0
-    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run"))
+    assert evaluate_run(tmp_path / "run", SCORERS)["held out"]["flow"]["epe"] >= 0
+    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run", SCORERS))
     assert report(tmp_path / "run").read_text().count("<img") >= 2
 
 
@@ -173,3 +175,10 @@ def test_a_run_with_one_known_number_to_score_has_its_scores(command, tmp_path, 
     scores = json.loads(out)["held out"]
     assert scores["c"]["r2"] is None
     assert scores["c"]["mae"] is not None
+
+
+def test_pairs_of_any_size_are_never_scored_in_batches_by_mistake():
+    assert scorer_for(FlowPairs(), SCORERS) is score_in_tiles
+    assert scorer_for(FlowScenes(), {}) is evaluate
+    with pytest.raises(ValueError, match="FlowPairs is scored in tiles: pass a scorer of that name"):
+        scorer_for(FlowPairs(), {})

@@ -11,8 +11,8 @@ from perceivers.data.writing import write_rows
 from perceivers.modalities import Label, Text
 from perceivers.modalities.tokenizers import FIRST_BYTE, PAD
 from perceivers.preset import auto_config
+from perceivers.runs.prediction import predict_rows
 from perceivers.schema import Schema
-from perceivers.tasks.prediction import predict_rows
 from perceivers.training.evaluation import evaluate
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -11,23 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.data import StarCraft, starcraft
 from perceivers.data.starcraft import STATISTICS, events_of, snapshots_of
+from perceivers.runs.evaluate import evaluate_run
+from perceivers.runs.flops import CPU_ATTENTION
+from perceivers.runs.recipe import Recipe, run_recipe
+from perceivers.runs.results import keep_scores
 from perceivers.schema import from_plain, to_plain
-from perceivers.tasks.costs import CPU_ATTENTION
-from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
-from perceivers.tasks.results import keep_scores
-from perceivers.tasks.starcraft import (
-    RECIPES,
-    EntityEncoder,
-    PerceiverEntities,
-    TransformerEntities,
-    further_scores,
-    report,
-    rivals,
-    schema,
-    small,
-    time_means,
-    type_counts,
-)
+from perceivers.systems.starcraft.baselines import baseline_scores, baselines, time_means, type_counts
+from perceivers.systems.starcraft.model import EntityEncoder, PerceiverEntities, TransformerEntities, schema
+from perceivers.systems.starcraft.recipes import RECIPES, small
+from perceivers.systems.starcraft.report import report
 from perceivers.training.loop import TrainingConfig
 
 ONE = ProcessorConfig(num_heads=2, num_layers=1)
@@ -178,12 +170,12 @@ def test_recipes_survive_files(name):
 
 
 def test_a_run_from_end_to_end(games, tmp_path):
-    """Training, evaluation, and rivals on the same records; with one type only, guessing it is always right."""
+    """Training, evaluation, and baselines on the same records; with one type only, guessing it is always right."""
     recipe = replace(
         small(), data=games, config=TINY, training=TrainingConfig(num_steps=2, batch_size=4, accelerator="cpu")
     )
     run_recipe(recipe, tmp_path)
-    guesses = further_scores(tmp_path)
+    guesses = baseline_scores(tmp_path)
     keep_scores(tmp_path, evaluate_run(tmp_path) | guesses)
     scores = evaluate_run(tmp_path)["held out"]
     assert 0 <= scores["hidden"]["accuracy"] <= 1
@@ -209,6 +201,6 @@ def test_the_others_of_a_player_tell(games):
     units = {"type": np.array(["Probe"] * 10 + ["Gateway"] * 9, object), "owner": np.array([1] * 10 + [2] * 9)}
     units |= {name: np.zeros(19, np.float32) for name in ("x", "y", "age")}
     records = [{**games.training()[0], "units": units}] * 5
-    scores = rivals(schema().fit(records), records, records)
+    scores = baselines(schema().fit(records), records, records)
     assert scores["most frequent type of the player's others"]["hidden"]["accuracy"] == 1
     assert scores["most frequent type"]["hidden"]["accuracy"] < 1

@@ -388,8 +388,9 @@ def test_arrays_are_read_from_safetensors_and_split(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of SCHEMA on a table with two bad rows, made by the command's own functions."""
-    from perceivers.tasks.declaration import read_declaration
-    from perceivers.tasks.recipe import evaluate_run, run_recipe
+    from perceivers.runs.evaluate import evaluate_run
+    from perceivers.runs.recipe import run_recipe
+    from perceivers.runs.schema_file import read_declaration
 
     folder = tmp_path_factory.mktemp("own")
     rows = rows_of(41)

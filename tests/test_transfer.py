@@ -11,10 +11,10 @@ from perceivers.modalities import Image, Label, Numbers
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.preset import Preset
 from perceivers.pretrained.transfer import freeze, prefixes, transfer
+from perceivers.runs.results import HEADING
 from perceivers.schema import Schema
 from perceivers.storage import load_model
-from perceivers.tasks.presets import PRESETS
-from perceivers.tasks.results import HEADING
+from perceivers.systems import PRESETS
 from perceivers.training.config import TrainingConfig
 from perceivers.training.loop import train
 from perceivers.training.state import latest_checkpoint

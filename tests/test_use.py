@@ -29,13 +29,14 @@ from perceivers import (
     save_pretrained,
 )
 from perceivers.media.audio import write_audio
+from perceivers.media.clips import standard_frames
 from perceivers.media.flow import read_flow
 from perceivers.media.image import imagenet_crop, write_image
 from perceivers.media.video import Clip, read_video, write_video
-from perceivers.tasks.imagenet import classify
-from perceivers.tasks.language import best_sequences, fill_mask, masked_ids, runs
-from perceivers.tasks.multimodal import autoencode, standard_frames
-from perceivers.tasks.optical_flow import blend_weights, estimate_flow, tile_origins
+from perceivers.systems.imagenet.inference import classify
+from perceivers.systems.language.inference import best_sequences, fill_mask, masked_ids, runs
+from perceivers.systems.multimodal.inference import autoencode
+from perceivers.systems.optical_flow.inference import blend_weights, estimate_flow, tile_origins
 
 SMALL = Config(
     LatentsConfig(num_latents=5, channels=8),

@@ -19,8 +19,8 @@ from perceivers import (
 )
 from perceivers.modalities.fields import Category, Number
 from perceivers.preset import Preset, auto_config, wiring
-from perceivers.tasks.costs import costs, training_bytes
-from perceivers.tasks.declaration import declaration_schema
+from perceivers.runs.flops import costs, training_bytes
+from perceivers.runs.schema_file import declaration_schema
 
 FILE = """\
 inputs:

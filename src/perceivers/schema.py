@@ -183,9 +183,8 @@ def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) ->
     for name, spec in specs.items():
         check_new_name(side, name)
         named(f"{side}.{name}", _check_spec, spec)
-        source = getattr(spec, "of", None) if side == "outputs" else None
-        if source is not None:
-            check_names(f"input in outputs.{name}.of:", [source], inputs)
+        if side == "outputs" and spec.of is not None:
+            check_names(f"input in outputs.{name}.of:", [spec.of], inputs)
 
 
 def _check_spec(spec: Any) -> None:

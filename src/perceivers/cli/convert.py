@@ -6,11 +6,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from perceivers.core.arguments import check_names
 from perceivers.files import check_outputs
+from perceivers.preset import Preset
+from perceivers.pretrained.checkpoint_files import is_theirs, read_checkpoint, write_huggingface
 from perceivers.pretrained.hub import save_pretrained
-from perceivers.tasks.convert import is_theirs, read_checkpoint, read_own, write_huggingface
-from perceivers.tasks.recipe import data_of, own_files
-from perceivers.tasks.results import run_card
+from perceivers.runs.recipe import data_of, own_files, read_own
+from perceivers.runs.results import run_card
+from perceivers.systems import PRESETS
 from perceivers.training.state import is_place_of_checkpoint
 
 
@@ -45,7 +48,7 @@ def convert(
     own = read_own(source)
     if own is not None and (model or set or (numbers and (to, numbers) != ("huggingface", "huggingface"))):
         raise ValueError(f"{source} is a model of ours: model, set and numbers have no effect on it; leave them out")
-    converted = own or read_checkpoint(source, model, set, theirs)
+    converted = own or read_checkpoint(source, _preset(model), set, theirs)
     if to == "huggingface":
         write_huggingface(converted, dest, numbers == "huggingface")
     else:
@@ -53,3 +56,9 @@ def convert(
     count = sum(parameter.numel() for parameter in converted.parameters())
     whose = "" if own else f", computing as {'transformers does' if theirs else 'DeepMind does'} (--numbers)"
     print(f"Written: {dest}, {count:,} parameters{whose}")
+
+
+def _preset(model: str) -> Preset:
+    """Return the preset of a published model; ValueError for another name."""
+    check_names("model", [model], PRESETS)
+    return PRESETS[model].preset()

@@ -12,9 +12,9 @@ from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.progress import tracked
+from perceivers.runs.flops import Costs, costs
 from perceivers.schema import Schema, to_plain, to_yaml
-from perceivers.tasks.costs import Costs, costs
-from perceivers.tasks.presets import PRESETS
+from perceivers.systems import PRESETS
 
 
 def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: bool = False) -> None:

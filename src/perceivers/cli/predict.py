@@ -9,20 +9,20 @@ from typing import Annotated, Literal
 
 import tyro
 
-from perceivers.cli.model import ModelChoice
+from perceivers.cli.model_choice import ModelChoice
 from perceivers.core.arguments import check_names, check_positive
 from perceivers.data import Shards, Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
-from perceivers.data.rows import read_rows, reader_of
+from perceivers.data.rows import reader_of
 from perceivers.data.shards import is_shards, open_shards
 from perceivers.data.writing import check_writable, write_rows
 from perceivers.files import check_outputs
 from perceivers.modalities.cells import Row
+from perceivers.runs.attention_report import PAGE_ROWS, attention_page
+from perceivers.runs.prediction import predict_rows
+from perceivers.runs.ray_predict import predict_over_cluster
+from perceivers.runs.recipe import data_of, own_files
 from perceivers.schema import Record
-from perceivers.tasks.attention import PAGE_ROWS, attention_page
-from perceivers.tasks.cluster import predict_over_cluster
-from perceivers.tasks.prediction import predict_rows
-from perceivers.tasks.recipe import data_files, data_of, own_files
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _holding(names: Collection[str], records: Iterable[Record], data: str) -> It
 
 
 def _files(data: str) -> list[Path | str]:
-    return data_files(Shards(files=data)) if is_shards(data) else [data]
+    return Shards(files=data).source_files() if is_shards(data) else [data]
 
 
 def _records(data: str, model: str) -> Iterable[Record]:
@@ -121,6 +121,5 @@ def _records(data: str, model: str) -> Iterable[Record]:
     if is_shards(data):
         return open_shards(data)
     reader_of(Path(data))
-    trained_on = data_of(Path(model))
-    table = trained_on if isinstance(trained_on, Table) else Table()
-    return read_rows(Path(data), table.missing, table.files_outside)
+    trained_on = data_of(Path(model)) or Table()
+    return trained_on.read_table(Path(data))

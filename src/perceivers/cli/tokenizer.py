@@ -8,9 +8,8 @@ import tyro
 from perceivers.cli.training import chosen_recipe
 from perceivers.files import check_outputs
 from perceivers.schema import with_settings
-from perceivers.tasks import TASKS
-from perceivers.tasks.language_training import fit_tokenizer
-from perceivers.tasks.recipe import data_files
+from perceivers.systems import TASKS
+from perceivers.systems.language import fit_tokenizer
 
 
 def tokenizer(
@@ -27,5 +26,5 @@ def tokenizer(
         set: Settings that replace the recipe's, e.g. schema.inputs.text.vocab_size=4000.
     """
     chosen = with_settings(chosen_recipe(recipe), set)
-    check_outputs([out], [*([] if recipe in TASKS else [recipe]), *data_files(chosen.data)])
+    check_outputs([out], [*([] if recipe in TASKS else [recipe]), *chosen.data.source_files()])
     fit_tokenizer(chosen, out)

@@ -12,24 +12,16 @@ from typing import Annotated
 import tyro
 
 from perceivers.cli.tables import show
-from perceivers.data import Table
 from perceivers.files import check_outputs
+from perceivers.runs.evaluate import DataSets, evaluate_run, scores_elsewhere
+from perceivers.runs.prediction import group_scores
+from perceivers.runs.recipe import Recipe, data_of, find_model, own_files, read_recipe, run_recipe
+from perceivers.runs.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
+from perceivers.runs.schema_file import read_declaration
+from perceivers.runs.system import Task
 from perceivers.schema import from_file, with_settings
 from perceivers.storage import write_text
-from perceivers.tasks import TASKS, Recipe, Task
-from perceivers.tasks.declaration import read_declaration
-from perceivers.tasks.prediction import group_scores
-from perceivers.tasks.recipe import (
-    data_files,
-    data_of,
-    evaluate_run,
-    find_model,
-    own_files,
-    read_recipe,
-    run_recipe,
-)
-from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
-from perceivers.tasks.scoring import DataSets, scores_elsewhere
+from perceivers.systems import SCORERS, TASKS, UNTRAINED_BASELINES
 from perceivers.training.evaluation import Scores
 
 
@@ -62,8 +54,8 @@ def train(
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
     chosen = with_settings(chosen, set)
     task_of(chosen)
-    if isinstance(chosen.data, Table):  # of its folder every file is a row
-        check_outputs([out], data_files(chosen.data))
+    if chosen.data.reads_whole_folder:
+        check_outputs([out], chosen.data.source_files())
     run_recipe(chosen, out, lambda line: print(line, file=sys.stderr), accept_changed_data)
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
     show_scores(_evaluate(out), json)
@@ -87,7 +79,7 @@ def evaluate(
         return
     if by is not None:
         raise ValueError("--by groups a run's own records: leave it out, or --on")
-    scores = scores_elsewhere(find_model(model), from_file(DataSets, on).data)
+    scores = scores_elsewhere(find_model(model), from_file(DataSets, on).data, SCORERS, UNTRAINED_BASELINES)
     if data_of(run) is not None:
         add_scores(run, scores)
     show_scores(scores, json)
@@ -103,7 +95,7 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
     if not runs:
         raise ValueError("name at least one folder of a run")
     if out is not None:
-        read = [(*own_files(run), *data_files(read_recipe(run).data)) for run in runs]
+        read = [(*own_files(run), *read_recipe(run).data.source_files()) for run in runs]
         check_outputs([out], itertools.chain(*read))
     table = results_table(runs)
     for run in runs:
@@ -135,7 +127,7 @@ def _task(run: Path) -> Task:
 
 
 def _evaluate(run: Path) -> dict[str, Scores]:
-    scores = evaluate_run(run) | _task(run).further_scores(run)
+    scores = evaluate_run(run, SCORERS) | _task(run).baseline_scores(run)
     keep_scores(run, scores)
     return scores
 

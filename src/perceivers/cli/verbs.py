@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from perceivers.cli.convert import convert
+from perceivers.cli.inference import autoencode, classify, fill_mask, flow
 from perceivers.cli.info import info, plan
 from perceivers.cli.predict import predict
-from perceivers.cli.schema import schema
+from perceivers.cli.schema_verb import schema
 from perceivers.cli.tokenizer import tokenizer
 from perceivers.cli.training import evaluate, report, train
-from perceivers.cli.use import autoencode, classify, fill_mask, flow
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,

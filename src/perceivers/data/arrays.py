@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -36,6 +37,10 @@ class Arrays(DataSet):
             raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
         if self.seed < 0:
             raise ValueError(f"seed = {self.seed} must be 0 or more")
+
+    def source_files(self) -> list[Path | str]:
+        """Return both files."""
+        return [*filter(None, (self.training_file, self.held_out_file))]
 
     def training(self) -> Sequence[Record]:
         """Records of the first file that are not held out."""

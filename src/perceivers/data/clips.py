@@ -49,6 +49,11 @@ class Clips(DataSet):
         return [path for path in found if path.suffix.lower() in RECORD_FILES and path.is_file()]
 
     @property
+    def records_per_clip(self) -> int:
+        """Its windows."""
+        return self.windows
+
+    @property
     def fps(self) -> float:
         """Frames a second."""
         return float(FPS)

@@ -1,13 +1,15 @@
 """What a data set is: two sequences of records, for training and held out. A new one is one file and one table line."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from perceivers.data.rows import read_rows
+from perceivers.modalities.cells import Row
 from perceivers.schema import Record
 
 Numbers = Sequence[int] | np.ndarray
@@ -16,6 +18,36 @@ Numbers = Sequence[int] | np.ndarray
 @dataclass(frozen=True)
 class DataSet(ABC):
     """A source of records."""
+
+    @property
+    def scorer(self) -> str | None:
+        """Name of the scorer of its records, where a batch of a model cannot hold them; None: they come in batches."""
+        return None
+
+    @property
+    def reads_whole_folder(self) -> bool:
+        """Whether every file of the folder that it names is a record: a run in that folder would be read too."""
+        return False
+
+    @property
+    def records_per_clip(self) -> int:
+        """Records, one after the other, that are windows of one clip."""
+        return 1
+
+    @property
+    def label_groups(self) -> Mapping[str, Sequence[str]]:
+        """Names of labels that exclude one another, by what they tell; none: nothing is known of them."""
+        return {}
+
+    @property
+    def fps(self) -> float:
+        """Frames of its films a second; ValueError if it has no films."""
+        raise ValueError(f"{type(self).__name__} has no films")
+
+    @property
+    def rate(self) -> int:
+        """Samples of its sound a second; ValueError if it has no sound."""
+        raise ValueError(f"{type(self).__name__} has no sound")
 
     @abstractmethod
     def training(self) -> Sequence[Record]:
@@ -32,6 +64,26 @@ class DataSet(ABC):
     def record_files(self) -> Iterable[str | Path]:
         """Paths or URLs of the files that `LazyRecords` of it are read from; none, if they are made of nothing else."""
         return ()
+
+    def source_files(self) -> list[Path | str]:
+        """Return the files, and the folders of files, that it is read from: no output may replace one."""
+        return [str(file).removeprefix("file://") for file in self.record_files()]
+
+    def read_table(self, path: Path) -> Iterator[Row]:
+        """Yield the rows of another table, read as its own are."""
+        return read_rows(path)
+
+    def names(self) -> Sequence[str]:
+        """Return the names of the labels, by number; none: the schema says them."""
+        return ()
+
+    def documents(self, held_out: bool) -> Iterator[str]:
+        """Yield the whole documents of a part, each once; ValueError if it has no documents."""
+        raise ValueError(f"{type(self).__name__} has no documents: use data of kind 'texts'")
+
+    def each_once(self) -> "DataSet":
+        """Return the same data set, without records that come again in its training part."""
+        return self
 
 
 class LazyRecords(Sequence[Record]):

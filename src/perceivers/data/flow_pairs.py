@@ -46,6 +46,11 @@ class FlowPairs(DataSet):
         if self.held_out_every < 1:
             raise ValueError(f"held_out_every = {self.held_out_every} must be at least 1")
 
+    @property
+    def scorer(self) -> str:
+        """Photographed pairs have any size: they are read in tiles."""
+        return "tiles"
+
     def training(self) -> Sequence[Record]:
         """All but the held-out pairs, as the curriculum says."""
         files = [pair for number, pair in enumerate(self._files()) if (number + 1) % self.held_out_every]

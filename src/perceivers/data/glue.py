@@ -136,6 +136,10 @@ class Glue(DataSet):
         if self.shares is not None and (len(self.shares) != len(self.tasks) or min(self.shares) <= 0):
             raise ValueError(f"shares = {self.shares} must be {len(self.tasks)} numbers above 0, one a task")
 
+    def each_once(self) -> "Glue":
+        """Return the same tasks without shares."""
+        return replace(self, shares=None)
+
     def record_files(self) -> Iterable[Path]:
         """Files of all tasks, as they were unpacked."""
         folders = {layout.folder for task in self.tasks for layout in LAYOUTS[task]}

@@ -72,6 +72,11 @@ class SpokenDigits(DataSet):
             raise ValueError(f"side = {self.side} must be at least {PICTURE}, the side of the moving picture")
 
     @property
+    def label_groups(self) -> Mapping[str, Sequence[str]]:
+        """Digits said, speakers, and digits shown."""
+        return GROUPS
+
+    @property
     def fps(self) -> float:
         """Frames a second."""
         return self.frames * RATE / self.samples

@@ -1,6 +1,6 @@
 """Own data as a table: CSV, TSV, Parquet, JSON Lines, or a folder of files with classes as sub-folders."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,19 @@ class Table(DataSet):
         if rules and self.held_out_file:
             raise ValueError(f"{rules[0]} has no effect beside held_out_file: leave one of them out")
 
+    @property
+    def reads_whole_folder(self) -> bool:
+        """Every file of a folder is a row."""
+        return True
+
+    def source_files(self) -> list[Path | str]:
+        """Return both tables."""
+        return [*filter(None, (self.file, self.held_out_file))]
+
+    def read_table(self, path: Path) -> Iterator[Row]:
+        """Yield the rows of another table, with the same texts for cells without a value."""
+        return read_rows(path, self.missing, self.files_outside)
+
     def training(self) -> Sequence[Row]:
         """Rows of the table that are not held out."""
         return self._parts[0]
@@ -77,7 +90,7 @@ class Table(DataSet):
     def _read(self, file: str) -> list[Row]:
         if not file:
             raise ValueError("no data: name a table in data.file")
-        return list(read_rows(Path(file), self.missing, self.files_outside))
+        return list(self.read_table(Path(file)))
 
     def _chosen(self, rows: Sequence[Row]) -> frozenset[int]:
         rng, count = np.random.default_rng(self.seed), round(self.held_out_fraction * len(rows))

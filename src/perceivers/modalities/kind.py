@@ -82,6 +82,11 @@ class Kind(ABC):
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
 
+    @property
+    def of(self) -> str | None:
+        """As an output: the input that it asks with; None: it has queries of its own."""
+        return None
+
     def read(self, cell: Any, files: Files) -> Any:
         """A table's cell, never None, as a record's value; ValueError if it is none of this kind."""
         return plain(cell)
@@ -218,8 +223,7 @@ def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
 
 def asks_in_vain(spec: Kind, inputs: Mapping[str, Any]) -> bool:
     """Return whether an output asks with an input that a sample lacks: then it has no target and no prediction."""
-    source = getattr(spec, "of", None)
-    return source is not None and inputs.get(source) is None
+    return spec.of is not None and inputs.get(spec.of) is None
 
 
 def as_evaluated(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Metrics of a model, or of a rival, over records, as the outputs' kinds define them."""
+"""Metrics of a model, or of a baseline, over records, as the outputs' kinds define them."""
 
 import math
 from collections import defaultdict
@@ -99,7 +99,7 @@ def not_finite(raw: Raw) -> Bool[Tensor, " b"]:
 
 
 def guess_scores(schema: Schema, batches: Iterable[Batch], guess: Callable[[Batch], Mapping[str, Raw]]) -> Scores:
-    """Scores of what a rival guesses of these batches, of the outputs that it knows."""
+    """Scores of what a baseline guesses of these batches, of the outputs that it knows."""
     return scored(schema.outputs, (pair for batch in batches for pair in compared(schema, batch, guess(batch))))
 
 

@@ -1,0 +1,62 @@
+"""Which model a verb uses, and where."""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from perceivers.core.arguments import check_names
+from perceivers.core.layers import truncated_normal_
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.runs.recipe import find_model
+from perceivers.systems import PRESETS
+from perceivers.training.loop import seed_step
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The weights and the device."""
+
+    model: str | None = None
+    """Folder of a model or of a run, or a hub repository owner/name; with --random-weights a published model."""
+    random_weights: int | None = None
+    """Seed of random weights: shows that everything runs, and how fast; the results mean nothing."""
+    offline: bool = False
+    """Use only what has been fetched before."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it runs."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Numbers it computes with."""
+    memory_limit: int | None = None
+    """Megabytes that reading or writing may take beside the model, its inputs and outputs; without it, the fastest."""
+
+    def __post_init__(self) -> None:
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise ValueError(f"memory limit = {self.memory_limit} must be at least 1 megabyte")
+
+    def load(self, published: str) -> PerceiverIO:
+        """The model, ready to use; `published` is the name of the one that random weights stand in for."""
+        model = self._model(published).eval().requires_grad_(False)
+        model.memory_limit = None if self.memory_limit is None else self.memory_limit * 1_000_000
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            return model.to(device, getattr(torch, self.dtype))
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+
+    def _model(self, published: str) -> PerceiverIO:
+        if self.random_weights is not None:
+            name = check_names("model", [self.model or published], PRESETS)[0]
+            print(f"random weights (seed {self.random_weights}): the result means nothing", file=sys.stderr)
+            seed_step(self.random_weights)
+            model = PRESETS[name].preset().build()
+            for parameter in model.parameters():
+                if parameter.ndim > 1 and not parameter.any():  # a head that starts at 0 would hide everything
+                    truncated_normal_(parameter, parameter.shape[-1] ** -0.5)
+            return model
+        if self.model is None:
+            raise ValueError(f"give --model FOLDER, or --random-weights SEED to try {published} without weights")
+        return find_model(self.model, self.offline)

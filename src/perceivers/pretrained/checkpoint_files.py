@@ -1,0 +1,129 @@
+"""Models from checkpoint files of others, and folders that transformers loads."""
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import save_file
+
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.preset import Preset
+from perceivers.pretrained.conversion import (
+    Converted,
+    from_haiku,
+    from_huggingface,
+    from_krasserm,
+    huggingface_options,
+    to_huggingface,
+)
+from perceivers.pretrained.foreign import read_torch
+from perceivers.pretrained.hub import fetched
+from perceivers.pretrained.normalisation import PREPROCESSOR, takes_pictures, with_normalisation, written_normalisation
+from perceivers.pretrained.sizes import STAGES, value_at
+from perceivers.pretrained.unpickle import read_haiku
+from perceivers.schema import Schema, with_settings
+from perceivers.storage import WEIGHTS, read_json, savable, write_folder
+
+THEIR_FILES = ["config.json", PREPROCESSOR, "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
+"""What is fetched of a repository of Hugging Face's or krasserm's."""
+
+HIS_LATENTS = "0.latent_provider._query"
+"""End of the name of the latents in every model of krasserm's."""
+
+PICKLES = (".pickle", ".pystate", ".pkl")
+
+UNTOLD = [f"config.{stage}.num_heads" for stage in STAGES] + ["config.processor.num_blocks"]
+"""Settings that no array tells."""
+
+
+def read_checkpoint(
+    source: Path, preset: Preset, settings: Iterable[str] = (), as_huggingface: bool | None = None
+) -> PerceiverIO:
+    """Return the model of a DeepMind pickle, or of a folder of Hugging Face's or krasserm's, that the preset expects.
+
+    `settings` change of it what the files do not tell ("config.processor.num_heads=4"). `as_huggingface`: the model
+    computes as transformers does (krasserm's: as his package does), not as DeepMind's code; None: `is_theirs`.
+    ValueError for a setting that the files contradict, and where files and settings leave open how many heads or
+    blocks there are.
+    """
+    as_huggingface = is_theirs(source) if as_huggingface is None else as_huggingface
+    settings = list(settings)
+    paths = [setting.partition("=")[0] for setting in settings]
+    preset = with_settings(huggingface_options(preset) if as_huggingface else preset, settings)
+    pickled = source.suffix in PICKLES
+    if pickled:
+        config, (found, weights) = None, from_haiku(preset, *read_haiku(source))
+    else:
+        config, (found, weights) = _from_folder(preset, source, as_huggingface, paths)
+    if config is None and (pickled or not as_huggingface) and found != preset:
+        # DeepMind's configuration alone tells, and this is not the model that it is of.
+        _check_told([path for path in UNTOLD if value_at(preset, path) != 1], paths)
+    for path in paths:
+        if value_at(found, path) != value_at(preset, path):
+            raise ValueError(f"set: {path} = {value_at(preset, path)!r}, but the files say {value_at(found, path)!r}")
+    built = found.build("meta")
+    built.load_state_dict(weights, assign=True)
+    return built.eval()
+
+
+def is_theirs(source: Path) -> bool:
+    """Return whether weights count as trained by the library that wrote the file, and not as DeepMind's."""
+    deepminds = any(part.startswith("models--deepmind--") for part in source.parts)  # in the hub's cache
+    return source.suffix not in PICKLES and not deepminds and (source.exists() or source.parts[0] != "deepmind")
+
+
+def write_huggingface(model: PerceiverIO, folder: Path, as_huggingface: bool = False) -> None:
+    """A folder that transformers loads, whole or not at all; ValueError for what its classes cannot express.
+
+    `as_huggingface`: where its class computes otherwise than the model, let it.
+    """
+    model = savable(model)
+    preset = Preset(cast(Schema, model.schema), model.config)
+    preset = huggingface_options(preset, activation=None) if as_huggingface else preset
+    weights, config = to_huggingface(preset, model.state_dict())
+
+    def write(fresh: Path) -> None:
+        plain = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(plain, fresh / WEIGHTS, {"format": "pt"})
+        (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if takes_pictures(preset):
+            (fresh / PREPROCESSOR).write_text(json.dumps(written_normalisation(preset), indent=2) + "\n")
+
+    write_folder(folder, write)
+
+
+def _from_folder(
+    preset: Preset, source: Path, as_huggingface: bool, paths: list[str]
+) -> tuple[dict[str, Any] | None, Converted]:
+    """Return the content of config.json (None if there is none) and the model."""
+    folder = source if source.exists() else fetched(str(source), THEIR_FILES)
+    config = _read_config(folder / "config.json" if folder.is_dir() else folder.parent / "config.json")
+    weights = read_torch(folder)
+    kind = "" if config is None else str(config.get("model_type", ""))
+    # Without a configuration the names of the arrays tell whose they are.
+    if kind.startswith("perceiver-io") or (not kind and any(name.endswith(HIS_LATENTS) for name in weights)):
+        if config is None and as_huggingface:
+            _check_told([*UNTOLD, "config.encoder.num_reads"], paths)
+        return config, from_krasserm(preset, weights, config, as_huggingface)
+    if config is None and as_huggingface:
+        raise ValueError(f"{folder}: config.json is missing: it says how many heads and blocks there are")
+    found, converted = from_huggingface(preset, weights, config, as_huggingface=as_huggingface)
+    processor = _read_config((folder if folder.is_dir() else folder.parent) / PREPROCESSOR)
+    if processor is not None and as_huggingface and takes_pictures(found):
+        found = with_normalisation(found, processor)
+    return config, (found, converted)
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    config = read_json(path) if path.is_file() else None
+    if config is not None and not isinstance(config, dict):
+        raise ValueError(f"{path}: not an object")
+    return config
+
+
+def _check_told(needed: Iterable[str], paths: Collection[str]) -> None:
+    """ValueError naming the first value that neither the files nor a setting tell."""
+    for path in needed:
+        if path not in paths:
+            raise ValueError(f"nothing in the files says {path}: give it with --set {path}=NUMBER")

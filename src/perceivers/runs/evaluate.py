@@ -1,0 +1,78 @@
+"""Scores of a run, and of a model on other data than its own, as MPI Sintel for one that learned from AutoFlow."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.data import AnyDataSet, DataSet
+from perceivers.data.fingerprint import differences, fingerprint
+from perceivers.data.sifting import read_held_out
+from perceivers.runs.recipe import changed_schema, load_run, read_kept_data
+from perceivers.schema import Record, Schema, kind_name
+from perceivers.training.evaluation import Scores, evaluate
+
+Scorer = Callable[[PerceiverIO, Sequence[Record], Schema], Scores]
+"""Scores a model on records."""
+
+UntrainedBaselines = Callable[[Sequence[Record], Schema], dict[str, Scores]]
+"""Scores baselines that need no training on records, by their names."""
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """What a YAML or JSON file of other data holds."""
+
+    data: Mapping[str, AnyDataSet]
+    """Data sets by name."""
+
+
+def scorer_for(data: DataSet, scorers: Mapping[str, Scorer]) -> Scorer:
+    """Return what scores records of a data set: `evaluate`, in batches, unless it names one of the scorers.
+
+    ValueError if it names another one.
+    """
+    if data.scorer is None:
+        return evaluate
+    if data.scorer not in scorers:
+        raise ValueError(f"{type(data).__name__} is scored in {data.scorer}: pass a scorer of that name")
+    return scorers[data.scorer]
+
+
+def evaluate_run(run: Path, scorers: Mapping[str, Scorer] | None = None) -> dict[str, Scores]:
+    """Return scores of a run's best checkpoint (without validation, the newest) on held-out records, by evaluation.
+
+    A warning tells if these are not the records that were held out when the run began: it may have learned from some.
+    """
+    recipe, model = load_run(run)
+    held_out = read_held_out(recipe.data, recipe.schema)
+    if kept := read_kept_data(run):
+        what = differences(kept["parts"], {"held out": fingerprint(recipe.data, recipe.schema, held_out)})
+        if what:
+            warnings.warn(f"the data of {run} have changed since it began ({what})", stacklevel=2)
+    schemas = {"held out": recipe.schema}
+    schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
+    score = scorer_for(recipe.data, scorers or {})
+    return {name: score(model, held_out, schema) for name, schema in schemas.items()}
+
+
+def scores_elsewhere(
+    model: PerceiverIO,
+    data_sets: Mapping[str, AnyDataSet],
+    scorers: Mapping[str, Scorer],
+    baselines: Mapping[str, UntrainedBaselines],
+) -> dict[str, Scores]:
+    """Return scores on the held-out records of each data set, and the scores of baselines.
+
+    `baselines` are named by the kind of output that they predict; those of the model's outputs are scored.
+    """
+    schema, scores = cast(Schema, model.schema), dict[str, Scores]()
+    kinds = {kind_name(spec) for spec in schema.outputs.values()}
+    for name, data in data_sets.items():
+        records = read_held_out(data, schema)
+        scores[name] = scorer_for(data, scorers)(model, records, schema)
+        for kind in filter(kinds.__contains__, baselines):
+            scores |= {f"{name}, {baseline}": own for baseline, own in baselines[kind](records, schema).items()}
+    return scores

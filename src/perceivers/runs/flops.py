@@ -1,0 +1,117 @@
+"""What a model costs, counted without running it: parameters, operations, memory."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.preset import Preset
+
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
+"""The fused kernel that torch's counter does not know."""
+
+STAGES = ("input_adapter", "trunk.encoder", "trunk.processor", "output_query", "decoder", "output_adapter")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of one forward pass over one sample of the trained size."""
+
+    parameters: int
+    """Numbers that are trained."""
+    flops: int
+    """Floating-point operations of matrix products, two for each multiply-add."""
+    peak_bytes: int
+    """Largest memory held at once in float32 on a CPU, weights included."""
+    stages: dict[str, tuple[int, int]]
+    """Parameters and operations of each part, by name."""
+
+
+def costs(preset: Preset) -> Costs:
+    """Count the costs of a model on tensors that have shapes but no content."""
+    # FakeTensorMode lets torch choose the kernels that it would choose on a CPU.
+    model = preset.build("meta").eval().requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model.to_empty(device="cpu")
+        raw, points = preset.schema.blank(1, torch.device("cpu"))
+        counter, memory = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION), PeakMemory()
+        memory.hold([*model.parameters(), *tree_leaves(raw)])
+        with memory, counter:
+            model(raw, points, algorithm="dense")
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    stages = {name: _stage(name, model.get_submodule(name), flops) for name in STAGES}
+    own = sum(parameter.numel() for parameter in model.trunk.parameters(recurse=False))
+    return Costs(count_parameters(model), counter.get_total_flops(), memory.peak, {"trunk.latents": (own, 0), **stages})
+
+
+def training_bytes(preset: Preset, batch_size: int) -> int:
+    """Return the peak memory of a training step in float32 on a CPU: weights, gradients, moments, activations."""
+    model = preset.build("meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        raw, points = preset.schema.blank(batch_size, torch.device("cpu"))
+        moments = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(2)]
+        memory = PeakMemory()
+        memory.hold([*model.parameters(), *tree_leaves(raw), *moments])
+        with memory:
+            outputs = tree_leaves(model(raw, points))
+            torch.stack([output.sum() for output in outputs]).sum().backward()  # as large as any loss
+    return memory.peak
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _stage(name: str, module: nn.Module, flops: dict[str, int]) -> tuple[int, int]:
+    # The counter names what was called; a list of stages is not called itself, its members are.
+    prefix = f"{PerceiverIO.__name__}.{name}"
+    inside = [f"{prefix}.{child}" for child, _ in module.named_children()] if isinstance(module, nn.ModuleList) else []
+    return count_parameters(module), sum(flops.get(key, 0) for key in inside or [prefix])
+
+
+class PeakMemory(TorchDispatchMode):
+    """Follows which tensors are alive while it is on; `peak` is the largest sum of their bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and note what it made."""
+        made = function(*args, **(kwargs or {}))
+        self.hold(tree_leaves(made))
+        return made
+
+    def hold(self, values: list[Any]) -> None:
+        """Count the storages of these tensors until they are gone."""
+        for value in values:
+            if isinstance(value, Tensor):
+                self._hold(value.untyped_storage())
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.alive -= size

@@ -1,0 +1,143 @@
+"""A commented recipe for data that is there, which `perceivers train` takes as it is."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from perceivers.core.arguments import check_names, check_new_name
+from perceivers.data.arrays import ARRAY_FILES, read_arrays
+from perceivers.data.rows import FOLDER, column_names, read_rows
+from perceivers.data.shards import KEY, is_shards, open_shards
+from perceivers.modalities.cells import WHOLE_ROW, Files, Row
+from perceivers.proposal import OWN_KINDS, Proposal, propose
+from perceivers.schema import Record, yaml_text
+
+LOOKED_AT = 10_000
+"""Rows that a proposal looks at."""
+
+FEW_ROWS = 10_000
+"""Fewer may be learned by heart in 50 epochs."""
+
+USUAL = ("label", "target", "class", "y")
+"""Columns that are predicted if none is named; else the last one."""
+
+ROW = "row"
+"""The input that numbers, categories and dates make together."""
+
+
+def proposed_recipe(data: str, predict: Sequence[str] = ()) -> str:
+    """Return a recipe as commented YAML; ValueError if nothing in the data can be read or predicted."""
+    records, files = _records(data)
+    names = column_names([record for record in records if isinstance(record, Row)]) or list(records[0])
+    predict = check_names("column", predict, names) or [_usual(names)]
+    columns = {name: [_cell(record, name) for record in records] for name in names if name != KEY}
+    found = {name: propose(values, name in predict, files) for name, values in columns.items()}
+    outputs = {name: found[name] for name in predict}
+    for name, proposal in outputs.items():
+        if not proposal.spec or proposal.spec["kind"] == "date":
+            raise ValueError(f"column {name!r} cannot be predicted: {proposal.why}; name another with --predict")
+    inputs = {name: proposal for name, proposal in found.items() if name not in predict and proposal.spec}
+    if not inputs:
+        raise ValueError(f"{data}: no column is left to predict {', '.join(predict)} from")
+    left_out = {name: p for name, p in found.items() if name not in predict and not p.spec}
+    seen = "" if len(records) < LOOKED_AT else " looked at"
+    lines = [
+        _comment(f"# Proposed from {data}, {len(records)} rows{seen}. Change what you know better."),
+        f"data: {_flow(_data(data, outputs))}",
+        *_inputs(inputs, isinstance(records[0], Row)),
+        "outputs:",
+        *_specs(outputs),
+        *(_comment(f"# {name} is left out: {proposal.why}") for name, proposal in left_out.items()),
+        "config: auto  # sizes that suit the schema: see perceivers schema check",
+        f"training: {_flow(_training(len(records)))}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _records(data: str) -> tuple[list[Record], Files | None]:
+    if data.endswith(ARRAY_FILES):
+        return list(read_arrays(data)[:LOOKED_AT]), None
+    found = open_shards(data) if is_shards(data) else read_rows(Path(data))
+    rows = [row for row in islice(found, LOOKED_AT) if isinstance(row, Row) and not row.error]
+    if not rows:
+        raise ValueError(f"{data}: no row can be read")
+    return list(rows), rows[0].files
+
+
+def _cell(record: Record, name: str) -> Any:
+    return record.cells.get(name) if isinstance(record, Row) else record[name]
+
+
+def _usual(names: Sequence[str]) -> str:
+    return next((name for name in names if name.lower() in (*USUAL, FOLDER)), names[-1])
+
+
+def _data(data: str, outputs: Mapping[str, Proposal]) -> dict[str, Any]:
+    if data.endswith(ARRAY_FILES):
+        return {"kind": "arrays", "training_file": data}
+    if is_shards(data):
+        return {"kind": "shards", "files": data}
+    classes = [name for name, proposal in outputs.items() if proposal.spec["kind"] == "label"]
+    return {"kind": "table", "file": data, **({"stratify": classes[0]} if classes else {})}
+
+
+def _inputs(inputs: Mapping[str, Proposal], table: bool) -> list[str]:
+    """Write numbers, categories and dates of a table as one input, a token each; all else as inputs of their own."""
+    fields = {n: p for n, p in inputs.items() if table and p.spec["kind"] in (*OWN_KINDS, "date") and n != "mask"}
+    lines = ["inputs:"]
+    if fields:
+        options = {"kind": "records", "key": WHOLE_ROW, "tokens": "field", "max_records": 1}
+        lines += [f"  {ROW}:  # the columns that are single values, a token for each"]
+        lines += [*(f"    {option}: {_flow(value)}" for option, value in options.items()), "    fields:"]
+        lines += [f"      {_flow(name)}: {_flow(p.spec)}  # {_comment(p.why)}" for name, p in fields.items()]
+    return lines + _specs({name: proposal for name, proposal in inputs.items() if name not in fields})
+
+
+def _specs(proposals: Mapping[str, Proposal]) -> list[str]:
+    lines, taken = [], {ROW: 0}
+    for column, proposal in proposals.items():
+        name = _new_name(column, taken)
+        key = {} if name == column else {"key": column}
+        kind = OWN_KINDS.get(proposal.spec["kind"], proposal.spec["kind"])
+        lines.append(f"  {name}: {_flow({**proposal.spec, 'kind': kind, **key})}  # {_comment(proposal.why)}")
+    return lines
+
+
+def _new_name(column: str, taken: dict[str, int]) -> str:
+    name = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_") or "column"
+    name = f"_{name}" if name[0].isdigit() else name
+    try:
+        check_new_name("", name)
+    except ValueError:
+        name += "_"
+    first, number = name, taken.get(name, 0)
+    while name in taken:  # one name for many columns, as where none has a letter of ASCII: each is numbered once
+        number += 1
+        name = f"{first}_{number}"
+    taken[first] = number
+    taken[name] = 0
+    return name
+
+
+def _training(num_rows: int) -> dict[str, Any]:
+    """Return options for about 50 epochs; of few rows, which may be learned by heart, a tenth is for validation."""
+    batch_size = max(8, min(64, 1 << (num_rows // 10).bit_length() >> 1))
+    steps = min(max(50 * num_rows // batch_size, 300), 5000)
+    return {
+        "num_steps": steps,
+        "batch_size": batch_size,
+        "optimiser": {"kind": "adamw", "learning_rate": 0.001, "weight_decay": 0.05, "max_norm": 1.0},
+        "schedule": {"kind": "cosine", "warmup_steps": steps // 20},
+        **({"validation_fraction": 0.1, "checkpoint_every": steps // 20} if num_rows < FEW_ROWS else {}),
+    }
+
+
+def _flow(value: Any) -> str:
+    text = yaml_text(value, default_flow_style=True, width=10**9)
+    return text.strip().removesuffix("...").strip()
+
+
+def _comment(text: str) -> str:
+    return " ".join(text.split())

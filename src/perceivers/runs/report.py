@@ -1,0 +1,74 @@
+"""The report of any run: scores, losses over the steps, and samples as their kinds draw them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.data.sifting import read_held_out
+from perceivers.media.report import Report
+from perceivers.runs.recipe import load_run
+from perceivers.runs.results import read_scores
+from perceivers.schema import Record, Schema
+from perceivers.training.evaluation import inference, masking_of
+from perceivers.training.log import read_log
+from perceivers.training.order import evaluation_batches
+from perceivers.training.pictures import SHOWN, draw_samples, subplots
+
+
+def report(run: Path) -> Path:
+    """Write report.html into the folder of a run that has been evaluated."""
+    recipe, model = load_run(run)
+    page = Report(f"Run {run.name}")
+    add_scores(page, run)
+    batch, predictions = predict(model.cpu(), recipe.schema, read_held_out(recipe.data, recipe.schema)[:SHOWN])
+    page.heading("Samples, held out")
+    page.figure(
+        draw_samples(recipe.schema, batch, predictions), "Inputs; then of each output what is true and written."
+    )
+    add_losses(page, run)
+    return page.write(run / "report.html")
+
+
+def add_scores(page: Report, run: Path) -> None:
+    """Add a table of every metric of every evaluation."""
+    scores = read_scores(run)
+    page.heading("Scores")
+    measured = {(o, m): None for outputs in scores.values() for o, metrics in outputs.items() for m in metrics}
+    rows = {
+        f"{output}, {metric}": [_shown(evaluation.get(output, {}).get(metric)) for evaluation in scores.values()]
+        for output, metric in measured
+    }
+    page.table(["output, metric", *scores], rows)
+
+
+def add_losses(page: Report, run: Path) -> None:
+    """Add curves of each output's training loss over the steps."""
+    lines = cast(list[dict[str, Any]], read_log(run))
+    curves = {"losses": "training loss", "weights": "learned weight"}
+    curves = {key: title for key, title in curves.items() if any(line.get(key) for line in lines)}
+    if not curves:
+        return
+    figure, (places,) = subplots(1, list(curves.values()), side=5.0)
+    for key, axes in zip(curves, places, strict=True):
+        for name in dict.fromkeys(name for line in lines for name in line.get(key, ())):
+            values = [line.get(key, {}).get(name, torch.nan) for line in lines]
+            axes.plot([line["step"] for line in lines], values, label=name)
+        axes.set_yscale("log")
+        axes.legend()
+    page.heading("Losses")
+    page.figure(figure, "Loss of each output under its fixed weight, a batch at a time.")
+
+
+def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return one batch of all these records, and the model's predictions of it."""
+    batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
+    with inference(model):
+        return batch, model(batch["inputs"], schema.points(batch["targets"]), masking=masking_of(model, schema))
+
+
+def _shown(score: float | None) -> str:
+    return "" if score is None or not math.isfinite(score) else f"{score:.4g}"

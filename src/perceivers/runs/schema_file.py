@@ -1,0 +1,45 @@
+"""Schema files: inputs and outputs at the top, then any other part of a recipe. Recipe files are read as well."""
+
+from pathlib import Path
+from typing import Any
+
+from perceivers.data import Table
+from perceivers.data.arrays import ARRAY_FILES
+from perceivers.data.shards import is_shards
+from perceivers.runs.recipe import Recipe
+from perceivers.schema import Schema, from_plain, json_schema, read_plain, to_plain
+
+SIDES = ("inputs", "outputs")
+
+
+def read_declaration(path: str | Path, data: str | None = None) -> Recipe:
+    """Return the recipe that a file declares, on `data` if given; errors name file, line and place."""
+    plain, lines = read_plain(Path(path))
+    if not isinstance(plain, dict):
+        plain = {}
+    if "schema" not in plain and any(side in plain for side in SIDES):
+        schema = from_plain(Schema, {side: plain.pop(side) for side in SIDES if side in plain}, str(path), lines)
+        plain["schema"] = to_plain(schema)
+    own = plain.get("data", to_plain(Table()))
+    return from_plain(Recipe, {**plain, "data": _data_at(data, own) if data else own}, str(path), lines)
+
+
+def _data_at(path: str, own: Any) -> dict[str, Any]:
+    """Return the data set at a path (table, folder, arrays or shards), with the options that a file of its kind gives."""
+    kind, fields = "table", ("file", "held_out_file")
+    if path.endswith(ARRAY_FILES):
+        kind, fields = "arrays", ("training_file", "held_out_file")
+    elif is_shards(path):
+        kind, fields = "shards", ("files", "held_out_files")
+    kept = own if isinstance(own, dict) and own.get("kind") == kind else {"kind": kind}
+    return {**kept, **dict(zip(fields, (path, ""), strict=True))}
+
+
+def declaration_schema() -> dict[str, Any]:
+    """Return the JSON schema of schema files and recipe files, for editors that check what they write."""
+    definitions = json_schema(Recipe)["$defs"]
+    recipe, sides = definitions.pop("Recipe"), definitions.pop("SchemaInFile")
+    rest = {name: value for name, value in recipe["properties"].items() if name != "schema"}
+    flat = {**recipe, "properties": {**sides["properties"], **rest}, "required": list(SIDES), "title": "Schema file"}
+    nested = {**recipe, "properties": {"schema": sides, **rest}, "required": ["schema"], "title": "Recipe file"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": [flat, nested], "$defs": definitions}

@@ -1,0 +1,87 @@
+"""Summary of a schema's model: its tokens, latents and queries, what they cost, and a picture of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perceivers.files import whole_file
+from perceivers.preset import Preset, Rows, wiring
+from perceivers.runs.flops import Costs, costs, training_bytes
+from perceivers.schema import kind_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
+"""Kinds of files that a picture is written as."""
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The content of `perceivers schema check`."""
+
+    preset: Preset
+    """The model."""
+    inputs: dict[str, Rows]
+    """Tokens of each input."""
+    outputs: dict[str, Rows]
+    """Queries of each output."""
+    cost: Costs
+    """Of one sample."""
+    batch_size: int
+    """Samples of a training step."""
+    training_bytes: int
+    """Memory that such a step takes."""
+
+    @property
+    def latents(self) -> Rows:
+        """Number and width of the latents."""
+        config = self.preset.config
+        tokens = sum(rows.size for rows in self.inputs.values())
+        return Rows(tokens if config.trunk == "transformer" else config.latents.num_latents, config.latents.channels)
+
+
+def describe(preset: Preset, batch_size: int) -> Wiring:
+    """Summarise a model, counted on tensors that have shapes but no content."""
+    inputs, outputs = wiring(preset.schema)
+    return Wiring(preset, inputs, outputs, costs(preset), batch_size, training_bytes(preset, batch_size))
+
+
+def write_picture(found: Wiring, path: Path) -> None:
+    """Draw the dataflow into a file; ValueError for a kind of file that is not written."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: a picture is written as {', '.join(FORMATS)}")
+    figure = draw(found)
+    with whole_file(path) as fresh:
+        figure.savefig(fresh, format=path.suffix[1:].lower())
+
+
+def draw(found: Wiring) -> "Figure":
+    """Draw inputs on the left, latents in the middle, outputs on the right, arrows between them."""
+    from matplotlib.figure import Figure
+
+    schema, tallest = found.preset.schema, max(len(found.inputs), len(found.outputs))
+    figure = Figure(figsize=(10, 1.2 + 0.9 * tallest), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10), ylim=(0, 1.05))
+    axes.set_axis_off()
+    layers = found.preset.config.processor.num_layers * found.preset.config.processor.num_blocks
+    _box(axes, 5.0, 0.5, f"latents\n{found.latents.size} x {found.latents.channels}\n{layers} layers", "#ffe3b3")
+    axes.text(1.5, 1.02, "tokens", ha="center")
+    axes.text(8.5, 1.02, "queries", ha="center")
+    for specs, rows, x, colour in (
+        (schema.inputs, found.inputs, 1.5, "#cfe3f7"),
+        (schema.outputs, found.outputs, 8.5, "#d6efd0"),
+    ):
+        for number, (name, row) in enumerate(rows.items()):
+            y = 1 - (number + 0.5) / len(rows)
+            _box(axes, x, y, f"{name}: {kind_name(specs[name])}\n{row.size} x {row.channels}", colour)
+            start, end = ((x + 1.2, y), (4.3, 0.5)) if x < 5 else ((5.7, 0.5), (x - 1.2, y))
+            axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": "0.4"})
+    return figure
+
+
+def _box(axes: "Axes", x: float, y: float, text: str, colour: str) -> None:
+    style = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "0.5"}
+    axes.text(x, y, text, ha="center", va="center", fontsize=9, bbox=style, parse_math=False)

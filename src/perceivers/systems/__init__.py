@@ -1,0 +1,32 @@
+"""The published systems: a folder for each, and a line for each in SYSTEMS."""
+
+from perceivers.runs.evaluate import Scorer, UntrainedBaselines
+from perceivers.runs.presets import Published
+from perceivers.runs.system import System, Task
+from perceivers.systems import audioset, digits, glue, imagenet, language, multimodal, optical_flow, starcraft
+
+SYSTEMS: tuple[System, ...] = (
+    digits.SYSTEM,
+    language.SYSTEM,
+    glue.SYSTEM,
+    imagenet.SYSTEM,
+    optical_flow.SYSTEM,
+    multimodal.SYSTEM,
+    audioset.SYSTEM,
+    starcraft.SYSTEM,
+)
+"""Every system: the smallest, then in the order of the paper."""
+
+TASKS: dict[str, Task] = {name: task for system in SYSTEMS for name, task in system.tasks.items()}
+"""Every task by its name on the command line."""
+
+PRESETS: dict[str, Published] = {name: model for system in SYSTEMS for name, model in system.presets.items()}
+"""Every published model by name."""
+
+SCORERS: dict[str, Scorer] = {name: scorer for system in SYSTEMS for name, scorer in system.scorers.items()}
+"""Scorers of data sets whose records no batch can hold, by `DataSet.scorer`."""
+
+UNTRAINED_BASELINES: dict[str, UntrainedBaselines] = {
+    kind: baselines for system in SYSTEMS for kind, baselines in system.untrained_baselines.items()
+}
+"""Baselines that need no training, by the kind of output that they predict."""

@@ -1,0 +1,70 @@
+"""Scores of whole clips, and a baseline that never looks: the frequency of the labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from perceivers.data import DataSet
+from perceivers.data.dataset import evenly
+from perceivers.modalities import Labels
+from perceivers.runs.recipe import Recipe, load_run
+from perceivers.schema import Record, Schema
+from perceivers.training.evaluation import Scores, answers, gathered, scored
+from perceivers.training.order import evaluation_batches
+
+BATCH = 64
+"""Records of a batch in evaluation."""
+
+COUNTED = 500
+"""Training records, at equal distances, in which labels are counted."""
+
+
+def baseline_scores(run: Path) -> dict[str, Scores]:
+    """Return scores of whole clips, the mean over their windows, and of a baseline: how often labels occur."""
+    recipe, model = load_run(run)
+    training, held_out = recipe.data.training(), recipe.data.held_out()
+    logits, fitting = gathered(answers(model, recipe.schema, held_out))["labels"]
+    chances, truth = by_clip(recipe.data, logits.sigmoid(), fitting)
+    frequency = label_frequency(recipe.schema, training).expand_as(chances)
+    return {
+        "whole clips": {"labels": label_scores(recipe, chances, truth)},
+        "frequency of labels": {"labels": label_scores(recipe, frequency, truth)},
+    }
+
+
+def by_clip(
+    data: DataSet, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
+) -> tuple[Float[Tensor, "clips classes"], Int[Tensor, "clips classes"]]:
+    """Average the windows of each clip, which follow one another (paper: 16); other records are clips themselves."""
+    windows = data.records_per_clip
+    return chances.unflatten(0, (-1, windows)).mean(dim=1), truth[::windows]
+
+
+def label_frequency(schema: Schema, records: Sequence[Record]) -> Float[Tensor, "1 classes"]:
+    """Return the part of the records in which each label occurs."""
+    batches = evaluation_batches(schema, evenly(records, COUNTED), BATCH)
+    return torch.cat([batch["targets"]["labels"] for batch in batches]).mean(dim=0, keepdim=True)
+
+
+def label_scores(
+    recipe: Recipe, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
+) -> dict[str, float]:
+    """Return the output's metrics; of labels in groups also how often the most probable one of a group is right."""
+    scores = scored(recipe.schema.outputs, [("labels", (chances, truth))])["labels"]
+    for group, members in recipe.data.label_groups.items():
+        names = label_names(recipe)
+        own = [names.index(name) for name in members]
+        scores[f"{group}, accuracy"] = float((chances[:, own].argmax(1) == truth[:, own].argmax(1)).float().mean())
+    return scores
+
+
+def label_names(recipe: Recipe) -> Sequence[str]:
+    """Return the names of the labels, by number."""
+    spec = recipe.schema.outputs["labels"]
+    assert isinstance(spec, Labels)
+    if names := recipe.data.names():
+        return names
+    return [str(number) for number in range(spec.classes)] if isinstance(spec.classes, int) else spec.classes

@@ -1,0 +1,49 @@
+"""Guesses of the pixels that were not read: the mean image's, and the nearest read pixel's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from perceivers.runs.recipe import changed_schema, load_run
+from perceivers.runs.report import predict
+from perceivers.schema import Record
+from perceivers.systems.digits.model import SIDE
+from perceivers.systems.digits.recipes import QUARTER
+from perceivers.training.evaluation import Scores
+
+
+def baseline_scores(run: Path) -> dict[str, Scores]:
+    """Return the PSNR of the pixels that were not read when a quarter was: the model's and two plain guesses'."""
+    own, model = load_run(run)
+    quarter = changed_schema(own.schema, own.evaluations[QUARTER])
+    batch, predictions = predict(model.cpu(), quarter, own.data.held_out())
+    unread = psnr_of_unread(own.data.training(), batch, predictions["image"])
+    return {f"unread pixels, {QUARTER}": {"image": {f"psnr of {name}": value for name, value in unread.items()}}}
+
+
+def psnr_of_unread(training: Sequence[Record], batch: dict[str, Any], images: torch.Tensor) -> dict[str, float]:
+    """Return the PSNR [dB] of unread pixels: the model's, the mean image's, the nearest read pixel's."""
+    read = batch["inputs"]["pixels"]
+    truth = batch["targets"]["image"][..., 0].numpy()
+    unread = np.ones_like(truth, bool)
+    nearest = np.empty_like(truth)
+    every = np.moveaxis(np.indices((SIDE, SIDE)), 0, -1).reshape(-1, 2)
+    for number, mask in enumerate(read["mask"].numpy()):
+        places, values = (read[name][number].numpy()[mask] for name in ("coordinates", "values"))
+        unread[(number, *places.astype(int).T)] = False
+        distance = ((every[:, None] - places[None]) ** 2).sum(-1)
+        nearest[number] = values[distance.argmin(1), 0].reshape(SIDE, SIDE)
+    mean = np.mean([record["image"] for record in training], axis=0)
+    guesses = {
+        "the model": images[..., 0].numpy(),
+        "the mean image": np.broadcast_to(mean, truth.shape),
+        "the nearest read pixel": nearest,
+    }
+    return {name: _psnr(guess[unread], truth[unread]) for name, guess in guesses.items()}
+
+
+def _psnr(guess: np.ndarray, truth: np.ndarray, value_range: float = 16.0) -> float:
+    return float(10 * np.log10(value_range**2 / np.mean((guess - truth) ** 2)))

@@ -1,0 +1,29 @@
+"""The schema and the sizes of the digits: one set in, two structures out of the same latents."""
+
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.modalities import Image, Label, PointSet
+from perceivers.modalities.position_encodings import Fourier
+from perceivers.schema import Schema
+
+SIDE = 8
+"""Pixels of a digit along each axis."""
+
+CONFIG = Config(
+    latents=LatentsConfig(num_latents=16, channels=96),
+    encoder=EncoderConfig(num_heads=4),
+    processor=ProcessorConfig(num_layers=4, num_heads=4),
+    decoder=DecoderConfig(num_heads=4),
+)
+"""A small model."""
+
+
+def schema() -> Schema:
+    """Return the schema: some pixels in as a set; the class and the whole picture out."""
+    positions = Fourier(num_bands=8, max_resolution=SIDE)
+    return Schema(
+        inputs={"pixels": PointSet(axes=2, channels=1, positions=positions, keep=(0.1, 1.0), keep_at_eval=True)},
+        outputs={
+            "label": Label(classes=10, query_channels=64),
+            "image": Image(size=SIDE, channels=1, positions=positions),
+        },
+    )

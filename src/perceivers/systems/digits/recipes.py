@@ -1,0 +1,37 @@
+"""The recipe of the digits: some pixels are read as a set; the class and the picture are written, at any positions.
+
+Run: `perceivers train digits --out runs/digits` (about two minutes on two cores). Expect 97 % with all pixels read.
+"""
+
+from collections.abc import Callable
+
+from perceivers.data import Digits
+from perceivers.runs.recipe import Recipe
+from perceivers.systems.digits.model import CONFIG, schema
+from perceivers.training.config import TrainingConfig
+from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+
+EVERYTHING, QUARTER = "all pixels read", "a quarter of the pixels read"
+
+
+def recipe() -> Recipe:
+    """Return the recipe of a small Perceiver IO: one set in, two structures out of the same latents."""
+    return Recipe(
+        data=Digits(),
+        schema=schema(),
+        config=CONFIG,
+        training=TrainingConfig(
+            num_steps=1800,
+            batch_size=64,
+            optimiser=OptimiserConfig(kind="adamw", learning_rate=2e-3, weight_decay=0.05, max_norm=1.0),
+            schedule=ScheduleConfig(kind="cosine", warmup_steps=50),
+        ),
+        evaluations={
+            EVERYTHING: {"pixels": {"keep": [1.0, 1.0]}},
+            QUARTER: {"pixels": {"keep": [0.25, 0.25]}},
+        },
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"digits": recipe}
+"""By name on the command line."""

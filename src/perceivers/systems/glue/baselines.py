@@ -1,0 +1,107 @@
+"""Scores by file and GLUE's average, and two baselines: the most frequent answer, and a bag of bytes."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceivers.data import DataSet
+from perceivers.data.glue import RATING
+from perceivers.modalities import Label, Numbers
+from perceivers.modalities.kind import Kind
+from perceivers.modalities.label import class_number
+from perceivers.runs.recipe import load_run
+from perceivers.schema import Record, Schema
+from perceivers.training.evaluation import Compared, Scores, answers, gathered, scored
+
+METRICS = {"cola": "matthews", "sts": "pearson"}
+"""What counts for a task in GLUE's average; for others "accuracy" (paper F.4)."""
+
+
+def baseline_scores(run: Path) -> dict[str, Scores]:
+    """Return scores by file where a task has several, GLUE's average, and the baselines' scores on the same records."""
+    recipe, model = load_run(run)
+    schema, data = recipe.schema, recipe.data
+    held_out = data.held_out()
+    answered = gathered(answers(model, schema, held_out))
+    by_file = file_scores(schema, answered, held_out)
+    return by_file | {"GLUE": glue_scores(schema, answered, by_file)} | baselines(schema, data, held_out)
+
+
+def file_scores(schema: Schema, answered: Mapping[str, Compared], records: Sequence[Record]) -> dict[str, Scores]:
+    """Return scores by file of a task that has several: MNLI matched and mismatched, CoLA in and out of its domain."""
+    scores: dict[str, Scores] = defaultdict(dict)
+    for name, (predictions, truth) in answered.items():
+        files = np.array([record["file"] for record in records if name in record])
+        for file in dict.fromkeys(files) if len(set(files)) > 1 else ():
+            own = torch.from_numpy(files == file)
+            scores[str(file)] |= scored(schema.outputs, [(name, (predictions[own], truth[own]))])
+    return scores
+
+
+def glue_scores(schema: Schema, answered: Mapping[str, Compared], by_file: dict[str, Scores]) -> Scores:
+    """Return the score that counts for each task, and their mean; MNLI's two files are averaged first."""
+    counting: Scores = {}
+    for name, own in scored(schema.outputs, answered.items()).items():
+        metric = METRICS.get(name, "accuracy")
+        if name == "mnli":
+            whole = float(np.mean([scores[name][metric] for scores in by_file.values() if name in scores]))
+            counting[name] = {metric: whole}
+        elif name != RATING:
+            counting[name] = {metric: own[metric]}
+    mean = float(np.mean([value for own in counting.values() for value in own.values()]))
+    return {**counting, "average": {"score": mean}}
+
+
+def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict[str, Scores]:
+    """Return scores of the most frequent answer (of numbers the mean), and of a linear model of counted bytes."""
+    training = data.each_once().training()
+    scores: dict[str, Scores] = {"most frequent": {}, "bag of bytes": {}}
+    for name, spec in schema.outputs.items():
+        texts, targets = told(spec, name, training)
+        held_texts, truth = told(spec, name, held_out)
+        guess = most_frequent(spec, targets).expand(len(truth), -1).squeeze(dim=-1)
+        # A constant has no correlation.
+        plain = replace(spec, further_metrics=()) if isinstance(spec, Numbers) else spec
+        scores["most frequent"] |= scored({name: plain}, [(name, (guess, truth))])
+        counted = bag_of_bytes(spec, texts, targets, held_texts)
+        scores["bag of bytes"] |= scored({name: spec}, [(name, (counted, truth))])
+    return scores
+
+
+def told(spec: Kind, name: str, records: Sequence[Record]) -> tuple[list[bytes], Tensor]:
+    """Return the texts that have this target, and the targets."""
+    known = [(record["text"].encode(), record[name]) for record in records if name in record]
+    numbers = [class_number(value, spec.classes) if isinstance(spec, Label) else value for _, value in known]
+    return [text for text, _ in known], torch.tensor(numbers)
+
+
+def most_frequent(spec: Kind, targets: Tensor) -> Float[Tensor, " width"]:
+    """Return the most frequent class as one-hot, or the mean."""
+    if not isinstance(spec, Label):
+        return targets.mean(dim=0, keepdim=True)
+    return F.one_hot(targets.bincount().argmax(), spec.num_classes).float()
+
+
+def bag_of_bytes(spec: Kind, texts: Sequence[bytes], targets: Tensor, asked: Sequence[bytes]) -> Tensor:
+    """Predict by logistic (of numbers, ridge) regression on weighted counts of one to three bytes in a row."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+
+    counts = TfidfVectorizer(
+        analyzer="char", ngram_range=(1, 3), lowercase=False, sublinear_tf=True, encoding="latin-1"
+    )
+    linear = LogisticRegression(max_iter=1000) if isinstance(spec, Label) else Ridge()
+    fitted = make_pipeline(counts, linear).fit(texts, targets.numpy())
+    if not isinstance(spec, Label):
+        return torch.from_numpy(fitted.predict(asked)).float()
+    probabilities = torch.zeros(len(asked), spec.num_classes)
+    probabilities[:, fitted.classes_] = torch.from_numpy(fitted.predict_proba(asked)).float()
+    return probabilities

@@ -1,0 +1,36 @@
+"""Schemas of GLUE: a text in, a class or a score of each task out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from perceivers.data.glue import CLASSES, RATING, Task
+from perceivers.modalities import Label, Numbers, Text
+from perceivers.modalities.kind import Kind
+from perceivers.modalities.row import RowKind
+from perceivers.schema import Schema
+
+Variant = Literal["shared-token", "task-tokens", "task-queries"]
+"""What asks for a task: one token before the text, the same for all; a token of its own; a trained query of its own."""
+
+
+def glue_schema(tasks: Sequence[Task], text: Text, variant: Variant = "task-queries") -> Schema:
+    """Return a schema: a text in; for each task a head of two layers with tanh, behind its query."""
+    prefix = {"shared-token": 1, "task-tokens": len(tasks), "task-queries": 0}[variant]
+    outputs: dict[str, Kind] = {}
+    for number, task in enumerate(tasks):
+        asked: dict[str, Any] = {"query_channels": text.channels, "hidden_channels": text.channels}
+        outputs |= task_outputs(task, asked | ({"of": "text", "token": number % prefix} if prefix else {}))
+    return Schema({"text": replace(text, prefix=prefix)}, outputs)
+
+
+def task_outputs(task: Task, asked: dict[str, Any]) -> dict[str, RowKind]:
+    """Return the outputs of a task: a class, a score, or both (VADER), with GLUE's metrics."""
+    if task == "sts":
+        return {task: Numbers(further_metrics=("pearson",), **asked)}
+    label = Label(classes=CLASSES[task], **asked)
+    if task == "vader":
+        return {task: label, RATING: Numbers(further_metrics=("pearson",), **asked)}
+    if task == "cola":
+        return {task: replace(label, further_metrics=("matthews",))}
+    return {task: replace(label, further_metrics=("f1",)) if task in ("mrpc", "qqp") else label}

@@ -1,0 +1,71 @@
+"""The report of a run on GLUE."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from perceivers.media.report import Report
+from perceivers.modalities import Label
+from perceivers.modalities.kind import Kind
+from perceivers.runs.recipe import load_run
+from perceivers.runs.report import add_losses, add_scores, subplots
+from perceivers.schema import Record
+from perceivers.training.evaluation import Compared, answers, gathered
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+BATCH, SHOWN = 128, 12
+"""Records of a batch in evaluation; sentences of a task in the report."""
+
+
+def report(run: Path) -> Path:
+    """Write scores beside the baselines', and of each output: sentences with truth and answer, and how they differ."""
+    recipe, model = load_run(run)
+    page = Report(f"GLUE: run {run.name}")
+    add_scores(page, run)
+    held_out = recipe.data.held_out()
+    for name, compared in gathered(answers(model, recipe.schema, held_out)).items():
+        records = [record for record in held_out if name in record]
+        add_answers(page, name, recipe.schema.outputs[name], records, compared)
+    add_losses(page, run)
+    return page.write(run / "report.html")
+
+
+def add_answers(page: Report, name: str, spec: Kind, records: Sequence[Record], compared: Compared) -> None:
+    """Add some sentences, and a table of true and written classes or a cloud of true and written numbers."""
+    predictions, truth = compared
+    page.heading(f"{name}, held out")
+    chosen = range(0, len(records), max(len(records) // SHOWN, 1))[:SHOWN]
+    rows = {records[i]["text"]: [shown(spec, truth[i]), shown(spec, predictions[i])] for i in chosen}
+    page.table(["text", "true", "written"], rows)
+    if isinstance(spec, Label):
+        pairs = Counter(zip(truth.tolist(), predictions.argmax(dim=-1).tolist(), strict=True))
+        names = [spec.name_of(number) for number in range(spec.num_classes)]
+        counts = {own: [str(pairs[row, column]) for column in range(len(names))] for row, own in enumerate(names)}
+        page.table(["true, in columns written", *names], counts)
+    else:
+        page.figure(cloud(truth, predictions), "Each held-out record: true across, written upwards.")
+
+
+def shown(spec: Kind, value: Tensor) -> str:
+    """Return a value as text: a class by name, of probabilities the most probable one; a number."""
+    if not isinstance(spec, Label):
+        return f"{float(value):.2f}"
+    if value.ndim == 0:
+        return spec.name_of(int(value))
+    ((name, probability),) = spec.ranking(value, 1)
+    return f"{name} ({probability:.0%})"
+
+
+def cloud(truth: Float[Tensor, " n"], written: Float[Tensor, " n"]) -> "Figure":
+    """Draw true and written numbers as points."""
+    figure, ((axes,),) = subplots(1, ["true, written"], side=5.0)
+    axes.plot(truth.numpy(), written.numpy(), ".", alpha=0.3)
+    axes.axline((float(truth.mean()), float(truth.mean())), slope=1, color="0.6")
+    return figure

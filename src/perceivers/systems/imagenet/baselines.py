@@ -1,0 +1,66 @@
+"""Baselines of image classification: the most frequent class, and logistic regression on the same pixels."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from perceivers.modalities import Image, Label
+from perceivers.runs.recipe import load_run
+from perceivers.schema import Record, Schema, find_kind
+from perceivers.systems.imagenet.recipes import PAPER
+from perceivers.training.evaluation import Scores, scored
+from perceivers.training.order import evaluation_batches
+
+BATCH = 128
+"""Pictures of a batch in evaluation."""
+
+
+def baseline_scores(run: Path) -> dict[str, Scores]:
+    """Return scores of the most frequent class and of logistic regression on the pixels of the held-out records."""
+    recipe, _ = load_run(run)
+    if recipe.task in PAPER:
+        return {}
+    return baselines(recipe.schema, recipe.data.training(), recipe.data.held_out())
+
+
+def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:
+    """Return the scores of both baselines by the label's own metrics."""
+    name, label = find_kind(fitted.outputs, Label)
+    pixels, classes = pixels_of(fitted, training)
+    others, truth = pixels_of(fitted, held_out)
+    frequencies = classes.bincount(minlength=label.num_classes) / len(classes)
+    guesses = {
+        "most frequent class": frequencies.expand(len(truth), -1),
+        "logistic regression": logistic_regression(pixels, classes, others, label.num_classes),
+    }
+    return {baseline: scored(fitted.outputs, [(name, (guess, truth))]) for baseline, guess in guesses.items()}
+
+
+def pixels_of(fitted: Schema, records: Sequence[Record]) -> tuple[Float[Tensor, "n p"], Int[Tensor, " n"]]:
+    """Return the pictures as the model sees them in evaluation, each as a row, and their classes."""
+    (name, image), (output, _) = find_kind(fitted.inputs, Image), find_kind(fitted.outputs, Label)
+    batches = list(evaluation_batches(fitted, records, BATCH))
+    rows = [image.normalise(batch["inputs"][name]).flatten(1) for batch in batches]
+    return torch.cat(rows), torch.cat([batch["targets"][output] for batch in batches])
+
+
+def logistic_regression(
+    pixels: Float[Tensor, "n p"], classes: Int[Tensor, " n"], others: Float[Tensor, "m p"], num_classes: int
+) -> Float[Tensor, "m k"]:
+    """Return scikit-learn's probabilities, its regularisation chosen on a tenth of the training records."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, ShuffleSplit
+
+    tenth = ShuffleSplit(1, test_size=0.1, random_state=0)
+    search = GridSearchCV(LogisticRegression(max_iter=100), {"C": [1e-4, 1e-2, 1.0]}, cv=tenth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits of the optimum change no score
+        search.fit(pixels.numpy(), classes.numpy())
+    probabilities = torch.zeros(len(others), num_classes)
+    probabilities[:, search.classes_] = torch.from_numpy(search.predict_proba(others.numpy())).float()
+    return probabilities

@@ -1,0 +1,91 @@
+"""The report of a run of image classification."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.media.pictures import drawable
+from perceivers.media.report import Report
+from perceivers.modalities import Image, Label
+from perceivers.runs.recipe import Recipe, load_run
+from perceivers.runs.report import add_losses, add_scores, predict
+from perceivers.schema import Record, Schema, find_kind
+from perceivers.training.evaluation import answers, gathered
+from perceivers.training.mixing import mixed
+from perceivers.training.order import PreparedRecords
+from perceivers.training.pictures import SHOWN, draw_samples, subplots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def report(run: Path) -> Path:
+    """Write scores beside the baselines', augmented pictures, samples, and which classes are taken for which."""
+    recipe, model = load_run(run)
+    page = Report(f"Image classification: run {run.name}")
+    add_scores(page, run)
+    page.heading("What training sees")
+    page.figure(draw_training(recipe), "Augmented pictures of the training part, with the classes they count as.")
+    page.heading("Samples, held out")
+    held_out = recipe.data.held_out()
+    batch, predictions = predict(model.cpu(), recipe.schema, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
+    page.figure(draw_samples(recipe.schema, batch, predictions), "Picture; true class; the three most probable ones.")
+    page.heading("Which class is taken for which")
+    _, label = find_kind(recipe.schema.outputs, Label)
+    page.figure(
+        draw_confusion(confusion(model, recipe.schema, held_out), label),
+        "Held-out pictures of each true class (a row), by the class that is written; in percent of the row.",
+    )
+    add_losses(page, run)
+    return page.write(run / "report.html")
+
+
+def draw_training(recipe: Recipe, count: int = 8) -> "Figure":
+    """Draw some training pictures as a step gets them."""
+    schema, training = recipe.schema, recipe.data.training()
+    prepared = PreparedRecords(schema, training, recipe.training.seed, training=True)
+    chosen = np.random.default_rng(recipe.training.seed).permutation(len(training))[:count]
+    torch.manual_seed(recipe.training.seed)
+    batch = mixed(schema, schema.collate([prepared[int(number)] for number in chosen]), recipe.training.mixing)
+    (name, image), (output, label) = find_kind(schema.inputs, Image), find_kind(schema.outputs, Label)
+    titles = [_title(label, target) for target in batch["targets"][output]]
+    figure, (row,) = subplots(1, titles, side=2.0)
+    for axes, picture in zip(row, batch["inputs"][name], strict=True):
+        image.picture(axes, picture)
+    return figure
+
+
+def _title(label: Label, target: Tensor) -> str:
+    """Return a class, or the classes that a picture was mixed from with their parts."""
+    if target.ndim == 0:
+        return label.name_of(int(target))
+    return "\n".join(f"{name} {part:.0%}" for name, part in label.ranking(target, 2) if part > 0.005)
+
+
+def confusion(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> Int[Tensor, "k k"]:
+    """Count records by their true class (rows) and the most probable one of the model (columns)."""
+    name, label = find_kind(schema.outputs, Label)
+    counts = torch.zeros(label.num_classes, label.num_classes, dtype=torch.long)
+    probabilities, truth = gathered(answers(model, schema, records))[name]
+    return counts.index_put_((truth, probabilities.argmax(dim=-1)), torch.tensor(1), accumulate=True)
+
+
+def draw_confusion(counts: Int[Tensor, "k k"], label: Label) -> "Figure":
+    """Draw the parts of each row as shades; with numbers and names if there are few classes."""
+    figure, ((axes,),) = subplots(1, ["true (rows), written (columns)"], side=6.0)
+    percent = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    axes.imshow(percent.numpy(), cmap="Blues", vmin=0, vmax=100)
+    if len(counts) <= 20:
+        names = [drawable(label.name_of(number)) for number in range(len(counts))]
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        for row, column in np.ndindex(*counts.shape):
+            shade = "white" if percent[row, column] > 50 else "black"
+            axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=8)
+    return figure

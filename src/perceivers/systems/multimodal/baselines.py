@@ -1,0 +1,93 @@
+"""Baselines of reconstruction: the mean clip, and PCA with as many numbers as the latents have."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from perceivers.core.config import Config
+from perceivers.data.dataset import evenly
+from perceivers.modalities import Label
+from perceivers.modalities.grid import Grid
+from perceivers.runs.recipe import load_run
+from perceivers.schema import Batch, Record, Schema
+from perceivers.training.evaluation import Scores, guess_scores
+from perceivers.training.order import evaluation_batches
+
+BATCH = 64
+"""Records of a batch of a baseline."""
+
+FITTED = 4096
+"""Training records, at equal distances, that a baseline is fitted to at most."""
+
+FITTED_VALUES = 1 << 28
+"""Values of records that a baseline is fitted to at most."""
+
+CODED = ("image", "audio")
+"""What a baseline writes beside the class."""
+
+Values = Mapping[str, Any]
+"""Raw outputs by name."""
+
+
+def baseline_scores(run: Path) -> dict[str, Scores]:
+    """Return scores on the held-out clips of the mean training clip, and of PCA with as many numbers as latents."""
+    recipe, _ = load_run(run)
+    assert isinstance(recipe.config, Config)
+    numbers = recipe.config.latents.num_latents * recipe.config.latents.channels
+    return baselines(recipe.schema, recipe.data.training(), recipe.data.held_out(), numbers)
+
+
+def baselines(
+    schema: Schema, training: Sequence[Record], held_out: Sequence[Record], numbers: int
+) -> dict[str, Scores]:
+    """Return the scores of both and of the most frequent class, fitted to at most FITTED training records."""
+    from sklearn.decomposition import PCA
+
+    size = sum(np.size(held_out[0][name]) for name in CODED)
+    fitted = evenly(training, min(FITTED, max(FITTED_VALUES // size, 2)))
+    parts = [batch["targets"] for batch in evaluation_batches(schema, fitted, BATCH)]
+    rows = np.concatenate([rows_of(schema, part) for part in parts])
+    pca = PCA(min(numbers, len(rows)), svd_solver="full").fit(rows)
+    label = schema.outputs["label"]
+    assert isinstance(label, Label)
+    classes = torch.cat([part["label"] for part in parts]).bincount(minlength=label.num_classes).float()
+
+    def mean(batch: Batch) -> dict[str, Tensor]:
+        targets = batch["targets"]
+        same = np.broadcast_to(pca.mean_, (len(targets["label"]), len(pca.mean_)))
+        return {**grids_of(schema, same, targets), "label": classes.expand(len(same), -1)}
+
+    def coded(batch: Batch) -> dict[str, Tensor]:
+        targets = batch["targets"]
+        return grids_of(schema, pca.inverse_transform(pca.transform(rows_of(schema, targets))), targets)
+
+    guesses = {"mean clip, most frequent class": mean, f"PCA, {pca.n_components_} numbers": coded}
+    batches = evaluation_batches(schema, held_out, BATCH)
+    return {baseline: guess_scores(schema, batches, guess) for baseline, guess in guesses.items()}
+
+
+def rows_of(schema: Schema, targets: Values) -> Float[np.ndarray, "b n"]:
+    """Flatten pictures and sound of each clip into one row, in the units that losses have."""
+    return torch.cat([grid_of(schema, name).normalise(targets[name]).flatten(1) for name in CODED], dim=1).numpy()
+
+
+def grids_of(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Values) -> dict[str, Tensor]:
+    """Bring rows back into the shapes of the targets, in the data's units."""
+    sizes = [targets[name][0].numel() for name in CODED]
+    parts = torch.from_numpy(rows.astype(np.float32)).split(sizes, dim=1)
+    return {
+        name: grid_of(schema, name).denormalise(part.view_as(targets[name]))
+        for name, part in zip(CODED, parts, strict=True)
+    }
+
+
+def grid_of(schema: Schema, name: str) -> Grid:
+    """Return an output that is a grid."""
+    spec = schema.outputs[name]
+    assert isinstance(spec, Grid)
+    return spec

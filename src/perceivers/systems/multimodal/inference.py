@@ -1,0 +1,69 @@
+"""Reconstruction of a clip of any size, length and rates."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from perceivers.core.arguments import check_positive
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.media.clips import FPS, standard_frames, standard_sound
+from perceivers.media.video import Clip
+from perceivers.modalities import Audio, Label, Video
+from perceivers.modalities.patches import as_sizes
+from perceivers.schema import find_kind
+from perceivers.training.evaluation import check_guesses, inference
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A clip after its way through the latents."""
+
+    clip: Clip
+    """Frames and sound."""
+    classes: list[tuple[str, float]]
+    """What it shows, most probable first; the mean over its parts."""
+
+
+def autoencode(
+    model: PerceiverIO,
+    clip: Clip,
+    num_classes: int = 5,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Reconstruction:
+    """Reconstruct a clip of any size, length and rates, cut to a square and read in parts of the model's length.
+
+    `model.memory_limit` bounds what reading and writing take; `track` may show progress over the parts.
+    """
+    check_positive("num_classes", num_classes)
+    inputs, outputs = model.schema.inputs, model.schema.outputs
+    (video, film), (audio, sounds), (label, labels) = (
+        find_kind(inputs, Video),
+        find_kind(inputs, Audio),
+        find_kind(outputs, Label),
+    )
+    length, side, _ = as_sizes(film.size, 3, "size")
+    (samples,) = as_sizes(sounds.size, 1, "size")
+    frames, sound = standard_frames(clip, side), standard_sound(clip, Fraction(samples * FPS, length))
+    count = len(frames)
+    parts = -(-count // length)
+    frames = np.pad(frames, [(0, parts * length - count), (0, 0), (0, 0), (0, 0)], mode="edge")
+    sound = np.pad(sound, [(0, max(parts * samples - len(sound), 0)), (0, 0)])[: parts * samples]
+    parameter = next(model.parameters())
+    written, heard, logits = [], [], []
+    for part in track(range(parts)):
+        pixels = torch.from_numpy(frames[part * length : (part + 1) * length])[None].to(parameter) / 255
+        wave = torch.from_numpy(sound[part * samples : (part + 1) * samples])[None].to(parameter)
+        with inference(model):
+            encoded = model.encode({video: pixels, audio: wave})
+            raw = model.decode(encoded)
+        for output, own in raw.items():
+            check_guesses(output, own, part, "part")
+        written.append((raw[video][0].clamp(0, 1) * 255).round().byte().cpu().numpy())
+        heard.append(raw[audio][0].clamp(-1, 1).float().cpu().numpy())
+        logits.append(raw[label][0].double().cpu())
+    kept = round(count * samples / length)
+    rebuilt = Clip(np.concatenate(written)[:count], float(FPS), np.concatenate(heard)[:kept], samples * FPS // length)
+    return Reconstruction(rebuilt, labels.ranking(torch.stack(logits).softmax(-1).mean(0), num_classes))

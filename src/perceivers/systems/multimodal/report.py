@@ -1,0 +1,71 @@
+"""The report of a run on clips, with the clips as files to play."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perceivers.data import DataSet
+from perceivers.data.dataset import evenly
+from perceivers.media.audio import write_audio
+from perceivers.media.pictures import show_image
+from perceivers.media.report import Report
+from perceivers.media.video import Clip, write_video
+from perceivers.runs.recipe import changed_schema, load_run
+from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
+from perceivers.schema import Schema
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+from perceivers.systems.multimodal.baselines import Values
+from perceivers.systems.multimodal.recipes import UNSEEN
+
+PLAYED_SIDE = 128
+"""Pixels to which smaller films are enlarged."""
+
+
+def report(run: Path) -> Path:
+    """Write scores beside the baselines', held-out clips beside their reconstructions; both also as files, to play."""
+    recipe, model = load_run(run)
+    page = Report(f"Video, sound and label: run {run.name}")
+    add_scores(page, run)
+    unseen = changed_schema(recipe.schema, recipe.evaluations[UNSEEN])
+    shown = evenly(recipe.data.held_out(), SHOWN)
+    batch, predictions = predict(model.cpu(), unseen, shown)
+    folder = write_clips(run / "reconstructed", recipe.data, batch["targets"], predictions)
+    page.heading("Held-out clips, the label unseen")
+    drawn = draw_clips(unseen, batch["targets"], predictions)
+    page.figure(drawn, f"True frames and sound above, written ones below; the class. To play them: {folder.name}/.")
+    add_losses(page, run)
+    return page.write(run / "report.html")
+
+
+def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":
+    """Draw a row for each clip: frames, true above written; waves, likewise, of one scale; most probable classes."""
+    from matplotlib.figure import Figure
+
+    count = len(true["label"])
+    figure = Figure(figsize=(12, 2 * count), layout="constrained")
+    for row, (frames, wave, label) in enumerate(figure.subplots(count, 3, squeeze=False, width_ratios=[8, 4, 2])):
+        films = [np.concatenate(list(side["image"][row].numpy()), axis=1) for side in (true, written)]
+        show_image(frames, np.concatenate(films), (0.0, 1.0))
+        sounds = [side["audio"][row, :, 0].numpy() for side in (true, written)]
+        full = float(max(np.abs(sound).max() for sound in sounds))
+        for place, sound in enumerate(sounds):
+            wave.plot(sound - 2 * full * place, linewidth=0.4, color=f"C{place}")
+        wave.set_axis_off()
+        schema.outputs["label"].picture(label, written["label"][row])
+        label.set_title(f"true: {int(true['label'][row])}", fontsize=9)
+    return figure
+
+
+def write_clips(folder: Path, data: DataSet, true: Values, written: Values) -> Path:
+    """Write N-true.mp4 and .wav, N-written.mp4 and .wav of each clip of a batch."""
+    for side, batch in (("true", true), ("written", written)):
+        for number, (film, sound) in enumerate(zip(batch["image"].numpy(), batch["audio"].numpy(), strict=True)):
+            times = max(PLAYED_SIDE // film.shape[1], 1)
+            frames = (film.clip(0, 1) * 255).round().astype(np.uint8).repeat(times, 1).repeat(times, 2)
+            clip = Clip(np.broadcast_to(frames, (*frames.shape[:3], 3)), data.fps, sound.clip(-1, 1), data.rate)
+            write_video(folder / f"{number}-{side}.mp4", clip)
+            write_audio(folder / f"{number}-{side}.wav", sound, data.rate)
+    return folder

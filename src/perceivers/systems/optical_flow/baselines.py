@@ -1,0 +1,104 @@
+"""Scores of optical flow on pairs of any size: a model's in tiles, and those of baselines that need no training."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.modalities import Flow
+from perceivers.progress import tracked
+from perceivers.runs.recipe import load_run
+from perceivers.schema import Record, Schema, find_kind
+from perceivers.systems.optical_flow.inference import estimate_flow
+from perceivers.training.evaluation import Compared, Scores, check_guesses, masking_of, scored
+
+FramesU8 = UInt8[np.ndarray, "2 h w 3"]
+Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]
+
+
+def score_in_tiles(model: PerceiverIO, records: Sequence[Record], schema: Schema) -> Scores:
+    """Return the scores of a model in tiles (paper H), from coarse to fine where frames are larger than its own."""
+    for name, prob in masking_of(model, schema).probs.items():
+        if prob:
+            raise ValueError(f"{name}: pairs that are scored in tiles are read whole: leave mask_prob = {prob} out")
+    return scores_of({"tiles": partial(by_model, model)}, records, schema)["tiles"]
+
+
+def by_model(model: PerceiverIO, frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
+    """Return the flow that a model predicts for a pair."""
+    first, second = frames
+    return estimate_flow(model, first, second, levels=None)
+
+
+def scores_of(estimators: Mapping[str, Estimator], records: Sequence[Record], schema: Schema) -> dict[str, Scores]:
+    """Return the scores of what each estimates from the frames alone."""
+    output, flow = find_kind(schema.outputs, Flow)
+
+    def guesses(name: str) -> Iterator[tuple[str, Compared]]:
+        for number, record in enumerate(tracked(records, name)):
+            guess = torch.from_numpy(estimators[name](as_bytes(record["frames"])))
+            check_guesses(f"{output}, {name}", guess[None], number)
+            yield output, flow.compared(guess, torch.from_numpy(record["flow"]))
+
+    return {name: scored(schema.outputs, guesses(name)) for name in estimators}
+
+
+def untrained_baseline_scores(records: Sequence[Record], schema: Schema) -> dict[str, Scores]:
+    """Return the scores of the baselines, which need no training, on these records."""
+    return scores_of(baselines(), records, schema)
+
+
+def no_motion(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
+    """Predict that nothing moves."""
+    return np.zeros((*frames.shape[1:3], 2), np.float32)
+
+
+def farneback(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
+    """Predict by OpenCV's Farneback, with the settings of its own example."""
+    import cv2
+
+    first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
+    start = np.zeros((*first.shape, 2), np.float32)
+    return np.asarray(cv2.calcOpticalFlowFarneback(first, second, start, 0.5, 3, 15, 3, 5, 1.2, 0), np.float32)
+
+
+def dis(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
+    """Predict by OpenCV's dense inverse search, at its best preset."""
+    import cv2
+
+    first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    start = np.zeros((*first.shape, 2), np.float32)
+    return np.asarray(search.calc(first, second, start), np.float32)
+
+
+BASELINES: dict[str, Estimator] = {
+    "no motion": no_motion,
+    "OpenCV Farneback": farneback,
+    "OpenCV DIS": dis,
+}
+"""What needs no training, by name; those of OpenCV need opencv-python-headless."""
+
+
+def baselines() -> dict[str, Estimator]:
+    """Return the baselines that can run here: those of OpenCV where it is installed."""
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        return {"no motion": no_motion}
+    return BASELINES
+
+
+def as_bytes(frames: Float[np.ndarray, "2 h w 3"]) -> FramesU8:
+    """Convert frames from -1 to 1 to pictures."""
+    return np.rint((frames + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+
+def baseline_scores(run: Path) -> dict[str, Scores]:
+    """Return each baseline's scores on the records that a run is evaluated on."""
+    recipe, _ = load_run(run)
+    return untrained_baseline_scores(recipe.data.held_out(), recipe.schema)

@@ -1,0 +1,115 @@
+"""Optical flow of two frames of any size, in tiles and from coarse to fine."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch.nn import functional as F
+
+from perceivers.core.arguments import check_positive
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.media.image import resize
+from perceivers.modalities import Flow, FramePair
+from perceivers.modalities.patches import as_sizes
+from perceivers.schema import find_kind
+from perceivers.training.evaluation import inference
+
+OVERLAP = 20
+"""Pixels that neighbouring tiles share, at least (official notebook)."""
+
+Places = Iterable[tuple[int, int]]
+
+
+def estimate_flow(
+    model: PerceiverIO,
+    first: UInt8[np.ndarray, "h w 3"],
+    second: UInt8[np.ndarray, "_ _ 3"],
+    track: Callable[[Places], Places] = iter,
+    levels: int | None = 1,
+) -> Float[np.ndarray, "h w 2"]:
+    """Predict where each pixel of the first frame went (right, down); frames of any size, in tiles of the model's size.
+
+    With more `levels`, frames of half the size come first, with one level less; what they find is fetched back, and
+    the model finds what is left: motion 2^(levels - 1) times as far as what the model was trained on. None: as many as
+    leave frames no smaller than those.
+    `track` may show progress over the tiles of a level.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"frames of different sizes: {first.shape[:2]} and {second.shape[:2]}")
+    levels = levels_for(first.shape[:2], trained_size(model)) if levels is None else levels
+    check_positive("levels", levels)
+    if levels == 1:
+        return tiled_flow(model, first, second, track)
+    half = ((first.shape[0] + 1) // 2, (first.shape[1] + 1) // 2)
+    if min(half) < 2:
+        raise ValueError(f"frames of {first.shape[0]} x {first.shape[1]} pixels cannot be halved: use fewer levels")
+    one, other = (np.rint(resize(frame, half, "area")).astype(np.uint8) for frame in (first, second))
+    coarse = estimate_flow(model, one, other, track, levels - 1)
+    stretch = np.array([first.shape[1] / half[1], first.shape[0] / half[0]], np.float32)
+    flow = resize(coarse, first.shape[:2], "bilinear") * stretch
+    return flow + tiled_flow(model, first, fetched_back(second, flow), track)
+
+
+def fetched_back(second: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "h w 2"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Warp the second frame back along the flow, interpolated linearly; its border where the flow leads outside."""
+    height, width = flow.shape[:2]
+    places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + flow
+    unit = torch.from_numpy((places / np.array([width - 1, height - 1]) * 2 - 1).astype(np.float32))[None]
+    image = torch.from_numpy(second.astype(np.float32)).movedim(-1, 0)[None]
+    fetched = F.grid_sample(image, unit, padding_mode="border", align_corners=True)
+    return fetched[0].movedim(0, -1).round().to(torch.uint8).numpy()
+
+
+def trained_size(model: PerceiverIO) -> tuple[int, ...]:
+    """Return height and width of the frames that a model was trained on."""
+    return as_sizes(find_kind(model.schema.inputs, FramePair)[1].size, 2, "size")
+
+
+def levels_for(size: Sequence[int], trained: Sequence[int]) -> int:
+    """Return how many levels of halves leave a frame of `size` no smaller than what a model was trained on."""
+    return 1 + max(0, int(np.log2(min(n / own for n, own in zip(size, trained, strict=True)))))
+
+
+def tiled_flow(
+    model: PerceiverIO,
+    first: UInt8[np.ndarray, "h w 3"],
+    second: UInt8[np.ndarray, "_ _ 3"],
+    track: Callable[[Places], Places] = iter,
+) -> Float[np.ndarray, "h w 2"]:
+    """Predict one level of `estimate_flow`.
+
+    Tiles stand where the official notebook puts them, each once, and are blended by their distance from the border.
+    """
+    name, _ = find_kind(model.schema.inputs, FramePair)
+    output, _ = find_kind(model.schema.outputs, Flow)
+    height, width = trained_size(model)
+    size = first.shape[:2]
+    short = [(0, max(tile - n, 0)) for tile, n in zip((height, width), size, strict=True)]
+    frames = np.pad(np.stack([first, second]), [(0, 0), *short, (0, 0)], mode="edge").astype(np.float32) / 255 * 2 - 1
+    parameter = next(model.parameters())
+    weight = blend_weights(height, width)
+    total = np.zeros((*frames.shape[1:3], 3))
+    origins = list(product(tile_origins(frames.shape[1], height), tile_origins(frames.shape[2], width)))
+    for top, left in track(origins):
+        window = np.s_[top : top + height, left : left + width]
+        tile = torch.from_numpy(frames[:, *window])[None].to(parameter)
+        with inference(model):
+            flow = model({name: tile})[output][0].double().cpu().numpy()
+        total[window] += np.concatenate([flow * weight, weight], axis=-1)
+    blended = total[..., :2] / total[..., 2:]
+    return blended[: size[0], : size[1]].astype(np.float32)
+
+
+def tile_origins(length: int, tile: int, overlap: int = OVERLAP) -> list[int]:
+    """Return where tiles begin along an axis: each `tile - overlap` pixels, the last one at the end; none twice."""
+    return sorted({origin for origin in range(0, length, tile - overlap) if origin + tile <= length} | {length - tile})
+
+
+def blend_weights(height: int, width: int) -> Float[np.ndarray, "h w 1"]:
+    """Return the distance of each pixel of a tile from its nearest border."""
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    down = np.minimum(rows + 1, height - rows)
+    across = np.minimum(columns + 1, width - columns)
+    return np.minimum(down, across)[..., None].astype(float)

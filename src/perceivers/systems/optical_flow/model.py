@@ -1,0 +1,42 @@
+"""Models of optical flow: a token for each pixel, queried with the same tokens (paper section 4.2, H)."""
+
+from functools import partial
+from typing import Literal
+
+from perceivers.modalities import Flow, FramePair
+from perceivers.modalities.position_encodings import Fourier
+from perceivers.preset import Preset
+from perceivers.runs.presets import Published, published
+from perceivers.schema import Schema
+
+Variant = Literal["3x3", "3x3-separate", "1x1", "1x1-separate", "conv", "conv-separate"]
+"""How frames become tokens (paper, table 16): a pixel's surroundings of 3 x 3 or 1 x 1, or a convolutional stem with
+convex upsampling behind; a token holds both frames, or one of them."""
+
+
+def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24, variant: Variant = "3x3") -> Preset:
+    """Return the released model, by default; 1024 latents and 16 layers are the paper's light one."""
+    return Preset(
+        schema=flow_schema(variant, (368, 496)),
+        config=published(latents, layers, heads=16),
+    )
+
+
+def flow_schema(variant: Variant, size: tuple[int, int], num_bands: int = 64) -> Schema:
+    """Return a schema: two frames of this size in, displacements out."""
+    frames = FramePair(
+        size=size,
+        stem="conv" if variant.startswith("conv") else "patches",
+        patch=1 if variant.startswith("1x1") else 3,
+        separate=variant.endswith("separate"),
+        positions=Fourier(num_bands=num_bands),
+    )
+    return Schema(inputs={"frames": frames}, outputs={"flow": Flow(of="frames")})
+
+
+PRESETS = {
+    # The paper prints the light model's 27.9M and 987B for the large one (facts: its own numbers tell).
+    "optical-flow": Published(optical_flow, 41_057_134, "27.9M", "987B", released=True),
+    "optical-flow-light": Published(partial(optical_flow, (1024, 512), 16), 27_908_974, "27.9M", "987B"),
+}
+"""The published models, with what the paper says of them."""

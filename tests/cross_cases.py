@@ -17,8 +17,8 @@ from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import CostModel
 from perceivers.core.fast.token_blocks import sample_of
+from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
-from perceivers.modalities.position_encodings import AxisTables
 
 LATENTS, LATENT_CHANNELS = 5, 11
 

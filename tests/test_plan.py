@@ -15,9 +15,10 @@ from perceivers.core.fast.cost_model import CostModel
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.core.fast.planner import Choice, Plan, choose
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.core.positions import AxisTables
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.label import Label
-from perceivers.modalities.position_encodings import AxisTables, Fourier
+from perceivers.modalities.position_encodings import Fourier
 from perceivers.modalities.vectors import Vectors
 from perceivers.runs.flops import CPU_ATTENTION, PeakMemory
 from perceivers.schema import Schema

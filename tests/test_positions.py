@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cross_cases import GivenAxis
+from perceivers.core.positions import AxisTables
 from perceivers.modalities.position_encodings import (
-    AxisTables,
     Fourier,
     FourierPositions,
     GridPlaces,

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from perceivers.core.positions import AxisTables
 from perceivers.core.resampler import as_tokens
 from perceivers.core.tokens import Segment, Tokens
-from perceivers.modalities.position_encodings import AxisTables, Fourier, FourierPositions, GridPlaces
+from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPlaces
 
 B, C, K = 2, 11, 3
 GRID = (5, 7)

@@ -25,7 +25,7 @@ def read_declaration(path: str | Path, data: str | None = None) -> Recipe:
 
 
 def _data_at(path: str, own: Any) -> dict[str, Any]:
-    """Return the data set at a path (table, folder, arrays or shards), with the options that a file of its kind gives."""
+    """Return the data set at a path (table, folder, arrays or shards), with the options of a file of its kind."""
     kind, fields = "table", ("file", "held_out_file")
     if path.endswith(ARRAY_FILES):
         kind, fields = "arrays", ("training_file", "held_out_file")

@@ -27,8 +27,8 @@ from perceivers.core.fast.linear_maps import (
 from perceivers.core.fast.op_counts import HALF, RATES, AttentionShape, Cost, DeviceRates, OpCount
 from perceivers.core.interfaces import BoundHead
 from perceivers.core.layers import LAYER_NORM_EPSILON
+from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
-from perceivers.modalities.position_encodings import AxisTables
 
 ONE_HOT = 8
 """Rows of a block of the separable algorithm, about; their one-hot code is part of a product."""

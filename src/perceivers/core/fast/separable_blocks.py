@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from perceivers.core.fast.onednn import matmul
 from perceivers.core.fast.token_blocks import Block, TokenBlocks
 from perceivers.core.layers import LAYER_NORM_EPSILON
+from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
-from perceivers.modalities.position_encodings import AxisTables
 
 Seen = tuple[Tensor, Tensor, Tensor]
 """Of a block: the compact left factor [*b, m, k], r [*b, y, x, 1], features of the rows [y, p]."""

@@ -16,7 +16,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.models import Work, build, inputs_of, picture, preset_of
 from benchmarks.processes import Contender, Program, Setting
-from perceivers.preset import Preset
+from perceivers.schema.preset import Preset
 from perceivers.tasks.costs import costs
 
 MB = 1e6

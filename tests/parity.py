@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import test_huggingface as hf
-from perceivers.pretrained.convert import from_huggingface
+from perceivers.pretrained.conversion import from_huggingface
 from perceivers.tasks.presets import PRESETS
 from reference_files import read, relative_error, under
 from test_convert import ASK, RECORDED, ask_imagenet, built, converted

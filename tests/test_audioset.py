@@ -10,13 +10,13 @@ from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AudioSet, SpokenDigits
 from perceivers.modalities import Spectrogram
-from perceivers.schema import from_plain, to_plain
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.audioset import RECIPES, audioset, by_clip, label_frequency, label_scores, paper, report, small
 from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
 from perceivers.tasks.results import keep_scores
-from perceivers.training.config import TrainingConfig
-from perceivers.training.objective import Objective
+from perceivers.training.losses import Objective
+from perceivers.training.training_config import TrainingConfig
 from test_autoencoding import grey_clip, write_recordings
 
 # Of few clips, many labels fit none: torchmetrics says so and counts them as 0.

@@ -12,18 +12,19 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.data import Kinetics, SpokenDigits
 from perceivers.data.dataset import LazyRecords, evenly
-from perceivers.data.spoken_digits import SPEAKERS, bouncing, digit_pictures, placed
-from perceivers.media.audio import read_audio, write_audio
-from perceivers.media.video import Clip, read_video, write_video
+from perceivers.data.published.spoken_digits import SPEAKERS, bouncing, digit_pictures, placed
+from perceivers.media.audio_files import read_audio, write_audio
+from perceivers.media.video_files import Clip, read_video, write_video
 from perceivers.modalities import Audio, Label, Video
-from perceivers.schema import Schema, from_plain, to_plain
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.autoencoding import EVALUATIONS, RECIPES, UNSEEN, grids_of, paper, report, rivals, rows_of, small
 from perceivers.tasks.recipe import Recipe, changed_schema, evaluate_run, load_run, run_recipe
 from perceivers.tasks.results import keep_scores
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import masking_of
-from perceivers.training.objective import Objective
+from perceivers.training.losses import Objective
+from perceivers.training.metrics import masking_of
+from perceivers.training.training_config import TrainingConfig
 
 TINY = Config(LatentsConfig(num_latents=3, channels=8), processor=ProcessorConfig(num_heads=2, num_layers=1))
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from perceivers.files.tensor_files import save_tensors
 from perceivers.modalities import Image, Label
-from perceivers.pretrained.convert import (
+from perceivers.pretrained.conversion import (
     from_haiku,
     from_huggingface,
     from_krasserm,
@@ -18,10 +19,10 @@ from perceivers.pretrained.convert import (
 )
 from perceivers.pretrained.huggingface import written_config
 from perceivers.pretrained.matching import count_layers, pairs, to_theirs
+from perceivers.pretrained.model_folder import load_weights
 from perceivers.pretrained.names import FAMILIES
 from perceivers.pretrained.sizes import changed, value_at
 from perceivers.pretrained.unpickle import read_haiku
-from perceivers.storage import load_weights, save_tensors
 from perceivers.tasks.convert import is_theirs, read_checkpoint
 from perceivers.tasks.presets import PRESETS
 from reference_files import REFERENCE, read, relative_error, under

@@ -33,16 +33,16 @@ from perceivers.core.positions import Fourier
 from perceivers.data import Table
 from perceivers.modalities import KINDS
 from perceivers.modalities.kind import AT_EVAL, as_evaluated
-from perceivers.schema import to_plain
+from perceivers.schema.plain_values import to_plain
 from perceivers.tasks import digits, starcraft
 from perceivers.tasks.attention import attention, attention_page
 from perceivers.tasks.imagenet import classify
 from perceivers.tasks.prediction import output_columns, predict_rows
 from perceivers.tasks.recipe import Recipe, changed_schema, changed_specs
 from perceivers.tasks.report import predict
-from perceivers.training.evaluation import evaluate, masking_of, validation_loss
-from perceivers.training.objective import Objective
-from perceivers.training.order import evaluation_batches
+from perceivers.training.losses import Objective
+from perceivers.training.metrics import evaluate, masking_of, validation_loss
+from perceivers.training.sampler import evaluation_batches
 
 SMALL = Config(
     LatentsConfig(num_latents=7, channels=12),

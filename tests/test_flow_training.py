@@ -10,7 +10,7 @@ import torch
 from perceivers.core.interfaces import Indices
 from perceivers.data import FlowPairs, FlowScenes
 from perceivers.modalities.flow import convex_upsample
-from perceivers.schema import from_plain, to_plain
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.tasks import TASKS
 from perceivers.tasks.flow_scores import as_bytes, no_motion, rivals, scores_of
 from perceivers.tasks.flow_training import RECIPES, paper, report, side_by_side

@@ -9,12 +9,13 @@ import torch
 from perceivers.core.config import Config, DecoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Glue
-from perceivers.data.glue import CLASSES, examples
+from perceivers.data.published.glue_tables import CLASSES, examples
 from perceivers.modalities import Estimate, Text
-from perceivers.preset import Preset
+from perceivers.pretrained.model_folder import save_model
 from perceivers.pretrained.transfer import transfer
-from perceivers.schema import Schema, from_plain, to_plain
-from perceivers.storage import save_model
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
+from perceivers.schema.preset import Preset
 from perceivers.tasks import TASKS
 from perceivers.tasks.glue import (
     EXAMPLES,
@@ -32,9 +33,9 @@ from perceivers.tasks.glue import (
 from perceivers.tasks.prediction import predict_rows
 from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
 from perceivers.tasks.results import keep_scores, read_scores
-from perceivers.training.evaluation import answers, gathered
 from perceivers.training.loop import TrainingConfig
-from perceivers.training.objective import Objective
+from perceivers.training.losses import Objective
+from perceivers.training.metrics import answers, gathered
 from perceivers.training.optimisers import build_optimiser
 
 TEXT = Text(length=31, channels=8, overflow="truncate")

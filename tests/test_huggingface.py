@@ -12,15 +12,16 @@ import transformers
 from torch import Tensor
 
 from perceivers.core.interfaces import Indices
+from perceivers.files.tensor_files import save_tensors
 from perceivers.modalities.patches import as_sizes, surrounding_patches
-from perceivers.preset import Preset
 from perceivers.pretrained.class_shapes import class_shapes
-from perceivers.pretrained.convert import from_huggingface, huggingface_options, to_huggingface
+from perceivers.pretrained.conversion import from_huggingface, huggingface_options, to_huggingface
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.huggingface import CLASSES, DEFAULTS, HIDDEN_ACTS
+from perceivers.pretrained.model_folder import load_weights
 from perceivers.pretrained.normalisation import with_normalisation
 from perceivers.pretrained.sizes import STAGES, changed
-from perceivers.storage import load_weights, save_tensors
+from perceivers.schema.preset import Preset
 from perceivers.tasks.convert import read_checkpoint, write_huggingface
 from perceivers.tasks.imagenet import MEAN, STD
 from perceivers.tasks.presets import PRESETS

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.modalities.patches import surrounding_patches
-from perceivers.pretrained.convert import from_krasserm
+from perceivers.pretrained.conversion import from_krasserm
 from perceivers.pretrained.matching import to_theirs
 from perceivers.pretrained.sizes import changed
 from perceivers.tasks.convert import read_checkpoint

@@ -13,11 +13,11 @@ import torch
 from perceivers.core.attention import Attention, BlockConfig
 from perceivers.core.initialisers import sines
 from perceivers.data import Texts
-from perceivers.data.texts import documents_of
+from perceivers.data.formats.documents import documents_of
+from perceivers.files.budgets import read_json
 from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import ByteTokenizer, tokenizer_of
-from perceivers.schema import from_plain, to_plain
-from perceivers.storage import read_json
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.tasks.language_rivals import (
     NUM_IDS,
     TRUST,
@@ -39,7 +39,7 @@ from perceivers.tasks.language_training import (
     with_text,
 )
 from perceivers.tasks.recipe import Recipe, preset_of, run_recipe
-from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
+from perceivers.training.sampler import BatchOrder, evaluation_batches, training_batches
 
 
 def write_corpus(folder, number=23):

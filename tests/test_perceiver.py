@@ -34,7 +34,7 @@ from perceivers.modalities.series import Series
 from perceivers.modalities.text import Text, TiedHead
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
-from perceivers.training.recompute import recomputed
+from perceivers.training.activation_checkpointing import recomputed
 from reference_files import relative_error
 
 B = 3

@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from perceivers.data import FlowPairs, FlowScenes
-from perceivers.media.flow import write_flow
-from perceivers.media.image import write_image
+from perceivers.files.durable_folder import write_folder
+from perceivers.media.flow_files import write_flow
+from perceivers.media.image_files import write_image
 from perceivers.modalities import Labels, Numbers
-from perceivers.schema import to_yaml
-from perceivers.storage import save_model, write_folder
+from perceivers.pretrained.model_folder import save_model
+from perceivers.schema.schema_files import to_yaml
 from perceivers.tasks.flow_scores import no_motion, score_in_tiles, scores_of
 from perceivers.tasks.flow_training import report, side_by_side
 from perceivers.tasks.optical_flow import estimate_flow, levels_for
 from perceivers.tasks.recipe import evaluate_run, preset_of, run_recipe
 from perceivers.tasks.results import keep_scores
 from perceivers.tasks.scoring import DataSets
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import scored
+from perceivers.training.metrics import scored
+from perceivers.training.training_config import TrainingConfig
 from test_flow_pairs import HEIGHT, WIDTH, write_middlebury
 
 STEPS = TrainingConfig(num_steps=1, batch_size=2, log_every=1, accelerator="cpu")

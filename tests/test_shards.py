@@ -15,16 +15,16 @@ import yaml
 from perceivers.data import shards
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.shards import Shards, open_shards
-from perceivers.data.sifting import read_held_out, read_parts
-from perceivers.media.image import write_image
+from perceivers.data.validation import read_held_out, read_parts
+from perceivers.media.image_files import write_image
 from perceivers.modalities import Image, Label, Numbers, Series
 from perceivers.modalities.cells import WHOLE_ROW
 from perceivers.schema import Schema
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import read_log
+from perceivers.training.checkpoints import checkpoints
+from perceivers.training.logging import read_log
 from perceivers.training.loop import split
-from perceivers.training.order import WINDOW, BatchOrder, training_batches
-from perceivers.training.state import checkpoints
+from perceivers.training.sampler import WINDOW, BatchOrder, training_batches
+from perceivers.training.training_config import TrainingConfig
 from small_run import trained, weights_of, without_time
 from test_weights import CALM
 

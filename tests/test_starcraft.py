@@ -9,9 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
-from perceivers.data import StarCraft, starcraft
-from perceivers.data.starcraft import STATISTICS, events_of, snapshots_of
-from perceivers.schema import from_plain, to_plain
+from perceivers.data import StarCraft
+from perceivers.data.published import starcraft_replays
+from perceivers.data.published.starcraft_replays import STATISTICS, events_of, snapshots_of
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.tasks.costs import CPU_ATTENTION
 from perceivers.tasks.recipe import Recipe, evaluate_run, run_recipe
 from perceivers.tasks.results import keep_scores
@@ -70,7 +71,9 @@ def some_game(number):
 def games(monkeypatch):
     """Data of six games."""
     monkeypatch.setattr(
-        starcraft, "replays", lambda folder: tuple(tuple(snapshots_of(some_game(number))) for number in range(6))
+        starcraft_replays,
+        "replays",
+        lambda folder: tuple(tuple(snapshots_of(some_game(number))) for number in range(6)),
     )
     return StarCraft(held_out_every=3)
 

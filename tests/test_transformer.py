@@ -9,7 +9,7 @@ from perceivers import Config, Label, LatentsConfig, Numbers, PerceiverIO, Point
 from perceivers.core.config import DecoderConfig
 from perceivers.core.explain import explain
 from perceivers.core.trunk import Transformer
-from perceivers.preset import Preset
+from perceivers.schema.preset import Preset
 from perceivers.tasks.costs import costs
 from perceivers.tasks.wiring import describe
 

@@ -18,7 +18,7 @@ from perceivers import (
     Text,
 )
 from perceivers.modalities.fields import Category, Number
-from perceivers.preset import Preset, auto_config, wiring
+from perceivers.schema.preset import Preset, auto_config, wiring
 from perceivers.tasks.costs import costs, training_bytes
 from perceivers.tasks.declaration import declaration_schema
 

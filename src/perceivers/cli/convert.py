@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from perceivers.files import check_outputs
+from perceivers.files.outputs import check_outputs
 from perceivers.pretrained.hub import save_pretrained
 from perceivers.tasks.convert import is_theirs, read_checkpoint, read_own, write_huggingface
 from perceivers.tasks.recipe import data_of, own_files
 from perceivers.tasks.results import run_card
-from perceivers.training.state import is_place_of_checkpoint
+from perceivers.training.checkpoints import is_place_of_checkpoint
 
 
 def convert(

@@ -13,7 +13,9 @@ from perceivers.core.joining import check_names
 from perceivers.core.plan import Order
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.progress import tracked
-from perceivers.schema import Schema, to_plain, to_yaml
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import to_plain
+from perceivers.schema.schema_files import to_yaml
 from perceivers.tasks.costs import Costs, costs
 from perceivers.tasks.presets import PRESETS
 

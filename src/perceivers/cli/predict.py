@@ -14,10 +14,10 @@ from perceivers.core.arguments import check_positive
 from perceivers.core.joining import check_names
 from perceivers.data import Shards, Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
-from perceivers.data.rows import read_rows, reader_of
+from perceivers.data.formats.readers import read_rows, reader_of
+from perceivers.data.formats.writers import check_writable, write_rows
 from perceivers.data.shards import is_shards, open_shards
-from perceivers.data.writing import check_writable, write_rows
-from perceivers.files import check_outputs
+from perceivers.files.outputs import check_outputs
 from perceivers.modalities.cells import Row
 from perceivers.schema import Record
 from perceivers.tasks.attention import PAGE_ROWS, attention_page

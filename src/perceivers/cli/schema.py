@@ -11,9 +11,10 @@ import tyro
 
 from perceivers.cli.tables import MEMORY, in_units, show
 from perceivers.data import Table
-from perceivers.data.sifting import read_parts
-from perceivers.files import check_outputs
-from perceivers.schema import kind_name, to_plain
+from perceivers.data.validation import read_parts
+from perceivers.files.outputs import check_outputs
+from perceivers.schema import kind_name
+from perceivers.schema.plain_values import to_plain
 from perceivers.tasks.declaration import declaration_schema, read_declaration
 from perceivers.tasks.proposing import proposed_recipe
 from perceivers.tasks.recipe import data_files, preset_of

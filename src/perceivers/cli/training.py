@@ -13,9 +13,9 @@ import tyro
 
 from perceivers.cli.tables import show
 from perceivers.data import Table
-from perceivers.files import check_outputs
-from perceivers.schema import from_file, with_settings
-from perceivers.storage import write_text
+from perceivers.files.durable import write_text
+from perceivers.files.outputs import check_outputs
+from perceivers.schema.schema_files import from_file, with_settings
 from perceivers.tasks import TASKS, Recipe, Task
 from perceivers.tasks.declaration import read_declaration
 from perceivers.tasks.prediction import group_scores
@@ -30,7 +30,7 @@ from perceivers.tasks.recipe import (
 )
 from perceivers.tasks.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
 from perceivers.tasks.scoring import DataSets, scores_elsewhere
-from perceivers.training.evaluation import Scores
+from perceivers.training.metrics import Scores
 
 
 def train(

@@ -8,7 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.files import one_line, tensor_file
+from perceivers.files.messages import one_line
+from perceivers.files.opening import tensor_file
 from perceivers.media.numpy_files import read_npz
 from perceivers.schema import Record
 

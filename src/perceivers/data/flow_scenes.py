@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch.nn import functional as F
 
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.media.image import read_image
+from perceivers.media.image_files import read_image
 from perceivers.schema import Record
 
 Places = Float[np.ndarray, "p 2"]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.media.image import TooManyPixelsError, image_size
+from perceivers.media.guarded_pillow import TooManyPixelsError
+from perceivers.media.image_files import image_size
 from perceivers.schema import Record
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perceivers.data.dataset import DataSet
-from perceivers.data.rows import MISSING, read_rows
+from perceivers.data.formats.readers import MISSING, read_rows
 from perceivers.modalities.cells import Row
 
 

@@ -16,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.lib import format as npy
 
-from perceivers.files import most_unpacked, one_line, regular_file
+from perceivers.files.messages import one_line
+from perceivers.files.opening import most_unpacked, regular_file
 
 MOST_ARRAYS = 10_000
 """Arrays that an .npz may hold."""

@@ -22,8 +22,8 @@ from perceivers.core.positions import Fourier, GridPlaces, PositionConfig, Posit
 from perceivers.core.queries import InputQuery, at_points
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
-from perceivers.media.flow import flow_colours
-from perceivers.media.pictures import show_image
+from perceivers.media.drawing import show_image
+from perceivers.media.flow_colours import flow_colours
 from perceivers.modalities.convolution import ConvStem
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, same_shape
 from perceivers.modalities.patches import as_sizes, rows_of, surrounding_patches, token_grid

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from perceivers.core.arguments import check_positive, is_whole
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
-from perceivers.media.pictures import drawable
+from perceivers.media.drawing import drawable
 from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.kind import Raw, mean_where, rounded, shown
 from perceivers.modalities.row import RowKind, RowOutput, stack_known

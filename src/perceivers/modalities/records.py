@@ -21,7 +21,7 @@ from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, Out
 from perceivers.core.joining import check_names
 from perceivers.core.queries import InputQuery, LearnedQuery
 from perceivers.core.tokens import Segment
-from perceivers.media.pictures import show_text
+from perceivers.media.drawing import show_text
 from perceivers.modalities.cells import WHOLE_ROW, Files, plain
 from perceivers.modalities.fields import Category, Column, Field, Number, is_missing
 from perceivers.modalities.kind import (

@@ -8,7 +8,7 @@ import numpy as np
 
 from perceivers.core.arguments import as_float32
 from perceivers.core.positions import Fourier
-from perceivers.media.audio import read_audio, to_mono, to_rate
+from perceivers.media.audio_files import read_audio, to_mono, to_rate
 from perceivers.media.mel import log_mel
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.kind import Raw

@@ -28,7 +28,7 @@ from perceivers.core.positions import GridPlaces, LearnedPositions
 from perceivers.core.queries import InputQuery, LearnedQuery, at_points
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
-from perceivers.media.pictures import show_text
+from perceivers.media.drawing import show_text
 from perceivers.modalities.cells import Files
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences, rounded
 from perceivers.modalities.scalars import UNKNOWN, class_numbers

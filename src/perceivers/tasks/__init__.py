@@ -16,7 +16,7 @@ from perceivers.tasks import (
 )
 from perceivers.tasks.recipe import Recipe
 from perceivers.tasks.report import report
-from perceivers.training.evaluation import Scores
+from perceivers.training.metrics import Scores
 
 
 @dataclass(frozen=True)

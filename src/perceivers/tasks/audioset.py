@@ -18,21 +18,21 @@ from torch import Tensor
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.positions import Fourier
 from perceivers.data import AudioSet, DataSet, SpokenDigits
-from perceivers.data.clips import Clips
 from perceivers.data.dataset import evenly
-from perceivers.data.spoken_digits import GROUPS
-from perceivers.media.report import Report
+from perceivers.data.published.clip_windows import Clips
+from perceivers.data.published.spoken_digits import GROUPS
+from perceivers.media.html_report import Report
 from perceivers.modalities import Audio, Labels, Spectrogram, Video
-from perceivers.preset import Preset
 from perceivers.schema import Record, Schema
+from perceivers.schema.preset import Preset
 from perceivers.tasks.published import published
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, answers, gathered, scored
+from perceivers.training.metrics import Scores, answers, gathered, scored
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.order import evaluation_batches
-from perceivers.training.pictures import draw_samples
+from perceivers.training.plots import draw_samples
+from perceivers.training.sampler import evaluation_batches
+from perceivers.training.training_config import TrainingConfig
 
 FRAMES, SIDE, SAMPLES, CLASSES = 32, 224, 61440, 527
 

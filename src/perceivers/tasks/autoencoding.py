@@ -21,22 +21,22 @@ from torch import Tensor
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.positions import Fourier
 from perceivers.data import DataSet, Kinetics, SpokenDigits
-from perceivers.data.clips import Clips
 from perceivers.data.dataset import evenly
-from perceivers.media.audio import write_audio
-from perceivers.media.pictures import show_image
-from perceivers.media.report import Report
-from perceivers.media.video import Clip, write_video
+from perceivers.data.published.clip_windows import Clips
+from perceivers.media.audio_files import write_audio
+from perceivers.media.drawing import show_image
+from perceivers.media.html_report import Report
+from perceivers.media.video_files import Clip, write_video
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.grid import Grid
 from perceivers.schema import Batch, Record, Schema
 from perceivers.tasks.multimodal import multimodal
 from perceivers.tasks.recipe import Recipe, changed_schema, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, guess_scores
+from perceivers.training.metrics import Scores, guess_scores
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.order import evaluation_batches
+from perceivers.training.sampler import evaluation_batches
+from perceivers.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

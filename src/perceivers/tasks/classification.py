@@ -23,23 +23,23 @@ from perceivers.core.config import Config, DecoderConfig, EncoderConfig, Latents
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
 from perceivers.data import Idx, ImageFolder
-from perceivers.media.image import CENTRE
-from perceivers.media.pictures import drawable
-from perceivers.media.report import Report
+from perceivers.media.drawing import drawable
+from perceivers.media.html_report import Report
+from perceivers.media.resampling import CENTRE
 from perceivers.modalities import Image, Label
 from perceivers.modalities.augmentation import Augmentation
 from perceivers.modalities.randaugment import RandAugment
-from perceivers.preset import Preset
 from perceivers.schema import Record, Schema, find_kind
+from perceivers.schema.preset import Preset
 from perceivers.tasks.imagenet import Features, config_b, imagenet
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import add_losses, add_scores, predict
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, answers, gathered, scored
-from perceivers.training.mixing import Mixing, mixed
+from perceivers.training.metrics import Scores, answers, gathered, scored
+from perceivers.training.mixup import Mixing, mixed
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.order import PreparedRecords, evaluation_batches
-from perceivers.training.pictures import SHOWN, draw_samples, subplots
+from perceivers.training.plots import SHOWN, draw_samples, subplots
+from perceivers.training.sampler import PreparedRecords, evaluation_batches
+from perceivers.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

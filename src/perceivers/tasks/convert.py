@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from perceivers.core.joining import check_names
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.preset import Preset
-from perceivers.pretrained.convert import (
+from perceivers.files.budgets import read_json
+from perceivers.files.durable_folder import DESCRIPTION, write_folder
+from perceivers.pretrained.conversion import (
     Converted,
     from_haiku,
     from_huggingface,
@@ -20,11 +21,13 @@ from perceivers.pretrained.convert import (
 )
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.hub import fetched
+from perceivers.pretrained.model_folder import WEIGHTS, savable
 from perceivers.pretrained.normalisation import PREPROCESSOR, takes_pictures, with_normalisation, written_normalisation
 from perceivers.pretrained.sizes import STAGES, value_at
 from perceivers.pretrained.unpickle import read_haiku
-from perceivers.schema import Schema, with_settings
-from perceivers.storage import DESCRIPTION, WEIGHTS, read_json, savable, write_folder
+from perceivers.schema import Schema
+from perceivers.schema.preset import Preset
+from perceivers.schema.schema_files import with_settings
 from perceivers.tasks.presets import PRESETS
 from perceivers.tasks.recipe import data_of, find_model
 

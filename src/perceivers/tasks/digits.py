@@ -15,17 +15,17 @@ from perceivers.core.interfaces import Coordinates
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
 from perceivers.data import Digits
-from perceivers.media.report import Report
+from perceivers.media.html_report import Report
 from perceivers.modalities import Image, Label, PointSet
 from perceivers.modalities.kind import sample_of
 from perceivers.schema import Record, Schema
 from perceivers.tasks.recipe import Recipe, changed_schema, load_run
 from perceivers.tasks.report import add_losses, predict
 from perceivers.tasks.results import score_of
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, inference
+from perceivers.training.metrics import Scores, inference
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.pictures import SHOWN, subplots
+from perceivers.training.plots import SHOWN, subplots
+from perceivers.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

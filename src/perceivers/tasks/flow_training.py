@@ -16,17 +16,17 @@ from jaxtyping import Float
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.data import FlowPairs, FlowScenes
-from perceivers.data.flow_curriculum import FlowCurriculum
-from perceivers.media.flow import colour_wheel, flow_colours
-from perceivers.media.pictures import show_image
-from perceivers.media.report import Report
+from perceivers.data.published.flow_curriculum import FlowCurriculum
+from perceivers.media.drawing import show_image
+from perceivers.media.flow_colours import colour_wheel, flow_colours
+from perceivers.media.html_report import Report
 from perceivers.schema import Record
 from perceivers.tasks.flow_scores import as_bytes, by_model, no_motion, rivals, scores_of
 from perceivers.tasks.optical_flow import Variant, flow_schema, optical_flow
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, subplots
-from perceivers.training.evaluation import Scores
 from perceivers.training.loop import TrainingConfig
+from perceivers.training.metrics import Scores
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:

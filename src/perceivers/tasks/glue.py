@@ -7,7 +7,8 @@ task, asked with one trained query; 5 minutes on two cores, from scratch or `--f
 `glue-paper-cola` ... `glue-paper-sts`, and the three ways for all eight tasks (`glue-paper-task-queries`): the paper's,
 to be started `--from` the byte model. It takes the best of batches of 16, 32 and 64 and rates of 1e-4, 5e-5, 2e-5 and
 1e-5: `--set training.batch_size=16 training.optimiser.learning_rate=1e-4 training.num_steps=...`, 10 epochs in steps.
-Ours, where the paper is silent: the cosine after the warm-up, no clipping, how two sentences are joined (data/glue.py),
+Ours, where the paper is silent: the cosine after the warm-up, no clipping, how two sentences are joined
+(data/published/glue_tables.py),
 truncation, tasks drawn by their sizes and of equal weight, and that tokens are asked with themselves.
 """
 
@@ -25,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.data import Glue
-from perceivers.data.glue import CLASSES, RATING, Task
-from perceivers.media.report import Report
+from perceivers.data.published.glue_tables import CLASSES, RATING, Task
+from perceivers.media.html_report import Report
 from perceivers.modalities import Label, Numbers, Text
 from perceivers.modalities.kind import Kind
 from perceivers.modalities.label import class_number
@@ -36,8 +37,8 @@ from perceivers.tasks import language_training
 from perceivers.tasks.language import language
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import add_losses, add_scores, subplots
-from perceivers.training.evaluation import Compared, Scores, answers, gathered, scored
 from perceivers.training.loop import TrainingConfig
+from perceivers.training.metrics import Compared, Scores, answers, gathered, scored
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from perceivers.core.arguments import check_positive
 from perceivers.core.config import DecoderConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier, Learned
-from perceivers.media.image import imagenet_crop
+from perceivers.media.resampling import imagenet_crop
 from perceivers.modalities import Image, Label
 from perceivers.modalities.patches import as_sizes
-from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
+from perceivers.schema.preset import Preset
 from perceivers.tasks.published import published
-from perceivers.training.evaluation import check_guesses, inference
+from perceivers.training.metrics import check_guesses, inference
 
 Features = Literal["fourier", "learned", "conv"]
 

@@ -14,9 +14,9 @@ from perceivers.core.interfaces import Indices
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of
-from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
-from perceivers.training.evaluation import check_guesses, inference
+from perceivers.schema.preset import Preset
+from perceivers.training.metrics import check_guesses, inference
 
 WIDTH = 768
 """Of embeddings, queries and what the decoder writes."""

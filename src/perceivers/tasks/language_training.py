@@ -28,21 +28,21 @@ from perceivers.core.config import Config, DecoderConfig, EncoderConfig, Latents
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Texts
 from perceivers.data.dataset import DataSet
-from perceivers.media.report import Report
+from perceivers.files.durable import write_text
+from perceivers.media.html_report import Report
 from perceivers.modalities import Text
 from perceivers.modalities.kind import sample_of
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of, trained_tokenizer, word_numbers
-from perceivers.preset import Preset
 from perceivers.schema import Record, Schema
-from perceivers.storage import write_text
+from perceivers.schema.preset import Preset
 from perceivers.tasks.language import language
 from perceivers.tasks.language_rivals import HiddenText, rival_guesses
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import add_losses, add_scores, predict
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import Scores, device_of, inference, masking_of, on_device
+from perceivers.training.metrics import Scores, device_of, inference, masking_of, on_device
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.order import evaluation_batches
+from perceivers.training.sampler import evaluation_batches
+from perceivers.training.training_config import TrainingConfig
 
 INPUT, OUTPUT = "text", "restored"
 """What the preset calls them."""

@@ -11,14 +11,14 @@ from perceivers.core.arguments import check_positive
 from perceivers.core.config import DecoderConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import Fourier
-from perceivers.media.clips import FPS, standard_frames, standard_sound
-from perceivers.media.video import Clip
+from perceivers.media.standard_clips import FPS, standard_frames, standard_sound
+from perceivers.media.video_files import Clip
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.patches import as_sizes
-from perceivers.preset import Preset
 from perceivers.schema import Schema, find_kind
+from perceivers.schema.preset import Preset
 from perceivers.tasks.published import published
-from perceivers.training.evaluation import check_guesses, inference
+from perceivers.training.metrics import check_guesses, inference
 
 FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
 """Of a clip at 25 frames and 48,000 samples a second."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from perceivers.preset import Preset
+from perceivers.schema.preset import Preset
 from perceivers.tasks.audioset import audioset
 from perceivers.tasks.imagenet import config_b, imagenet, original_perceiver
 from perceivers.tasks.language import language

@@ -6,11 +6,11 @@ from typing import cast
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet, FlowPairs
-from perceivers.data.sifting import read_held_out
+from perceivers.data.validation import read_held_out
 from perceivers.modalities import Flow
 from perceivers.schema import Record, Schema
 from perceivers.tasks.flow_scores import rivals, score_in_tiles, scores_of
-from perceivers.training.evaluation import Scores, evaluate
+from perceivers.training.metrics import Scores, evaluate
 
 Scorer = Callable[[PerceiverIO, Sequence[Record], Schema], Scores]
 

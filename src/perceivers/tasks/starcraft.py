@@ -23,17 +23,17 @@ from perceivers.core.config import Config, DecoderConfig, EncoderConfig, Latents
 from perceivers.core.initialisers import plain_linear
 from perceivers.core.trunk import Process, Resampler
 from perceivers.data import StarCraft
-from perceivers.data.starcraft import PLAYERS, STATISTICS
-from perceivers.media.report import Report
+from perceivers.data.published.starcraft_replays import PLAYERS, STATISTICS
+from perceivers.media.html_report import Report
 from perceivers.modalities import Records
 from perceivers.modalities.fields import Category, Number
 from perceivers.schema import Batch, Record, Schema
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import SHOWN, add_losses, add_scores, predict
-from perceivers.training.evaluation import Scores, guess_scores
 from perceivers.training.loop import TrainingConfig
+from perceivers.training.metrics import Scores, guess_scores
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.order import evaluation_batches
+from perceivers.training.sampler import evaluation_batches
 
 BATCH = 128
 """Records of a batch in evaluation."""

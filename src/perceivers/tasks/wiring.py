@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perceivers.files import whole_file
-from perceivers.preset import Preset, Rows, wiring
+from perceivers.files.durable import whole_file
 from perceivers.schema import kind_name
+from perceivers.schema.preset import Preset, Rows, wiring
 from perceivers.tasks.costs import Costs, costs, training_bytes
 
 if TYPE_CHECKING:

@@ -16,25 +16,19 @@ from torch.distributed.tensor import DTensor
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
 from perceivers.schema import Batch, Record
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import (
-    batch_loss,
-    device_of,
-    evaluating,
-    masking_of,
-    on_device,
-    validation_loss,
-)
-from perceivers.training.log import Log
-from perceivers.training.mixing import mixed
-from perceivers.training.objective import Objective, counts, parts
+from perceivers.training.activation_checkpointing import recomputed
+from perceivers.training.checkpoints import diverged, latest_checkpoint
+from perceivers.training.distributed import agreed, launched, only_user
+from perceivers.training.logging import Log
+from perceivers.training.losses import Objective, counts, parts
+from perceivers.training.metrics import batch_loss, device_of, evaluating, masking_of, on_device, validation_loss
+from perceivers.training.mixup import mixed
 from perceivers.training.optimisers import build_optimiser
-from perceivers.training.order import BatchOrder, evaluation_batches, training_batches, workers_let_go
-from perceivers.training.pictures import SHOWN, draw_samples
-from perceivers.training.processes import agreed, launched, only_user
-from perceivers.training.recompute import recomputed
-from perceivers.training.state import TrainingState, diverged, latest_checkpoint
-from perceivers.training.stopping import StopFlag, Stopped, stop_signals
+from perceivers.training.plots import SHOWN, draw_samples
+from perceivers.training.sampler import BatchOrder, evaluation_batches, training_batches, workers_let_go
+from perceivers.training.signals import StopFlag, Stopped, stop_signals
+from perceivers.training.training_config import TrainingConfig
+from perceivers.training.training_state import TrainingState
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

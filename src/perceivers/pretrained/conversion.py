@@ -1,0 +1,174 @@
+"""Weights of the released models from DeepMind's, Hugging Face's and krasserm's formats, and to Hugging Face's."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from perceivers.pretrained import krasserm
+from perceivers.pretrained.huggingface import (
+    OPTIONS,
+    check_class,
+    check_config,
+    check_shapes,
+    class_names,
+    read_config,
+    written_config,
+)
+from perceivers.pretrained.matching import check_names, count_layers, family_of, pairs, to_ours, to_theirs
+from perceivers.pretrained.names import Column
+from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, changed, sized, value_at
+from perceivers.schema.preset import Preset
+
+Converted = tuple[Preset, dict[str, Tensor]]
+"""The preset with the sizes of the arrays, and the state of the model it builds."""
+
+KERNEL = "input_adapter.adapters.image.stem.convolutions.0.weight"
+
+KERNEL_KEY = "conv_kernel_transposed"
+"""A key of ours in config.json."""
+
+
+def from_haiku(
+    preset: Preset, params: Mapping[str, np.ndarray | Tensor], state: Mapping[str, np.ndarray | Tensor]
+) -> Converted:
+    """From DeepMind's arrays by "module/name", as `read_haiku` gives them.
+
+    What shapes tell is taken from them; the rest is the preset's: heads, blocks, highest frequencies, sizes of
+    pictures, patches. ValueError naming the first array that is missing, left over or does not fit, or the other model.
+    """
+    if both := sorted(params.keys() & state.keys()):
+        raise ValueError(f"{both[0]} is both a parameter and a state")
+    return _converted(preset, _family(preset), "haiku", {**params, **state})
+
+
+def from_huggingface(
+    preset: Preset,
+    weights: Mapping[str, Tensor],
+    hf_config: Mapping[str, Any] | None = None,
+    conv_kernel_transposed: bool | None = None,
+    as_huggingface: bool = True,
+) -> Converted:
+    """From the weights of one of transformers' classes, as `read_torch` gives them, and its config.json.
+
+    The model computes what that class computes: config.json says it, and what it leaves out is as transformers takes
+    it. Not `as_huggingface`: weights that DeepMind trained, in the hub's file. Then the preset says it, with the sizes
+    that shapes and config.json tell, and the kernel of the convolution has rows and columns exchanged (theirs has, it
+    was written so); `conv_kernel_transposed` says whether it has here. Without config.json the preset says all that
+    shapes do not. ValueError for what config.json says otherwise than the arrays.
+    """
+    family, names = _family(preset), class_names(hf_config or {})
+    if hf_config is not None:
+        preset = changed(preset, read_config(family, hf_config, as_huggingface))
+    preset, converted = _converted(preset, family, "huggingface", weights)
+    config = hf_config or {}
+    if hf_config is not None:
+        said = check_config(preset, family, converted, hf_config, as_huggingface)
+        if as_huggingface:
+            check_class(preset, family, converted)
+            check_shapes(family, said, weights)
+    if conv_kernel_transposed is None:
+        conv_kernel_transposed = not as_huggingface and config.get(KERNEL_KEY) is not False
+    if KERNEL in converted and conv_kernel_transposed:
+        converted[KERNEL] = converted[KERNEL].mT.contiguous()
+    return _with_class_names(preset, names), converted
+
+
+def from_krasserm(
+    preset: Preset,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    as_krasserm: bool = True,
+) -> Converted:
+    """From the weights of krasserm's perceiver-io: its masked language model, image classifier and optical flow.
+
+    `config`: the content of config.json, which says heads and blocks; without it the preset does. Then the model
+    computes what his does, or, not `as_krasserm`, for weights that DeepMind trained, what the preset says.
+    """
+    names = {name: re.sub(r"^(backend_model|model)\.", "", name) for name in weights}
+    # The wrapper around the decoder's attention is the residual.
+    residual = any(name.startswith("1.cross_attn.0.module.") for name in names.values())
+    names = {name: re.sub(r"^1\.cross_attn\.0\.(?!module\.)", r"\g<0>module.", short) for name, short in names.items()}
+    if len(set(names.values())) < len(names):
+        raise ValueError("the same array is there with and without the name of a wrapper")
+    family = _family(preset)
+    if config is not None:
+        preset = changed(preset, krasserm.read_config(family, config, as_krasserm))
+    preset = changed(preset, {"config.decoder.query_residual": residual})
+    arrays = {names[name]: array for name, array in weights.items()}
+    preset, converted = _converted(preset, family, "krasserm", arrays)
+    if config is not None:
+        krasserm.check_config(preset, family, converted, config)
+    return preset, converted
+
+
+def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and the content of config.json; transformers' class computes the same with them.
+
+    ValueError naming what it would compute otherwise, or cannot say; `huggingface_options` changes the first kind.
+    Its classes of images take pixels as `mean` and `std` leave them (`written_normalisation`). Warns of dropout that
+    it trains without.
+    """
+    family = _family(preset)
+    converted = to_theirs(family, "huggingface", weights)
+    _check_shapes(preset, family, "ours", weights)
+    config = written_config(preset, family, weights)
+    check_shapes(family, config, converted)
+    if KERNEL in weights:
+        config[KERNEL_KEY] = False
+    for stage in STAGES:
+        if dropout := value_at(preset, f"config.{stage}.dropout"):
+            warnings.warn(f"transformers trains without config.{stage}.dropout = {dropout}", stacklevel=2)
+    return converted, config
+
+
+def huggingface_options(preset: Preset, activation: str | None = "gelu_erf") -> Preset:
+    """The preset computing as transformers does with the hub's config.json: other GELU, residual, padding, masks, unit.
+
+    All else is the same; only a text without a single token differs (attention to nothing: theirs is a mean, ours 0).
+    `activation`: that of the hub's config.json; None leaves it as it is, for config.json can say others.
+    """
+    activations: Values = {f"config.{stage}.activation": activation for stage in STAGES} if activation else {}
+    return changed(preset, activations | OPTIONS[_family(preset)])
+
+
+def _converted(preset: Preset, family: str, column: Column, arrays: Mapping[str, Any]) -> Converted:
+    found = family_of(arrays, column)
+    if found != family:
+        raise ValueError(f"these are the arrays of the model {found}, the preset is one of {family}")
+    weights = to_ours(family, column, arrays)
+    preset = sized(preset, family, weights)
+    _check_shapes(preset, family, column, arrays)
+    return preset, weights
+
+
+def _family(preset: Preset) -> str:
+    # Heads may fit the arrays' widths, not yet the preset's.
+    simple = {f"config.{stage}.num_heads": 1 for stage in STAGES} | {"config.processor.num_layers": 1}
+    names = changed(preset, simple).build("meta").state_dict()
+    try:
+        family = family_of(names, "ours")
+        check_names(family, pairs(family, "ours", count_layers(family, "ours", names)), names)
+    except ValueError as error:
+        raise ValueError(f"a preset of which no weights were released: {error}") from None
+    return family
+
+
+def _check_shapes(preset: Preset, family: str, column: Column, arrays: Mapping[str, Any]) -> None:
+    model = preset.build("meta").state_dict()
+    for pair in pairs(family, column, count_layers(family, column, arrays)):
+        expected = list(pair.rule.to_theirs(model[pair.ours]).shape)
+        if pair.theirs in arrays and (seen := list(arrays[pair.theirs].shape)) != expected:
+            raise ValueError(
+                f"{pair.theirs} has shape {seen}; with this preset, beside the other arrays, it should be {expected}"
+            )
+
+
+def _with_class_names(preset: Preset, names: tuple[str, ...]) -> Preset:
+    if not names or "label" not in preset.schema.outputs:
+        return preset
+    ends = [end for end in (INPUT, OUTPUT) if "label" in value_at(preset, end.rstrip("."))]
+    return changed(preset, {f"{end}label.classes": names for end in ends})

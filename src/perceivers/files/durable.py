@@ -11,42 +11,54 @@ from functools import wraps
 from pathlib import Path
 from typing import TypeVar
 
-
-@contextmanager
-def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yield a file to write into beside `path`; it replaces `path` when all is written, or nothing changes.
-
-    What a link leads to is replaced, not the link, and permissions stay; ValueError for what is no regular file.
-    """
-    path = Path(os.path.realpath(path))
-    fresh: Path | None = None
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path}: not a file, and nothing that a file may replace")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".new.", suffix=path.suffix, dir=path.parent)
-        os.close(descriptor)
-        fresh = Path(name)
-        yield fresh
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.chmod(mode)
-        fresh.replace(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if fresh is not None:
-            fresh.unlink(missing_ok=True)
-
-
 UNFINISHED = ".unfinished"
 """End of the hidden names of what is being written or removed."""
 
 LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.unfinished")
 """Pattern of these hidden names, as `tempfile` makes them."""
 
+KEPT_OF_NAME = 50
+"""Characters of a file's name that its hidden name has, which must not be too long for the file system."""
+
+READABLE = 0o644
+"""Permissions of new files: temporary files belong to their maker alone."""
+
 Content = TypeVar("Content")
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """Yield an empty file beside `target` to write into; then it replaces `target`, on disk. If not, nothing changes.
+
+    What a link leads to is replaced, not the link, and permissions stay; ValueError for what is no regular file.
+    """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{target}: not a file, and nothing that a file may replace")
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else READABLE
+    prefix = f".{target.name[:KEPT_OF_NAME]}."
+    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=UNFINISHED, dir=target.parent)
+    os.close(descriptor)
+    fresh = Path(name)
+    try:
+        yield fresh
+        finish_file(fresh, mode)
+        fresh.rename(target)
+        to_disk(target.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Yield a file to write an output into, as `replaced` does; ValueError naming `path` for errors of the disk too."""
+    path = Path(os.path.realpath(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as fresh:
+            yield fresh
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path, Content], None]:
@@ -66,24 +78,11 @@ def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path,
 
 @naming_its_target
 def write_text(target: Path, text: str) -> None:
-    """Write a text file, whole and on disk, or leave the old one; ValueError for what is no file.
-
-    What a link leads to is replaced, not the link.
-    """
+    """Write a text file, whole and on disk, or leave the old one; ValueError for what is no file."""
     target = Path(os.path.realpath(target))
-    if target.exists() and not target.is_file():
-        raise ValueError(f"{target}: not a file, and nothing that a file may replace")
     make_folder(target.parent)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
-    fresh = Path(name)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        finish_file(fresh)
-        fresh.rename(target)
-        to_disk(target.parent)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with replaced(target) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 def sweep(folder: Path) -> None:
@@ -113,7 +112,8 @@ def to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def finish_file(path: Path) -> None:
-    """Make a temporary file readable for all, and wait until it is on disk."""
-    path.chmod(0o644)  # temporary files belong to their maker alone
-    to_disk(path)
+def finish_file(path: Path, mode: int = READABLE) -> None:
+    """Give a temporary file its permissions, and wait until it is on disk."""
+    with path.open("rb") as file:  # its permissions may forbid to open it again
+        path.chmod(mode)
+        os.fsync(file.fileno())

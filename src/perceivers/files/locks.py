@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -18,3 +19,14 @@ def locked(folder: Path, exclusive: bool) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a forked process may have the descriptor too
         yield
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Lock an open file for this process alone, as long as it is open; return False where another process has it."""
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

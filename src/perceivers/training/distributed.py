@@ -1,13 +1,12 @@
 """The processes of a run: how they start, what each holds, what they agree on."""
 
-import fcntl
 import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -15,6 +14,7 @@ from torch import nn
 
 from perceivers.core.attention import CrossAttention, SelfAttention
 from perceivers.files.durable import make_folder, sweep
+from perceivers.files.locks import try_lock
 from perceivers.training.signals import end_with_parent
 from perceivers.training.training_config import TrainingConfig
 
@@ -137,25 +137,17 @@ def agreed(fabric: "Fabric", act: Callable[[], T]) -> T:
 def only_user(run: Path, fabric: "Fabric") -> Iterator[None]:
     """Within: no other training may use the run folder (ValueError if one does), and leftovers of killed ones are gone.
 
-    The lock is the system's own: it ends with its holder, however that ends, and is not passed on to its workers.
+    The lock is not passed on to the workers of its holder.
     """
     make_folder(run / "checkpoints")
     with (run / "checkpoints" / ".lock").open("w") as file:
-        free = fabric.broadcast(_lock(file) if fabric.is_global_zero else True)
+        free = fabric.broadcast(try_lock(file) if fabric.is_global_zero else True)
         if not free:
             raise ValueError(f"{run} is in use by another training")
         if fabric.is_global_zero:
             sweep(run)
             sweep(run / "checkpoints")
         yield
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _replicated() -> Any:

@@ -124,8 +124,8 @@ def record_bounds(url: str) -> np.ndarray:
             return bounds
     with system.open(path, "rb") as file:
         bounds = _found_bounds(path, file)
-    with suppress(ValueError), whole_file(kept) as fresh:  # a cache that cannot be written is none
-        np.save(fresh, bounds)
+    with suppress(ValueError), whole_file(kept) as fresh, fresh.open("wb") as file:  # without it there is no cache
+        np.save(file, bounds)
     return bounds
 
 

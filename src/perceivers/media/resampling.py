@@ -30,14 +30,18 @@ def imagenet_crop(image: np.ndarray, size: int = 224) -> np.ndarray:
     return resize(centre_crop(image, CENTRE), (size, size))
 
 
-def centre_crop(image: np.ndarray, part: float) -> np.ndarray:
-    """The central square of [H, W, C], its side this part of the short side; the offset rounds up (official code)."""
-    height, width = image.shape[:2]
+def centre_crop(pixels: np.ndarray, part: float = 1.0, rounding: Literal["up", "down"] = "up") -> np.ndarray:
+    """Return the central square of [..., H, W, C], its side this part of the short side.
+
+    An offset of half a pixel is rounded up for pictures (official dataset.py), down for films (official notebook).
+    """
+    height, width = pixels.shape[-3:-1]
     side = int(min(height, width) * part)
     if side < 1:
         raise ValueError(f"image of {height} x {width} pixels, expected at least 2 x 2")
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    return image[top : top + side, left : left + side]
+    more = 1 if rounding == "up" else 0
+    top, left = (height - side + more) // 2, (width - side + more) // 2
+    return pixels[..., top : top + side, left : left + side, :]
 
 
 def _taps(length: int, wanted: int, kind: str) -> tuple[np.ndarray, np.ndarray]:

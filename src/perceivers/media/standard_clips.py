@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 
 from perceivers.media.audio_files import to_mono, to_rate
-from perceivers.media.resampling import resize
+from perceivers.media.resampling import centre_crop, resize
 from perceivers.media.video_files import Clip
 
 FPS = 25
@@ -31,10 +31,7 @@ def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
 def squares_at(clip: Clip, times: Float[np.ndarray, " t"], side: int) -> UInt8[np.ndarray, "t side side 3"]:
     """The frames nearest to these times [s], the centre square of each resized (official notebook)."""
     nearest = np.minimum(np.round(times * clip.fps).astype(int), len(clip.frames) - 1)
-    height, width = clip.frames.shape[1:3]
-    square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
-    cut = clip.frames[:, top : top + square, left : left + square]
+    cut = centre_crop(clip.frames, rounding="down")
     small = {n: np.clip(np.round(resize(cut[n], (side, side), "bilinear")), 0, 255) for n in np.unique(nearest)}
     return np.stack([small[n] for n in nearest]).astype(np.uint8)
 

@@ -39,7 +39,8 @@ from perceivers.tasks.language import language
 from perceivers.tasks.language_rivals import HiddenText, rival_guesses
 from perceivers.tasks.recipe import Recipe, load_run
 from perceivers.tasks.report import add_losses, add_scores, predict
-from perceivers.training.metrics import Scores, device_of, inference, masking_of, on_device
+from perceivers.training.devices import device_of, on_device
+from perceivers.training.metrics import Scores, inference, masking_of
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.sampler import evaluation_batches
 from perceivers.training.training_config import TrainingConfig

@@ -24,7 +24,8 @@ from perceivers.modalities.kind import Kind, rounded, sample_of
 from perceivers.schema import Record, Schema
 from perceivers.tasks.explaining import Sample, contribution_columns, contributions, own_part
 from perceivers.tasks.recipe import load_run
-from perceivers.training.metrics import Scores, device_of, evaluate, inference
+from perceivers.training.devices import device_of
+from perceivers.training.metrics import Scores, evaluate, inference
 
 MOST_ROWS = 2**16
 """Rows that are predicted at once, whatever is asked for: more are no faster."""

@@ -10,7 +10,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
-import torch
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
@@ -33,6 +32,7 @@ from perceivers.schema.preset import Preset, auto_config
 from perceivers.schema.schema_files import from_file, read_checked, to_yaml
 from perceivers.tasks.scoring import scorer_for
 from perceivers.training.checkpoints import CHECKPOINTS, best_checkpoint, checkpoints
+from perceivers.training.devices import best_device
 from perceivers.training.logging import LOG, TENSORBOARD, read_log
 from perceivers.training.loop import seed_step, train
 from perceivers.training.metrics import Scores, check_mask_tokens
@@ -246,7 +246,7 @@ def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
     recipe = read_recipe(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
-    model = load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(checkpoint).to(best_device())
     limit = recipe.training.memory_limit
     model.memory_limit = None if limit is None else limit * 1_000_000
     return recipe, model

@@ -15,6 +15,7 @@ from torch import nn
 from perceivers.core.attention import CrossAttention, SelfAttention
 from perceivers.files.durable import make_folder, sweep
 from perceivers.files.locks import try_lock
+from perceivers.training.devices import TRAINING, available_devices, best_device
 from perceivers.training.signals import end_with_parent
 from perceivers.training.training_config import TrainingConfig
 
@@ -99,13 +100,12 @@ def started(devices: int) -> tuple[int, int]:
 def device_kind(config: TrainingConfig) -> str:
     """Return the accelerator asked for, or the best there is; ValueError for one that this machine lacks."""
     if config.accelerator != "auto":
-        here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        here = available_devices()
         if not here[config.accelerator]:
             there = ", ".join(name for name, is_there in here.items() if is_there)
             raise ValueError(f"accelerator = {config.accelerator} cannot be used here: auto, {there}")
         return config.accelerator
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found.type if found is not None and found.type in ("cuda", "mps") else "cpu"
+    return best_device(TRAINING)
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:

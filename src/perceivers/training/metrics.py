@@ -16,6 +16,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.kind import Kind, Raw
 from perceivers.progress import tracked
 from perceivers.schema import Batch, Record, Schema
+from perceivers.training.devices import device_of, on_device
 from perceivers.training.losses import counts
 from perceivers.training.sampler import evaluation_batches
 
@@ -166,15 +167,3 @@ def batch_loss(learner: Any, batch: Batch) -> float:
     with evaluating(learner):
         losses = learner(batch, masking_of(learner.model, learner.schema))
         return float(sum(own.item() for own in losses.values()))
-
-
-def on_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on this device."""
-    from lightning.fabric.utilities import move_data_to_device  # an extra, and slow to import
-
-    return move_data_to_device(batch, device)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where the parameters of a module are."""
-    return next(module.parameters()).device

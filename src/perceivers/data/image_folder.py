@@ -1,6 +1,5 @@
 """Pictures of any size in folders of classes: ImageNet as it is unpacked, or any folder of one's own."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.data.splits import check_held_out_fraction, is_held_out_by_name
 from perceivers.media.guarded_pillow import TooManyPixelsError
 from perceivers.media.image_files import image_size
 from perceivers.schema import Record
@@ -36,8 +36,7 @@ class ImageFolder(DataSet):
     """Name in files."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+        check_held_out_fraction(self.held_out_fraction)
 
     def training(self) -> Sequence[Record]:
         """Pictures to learn from."""
@@ -61,7 +60,7 @@ class ImageFolder(DataSet):
             others = [name for name in self._names(root / HELD_OUT) if _class_of(name) in classes]
             return (root / TRAINING, kept), (root / HELD_OUT, others)
         names = self._chosen(self._names(root))
-        held_out = {name for name in names if _hashed(name) < self.held_out_fraction}
+        held_out = {name for name in names if is_held_out_by_name(name, self.held_out_fraction)}
         return (root, [name for name in names if name not in held_out]), (root, sorted(held_out))
 
     def _names(self, root: Path) -> Sequence[str]:
@@ -109,8 +108,3 @@ def _fits(path: Path, max_pixels: int) -> bool:
 
 def _class_of(name: str) -> str:
     return name.split("/", 1)[0]
-
-
-def _hashed(name: str) -> float:
-    """From 0 to 1."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

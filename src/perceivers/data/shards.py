@@ -15,10 +15,12 @@ import numpy as np
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from perceivers.core.arguments import SIZE, check_ranges
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.formats.arrow_rows import SharedTexts, arrow_library, batch_rows
 from perceivers.data.formats.parquet import Parquet
 from perceivers.data.formats.webdataset import record_bounds, tar_row
+from perceivers.data.splits import check_held_out_fraction, random_split
 from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
 from perceivers.modalities.cells import Files, Row
@@ -53,10 +55,8 @@ class Shards(DataSet):
     def __post_init__(self) -> None:
         if self.max_bad_rows < 0:
             raise ValueError(f"max_bad_rows = {self.max_bad_rows} must be 0 or more")
-        if not 0 < self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
-        if self.fitted_to < 1:
-            raise ValueError(f"fitted_to = {self.fitted_to} must be at least 1")
+        check_held_out_fraction(self.held_out_fraction)
+        check_ranges(self, {"fitted_to": SIZE})
 
     def training(self) -> LazyRecords:
         """Records of the shards that are not held out."""
@@ -79,11 +79,11 @@ class Shards(DataSet):
         records = open_shards(self.files)
         if self.held_out_files:
             return records, open_shards(self.held_out_files)
-        order = np.random.default_rng(self.seed).permutation(len(records))
         count = round(self.held_out_fraction * len(records))
         if not 0 < count < len(records):
             raise ValueError(f"{self.files}: {len(records)} records cannot be split: name held_out_files")
-        return records.chosen(np.sort(order[count:])), records.chosen(np.sort(order[:count]))
+        training, held_out = random_split(len(records), count, self.seed)
+        return records.chosen(training), records.chosen(held_out)
 
 
 def is_shards(path: str) -> bool:

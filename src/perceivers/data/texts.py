@@ -10,8 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from perceivers.core.arguments import SIZE, check_ranges
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.formats.documents import Documents, documents_of
+from perceivers.data.splits import is_held_out
 from perceivers.schema import Record
 
 MOST_JOINED = 10_000
@@ -40,9 +42,7 @@ class Texts(DataSet):
     """Name in files."""
 
     def __post_init__(self) -> None:
-        for name in ("length", "num_documents", "num_training", "num_held_out"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        check_ranges(self, dict.fromkeys(("length", "num_documents", "num_training", "num_held_out"), SIZE))
         if self.num_documents > MOST_JOINED:
             raise ValueError(f"num_documents = {self.num_documents} must be at most {MOST_JOINED}")
         if self.held_out_every < 2:
@@ -89,9 +89,9 @@ class Texts(DataSet):
 class Part:
     """Each so many-th document, or all the others."""
 
-    def __init__(self, documents: "Documents", every: int, chosen: bool) -> None:
-        is_chosen = np.arange(1, len(documents) + 1) % every == 0
-        self.documents, self.places = documents, np.flatnonzero(is_chosen == chosen)
+    def __init__(self, documents: "Documents", every: int, held_out: bool) -> None:
+        numbers = np.arange(1, len(documents) + 1)
+        self.documents, self.places = documents, np.flatnonzero(is_held_out(numbers, every) == held_out)
         if not len(self.places):
             raise ValueError(f"{documents.folder}: {len(documents)} documents, of which each {every}th is held out")
 

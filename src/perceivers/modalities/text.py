@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import as_mask, check_index, check_keys
+from perceivers.core.arguments import SIZE, as_mask, check_index, check_keys, check_ranges
 from perceivers.core.initialisers import embedding, plain_linear, sines, trained_vector
 from perceivers.core.interfaces import Indices, InputAdapter, OutputAdapter, OutputQuery, Points
 from perceivers.core.linear import linear
@@ -83,8 +83,7 @@ class Text(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.length < 1:
-            raise ValueError(f"length = {self.length} must be at least 1")
+        check_ranges(self, {"length": SIZE})
         if self.prefix < 0:
             raise ValueError(f"prefix = {self.prefix} must be a number of tokens, 0 or more")
         for name in ("mask_words", "visible"):

@@ -8,20 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
+from perceivers.data.splits import random_split
 from perceivers.schema import Batch, Record
 from perceivers.training.activation_checkpointing import recomputed
 from perceivers.training.checkpoints import diverged, latest_checkpoint
+from perceivers.training.devices import device_of, on_device
 from perceivers.training.distributed import agreed, launched, only_user
 from perceivers.training.logging import Log
 from perceivers.training.losses import Objective, counts, parts
-from perceivers.training.metrics import batch_loss, device_of, evaluating, masking_of, on_device, validation_loss
+from perceivers.training.metrics import batch_loss, evaluating, masking_of, validation_loss
 from perceivers.training.mixup import mixed
 from perceivers.training.optimisers import build_optimiser
 from perceivers.training.plots import SHOWN, draw_samples
@@ -148,8 +149,7 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
             text = f"validation_fraction = {config.validation_fraction} has no effect: it is less than half a record"
             warnings.warn(f"{text} of {len(records)}", stacklevel=3)
         return records, []
-    places = np.random.default_rng(config.seed).permutation(len(records))
-    learned_from, validation = np.sort(places[number:]), np.sort(places[:number])
+    learned_from, validation = random_split(len(records), number, config.seed)
     return chosen(records, learned_from), chosen(records, validation)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from perceivers.core.arguments import COUNT, check_ranges
+from perceivers.core.arguments import COUNT, SIZE, check_ranges
 from perceivers.training.mixup import Mixing
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
@@ -61,10 +61,8 @@ class TrainingConfig:
     """Use torch.compile: slower to start, then faster."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
-        check_ranges(self, {"seed": COUNT, "num_workers": COUNT})
+        sizes = ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices")
+        check_ranges(self, {**dict.fromkeys(sizes, SIZE), "seed": COUNT, "num_workers": COUNT})
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at most {most}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from perceivers.core.arguments import SIZE, check_ranges
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.media.standard_clips import FPS, window
 from perceivers.media.video_files import Clip, read_video
@@ -31,8 +32,7 @@ class Clips(DataSet):
     """Of the sound of that time."""
 
     def __post_init__(self) -> None:
-        if self.windows < 1:
-            raise ValueError(f"windows = {self.windows} must be at least 1")
+        check_ranges(self, {"windows": SIZE})
 
     def record_files(self) -> Iterable[Path]:
         """Lists and clips; a run may lie in the folder too."""

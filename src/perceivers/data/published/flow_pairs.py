@@ -7,8 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from perceivers.core.arguments import SIZE, check_ranges
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.published.flow_curriculum import FlowCurriculum, learned_pairs
+from perceivers.data.splits import is_held_out
 from perceivers.media.flow_files import read_flow
 from perceivers.media.image_files import read_image
 from perceivers.schema import Record
@@ -43,22 +45,24 @@ class FlowPairs(DataSet):
     """Name in files."""
 
     def __post_init__(self) -> None:
-        if self.held_out_every < 1:
-            raise ValueError(f"held_out_every = {self.held_out_every} must be at least 1")
+        check_ranges(self, {"held_out_every": SIZE})
 
     def training(self) -> Sequence[Record]:
         """All but the held-out pairs, as the curriculum says."""
-        files = [pair for number, pair in enumerate(self._files()) if (number + 1) % self.held_out_every]
-        pairs = _records(files)
+        pairs = _records(self._part(held_out=False))
         return pairs if self.curriculum is None else learned_pairs(pairs, self.curriculum)
 
     def held_out(self) -> Sequence[Record]:
         """The others, whole."""
-        return _records(self._files()[self.held_out_every - 1 :: self.held_out_every])
+        return _records(self._part(held_out=True))
 
     def record_files(self) -> Iterable[Path]:
         """Frames, flows and masks of all pairs."""
         return [path for pair in self._files() for path in vars(pair).values() if path is not None]
+
+    def _part(self, held_out: bool) -> list[PairFiles]:
+        pairs = enumerate(self._files(), start=1)
+        return [pair for number, pair in pairs if is_held_out(number, self.held_out_every) == held_out]
 
     def _files(self) -> list[PairFiles]:
         files = list(LAYOUTS[self.layout](Path(self.folder)))

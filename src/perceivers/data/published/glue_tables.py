@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.data.splits import is_held_out
 from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
 from perceivers.schema import Record
@@ -203,7 +204,8 @@ def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Ite
         if len(row) < len(columns) or row[layout.target] in UNLABELLED:
             continue
         place = f"{path}:{number}"
-        if layout.held_out_every is None or is_held_out(row["document"], layout.held_out_every, place) == held_out:
+        every = layout.held_out_every
+        if every is None or is_held_out_document(row["document"], every, place) == held_out:
             text = BETWEEN.join(row[name] for name in layout.sentences)
             yield Example(text, targets(task, row[layout.target], place), path.name)
 
@@ -232,9 +234,9 @@ def cells_of(line: str) -> list[str]:
     return line.rstrip("\r").split("\t")
 
 
-def is_held_out(document: str, every: int, place: str) -> bool:
+def is_held_out_document(document: str, every: int, place: str) -> bool:
     """By its number, before that of a sentence in it: 12_3 is the third of 12; ValueError if there is none."""
     number = document.partition("_")[0]
     if not (number.isascii() and number.isdecimal() and len(number) <= 18):
         raise ValueError(f"{place}: {one_line(repr(document))} must begin with the number of a document")
-    return int(number) % every == 0
+    return bool(is_held_out(int(number), every))

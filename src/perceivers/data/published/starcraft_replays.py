@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perceivers.data.dataset import DataSet
+from perceivers.data.splits import is_held_out
 from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
 from perceivers.schema import Record
@@ -64,7 +65,7 @@ class StarCraft(DataSet):
 
     def _games(self, held_out: bool) -> list[Sequence[Record]]:
         games = enumerate(replays(self.folder), start=1)
-        return [game for number, game in games if (number % self.held_out_every == 0) == held_out]
+        return [game for number, game in games if is_held_out(number, self.held_out_every) == held_out]
 
     def _cut(self, snapshot: Record) -> Record:
         return {**snapshot, "units": {name: column[: self.max_units] for name, column in snapshot["units"].items()}}

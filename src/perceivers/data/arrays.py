@@ -29,7 +29,7 @@ class Arrays(DataSet):
     held_out_fraction: float = 0.2
     """Size of that part."""
     seed: int = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
     kind: Literal["arrays"] = "arrays"
     """Name in files."""
 

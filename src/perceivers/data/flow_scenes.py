@@ -49,7 +49,7 @@ class FlowScenes(DataSet):
     both_ways: bool = False
     """Each training scene makes two records: forward, and with its frames swapped."""
     seed: int = 0
-    """Of everything."""
+    """Seed of everything."""
     motion: float = 3.0
     """Standard deviation of a layer's displacement along each axis, in pixels."""
     max_objects: int = 6
@@ -152,7 +152,7 @@ class Shape:
     """Distances of the corners from the centre."""
 
     def contains(self, places: Places) -> Bool[np.ndarray, " p"]:
-        """Whether places lie inside."""
+        """Return whether places lie inside."""
         offset = places - self.centre
         near = np.flatnonzero(offset[:, 0] ** 2 + offset[:, 1] ** 2 <= self.radii.max() ** 2)
         offset = offset[near]
@@ -194,7 +194,7 @@ class Layer:
     """Its outline in the first frame; None: it is everywhere."""
 
     def contains(self, places: Places) -> Bool[np.ndarray, " p"]:
-        """Whether places of the first frame belong to it."""
+        """Return whether places of the first frame belong to it."""
         return np.ones(len(places), bool) if self.shape is None else self.shape.contains(places)
 
 

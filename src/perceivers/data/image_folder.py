@@ -14,7 +14,7 @@ from perceivers.media.image_files import image_size
 from perceivers.schema import Record
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
-"""Of pictures; other files are passed over."""
+"""Suffixes of pictures; other files are passed over."""
 
 TRAINING, HELD_OUT = "train", "val"
 """Folders of ImageNet."""
@@ -29,7 +29,7 @@ class ImageFolder(DataSet):
     held_out_fraction: float = 0.2
     """Part of CLASS/... that training never sees, chosen by a hash of each file's name: new files move no others."""
     largest: int | None = None
-    """So many classes with most pictures; None: all."""
+    """Number of classes, those with most pictures; None: all."""
     max_pixels: int | None = None
     """Pictures of more are passed over, told by their headers; None: none is, and above 50 million are an error."""
     kind: Literal["image_folder"] = "image_folder"
@@ -69,7 +69,7 @@ class ImageFolder(DataSet):
         return names if most is None else [name for name in names if _fits(root / name, most)]
 
     def _chosen(self, names: Sequence[str]) -> Sequence[str]:
-        """Those of the largest classes."""
+        """Return the names of pictures of the largest classes."""
         counts = Counter(map(_class_of, names))
         chosen = dict(counts.most_common(self.largest))
         return [name for name in names if _class_of(name) in chosen]
@@ -96,7 +96,7 @@ def _records(root: Path, names: Sequence[str]) -> Sequence[Record]:
 
 
 def _fits(path: Path, max_pixels: int) -> bool:
-    """What cannot be read at all is said where it is learned from."""
+    """Return whether a picture is small enough; one that cannot be read is an error later, where it is used."""
     try:
         height, width = image_size(path)
     except TooManyPixelsError:

@@ -30,7 +30,7 @@ KEPT_GROUPS = 16
 """Row groups that are kept decoded, in each process; more than an order mixes at a time."""
 
 Piece = tuple[int, Callable[[int], Row]]
-"""How many records it has, and what reads one of them by its number in the piece."""
+"""Number of records of a piece, and a function that reads one of them by its number in the piece."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Shards(DataSet):
     held_out_fraction: float = 0.2
     """Size of that part."""
     fitted_to: int = 10_000
-    """How many of the first training records statistics and vocabularies are fitted to."""
+    """Number of the first training records that statistics and vocabularies are fitted to."""
     seed: int = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
     max_bad_rows: int = 0
     """Records that cannot be read and are left out, if not 0; then all are tried once before the first step."""
     kind: Literal["shards"] = "shards"
@@ -70,7 +70,7 @@ class Shards(DataSet):
         """All shards of both parts."""
         return [url for files in (self.files, self.held_out_files) if files for url in _matching(files)]
 
-    def typical(self, training: Sequence[Record]) -> Sequence[Record]:
+    def fit_records(self, training: Sequence[Record]) -> Sequence[Record]:
         """The first ones."""
         return training[: self.fitted_to]
 
@@ -87,7 +87,7 @@ class Shards(DataSet):
 
 
 def is_shards(path: str) -> bool:
-    """Whether a path on the command line means shards."""
+    """Return whether a path on the command line means shards."""
     return path.endswith(".tar") or "*" in path or "://" in path
 
 

@@ -35,13 +35,13 @@ class Table(DataSet):
     order: str | None = None
     """Column by which the last rows are held out, as a time; None: rows are held out at random."""
     seed: int = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
     missing: tuple[str, ...] = MISSING
     """Text of cells without a value."""
     max_bad_rows: int = 0
     """Rows that cannot be read and are left out; more are an error."""
     files_outside: bool = False
-    """Also read files that lie outside of the table's folder."""
+    """True: files outside of the table's folder are read too."""
     kind: Literal["table"] = "table"
     """Name in files."""
 

@@ -24,7 +24,7 @@ class Unreadable:
     place: str
     """File and line."""
     reason: str
-    """What is wrong with it."""
+    """Reason why it cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Parts:
 
 
 def read_parts(data: DataSet, schema: Schema) -> Parts:
-    """Both parts, each row tried that `tries` says; ValueError if more cannot be read than the data set allows."""
+    """Return both parts, each row tried if `tries` says so; ValueError if too many cannot be read."""
     training, held_out = data.training(), data.held_out()
-    typical = data.typical(training)
+    fitted_to = data.fit_records(training)
     if isinstance(data, Table | Shards):
-        rows = [*typical, *(held_out if isinstance(data, Table) else ())]
+        rows = [*fitted_to, *(held_out if isinstance(data, Table) else ())]
         check_columns(schema, [row for row in rows if isinstance(row, Row)])
     if not tries(data):
-        return Parts(schema.fit(typical), training, held_out)
-    readable, bad = sift(typical, schema.read)
+        return Parts(schema.fit(fitted_to), training, held_out)
+    readable, bad = sift(fitted_to, schema.read)
     check_positive(bad, data.max_bad_rows)
     schema = schema.fit(readable)
     training, bad = sift(training, preparing(schema))
@@ -66,7 +66,7 @@ def read_held_out(data: DataSet, schema: Schema) -> Sequence[Record]:
 
 
 def tries(data: DataSet) -> TypeGuard[Table | Shards]:
-    """Whether every row is tried before it is learned from: those of tables, and of shards that may have bad ones."""
+    """Return whether every row is tried before training: rows of tables, and of shards that may have bad ones."""
     return isinstance(data, Table) or (isinstance(data, Shards) and data.max_bad_rows > 0)
 
 
@@ -89,7 +89,7 @@ def preparing(schema: Schema) -> Callable[[Record], Any]:
 
 
 def check_positive(unreadable: Sequence[Unreadable], allowed: int) -> None:
-    """ValueError naming the first row that cannot be read, if there are more than allowed."""
+    """Raise a ValueError naming the first row that cannot be read, if there are more than allowed."""
     if len(unreadable) > allowed:
         first = unreadable[0]
         raise ValueError(
@@ -98,7 +98,7 @@ def check_positive(unreadable: Sequence[Unreadable], allowed: int) -> None:
 
 
 def check_columns(schema: Schema, rows: Sequence[Row], inputs_only: bool = False) -> None:
-    """ValueError for an input or output whose column no row has; names the nearest that there is."""
+    """Raise a ValueError for an input or output whose column no row has; names the nearest that there is."""
     known = [*column_names(rows), WHOLE_ROW]
     if not any(not row.error for row in rows):
         return

@@ -91,7 +91,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError unless every file that the manifest names is there as it was written."""
+    """Raise a ValueError unless every file that the manifest names is there as it was written."""
     folder = current(folder)
     for name, fingerprint in read_manifest(folder).items():
         if not (folder / name).is_file():
@@ -121,7 +121,7 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
 
 @contextmanager
 def _filled(home: Path, name: str, write: Callable[[Path], None]) -> Iterator[Path]:
-    """Within: a hidden folder with whole files and their manifest, which goes unless it is renamed."""
+    """Yield a hidden folder with whole files and their manifest, which is removed unless it is renamed."""
     fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=UNFINISHED, dir=home))
     try:
         write(fresh)
@@ -158,7 +158,7 @@ def _finish_earlier_save(folder: Path) -> None:
 
 
 def _check_replaceable(folder: Path, new: Manifest) -> None:
-    """ValueError for a file that has the name of a new one and is not what was written here before.
+    """Raise a ValueError for a file that has the name of a new one and is not what was written here before.
 
     And for a checkpoint, which would be none without its state.
     """

@@ -1,4 +1,4 @@
-"""Locks of the system: one ends with its holder, however that ends."""
+"""Locks of the operating system: a lock ends with the process that holds it, however the process ends."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import IO
 
 @contextmanager
 def locked(folder: Path, exclusive: bool) -> Iterator[None]:
-    """Within: no other process or thread saves a model in a folder; if `exclusive`, none loads one from it either."""
+    """Keep other processes and threads from saving a model in a folder; if `exclusive`, from loading it too."""
     with ExitStack() as stack:
         with suppress(ImportError, OSError):  # where there are no locks, or no folder yet
             import fcntl

@@ -1,4 +1,4 @@
-"""Where outputs go: never over an input, nor two into one file."""
+"""Checks of output paths: no output replaces an input, and no two go into one file."""
 
 import os
 from collections.abc import Iterable

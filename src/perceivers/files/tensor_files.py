@@ -16,7 +16,7 @@ from perceivers.files.opening import UnreadableError, tensor_file
 
 
 def check_finite(folder: Path) -> None:
-    """ValueError naming the first tensor of a folder's files that holds NaN or an infinite number."""
+    """Raise a ValueError naming the first tensor of a folder's files that holds NaN or an infinite number."""
     for path in sorted(folder.glob("*.safetensors")):
         with _library_errors(path), safetensors.safe_open(tensor_file(path), "pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping

@@ -95,7 +95,7 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
 
 
 def _check_ogg(file: BinaryIO) -> None:
-    """ValueError for an Ogg file without its last page: it does not say anywhere how long it is."""
+    """Raise a ValueError for an Ogg file without its last page: it does not say anywhere how long it is."""
     file.seek(0)
     if file.read(4) == b"OggS":
         file.seek(-min(1 << 17, os.fstat(file.fileno()).st_size), os.SEEK_END)  # a page has at most half of this

@@ -35,7 +35,7 @@ def write_flow(path: Path | str, flow: np.ndarray) -> Path:
 
 
 def _is_kitti(path: Path) -> bool:
-    """Whether a file is a KITTI one, not a Middlebury one, by its suffix."""
+    """Return whether a file is a KITTI one, not a Middlebury one, by its suffix."""
     if path.suffix.lower() not in (".flo", ".png"):
         raise ValueError(f"{path}: flow is kept in .flo or .png files")
     return path.suffix.lower() == ".png"

@@ -99,7 +99,7 @@ def exif_of(image: Any) -> bytes:
 
 
 def check_exif(exif: bytes) -> None:
-    """ValueError if entries hold far more bytes together than there are: Pillow copies those of each."""
+    """Raise a ValueError if entries hold far more bytes together than there are: Pillow copies those of each."""
     order = "<" if exif[:2] == b"II" else ">"
     with suppress(struct.error):  # an end within an entry
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
@@ -124,7 +124,7 @@ def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_work(path: Path, image: Any, scans: int) -> None:
-    """ValueError for a picture that takes far more time than its pixels are worth."""
+    """Raise a ValueError for a picture that takes far more time than its pixels are worth."""
     if scans * image.width * image.height > _MOST_SCANNED:
         raise ValueError(f"{path}: {image.width} x {image.height} pixels in {scans} scans, expected a few")
     run_lengths = any(part.codec_name == "bmp_rle" for part in image.tile)

@@ -85,7 +85,7 @@ def png_header(path: Path) -> _PngHeader:
 
 
 def _check_png_data(path: Path, most: int) -> None:
-    """ValueError unless all chunks of a PNG are whole, and those of pixels have at most `most` bytes together."""
+    """Raise a ValueError unless all chunks of a PNG are whole, those of pixels of at most `most` bytes together."""
     with path.open("rb") as file:
         file.seek(len(_PNG_START))
         left, kind = most, b""

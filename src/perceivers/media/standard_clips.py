@@ -39,7 +39,7 @@ def squares_at(clip: Clip, times: Float[np.ndarray, " t"], side: int) -> UInt8[n
 def window(
     clip: Clip, place: float, size: tuple[int, int], samples: int
 ) -> tuple[Float[np.ndarray, "t s s 3"], Float[np.ndarray, "n 1"]]:
-    """So many frames of so many pixels a side, from 0 to 1, and the sound of that time in so many samples.
+    """Cut a window out of a clip: frames [T, S, S, 3] from 0 to 1, `size` = (T, S), and the sound in `samples`.
 
     `place` from 0 to 1 says which part of the clip: its beginning, its end or between. Of a shorter clip all, the last
     frame standing still in silence until the end.

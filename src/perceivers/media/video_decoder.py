@@ -44,7 +44,7 @@ def sound_within(samples: np.ndarray) -> np.ndarray:
 
 
 def check_sound(channels: int, rate: int) -> None:
-    """ValueError unless sound of so many channels and such a rate is read here."""
+    """Raise a ValueError unless sound of so many channels and such a rate is read here."""
     if not 1 <= channels <= MAX_CHANNELS:
         raise ValueError(f"{channels} channels of sound, expected 1 to {MAX_CHANNELS}")
     if not RATES[0] <= rate <= RATES[1]:
@@ -267,7 +267,7 @@ def _shown(pictures: Iterator[Any], began: float, timing: _Timing) -> Iterator[t
 
 
 def _promises(container: Any) -> bool:
-    """Whether this kind of file says at its beginning how long it is; what others say is guessed from their size."""
+    """Return whether this kind of file declares its length at its beginning; others guess it from their size."""
     return container.format.name.split(",")[0] in ("mov", "matroska", "avi", "flv", "asf")
 
 
@@ -290,7 +290,7 @@ def _check_end(declared: float, end: float, slack: float, what: str) -> None:
 
 
 def _counts_frames(file: BinaryIO) -> bool:
-    """Whether an MP3 begins with the count of its frames; else its duration is guessed from its size."""
+    """Return whether an MP3 begins with the count of its frames; else its duration is guessed from its size."""
     file.seek(0)
     start = file.read(1 << 18)
     return b"Xing" in start or b"Info" in start

@@ -87,7 +87,7 @@ def write_video(path: Path | str, clip: Clip) -> Path:
 
 
 def _decoded(path: Path | str, job: dict[str, Any], seconds: float, size: int) -> tuple[dict[str, Any], list[Any]]:
-    """What the child process found, and the arrays it wrote; ValueError with its complaint, or that it crashed."""
+    """Return what the child process found and the arrays it wrote; ValueError with its complaint or its crash."""
     from perceivers.files.opening import regular_file
     from perceivers.media.guarded_pillow import library
 
@@ -124,7 +124,7 @@ def _decoded(path: Path | str, job: dict[str, Any], seconds: float, size: int) -
 
 
 def _check_clip(path: Path, clip: Clip) -> None:
-    """ValueError unless the clip can be written."""
+    """Raise a ValueError unless the clip can be written."""
     frames, sound = clip.frames, clip.sound
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"{path}: films are written as .mp4")

@@ -53,7 +53,7 @@ def savable(model: object) -> PerceiverIO:
 
 
 def _check_array(name: str, array: Tensor, built: Tensor) -> None:
-    """ValueError unless an array can be saved, and loaded where the model builds one."""
+    """Raise a ValueError unless an array can be saved, and loaded where the model builds one."""
     if type(array) is not Tensor or array.layout != torch.strided:
         raise ValueError(f"model: {name} is a {type(array).__name__}, not a plain tensor: {UNWRAP}")
     if array.is_meta:

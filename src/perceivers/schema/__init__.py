@@ -45,7 +45,7 @@ class SchemaInFile(TypedDict):
 
 @dataclass(frozen=True)
 class Schema:
-    """What goes in and what must come out."""
+    """Inputs and outputs of a model, by name."""
 
     inputs: Mapping[str, Kind]
     """Inputs by name."""
@@ -127,7 +127,7 @@ class Schema:
         return batch
 
     def points(self, targets: Mapping[str, Raw]) -> dict[str, Points]:
-        """Where each output must be asked, to be compared with its target."""
+        """Return the points at which each output is decoded, to be compared with its target."""
         asked = {name: self.outputs[name].points(target) for name, target in targets.items()}
         return {name: points for name, points in asked.items() if points is not None}
 
@@ -155,7 +155,7 @@ class Schema:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """In files, kinds come from the closed list alone."""
+        """Return the core schema of pydantic: in files, kinds come from the closed list alone."""
         return core_schema.no_info_after_validator_function(
             lambda sides: cls(**sides),
             handler.generate_schema(SchemaInFile),
@@ -163,7 +163,7 @@ class Schema:
 
 
 def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) -> None:
-    """ValueError naming one of the "inputs" or "outputs" that no model has, beside inputs of these names."""
+    """Raise a ValueError naming one of the "inputs" or "outputs" that no model has, beside inputs of these names."""
     for name, spec in specs.items():
         check_new_name(side, name)
         named(f"{side}.{name}", _check_spec, spec)
@@ -195,5 +195,5 @@ def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
 
 
 def kind_name(kind: Kind | type[Kind]) -> str:
-    """What files call a kind; the name of its class if they do not know it."""
+    """Return what files call a kind; the name of its class if they do not know it."""
     return str(getattr(kind, "kind", type(kind).__name__))

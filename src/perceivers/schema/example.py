@@ -17,7 +17,7 @@ from perceivers.schema.plain_values import from_plain
 from perceivers.schema.preset import Preset, auto_config
 
 OWN_KINDS = {"number": "numbers", "category": "label"}
-"""What a field of records is called as an input of its own."""
+"""Names of the kinds of fields, as inputs of their own."""
 
 
 def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: Config | None = None) -> PerceiverIO:

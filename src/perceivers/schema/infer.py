@@ -43,18 +43,18 @@ MOST_CHANNELS = 4
 
 
 class Proposal(NamedTuple):
-    """What a column is proposed to be."""
+    """Kind and options that are proposed for a column."""
 
     spec: dict[str, Any]
     """Kind (of a field: number, category or date) and few options, as in files; empty: it is to be left out."""
     why: str
-    """What was seen."""
+    """Reason: what the values look like."""
     is_doubtful: bool = False
-    """Whether it may mean something else, which `why` tells."""
+    """True if the values may mean something else, which `why` tells."""
 
 
 def propose(values: Sequence[Any], target: bool = False, files: Files | None = None) -> Proposal:
-    """What suits these values of a table's column, or of a batch; `target` if they are to be predicted."""
+    """Return what suits these values of a table's column, or of a batch; `target` if they are to be predicted."""
     known = [plain for value in values if not is_missing(plain := _plain(value))]
     if not known:
         return Proposal({}, "empty")
@@ -221,7 +221,7 @@ def _propose_number(known: Sequence[float], target: bool) -> Proposal:
 
 
 def _propose_files(known: Sequence[Any], files: Files) -> Proposal | None:
-    """For cells that name files or hold them, all of one kind; None if they are something else."""
+    """Propose a kind for cells that name files or hold them, all of one kind; None if they are something else."""
     suffixes = {_suffix(cell) for cell in known}
     kinds = {next((kind for kind, own in FILES.items() if suffix in own), None) for suffix in suffixes}
     if len(kinds) > 1 or None in kinds:
@@ -233,7 +233,7 @@ def _propose_files(known: Sequence[Any], files: Files) -> Proposal | None:
 
 
 def _suffix(cell: Any) -> str:
-    """Of the file that a cell names or holds; empty if it does neither."""
+    """Return the suffix of the file that a cell names or holds; empty if it does neither."""
     name = cell.get("path") or "" if holds_file(cell) else cell
     return PurePath(name).suffix.lower() if isinstance(name, str) else ""
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def check_memory(what: str, size: int) -> None:
-    """ValueError if so many bytes are more than this process may ever have."""
+    """Raise a ValueError for more bytes than this process may ever have."""
     there = memory()
     if size > there:
         raise ValueError(f"{what} take {size / 1e9:,.1f} GB, there are {there / 1e9:,.1f}: choose smaller sizes")

@@ -22,7 +22,7 @@ class Preset:
     """All that a model needs to be built."""
 
     schema: Schema
-    """What goes in and what comes out."""
+    """Inputs and outputs."""
     config: Config
     """Sizes."""
 
@@ -43,7 +43,7 @@ class Preset:
 
 @contextmanager
 def only_value_errors() -> Iterator[None]:
-    """ValueError for sizes that no model can have, of which torch complains in other ways."""
+    """Raise a ValueError for sizes that no model can have, whatever torch raises for them."""
     try:
         yield
     except (RuntimeError, TypeError, OverflowError, ZeroDivisionError, MemoryError) as error:
@@ -54,9 +54,9 @@ class Rows(NamedTuple):
     """The tokens of an input or the queries of an output, of one sample of the trained size."""
 
     size: int
-    """How many."""
+    """Number of them."""
     channels: int
-    """How wide, before they are joined with others."""
+    """Width, before they are joined with others."""
 
 
 def wiring(schema: Schema) -> tuple[dict[str, Rows], dict[str, Rows]]:

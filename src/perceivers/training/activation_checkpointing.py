@@ -12,7 +12,7 @@ from perceivers.core.attention import CrossAttention, SelfAttention
 
 @contextmanager
 def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Within: attention blocks keep only what goes in and run again, with the same dropout, for the gradient.
+    """Make attention blocks keep their inputs alone and run again, with the same dropout, for the gradient.
 
     Cross-attentions where they are dense; their other orders do so anyway.
     """

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     pass
 
 KEPT = 2
-"""How many of the newest checkpoints of a run stay, beside the best."""
+"""Number of the newest checkpoints of a run that are kept, in addition to the best."""
 
 CHECKPOINTS = "checkpoints"
 
 
 @with_config(ConfigDict(extra="allow"))
 class State(TypedDict):
-    """What a checkpoint's state.json holds beside its validation loss."""
+    """Content of a checkpoint's state.json, without its validation loss."""
 
     step: Annotated[int, Field(ge=0, lt=2**63)]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -34,7 +34,7 @@ class State(TypedDict):
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoints, newest first."""
+    """Return a run's checkpoints, newest first."""
     folder = run / CHECKPOINTS
     paths = folder.iterdir() if folder.exists() else ()  # unlike `glob`, it says so where a folder cannot be read
     found = [path for path in paths if is_place_of_checkpoint(path)]
@@ -47,7 +47,7 @@ def is_place_of_checkpoint(folder: Path) -> bool:
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that is whole and finite; None if there is none. Others are passed over with a warning.
+    """Return the newest checkpoint that is whole and finite, or None; others are passed over with a warning.
 
     UnreadableError or OSError if the system does not let one be read.
     """
@@ -55,7 +55,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The good checkpoint with the lowest validation loss; the newest one if the run has no validation.
+    """Return the good checkpoint with the lowest validation loss; the newest one if the run has no validation.
 
     UnreadableError or OSError if the system does not let one be read.
     """
@@ -65,24 +65,24 @@ def best_checkpoint(run: Path) -> Path | None:
 
 
 def diverged(step: int, what: str, checkpoint: Path | None) -> ValueError:
-    """The error that ends a run whose numbers are no longer finite."""
+    """Return the error that ends a run whose numbers are no longer finite."""
     good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
     return ValueError(f"step {step}: {what}: lower the learning rate or check the data; {good}")
 
 
 def read_state(folder: Path) -> State:
-    """Steps, time and scale of the loss at a checkpoint; ValueError naming what its file lacks."""
+    """Return steps, time and loss scale of a checkpoint; ValueError naming what its file lacks."""
     found: State = read_checked(folder / STATE, State)
     return found
 
 
 def step_of(folder: Path) -> int:
-    """Steps made at a checkpoint; ValueError if it does not say."""
+    """Return the number of steps of a checkpoint; ValueError if it does not say."""
     return read_state(folder)["step"]
 
 
 def score_of(folder: Path) -> float:
-    """The validation loss of a checkpoint; infinite, which is never best, if it has none or that is not finite."""
+    """Return the validation loss of a checkpoint; infinity, which is never best, if there is no finite one."""
     try:
         score = float(read_json(folder / STATE)["score"])
     except UnreadableError:

@@ -30,7 +30,7 @@ STARTER = "PERCEIVERS_STARTER"
 
 @contextmanager
 def launched(config: TrainingConfig) -> Iterator["Fabric"]:
-    """Within: the processes of a run work together; behind it each is alone again.
+    """Let the processes of a run work together for the time of a context; afterwards each is alone again.
 
     Nothing made within may hold DDP's reducer on leaving: were it the last holder of its process group, it would wait
     for gloo's thread while it has Python's lock, which that thread may wait for. The frames of an error let it go here.
@@ -135,7 +135,7 @@ def agreed(fabric: "Fabric", act: Callable[[], T]) -> T:
 
 @contextmanager
 def only_user(run: Path, fabric: "Fabric") -> Iterator[None]:
-    """Within: no other training may use the run folder (ValueError if one does), and leftovers of killed ones are gone.
+    """Keep other trainings from a run folder (ValueError if one uses it), and remove what killed ones left.
 
     The lock is not passed on to the workers of its holder.
     """

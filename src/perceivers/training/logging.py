@@ -1,4 +1,4 @@
-"""What a run says of itself: lines of JSON, a progress bar, TensorBoard."""
+"""Log of a run: lines of JSON, a progress bar, TensorBoard."""
 
 import json
 import warnings

@@ -74,9 +74,9 @@ def make_steps(
     stop: StopFlag,
     claim: Callable[[int], None],
 ) -> None:
-    """The steps of one process, from the latest checkpoint on: the weights end as their average.
+    """Make the steps of one process, from the latest checkpoint on; at the end the weights are their average.
 
-    A function of its own, so that all that holds the model is gone before the processes part (`launched`).
+    A function of its own, so that no reference to the model outlives the process group (`launched`).
     """
     objective = Objective(model, config.weights)
     learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
@@ -191,7 +191,7 @@ def clip(fabric: "Fabric", learner: Any, optimiser: Any, config: TrainingConfig)
 def check_finite(
     step: int, losses: Mapping[str, float], weights: Mapping[str, float], norm: float, checkpoint: Path | None
 ) -> None:
-    """ValueError if the loss or its gradient is not finite, before it can spoil a weight; the same in all processes."""
+    """Raise a ValueError, in all processes, for a loss or gradient that is not finite, before it spoils a weight."""
     if vanished := [name for name, weight in weights.items() if weight == 0]:
         raise diverged(step, f"the learned weight of {vanished[0]} is 0", checkpoint)
     what = "loss" if not all(map(math.isfinite, losses.values())) else "" if math.isfinite(norm) else "gradient"

@@ -35,7 +35,7 @@ class Objective(nn.Module):
 
     @property
     def schema(self) -> Schema:
-        """What goes in and what must come out."""
+        """Inputs and outputs of the model."""
         return cast(Schema, self.model.schema)
 
     def train(self, mode: bool = True) -> "Objective":
@@ -62,11 +62,11 @@ class Objective(nn.Module):
 
     @property
     def own(self) -> dict[str, nn.Parameter]:
-        """What it learns beside the model, by name."""
+        """Learned loss weights, by name."""
         return {} if self.log_variances is None else {"log_variances": self.log_variances}
 
     def weights(self) -> dict[str, float]:
-        """What each loss is multiplied by, beside its fixed weight, where that is learned."""
+        """Return the learned factor of each loss, by output; its fixed weight comes on top."""
         if self.log_variances is None:
             return {}
         found = self.log_variances.detach()
@@ -82,12 +82,12 @@ class Objective(nn.Module):
         }
 
     def predict(self, batch: Batch, masking: Masking | None = None) -> dict[str, Any]:
-        """What the model writes where the batch has targets; outside training, `masking` hides tokens."""
+        """Return the predictions at the points of the batch's targets; outside training, `masking` hides tokens."""
         return _precise(self.model(batch["inputs"], self.schema.points(batch["targets"]), masking=masking))
 
 
 def counts(schema: Schema, batch: Batch, device: torch.device) -> Tensor:
-    """How many elements the loss of each output is a mean over, 0 for one without a target."""
+    """Return the number of elements that the loss of each output is a mean over, 0 for one without a target."""
     found = {name: schema.outputs[name].num_terms(target) for name, target in batch["targets"].items()}
     return torch.stack(
         [found[name].to(device) if name in found else torch.tensor(0, device=device) for name in schema.outputs]

@@ -42,7 +42,7 @@ def evaluate(
 def answers(
     model: PerceiverIO, schema: Schema, records: Sequence[Record], batch_size: int = 128, seed: int = 0
 ) -> Iterator[tuple[str, Compared]]:
-    """What a model says of all records beside the truth, an output and a batch at a time."""
+    """Yield predictions and truth of all records, by output, a batch at a time."""
     masking = masking_of(model, schema, seed)
     for number, batch in enumerate(tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation")):
         batch, first = on_device(batch, device_of(model)), number * batch_size
@@ -59,7 +59,7 @@ def masking_of(model: PerceiverIO, schema: Schema, seed: int = 0) -> Masking:
 
 
 def check_mask_tokens(known: Collection[str], inputs: Mapping[str, Kind]) -> None:
-    """ValueError if an evaluation on these inputs masks one without a mask token; `known` have one."""
+    """Raise a ValueError if an evaluation on these inputs masks one without a mask token; `known` have one."""
     if unknown := [name for name in mask_probs(inputs) if name not in known]:
         raise ValueError(f"{unknown[0]}: cannot be masked in an evaluation, since the model has no mask token of it")
 
@@ -85,7 +85,7 @@ def compared(
 
 
 def check_guesses(output: str, guesses: Raw, first: int = 0, what: str = "record") -> None:
-    """ValueError naming the first sample (a `what`) of a batch of which something is predicted that is not finite."""
+    """Raise a ValueError naming the first sample (a `what`) of a batch whose prediction is not finite."""
     bad = not_finite(guesses).nonzero()
     if len(bad):
         raise ValueError(f"{output}: what is predicted of {what} {first + int(bad[0]) + 1} is not finite")

@@ -12,7 +12,7 @@ from perceivers.modalities import Image, Label
 from perceivers.schema import Batch, Schema
 
 Weights = Float[Tensor, "b h w 1"]
-"""How much of each pixel is the sample's own."""
+"""Weight of the sample's own pixels, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Mixing:
     """Half of each batch is blended (MixUp, arXiv:1710.09412), half gets rectangles of others (CutMix, 1905.04899)."""
 
     mixup_alpha: float = 0.2
-    """Of the Beta distribution of a blend's parts; a rectangle's part is uniform."""
+    """Parameter of the Beta distribution of a blend's weights; a rectangle's area is uniform."""
 
     def __post_init__(self) -> None:
         if self.mixup_alpha <= 0:
@@ -28,7 +28,7 @@ class Mixing:
 
 
 def check_mixing(schema: Schema) -> None:
-    """ValueError unless one picture goes in, and nothing but classes comes out."""
+    """Raise a ValueError unless one picture goes in, and nothing but classes comes out."""
     found = [*schema.inputs.values(), *schema.outputs.values()]
     if [type(spec) for spec in found] != [Image] + [Label] * len(schema.outputs):
         kinds = ", ".join(type(spec).__name__ for spec in found)

@@ -1,4 +1,4 @@
-"""Which records a step learns from: a function of (seed, step), so that a resumed run continues exactly.
+"""Sampler: which records a step learns from, a function of (seed, step), so that a resumed run continues exactly.
 
 No worker and no loader holds a state; what is random in a record depends on (seed, epoch, record).
 """
@@ -96,7 +96,7 @@ class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
 
 @contextmanager
 def workers_let_go() -> Iterator[None]:
-    """Within: an error that is raised where a batch is made holds on to no loader.
+    """Make errors that are raised where a batch is made hold on to no loader.
 
     Else the process could not exit: it would wait for workers who wait for it, since they ignore what ends them.
     """

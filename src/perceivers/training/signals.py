@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
-"""What the command exits with after each signal; 75 asks a scheduler to start the same command again."""
+"""Exit codes of the command after each signal; 75 asks a scheduler to start the same command again."""
 
 SIGNAL_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
@@ -64,7 +64,7 @@ class EndSignals:
 
 @contextmanager
 def end_signals() -> Iterator[EndSignals]:
-    """Within: SIGINT, SIGTERM and SIGHUP end the command with 128 + their number and no traceback.
+    """Let SIGINT, SIGTERM and SIGHUP end the command with 128 + their number and no traceback.
 
     One that is ignored from the start, as by nohup, stays so.
     """
@@ -82,7 +82,7 @@ def end_signals() -> Iterator[EndSignals]:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Within: signals raise a flag, to be looked at between two steps."""
+    """Let signals raise a flag, which is checked between two steps."""
     flag = StopFlag()
     numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
     before = {number: signal.signal(number, flag.raise_flag) for number in numbers}
@@ -100,7 +100,7 @@ def end_with_parent() -> None:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """For processes that prepare records: they end with the training process, not before it."""
+    """Make a process that prepares records end with the training process, not before it."""
     end_with_parent()
     for name in EXIT_CODES:
         if hasattr(signal, name):

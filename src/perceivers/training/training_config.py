@@ -1,4 +1,4 @@
-"""How a schema's model is trained."""
+"""Settings of training."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +13,7 @@ MOST = {"num_steps": 10**12, "batch_size": 10**6, "accumulate": 10**6, "devices"
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a schema's model is trained."""
+    """Settings of training a schema's model."""
 
     num_steps: int = 1000
     """Steps in all."""
@@ -24,7 +24,7 @@ class TrainingConfig:
     shuffle: bool = True
     """Each epoch takes the records in an order of its own; without it as they come, as a curriculum wants."""
     seed: int = 0
-    """Of initial weights, order, augmentation and dropout."""
+    """Seed of initial weights, order, augmentation and dropout."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Update rule."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -32,15 +32,15 @@ class TrainingConfig:
     mixing: Mixing | None = None
     """Pictures of a batch are mixed with one another, and so are their classes; None: they are not."""
     weights: Literal["fixed", "learned"] = "fixed"
-    """Of the losses: the schema's, or also divided by a variance of each output, which is learned (Kendall 2018)."""
+    """Weights of the losses: the schema's, or also divided by a learned variance of each output (Kendall 2018)."""
     average_decay: float | None = None
-    """Of an exponential moving average of the weights (EMA), which evaluation then uses; None: there is none."""
+    """Decay of an exponential moving average of the weights (EMA), used by evaluation; None: there is no average."""
     validation_fraction: float = 0.0
     """Part of the training records that is not learned from but chooses the best checkpoint."""
     log_every: int = 20
     """Steps between two lines of the log."""
     tensorboard: bool = False
-    """Also write scalars and pictures for TensorBoard into the run's folder."""
+    """Whether scalars and pictures are also written for TensorBoard into the run's folder."""
     checkpoint_every: int = 500
     """Steps between two checkpoints; the last step always makes one."""
     num_workers: int = 0
@@ -78,7 +78,7 @@ class TrainingConfig:
         self.rate(0)  # says now what would be wrong later
 
     def check_processes(self, number: int) -> None:
-        """ValueError unless a batch can be shared out to so many processes."""
+        """Raise a ValueError unless a batch can be shared out to so many processes."""
         if self.batch_size % (number * self.accumulate):
             text = f"{number} processes x accumulate = {self.accumulate}"
             raise ValueError(f"batch_size = {self.batch_size} must be a multiple of {text}")

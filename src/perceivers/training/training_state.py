@@ -30,20 +30,20 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class TrainingState:
-    """What training has made of a model up to a step; everything else follows from seed and step."""
+    """State of a run after a step; everything else follows from seed and step."""
 
     model: PerceiverIO
-    """What learns."""
+    """Model that is trained."""
     optimiser: torch.optim.Optimizer
-    """How it learns, with its moments."""
+    """Update rule, with its moments."""
     fabric: "Fabric"
     """The processes; under 16-mixed its precision holds the scale of the loss."""
     beside: Mapping[str, nn.Parameter]
-    """What is learned beside it, by name."""
+    """Parameters that are learned in addition to the model, by name."""
     average: Tensors
     """Running averages of the parameters by name; empty if the run keeps none."""
     decay: float = 0.0
-    """Of the averages."""
+    """Decay of the averages."""
     step: int = 0
     """Steps made."""
     seconds: float = 0.0
@@ -55,7 +55,7 @@ class TrainingState:
     def start(
         cls, objective: Objective, optimiser: torch.optim.Optimizer, fabric: "Fabric", decay: float | None
     ) -> "TrainingState":
-        """Before the first step."""
+        """Return the state before the first step."""
         model = objective.model
         average = {name: p.detach().clone() for name, p in model.named_parameters()} if decay is not None else {}
         return cls(model, optimiser, fabric, objective.own, average, decay or 0.0)
@@ -70,7 +70,7 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within: the model has the averaged weights, if there are any."""
+        """Give the model the averaged weights, if there are any, for the time of a context."""
         own = {name: self.model.get_parameter(name).detach().clone() for name in self.average}
         self.set_parameters(self.average)
         try:
@@ -87,7 +87,7 @@ class TrainingState:
             own[name].copy_(value)
 
     def check_finite(self, loss: float) -> None:
-        """ValueError in all processes unless the state is finite in each, and `loss`, which its weights give."""
+        """Raise a ValueError in all processes unless the state is finite in each, and its `loss` is."""
         found = {
             "loss of the new weights is": math.isfinite(loss),
             "weights are": is_finite(self.model.state_dict().values()),
@@ -149,7 +149,7 @@ class TrainingState:
         return self.fabric.strategy.precision
 
     def _write_tensors(self, folder: Path) -> None:
-        """This process's files of tensors: all by the first, or of sharded ones each process its pieces."""
+        """Write this process's files of tensors: the first writes all, or each its own pieces of sharded ones."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
         raw = self.model.state_dict()
@@ -203,7 +203,7 @@ class TrainingState:
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, spread over the processes as `like` is."""
+    """Return a whole tensor, spread over the processes as `like` is."""
     if not isinstance(like, DTensor):
         return value.to(like.device)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

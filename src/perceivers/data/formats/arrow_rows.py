@@ -56,7 +56,7 @@ def batch_rows(batch: Any, shared: SharedTexts) -> Iterator[dict[str, Any] | str
 
 
 def _values(column: Any, shared: SharedTexts) -> list[Any]:
-    """What `to_pylist` of an array gives, but equal texts as one object, also within lists and structures."""
+    """Return what `to_pylist` of an array gives, but equal texts as one object, also within lists and structures."""
     types, kind = arrow_library().types, column.type
     if types.is_dictionary(kind):
         used = column.indices.unique()

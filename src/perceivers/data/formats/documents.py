@@ -72,7 +72,7 @@ def documents_of(folder: str) -> Documents:
 
 
 def layout_of(path: Path) -> Literal["plain", "lines", ""]:
-    """Whether a file is a document, or holds one in each line, or none, by its name."""
+    """Return by a file's name whether it is a document, holds one in each line, or none."""
     name = path.name.removesuffix(".gz")
     if name.endswith(PLAIN):
         return "plain"
@@ -80,7 +80,7 @@ def layout_of(path: Path) -> Literal["plain", "lines", ""]:
 
 
 def parts_of(path: Path) -> Iterator[tuple[int, int]]:
-    """Where each document of a file begins, and its size, in bytes; what is empty is none."""
+    """Yield start and size of each document of a file, in bytes; empty ones are none."""
     if not path.stat().st_size:
         return
     if layout_of(path) == "plain":
@@ -131,5 +131,5 @@ def _check_unpacked(path: Path, size: int, most: int | float) -> None:
 
 @lru_cache(maxsize=4)
 def kept_unpacked(path: Path) -> bytes:
-    """What a packed file holds, kept for its next document."""
+    """Return the content of a packed file, kept for its next document."""
     return unpacked(path)

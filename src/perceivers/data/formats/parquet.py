@@ -24,7 +24,7 @@ MOST = {
     "pages": (10_000, 0.01),
     "steps": (10_000, 0.01),
 }
-"""What a Parquet file may hold at most: a constant, and as many more for each of its bytes."""
+"""Limits of what a Parquet file may hold: a constant, and as many more for each of its bytes."""
 
 AT_ONCE = 2**27
 """Bytes that texts may take that are decoded together where Arrow repeats them."""
@@ -151,7 +151,7 @@ class _Pages:
         self.seek, self.tell, self.longest = file.seek, file.tell, 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ Reader = Callable[[Path], Iterator[tuple[str, Mapping[str, Any] | str]]]
 
 
 def reader_of(path: Path) -> Reader:
-    """What reads this table; ValueError if nothing does."""
+    """Return the reader of a table; ValueError if there is none."""
     if path.is_dir():
         return _folder
     if path.suffix.lower() not in READERS:

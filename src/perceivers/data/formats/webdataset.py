@@ -110,7 +110,7 @@ def _name(member: tarfile.TarInfo) -> tuple[str, str] | None:
 
 
 def record_bounds(url: str) -> np.ndarray:
-    """Where each record of a .tar begins, and the last one ends; kept in the user's cache until the file changes."""
+    """Return where each record of a .tar begins and the last one ends; cached for the user until the file changes."""
     system, path = url_to_fs(url)
     cache = user_cache()
     if cache is None:

@@ -19,7 +19,7 @@ CHUNK = 4096
 
 
 def check_writable(path: Path) -> None:
-    """ValueError for a kind of table that is not written."""
+    """Raise a ValueError for a kind of table that is not written."""
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"{path}: a table is written as {', '.join(WRITERS)}")
 

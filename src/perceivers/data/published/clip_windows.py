@@ -1,4 +1,4 @@
-"""What Kinetics and AudioSet have in common: clips of films, each cut into overlapping windows."""
+"""Clips of films, each cut into overlapping windows: what Kinetics and AudioSet have in common."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Clips(DataSet):
     side: int = 224
     """S, in pixels."""
     samples: int = 61440
-    """Of the sound of that time."""
+    """Samples of the sound of that time."""
 
     def __post_init__(self) -> None:
         check_ranges(self, {"windows": SIZE})

@@ -1,4 +1,4 @@
-"""How pairs of frames with flow change while they are learnt from: both ways first, then with RAFT's augmentation.
+"""Curriculum for pairs of frames with flow: both ways first, then with RAFT's augmentation.
 
 The paper (section H) trains with AutoFlow's curriculum of growing augmentation, after a phase without any in which
 each pair is seen forward and backward; it gives no lengths, so those are ours.
@@ -47,10 +47,10 @@ class FlowCurriculum:
     erase_size: tuple[int, int] = (50, 100)
     """Least and greatest side of those, in pixels."""
     seed: int = 0
-    """Of order, crops and augmentation."""
+    """Seed of order, crops and augmentation."""
 
     def strength(self, progress: float) -> float:
-        """Of the augmentation, 0 to 1, at a part of all records."""
+        """Return the strength of the augmentation, 0 to 1, after a part of all records."""
         return float(np.clip((progress - self.plain_part) / max(self.growth_part, 1e-9), 0, 1))
 
 

@@ -20,7 +20,7 @@ Layout = Literal["autoflow", "sintel-clean", "sintel-final", "kitti", "middlebur
 
 @dataclass(frozen=True)
 class PairFiles:
-    """Where a pair is."""
+    """Files of a pair."""
 
     first: Path
     second: Path
@@ -34,13 +34,13 @@ class FlowPairs(DataSet):
     """Records of "frames" [2, H, W, 3] from -1 to 1 and "flow" [H, W, 2], NaN where unknown; Sintel: and "occluded"."""
 
     folder: str = ""
-    """What was unpacked: holds static_40k_png_1_of_4 ..., or training, or other-data and other-gt-flow."""
+    """Unpacked data: holds static_40k_png_1_of_4 ..., or training, or other-data and other-gt-flow."""
     layout: Layout = "autoflow"
     """Whose folders they are."""
     held_out_every: int = 100
     """Each so many-th pair is held out; 1: all are, for evaluation alone."""
     curriculum: FlowCurriculum | None = None
-    """How pairs change while they are learnt from; None: each is a record, as it is."""
+    """Changes of pairs during training; None: each pair is a record as it is."""
     kind: Literal["flow_pairs"] = "flow_pairs"
     """Name in files."""
 

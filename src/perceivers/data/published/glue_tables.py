@@ -37,21 +37,21 @@ RATING = "vader_rating"
 """Field of VADER's mean rating, from -4 to 4; its class is the rating's sign, and there is none at 0."""
 
 BETWEEN = "\t"
-"""Between two sentences (ours; the paper does not say): the files' own separator, so that no sentence holds it."""
+"""Separator of two sentences (ours; the paper does not say): the files' own separator, so that no sentence holds it."""
 
 LARGEST_FILE = 2**30
 """Bytes of a task's file."""
 
 UNLABELLED = ("", "-")
-"""What stands in place of a target that was not told."""
+"""Cells that stand for a target that is not published."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a task's texts and targets are."""
+    """Files and columns of a task's texts and targets."""
 
     folder: str
-    """Of the task."""
+    """Folder of the task."""
     sentences: tuple[str, ...]
     """Columns of the sentences."""
     target: str
@@ -63,7 +63,7 @@ class Layout:
     held_out: tuple[str, ...] = ("dev.tsv",)
     """Files that training never sees."""
     held_out_every: int | None = None
-    """Of each file, documents whose number is a multiple of this are held out: for files without a split (ours)."""
+    """Documents whose number is a multiple of this are held out: for files without a split (ours)."""
 
 
 PAIR = ("sentence1", "sentence2")
@@ -105,18 +105,18 @@ LAYOUTS: dict[Task, tuple[Layout, ...]] = {
         ),
     ),
 }
-"""Of each task the layouts it may have; the first one that is there counts."""
+"""Layouts that each task may have; the first one that is there counts."""
 
 
 class Example(NamedTuple):
-    """What a line says."""
+    """Content of a line."""
 
     text: str
     """Sentences."""
     targets: dict[str, Any]
-    """By name."""
+    """Targets by name."""
     file: str
-    """Its name."""
+    """Name of its file."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ class Glue(DataSet):
     folder: str = "glue"
     """Holds the tasks' folders."""
     tasks: tuple[Task, ...] = ("cola", "sst_2", "sts")
-    """Which of them."""
+    """Tasks that are used."""
     shares: tuple[float, ...] | None = None
-    """Of each task, its part of what is learnt from: small tasks come again. None: each record once."""
+    """Share of each task in the training records: small tasks come again. None: each record once."""
     kind: Literal["glue"] = "glue"
     """Name in files."""
 
@@ -211,7 +211,7 @@ def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Ite
 
 
 def targets(task: Task, cell: str, place: str) -> dict[str, Any]:
-    """By name, from what stands in the column of the target; ValueError naming the place for what is none."""
+    """Return targets by name, from a cell of the target's column; ValueError naming the place if it holds none."""
     classes = CLASSES.get(task, ())
     if task not in ("sts", "vader"):
         numbered = {str(number): name for number, name in enumerate(classes)}
@@ -230,12 +230,12 @@ def targets(task: Task, cell: str, place: str) -> dict[str, Any]:
 
 
 def cells_of(line: str) -> list[str]:
-    """Between tabs; quotation marks mean nothing."""
+    """Return the cells of a line, between tabs; quotation marks mean nothing."""
     return line.rstrip("\r").split("\t")
 
 
 def is_held_out_document(document: str, every: int, place: str) -> bool:
-    """By its number, before that of a sentence in it: 12_3 is the third of 12; ValueError if there is none."""
+    """Return whether a document is held out, by its number: 12_3 is sentence 3 of document 12; ValueError if none."""
     number = document.partition("_")[0]
     if not (number.isascii() and number.isdecimal() and len(number) <= 18):
         raise ValueError(f"{place}: {one_line(repr(document))} must begin with the number of a document")

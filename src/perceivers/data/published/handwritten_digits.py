@@ -17,7 +17,7 @@ class Digits(DataSet):
     held_out_fraction: float = 0.2
     """Part of each class that training never sees."""
     seed: int = 0
-    """Of the random split."""
+    """Seed of the random split."""
     kind: Literal["digits"] = "digits"
     """Name in files."""
 

@@ -27,7 +27,7 @@ class Kinetics(Clips):
     frames: int = 16
     """T, at 25 a second."""
     samples: int = 30720
-    """Of the sound of that time."""
+    """Samples of the sound of that time."""
     training_list: str = "train.csv"
     """Clips to learn from."""
     held_out_list: str = "validate.csv"

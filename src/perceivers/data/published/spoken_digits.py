@@ -61,7 +61,7 @@ class SpokenDigits(DataSet):
     side: int = 32
     """S, in pixels."""
     samples: int = 4096
-    """Of sound; a shorter recording begins anywhere in silence, of a longer one some part is heard."""
+    """Samples of sound; a shorter recording begins anywhere in silence, of a longer one some part is heard."""
     shown: Literal["same", "any"] = "same"
     """Which digit the picture is of: the one that is said, or any."""
     kind: Literal["spoken_digits"] = "spoken_digits"

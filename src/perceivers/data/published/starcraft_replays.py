@@ -24,7 +24,7 @@ STATISTICS = {
     "workers": "workers_active_count",
     "army": "minerals_used_current_army",
 }
-"""What is told of each player: our name of a statistic, and sc2reader's."""
+"""Statistics of each player: our name and sc2reader's."""
 
 PLAYERS = (1, 2)
 """Owners, as replays number them."""
@@ -98,7 +98,7 @@ def events_of(path: Path) -> list[Any]:
 
 @dataclass
 class Unit:
-    """What the events so far tell of a unit."""
+    """State of a unit, as far as the events tell it."""
 
     type: str
     owner: int
@@ -123,7 +123,7 @@ def snapshots_of(events: Sequence[Any]) -> Iterator[Record]:
 
 
 def follow(units: dict[int, Unit], event: Any) -> None:
-    """What an event changes of the units, by their index."""
+    """Apply an event to the units, by their index."""
     if event.name in ("UnitBornEvent", "UnitInitEvent"):
         if not event.unit_type_name.startswith("Beacon"):  # of the interface, not of the world
             unit = Unit(event.unit_type_name, event.control_pid, event.x, event.y, event.second)

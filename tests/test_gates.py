@@ -16,7 +16,7 @@ SOURCES = sorted(path for room in ("src", "benchmarks", "examples", "locks") for
 REVIEWED = {
     "torch.load": {"src/perceivers/pretrained/foreign.py"},  # after its own look at the archive; weights_only
     "import_module": {
-        "src/perceivers/media/guarded_pillow.py",  # libraries of the extra, named by our own sources
+        "src/perceivers/media/extra.py",  # libraries of the extra, named by our own sources
         "src/perceivers/core/orders.py",  # our kernels
         "benchmarks/contenders.py",
     },

@@ -10,7 +10,7 @@ import numpy as np
 from perceivers.files.durable import whole_file
 from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
-from perceivers.media.guarded_pillow import library
+from perceivers.media.extra import library
 from perceivers.media.video_decoder import MAX_VALUES, RATES, check_sound, sound_within
 from perceivers.media.video_files import read_sound
 

@@ -7,12 +7,12 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from perceivers.files.messages import one_line
 from perceivers.files.opening import MOST_TEXT_BYTES
+from perceivers.media.extra import library
 
 # Never all that Pillow knows: EPS runs Ghostscript, FITS, PDF and JPEG 2000 have been bombs, libtiff prints on stderr.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -27,14 +27,6 @@ _MOST_COPIED = 1 << 35  # bytes before each piece of a header, added up; of 10 M
 _EXIF, _MOST_EXIF = b"Exif\0\0", 1 << 20  # how Exif begins in a JPEG; bytes of overlapping entries
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # with a length behind it, but for the end of a picture
 _LONGEST_RUN_LENGTHS = 2048  # side of a BMP of run lengths in pixels: Pillow unpacks it a pixel at a time, in Python
-
-
-def library(name: str) -> Any:
-    """A module of the extra `media`; ImportError that says how to get it."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{name} cannot be imported ({error}): pip install perceivers[media]") from None
 
 
 class TooManyPixelsError(ValueError):

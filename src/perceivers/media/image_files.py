@@ -9,7 +9,8 @@ import numpy as np
 from perceivers.files.durable import whole_file
 from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
-from perceivers.media.guarded_pillow import MAX_PIXELS, check_exif, exif_of, library, most_bytes, opened_picture
+from perceivers.media.extra import library
+from perceivers.media.guarded_pillow import MAX_PIXELS, check_exif, exif_of, most_bytes, opened_picture
 from perceivers.media.png16 import png_header, wide_tiles
 
 _WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}

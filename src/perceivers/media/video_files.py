@@ -74,7 +74,7 @@ def write_video(path: Path | str, clip: Clip) -> Path:
     _check_clip(path, clip)
     from perceivers.files.durable import whole_file
     from perceivers.files.messages import one_line
-    from perceivers.media.guarded_pillow import library
+    from perceivers.media.extra import library
 
     av = library("av")
     with whole_file(path) as fresh:
@@ -89,7 +89,7 @@ def write_video(path: Path | str, clip: Clip) -> Path:
 def _decoded(path: Path | str, job: dict[str, Any], seconds: float, size: int) -> tuple[dict[str, Any], list[Any]]:
     """Return what the child process found and the arrays it wrote; ValueError with its complaint or its crash."""
     from perceivers.files.opening import regular_file
-    from perceivers.media.guarded_pillow import library
+    from perceivers.media.extra import library
 
     path = regular_file(path)
     if find_spec("av") is None:

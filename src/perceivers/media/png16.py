@@ -25,6 +25,7 @@ _PNG16_MODES = {
     3: ("RGB", ("RGB;16B", "RGB;16L")),
     4: ("RGBA", ("RGBA;16B", "RGBA;16L")),
 }
+
 _MOST_CHUNKS = 1_000_000  # of a PNG; writers make one of at least 8 kB of pixels
 _MOST_ROW_BITS = 2_147_000_000  # of Pillow's decoder of PNGs, which counts them with 32 bits
 _TILE = 1 << 16  # pixels of 16 bits that are converted at a time

@@ -4,7 +4,7 @@ import math
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
@@ -15,13 +15,11 @@ from perceivers.files.opening import UnreadableError
 from perceivers.files.tensor_files import check_finite
 from perceivers.schema.schema_files import read_checked
 
-if TYPE_CHECKING:
-    pass
-
 KEPT = 2
 """Number of the newest checkpoints of a run that are kept, in addition to the best."""
 
 CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds its checkpoints."""
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 TRAINING = "training.safetensors"
+"""File of a checkpoint with what only training needs: moments, learned loss weights, weights behind averages."""
 
 Tensors = dict[str, Tensor]
+"""Tensors by name."""
 
 
 @dataclass

@@ -110,31 +110,31 @@ class Wave:
     """In radians."""
 
     def shift(self, places: Places) -> Places:
-        """How far places move; the same before and behind the move."""
+        """Return how far places move; the same before and after the move."""
         across = places @ np.array([-self.direction[1], self.direction[0]])
         return self.amplitude * np.sin(self.frequency * across + self.phase)[:, None] * self.direction
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Where a layer's places in the first frame are in the second: waves, then a homography."""
+    """Motion of a layer from the first frame to the second: waves, then a homography."""
 
     homography: Float[np.ndarray, "3 3"]
     waves: tuple[Wave, ...] = ()
 
     @cached_property
     def inverse(self) -> Float[np.ndarray, "3 3"]:
-        """Of the homography."""
+        """Inverse of the homography."""
         return np.linalg.inv(self.homography)
 
     def forward(self, places: Places) -> Places:
-        """From the first frame to the second."""
+        """Move places from the first frame to the second."""
         for wave in self.waves:
             places = places + wave.shift(places)
         return transformed(self.homography, places)
 
     def backward(self, places: Places) -> Places:
-        """From the second frame to the first."""
+        """Move places from the second frame to the first."""
         places = transformed(self.inverse, places)
         for wave in reversed(self.waves):
             places = places - wave.shift(places)
@@ -147,7 +147,7 @@ class Shape:
 
     centre: Float[np.ndarray, "2"]
     angles: Float[np.ndarray, " corners"]
-    """Of the corners, ascending from -pi to pi."""
+    """Angles of the corners, ascending from -pi to pi."""
     radii: Float[np.ndarray, " corners"]
     """Distances of the corners from the centre."""
 
@@ -219,7 +219,7 @@ class View:
         return front
 
     def colours(self) -> Float[np.ndarray, "h w 3"]:
-        """What the frame shows, from 0 to 1."""
+        """Return what the frame shows, from 0 to 1."""
         colours = np.empty((len(self.places), 3))
         for number in np.unique(self.front):
             shown = self.front == number

@@ -144,7 +144,7 @@ class Glue(DataSet):
         return [path for name in folders for path in Path(self.folder, name).rglob("*") if path.is_file()]
 
     def training(self) -> Sequence[Record]:
-        """Of all tasks, one behind the other; with shares every record comes at least once."""
+        """Records of all tasks, one task after the other; with shares every record comes at least once."""
         parts = [examples(self.folder, task, False) for task in self.tasks]
         if self.shares is None:
             return mixed(self.tasks, parts, [len(part) for part in parts])

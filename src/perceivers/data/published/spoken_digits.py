@@ -63,7 +63,7 @@ class SpokenDigits(DataSet):
     samples: int = 4096
     """Samples of sound; a shorter recording begins anywhere in silence, of a longer one some part is heard."""
     shown: Literal["same", "any"] = "same"
-    """Which digit the picture is of: the one that is said, or any."""
+    """Digit in the picture: the one that is said, or any."""
     kind: Literal["spoken_digits"] = "spoken_digits"
     """Name in files."""
 

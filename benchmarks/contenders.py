@@ -19,14 +19,14 @@ from benchmarks.processes import Outputs, Program, Setting
 from perceivers import PerceiverIO
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.modalities.patches import surrounding_patches
-from perceivers.preset import Preset
 from perceivers.pretrained.conversion import to_huggingface
 from perceivers.pretrained.huggingface import CLASSES
 from perceivers.pretrained.matching import to_theirs
 from perceivers.pretrained.names import DERIVED
 from perceivers.pretrained.sizes import INPUT, OUTPUT, value_at, widths
+from perceivers.schema.preset import Preset
 from perceivers.systems.imagenet.model import MEAN, STD
-from perceivers.training.recompute import recomputed
+from perceivers.training.activation_checkpointing import recomputed
 
 DROPOUT = 0.1
 """Of attention weights; what a PerceiverConfig has unless told otherwise."""

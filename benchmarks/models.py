@@ -22,9 +22,9 @@ from perceivers import (
     Text,
 )
 from perceivers.modalities.kind import Kind
-from perceivers.preset import Preset
 from perceivers.pretrained.conversion import huggingface_options
 from perceivers.pretrained.sizes import INPUT, OUTPUT, Values, changed
+from perceivers.schema.preset import Preset
 from perceivers.systems import PRESETS
 
 Part = Literal["forward", "reading", "training"]

@@ -13,7 +13,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from perceivers.media.image import read_image, read_png16, write_png16
+from perceivers.media.image_files import read_image
+from perceivers.media.png16 import read_png16, write_png16
 
 PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 """First row, first column, step of rows and of columns of an interlaced PNG's parts."""

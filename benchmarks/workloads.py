@@ -16,8 +16,8 @@ from benchmarks.contenders import (
 )
 from benchmarks.models import Work, build, inputs_of, picture, preset_of
 from benchmarks.processes import Contender, Program, Setting
-from perceivers.preset import Preset
 from perceivers.runs.flops import costs
+from perceivers.schema.preset import Preset
 
 MB = 1e6
 

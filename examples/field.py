@@ -10,9 +10,9 @@ import numpy as np
 import tyro
 from sklearn.neighbors import KNeighborsClassifier
 
-from perceivers.data.rows import read_rows
-from perceivers.data.writing import write_rows
-from perceivers.media.image import write_image
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import write_rows
+from perceivers.media.image_files import write_image
 
 POINTS, NEAR = 1000, 0.03
 """Points of a row; how far half of them lie from the surface, in lengths of the body."""

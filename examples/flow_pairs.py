@@ -9,8 +9,8 @@ import numpy as np
 import tyro
 import yaml
 
-from perceivers.media.flow import write_flow
-from perceivers.media.image import read_image, write_image
+from perceivers.media.flow_files import write_flow
+from perceivers.media.image_files import read_image, write_image
 
 
 def prepare(scikit: Path, opencv: Path, out: Path, /) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import tyro
 from sklearn.linear_model import RidgeCV
 
-from perceivers.data.rows import read_rows
-from perceivers.data.writing import PlainRow, write_rows
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import PlainRow, write_rows
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from perceivers.data.rows import read_rows
-from perceivers.data.writing import PlainRow, write_rows
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import PlainRow, write_rows
 
 WARPED = 128
 """Longest series that are compared under dynamic time warping, which takes the square of the length."""

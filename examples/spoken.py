@@ -17,10 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVC
 
-from perceivers.data.rows import read_rows
-from perceivers.data.writing import PlainRow, write_rows
-from perceivers.media.audio import read_audio, write_audio
-from perceivers.media.image import read_image, write_image
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import PlainRow, write_rows
+from perceivers.media.audio_files import read_audio, write_audio
+from perceivers.media.image_files import read_image, write_image
 
 WINDOW, HOP, BANDS, FRAMES = 256, 100, 32, 64
 """Samples of a window, samples between two, bands of frequency, windows that are kept (0.8 s at 8 kHz)."""

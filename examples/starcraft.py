@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from perceivers.data import StarCraft
-from perceivers.data.writing import PlainRow, write_rows
+from perceivers.data.formats.writers import PlainRow, write_rows
 from perceivers.modalities import Records
 from perceivers.modalities.fields import Number
 from perceivers.runs.recipe import read_recipe

@@ -19,7 +19,7 @@ from perceivers import (
     Schema,
     save_pretrained,
 )
-from perceivers.storage import save_tensors
+from perceivers.files.tensor_files import save_tensors
 
 
 def main(folder: Path) -> None:

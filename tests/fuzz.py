@@ -384,8 +384,9 @@ def _picture(kind: str, colours: int = 0, **settings: object) -> Callable[[Path]
 
 
 def pictures() -> Iterator[Reader]:
-    from perceivers.media.flow import read_flow, write_flow
-    from perceivers.media.image import image_size, read_image, read_png16, write_png16
+    from perceivers.media.flow_files import read_flow, write_flow
+    from perceivers.media.image_files import image_size, read_image
+    from perceivers.media.png16 import read_png16, write_png16
 
     def read(path: Path) -> None:
         image_size(path)
@@ -424,7 +425,7 @@ def _write_bmp_of_runs(path: Path) -> None:
 
 
 def sounds() -> Iterator[Reader]:
-    from perceivers.media.audio import read_audio
+    from perceivers.media.audio_files import read_audio
 
     def write(kind: str, subtype: str | None = None) -> Callable[[Path], object]:
         import soundfile
@@ -439,7 +440,7 @@ def sounds() -> Iterator[Reader]:
 def films() -> Iterator[Reader]:
     import av
 
-    from perceivers.media.video import Clip, read_video, write_video
+    from perceivers.media.video_files import Clip, read_video, write_video
 
     frames = np.stack([np.roll(_photo()[:36, :52], 3 * number, axis=1) for number in range(7)])
 
@@ -462,7 +463,7 @@ def arrays() -> Iterator[Reader]:
     from safetensors.numpy import save_file
 
     from perceivers.data.arrays import read_arrays
-    from perceivers.data.idx import read_idx
+    from perceivers.data.published.idx import read_idx
     from perceivers.modalities.cells import array_file
 
     held = {"x": np.arange(22.0).reshape(11, 2), "y": np.arange(11), "name": np.array([f"n{n}" for n in range(11)])}
@@ -485,10 +486,10 @@ def arrays() -> Iterator[Reader]:
 
 
 def tables() -> Iterator[Reader]:
-    from perceivers.data.rows import read_rows
+    from perceivers.data.formats.readers import read_rows
+    from perceivers.data.formats.writers import write_rows
     from perceivers.data.shards import open_shards
     from perceivers.data.table import Table
-    from perceivers.data.writing import write_rows
 
     rows = [
         {
@@ -538,10 +539,10 @@ def tables() -> Iterator[Reader]:
 
 
 def texts() -> Iterator[Reader]:
-    from perceivers.data.audioset import label_names, segments
-    from perceivers.data.glue import LAYOUTS, read_examples
-    from perceivers.data.kinetics import listed
-    from perceivers.data.texts import Documents
+    from perceivers.data.formats.documents import Documents
+    from perceivers.data.published.audioset_clips import label_names, segments
+    from perceivers.data.published.glue_tables import LAYOUTS, read_examples
+    from perceivers.data.published.kinetics_clips import listed
     from perceivers.modalities.tokenizers import FileTokenizer, trained_tokenizer
 
     lines = b"".join(b'{"text": "some words %d", "url": "x"}\n' % number for number in range(9))
@@ -608,13 +609,13 @@ def models() -> Iterator[Reader]:
     from perceivers import Config, Label, PerceiverIO, Schema, Vectors
     from perceivers.core.config import LatentsConfig
     from perceivers.pretrained.foreign import read_torch
+    from perceivers.pretrained.model_folder import load_model, save_model
     from perceivers.pretrained.unpickle import read_haiku
     from perceivers.runs.recipe import preset_of
     from perceivers.runs.results import read_scores
     from perceivers.runs.schema_file import read_declaration
-    from perceivers.storage import load_model, save_model
-    from perceivers.training.log import read_log
-    from perceivers.training.state import read_state
+    from perceivers.training.checkpoints import read_state
+    from perceivers.training.logging import read_log
 
     def model(path: Path) -> None:
         torch.manual_seed(0)

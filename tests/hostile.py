@@ -309,7 +309,7 @@ CALLS: list[tuple[str, str, tuple[Any, ...]]] = [
     ("torch._dynamo.guards", "GuardBuilder.get", (None, CODE)),
     ("torch.serialization", "load", ("canary",)),
     ("safetensors.torch", "save_file", ({}, "canary")),
-    ("perceivers.storage", "write_text", ("canary", "x")),
+    ("perceivers.files.durable", "write_text", ("canary", "x")),
     ("perceivers.pretrained.unpickle", "_Array", ()),
     ("haiku._src.data_structures", "to_immutable_dict", ({},)),
     ("haiku", "transform", (print,)),

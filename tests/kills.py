@@ -23,10 +23,11 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import read_log
-from perceivers.training.processes import launch
-from perceivers.training.state import TrainingState, latest_checkpoint, step_of
+from perceivers.training.checkpoints import latest_checkpoint, step_of
+from perceivers.training.distributed import launch
+from perceivers.training.logging import read_log
+from perceivers.training.training_config import TrainingConfig
+from perceivers.training.training_state import TrainingState
 from small_run import small_records, trained, without_time
 
 STEPS, EVERY = 8, 2

@@ -49,10 +49,11 @@ def read_all(jobs, timeout=300):
 
 def _readers():
     from perceivers.data.arrays import read_arrays
-    from perceivers.data.rows import read_rows
+    from perceivers.data.formats.readers import read_rows
     from perceivers.data.shards import open_shards
-    from perceivers.data.sifting import preparing
     from perceivers.data.table import Table
+    from perceivers.data.validation import preparing
+    from perceivers.files.budgets import read_json
     from perceivers.modalities import Label, Numbers, Text
     from perceivers.modalities.tokenizers import tokenizer_of
     from perceivers.pretrained.foreign import read_torch
@@ -60,9 +61,9 @@ def _readers():
     from perceivers.pretrained.unpickle import read_haiku
     from perceivers.runs.recipe import preset_of
     from perceivers.runs.schema_file import read_declaration
-    from perceivers.schema import Schema, read_plain, with_settings
-    from perceivers.storage import read_json
-    from perceivers.training.config import TrainingConfig
+    from perceivers.schema import Schema
+    from perceivers.schema.schema_files import read_plain, with_settings
+    from perceivers.training.training_config import TrainingConfig
 
     short = Schema({"text": Text(length=16, overflow="truncate")}, {"label": Label(classes=2)})
     strict = Schema({"text": Text(length=16)}, {"label": Label(classes=2)})

@@ -8,8 +8,8 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Image, Label, PointSet
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
-from perceivers.training.config import TrainingConfig
 from perceivers.training.loop import train
+from perceivers.training.training_config import TrainingConfig
 
 POSITIONS = Fourier(num_bands=2, max_resolution=5)
 SCHEMA = Schema(

@@ -13,14 +13,14 @@ from perceivers.modalities import Spectrogram
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.recipe import Recipe, run_recipe
 from perceivers.runs.results import keep_scores
-from perceivers.schema import from_plain, to_plain
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems import TASKS
 from perceivers.systems.audioset.baselines import by_clip, label_frequency, label_scores
 from perceivers.systems.audioset.model import audioset
 from perceivers.systems.audioset.recipes import RECIPES, paper, small
 from perceivers.systems.audioset.report import report
-from perceivers.training.config import TrainingConfig
-from perceivers.training.objective import Objective
+from perceivers.training.losses import Objective
+from perceivers.training.training_config import TrainingConfig
 from test_autoencoding import grey_clip, write_recordings
 
 # Of few clips, many labels fit none: torchmetrics says so and counts them as 0.

@@ -9,15 +9,16 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from perceivers.media.image import centre_crop, write_image
+from perceivers.media.image_files import write_image
+from perceivers.media.resampling import centre_crop
 from perceivers.modalities import Image, Label
 from perceivers.modalities.augmentation import COVERED, Augmentation, augmented, random_crop
 from perceivers.modalities.cells import Files
 from perceivers.modalities.randaugment import FILL, OPERATIONS, RandAugment, distorted
 from perceivers.schema import Schema
-from perceivers.training.mixing import Mixing, blends, check_mixing, mixed, rectangles
-from perceivers.training.order import BatchOrder, PreparedRecords, training_batches
-from perceivers.training.state import checkpoints
+from perceivers.training.checkpoints import checkpoints
+from perceivers.training.mixup import Mixing, blends, check_mixing, mixed, rectangles
+from perceivers.training.sampler import BatchOrder, PreparedRecords, training_batches
 from small_run import CONFIG, trained, weights_of
 
 FULL = RandAugment(magnitude=10.0, translation=3, cutout=2)

@@ -11,22 +11,23 @@ from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Kinetics, SpokenDigits
 from perceivers.data.dataset import LazyRecords, evenly
-from perceivers.data.spoken_digits import SPEAKERS, bouncing, digit_pictures, placed
-from perceivers.media.audio import read_audio, write_audio
-from perceivers.media.video import Clip, read_video, write_video
+from perceivers.data.published.spoken_digits import SPEAKERS, bouncing, digit_pictures, placed
+from perceivers.media.audio_files import read_audio, write_audio
+from perceivers.media.video_files import Clip, read_video, write_video
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.recipe import Recipe, changed_schema, load_run, run_recipe
 from perceivers.runs.results import keep_scores
-from perceivers.schema import Schema, from_plain, to_plain
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems import TASKS
 from perceivers.systems.multimodal.baselines import baselines, grids_of, rows_of
 from perceivers.systems.multimodal.recipes import EVALUATIONS, RECIPES, UNSEEN, paper, small
 from perceivers.systems.multimodal.report import report
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import masking_of
-from perceivers.training.objective import Objective
+from perceivers.training.losses import Objective
+from perceivers.training.metrics import masking_of
+from perceivers.training.training_config import TrainingConfig
 
 TINY = Config(LatentsConfig(num_latents=3, channels=8), processor=ProcessorConfig(num_heads=2, num_layers=1))
 

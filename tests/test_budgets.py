@@ -21,19 +21,19 @@ from fuzz import case as changed_file
 from fuzz import readers
 from hostile import archive, program
 from perceivers import Image, Label, PerceiverIO, Schema
-from perceivers.budgets import from_json, from_yaml
 from perceivers.core.arguments import near
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
-from perceivers.data.rows import read_rows
+from perceivers.data.formats.readers import read_rows
 from perceivers.data.shards import open_shards
-from perceivers.data.sifting import check_columns
+from perceivers.data.validation import check_columns
+from perceivers.files.budgets import from_json, from_yaml
 from perceivers.modalities import Records, Text
 from perceivers.modalities.fields import Number
-from perceivers.preset import Preset
+from perceivers.pretrained.model_folder import save_model
 from perceivers.runs.infer_schema import _new_name
 from perceivers.runs.prediction import predict_rows
-from perceivers.storage import save_model
-from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
+from perceivers.schema.preset import Preset
+from perceivers.training.sampler import BatchOrder, evaluation_batches, training_batches
 from small_memory import SECONDS, read_all
 
 CASES = {}

@@ -19,18 +19,18 @@ from rich.console import Console
 from perceivers.cli.training import chosen_recipe
 from perceivers.data import Arrays, FlowScenes, ImageFolder, Shards, Table
 from perceivers.data.fingerprint import differences, fingerprint
-from perceivers.data.sifting import read_parts
-from perceivers.media.image import write_image
+from perceivers.data.validation import read_parts
+from perceivers.media.image_files import write_image
 from perceivers.modalities import Image, Label, Numbers
 from perceivers.progress import progress
 from perceivers.runs import recipe
 from perceivers.runs.recipe import Recipe, preset_of, read_recipe, run_recipe
 from perceivers.schema import Schema
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import read_log
+from perceivers.training.checkpoints import latest_checkpoint
+from perceivers.training.distributed import launch
+from perceivers.training.logging import read_log
 from perceivers.training.loop import train
-from perceivers.training.processes import launch
-from perceivers.training.state import latest_checkpoint
+from perceivers.training.training_config import TrainingConfig
 from test_processes import together
 
 SETTINGS = "training: {num_steps: 2, checkpoint_every: 1, log_every: 1, batch_size: 8}\n"

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from perceivers.data.writing import write_rows
-from perceivers.storage import save_model, write_folder
+from perceivers.data.formats.writers import write_rows
+from perceivers.files.durable_folder import write_folder
+from perceivers.pretrained.model_folder import save_model
 from test_explaining import SCHEMA, SUM, model_of, rows_of
 
 

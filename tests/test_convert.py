@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from perceivers.files.tensor_files import save_tensors
 from perceivers.modalities import Image, Label
 from perceivers.pretrained.checkpoint_files import is_theirs, read_checkpoint
 from perceivers.pretrained.conversion import (
@@ -19,10 +20,10 @@ from perceivers.pretrained.conversion import (
 )
 from perceivers.pretrained.huggingface import written_config
 from perceivers.pretrained.matching import count_layers, pairs, to_theirs
+from perceivers.pretrained.model_folder import load_weights
 from perceivers.pretrained.names import FAMILIES
 from perceivers.pretrained.sizes import changed, value_at
 from perceivers.pretrained.unpickle import read_haiku
-from perceivers.storage import load_weights, save_tensors
 from perceivers.systems import PRESETS
 from reference_files import REFERENCE, read, relative_error, under
 from test_models import ask_flow, ask_imagenet, ask_video

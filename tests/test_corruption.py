@@ -37,12 +37,12 @@ from perceivers.runs.attention_report import attention, attention_page
 from perceivers.runs.prediction import output_columns, predict_rows
 from perceivers.runs.recipe import Recipe, changed_schema, changed_specs
 from perceivers.runs.report import predict
-from perceivers.schema import to_plain
+from perceivers.schema.plain_values import to_plain
 from perceivers.systems import digits, starcraft
 from perceivers.systems.imagenet.inference import classify
-from perceivers.training.evaluation import evaluate, masking_of, validation_loss
-from perceivers.training.objective import Objective
-from perceivers.training.order import evaluation_batches
+from perceivers.training.losses import Objective
+from perceivers.training.metrics import evaluate, masking_of, validation_loss
+from perceivers.training.sampler import evaluation_batches
 
 SMALL = Config(
     LatentsConfig(num_latents=7, channels=12),

@@ -19,10 +19,10 @@ import pytest
 import kills
 import perceivers.cli.verbs  # noqa: F401
 from perceivers.__main__ import main
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import read_log
-from perceivers.training.processes import launch
-from perceivers.training.state import latest_checkpoint
+from perceivers.training.checkpoints import latest_checkpoint
+from perceivers.training.distributed import launch
+from perceivers.training.logging import read_log
+from perceivers.training.training_config import TrainingConfig
 from proof import table, write_section
 from small_run import without_time
 

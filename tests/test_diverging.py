@@ -15,20 +15,23 @@ import pytest
 import safetensors
 import torch
 
-from perceivers.data.rows import read_rows
-from perceivers.data.writing import write_rows
-from perceivers.files import UnreadableError
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import write_rows
+from perceivers.files.durable_folder import STATE, write_folder
+from perceivers.files.opening import UnreadableError
+from perceivers.files.tensor_files import check_finite, load_tensors, save_tensors
 from perceivers.modalities.cells import Row
+from perceivers.pretrained.model_folder import load_model, save_model
 from perceivers.runs.prediction import predict_rows
 from perceivers.runs.results import keep_scores, read_scores, results_table
 from perceivers.schema import Schema
-from perceivers.storage import check_finite, load_model, load_tensors, save_model, save_tensors, write_folder
-from perceivers.training import loop, objective
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import evaluate, guess_scores
+from perceivers.training import loop, losses
+from perceivers.training.checkpoints import best_checkpoint, checkpoints, latest_checkpoint
+from perceivers.training.metrics import evaluate, guess_scores
 from perceivers.training.optimisers import OptimiserConfig
-from perceivers.training.order import evaluation_batches
-from perceivers.training.state import STATE, TRAINING, TrainingState, best_checkpoint, checkpoints, latest_checkpoint
+from perceivers.training.sampler import evaluation_batches
+from perceivers.training.training_config import TrainingConfig
+from perceivers.training.training_state import TRAINING, TrainingState
 from small_run import SCHEMA, small_records, trained, weights_of
 from test_explaining import HERE, SUM, model_of, rows_of
 from test_explaining import SCHEMA as ROW_SCHEMA
@@ -114,7 +117,7 @@ def test_processes_agree_that_weights_are_not_finite(tmp_path, shard_model, frac
 
 
 def test_a_learned_weight_of_nothing_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(objective.Objective, "weights", lambda self: {"label": 0.0, "image": 1.0})
+    monkeypatch.setattr(losses.Objective, "weights", lambda self: {"label": 0.0, "image": 1.0})
     with pytest.raises(ValueError, match="step 0: the learned weight of label is 0"):
         trained(small_records(), tmp_path, 1, weights="learned", optimiser=OptimiserConfig(kind="adamw"))
 

@@ -11,19 +11,20 @@ import torch
 
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.files.tensor_files import load_tensors
 from perceivers.modalities import Image, Label, PointSet, Text
 from perceivers.modalities.position_encodings import Fourier
+from perceivers.pretrained.model_folder import load_model
 from perceivers.schema import Schema
-from perceivers.storage import load_model, load_tensors
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import TENSORBOARD, read_log
+from perceivers.training.activation_checkpointing import recomputed
+from perceivers.training.checkpoints import KEPT, best_checkpoint, checkpoints
+from perceivers.training.distributed import launch
+from perceivers.training.logging import TENSORBOARD, read_log
 from perceivers.training.loop import gradients
-from perceivers.training.objective import Objective
+from perceivers.training.losses import Objective
 from perceivers.training.optimisers import OptimiserConfig
-from perceivers.training.order import evaluation_batches
-from perceivers.training.processes import launch
-from perceivers.training.recompute import recomputed
-from perceivers.training.state import KEPT, best_checkpoint, checkpoints
+from perceivers.training.sampler import evaluation_batches
+from perceivers.training.training_config import TrainingConfig
 from small_run import small_records, trained, weights_of, without_time
 
 PLAIN = Config(LatentsConfig(num_latents=5, channels=12), processor=ProcessorConfig(num_layers=2, num_heads=2))

@@ -22,10 +22,12 @@ from torch._utils import ExceptionWrapper
 import perceivers.cli.verbs
 from perceivers.cli.errors import LEFT_ALONE, LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
 from perceivers.cli.tables import show
-from perceivers.files import printable
+from perceivers.files.messages import printable
 from perceivers.modalities.cells import array_file
-from perceivers.schema import Schema, from_plain, yaml_text
-from perceivers.training.stopping import EndSignals, end_signals
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain
+from perceivers.schema.schema_files import yaml_text
+from perceivers.training.signals import EndSignals, end_signals
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "c\x1b[31m\x07\x08\u202e\x9b[/]"
@@ -215,7 +217,7 @@ def test_the_cause_in_another_process_is_told():
         "\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n  File x\n    y\n"
     )
     assert complaint(spawned(f"{trace}ValueError: t.csv:3: no number\n")) == "t.csv:3: no number"
-    assert complaint(spawned(f"{trace}perceivers.training.order.RecordError: r 3\n")) == "r 3"
+    assert complaint(spawned(f"{trace}perceivers.training.sampler.RecordError: r 3\n")) == "r 3"
     assert complaint(spawned(f"{trace}zipfile.BadZipFile: not a zip\n")) == "not a zip"
     assert complaint(spawned(f"{trace}KeyError: 'a'\n")) is None
     ray = RuntimeError("ray::worker")

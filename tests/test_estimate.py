@@ -9,7 +9,7 @@ import torch
 from perceivers import Config, DecoderConfig, EncoderConfig, Estimate, LatentsConfig, Numbers, PerceiverIO, Schema
 from perceivers.core.config import ProcessorConfig
 from perceivers.core.tokens import Segment
-from perceivers.training.evaluation import evaluate
+from perceivers.training.metrics import evaluate
 
 SMALL = Config(LatentsConfig(5, 16), EncoderConfig(), ProcessorConfig(num_layers=1, num_heads=2), DecoderConfig())
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceivers.data import StarCraft, Table, starcraft
-from perceivers.media.audio import write_audio
-from perceivers.media.image import write_image
+from perceivers.data import StarCraft, Table
+from perceivers.data.published import starcraft_replays
+from perceivers.media.audio_files import write_audio
+from perceivers.media.image_files import write_image
 from perceivers.runs.evaluate import DataSets, evaluate_run
 from perceivers.runs.recipe import run_recipe
 from perceivers.runs.schema_file import read_declaration
-from perceivers.schema import from_file, with_settings
+from perceivers.schema.schema_files import from_file, with_settings
 from perceivers.systems import PRESETS
 from test_starcraft import some_game
 
@@ -112,8 +113,8 @@ MAKERS = {
 
 @pytest.fixture
 def _replays(monkeypatch):
-    games = tuple(tuple(starcraft.snapshots_of(some_game(number))) for number in range(5))
-    monkeypatch.setattr(starcraft, "replays", lambda folder: games)
+    games = tuple(tuple(starcraft_replays.snapshots_of(some_game(number))) for number in range(5))
+    monkeypatch.setattr(starcraft_replays, "replays", lambda folder: games)
 
 
 def test_every_schema_file_has_its_data_here():

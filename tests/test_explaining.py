@@ -10,15 +10,16 @@ import torch
 
 from perceivers.core.config import Config, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.data.rows import read_rows
-from perceivers.data.writing import write_rows
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import write_rows
+from perceivers.files.durable_folder import write_folder
 from perceivers.modalities import Estimate, Image, Label, Labels, Numbers, PointSet, Records, Series, Text, Video
 from perceivers.modalities.cells import Files, Row
 from perceivers.modalities.fields import Category, Number
+from perceivers.pretrained.model_folder import save_model
 from perceivers.runs.attention_report import attention
 from perceivers.runs.prediction import output_columns, predict_rows
 from perceivers.schema import Schema
-from perceivers.storage import save_model, write_folder
 
 HERE = Files(Path("."))
 LATENTS = LatentsConfig(num_latents=5, channels=16)

@@ -17,14 +17,15 @@ import pytest
 from PIL import Image
 
 from perceivers.data.arrays import read_arrays
-from perceivers.data.audioset import label_names, segments
-from perceivers.data.glue import LAYOUTS, read_examples
-from perceivers.data.idx import read_idx
-from perceivers.data.kinetics import listed
-from perceivers.data.texts import Documents
+from perceivers.data.formats.documents import Documents
+from perceivers.data.published.audioset_clips import label_names, segments
+from perceivers.data.published.glue_tables import LAYOUTS, read_examples
+from perceivers.data.published.idx import read_idx
+from perceivers.data.published.kinetics_clips import listed
 from perceivers.media import numpy_files
-from perceivers.media.audio import read_audio, write_audio
-from perceivers.media.image import image_size, read_image, read_png16, write_png16
+from perceivers.media.audio_files import read_audio, write_audio
+from perceivers.media.image_files import image_size, read_image
+from perceivers.media.png16 import read_png16, write_png16
 from perceivers.modalities.cells import Files, array_file
 from perceivers.modalities.tokenizers import FileTokenizer
 from test_media_image import png

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from perceivers.data.flow_curriculum import FlowCurriculum, cropped, magnified, mirrored, reversed_flow
-from perceivers.data.flow_pairs import FlowPairs, kitti, read_pair
-from perceivers.media.flow import write_flow
-from perceivers.media.image import write_image
+from perceivers.data.published.flow_curriculum import FlowCurriculum, cropped, magnified, mirrored, reversed_flow
+from perceivers.data.published.flow_pairs import FlowPairs, kitti, read_pair
+from perceivers.media.flow_files import write_flow
+from perceivers.media.image_files import write_image
 
 HEIGHT, WIDTH = 11, 13
 CURRICULUM = FlowCurriculum(size=(5, 7), num_records=40, plain_part=0.2, growth_part=0.4, erase_size=(2, 4))

@@ -13,7 +13,7 @@ from perceivers.modalities.points import Indices
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.recipe import Recipe, run_recipe
 from perceivers.runs.results import keep_scores
-from perceivers.schema import from_plain, to_plain
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems import TASKS
 from perceivers.systems.optical_flow.baselines import as_bytes, baselines, no_motion, scores_of
 from perceivers.systems.optical_flow.inference import estimate_flow, fetched_back

@@ -16,12 +16,12 @@ SOURCES = sorted(path for room in ("src", "benchmarks", "examples", "locks") for
 REVIEWED = {
     "torch.load": {"src/perceivers/pretrained/foreign.py"},  # after its own look at the archive; weights_only
     "import_module": {
-        "src/perceivers/media/image.py",  # libraries of the extra, named by our own sources
+        "src/perceivers/media/extra.py",  # libraries of the extra, named by our own sources
         "src/perceivers/core/orders.py",  # our kernels
         "benchmarks/contenders.py",
     },
     "subprocess": {
-        "src/perceivers/media/video.py",  # the decoder, without a shell
+        "src/perceivers/media/video_files.py",  # the decoder, without a shell
         "locks/__main__.py",
         "benchmarks/pictures.py",
     },

@@ -9,24 +9,25 @@ import torch
 from perceivers.core.config import Config, DecoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Glue
-from perceivers.data.glue import CLASSES, examples
+from perceivers.data.published.glue_tables import CLASSES, examples
 from perceivers.modalities import Estimate, Text
-from perceivers.preset import Preset
+from perceivers.pretrained.model_folder import save_model
 from perceivers.pretrained.transfer import transfer
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.prediction import predict_rows
 from perceivers.runs.recipe import Recipe, run_recipe
 from perceivers.runs.results import keep_scores, read_scores
-from perceivers.schema import Schema, from_plain, to_plain
-from perceivers.storage import save_model
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
+from perceivers.schema.preset import Preset
 from perceivers.systems import TASKS
 from perceivers.systems.glue.baselines import bag_of_bytes, baselines, file_scores, glue_scores, told
 from perceivers.systems.glue.model import glue_schema
 from perceivers.systems.glue.recipes import EXAMPLES, RECIPES, paper, small
 from perceivers.systems.glue.report import report
-from perceivers.training.evaluation import answers, gathered
 from perceivers.training.loop import TrainingConfig
-from perceivers.training.objective import Objective
+from perceivers.training.losses import Objective
+from perceivers.training.metrics import answers, gathered
 from perceivers.training.optimisers import build_optimiser
 
 TEXT = Text(length=31, channels=8, overflow="truncate")

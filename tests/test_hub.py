@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perceivers import from_pretrained, push_to_hub, save_pretrained
-from perceivers.storage import load_tensors
+from perceivers.files.tensor_files import load_tensors
 from reference_files import REFERENCE, relative_error, under
 
 FROZEN = REFERENCE / "frozen-1"

@@ -11,17 +11,18 @@ import torch
 import transformers
 from torch import Tensor
 
+from perceivers.files.tensor_files import save_tensors
 from perceivers.modalities.patches import as_sizes, surrounding_patches
 from perceivers.modalities.points import Indices
-from perceivers.preset import Preset
 from perceivers.pretrained.checkpoint_files import read_checkpoint, write_huggingface
 from perceivers.pretrained.class_shapes import class_shapes
 from perceivers.pretrained.conversion import from_huggingface, huggingface_options, to_huggingface
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.huggingface import CLASSES, DEFAULTS, HIDDEN_ACTS
+from perceivers.pretrained.model_folder import load_weights
 from perceivers.pretrained.normalisation import with_normalisation
 from perceivers.pretrained.sizes import STAGES, changed
-from perceivers.storage import load_weights, save_tensors
+from perceivers.schema.preset import Preset
 from perceivers.systems import PRESETS
 from perceivers.systems.imagenet.model import MEAN, STD
 from reference_files import relative_error

@@ -15,19 +15,21 @@ import torch
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Idx, ImageFolder
-from perceivers.data.idx import read_idx
-from perceivers.media.image import write_image
+from perceivers.data.published.idx import read_idx
+from perceivers.media.image_files import write_image
 from perceivers.modalities import Image, Label
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.recipe import Recipe, preset_of, run_recipe
 from perceivers.runs.results import keep_scores
-from perceivers.schema import Schema, from_plain, to_plain, to_yaml
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
+from perceivers.schema.schema_files import to_yaml
 from perceivers.systems import TASKS
 from perceivers.systems.imagenet.baselines import baselines
 from perceivers.systems.imagenet.recipes import CLOTHES, RECIPES, clip_art, finetuning, paper, small
 from perceivers.systems.imagenet.report import confusion, report
-from perceivers.training.config import TrainingConfig
-from perceivers.training.mixing import Mixing
+from perceivers.training.mixup import Mixing
+from perceivers.training.training_config import TrainingConfig
 from test_media_image import bombs
 
 TINY = Config(LatentsConfig(num_latents=3, channels=16), processor=ProcessorConfig(num_heads=2, num_layers=1))

@@ -1,5 +1,6 @@
 """A run killed anywhere and started again loses nothing and ends with the same bits: a tenth of the kills here."""
 
+import json
 import os
 import re
 import signal
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import kills
-from perceivers import storage
-from perceivers.training import state
-from perceivers.training.processes import STARTER, end_with_starter
+from perceivers.files import durable_folder
+from perceivers.files.durable import UNFINISHED, write_text
+from perceivers.training import training_state
+from perceivers.training.distributed import STARTER, end_with_starter
 from proof import table, write_section
 
 HEADS = ["kills", "number", "in a save", "in a step", "checkpoints lost", "ended otherwise", "hung", "left workers"]
@@ -136,10 +138,10 @@ def test_a_planted_bug_is_found(tmp_path, monkeypatch):
         target = target.with_name("step-00000002")
         target.mkdir(parents=True, exist_ok=True)
         write(target)
-        files = {path.name: storage._fingerprint(path) for path in target.glob("[!m]*")}
-        storage.write_text(target / storage.MANIFEST, storage.json.dumps(files))
+        files = {path.name: durable_folder._fingerprint(path) for path in target.glob("[!m]*")}
+        write_text(target / durable_folder.MANIFEST, json.dumps(files))
 
-    monkeypatch.setattr(state, "write_folder", in_place)
+    monkeypatch.setattr(training_state, "write_folder", in_place)
     tally = kills.kills_at_every_call(tmp_path, every=20)
     assert tally.lost or tally.diverged, tally
 
@@ -155,7 +157,7 @@ def test_everything_is_on_disk_before_it_has_its_name(tmp_path):
             waiting.pop(synced[1], None)
         elif changed:
             waiting[changed[1] or changed[2]] = line
-        elif renamed and not renamed[1].endswith(storage.UNFINISHED):
+        elif renamed and not renamed[1].endswith(UNFINISHED):
             waiting[renamed[2]] = waiting.pop(renamed[1], line)
         elif renamed:
             seen += 1

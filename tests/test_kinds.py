@@ -15,8 +15,9 @@ from perceivers.modalities import KINDS, FramePair, Label, Records, Text, Vector
 from perceivers.modalities.fields import Number
 from perceivers.modalities.kind import Kind, sample_of
 from perceivers.modalities.points import Indices
-from perceivers.schema import Schema, from_plain, to_plain
-from perceivers.training.pictures import draw_samples
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
+from perceivers.training.plots import draw_samples
 
 SMALL = Config(
     LatentsConfig(num_latents=7, channels=12),

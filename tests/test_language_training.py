@@ -14,12 +14,12 @@ from perceivers.core.attention import Attention
 from perceivers.core.config import BlockConfig
 from perceivers.core.layers import sines
 from perceivers.data import Texts
-from perceivers.data.texts import documents_of
+from perceivers.data.formats.documents import documents_of
+from perceivers.files.budgets import read_json
 from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import ByteTokenizer, tokenizer_of
 from perceivers.runs.recipe import Recipe, preset_of, run_recipe
-from perceivers.schema import from_plain, to_plain
-from perceivers.storage import read_json
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.language.baselines import (
     NUM_IDS,
     TRUST,
@@ -34,7 +34,7 @@ from perceivers.systems.language.baselines import (
     surroundings,
 )
 from perceivers.systems.language.recipes import RECIPES, fit_tokenizer, small, small_tokens, with_text
-from perceivers.training.order import BatchOrder, evaluation_batches, training_batches
+from perceivers.training.sampler import BatchOrder, evaluation_batches, training_batches
 
 
 def write_corpus(folder, number=23):

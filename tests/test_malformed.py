@@ -15,17 +15,18 @@ from perceivers.core.config import Config, DecoderConfig, EncoderConfig, Latents
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Table
 from perceivers.data.arrays import read_arrays
-from perceivers.data.sifting import read_parts
-from perceivers.data.writing import write_rows
+from perceivers.data.formats.writers import write_rows
+from perceivers.data.validation import read_parts
 from perceivers.modalities import KINDS, FramePair, Label, Numbers, PointSet, Records, Series, Text
 from perceivers.modalities.fields import Category, Date, Number
 from perceivers.runs.recipe import kept_data, preset_of
 from perceivers.runs.results import read_scores, score_of
 from perceivers.runs.schema_file import read_declaration
-from perceivers.schema import Schema, from_plain, to_plain
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.digits.recipes import EVERYTHING
-from perceivers.training.log import LOG, LONGEST_LOG_LINE, MOST_LOG_BYTES, read_log
-from perceivers.training.state import read_state
+from perceivers.training.checkpoints import read_state
+from perceivers.training.logging import LOG, LONGEST_LOG_LINE, MOST_LOG_BYTES, read_log
 
 SMALL = Config(LatentsConfig(num_latents=5, channels=12), processor=ProcessorConfig(num_heads=2, num_layers=1))
 

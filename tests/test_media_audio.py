@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from perceivers.media.audio import read_audio, to_mono, to_rate, write_audio
+from perceivers.media.audio_files import read_audio, to_mono, to_rate, write_audio
 from test_media_image import COUNTS, complaint, memory, read_damaged, refuse_what_is_no_file
 
 PLAIN = {"WAV": 0, "WAVEX": 0, "RF64": 0, "W64": 0, "AIFF": 0, "AU": 0, "CAF": 0, "FLAC": 0, "OGG": 0.02}

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceivers.media.flow import colour_wheel, flow_colours, read_flow, write_flow
-from perceivers.media.image import write_png16
+from perceivers.media.flow_colours import colour_wheel, flow_colours
+from perceivers.media.flow_files import read_flow, write_flow
+from perceivers.media.png16 import write_png16
 from test_media_image import COUNTS, chunk, complaint, memory, png, read_damaged, refuse_what_is_no_file
 
 

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perceivers.media.image import image_size, imagenet_crop, read_image, read_png16, resize, write_image, write_png16
+from perceivers.media.image_files import image_size, read_image, write_image
+from perceivers.media.png16 import read_png16, write_png16
+from perceivers.media.resampling import imagenet_crop, resize
 
 COUNTS = [20, pytest.param(200, marks=pytest.mark.slow)]
 """Damaged files of each kind, in the normal and in the long run."""

@@ -12,10 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from perceivers.media import decoder, video
-from perceivers.media.audio import read_audio, write_audio
-from perceivers.media.image import write_image
-from perceivers.media.video import Clip, read_video, write_video
+from perceivers.media import video_decoder, video_files
+from perceivers.media.audio_files import read_audio, write_audio
+from perceivers.media.image_files import write_image
+from perceivers.media.video_files import Clip, read_video, write_video
 from test_media_audio import tones, with_ffmpeg
 from test_media_image import complaint, encoded, memory, one_line_about, photo, read_damaged, refuse_what_is_no_file
 
@@ -339,13 +339,13 @@ def test_a_decoder_that_crashes(command: str, tmp_path: Path, monkeypatch: pytes
 
 def test_the_decoder_does_not_load_the_package() -> None:
     assert "perceivers" not in "".join(
-        line for line in Path(decoder.__file__).read_text().splitlines() if line.startswith(("import", "from"))
+        line for line in Path(video_decoder.__file__).read_text().splitlines() if line.startswith(("import", "from"))
     )
 
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "a.avi")
-    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    monkeypatch.setattr(video_files, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r"pip install perceivers\[media\]"):
         read_video(path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.media.audio import write_audio
+from perceivers.media.audio_files import write_audio
 from perceivers.media.mel import FLOOR, hertz, log_mel, mel_bank, mels
 from perceivers.modalities import Spectrogram
 

@@ -33,8 +33,8 @@ from perceivers.modalities.series import Series
 from perceivers.modalities.text import Text
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
+from perceivers.training.activation_checkpointing import recomputed
 from perceivers.training.masking import Masking
-from perceivers.training.recompute import recomputed
 from reference_files import relative_error
 
 B = 3

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from perceivers.schema import Schema, from_plain, to_plain
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems import PRESETS
 
 

@@ -18,16 +18,17 @@ from torch.nn.parallel import DistributedDataParallel
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
 from perceivers.modalities import Image, Label, PointSet, Text
 from perceivers.modalities.position_encodings import Fourier
+from perceivers.pretrained.model_folder import load_model
 from perceivers.schema import Schema
-from perceivers.storage import load_model
-from perceivers.training import loop, objective
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import read_log
+from perceivers.training import loop, losses
+from perceivers.training.checkpoints import checkpoints, latest_checkpoint
+from perceivers.training.distributed import launch
+from perceivers.training.logging import read_log
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
-from perceivers.training.order import BatchOrder, training_batches
-from perceivers.training.processes import launch
-from perceivers.training.state import TRAINING, checkpoints, latest_checkpoint
-from perceivers.training.stopping import Stopped
+from perceivers.training.sampler import BatchOrder, training_batches
+from perceivers.training.signals import Stopped
+from perceivers.training.training_config import TrainingConfig
+from perceivers.training.training_state import TRAINING
 from small_run import small_records, trained
 
 POSITIONS = Fourier(num_bands=2, max_resolution=5)
@@ -159,9 +160,9 @@ def test_processes_agree_that_a_loss_is_not_finite(records, tmp_path):
     """It is so in one of them."""
 
     def run(rank):
-        real = objective.Objective.forward
+        real = losses.Objective.forward
         factor = float("nan") if rank else 1.0
-        objective.Objective.forward = lambda self, batch: {n: v * factor for n, v in real(self, batch).items()}
+        losses.Objective.forward = lambda self, batch: {n: v * factor for n, v in real(self, batch).items()}
         with pytest.raises(ValueError, match="step 0: the loss is not finite"):
             trained(records, tmp_path, 7, **SETTINGS)
 

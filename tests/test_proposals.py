@@ -11,15 +11,16 @@ import torch
 import yaml
 
 from perceivers import Date, Image, Label, Numbers, Records, Series, from_example
-from perceivers.data.rows import read_rows
-from perceivers.data.writing import write_rows
-from perceivers.media.audio import write_audio
-from perceivers.media.image import write_image
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import write_rows
+from perceivers.media.audio_files import write_audio
+from perceivers.media.image_files import write_image
 from perceivers.modalities.cells import Files
-from perceivers.proposal import propose
 from perceivers.runs.infer_schema import proposed_recipe
 from perceivers.runs.recipe import Recipe
-from perceivers.schema import Schema, from_plain
+from perceivers.schema import Schema
+from perceivers.schema.infer import propose
+from perceivers.schema.plain_values import from_plain
 
 QUICK = ("--set", "training.num_steps=2", "training.batch_size=5", "training.schedule.warmup_steps=0")
 
@@ -245,7 +246,8 @@ def test_dates_are_days_and_their_cycles():
 
 
 def test_dates_survive_files():
-    from perceivers.schema import Schema, to_plain
+    from perceivers.schema import Schema
+    from perceivers.schema.plain_values import to_plain
 
     schema = Schema({"row": Records({"when": Date(mean=1.0, std=2.0)}, key="*")}, {"y": Label(classes=2)})
     assert from_plain(Schema, to_plain(schema)) == schema

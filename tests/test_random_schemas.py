@@ -35,8 +35,9 @@ from perceivers import (
     Video,
 )
 from perceivers.modalities.position_encodings import Fourier
-from perceivers.schema import from_plain, to_yaml
-from perceivers.storage import load_model, save_model
+from perceivers.pretrained.model_folder import load_model, save_model
+from perceivers.schema.plain_values import from_plain
+from perceivers.schema.schema_files import to_yaml
 
 CONFIG = Config(
     LatentsConfig(num_latents=3, channels=8),

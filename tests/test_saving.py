@@ -16,12 +16,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from perceivers import from_pretrained, push_to_hub, save_pretrained, storage
-from perceivers.data.writing import write_rows
+from perceivers import from_pretrained, push_to_hub, save_pretrained
+from perceivers.data.formats.writers import write_rows
+from perceivers.files import durable_folder
+from perceivers.files.durable import sweep, write_text
+from perceivers.files.durable_folder import READY, check_folder, remove_folder, write_folder
 from perceivers.pretrained.checkpoint_files import write_huggingface
 from perceivers.pretrained.hub import check_repository, path_of_folder
-from perceivers.storage import READY, check_folder, remove_folder, savable, sweep, write_folder, write_text
-from perceivers.training.state import checkpoints
+from perceivers.pretrained.model_folder import savable
+from perceivers.training.checkpoints import checkpoints
 from reference_files import REFERENCE
 from small_run import small_records, trained
 
@@ -483,14 +486,14 @@ def test_an_error_of_the_disk_names_the_target_alone(tmp_path, model):
 
 def test_a_first_save_whose_name_is_not_on_the_disk_is_undone(model, tmp_path, monkeypatch):
     """Then the same command can be given again: it would refuse a folder that is there."""
-    to_disk = storage.to_disk
+    to_disk = durable_folder.to_disk
 
     def broken(path):
         if path == tmp_path and (tmp_path / "model").exists():
             raise OSError(errno.EIO, "Input/output error")
         to_disk(path)
 
-    monkeypatch.setattr(storage, "to_disk", broken)
+    monkeypatch.setattr(durable_folder, "to_disk", broken)
     with pytest.raises(OSError, match="Input/output error"):
         save_pretrained(model, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

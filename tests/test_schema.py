@@ -9,7 +9,9 @@ from perceivers.core.config import Config, EncoderConfig
 from perceivers.modalities import Flow, Image, Label, PointSet
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.runs.recipe import Recipe
-from perceivers.schema import Schema, from_file, from_plain, json_schema, to_json, to_plain, to_yaml
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, json_schema, to_plain
+from perceivers.schema.schema_files import from_file, to_json, to_yaml
 from perceivers.systems import TASKS
 
 TEXT = """\

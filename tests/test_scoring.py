@@ -8,21 +8,22 @@ import pytest
 import torch
 
 from perceivers.data import FlowPairs, FlowScenes
-from perceivers.media.flow import write_flow
-from perceivers.media.image import write_image
+from perceivers.files.durable_folder import write_folder
+from perceivers.media.flow_files import write_flow
+from perceivers.media.image_files import write_image
 from perceivers.modalities import Labels, Numbers
+from perceivers.pretrained.model_folder import save_model
 from perceivers.runs.evaluate import DataSets, evaluate_run, scorer_for
 from perceivers.runs.recipe import preset_of, run_recipe
 from perceivers.runs.results import keep_scores
-from perceivers.schema import to_yaml
-from perceivers.storage import save_model, write_folder
+from perceivers.schema.schema_files import to_yaml
 from perceivers.systems import SCORERS
 from perceivers.systems.optical_flow.baselines import no_motion, score_in_tiles, scores_of
 from perceivers.systems.optical_flow.inference import estimate_flow, levels_for
 from perceivers.systems.optical_flow.recipes import side_by_side
 from perceivers.systems.optical_flow.report import report
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import evaluate, scored
+from perceivers.training.metrics import evaluate, scored
+from perceivers.training.training_config import TrainingConfig
 from test_flow_pairs import HEIGHT, WIDTH, write_middlebury
 
 STEPS = TrainingConfig(num_steps=1, batch_size=2, log_every=1, accelerator="cpu")

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import yaml
 
-from perceivers.data import shards
 from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.data.formats import webdataset
 from perceivers.data.shards import Shards, open_shards
-from perceivers.data.sifting import read_held_out, read_parts
-from perceivers.media.image import write_image
+from perceivers.data.validation import read_held_out, read_parts
+from perceivers.media.image_files import write_image
 from perceivers.modalities import Image, Label, Numbers, Series
 from perceivers.modalities.cells import WHOLE_ROW
 from perceivers.schema import Schema
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import read_log
+from perceivers.training.checkpoints import checkpoints
+from perceivers.training.logging import read_log
 from perceivers.training.loop import split
-from perceivers.training.order import WINDOW, BatchOrder, training_batches
-from perceivers.training.state import checkpoints
+from perceivers.training.sampler import WINDOW, BatchOrder, training_batches
+from perceivers.training.training_config import TrainingConfig
 from small_run import trained, weights_of, without_time
 from test_weights import CALM
 
@@ -134,7 +134,7 @@ def test_where_records_begin_is_found_once(tars, tmp_path, monkeypatch):
     kept[0].write_bytes(b"damaged")
     assert numbers_of(open_shards(tars)) == expected
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_found_bounds", None)
+        patch.setattr(webdataset, "_found_bounds", None)
         assert numbers_of(open_shards(tars)) == expected
     write_tar(tmp_path / "train-1.tar", range(40, 43))
     assert numbers_of(open_shards(tars))[10:15] == [10, 40, 41, 42, 12]

@@ -6,14 +6,14 @@ import torch
 
 from perceivers.core.config import Config, DecoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.data.rows import read_rows
-from perceivers.data.writing import write_rows
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import write_rows
 from perceivers.modalities import Label, Text
 from perceivers.modalities.tokenizers import FIRST_BYTE, PAD
-from perceivers.preset import auto_config
 from perceivers.runs.prediction import predict_rows
 from perceivers.schema import Schema
-from perceivers.training.evaluation import evaluate
+from perceivers.schema.preset import auto_config
+from perceivers.training.metrics import evaluate
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = """\

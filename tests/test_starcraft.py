@@ -9,13 +9,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
-from perceivers.data import StarCraft, starcraft
-from perceivers.data.starcraft import STATISTICS, events_of, snapshots_of
+from perceivers.data import StarCraft
+from perceivers.data.published import starcraft_replays
+from perceivers.data.published.starcraft_replays import STATISTICS, events_of, snapshots_of
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.flops import CPU_ATTENTION
 from perceivers.runs.recipe import Recipe, run_recipe
 from perceivers.runs.results import keep_scores
-from perceivers.schema import from_plain, to_plain
+from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.starcraft.baselines import baseline_scores, baselines, time_means, type_counts
 from perceivers.systems.starcraft.model import EntityEncoder, PerceiverEntities, TransformerEntities, schema
 from perceivers.systems.starcraft.recipes import RECIPES, small
@@ -62,7 +63,9 @@ def some_game(number):
 def games(monkeypatch):
     """Data of six games."""
     monkeypatch.setattr(
-        starcraft, "replays", lambda folder: tuple(tuple(snapshots_of(some_game(number))) for number in range(6))
+        starcraft_replays,
+        "replays",
+        lambda folder: tuple(tuple(snapshots_of(some_game(number))) for number in range(6)),
     )
     return StarCraft(held_out_every=3)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,23 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceivers import storage
-from perceivers.storage import (
-    WEIGHTS,
-    load_shards,
-    remove_folder,
-    save_tensors,
-    shard_name,
-    sweep,
-    write_folder,
-    write_text,
-)
+from perceivers.files.durable import sweep, write_text
+from perceivers.files.durable_folder import remove_folder, write_folder
+from perceivers.files.tensor_files import load_shards, save_tensors, shard_name
+from perceivers.pretrained.model_folder import WEIGHTS
 from perceivers.training import loop
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import read_log
-from perceivers.training.processes import launch, only_user
-from perceivers.training.state import checkpoints, latest_checkpoint, step_of
-from perceivers.training.stopping import EXIT_CODES, Stopped
+from perceivers.training.checkpoints import checkpoints, latest_checkpoint, step_of
+from perceivers.training.distributed import launch, only_user
+from perceivers.training.logging import read_log
+from perceivers.training.signals import EXIT_CODES, Stopped
+from perceivers.training.training_config import TrainingConfig
 from small_run import small_records, trained, weights_of, without_time
 
 
@@ -123,7 +117,7 @@ def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path):
 def test_a_removed_folder_is_gone_at_once(tmp_path, monkeypatch):
     """What is half removed has another name already."""
     write_folder(tmp_path / "step-1", lambda folder: (folder / "file").touch())
-    monkeypatch.setattr(storage.shutil, "rmtree", lambda path: None)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: None)
     remove_folder(tmp_path / "step-1")
     assert not (tmp_path / "step-1").exists()
     sweep(tmp_path)
@@ -138,7 +132,7 @@ def test_a_full_or_broken_disk_leaves_what_was_there(tmp_path, monkeypatch, call
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(storage.os, call, fail)
+        broken.setattr(os, call, fail)
         if call != "mkdir":
             with pytest.raises(OSError, match="No space"):
                 write_text(tmp_path / "text", "new")

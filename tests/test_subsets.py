@@ -12,7 +12,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Audio, Image, Label, Video
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
-from perceivers.training.objective import Objective
+from perceivers.training.losses import Objective
 
 CONFIG = Config(LatentsConfig(num_latents=5, channels=12), processor=ProcessorConfig(num_layers=1, num_heads=2))
 KINDS = {

@@ -10,11 +10,11 @@ import torch
 
 from perceivers.data import Table
 from perceivers.data.arrays import Arrays
-from perceivers.data.rows import read_rows
-from perceivers.data.sifting import read_parts
-from perceivers.data.writing import write_rows
-from perceivers.media.audio import write_audio
-from perceivers.media.image import write_image
+from perceivers.data.formats.readers import read_rows
+from perceivers.data.formats.writers import write_rows
+from perceivers.data.validation import read_parts
+from perceivers.media.audio_files import write_audio
+from perceivers.media.image_files import write_image
 from perceivers.modalities import Audio, Image, Label, Labels, Numbers, PointSet, Records, Series, Text
 from perceivers.modalities.cells import Files, Row, numbers, plain
 from perceivers.modalities.fields import Category, Number

@@ -12,8 +12,8 @@ from perceivers import Category, Image, Label, Labels, Number, Numbers, Records,
 from perceivers.modalities import KINDS
 from perceivers.modalities.label import class_number
 from perceivers.modalities.raw import as_float32, is_missing
-from perceivers.proposal import propose
-from perceivers.training.mixing import Mixing, mixed
+from perceivers.schema.infer import propose
+from perceivers.training.mixup import Mixing, mixed
 from test_kinds import can_be_output
 
 

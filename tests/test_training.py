@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.files import UnreadableError
+from perceivers.files.durable_folder import write_folder
+from perceivers.files.opening import UnreadableError
 from perceivers.pretrained.hub import save_pretrained
-from perceivers.storage import load_model, write_folder
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import evaluate
-from perceivers.training.log import read_log
+from perceivers.pretrained.model_folder import load_model
+from perceivers.training.checkpoints import KEPT, best_checkpoint, checkpoints, latest_checkpoint
+from perceivers.training.logging import read_log
 from perceivers.training.loop import seed_step, train
-from perceivers.training.order import BatchOrder, evaluation_batches
-from perceivers.training.state import KEPT, best_checkpoint, checkpoints, latest_checkpoint
+from perceivers.training.metrics import evaluate
+from perceivers.training.sampler import BatchOrder, evaluation_batches
+from perceivers.training.training_config import TrainingConfig
 from small_run import CONFIG, SCHEMA, small_records, trained, without_time
 
 

@@ -9,15 +9,15 @@ from perceivers.core.config import LatentsConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Image, Label, Numbers
 from perceivers.modalities.position_encodings import Fourier
-from perceivers.preset import Preset
+from perceivers.pretrained.model_folder import load_model
 from perceivers.pretrained.transfer import freeze, prefixes, transfer
 from perceivers.runs.results import HEADING
 from perceivers.schema import Schema
-from perceivers.storage import load_model
+from perceivers.schema.preset import Preset
 from perceivers.systems import PRESETS
-from perceivers.training.config import TrainingConfig
+from perceivers.training.checkpoints import latest_checkpoint
 from perceivers.training.loop import train
-from perceivers.training.state import latest_checkpoint
+from perceivers.training.training_config import TrainingConfig
 from small_run import CONFIG, SCHEMA, small_records
 
 RELEASED = [name for name, published in PRESETS.items() if published.released]

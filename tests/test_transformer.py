@@ -10,9 +10,9 @@ from perceivers.core.config import DecoderConfig
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.core.resampler import as_tokens
 from perceivers.core.trunk import Transformer
-from perceivers.preset import Preset
 from perceivers.runs.flops import costs
 from perceivers.runs.summary import describe
+from perceivers.schema.preset import Preset
 
 B = 2
 CONFIG = Config(LatentsConfig(channels=12), processor=ProcessorConfig(num_heads=3, num_layers=2), trunk="transformer")

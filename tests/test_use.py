@@ -28,11 +28,12 @@ from perceivers import (
     from_pretrained,
     save_pretrained,
 )
-from perceivers.media.audio import write_audio
-from perceivers.media.clips import standard_frames
-from perceivers.media.flow import read_flow
-from perceivers.media.image import imagenet_crop, write_image
-from perceivers.media.video import Clip, read_video, write_video
+from perceivers.media.audio_files import write_audio
+from perceivers.media.flow_files import read_flow
+from perceivers.media.image_files import write_image
+from perceivers.media.resampling import imagenet_crop
+from perceivers.media.standard_clips import standard_frames
+from perceivers.media.video_files import Clip, read_video, write_video
 from perceivers.systems.imagenet.inference import classify
 from perceivers.systems.language.inference import best_sequences, fill_mask, masked_ids, runs
 from perceivers.systems.multimodal.inference import autoencode

@@ -12,11 +12,11 @@ from perceivers.core.config import EncoderConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Estimate, Label, Numbers
 from perceivers.schema import Schema
-from perceivers.training.config import TrainingConfig
-from perceivers.training.log import read_log
-from perceivers.training.objective import Objective
+from perceivers.training.checkpoints import checkpoints
+from perceivers.training.logging import read_log
+from perceivers.training.losses import Objective
 from perceivers.training.optimisers import OptimiserConfig
-from perceivers.training.state import checkpoints
+from perceivers.training.training_config import TrainingConfig
 from small_run import CONFIG, SCHEMA, small_records, trained, weights_of, without_time
 
 CALM = replace(CONFIG, encoder=EncoderConfig(), processor=ProcessorConfig(num_layers=1, num_heads=2))

@@ -18,9 +18,9 @@ from perceivers import (
     Text,
 )
 from perceivers.modalities.fields import Category, Number
-from perceivers.preset import Preset, auto_config, wiring
 from perceivers.runs.flops import costs, training_bytes
 from perceivers.runs.schema_file import declaration_schema
+from perceivers.schema.preset import Preset, auto_config, wiring
 
 FILE = """\
 inputs:

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 from functools import partial, wraps
 from typing import Any
 
-from perceivers.training.stopping import EndSignals, end_signals
+from perceivers.training.signals import EndSignals, end_signals
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from perceivers.modalities.fields import Category, Date, Number
 from perceivers.modalities.points import Coordinates, Indices, Part, Points, Queries
 from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
-from perceivers.proposal import from_example
 from perceivers.schema import Schema
+from perceivers.schema.example import from_example
 
 __all__ = [
     "Audio",

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 import tyro
 
 from perceivers.core.arguments import check_names
-from perceivers.files import check_outputs
-from perceivers.preset import Preset
+from perceivers.files.outputs import check_outputs
 from perceivers.pretrained.checkpoint_files import is_theirs, read_checkpoint, write_huggingface
 from perceivers.pretrained.hub import save_pretrained
 from perceivers.runs.recipe import data_of, own_files, read_own
 from perceivers.runs.results import run_card
+from perceivers.schema.preset import Preset
 from perceivers.systems import PRESETS
-from perceivers.training.state import is_place_of_checkpoint
+from perceivers.training.checkpoints import is_place_of_checkpoint
 
 
 def convert(

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from perceivers.files import printable
-from perceivers.training.stopping import EndSignals, Stopped
+from perceivers.files.messages import printable
+from perceivers.training.signals import EndSignals, Stopped
 
 OWN_BUG, USER_ERROR, READER_GONE = 1, 2, 141
 """Exit codes; the last is a shell's for a command whose output nobody reads any more."""

@@ -15,17 +15,18 @@ import tyro
 from perceivers.cli.model_choice import ModelChoice
 from perceivers.cli.tables import show
 from perceivers.core.arguments import check_positive
-from perceivers.files import check_outputs
-from perceivers.media.flow import check_full, flow_colours, write_flow
-from perceivers.media.image import read_image, write_image
-from perceivers.media.video import Clip, read_video, write_video
+from perceivers.files.outputs import check_outputs
+from perceivers.media.flow_colours import check_full, flow_colours
+from perceivers.media.flow_files import write_flow
+from perceivers.media.image_files import read_image, write_image
+from perceivers.media.video_files import Clip, read_video, write_video
 from perceivers.progress import tracked
 from perceivers.runs.recipe import own_files
 from perceivers.systems.imagenet import classify as classify_images
 from perceivers.systems.language import fill_mask as fill_text
 from perceivers.systems.multimodal import autoencode as autoencode_clip
 from perceivers.systems.optical_flow import estimate_flow
-from perceivers.training.evaluation import check_guesses
+from perceivers.training.metrics import check_guesses
 
 T = TypeVar("T")
 

@@ -13,7 +13,9 @@ from perceivers.core.fast.plan_report import attention_plan
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.progress import tracked
 from perceivers.runs.flops import Costs, costs
-from perceivers.schema import Schema, to_plain, to_yaml
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import to_plain
+from perceivers.schema.schema_files import to_yaml
 from perceivers.systems import PRESETS
 
 

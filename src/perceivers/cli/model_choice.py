@@ -11,6 +11,7 @@ from perceivers.core.layers import truncated_normal_
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.runs.recipe import find_model
 from perceivers.systems import PRESETS
+from perceivers.training.devices import best_device
 from perceivers.training.loop import seed_step
 
 
@@ -39,9 +40,7 @@ class ModelChoice:
         """The model, ready to use; `published` is the name of the one that random weights stand in for."""
         model = self._model(published).eval().requires_grad_(False)
         model.memory_limit = None if self.memory_limit is None else self.memory_limit * 1_000_000
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device() if self.device == "auto" else self.device
         try:
             return model.to(device, getattr(torch, self.dtype))
         except (RuntimeError, AssertionError, TypeError) as error:

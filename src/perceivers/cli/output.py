@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from typing import Any, cast
 
 from perceivers.cli.errors import say
-from perceivers.files import printable, spelled
+from perceivers.files.messages import printable, spelled
 
 SPELLED = "perceivers-spelled"
 """Python's name for what a stream does with letters that its encoding lacks: it spells them out."""

@@ -13,10 +13,10 @@ from perceivers.cli.model_choice import ModelChoice
 from perceivers.core.arguments import check_names, check_positive
 from perceivers.data import Shards, Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
-from perceivers.data.rows import reader_of
+from perceivers.data.formats.readers import reader_of
+from perceivers.data.formats.writers import check_writable, write_rows
 from perceivers.data.shards import is_shards, open_shards
-from perceivers.data.writing import check_writable, write_rows
-from perceivers.files import check_outputs
+from perceivers.files.outputs import check_outputs
 from perceivers.modalities.cells import Row
 from perceivers.runs.attention_report import PAGE_ROWS, attention_page
 from perceivers.runs.prediction import predict_rows

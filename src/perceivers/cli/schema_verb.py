@@ -11,13 +11,14 @@ import tyro
 
 from perceivers.cli.tables import MEMORY, in_units, show
 from perceivers.data import Table
-from perceivers.data.sifting import read_parts
-from perceivers.files import check_outputs
+from perceivers.data.validation import read_parts
+from perceivers.files.outputs import check_outputs
 from perceivers.runs.infer_schema import proposed_recipe
 from perceivers.runs.recipe import preset_of
 from perceivers.runs.schema_file import declaration_schema, read_declaration
 from perceivers.runs.summary import Wiring, describe, write_picture
-from perceivers.schema import kind_name, to_plain
+from perceivers.schema import kind_name
+from perceivers.schema.plain_values import to_plain
 
 
 @dataclass(frozen=True)

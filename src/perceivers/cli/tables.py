@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perceivers.files import one_line
+from perceivers.files.messages import one_line
 
 MEMORY = ("B", "kB", "MB", "GB")
 """Units of memory."""

@@ -6,8 +6,8 @@ from typing import Annotated
 import tyro
 
 from perceivers.cli.training import chosen_recipe
-from perceivers.files import check_outputs
-from perceivers.schema import with_settings
+from perceivers.files.outputs import check_outputs
+from perceivers.schema.schema_files import with_settings
 from perceivers.systems import TASKS
 from perceivers.systems.language import fit_tokenizer
 

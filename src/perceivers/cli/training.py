@@ -12,17 +12,17 @@ from typing import Annotated
 import tyro
 
 from perceivers.cli.tables import show
-from perceivers.files import check_outputs
+from perceivers.files.durable import write_text
+from perceivers.files.outputs import check_outputs
 from perceivers.runs.evaluate import DataSets, evaluate_run, scores_elsewhere
 from perceivers.runs.prediction import group_scores
 from perceivers.runs.recipe import Recipe, data_of, find_model, own_files, read_recipe, run_recipe
 from perceivers.runs.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
 from perceivers.runs.schema_file import read_declaration
 from perceivers.runs.system import Task
-from perceivers.schema import from_file, with_settings
-from perceivers.storage import write_text
+from perceivers.schema.schema_files import from_file, with_settings
 from perceivers.systems import SCORERS, TASKS, UNTRAINED_BASELINES
-from perceivers.training.evaluation import Scores
+from perceivers.training.metrics import Scores
 
 
 def train(

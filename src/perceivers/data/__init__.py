@@ -1,18 +1,18 @@
 """Data sets, one file each."""
 
 from perceivers.data.arrays import Arrays
-from perceivers.data.audioset import AudioSet
 from perceivers.data.dataset import DataSet
-from perceivers.data.digits import Digits
-from perceivers.data.flow_pairs import FlowPairs
 from perceivers.data.flow_scenes import FlowScenes
-from perceivers.data.glue import Glue
-from perceivers.data.idx import Idx
 from perceivers.data.image_folder import ImageFolder
-from perceivers.data.kinetics import Kinetics
+from perceivers.data.published.audioset_clips import AudioSet
+from perceivers.data.published.flow_pairs import FlowPairs
+from perceivers.data.published.glue_tables import Glue
+from perceivers.data.published.handwritten_digits import Digits
+from perceivers.data.published.idx import Idx
+from perceivers.data.published.kinetics_clips import Kinetics
+from perceivers.data.published.spoken_digits import SpokenDigits
+from perceivers.data.published.starcraft_replays import StarCraft
 from perceivers.data.shards import Shards
-from perceivers.data.spoken_digits import SpokenDigits
-from perceivers.data.starcraft import StarCraft
 from perceivers.data.table import Table
 from perceivers.data.texts import Texts
 

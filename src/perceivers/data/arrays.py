@@ -9,7 +9,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.files import one_line, tensor_file
+from perceivers.data.splits import check_held_out_fraction, random_split
+from perceivers.files.messages import one_line
+from perceivers.files.opening import tensor_file
 from perceivers.media.numpy_files import read_npz
 from perceivers.schema import Record
 
@@ -28,13 +30,12 @@ class Arrays(DataSet):
     held_out_fraction: float = 0.2
     """Size of that part."""
     seed: int = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
     kind: Literal["arrays"] = "arrays"
     """Name in files."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+        check_held_out_fraction(self.held_out_fraction)
         if self.seed < 0:
             raise ValueError(f"seed = {self.seed} must be 0 or more")
 
@@ -54,11 +55,11 @@ class Arrays(DataSet):
         records = read_arrays(self.training_file)
         if self.held_out_file:
             return records, read_arrays(self.held_out_file)
-        order = np.random.default_rng(self.seed).permutation(len(records))
         count = round(self.held_out_fraction * len(records))
         if not 0 < count < len(records):
             raise ValueError(f"{self.training_file}: {len(records)} records cannot be split: name a held_out_file")
-        return records.chosen(np.sort(order[count:])), records.chosen(np.sort(order[:count]))
+        training, held_out = random_split(len(records), count, self.seed)
+        return records.chosen(training), records.chosen(held_out)
 
 
 def read_arrays(path: str) -> LazyRecords:

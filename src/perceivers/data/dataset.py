@@ -1,4 +1,4 @@
-"""What a data set is: two sequences of records, for training and held out. A new one is one file and one table line."""
+"""Data set: two sequences of records, for training and held out. A new one is one file and one table line."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import overload
 
 import numpy as np
 
-from perceivers.data.rows import read_rows
+from perceivers.data.formats.readers import read_rows
 from perceivers.modalities.cells import Row
 from perceivers.schema import Record
 
@@ -57,8 +57,8 @@ class DataSet(ABC):
     def held_out(self) -> Sequence[Record]:
         """Records that training never sees."""
 
-    def typical(self, training: Sequence[Record]) -> Sequence[Record]:
-        """Those of the training records that statistics and vocabularies are fitted to."""
+    def fit_records(self, training: Sequence[Record]) -> Sequence[Record]:
+        """Return the training records that statistics and vocabularies are fitted to."""
         return training
 
     def record_files(self) -> Iterable[str | Path]:
@@ -89,7 +89,7 @@ class DataSet(ABC):
 class LazyRecords(Sequence[Record]):
     """Records that are made when they are asked for, by their rising numbers.
 
-    `starts`: numbers at which groups of records begin that are cheap to make together, and behind the last one.
+    `group_offsets`: numbers at which groups of records begin that are cheap to make together, and behind the last one.
     `columns`: the arrays of which all records are made, by field, where these are in memory.
     """
 
@@ -97,11 +97,11 @@ class LazyRecords(Sequence[Record]):
         self,
         numbers: int | Numbers,
         make: Callable[[int], Record],
-        starts: Numbers = (),
+        group_offsets: Numbers = (),
         columns: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.numbers = range(numbers) if isinstance(numbers, int) else numbers
-        self.make, self.starts, self.columns = make, starts, columns
+        self.make, self.group_offsets, self.columns = make, group_offsets, columns
 
     def __len__(self) -> int:
         """Number of records."""
@@ -120,17 +120,17 @@ class LazyRecords(Sequence[Record]):
     @property
     def groups(self) -> tuple[int, ...]:
         """Sizes of the groups, in order; none: every record stands alone."""
-        if not len(self.starts):
+        if not len(self.group_offsets):
             return ()
-        return tuple(np.diff(np.searchsorted(self.numbers, self.starts)).tolist())
+        return tuple(np.diff(np.searchsorted(self.numbers, self.group_offsets)).tolist())
 
     def chosen(self, places: np.ndarray) -> "LazyRecords":
-        """Those at these rising places."""
-        return LazyRecords(np.asarray(self.numbers)[places], self.make, self.starts, self.columns)
+        """Return the records at these rising places."""
+        return LazyRecords(np.asarray(self.numbers)[places], self.make, self.group_offsets, self.columns)
 
 
 def chosen(records: Sequence[Record], places: np.ndarray) -> Sequence[Record]:
-    """Those at these rising places; what is made when it is asked for stays so."""
+    """Return the records at these rising places; lazy records stay lazy."""
     return records.chosen(places) if isinstance(records, LazyRecords) else [records[place] for place in places]
 
 

@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.files import one_line
+from perceivers.files.messages import one_line
 from perceivers.modalities import Records
 from perceivers.modalities.cells import WHOLE_ROW, Row
 from perceivers.modalities.kind import Kind

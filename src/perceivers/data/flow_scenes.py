@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch.nn import functional as F
 
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.media.image import read_image
+from perceivers.media.image_files import read_image
 from perceivers.schema import Record
 
 Places = Float[np.ndarray, "p 2"]
@@ -49,7 +49,7 @@ class FlowScenes(DataSet):
     both_ways: bool = False
     """Each training scene makes two records: forward, and with its frames swapped."""
     seed: int = 0
-    """Of everything."""
+    """Seed of everything."""
     motion: float = 3.0
     """Standard deviation of a layer's displacement along each axis, in pixels."""
     max_objects: int = 6
@@ -110,31 +110,31 @@ class Wave:
     """In radians."""
 
     def shift(self, places: Places) -> Places:
-        """How far places move; the same before and behind the move."""
+        """Return how far places move; the same before and after the move."""
         across = places @ np.array([-self.direction[1], self.direction[0]])
         return self.amplitude * np.sin(self.frequency * across + self.phase)[:, None] * self.direction
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Where a layer's places in the first frame are in the second: waves, then a homography."""
+    """Motion of a layer from the first frame to the second: waves, then a homography."""
 
     homography: Float[np.ndarray, "3 3"]
     waves: tuple[Wave, ...] = ()
 
     @cached_property
     def inverse(self) -> Float[np.ndarray, "3 3"]:
-        """Of the homography."""
+        """Inverse of the homography."""
         return np.linalg.inv(self.homography)
 
     def forward(self, places: Places) -> Places:
-        """From the first frame to the second."""
+        """Move places from the first frame to the second."""
         for wave in self.waves:
             places = places + wave.shift(places)
         return transformed(self.homography, places)
 
     def backward(self, places: Places) -> Places:
-        """From the second frame to the first."""
+        """Move places from the second frame to the first."""
         places = transformed(self.inverse, places)
         for wave in reversed(self.waves):
             places = places - wave.shift(places)
@@ -147,12 +147,12 @@ class Shape:
 
     centre: Float[np.ndarray, "2"]
     angles: Float[np.ndarray, " corners"]
-    """Of the corners, ascending from -pi to pi."""
+    """Angles of the corners, ascending from -pi to pi."""
     radii: Float[np.ndarray, " corners"]
     """Distances of the corners from the centre."""
 
     def contains(self, places: Places) -> Bool[np.ndarray, " p"]:
-        """Whether places lie inside."""
+        """Return whether places lie inside."""
         offset = places - self.centre
         near = np.flatnonzero(offset[:, 0] ** 2 + offset[:, 1] ** 2 <= self.radii.max() ** 2)
         offset = offset[near]
@@ -194,7 +194,7 @@ class Layer:
     """Its outline in the first frame; None: it is everywhere."""
 
     def contains(self, places: Places) -> Bool[np.ndarray, " p"]:
-        """Whether places of the first frame belong to it."""
+        """Return whether places of the first frame belong to it."""
         return np.ones(len(places), bool) if self.shape is None else self.shape.contains(places)
 
 
@@ -219,7 +219,7 @@ class View:
         return front
 
     def colours(self) -> Float[np.ndarray, "h w 3"]:
-        """What the frame shows, from 0 to 1."""
+        """Return what the frame shows, from 0 to 1."""
         colours = np.empty((len(self.places), 3))
         for number in np.unique(self.front):
             shown = self.front == number

@@ -1,6 +1,5 @@
 """Pictures of any size in folders of classes: ImageNet as it is unpacked, or any folder of one's own."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.media.image import TooManyPixelsError, image_size
+from perceivers.data.splits import check_held_out_fraction, is_held_out_by_name
+from perceivers.media.guarded_pillow import TooManyPixelsError
+from perceivers.media.image_files import image_size
 from perceivers.schema import Record
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
-"""Of pictures; other files are passed over."""
+"""Suffixes of pictures; other files are passed over."""
 
 TRAINING, HELD_OUT = "train", "val"
 """Folders of ImageNet."""
@@ -28,15 +29,14 @@ class ImageFolder(DataSet):
     held_out_fraction: float = 0.2
     """Part of CLASS/... that training never sees, chosen by a hash of each file's name: new files move no others."""
     largest: int | None = None
-    """So many classes with most pictures; None: all."""
+    """Number of classes, those with most pictures; None: all."""
     max_pixels: int | None = None
     """Pictures of more are passed over, told by their headers; None: none is, and above 50 million are an error."""
     kind: Literal["image_folder"] = "image_folder"
     """Name in files."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+        check_held_out_fraction(self.held_out_fraction)
 
     def training(self) -> Sequence[Record]:
         """Pictures to learn from."""
@@ -60,7 +60,7 @@ class ImageFolder(DataSet):
             others = [name for name in self._names(root / HELD_OUT) if _class_of(name) in classes]
             return (root / TRAINING, kept), (root / HELD_OUT, others)
         names = self._chosen(self._names(root))
-        held_out = {name for name in names if _hashed(name) < self.held_out_fraction}
+        held_out = {name for name in names if is_held_out_by_name(name, self.held_out_fraction)}
         return (root, [name for name in names if name not in held_out]), (root, sorted(held_out))
 
     def _names(self, root: Path) -> Sequence[str]:
@@ -69,7 +69,7 @@ class ImageFolder(DataSet):
         return names if most is None else [name for name in names if _fits(root / name, most)]
 
     def _chosen(self, names: Sequence[str]) -> Sequence[str]:
-        """Those of the largest classes."""
+        """Return the names of pictures of the largest classes."""
         counts = Counter(map(_class_of, names))
         chosen = dict(counts.most_common(self.largest))
         return [name for name in names if _class_of(name) in chosen]
@@ -96,7 +96,7 @@ def _records(root: Path, names: Sequence[str]) -> Sequence[Record]:
 
 
 def _fits(path: Path, max_pixels: int) -> bool:
-    """What cannot be read at all is said where it is learned from."""
+    """Return whether a picture is small enough; one that cannot be read is an error later, where it is used."""
     try:
         height, width = image_size(path)
     except TooManyPixelsError:
@@ -108,8 +108,3 @@ def _fits(path: Path, max_pixels: int) -> bool:
 
 def _class_of(name: str) -> str:
     return name.split("/", 1)[0]
-
-
-def _hashed(name: str) -> float:
-    """From 0 to 1."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

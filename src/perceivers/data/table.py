@@ -1,15 +1,20 @@
 """Own data as a table: CSV, TSV, Parquet, JSON Lines, or a folder of files with classes as sub-folders."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from perceivers.data.dataset import DataSet
-from perceivers.data.rows import MISSING, read_rows
+from perceivers.data.formats.readers import MISSING, read_rows
+from perceivers.data.splits import (
+    check_held_out_fraction,
+    last_in_order,
+    part_of_each_class,
+    random_split,
+    whole_groups,
+)
 from perceivers.modalities.cells import Row
 
 
@@ -30,21 +35,20 @@ class Table(DataSet):
     order: str | None = None
     """Column by which the last rows are held out, as a time; None: rows are held out at random."""
     seed: int = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
     missing: tuple[str, ...] = MISSING
     """Text of cells without a value."""
     max_bad_rows: int = 0
     """Rows that cannot be read and are left out; more are an error."""
     files_outside: bool = False
-    """Also read files that lie outside of the table's folder."""
+    """True: files outside of the table's folder are read too."""
     kind: Literal["table"] = "table"
     """Name in files."""
 
     def __post_init__(self) -> None:
         if self.max_bad_rows < 0:
             raise ValueError(f"max_bad_rows = {self.max_bad_rows} must be 0 or more")
-        if not 0 < self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction = {self.held_out_fraction} must be between 0 and 1")
+        check_held_out_fraction(self.held_out_fraction)
         if self.seed < 0:
             raise ValueError(f"seed = {self.seed} must be 0 or more")
         rules = [name for name in ("stratify", "group", "order") if getattr(self, name) is not None]
@@ -93,15 +97,15 @@ class Table(DataSet):
         return list(self.read_table(Path(file)))
 
     def _chosen(self, rows: Sequence[Row]) -> frozenset[int]:
-        rng, count = np.random.default_rng(self.seed), round(self.held_out_fraction * len(rows))
+        """Numbers of the rows that are held out."""
+        count = round(self.held_out_fraction * len(rows))
         if self.order is not None:
-            keys = _column(rows, self.order, _sortable)
-            return frozenset(sorted(range(len(rows)), key=keys.__getitem__)[len(rows) - count :])
+            return last_in_order(_column(rows, self.order, _sortable), count)
         if self.group is not None:
-            return _whole_groups(_column(rows, self.group, str), count, rng)
+            return whole_groups(_column(rows, self.group, str), count, self.seed)
         if self.stratify is not None:
-            return _part_of_each(_column(rows, self.stratify, str), self.held_out_fraction, rng)
-        return frozenset(rng.permutation(len(rows))[:count].tolist())
+            return part_of_each_class(_column(rows, self.stratify, str), self.held_out_fraction, self.seed)
+        return frozenset(random_split(len(rows), count, self.seed)[1].tolist())
 
 
 def _column(rows: Sequence[Row], name: str, key: Callable[[Any], Any]) -> list[Any]:
@@ -118,25 +122,3 @@ def _sortable(cell: Any) -> tuple[int, float, str]:
         return 1, float(cell), ""
     except (TypeError, ValueError):
         return 2, 0.0, str(cell)
-
-
-def _whole_groups(keys: Sequence[Hashable], count: int, rng: np.random.Generator) -> frozenset[int]:
-    """Rows of random groups until there are at least `count` of them."""
-    groups: dict[Hashable, list[int]] = {}
-    for number, key in enumerate(keys):
-        groups.setdefault(key, []).append(number)
-    chosen: list[int] = []
-    for place in rng.permutation(len(groups)):
-        if len(chosen) < count:
-            chosen += list(groups.values())[place]
-    return frozenset(chosen)
-
-
-def _part_of_each(keys: Sequence[Hashable], fraction: float, rng: np.random.Generator) -> frozenset[int]:
-    """A random part of the rows of each class; rows in random order, a class of one row is learned from."""
-    members: dict[Hashable, list[int]] = {}
-    for number in rng.permutation(len(keys)).tolist():
-        members.setdefault(keys[number], []).append(number)
-    return frozenset(
-        number for own in members.values() for number in own[: round(fraction * len(own)) if len(own) > 1 else 0]
-    )

@@ -1,34 +1,20 @@
 """Texts to learn from without labels: documents of any number of files, one after another, cut to one length.
 
-A text file is a document; a JSON Lines file holds one in the field "text" of each line, as C4 and Wikipedia (by
-wikiextractor) are published. Documents, not records, are training or held out.
+Documents, not records, are training or held out.
 """
 
-import gzip
-import math
-import zlib
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from perceivers.budgets import from_json
+from perceivers.core.checks import SIZE, check_ranges
 from perceivers.data.dataset import DataSet, LazyRecords
-from perceivers.files import most_unpacked, one_line, regular_file
-from perceivers.modalities.cells import MOST_VALUES
+from perceivers.data.formats.documents import Documents, documents_of
+from perceivers.data.splits import is_held_out
 from perceivers.schema import Record
-
-PLAIN, LINES = (".txt", ".rst", ".md"), (".json", ".jsonl")
-"""Ends of the names of text files and of JSON Lines files; either may be packed: .gz behind them."""
-
-LARGEST_DOCUMENT, LONGEST_LINE = 2**30, 2**27
-"""Bytes of a document that is a file, which is read as one, and of a line that holds one."""
 
 MOST_JOINED = 10_000
 """Upper bound of `num_documents`: they are in memory together."""
@@ -56,9 +42,7 @@ class Texts(DataSet):
     """Name in files."""
 
     def __post_init__(self) -> None:
-        for name in ("length", "num_documents", "num_training", "num_held_out"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        check_ranges(self, dict.fromkeys(("length", "num_documents", "num_training", "num_held_out"), SIZE))
         if self.num_documents > MOST_JOINED:
             raise ValueError(f"num_documents = {self.num_documents} must be at most {MOST_JOINED}")
         if self.held_out_every < 2:
@@ -105,9 +89,9 @@ class Texts(DataSet):
 class Part:
     """Each so many-th document, or all the others."""
 
-    def __init__(self, documents: "Documents", every: int, chosen: bool) -> None:
-        is_chosen = np.arange(1, len(documents) + 1) % every == 0
-        self.documents, self.places = documents, np.flatnonzero(is_chosen == chosen)
+    def __init__(self, documents: "Documents", every: int, held_out: bool) -> None:
+        numbers = np.arange(1, len(documents) + 1)
+        self.documents, self.places = documents, np.flatnonzero(is_held_out(numbers, every) == held_out)
         if not len(self.places):
             raise ValueError(f"{documents.folder}: {len(documents)} documents, of which each {every}th is held out")
 
@@ -118,109 +102,3 @@ class Part:
     def __getitem__(self, place: int) -> bytes:
         """A document, as UTF-8."""
         return self.documents[int(self.places[place])]
-
-
-class Documents:
-    """The documents of a folder, by the names of its files: where each is, is found once; they are read when asked for.
-
-    Files of JSON Lines that are packed are unpacked into memory, a few at a time: unpack large ones on the disk.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and layout_of(path)]
-        if not self.files:
-            raise ValueError(
-                f"{folder}: holds no text files ({', '.join(PLAIN)}) and no JSON Lines ({', '.join(LINES)})"
-            )
-        places = array("q")
-        for number, path in enumerate(self.files):
-            for start, size in parts_of(path):
-                places.extend((number, start, size))
-        self.places = np.frombuffer(places, np.int64).reshape(-1, 3)
-
-    def __len__(self) -> int:
-        """Number of documents."""
-        return len(self.places)
-
-    def __getitem__(self, place: int) -> bytes:
-        """A document, as UTF-8."""
-        number, start, size = self.places[place].tolist()
-        path = self.files[number]
-        if path.suffix == ".gz":
-            held = unpacked(path) if layout_of(path) == "plain" else kept_unpacked(path)[start : start + size]
-        else:
-            with path.open("rb") as file:
-                file.seek(start)
-                held = file.read(size)
-        return held if layout_of(path) == "plain" else text_of(path, held)
-
-
-@lru_cache(maxsize=8)
-def documents_of(folder: str) -> Documents:
-    """The documents of a folder, found once; ValueError if there are none."""
-    return Documents(folder)
-
-
-def layout_of(path: Path) -> Literal["plain", "lines", ""]:
-    """Whether a file is a document, or holds one in each line, or none, by its name."""
-    name = path.name.removesuffix(".gz")
-    if name.endswith(PLAIN):
-        return "plain"
-    return "lines" if name.endswith(LINES) or name.startswith("wiki_") else ""
-
-
-def parts_of(path: Path) -> Iterator[tuple[int, int]]:
-    """Where each document of a file begins, and its size, in bytes; what is empty is none."""
-    if not path.stat().st_size:
-        return
-    if layout_of(path) == "plain":
-        yield 0, regular_file(path, LARGEST_DOCUMENT).stat().st_size
-        return
-    start, most = 0, most_unpacked(path) if path.suffix == ".gz" else math.inf
-    with opened(path) as file:
-        while line := file.readline(LONGEST_LINE + 1):
-            if len(line) > LONGEST_LINE:
-                raise ValueError(f"{path}: a line of more than {LONGEST_LINE:,} bytes at byte {start:,}")
-            if line.strip():
-                yield start, len(line)
-            start += len(line)
-            _check_unpacked(path, start, most)
-
-
-def text_of(path: Path, line: bytes) -> bytes:
-    """The text of a line; ValueError if it has none."""
-    try:
-        return from_json(line.decode(), MOST_VALUES)["text"].encode()
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f'{path}: each line must be an object with a "text", not {line[:60]!r}') from None
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[BufferedIOBase]:
-    """Open a file, unpacking it if it is packed; ValueError for one that is damaged."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read: {one_line(error)}") from None
-
-
-def unpacked(path: Path) -> bytes:
-    """Return what a packed file holds; ValueError if that is more than a file may unpack to."""
-    most = most_unpacked(regular_file(path))
-    with opened(path) as file:
-        held = file.read(most + 1)
-    _check_unpacked(path, len(held), most)
-    return held
-
-
-def _check_unpacked(path: Path, size: int, most: int | float) -> None:
-    if size > most:
-        raise ValueError(f"{path}: unpacks to more than {most:,} bytes: unpack it on the disk")
-
-
-@lru_cache(maxsize=4)
-def kept_unpacked(path: Path) -> bytes:
-    """What a packed file holds, kept for its next document."""
-    return unpacked(path)

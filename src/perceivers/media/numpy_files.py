@@ -16,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.lib import format as npy
 
-from perceivers.files import most_unpacked, one_line, regular_file
+from perceivers.files.messages import one_line
+from perceivers.files.opening import most_unpacked, regular_file
 
 MOST_ARRAYS = 10_000
 """Arrays that an .npz may hold."""
@@ -92,7 +93,7 @@ def _fill(file: BufferedIOBase, memory: memoryview) -> None:
 
 
 def _check_directory(file: BufferedIOBase) -> None:
-    """ValueError for an archive with too long a list of what is in it; `zipfile` reads all of the list at once."""
+    """Raise a ValueError for an archive whose list of arrays is too long: `zipfile` reads all of it at once."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - (1 << 16) - 98, 0))  # the end's record, behind it a comment, before it those of 64 bits
     end = file.read()
@@ -107,7 +108,7 @@ def _check_directory(file: BufferedIOBase) -> None:
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """ValueError unless the archive holds arrays alone that unpack to what is read here."""
+    """Raise a ValueError unless the archive holds arrays alone that unpack to what is read here."""
     if len(members) > MOST_ARRAYS:
         raise ValueError(f"{len(members):,} arrays, expected at most {MOST_ARRAYS:,}")
     names = [member.filename for member in members]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Shaped
 
-from perceivers.media.image import CENTRE, centre_crop
+from perceivers.media.resampling import CENTRE, centre_crop
 from perceivers.modalities.randaugment import RandAugment, distorted
 
 COVERED = 0.1

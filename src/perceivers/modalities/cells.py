@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from perceivers.budgets import from_json
-from perceivers.files import one_line
+from perceivers.files.budgets import from_json
+from perceivers.files.messages import one_line
 from perceivers.media.numpy_files import read_npy
 
 WHOLE_ROW = "*"

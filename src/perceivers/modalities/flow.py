@@ -19,8 +19,8 @@ from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import dtype_of, plain_linear
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
-from perceivers.media.flow import flow_colours
-from perceivers.media.pictures import show_image
+from perceivers.media.drawing import show_image
+from perceivers.media.flow_colours import flow_colours
 from perceivers.modalities.convolution import ConvStem
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, same_shape
 from perceivers.modalities.patches import as_sizes, rows_of, surrounding_patches, token_grid

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.media.image import centre_crop, picture_pixels, read_image, resize
-from perceivers.media.pictures import show_heat, show_image
-from perceivers.media.video import read_video
+from perceivers.media.drawing import show_heat, show_image
+from perceivers.media.image_files import picture_pixels, read_image
+from perceivers.media.resampling import centre_crop, resize
+from perceivers.media.video_files import read_video
 from perceivers.modalities.augmentation import Augmentation, augmented
 from perceivers.modalities.grid import Grid, values_of
 from perceivers.modalities.kind import Raw

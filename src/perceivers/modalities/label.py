@@ -19,7 +19,7 @@ from perceivers.core.arguments import check_positive
 from perceivers.core.checks import is_whole
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
-from perceivers.media.pictures import drawable
+from perceivers.media.drawing import drawable
 from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.kind import Raw, mean_where, rounded, shown
 from perceivers.modalities.row import RowKind, RowOutput, stack_known

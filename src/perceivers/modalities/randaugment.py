@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from perceivers.media.image import library
+from perceivers.media.extra import library
 
 FILL = (128, 128, 128)
 """Colour of what is cut out, and of places that nothing moved to."""

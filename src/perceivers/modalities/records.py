@@ -19,7 +19,7 @@ from perceivers.core.arguments import check_names
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear, trained_vector
 from perceivers.core.tokens import Segment
-from perceivers.media.pictures import show_text
+from perceivers.media.drawing import show_text
 from perceivers.modalities.cells import WHOLE_ROW, Files, plain
 from perceivers.modalities.fields import Category, Column, Field, Number, is_missing
 from perceivers.modalities.kind import (

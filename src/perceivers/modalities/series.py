@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.media.audio import read_audio, to_mono, to_rate
-from perceivers.media.pictures import show_heat
+from perceivers.media.audio_files import read_audio, to_mono, to_rate
+from perceivers.media.drawing import show_heat
 from perceivers.modalities.grid import Grid, values_of
 from perceivers.modalities.kind import Raw
 from perceivers.modalities.patches import as_sizes

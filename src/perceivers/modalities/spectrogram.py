@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from perceivers.media.audio import read_audio, to_mono, to_rate
+from perceivers.media.audio_files import read_audio, to_mono, to_rate
 from perceivers.media.mel import log_mel
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.kind import Raw

@@ -19,11 +19,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perceivers.core.checks import SIZE, check_ranges
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear, sines, trained_vector
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
-from perceivers.media.pictures import show_text
+from perceivers.media.drawing import show_text
 from perceivers.modalities.cells import Files
 from perceivers.modalities.embeddings import TiedHead, bound_to_embedding, embedding
 from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences, rounded
@@ -83,8 +84,7 @@ class Text(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.length < 1:
-            raise ValueError(f"length = {self.length} must be at least 1")
+        check_ranges(self, {"length": SIZE})
         if self.prefix < 0:
             raise ValueError(f"prefix = {self.prefix} must be a number of tokens, 0 or more")
         for name in ("mask_words", "visible"):

@@ -14,8 +14,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Int
 
-from perceivers.budgets import from_json
-from perceivers.files import MOST_TEXT_BYTES, one_line, read_text
+from perceivers.files.budgets import from_json
+from perceivers.files.messages import one_line
+from perceivers.files.opening import MOST_TEXT_BYTES, read_text
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 """Ids of the byte vocabulary that are no bytes (official `bytes_tokenizer`)."""

@@ -8,7 +8,8 @@ from typing import Any, cast
 from safetensors.torch import save_file
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.preset import Preset
+from perceivers.files.budgets import read_json
+from perceivers.files.durable_folder import write_folder
 from perceivers.pretrained.conversion import (
     Converted,
     from_haiku,
@@ -19,11 +20,13 @@ from perceivers.pretrained.conversion import (
 )
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.hub import fetched
+from perceivers.pretrained.model_folder import WEIGHTS, savable
 from perceivers.pretrained.normalisation import PREPROCESSOR, takes_pictures, with_normalisation, written_normalisation
 from perceivers.pretrained.sizes import STAGES, value_at
 from perceivers.pretrained.unpickle import read_haiku
-from perceivers.schema import Schema, with_settings
-from perceivers.storage import WEIGHTS, read_json, savable, write_folder
+from perceivers.schema import Schema
+from perceivers.schema.preset import Preset
+from perceivers.schema.schema_files import with_settings
 
 THEIR_FILES = ["config.json", PREPROCESSOR, "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
 """What is fetched of a repository of Hugging Face's or krasserm's."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from perceivers.preset import Preset
 from perceivers.pretrained import krasserm
 from perceivers.pretrained.huggingface import (
     OPTIONS,
@@ -22,6 +21,7 @@ from perceivers.pretrained.huggingface import (
 from perceivers.pretrained.matching import check_names, count_layers, family_of, pairs, to_ours, to_theirs
 from perceivers.pretrained.names import Column
 from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, changed, sized, value_at
+from perceivers.schema.preset import Preset
 
 Converted = tuple[Preset, dict[str, Tensor]]
 """The preset with the sizes of the arrays, and the state of the model it builds."""
@@ -35,7 +35,7 @@ KERNEL_KEY = "conv_kernel_transposed"
 def from_haiku(
     preset: Preset, params: Mapping[str, np.ndarray | Tensor], state: Mapping[str, np.ndarray | Tensor]
 ) -> Converted:
-    """From DeepMind's arrays by "module/name", as `read_haiku` gives them.
+    """Convert DeepMind's arrays by "module/name", as `read_haiku` gives them.
 
     What shapes tell is taken from them; the rest is the preset's: heads, blocks, highest frequencies, sizes of
     pictures, patches. ValueError naming the first array that is missing, left over or does not fit, or the other model.
@@ -52,7 +52,7 @@ def from_huggingface(
     conv_kernel_transposed: bool | None = None,
     as_huggingface: bool = True,
 ) -> Converted:
-    """From the weights of one of transformers' classes, as `read_torch` gives them, and its config.json.
+    """Convert the weights of one of transformers' classes, as `read_torch` gives them, and its config.json.
 
     The model computes what that class computes: config.json says it, and what it leaves out is as transformers takes
     it. Not `as_huggingface`: weights that DeepMind trained, in the hub's file. Then the preset says it, with the sizes
@@ -83,7 +83,7 @@ def from_krasserm(
     config: Mapping[str, Any] | None = None,
     as_krasserm: bool = True,
 ) -> Converted:
-    """From the weights of krasserm's perceiver-io: its masked language model, image classifier and optical flow.
+    """Convert the weights of krasserm's perceiver-io: its masked language model, image classifier and optical flow.
 
     `config`: the content of config.json, which says heads and blocks; without it the preset does. Then the model
     computes what his does, or, not `as_krasserm`, for weights that DeepMind trained, what the preset says.

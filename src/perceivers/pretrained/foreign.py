@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from perceivers.budgets import MOST_DEPTH
-from perceivers.files import one_line, regular_file
+from perceivers.files.budgets import MOST_DEPTH, read_json
+from perceivers.files.messages import one_line
+from perceivers.files.opening import regular_file
+from perceivers.files.tensor_files import load_tensors
+from perceivers.pretrained.model_folder import WEIGHTS
 from perceivers.pretrained.unpickle import LONGEST_AXIS, LONGEST_KEY, MOST_AXES, MOST_OPCODES
-from perceivers.storage import WEIGHTS, load_tensors, read_json
 
 INDEX, CHECKPOINT = "model.safetensors.index.json", "pytorch_model.bin"
 

@@ -11,22 +11,13 @@ from typing import Any
 from torch import nn
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.files import one_line
-from perceivers.schema import to_yaml
-from perceivers.storage import (
-    DESCRIPTION,
-    MANIFEST,
-    check_folder,
-    current,
-    load_model,
-    locked,
-    read_json,
-    read_manifest,
-    savable,
-    save_model,
-    write_folder,
-    write_text,
-)
+from perceivers.files.budgets import read_json
+from perceivers.files.durable import write_text
+from perceivers.files.durable_folder import DESCRIPTION, MANIFEST, check_folder, current, read_manifest, write_folder
+from perceivers.files.locks import locked
+from perceivers.files.messages import one_line
+from perceivers.pretrained.model_folder import load_model, savable, save_model
+from perceivers.schema.schema_files import to_yaml
 
 FILES = ["*.json", "*.safetensors", "README.md"]
 """What is fetched of a hub repository; nothing in it is ever run."""

@@ -8,9 +8,9 @@ from typing import Any
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.patches import as_sizes
 from perceivers.modalities.position_encodings import Fourier
-from perceivers.preset import Preset
 from perceivers.pretrained.class_shapes import WIDTH_RULE, attention_widths, class_shapes
 from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, Weights, axes_of, value_at, widths
+from perceivers.schema.preset import Preset
 
 CLASSES = {
     "language": "PerceiverForMaskedLM",

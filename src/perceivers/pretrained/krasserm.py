@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from perceivers.modalities.flow import RESCALE
-from perceivers.preset import Preset
 from perceivers.pretrained.huggingface import MOST_BLOCKS, OPTIONS, part_dropped, whole_number, whole_numbers
 from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, Weights, value_at, widths
+from perceivers.schema.preset import Preset
 
 MODELS = {
     "language": "perceiver-io-masked-language-model",

@@ -6,9 +6,9 @@ from typing import Any
 
 from perceivers.modalities.patches import as_sizes
 from perceivers.modalities.position_encodings import Learned
-from perceivers.preset import Preset
 from perceivers.pretrained.huggingface import LARGEST
 from perceivers.pretrained.sizes import INPUT, changed, value_at
+from perceivers.schema.preset import Preset
 
 PREPROCESSOR = "preprocessor_config.json"
 """The file beside config.json that says it."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.kind import Kind
 from perceivers.modalities.position_encodings import Fourier
-from perceivers.preset import Preset
+from perceivers.schema.preset import Preset
 
 Weights = Mapping[str, Tensor]
 

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from perceivers.files import one_line, regular_file
+from perceivers.files.messages import one_line
+from perceivers.files.opening import regular_file
 
 Arrays = dict[str, np.ndarray]
 

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.trunk import Trunk
-from perceivers.media.report import Report
+from perceivers.files.tensor_files import is_finite
+from perceivers.media.html_report import Report
 from perceivers.modalities.cells import Row
 from perceivers.modalities.kind import sample_of
 from perceivers.runs.prediction import attempt
 from perceivers.schema import Record, Schema
-from perceivers.storage import is_finite
-from perceivers.training.evaluation import inference
-from perceivers.training.pictures import subplots
+from perceivers.training.metrics import inference
+from perceivers.training.plots import subplots
 
 PAGE_ROWS = 12
 """Rows of a page."""

@@ -15,7 +15,7 @@ from perceivers.modalities.kind import Kind, LeftOut, Raw, asks_in_vain, sample_
 from perceivers.modalities.points import Points
 from perceivers.modalities.row import RowKind
 from perceivers.schema import Batch, Schema
-from perceivers.training.evaluation import inference
+from perceivers.training.metrics import inference
 
 Sample = Mapping[str, Mapping[str, Any]]
 """A prepared record: {"inputs", "targets"}, None for what it lacks."""

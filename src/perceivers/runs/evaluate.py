@@ -9,10 +9,10 @@ from typing import cast
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.fingerprint import differences, fingerprint
-from perceivers.data.sifting import read_held_out
+from perceivers.data.validation import read_held_out
 from perceivers.runs.recipe import changed_schema, load_run, read_kept_data
 from perceivers.schema import Record, Schema, kind_name
-from perceivers.training.evaluation import Scores, evaluate
+from perceivers.training.metrics import Scores, evaluate
 
 Scorer = Callable[[PerceiverIO, Sequence[Record], Schema], Scores]
 """Scores a model on records."""

@@ -8,11 +8,14 @@ from typing import Any
 
 from perceivers.core.arguments import check_names, check_new_name
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
-from perceivers.data.rows import FOLDER, column_names, read_rows
-from perceivers.data.shards import KEY, is_shards, open_shards
+from perceivers.data.formats.readers import FOLDER, column_names, read_rows
+from perceivers.data.formats.webdataset import KEY
+from perceivers.data.shards import is_shards, open_shards
 from perceivers.modalities.cells import WHOLE_ROW, Files, Row
-from perceivers.proposal import OWN_KINDS, Proposal, propose
-from perceivers.schema import Record, yaml_text
+from perceivers.schema import Record
+from perceivers.schema.example import OWN_KINDS
+from perceivers.schema.infer import Proposal, propose
+from perceivers.schema.schema_files import yaml_text
 
 LOOKED_AT = 10_000
 """Rows that a proposal looks at."""

@@ -15,16 +15,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from perceivers.core.arguments import check_names
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.data.rows import column_names
-from perceivers.data.sifting import read_held_out
-from perceivers.data.writing import PlainRow
+from perceivers.data.formats.readers import column_names
+from perceivers.data.formats.writers import PlainRow
+from perceivers.data.validation import read_held_out
+from perceivers.files.tensor_files import is_finite
 from perceivers.modalities.cells import Row, holds_file
 from perceivers.modalities.kind import Kind, rounded, sample_of
 from perceivers.runs.attribution import Sample, contribution_columns, contributions, own_part
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Record, Schema
-from perceivers.storage import is_finite
-from perceivers.training.evaluation import Scores, device_of, evaluate, inference
+from perceivers.training.devices import device_of
+from perceivers.training.metrics import Scores, evaluate, inference
 
 MOST_ROWS = 2**16
 """Rows that are predicted at once, whatever is asked for: more are no faster."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
-from perceivers.preset import Preset
+from perceivers.schema.preset import Preset
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.data.writing import PlainRow
+from perceivers.data.formats.writers import PlainRow
 from perceivers.runs.prediction import REASON, predict_rows, too_many
 from perceivers.schema import Record
 

@@ -9,7 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
-import torch
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
@@ -19,20 +18,25 @@ from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.fingerprint import Fingerprint, differences, fingerprint
-from perceivers.data.sifting import Parts, read_parts
-from perceivers.files import read_text
+from perceivers.data.validation import Parts, read_parts
+from perceivers.files.durable import write_text
+from perceivers.files.durable_folder import DESCRIPTION, MANIFEST, READY
+from perceivers.files.opening import read_text
 from perceivers.modalities.kind import as_evaluated, named
-from perceivers.preset import Preset, auto_config
 from perceivers.pretrained.hub import from_pretrained
+from perceivers.pretrained.model_folder import WEIGHTS, load_model
 from perceivers.pretrained.transfer import freeze, transfer
-from perceivers.schema import Schema, SchemaInFile, check_specs, from_file, from_plain, to_plain, to_yaml
-from perceivers.storage import DESCRIPTION, MANIFEST, READY, WEIGHTS, load_model, read_checked, write_text
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import check_mask_tokens
-from perceivers.training.log import LOG, TENSORBOARD, read_log
+from perceivers.schema import Schema, SchemaInFile, check_specs
+from perceivers.schema.plain_values import from_plain, to_plain
+from perceivers.schema.preset import Preset, auto_config
+from perceivers.schema.schema_files import from_file, read_checked, to_yaml
+from perceivers.training.checkpoints import CHECKPOINTS, best_checkpoint, checkpoints
+from perceivers.training.devices import best_device
+from perceivers.training.logging import LOG, TENSORBOARD, read_log
 from perceivers.training.loop import seed_step, train
-from perceivers.training.mixing import check_mixing
-from perceivers.training.state import CHECKPOINTS, best_checkpoint, checkpoints
+from perceivers.training.metrics import check_mask_tokens
+from perceivers.training.mixup import check_mixing
+from perceivers.training.training_config import TrainingConfig
 
 RECIPE, UNREADABLE, DATA = "recipe.yaml", "unreadable.jsonl", "data.json"
 
@@ -224,7 +228,7 @@ def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
     recipe = read_recipe(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
-    model = load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(checkpoint).to(best_device())
     limit = recipe.training.memory_limit
     model.memory_limit = None if limit is None else limit * 1_000_000
     return recipe, model

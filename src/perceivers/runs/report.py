@@ -8,15 +8,15 @@ from typing import Any, cast
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.data.sifting import read_held_out
-from perceivers.media.report import Report
+from perceivers.data.validation import read_held_out
+from perceivers.media.html_report import Report
 from perceivers.runs.recipe import load_run
 from perceivers.runs.results import read_scores
 from perceivers.schema import Record, Schema
-from perceivers.training.evaluation import inference, masking_of
-from perceivers.training.log import read_log
-from perceivers.training.order import evaluation_batches
-from perceivers.training.pictures import SHOWN, draw_samples, subplots
+from perceivers.training.logging import read_log
+from perceivers.training.metrics import inference, masking_of
+from perceivers.training.plots import SHOWN, draw_samples, subplots
+from perceivers.training.sampler import evaluation_batches
 
 
 def report(run: Path) -> Path:

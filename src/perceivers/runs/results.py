@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from perceivers.files import printable, read_text
+from perceivers.files.durable import write_text
+from perceivers.files.messages import printable
+from perceivers.files.opening import read_text
 from perceivers.runs.recipe import data_of, read_recipe
-from perceivers.schema import to_yaml
-from perceivers.storage import read_checked, write_text
-from perceivers.training.evaluation import Scores
-from perceivers.training.state import best_checkpoint, read_state
+from perceivers.schema.schema_files import read_checked, to_yaml
+from perceivers.training.checkpoints import best_checkpoint, read_state
+from perceivers.training.metrics import Scores
 
 HEADING = """# Results
 

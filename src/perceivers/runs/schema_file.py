@@ -7,7 +7,9 @@ from perceivers.data import Table
 from perceivers.data.arrays import ARRAY_FILES
 from perceivers.data.shards import is_shards
 from perceivers.runs.recipe import Recipe
-from perceivers.schema import Schema, from_plain, json_schema, read_plain, to_plain
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, json_schema, to_plain
+from perceivers.schema.schema_files import read_plain
 
 SIDES = ("inputs", "outputs")
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perceivers.files import whole_file
-from perceivers.preset import Preset, Rows, wiring
+from perceivers.files.durable import whole_file
 from perceivers.runs.flops import Costs, costs, training_bytes
 from perceivers.schema import kind_name
+from perceivers.schema.preset import Preset, Rows, wiring
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from perceivers.runs.evaluate import Scorer, UntrainedBaselines
 from perceivers.runs.presets import Published
 from perceivers.runs.recipe import Recipe
 from perceivers.runs.report import report
-from perceivers.training.evaluation import Scores
+from perceivers.training.metrics import Scores
 
 
 @dataclass(frozen=True)

@@ -8,33 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
+from perceivers.data.splits import random_split
 from perceivers.schema import Batch, Record
-from perceivers.training.config import TrainingConfig
-from perceivers.training.evaluation import (
-    batch_loss,
-    device_of,
-    evaluating,
-    masking_of,
-    on_device,
-    validation_loss,
-)
-from perceivers.training.log import Log
-from perceivers.training.mixing import mixed
-from perceivers.training.objective import Objective, counts, parts
+from perceivers.training.activation_checkpointing import recomputed
+from perceivers.training.checkpoints import diverged, latest_checkpoint
+from perceivers.training.devices import device_of, on_device
+from perceivers.training.distributed import agreed, launched, only_user
+from perceivers.training.logging import Log
+from perceivers.training.losses import Objective, counts, parts
+from perceivers.training.metrics import batch_loss, evaluating, masking_of, validation_loss
+from perceivers.training.mixup import mixed
 from perceivers.training.optimisers import build_optimiser
-from perceivers.training.order import BatchOrder, evaluation_batches, training_batches, workers_let_go
-from perceivers.training.pictures import SHOWN, draw_samples
-from perceivers.training.processes import agreed, launched, only_user
-from perceivers.training.recompute import recomputed
-from perceivers.training.state import TrainingState, diverged, latest_checkpoint
-from perceivers.training.stopping import StopFlag, Stopped, stop_signals
+from perceivers.training.plots import SHOWN, draw_samples
+from perceivers.training.sampler import BatchOrder, evaluation_batches, training_batches, workers_let_go
+from perceivers.training.signals import StopFlag, Stopped, stop_signals
+from perceivers.training.training_config import TrainingConfig
+from perceivers.training.training_state import TrainingState
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -79,9 +74,9 @@ def make_steps(
     stop: StopFlag,
     claim: Callable[[int], None],
 ) -> None:
-    """The steps of one process, from the latest checkpoint on: the weights end as their average.
+    """Make the steps of one process, from the latest checkpoint on; at the end the weights are their average.
 
-    A function of its own, so that all that holds the model is gone before the processes part (`launched`).
+    A function of its own, so that no reference to the model outlives the process group (`launched`).
     """
     objective = Objective(model, config.weights)
     learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
@@ -154,8 +149,7 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
             text = f"validation_fraction = {config.validation_fraction} has no effect: it is less than half a record"
             warnings.warn(f"{text} of {len(records)}", stacklevel=3)
         return records, []
-    places = np.random.default_rng(config.seed).permutation(len(records))
-    learned_from, validation = np.sort(places[number:]), np.sort(places[:number])
+    learned_from, validation = random_split(len(records), number, config.seed)
     return chosen(records, learned_from), chosen(records, validation)
 
 
@@ -197,7 +191,7 @@ def clip(fabric: "Fabric", learner: Any, optimiser: Any, config: TrainingConfig)
 def check_finite(
     step: int, losses: Mapping[str, float], weights: Mapping[str, float], norm: float, checkpoint: Path | None
 ) -> None:
-    """ValueError if the loss or its gradient is not finite, before it can spoil a weight; the same in all processes."""
+    """Raise a ValueError, in all processes, for a loss or gradient that is not finite, before it spoils a weight."""
     if vanished := [name for name, weight in weights.items() if weight == 0]:
         raise diverged(step, f"the learned weight of {vanished[0]} is 0", checkpoint)
     what = "loss" if not all(map(math.isfinite, losses.values())) else "" if math.isfinite(norm) else "gradient"

@@ -22,7 +22,7 @@ _LAYERS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttent
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """What changes the parameters, and how far."""
+    """Update rule: what changes the parameters, and how far."""
 
     kind: OptimiserKind = "lamb"
     """Update rule: "lamb" (the paper's), "adamw", or "muon" for inner matrices with AdamW for the rest."""
@@ -53,22 +53,22 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate changes over a run."""
+    """Schedule of the learning rate over a run."""
 
     kind: ScheduleKind = "cosine"
     """Shape: "constant", "constant_cosine" (flat, then cosine), "cosine" (warm-up, then cosine) or "steps"."""
     warmup_steps: int = 0
     """Steps of linear warm-up (cosine only)."""
     initial_factor: float = 0.0
-    """Where the warm-up starts, as a fraction of the peak (cosine only)."""
+    """Start of the warm-up, as a fraction of the peak (cosine only)."""
     final_factor: float = 0.0
-    """Where the cosine ends, as a fraction of the peak (cosine and constant_cosine)."""
+    """End of the cosine, as a fraction of the peak (cosine and constant_cosine)."""
     constant_fraction: float = 0.5
     """Part of the run before the cosine starts (constant_cosine only)."""
     decay_points: tuple[float, ...] = (0.5, 0.8, 0.95)
     """Parts of the run after which the rate drops (steps only)."""
     decay_factor: float = 0.1
-    """What each drop multiplies the rate by (steps only)."""
+    """Factor by which each drop multiplies the rate (steps only)."""
 
     def __post_init__(self) -> None:
         _check(self.kind in get_args(ScheduleKind), f"kind={self.kind!r} must be one of {get_args(ScheduleKind)}")
@@ -181,13 +181,13 @@ def _groups(model: nn.Module, config: OptimiserConfig) -> tuple[list[nn.Paramete
 
 
 def is_matrix(path: str, owner: nn.Module, name: str) -> bool:
-    """Whether Muon changes the parameter `name` of the module at `path`: maps from data and to outputs are AdamW's."""
+    """Return whether Muon updates the parameter `name` of the module at `path`; AdamW updates the outer maps."""
     inner = not path.startswith(("input_adapter.", "output_adapter."))
     return inner and isinstance(owner, nn.Linear) and name == "weight"
 
 
 def is_decayed(owner: nn.Module, name: str, decay_positions: bool) -> bool:
-    """Whether weight decay applies to the parameter that `owner` holds directly under `name`."""
+    """Return whether weight decay applies to the parameter that `owner` holds directly under `name`."""
     if isinstance(owner, _NORMS):
         return False
     if isinstance(owner, _LAYERS):

@@ -12,8 +12,8 @@ from perceivers.data.dataset import evenly
 from perceivers.modalities import Labels
 from perceivers.runs.recipe import Recipe, load_run
 from perceivers.schema import Record, Schema
-from perceivers.training.evaluation import Scores, answers, gathered, scored
-from perceivers.training.order import evaluation_batches
+from perceivers.training.metrics import Scores, answers, gathered, scored
+from perceivers.training.sampler import evaluation_batches
 
 BATCH = 64
 """Records of a batch in evaluation."""

@@ -11,14 +11,14 @@ from functools import partial
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.data import AudioSet, SpokenDigits
-from perceivers.data.spoken_digits import GROUPS
+from perceivers.data.published.spoken_digits import GROUPS
 from perceivers.modalities import Audio, Labels, Spectrogram, Video
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
 from perceivers.systems.audioset.model import audioset
-from perceivers.training.config import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.training_config import TrainingConfig
 
 CLIPS = 1_700_000
 """Of the training part, which the paper passes over 100 times."""

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from perceivers.data.dataset import evenly
-from perceivers.media.report import Report
+from perceivers.media.html_report import Report
 from perceivers.runs.recipe import load_run
 from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
 from perceivers.systems.audioset.baselines import label_names
-from perceivers.training.pictures import draw_samples
+from perceivers.training.plots import draw_samples
 
 
 def report(run: Path) -> Path:

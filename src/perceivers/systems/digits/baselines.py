@@ -12,7 +12,7 @@ from perceivers.runs.report import predict
 from perceivers.schema import Record
 from perceivers.systems.digits.model import SIDE
 from perceivers.systems.digits.recipes import QUARTER
-from perceivers.training.evaluation import Scores
+from perceivers.training.metrics import Scores
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from perceivers.data import Digits
 from perceivers.runs.recipe import Recipe
 from perceivers.systems.digits.model import CONFIG, schema
-from perceivers.training.config import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.training_config import TrainingConfig
 
 EVERYTHING, QUARTER = "all pixels read", "a quarter of the pixels read"
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.media.report import Report
+from perceivers.media.html_report import Report
 from perceivers.modalities.kind import sample_of
 from perceivers.modalities.points import Coordinates
 from perceivers.runs.recipe import changed_schema, load_run
 from perceivers.runs.report import add_losses, predict
 from perceivers.runs.results import score_of
 from perceivers.schema import Record, Schema
-from perceivers.training.evaluation import inference
-from perceivers.training.pictures import SHOWN, subplots
+from perceivers.training.metrics import inference
+from perceivers.training.plots import SHOWN, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceivers.data import DataSet
-from perceivers.data.glue import RATING
+from perceivers.data.published.glue_tables import RATING
 from perceivers.modalities import Label, Numbers
 from perceivers.modalities.kind import Kind
 from perceivers.modalities.label import class_number
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Record, Schema
-from perceivers.training.evaluation import Compared, Scores, answers, gathered, scored
+from perceivers.training.metrics import Compared, Scores, answers, gathered, scored
 
 METRICS = {"cola": "matthews", "sts": "pearson"}
 """What counts for a task in GLUE's average; for others "accuracy" (paper F.4)."""

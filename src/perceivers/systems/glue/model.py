@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from perceivers.data.glue import CLASSES, RATING, Task
+from perceivers.data.published.glue_tables import CLASSES, RATING, Task
 from perceivers.modalities import Label, Numbers, Text
 from perceivers.modalities.kind import Kind
 from perceivers.modalities.row import RowKind

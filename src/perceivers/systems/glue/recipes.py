@@ -17,7 +17,7 @@ from functools import partial
 from typing import get_args
 
 from perceivers.data import Glue
-from perceivers.data.glue import Task
+from perceivers.data.published.glue_tables import Task
 from perceivers.modalities import Text
 from perceivers.runs.recipe import Recipe
 from perceivers.schema import find_kind

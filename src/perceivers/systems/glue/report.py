@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.media.report import Report
+from perceivers.media.html_report import Report
 from perceivers.modalities import Label
 from perceivers.modalities.kind import Kind
 from perceivers.runs.recipe import load_run
 from perceivers.runs.report import add_losses, add_scores, subplots
 from perceivers.schema import Record
-from perceivers.training.evaluation import Compared, answers, gathered
+from perceivers.training.metrics import Compared, answers, gathered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

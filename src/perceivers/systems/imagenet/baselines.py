@@ -12,8 +12,8 @@ from perceivers.modalities import Image, Label
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Record, Schema, find_kind
 from perceivers.systems.imagenet.recipes import PAPER
-from perceivers.training.evaluation import Scores, scored
-from perceivers.training.order import evaluation_batches
+from perceivers.training.metrics import Scores, scored
+from perceivers.training.sampler import evaluation_batches
 
 BATCH = 128
 """Pictures of a batch in evaluation."""

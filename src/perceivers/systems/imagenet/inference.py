@@ -8,11 +8,11 @@ from jaxtyping import UInt8
 
 from perceivers.core.arguments import check_positive
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.media.image import imagenet_crop
+from perceivers.media.resampling import imagenet_crop
 from perceivers.modalities import Image, Label
 from perceivers.modalities.patches import as_sizes
 from perceivers.schema import find_kind
-from perceivers.training.evaluation import check_guesses, inference
+from perceivers.training.metrics import check_guesses, inference
 
 
 def classify(

@@ -7,9 +7,9 @@ from typing import Literal
 from perceivers.core.config import DecoderConfig
 from perceivers.modalities import Image, Label
 from perceivers.modalities.position_encodings import Fourier, Learned
-from perceivers.preset import Preset
 from perceivers.runs.presets import Published, published
 from perceivers.schema import Schema
+from perceivers.schema.preset import Preset
 
 Features = Literal["fourier", "learned", "conv"]
 

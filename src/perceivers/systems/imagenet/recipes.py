@@ -14,18 +14,18 @@ from typing import get_args
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.data import Idx, ImageFolder
-from perceivers.media.image import CENTRE
+from perceivers.media.resampling import CENTRE
 from perceivers.modalities import Image, Label
 from perceivers.modalities.augmentation import Augmentation
 from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.modalities.randaugment import RandAugment
-from perceivers.preset import Preset
 from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
+from perceivers.schema.preset import Preset
 from perceivers.systems.imagenet.model import Features, config_b, imagenet
-from perceivers.training.config import TrainingConfig
-from perceivers.training.mixing import Mixing
+from perceivers.training.mixup import Mixing
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.training_config import TrainingConfig
 
 CLOTHES = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",

@@ -10,16 +10,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.media.pictures import drawable
-from perceivers.media.report import Report
+from perceivers.media.drawing import drawable
+from perceivers.media.html_report import Report
 from perceivers.modalities import Image, Label
 from perceivers.runs.recipe import Recipe, load_run
 from perceivers.runs.report import add_losses, add_scores, predict
 from perceivers.schema import Record, Schema, find_kind
-from perceivers.training.evaluation import answers, gathered
-from perceivers.training.mixing import mixed
-from perceivers.training.order import PreparedRecords
-from perceivers.training.pictures import SHOWN, draw_samples, subplots
+from perceivers.training.metrics import answers, gathered
+from perceivers.training.mixup import mixed
+from perceivers.training.plots import SHOWN, draw_samples, subplots
+from perceivers.training.sampler import PreparedRecords
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

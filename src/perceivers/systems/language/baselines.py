@@ -20,8 +20,9 @@ from perceivers.modalities.tokenizers import ByteTokenizer, Tokenizer, tokenizer
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Record, Schema
 from perceivers.systems.language.recipes import INPUT, OUTPUT, some_documents, text_of
-from perceivers.training.evaluation import Scores, device_of, inference, masking_of, on_device
-from perceivers.training.order import evaluation_batches
+from perceivers.training.devices import device_of, on_device
+from perceivers.training.metrics import Scores, inference, masking_of
+from perceivers.training.sampler import evaluation_batches
 
 REACH = 4
 """Visible bytes of a context."""

@@ -14,7 +14,7 @@ from perceivers.modalities import Text
 from perceivers.modalities.points import Indices
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of
 from perceivers.schema import find_kind
-from perceivers.training.evaluation import check_guesses, inference
+from perceivers.training.metrics import check_guesses, inference
 
 MARK = "[MASK]"
 """What stands for one unknown token in a text."""

@@ -5,9 +5,9 @@ from functools import partial
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.modalities import Text
-from perceivers.preset import Preset
 from perceivers.runs.presets import Published
 from perceivers.schema import Schema
+from perceivers.schema.preset import Preset
 
 WIDTH = 768
 """Of embeddings, queries and what the decoder writes."""

@@ -22,15 +22,15 @@ from pathlib import Path
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.data import Texts
 from perceivers.data.dataset import DataSet
+from perceivers.files.durable import write_text
 from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import trained_tokenizer
-from perceivers.preset import Preset
 from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
-from perceivers.storage import write_text
+from perceivers.schema.preset import Preset
 from perceivers.systems.language.model import language
-from perceivers.training.config import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.training_config import TrainingConfig
 
 INPUT, OUTPUT = "text", "restored"
 """What the preset calls them."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from perceivers.media.report import Report
+from perceivers.media.html_report import Report
 from perceivers.modalities import Text
 from perceivers.modalities.kind import sample_of
 from perceivers.runs.recipe import load_run

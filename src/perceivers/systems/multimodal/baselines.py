@@ -15,8 +15,8 @@ from perceivers.modalities import Label
 from perceivers.modalities.grid import Grid
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Batch, Record, Schema
-from perceivers.training.evaluation import Scores, guess_scores
-from perceivers.training.order import evaluation_batches
+from perceivers.training.metrics import Scores, guess_scores
+from perceivers.training.sampler import evaluation_batches
 
 BATCH = 64
 """Records of a batch of a baseline."""

@@ -9,12 +9,12 @@ import torch
 
 from perceivers.core.arguments import check_positive
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.media.clips import FPS, standard_frames, standard_sound
-from perceivers.media.video import Clip
+from perceivers.media.standard_clips import FPS, standard_frames, standard_sound
+from perceivers.media.video_files import Clip
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.patches import as_sizes
 from perceivers.schema import find_kind
-from perceivers.training.evaluation import check_guesses, inference
+from perceivers.training.metrics import check_guesses, inference
 
 
 @dataclass(frozen=True)

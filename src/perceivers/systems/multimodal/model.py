@@ -6,9 +6,9 @@ from functools import partial
 from perceivers.core.config import DecoderConfig
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.position_encodings import Fourier
-from perceivers.preset import Preset
 from perceivers.runs.presets import Published, published
 from perceivers.schema import Schema
+from perceivers.schema.preset import Preset
 
 FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
 """Of a clip at 25 frames and 48,000 samples a second."""

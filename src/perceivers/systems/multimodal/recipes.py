@@ -18,8 +18,8 @@ from perceivers.modalities.position_encodings import Fourier
 from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
 from perceivers.systems.multimodal.model import multimodal
-from perceivers.training.config import TrainingConfig
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.training_config import TrainingConfig
 
 QUERIES = 512
 """Pixels, and samples of sound, that a training example is asked for (paper)."""

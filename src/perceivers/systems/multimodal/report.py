@@ -7,10 +7,10 @@ import numpy as np
 
 from perceivers.data import DataSet
 from perceivers.data.dataset import evenly
-from perceivers.media.audio import write_audio
-from perceivers.media.pictures import show_image
-from perceivers.media.report import Report
-from perceivers.media.video import Clip, write_video
+from perceivers.media.audio_files import write_audio
+from perceivers.media.drawing import show_image
+from perceivers.media.html_report import Report
+from perceivers.media.video_files import Clip, write_video
 from perceivers.runs.recipe import changed_schema, load_run
 from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
 from perceivers.schema import Schema

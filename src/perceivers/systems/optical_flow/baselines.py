@@ -14,7 +14,7 @@ from perceivers.progress import tracked
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Record, Schema, find_kind
 from perceivers.systems.optical_flow.inference import estimate_flow
-from perceivers.training.evaluation import Compared, Scores, check_guesses, masking_of, scored
+from perceivers.training.metrics import Compared, Scores, check_guesses, masking_of, scored
 
 FramesU8 = UInt8[np.ndarray, "2 h w 3"]
 Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]

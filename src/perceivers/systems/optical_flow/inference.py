@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from perceivers.core.arguments import check_positive
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.media.image import resize
+from perceivers.media.resampling import resize
 from perceivers.modalities import Flow, FramePair
 from perceivers.modalities.patches import as_sizes
 from perceivers.schema import find_kind
-from perceivers.training.evaluation import inference
+from perceivers.training.metrics import inference
 
 OVERLAP = 20
 """Pixels that neighbouring tiles share, at least (official notebook)."""

@@ -5,9 +5,9 @@ from typing import Literal
 
 from perceivers.modalities import Flow, FramePair
 from perceivers.modalities.position_encodings import Fourier
-from perceivers.preset import Preset
 from perceivers.runs.presets import Published, published
 from perceivers.schema import Schema
+from perceivers.schema.preset import Preset
 
 Variant = Literal["3x3", "3x3-separate", "1x1", "1x1-separate", "conv", "conv-separate"]
 """How frames become tokens (paper, table 16): a pixel's surroundings of 3 x 3 or 1 x 1, or a convolutional stem with

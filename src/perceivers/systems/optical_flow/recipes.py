@@ -12,7 +12,7 @@ from typing import get_args
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.data import FlowPairs, FlowScenes
-from perceivers.data.flow_curriculum import FlowCurriculum
+from perceivers.data.published.flow_curriculum import FlowCurriculum
 from perceivers.runs.recipe import Recipe
 from perceivers.systems.optical_flow.model import Variant, flow_schema, optical_flow
 from perceivers.training.loop import TrainingConfig

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from perceivers.media.flow import colour_wheel, flow_colours
-from perceivers.media.pictures import show_image
-from perceivers.media.report import Report
+from perceivers.media.drawing import show_image
+from perceivers.media.flow_colours import colour_wheel, flow_colours
+from perceivers.media.html_report import Report
 from perceivers.runs.recipe import load_run
 from perceivers.runs.report import SHOWN, add_losses, add_scores, subplots
 from perceivers.schema import Record

@@ -11,12 +11,12 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceivers.data.starcraft import PLAYERS
+from perceivers.data.published.starcraft_replays import PLAYERS
 from perceivers.modalities import Records
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Batch, Record, Schema
-from perceivers.training.evaluation import Scores, guess_scores
-from perceivers.training.order import evaluation_batches
+from perceivers.training.metrics import Scores, guess_scores
+from perceivers.training.sampler import evaluation_batches
 
 BATCH = 128
 """Records of a batch in evaluation."""

@@ -12,7 +12,7 @@ from perceivers.core.config import Config, EncoderConfig, LatentsConfig, Process
 from perceivers.core.layers import plain_linear
 from perceivers.core.resampler import Resampler
 from perceivers.core.trunk import Process
-from perceivers.data.starcraft import STATISTICS
+from perceivers.data.published.starcraft_replays import STATISTICS
 from perceivers.modalities import Records
 from perceivers.modalities.fields import Category, Number
 from perceivers.schema import Schema

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from perceivers.media.report import Report
+from perceivers.media.html_report import Report
 from perceivers.modalities import Records
 from perceivers.runs.recipe import load_run
 from perceivers.runs.report import SHOWN, add_losses, add_scores, predict

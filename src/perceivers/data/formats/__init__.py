@@ -1,0 +1,1 @@
+"""File formats of tables and texts: to rows and documents, and back."""

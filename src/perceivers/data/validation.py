@@ -1,0 +1,107 @@
+"""Rows that can be read, apart from those that cannot: they are counted and named, never silently dropped."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from perceivers.core.arguments import check_names
+from perceivers.data.dataset import DataSet, chosen
+from perceivers.data.formats.readers import column_names
+from perceivers.data.shards import Shards
+from perceivers.data.table import Table
+from perceivers.modalities import Records
+from perceivers.modalities.cells import WHOLE_ROW, Row
+from perceivers.progress import tracked
+from perceivers.schema import Record, Schema
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row that cannot be used."""
+
+    place: str
+    """File and line."""
+    reason: str
+    """Reason why it cannot be used."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A data set as a schema reads it."""
+
+    schema: Schema
+    """Fitted to the training part."""
+    training: Sequence[Record]
+    """Records to learn from."""
+    held_out: Sequence[Record]
+    """Records that training never sees."""
+    unreadable: Sequence[Unreadable] = ()
+    """Rows of either part that were left out."""
+
+
+def read_parts(data: DataSet, schema: Schema) -> Parts:
+    """Return both parts, each row tried if `tries` says so; ValueError if too many cannot be read."""
+    training, held_out = data.training(), data.held_out()
+    fitted_to = data.fit_records(training)
+    if isinstance(data, Table | Shards):
+        rows = [*fitted_to, *(held_out if isinstance(data, Table) else ())]
+        check_columns(schema, [row for row in rows if isinstance(row, Row)])
+    if not tries(data):
+        return Parts(schema.fit(fitted_to), training, held_out)
+    readable, bad = sift(fitted_to, schema.read)
+    check_positive(bad, data.max_bad_rows)
+    schema = schema.fit(readable)
+    training, bad = sift(training, preparing(schema))
+    held_out, others = sift(held_out, preparing(schema))
+    check_positive([*bad, *others], data.max_bad_rows)
+    return Parts(schema, training, held_out, [*bad, *others])
+
+
+def read_held_out(data: DataSet, schema: Schema) -> Sequence[Record]:
+    """The held-out part under a fitted schema, without rows that cannot be read."""
+    held_out = data.held_out()
+    return sift(held_out, preparing(schema))[0] if tries(data) else held_out
+
+
+def tries(data: DataSet) -> TypeGuard[Table | Shards]:
+    """Return whether every row is tried before training: rows of tables, and of shards that may have bad ones."""
+    return isinstance(data, Table) or (isinstance(data, Shards) and data.max_bad_rows > 0)
+
+
+def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[Sequence[Record], list[Unreadable]]:
+    """Rows for which the attempt succeeds, and the others with what it complained of."""
+    good: list[int] = []
+    bad: list[Unreadable] = []
+    for number, row in enumerate(tracked(rows, "trying rows")):
+        try:
+            attempt(row)
+            good.append(number)
+        except ValueError as error:
+            bad.append(Unreadable(row.place if isinstance(row, Row) else f"record {number + 1}", str(error)))
+    return chosen(rows, np.array(good, int)), bad
+
+
+def preparing(schema: Schema) -> Callable[[Record], Any]:
+    """The attempt to make a sample of a record."""
+    return lambda record: schema.prepare(record, np.random.default_rng(0), training=False)
+
+
+def check_positive(unreadable: Sequence[Unreadable], allowed: int) -> None:
+    """Raise a ValueError naming the first row that cannot be read, if there are more than allowed."""
+    if len(unreadable) > allowed:
+        first = unreadable[0]
+        raise ValueError(
+            f"{first.place}: {first.reason} ({len(unreadable)} rows cannot be read; max_bad_rows = {allowed})"
+        )
+
+
+def check_columns(schema: Schema, rows: Sequence[Row], inputs_only: bool = False) -> None:
+    """Raise a ValueError for an input or output whose column no row has; names the nearest that there is."""
+    known = [*column_names(rows), WHOLE_ROW]
+    if not any(not row.error for row in rows):
+        return
+    for name, spec in {**schema.inputs, **({} if inputs_only else schema.outputs)}.items():
+        columns = spec.fields if isinstance(spec, Records) and spec.key == WHOLE_ROW else [spec.key or name]
+        check_names(f"column (of {name})", columns, known)

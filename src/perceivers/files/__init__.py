@@ -1,0 +1,1 @@
+"""Files: what may be read, and how they are written whole."""

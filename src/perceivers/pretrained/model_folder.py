@@ -1,0 +1,130 @@
+"""Model folders: schema and sizes as JSON, weights as safetensors."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.core.config import Config, shared
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.files.budgets import read_json
+from perceivers.files.durable_folder import DESCRIPTION, current
+from perceivers.files.tensor_files import is_finite, load_shards, save_tensors
+from perceivers.modalities.kind import named
+from perceivers.schema import Schema
+from perceivers.schema.plain_values import from_plain, to_plain
+from perceivers.schema.preset import Preset
+
+FORMAT = 1
+"""Number of the format of model folders that this version writes."""
+
+WEIGHTS = "model.safetensors"
+"""File of the weights of a model."""
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of numbers that weights may have: a model may be stored in any of them, and is then run in it."""
+
+UNWRAP = "merge adapters (merge_and_unload), remove pruning and parametrisations, unwrap .module, before it is saved"
+
+
+def savable(model: object) -> PerceiverIO:
+    """Return a model that loads as it is, of a compiled one the model within; ValueError naming what would not.
+
+    Its arrays must be those that its schema and config build, plain, finite and each its own.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, PerceiverIO):
+        raise ValueError(f"model is a {type(model).__name__}, not a PerceiverIO: {UNWRAP}")
+    own, places = model.state_dict(), dict[int, str]()
+    built = named("model", Preset(cast(Schema, model.schema), model.config).build, "meta").state_dict()
+    for name in (*own, *built):
+        if name not in built:
+            raise ValueError(f"model: {name} is none of the arrays that its schema and config build: {UNWRAP}")
+        if name not in own:
+            raise ValueError(f"model: {name} is missing, which its schema and config build: {UNWRAP}")
+        _check_array(name, own[name], built[name])
+        if own[name].numel() and (other := places.setdefault(own[name].data_ptr(), name)) != name:
+            raise ValueError(f"model: {name} and {other} are one tensor, which would load as two: clone one of them")
+    return model
+
+
+def _check_array(name: str, array: Tensor, built: Tensor) -> None:
+    """Raise a ValueError unless an array can be saved, and loaded where the model builds one."""
+    if type(array) is not Tensor or array.layout != torch.strided:
+        raise ValueError(f"model: {name} is a {type(array).__name__}, not a plain tensor: {UNWRAP}")
+    if array.is_meta:
+        raise ValueError(f"model: {name} is on the device meta, where it has no numbers: load or build it elsewhere")
+    if array.shape != built.shape:
+        raise ValueError(f"model: {name} is {list(array.shape)}, its schema and config build {list(built.shape)}")
+    if array.dtype != built.dtype and not (array.dtype in FLOATS and built.dtype in FLOATS):
+        raise ValueError(f"model: {name} is of {array.dtype}, its schema and config build {built.dtype}")
+    if not is_finite([array]):
+        raise ValueError(f"model: {name} is not finite: it holds NaN or an infinite number")
+
+
+def save_model(model: PerceiverIO, folder: Path) -> None:
+    """Write weights, schema and config as files into an existing folder."""
+    save_description(model, folder)
+    save_tensors(folder / WEIGHTS, model.state_dict())
+
+
+def save_description(model: PerceiverIO, folder: Path) -> None:
+    """Write schema and config as a file into an existing folder."""
+    description = {
+        "format": FORMAT,
+        "perceivers": version("perceivers"),
+        "schema": to_plain(model.schema),
+        "config": to_plain(model.config),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_model(folder: Path) -> PerceiverIO:
+    """The model of a folder, in evaluation mode; ValueError naming what is wrong with it."""
+    folder = current(folder)
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else None
+        raise ValueError(f"{folder / DESCRIPTION}: format {found!r}, this version reads {FORMAT}")
+    source = str(folder / DESCRIPTION)
+    schema = from_plain(Schema, description.get("schema"), source)
+    config = from_plain(Config, description.get("config"), source)
+    weights = load_shards(folder / WEIGHTS)
+    blocks = num_attention_blocks(config)
+    if blocks > len(weights):
+        raise ValueError(f"{source}: {blocks} attention blocks, but {WEIGHTS} has {len(weights)} arrays in all")
+    # Shapes alone: what the file says must not take memory before it has been checked.
+    model = named(source, Preset(schema, config).build, "meta")
+    load_weights(model, weights, str(folder / WEIGHTS), assign=True)
+    return model.eval()
+
+
+def num_attention_blocks(config: Config) -> int:
+    """Return the number of attention blocks with weights of their own, apart from the decoder's."""
+    encoder, processor = config.encoder, config.processor
+    reads = 0 if config.trunk == "transformer" else 1 + shared(encoder.num_reads - 1, encoder.share_reads)
+    return reads + processor.num_layers * (1 + shared(processor.num_blocks - 1, processor.share_blocks))
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, assign: bool = False) -> None:
+    """Put weights into a model; ValueError naming the first that is missing, left over or of another shape.
+
+    They are copied into the model's own tensors, or `assign`ed in their place, for a model that has shapes alone.
+    """
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in weights:
+            raise ValueError(f"{source}: {name} is missing")
+        found = weights[name].dtype
+        if found != tensor.dtype and not (found in FLOATS and tensor.dtype in FLOATS):
+            raise ValueError(f"{source}: {name} is of {found}, the model's of {tensor.dtype}")
+        if weights[name].shape != tensor.shape:
+            raise ValueError(f"{source}: {name} is {list(weights[name].shape)}, the model's is {list(tensor.shape)}")
+    if extra := sorted(set(weights) - set(own)):
+        raise ValueError(f"{source}: {extra[0]} is not in the model")
+    # Copies lie where torch puts tensors: products of numbers that lie otherwise in memory differ in the last bit.
+    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=assign)

@@ -1,0 +1,205 @@
+"""Schema: named inputs and outputs, what goes into a model and what must come out."""
+
+import functools
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, with_config
+from pydantic_core import CoreSchema, core_schema
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from typing_extensions import TypedDict
+
+from perceivers.core.arguments import check_names, check_new_name
+from perceivers.core.checks import check_fields
+from perceivers.modalities import KINDS
+from perceivers.modalities.cells import Row
+from perceivers.modalities.guard import Guard
+from perceivers.modalities.kind import Kind, Raw, asks_in_vain, named
+from perceivers.modalities.label import check_classes
+from perceivers.modalities.points import Points
+from perceivers.schema.memory import check_memory, num_bytes
+
+Record = Mapping[str, Any]
+"""One sample as a data set gives it: fields by name."""
+
+Batch = Mapping[str, Mapping[str, Any]]
+"""Samples collated: "inputs" and "targets", raw, each by name."""
+
+MOST_NAMES = 1024
+"""Inputs, and outputs, that a schema may have: each is a part of the model, which takes milliseconds to count."""
+
+T = TypeVar("T")
+
+
+@with_config(ConfigDict(extra="forbid"))
+class SchemaInFile(TypedDict):
+    """Inputs and outputs by name, of the closed list of kinds."""
+
+    inputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
+    outputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Inputs and outputs of a model, by name."""
+
+    inputs: Mapping[str, Kind]
+    """Inputs by name."""
+    outputs: Mapping[str, Kind]
+    """Outputs by name."""
+
+    def __post_init__(self) -> None:
+        for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not specs:
+                raise ValueError(f"{side} is empty: name at least one")
+            if not isinstance(specs, Mapping):
+                raise ValueError(f"{side} of type {type(specs).__name__}: give a dictionary of names")
+            if len(specs) > MOST_NAMES:
+                raise ValueError(
+                    f"{side}: {len(specs):,} names, at most {MOST_NAMES:,}: several columns can be one, of kind records"
+                )
+            check_specs(side, specs, self.inputs)
+
+    def changed(self, name: str, **fields: Any) -> "Schema":
+        """The same schema with some fields of one input or output replaced."""
+        check_names("input or output", [name], [*self.inputs, *self.outputs])
+        inputs, outputs = (
+            {n: replace(spec, **fields) if n == name else spec for n, spec in specs.items()}
+            for specs in (self.inputs, self.outputs)
+        )
+        return type(self)(inputs, outputs)
+
+    @functools.cached_property
+    def uncorrupted(self) -> "Schema":
+        """The same schema as a prediction takes records: with all that they have, the same each time."""
+        return type(self)({name: spec.uncorrupted() for name, spec in self.inputs.items()}, self.outputs)
+
+    def read(self, record: Record) -> dict[str, Any]:
+        """A record's values as {"inputs", "targets"}, None for what it lacks; ValueError for an unreadable one."""
+        sides = {"inputs": self.inputs, "targets": self.outputs}
+        return {
+            side: {name: _value(record, name, spec) for name, spec in specs.items()} for side, specs in sides.items()
+        }
+
+    def fit(self, records: Sequence[Record]) -> "Schema":
+        """The same schema with statistics and vocabularies of the training part filled in."""
+        if all(type(spec).fit is Kind.fit for spec in (*self.inputs.values(), *self.outputs.values())):
+            return self  # without making all records
+
+        def fitted(name: str, spec: Kind) -> Kind:
+            values = (_value(record, name, spec) for record in records)
+            return named(name, spec.fit, (value for value in values if value is not None))
+
+        inputs = {name: fitted(name, spec) for name, spec in self.inputs.items()}
+        return type(self)(inputs, {name: fitted(name, spec) for name, spec in self.outputs.items()})
+
+    def prepare(
+        self, record: Record, rng: np.random.Generator, training: bool, outputs: Collection[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """One record as {"inputs", "targets"}, None for what it lacks and for targets of other outputs than these.
+
+        All that is random comes from `rng`.
+        """
+        inputs: dict[str, Any] = {}
+        for name, spec in self.inputs.items():
+            value = _value(record, name, spec)
+            # The draw is made for every record, so that what follows does not depend on what is missing.
+            dropped = rng.random() < spec.drop_prob and (training or spec.drop_at_eval)
+            inputs[name] = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
+        targets = {}
+        for name, spec in self.outputs.items():
+            left_out = asks_in_vain(spec, inputs) or not (outputs is None or name in outputs)
+            value = None if left_out else _value(record, name, spec)
+            targets[name] = None if value is None else named(name, spec.target, value, rng, inputs, training)
+        return {"inputs": inputs, "targets": targets}
+
+    def collate(self, samples: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Raw]]:
+        """Prepared records as one batch; what no sample of it has is left out."""
+        batch: dict[str, dict[str, Raw]] = {}
+        for side, specs in (("inputs", self.inputs), ("targets", self.outputs)):
+            columns = {name: [sample[side][name] for sample in samples] for name in specs}
+            present = {name: values for name, values in columns.items() if any(v is not None for v in values)}
+            batch[side] = {name: named(name, specs[name].collate, values) for name, values in present.items()}
+        return batch
+
+    def points(self, targets: Mapping[str, Raw]) -> dict[str, Points]:
+        """Return the points at which each output is decoded, to be compared with its target."""
+        asked = {name: self.outputs[name].points(target) for name, target in targets.items()}
+        return {name: points for name, points in asked.items() if points is not None}
+
+    @property
+    def guard(self) -> Guard:
+        """Checks of what a caller gives a model of this schema."""
+        return Guard(self.inputs, self.outputs)
+
+    def blank(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
+        """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant.
+
+        ValueError for sizes that no memory holds.
+        """
+        if device.type != "meta":
+            shapes, _ = self.blank(batch_size, torch.device("meta"))
+            check_memory("inputs of the trained size", num_bytes(shapes))
+        raw = {name: named(name, spec.blank, batch_size, device) for name, spec in self.inputs.items()}
+        points = {name: spec.blank_points(batch_size, device) for name, spec in self.outputs.items()}
+        return raw, {name: asked for name, asked in points.items() if asked is not None}
+
+    def losses(self, predictions: Mapping[str, Raw], targets: Mapping[str, Raw]) -> dict[str, Tensor]:
+        """Each output's loss times its weight; the training loss is their sum."""
+        losses = {}
+        for name, spec in self.outputs.items():
+            if name in targets and name in predictions:
+                device = tree_leaves(predictions[name])[0].device
+                target = named(f"target {name!r}", spec.checked_target, targets[name], device)
+                losses[name] = spec.weight * named(f"target {name!r}", spec.loss, predictions[name], target)
+        return losses
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the core schema of pydantic: in files, kinds come from the closed list alone."""
+        return core_schema.no_info_after_validator_function(
+            lambda sides: cls(**sides),
+            handler.generate_schema(SchemaInFile),
+        )
+
+
+def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) -> None:
+    """Raise a ValueError naming one of the "inputs" or "outputs" that no model has, beside inputs of these names."""
+    for name, spec in specs.items():
+        check_new_name(side, name)
+        named(f"{side}.{name}", _check_spec, spec)
+        source = getattr(spec, "of", None) if side == "outputs" else None
+        if source is not None:
+            check_names(f"input in outputs.{name}.of:", [source], inputs)
+
+
+def _check_spec(spec: Any) -> None:
+    """Raise a ValueError for what is no declared input or output, or has numbers that mean nothing."""
+    if not isinstance(spec, Kind):
+        raise ValueError(f"{spec!r:.99} is no declared structure, such as Numbers(count=3)")
+    check_fields(spec)
+    check_classes(getattr(spec, "classes", ()))
+
+
+def _value(record: Record, name: str, spec: Kind) -> Any:
+    value = record.get(spec.key or name)
+    return named(name, spec.read, value, record.files) if isinstance(record, Row) and value is not None else value
+
+
+def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
+    """The first input or output of a kind, with its name; ValueError if there is none."""
+    for name, spec in specs.items():
+        if isinstance(spec, kind):
+            return name, spec
+    found = ", ".join(f"{name} ({type(spec).__name__})" for name, spec in specs.items())
+    raise ValueError(f"the model has no {kind.__name__}, only {found}")
+
+
+def kind_name(kind: Kind | type[Kind]) -> str:
+    """Return what files call a kind; the name of its class if they do not know it."""
+    return str(getattr(kind, "kind", type(kind).__name__))

@@ -1,0 +1,76 @@
+"""Schemas, configs and recipes to and from YAML and JSON."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from perceivers.files.budgets import Lines, from_yaml, read_json
+from perceivers.files.messages import printable
+from perceivers.files.opening import read_text
+from perceivers.schema.plain_values import checked, from_plain, to_plain
+
+T = TypeVar("T")
+
+
+def with_settings(value: T, settings: Iterable[str]) -> T:
+    """A dataclass after settings like "training.num_steps=200", values as in YAML; ValueError naming a wrong one."""
+    plain = to_plain(value)
+    for setting in settings:
+        place, separator, text = setting.partition("=")
+        if not separator:
+            raise ValueError(f"setting {setting!r} must be place=value, e.g. training.num_steps=200")
+        *parents, name = place.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ValueError(f"setting {setting!r}: there is no {'.'.join(parents)}")
+        node[name], _ = from_yaml(text, f"setting {setting[:99]!r}")
+    return from_plain(type(value), plain)
+
+
+def to_yaml(value: Any) -> str:
+    """A dataclass as YAML."""
+    return yaml_text(to_plain(value))
+
+
+def yaml_text(plain: Any, **style: Any) -> str:
+    """Return plain values as YAML that can be printed: control characters are spelled out, in quotes."""
+    return printable(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what cannot be printed as it is."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if printable(text) == text else '"'
+    ),
+)
+
+
+def to_json(value: Any) -> str:
+    """A dataclass as JSON."""
+    return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_file(kind: type[T], path: str | Path) -> T:
+    """A dataclass from a YAML or JSON file; errors name file, line and place."""
+    path = Path(path)
+    plain, lines = read_plain(path)
+    return from_plain(kind, plain, str(path), lines)
+
+
+def read_plain(path: Path) -> tuple[Any, Lines]:
+    """Content of a YAML or JSON file, and the line of each place in it."""
+    return from_yaml(read_text(path), str(path))  # JSON is YAML
+
+
+def read_checked(path: Path, kind: Any) -> Any:
+    """Content of a JSON file that holds what a type declares; ValueError naming file and place if it does not."""
+    return checked(kind, read_json(path), str(path), strict=True)

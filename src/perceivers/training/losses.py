@@ -1,0 +1,113 @@
+"""The losses of a batch, and what each part of it counts."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from perceivers.core.layers import without_autocast
+from perceivers.core.perceiver import PerceiverIO
+from perceivers.schema import Batch, Schema
+from perceivers.training.masking import Masking
+
+
+class Objective(nn.Module):
+    """A model and the losses of its schema as one module, so that whatever wraps it sees the whole of a step.
+
+    Learned weights (Kendall, Gal and Cipolla 2018, arXiv:1705.07115): a loss L of weight w becomes
+    w (exp(-s) L + s), with a log-variance s of each output that is learned and begins at 0; at its best, exp(s) is L.
+    A loss that is a likelihood already stays as it is.
+    """
+
+    def __init__(self, model: PerceiverIO, weights: Literal["fixed", "learned"] = "fixed") -> None:
+        super().__init__()
+        self.model = model
+        outputs = self.schema.outputs
+        self.weighed = [name for name, spec in outputs.items() if weights == "learned" and not spec.is_likelihood]
+        if weights == "learned" and len(outputs) < 2:
+            warnings.warn("weights = learned has no effect: there is one output alone", stacklevel=3)
+        self.log_variances = nn.Parameter(torch.zeros(len(self.weighed))) if self.weighed else None
+
+    @property
+    def schema(self) -> Schema:
+        """Inputs and outputs of the model."""
+        return cast(Schema, self.model.schema)
+
+    def train(self, mode: bool = True) -> "Objective":
+        """Training mode, or evaluation mode; frozen batch norms keep their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _NormBase) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+    def forward(self, batch: Batch, masking: Masking | None = None) -> dict[str, Tensor]:
+        """The weighted loss of each output, in float32 at least; a batch without targets has one that is 0."""
+        predictions, targets = self.predict(batch, masking), batch["targets"]
+        with without_autocast(next(self.parameters()).device):
+            losses = self.schema.losses(predictions, targets)
+            if self.log_variances is not None:
+                for name, variance in zip(self.weighed, self.log_variances, strict=True):
+                    if name in losses:
+                        losses[name] = (-variance).exp() * losses[name] + self.schema.outputs[name].weight * variance
+        if not losses:  # other processes may have targets: this one's gradient is 0
+            nothing = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
+            return {next(iter(self.schema.outputs)): nothing}
+        return losses
+
+    @property
+    def own(self) -> dict[str, nn.Parameter]:
+        """Learned loss weights, by name."""
+        return {} if self.log_variances is None else {"log_variances": self.log_variances}
+
+    def weights(self) -> dict[str, float]:
+        """Return the learned factor of each loss, by output; its fixed weight comes on top."""
+        if self.log_variances is None:
+            return {}
+        found = self.log_variances.detach()
+        whole = found.full_tensor() if isinstance(found, DTensor) else found
+        return dict(zip(self.weighed, (-whole).exp().tolist(), strict=True))
+
+    def unweighed(self, losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+        """Losses of outputs as they are under the fixed weights alone."""
+        fixed = {name: self.schema.outputs[name].weight for name in losses}
+        return {
+            name: (loss + fixed[name] * math.log(weights[name])) / weights[name] if name in weights else loss
+            for name, loss in losses.items()
+        }
+
+    def predict(self, batch: Batch, masking: Masking | None = None) -> dict[str, Any]:
+        """Return the predictions at the points of the batch's targets; outside training, `masking` hides tokens."""
+        return _precise(self.model(batch["inputs"], self.schema.points(batch["targets"]), masking=masking))
+
+
+def counts(schema: Schema, batch: Batch, device: torch.device) -> Tensor:
+    """Return the number of elements that the loss of each output is a mean over, 0 for one without a target."""
+    found = {name: schema.outputs[name].num_terms(target) for name, target in batch["targets"].items()}
+    return torch.stack(
+        [found[name].to(device) if name in found else torch.tensor(0, device=device) for name in schema.outputs]
+    )
+
+
+def parts(batch: Batch, number: int) -> Sequence[Batch]:
+    """A batch cut into so many parts of equal size."""
+    return [_rows(batch, part, number) for part in range(number)]
+
+
+def _rows(value: Any, part: int, number: int) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rows(item, part, number) for key, item in value.items()}
+    return value.tensor_split(number)[part]
+
+
+def _precise(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _precise(item) for key, item in value.items()}
+    if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+        return value.float()
+    return value

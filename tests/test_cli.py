@@ -150,7 +150,7 @@ def test_wrong_input_gets_one_line_and_exit_code_2(command, arguments, message, 
         (["train", "digits"], "--out"),
         (["flow", "--bogus", "3"], "--bogus"),
         (["fill-mask", "hi", "--random-weights", "0", "--memory-limit", "0"], "memory limit = 0 must be"),
-        (["explain", "language", "--batch-size", "0"], "batch_size = 0 must be a whole number, at least 1"),
+        (["plan", "language", "--batch-size", "0"], "batch_size = 0 must be a whole number, at least 1"),
     ],
 )
 def test_wrong_options_get_one_line_and_exit_code_2(arguments, message):

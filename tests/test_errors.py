@@ -372,7 +372,7 @@ ARGUMENTS = [
     "schema check X",
     "schema propose X",
     "info X",
-    "explain X",
+    "plan X",
     "convert X out",
     "convert X out --model language",
     "tokenizer X -o vocabulary.json",
@@ -514,7 +514,7 @@ def test_texts_in_yaml_say_the_same_after_they_were_printed():
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_wrong_arguments_are_told_in_any_encoding(encoding):
     """Where there is no UTF-8 there is no box around what is wrong."""
-    call = [sys.executable, "-m", "perceivers", "explain", "x", "--batch-size", "many"]
+    call = [sys.executable, "-m", "perceivers", "plan", "x", "--batch-size", "many"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(call, capture_output=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (2, b"")

@@ -73,9 +73,8 @@ def _tile(
     content += sample.to(tl.int64) * content_stride + start * channels
     scale += sample.to(tl.int64) * num_rows * width + start
     queries += sample.to(tl.int64) * (num_rows + width + channels) * query_columns + n
-    on_columns = tl.load(
-        queries + (num_rows + x[:, None]) * query_columns, mask=inside[:, None] & in_queries, other=0.0
-    )
+    column = queries + (num_rows + x[:, None]) * query_columns
+    on_columns = tl.load(column, mask=inside[:, None] & in_queries, other=0.0)
     place = queries + (num_rows + width + c[:, None]) * query_columns
     whole = tl.load(place, mask=(c[:, None] < channels) & in_queries, other=0.0)
     on_content = whole.to(content.dtype.element_ty)

@@ -256,11 +256,12 @@ def test_chunks_equal_the_whole(kind):
         return  # it has no whole
     encoded = model.encode(batch["inputs"])
     queries = model.output_query(encoded, {}, ["it"])
-    rows = model.decoder(queries, encoded.latents, model.output_adapter.heads(model.input_adapter.adapters))["it"]
+    heads = model.output_adapter.heads(model.input_adapter.adapters)
+    rows = model.decoder(queries, encoded.latents, heads)["it"]
     pieces = []
     for index in torch.arange(rows.shape[1]).split(3):
         part = model.output_query(encoded, {"it": Indices(index)}, ["it"])
-        pieces.append(model.decoder(part, encoded.latents, model.output_adapter.heads(model.input_adapter.adapters))["it"])
+        pieces.append(model.decoder(part, encoded.latents, heads)["it"])
     torch.testing.assert_close(torch.cat(pieces, dim=1), rows)
 
 

@@ -209,8 +209,8 @@ def markdown(machine: Machine, results: Mapping[str, RowResult], titles: Mapping
         f"{METHODS[machine.device]}; load of the machine when it began: {machine.load:.1f}. "
         "Ratios are medians of ratios of a turn; memory is the peak above the process with its model and inputs. "
         "GFLOP are those of the model as written, the share is of the rate of a large matrix product in the same run: "
-        "above 100 % where an algorithm of attention needs fewer. Weights are random, the same for all; the difference is "
-        "the largest from the first's outputs, relative to the largest of them.",
+        "above 100 % where an algorithm of attention needs fewer. Weights are random, the same for all; the "
+        "difference is the largest from the first's outputs, relative to the largest of them.",
     ]
     for name, result in results.items():
         lines += ["", section(titles[name], result)]

@@ -109,7 +109,7 @@ def test_attention_maps_add_up_to_1(model, raw) -> None:
 
 
 def test_it_learns(model, raw) -> None:
-    optimiser = torch.optim.SGD(model.train().parameters(), lr=0.1)
+    optimiser = torch.optim.SGD(model.train().parameters(), lr=0.01)
     losses = []
     for _ in range(5):
         optimiser.zero_grad()

@@ -138,9 +138,9 @@ def picture(inputs: int, outputs: int, latents: tuple[int, int]) -> Preset:
         ),
         Config(
             LatentsConfig(*latents),
-            EncoderConfig(join="pad"),
+            EncoderConfig(channel_alignment="pad"),
             ProcessorConfig(num_layers=1),
-            DecoderConfig(join="pad"),
+            DecoderConfig(channel_alignment="pad"),
         ),
     )
 

@@ -13,7 +13,7 @@ from perceivers.training.training_config import TrainingConfig
 
 POSITIONS = Fourier(num_bands=2, max_resolution=5)
 SCHEMA = Schema(
-    inputs={"points": PointSet(axes=2, channels=1, positions=POSITIONS, keep=(0.3, 1.0), drop_prob=0.1)},
+    inputs={"points": PointSet(axes=2, channels=1, positions=POSITIONS, subsample=(0.3, 1.0), drop_prob=0.1)},
     outputs={
         "label": Label(classes=3, query_channels=5),
         "image": Image(size=5, channels=1, positions=POSITIONS, num_points=7),

@@ -42,8 +42,8 @@ PLACES = {
     "write mlp": "decoder.cross_attention.mlp.output",
     "decoder output": "decoder.output",
     "head": "output_adapter.adapters.map.head",
-    "input projection": "input_adapter.join.projections.image",
-    "query projection": "output_query.join.projections.map",
+    "input projection": "input_adapter.alignment.projections.image",
+    "query projection": "output_query.alignment.projections.map",
 }
 """Linear layers, each of which some algorithm does not call."""
 

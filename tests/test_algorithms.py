@@ -325,7 +325,9 @@ def test_large_values_are_read_alike_in_half_precision(scale: float, join: Any) 
     positions = Fourier(num_bands=2)
     image = Image(size=(7, 5), channels=2, positions=positions)
     schema = Schema({"image": image}, {"map": Image(size=(5, 3), channels=2, positions=positions)})
-    config = Config(LatentsConfig(num_latents=11, channels=16, init_std=1.0), EncoderConfig(num_heads=2, join=join))
+    config = Config(
+        LatentsConfig(num_latents=11, channels=16, init_std=1.0), EncoderConfig(num_heads=2, channel_alignment=join)
+    )
     model = PerceiverIO(schema, config).eval()
     raw = scale * torch.randn(2, 7, 5, 2)
     with torch.no_grad():
@@ -344,7 +346,10 @@ WRITTEN = {"map": Image(size=(5, 3), channels=2, positions=POSITIONS)}
 def small_model(inputs: Any, outputs: Any, join: Any = "pad", residual: bool = True) -> PerceiverIO:
     torch.manual_seed(0)
     latents = LatentsConfig(num_latents=11, channels=16, init_std=1.0)
-    encoder, decoder = EncoderConfig(num_heads=2, join=join), DecoderConfig(num_heads=1, query_residual=residual)
+    encoder, decoder = (
+        EncoderConfig(num_heads=2, channel_alignment=join),
+        DecoderConfig(num_heads=1, query_residual=residual),
+    )
     return PerceiverIO(Schema(inputs, outputs), Config(latents, encoder, decoder=decoder)).eval()
 
 

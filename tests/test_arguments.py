@@ -44,9 +44,9 @@ from perceivers.modalities.position_encodings import Fourier, Learned
 B = 2
 SMALL = Config(
     LatentsConfig(num_latents=7, channels=12),
-    EncoderConfig(num_heads=3, join="project"),
+    EncoderConfig(num_heads=3, channel_alignment="project"),
     ProcessorConfig(num_heads=2, num_layers=1),
-    DecoderConfig(num_heads=1, join="project"),
+    DecoderConfig(num_heads=1, channel_alignment="project"),
 )
 BANDS = Fourier(num_bands=3, max_resolution=11)
 POINTS = PointSet(axes=3, channels=2, positions=BANDS)
@@ -461,8 +461,8 @@ def test_what_padding_holds_matters_neither_to_values_nor_to_gradients(algorithm
 
 WRONG_DECLARATIONS = """
 LatentsConfig(num_latents=0); LatentsConfig(num_latents=True); LatentsConfig(channels=8.0); LatentsConfig(init_std=0)
-EncoderConfig(join="padded"); EncoderConfig(min_padding=-1); EncoderConfig(activation="tanh")
-EncoderConfig(dropout="a"); EncoderConfig(alignment=math.nan)
+EncoderConfig(channel_alignment="padded"); EncoderConfig(min_padding=-1); EncoderConfig(activation="tanh")
+EncoderConfig(dropout="a"); EncoderConfig(qk_init_gain=math.nan)
 ProcessorConfig(num_layers=-1); ProcessorConfig(num_blocks=0); ProcessorConfig(share_blocks="some")
 DecoderConfig(kind="mean"); DecoderConfig(output_channels=0); Config(trunk="lstm"); Config(latents=5)
 output("numbers"); output(Numbers); output({"kind": "numbers"}); Schema([Numbers()], {"y": Numbers()})

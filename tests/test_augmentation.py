@@ -17,7 +17,7 @@ from perceivers.modalities.cells import Files
 from perceivers.modalities.randaugment import FILL, OPERATIONS, RandAugment, distorted
 from perceivers.schema import Schema
 from perceivers.training.checkpoints import checkpoints
-from perceivers.training.mixup import Mixing, blends, check_mixing, mixed, rectangles
+from perceivers.training.mixup import Mixup, blends, check_mixing, mixed, rectangles
 from perceivers.training.sampler import BatchOrder, PreparedRecords, training_batches
 from small_run import CONFIG, trained, weights_of
 
@@ -209,7 +209,7 @@ def test_mistakes_are_told():
     with pytest.raises(ValueError, match=r"crop = 1.5"):
         Image(crop=1.5)
     with pytest.raises(ValueError, match="mixup_alpha"):
-        Mixing(mixup_alpha=0.0)
+        Mixup(mixup_alpha=0.0)
 
 
 SCHEMA = Schema(
@@ -267,7 +267,7 @@ def test_a_record_is_the_same_whoever_asks(tmp_path):
 
 def test_a_resumed_run_makes_the_same_steps(tmp_path):
     """Bitwise, with augmentation and mixing, from workers."""
-    settings = {"schema": SCHEMA, "config": CONFIG, "mixing": Mixing(), "batch_size": 5}
+    settings = {"schema": SCHEMA, "config": CONFIG, "mixup": Mixup(), "batch_size": 5}
     straight = trained(some_records(), tmp_path / "straight", 3, **settings)
     trained(some_records(), tmp_path / "stopped", 3, checkpoint_every=1, **settings)
     shutil.rmtree(checkpoints(tmp_path / "stopped")[0])  # as if it had been killed after step 2
@@ -304,7 +304,7 @@ def test_mixing_by_hand():
     own = torch.arange(count).float()
     images = own[:, None, None, None].expand(-1, size, size, 3)
     batch = {"inputs": {"image": images}, "targets": {"label": torch.arange(count)}}
-    result = mixed(schema, batch, Mixing())
+    result = mixed(schema, batch, Mixup())
     image, target = result["inputs"]["image"], result["targets"]["label"]
     torch.testing.assert_close(target.sum(dim=1), torch.ones(count))
     before = own.roll(1)
@@ -316,9 +316,9 @@ def test_mixing_by_hand():
     cut = weights[3:]
     assert torch.isclose(cut, cut.round(), atol=1e-6).all()
     torch.manual_seed(0)
-    again = mixed(schema, batch, Mixing())
+    again = mixed(schema, batch, Mixup())
     torch.manual_seed(0)
-    torch.testing.assert_close(mixed(schema, batch, Mixing()), again, rtol=0, atol=0)
+    torch.testing.assert_close(mixed(schema, batch, Mixup()), again, rtol=0, atol=0)
     assert mixed(schema, batch, None) is batch
 
 
@@ -327,7 +327,7 @@ def test_what_is_unknown_stays_unknown():
     samples = [SCHEMA.prepare(record, np.random.default_rng(0), False) for record in some_records(4)]
     samples[1]["inputs"]["image"] = None
     samples[2]["targets"]["label"] = None
-    batch = mixed(SCHEMA, SCHEMA.collate(samples), Mixing())
+    batch = mixed(SCHEMA, SCHEMA.collate(samples), Mixup())
     assert batch["inputs"]["image"]["mask"].any(dim=(1, 2)).tolist() == [True, False, False, True]
     assert batch["targets"]["label"].isnan().any(dim=1).tolist() == [False, False, True, True]
     loss = SCHEMA.outputs["label"].loss(torch.zeros(4, 3), batch["targets"]["label"])

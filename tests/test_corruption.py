@@ -51,9 +51,9 @@ SMALL = Config(
     DecoderConfig(num_heads=1),
 )
 CORRUPTED = {
-    "points": PointSet(axes=1, channels=1, positions=Fourier(num_bands=3, max_resolution=11), keep=(0.1, 0.6)),
+    "points": PointSet(axes=1, channels=1, positions=Fourier(num_bands=3, max_resolution=11), subsample=(0.1, 0.6)),
     "units": Records(
-        {"type": Category(classes=3, channels=5), "age": Number(0.0, 1.0)}, hide={"type": 0.5, "age": 0.5}
+        {"type": Category(classes=3, channels=5), "age": Number(0.0, 1.0)}, field_mask_prob={"type": 0.5, "age": 0.5}
     ),
     "text": Text(length=37, channels=5, mask_words=0.5),
     "numbers": Numbers(count=3, mean=(0.0,), std=(1.0,), drop_prob=0.5, mask_prob=0.5),
@@ -105,7 +105,11 @@ def test_every_option_of_evaluation_is_off_unless_asked_for(kind):
     spec, values = kind.example(rng(0))
     options = {own.name: own.default for own in dataclasses.fields(kind) if own.name.endswith("_at_eval")}
     assert set(options.values()) == {False}
-    assert {own.name for own in dataclasses.fields(kind)} & {"keep", "hide", "mask_words"} <= AT_EVAL.keys()
+    assert {own.name for own in dataclasses.fields(kind)} & {
+        "subsample",
+        "field_mask_prob",
+        "mask_words",
+    } <= AT_EVAL.keys()
     if spec.uncorrupted() != spec or kind.__name__ == "Vectors":
         return
     value = next(value for value in values if value is not None)
@@ -116,8 +120,8 @@ def test_every_option_of_evaluation_is_off_unless_asked_for(kind):
 def test_a_prediction_is_that_of_a_model_without_corruption(inputs):
     torch.manual_seed(0)
     model = PerceiverIO(Schema(inputs, {"label": Label(classes=3), "sum": Numbers(mean=(0.0,), std=(1.0,))}), SMALL)
-    clean = {**CORRUPTED, "points": dataclasses.replace(CORRUPTED["points"], keep=(1.0, 1.0))}
-    clean["units"] = dataclasses.replace(CORRUPTED["units"], hide={})
+    clean = {**CORRUPTED, "points": dataclasses.replace(CORRUPTED["points"], subsample=(1.0, 1.0))}
+    clean["units"] = dataclasses.replace(CORRUPTED["units"], field_mask_prob={})
     clean["text"] = dataclasses.replace(CORRUPTED["text"], mask_words=0.0)
     bare = PerceiverIO(Schema(clean, model.schema.outputs), SMALL)
     bare.load_state_dict(model.state_dict())
@@ -136,13 +140,13 @@ def test_what_is_always_masked_is_masked_in_a_prediction_too():
 
 def test_an_evaluation_that_names_a_corruption_has_it():
     schema = Schema({"points": CORRUPTED["points"]}, {"label": Label(classes=3)})
-    assert changed_schema(schema, {"points": {"keep": [0.3, 0.3]}}).inputs["points"].keep_at_eval
+    assert changed_schema(schema, {"points": {"subsample": [0.3, 0.3]}}).inputs["points"].subsample_at_eval
     assert (
-        not changed_schema(schema, {"points": {"keep": [0.3, 0.3], "keep_at_eval": False}})
+        not changed_schema(schema, {"points": {"subsample": [0.3, 0.3], "subsample_at_eval": False}})
         .inputs["points"]
-        .keep_at_eval
+        .subsample_at_eval
     )
-    assert not changed_schema(schema, {"points": {"drop_prob": 0.1}}).inputs["points"].keep_at_eval
+    assert not changed_schema(schema, {"points": {"drop_prob": 0.1}}).inputs["points"].subsample_at_eval
     assert as_evaluated({}, {"mask_prob": 0.5}) == {"mask_prob": 0.5, "mask_at_eval": True}
 
 
@@ -337,17 +341,17 @@ def test_what_asks_a_model_in_training_mode_leaves_its_weights(tmp_path):
 
 def test_recipes_that_are_scored_on_corrupted_records_say_so():
     pixels = digits.recipe().schema.inputs["pixels"]
-    assert pixels.keep_at_eval
-    assert starcraft.schema().inputs["units"].hide_at_eval
+    assert pixels.subsample_at_eval
+    assert starcraft.schema().inputs["units"].field_mask_at_eval
     records = [{"pixels": [[n, n, 1.0] for n in range(64)], "label": 3}]
-    schema = Schema({"pixels": dataclasses.replace(pixels, keep=(0.25, 0.25))}, {"label": Label(classes=10)})
+    schema = Schema({"pixels": dataclasses.replace(pixels, subsample=(0.25, 0.25))}, {"label": Label(classes=10)})
     (batch,) = evaluation_batches(schema, records, 1)
     assert batch["inputs"]["pixels"]["mask"].sum() == 16
 
 
 def test_old_schemas_keep_their_fields_and_are_evaluated_on_everything():
-    old = {name: value for name, value in to_plain(CORRUPTED["points"]).items() if name != "keep_at_eval"}
-    assert dataclasses.replace(PointSet(axes=1), **{"keep": tuple(old["keep"])}).keep_at_eval is False
+    old = {name: value for name, value in to_plain(CORRUPTED["points"]).items() if name != "subsample_at_eval"}
+    assert dataclasses.replace(PointSet(axes=1), **{"subsample": tuple(old["subsample"])}).subsample_at_eval is False
     schema = Schema({"numbers": Numbers(count=3)}, {"label": Label(classes=3)})
     model = PerceiverIO(schema, SMALL)
     assert evaluate(model, [{"numbers": [1.0, 2.0, 3.0], "label": -100}, {"numbers": [1.0, 2.0, 3.0], "label": 1}])

@@ -127,7 +127,7 @@ def test_every_optimiser_resumes_exactly(tmp_path, kind):
 def test_recomputed_activations_change_no_bit(tmp_path):
     """Dropout included; and the model has its own methods back."""
     records = small_records()
-    kept, again = (trained(records, tmp_path / str(r), 3, recompute=r) for r in (False, True))
+    kept, again = (trained(records, tmp_path / str(r), 3, activation_checkpointing=r) for r in (False, True))
     assert weights_of(kept) == weights_of(again)
     assert not any("forward" in vars(module) for module in again.modules())
 

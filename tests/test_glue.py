@@ -34,7 +34,7 @@ TEXT = Text(length=31, channels=8, overflow="truncate")
 TINY = Config(
     LatentsConfig(num_latents=5, channels=8),
     processor=ProcessorConfig(num_heads=2, num_layers=1),
-    decoder=DecoderConfig(join="pad"),
+    decoder=DecoderConfig(channel_alignment="pad"),
 )
 
 OFFICIAL = {

@@ -28,7 +28,7 @@ from perceivers.systems import TASKS
 from perceivers.systems.imagenet.baselines import baselines
 from perceivers.systems.imagenet.recipes import CLOTHES, RECIPES, clip_art, finetuning, paper, small
 from perceivers.systems.imagenet.report import confusion, report
-from perceivers.training.mixup import Mixing
+from perceivers.training.mixup import Mixup
 from perceivers.training.training_config import TrainingConfig
 from test_media_image import bombs
 
@@ -192,7 +192,7 @@ def test_the_papers_run_is_the_papers():
     rates = [training.rate(step) for step in (0, 1, 68_000, 137_625 * 3 // 4, 137_624)]
     assert rates[:3] == pytest.approx([2e-3] * 3)
     assert rates[3:] == pytest.approx([1e-3, 0], abs=1e-6)
-    assert training.mixing.mixup_alpha == 0.2
+    assert training.mixup.mixup_alpha == 0.2
     assert recipe.schema.outputs["label"].smoothing == 0.1
     augmentation = recipe.schema.inputs["image"].augmentation
     assert (augmentation.rand_augment.num_layers, augmentation.rand_augment.magnitude) == (4, 5)
@@ -208,7 +208,7 @@ def test_the_papers_run_is_the_papers():
 def test_recipes_that_cannot_be_mixed_are_refused(command, tmp_path):
     """Before anything is written."""
     code, _, errors = command(
-        "train", "digits", "--out", tmp_path / "run", "--set", "training.mixing={mixup_alpha: 1.0}"
+        "train", "digits", "--out", tmp_path / "run", "--set", "training.mixup={mixup_alpha: 1.0}"
     )
     assert code == 2
     assert "one image in and labels out, not PointSet, Label, Image" in errors
@@ -246,7 +246,7 @@ def test_a_run_on_pictures_of_any_size(tmp_path):
         recipe,
         data=ImageFolder(folder=str(tmp_path / "art"), held_out_fraction=0.4),
         config=TINY,
-        training=TrainingConfig(num_steps=2, batch_size=4, mixing=Mixing(), num_workers=1, accelerator="cpu"),
+        training=TrainingConfig(num_steps=2, batch_size=4, mixup=Mixup(), num_workers=1, accelerator="cpu"),
     )
     run = tmp_path / "run"
     run_recipe(recipe, run)

@@ -247,13 +247,13 @@ def test_bits_and_accuracy_by_hand():
 
 def test_visible_tokens_count_as_little_as_asked():
     """One hidden token of 1 bit and two visible ones of 2 bits, at a quarter: (1 + 2 x 0.25 x 2) / 1.5 bits."""
-    spec = Text(vocab_size=4, length=4, of="text", visible=0.25)
+    spec = Text(vocab_size=4, length=4, of="text", unmasked_loss_weight=0.25)
     logits = torch.log(torch.tensor([[[0.5, 0.5, 1e-9, 1e-9], [0.25] * 4, [0.25] * 4, [1e-9, 1e-9, 1e-9, 1.0]]]))
     target = {"ids": torch.tensor([[0, 1, 2, 0]]), "mask": torch.tensor([[True, True, True, False]])}
     target["masked"] = torch.tensor([[True, False, False, False]])
     assert float(spec.loss(logits, target)) == pytest.approx(2 / 1.5 * math.log(2), rel=1e-6)
     assert float(spec.num_terms(target)) == 1.5
-    assert float(replace(spec, visible=0.0).loss(logits, target)) == pytest.approx(math.log(2), rel=1e-6)
+    assert float(replace(spec, unmasked_loss_weight=0.0).loss(logits, target)) == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_sines_by_hand():
@@ -284,13 +284,13 @@ def replace_text(recipe, **fields):
 
 
 def plain_start(config):
-    stages = {name: replace(getattr(config, name), alignment=None) for name in ("encoder", "decoder")}
-    return replace(config, latents=replace(config.latents, num_places=None), **stages)
+    stages = {name: replace(getattr(config, name), qk_init_gain=None) for name in ("encoder", "decoder")}
+    return replace(config, latents=replace(config.latents, sinusoidal_length=None), **stages)
 
 
 def test_only_what_is_as_wide_can_be_aligned():
-    with pytest.raises(ValueError, match="alignment needs queries as wide"):
-        Attention(7, 5, BlockConfig(alignment=1.0))
+    with pytest.raises(ValueError, match="qk_init_gain needs queries as wide"):
+        Attention(7, 5, BlockConfig(qk_init_gain=1.0))
 
 
 def test_tokens_and_bytes_hide_the_same_words(corpus, tmp_path):

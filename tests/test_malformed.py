@@ -41,7 +41,7 @@ inputs:
     max_records: 1
     fields: {height: {kind: number}, colour: {kind: category, classes: [red, blue], channels: 3}, when: {kind: date}}
   curve: {kind: series, size: 16, patch: 4, channels: 2, positions: {kind: fourier, num_bands: 3}}
-  points: {kind: pointset, axes: 2, channels: 1, keep: [0.5, 1.0]}
+  points: {kind: pointset, axes: 2, channels: 1, subsample: [0.5, 1.0]}
 outputs:
   kind: {kind: label, classes: 5, weight: 0.5}
   price: {kind: estimate, count: 2, quantiles: [0.1, 0.9]}
@@ -335,9 +335,9 @@ CONFIGS = {
     "perceiver": SMALL,
     "repeated": Config(
         LatentsConfig(4, 8),
-        EncoderConfig(num_reads=2, join="pad"),
+        EncoderConfig(num_reads=2, channel_alignment="pad"),
         ProcessorConfig(num_layers=1, num_blocks=3, share_blocks="none"),
-        DecoderConfig(join="pad", kind="average"),
+        DecoderConfig(channel_alignment="pad", kind="average"),
     ),
     "transformer": Config(LatentsConfig(4, 8), processor=ProcessorConfig(num_layers=1), trunk="transformer"),
 }

@@ -45,7 +45,7 @@ def trunk_config(sizes: Sizes, decoder: DecoderConfig, input_padding: int = 0) -
     """What the released models have in common."""
     return Config(
         latents=LatentsConfig(num_latents=sizes["n"], channels=sizes["d"]),
-        encoder=EncoderConfig(join="pad", min_padding=input_padding),
+        encoder=EncoderConfig(channel_alignment="pad", min_padding=input_padding),
         processor=ProcessorConfig(
             num_heads=sizes["heads"], num_layers=sizes["layers"], num_blocks=sizes.get("blocks", 1)
         ),
@@ -63,7 +63,7 @@ def trunk_names(sizes: Sizes, encoder: str, decoder: str) -> Names:
 
 
 def imagenet(sizes: Sizes) -> Built:
-    decoder = DecoderConfig(join="pad", query_residual=sizes["dec_residual"])
+    decoder = DecoderConfig(channel_alignment="pad", query_residual=sizes["dec_residual"])
     official = "classification_decoder/~/basic_decoder"
     names = trunk_names(sizes, "perceiver_encoder", official) | {
         f"{official}/~/trainable_position_encoding": "output_query.queries.label.table",
@@ -108,7 +108,7 @@ def flow(sizes: Sizes) -> Built:
         "image_preprocessor/patches_linear": "input_adapter.adapters.frames.embed",
         f"{official}/output": "output_adapter.adapters.flow.head",
     }
-    return Built(PerceiverIO(schema, trunk_config(sizes, DecoderConfig(join="pad"))), names)
+    return Built(PerceiverIO(schema, trunk_config(sizes, DecoderConfig(channel_alignment="pad"))), names)
 
 
 def video(sizes: Sizes) -> Built:
@@ -130,7 +130,7 @@ def video(sizes: Sizes) -> Built:
             "label": Label(classes=sizes["classes"], query_channels=sizes["label_q"]),
         },
     )
-    decoder = DecoderConfig(join="pad", min_padding=2, output_channels=sizes["out"])
+    decoder = DecoderConfig(channel_alignment="pad", min_padding=2, output_channels=sizes["out"])
     model = PerceiverIO(schema, trunk_config(sizes, decoder, input_padding=4))
     return Built(model, video_names(sizes))
 
@@ -145,9 +145,9 @@ def video_names(sizes: Sizes) -> Names:
         "classification_postprocessor/linear": "output_adapter.adapters.label.head",
     }
     for name in ("audio", "image", "label"):
-        names[f"multimodal_preprocessor/{name}_padding"] = f"input_adapter.join.paddings.{name}"
+        names[f"multimodal_preprocessor/{name}_padding"] = f"input_adapter.alignment.paddings.{name}"
         names[f"multimodal_preprocessor/{name}_mask_token"] = f"input_adapter.mask_tokens.{name}"
-        names[f"multimodal_decoder/~decoder_query/{name}_padding"] = f"output_query.join.paddings.{name}"
+        names[f"multimodal_decoder/~decoder_query/{name}_padding"] = f"output_query.alignment.paddings.{name}"
     return names
 
 
@@ -219,5 +219,5 @@ def test_the_original_perceiver_has_the_official_number_of_parameters() -> None:
     sizes = IMAGENET | {"max_res": (224, 224)}
     schema = Schema(inputs={"image": fourier_image(sizes)[0]}, outputs={"label": Label(classes=1000)})
     with torch.device("meta"):
-        model = PerceiverIO(schema, trunk_config(sizes, DecoderConfig(kind="average", join="pad")))
+        model = PerceiverIO(schema, trunk_config(sizes, DecoderConfig(kind="average", channel_alignment="pad")))
     assert sum(parameter.numel() for parameter in model.parameters()) == 42_135_859

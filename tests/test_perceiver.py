@@ -46,7 +46,9 @@ SMALL = Config(
     processor=ProcessorConfig(num_heads=7, num_layers=2),
     decoder=DecoderConfig(num_heads=2, query_channels=26),
 )
-PADDED = dataclasses.replace(SMALL, encoder=EncoderConfig(join="pad"), decoder=DecoderConfig(join="pad"))
+PADDED = dataclasses.replace(
+    SMALL, encoder=EncoderConfig(channel_alignment="pad"), decoder=DecoderConfig(channel_alignment="pad")
+)
 
 IMAGE = Image(size=(5, 7), positions=Fourier(num_bands=3))
 LABEL = Label(classes=11, query_channels=13)
@@ -749,13 +751,15 @@ def test_projection_lets_inputs_and_outputs_be_added(inputs: dict[str, Kind], ou
 
 def test_padding_takes_the_widest() -> None:
     config = dataclasses.replace(
-        PADDED, encoder=EncoderConfig(join="pad", min_padding=3), decoder=DecoderConfig(join="pad", min_padding=2)
+        PADDED,
+        encoder=EncoderConfig(channel_alignment="pad", min_padding=3),
+        decoder=DecoderConfig(channel_alignment="pad", min_padding=2),
     )
     model = build({"vectors": VECTORS, "image": IMAGE}, {"label": LABEL, "vectors": VECTORS}, config)
     assert model.input_adapter.channels == 17 + 3
-    assert {name: len(x) for name, x in model.input_adapter.join.paddings.items()} == {"vectors": 15, "image": 3}
+    assert {name: len(x) for name, x in model.input_adapter.alignment.paddings.items()} == {"vectors": 15, "image": 3}
     assert model.output_query.channels == 13 + 2
-    assert {name: len(x) for name, x in model.output_query.join.paddings.items()} == {"label": 2, "vectors": 12}
+    assert {name: len(x) for name, x in model.output_query.alignment.paddings.items()} == {"label": 2, "vectors": 12}
 
 
 # Stages.
@@ -844,8 +848,14 @@ def test_the_original_perceiver_has_no_answer_of_several_rows() -> None:
             lambda: Config(encoder=EncoderConfig(num_reads=3), processor=ProcessorConfig(num_blocks=2)),
             "encoder.num_reads = 3 must be from 1 to processor.num_blocks = 2",
         ),
-        (lambda: Config(encoder=EncoderConfig(join="pad", input_channels=7)), "encoder.input_channels has no effect"),
-        (lambda: Config(decoder=DecoderConfig(join="pad", query_channels=7)), "decoder.query_channels has no effect"),
+        (
+            lambda: Config(encoder=EncoderConfig(channel_alignment="pad", input_channels=7)),
+            "encoder.input_channels has no effect",
+        ),
+        (
+            lambda: Config(decoder=DecoderConfig(channel_alignment="pad", query_channels=7)),
+            "decoder.query_channels has no effect",
+        ),
     ],
 )
 def test_settings_that_contradict_one_another_are_errors(make: Callable[[], Config], message: str) -> None:
@@ -931,17 +941,17 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "latents.num_latents": (7, {}),
     "latents.channels": (22, {}),
     "latents.init_std": (0.5, {}),
-    "latents.num_places": (11, {}),
+    "latents.sinusoidal_length": (11, {}),
     **{f"{stage}.{name}": BLOCK_CHANGES[name] for stage in STAGES for name in BLOCK_CHANGES},
-    "encoder.alignment": (3.0, {"encoder.input_channels": 14}),
-    "processor.alignment": (3.0, {}),
-    "decoder.alignment": (3.0, {"decoder.query_channels": 14}),
+    "encoder.qk_init_gain": (3.0, {"encoder.input_channels": 14}),
+    "processor.qk_init_gain": (3.0, {}),
+    "decoder.qk_init_gain": (3.0, {"decoder.query_channels": 14}),
     "encoder.num_heads": (2, {}),
     "decoder.num_heads": (2, {}),
     "encoder.query_residual": (False, {}),
-    "encoder.join": ("pad", {"encoder.input_channels": None}),
+    "encoder.channel_alignment": ("pad", {"encoder.input_channels": None}),
     "encoder.input_channels": (10, {}),
-    "encoder.min_padding": (3, {"encoder.join": "pad", "encoder.input_channels": None}),
+    "encoder.min_padding": (3, {"encoder.channel_alignment": "pad", "encoder.input_channels": None}),
     "encoder.num_reads": (2, {}),
     "encoder.share_reads": ("none", {}),
     "processor.num_layers": (2, {}),
@@ -949,9 +959,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "processor.share_blocks": ("none", {}),
     "decoder.kind": ("average", {}),
     "decoder.query_residual": (True, {}),
-    "decoder.join": ("pad", {"decoder.query_channels": None}),
+    "decoder.channel_alignment": ("pad", {"decoder.query_channels": None}),
     "decoder.query_channels": (10, {}),
-    "decoder.min_padding": (3, {"decoder.join": "pad", "decoder.query_channels": None}),
+    "decoder.min_padding": (3, {"decoder.channel_alignment": "pad", "decoder.query_channels": None}),
     "decoder.output_channels": (17, {}),
     "trunk": ("transformer", {}),
 }

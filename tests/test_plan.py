@@ -156,7 +156,7 @@ SCHEMAS: dict[str, tuple[Schema, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_other_orders_are_taken_where_they_are_cheaper(name: str) -> None:
     schema, raw, where = SCHEMAS[name]
-    config = replace(WIDE, encoder=EncoderConfig(join="pad")) if "read" in where else WIDE
+    config = replace(WIDE, encoder=EncoderConfig(channel_alignment="pad")) if "read" in where else WIDE
     with torch.device("meta"):
         model = PerceiverIO(schema, config).eval()
     found = {one.name: one for one in attention_plan(model, raw)}[where]

@@ -38,7 +38,7 @@ CONFIG = Config(
 )
 SCHEMA = Schema(
     inputs={
-        "points": PointSet(axes=2, channels=1, positions=POSITIONS, keep=(0.3, 1.0), drop_prob=0.3),
+        "points": PointSet(axes=2, channels=1, positions=POSITIONS, subsample=(0.3, 1.0), drop_prob=0.3),
         "text": Text(length=24, channels=7, mask_words=0.7, drop_prob=0.3),
     },
     outputs={

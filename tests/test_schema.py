@@ -16,7 +16,7 @@ from perceivers.systems import TASKS
 
 TEXT = """\
 inputs:
-  pixels: {kind: pointset, axes: 2, channels: 1, bounds: [[0, 7], [0, 7]], keep: [0.1, 1]}
+  pixels: {kind: pointset, axes: 2, channels: 1, bounds: [[0, 7], [0, 7]], subsample: [0.1, 1]}
   image:
     kind: image
     size: 8
@@ -36,7 +36,7 @@ def path(tmp_path):
 def test_yaml_means_what_python_means(path):
     assert from_file(Schema, path) == Schema(
         inputs={
-            "pixels": PointSet(axes=2, channels=1, bounds=((0.0, 7.0), (0.0, 7.0)), keep=(0.1, 1.0)),
+            "pixels": PointSet(axes=2, channels=1, bounds=((0.0, 7.0), (0.0, 7.0)), subsample=(0.1, 1.0)),
             "image": Image(size=8, positions=Fourier(num_bands=4)),
         },
         outputs={"label": Label(classes=10)},
@@ -65,9 +65,9 @@ def test_recipe_survives_files(write, tmp_path):
         ),
         ("outputs:", "output:", ":1: outputs: Field required"),
         ("kind: label, ", "", ":8: outputs.label: needs a kind: one of image"),
-        ("[0.1, 1]", "[1, 0.1]", ":2: inputs.pixels: keep = (1.0, 0.1) must be two rising fractions"),
+        ("[0.1, 1]", "[1, 0.1]", ":2: inputs.pixels: subsample = (1.0, 0.1) must be two rising fractions"),
         ("[0.1, 1]", "[1, 0.1", ": not YAML"),
-        ("[0.1, 1]", "[1]", ":2: inputs.pixels.keep.1: Field required"),
+        ("[0.1, 1]", "[1]", ":2: inputs.pixels.subsample.1: Field required"),
         ("{kind: label, classes: 10}", "!!python/object/apply:os.system ['true']", ": not YAML"),
     ],
 )
@@ -87,8 +87,8 @@ def test_missing_file_is_named(tmp_path):
 def test_config_errors_name_the_place():
     with pytest.raises(ValueError, match=r"encoder\.num_head: unknown field; did you mean 'num_heads'"):
         from_plain(Config, {"encoder": {"num_head": 2}})
-    with pytest.raises(ValueError, match="no effect under join: pad"):
-        Config(encoder=EncoderConfig(join="pad", input_channels=5))
+    with pytest.raises(ValueError, match="no effect under channel_alignment: pad"):
+        Config(encoder=EncoderConfig(channel_alignment="pad", input_channels=5))
 
 
 def test_json_schema_lists_every_kind():

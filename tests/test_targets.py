@@ -13,7 +13,7 @@ from perceivers.modalities import KINDS
 from perceivers.modalities.label import class_number
 from perceivers.modalities.raw import as_float32, is_missing
 from perceivers.schema.infer import propose
-from perceivers.training.mixup import Mixing, mixed
+from perceivers.training.mixup import Mixup, mixed
 from test_kinds import can_be_output
 
 
@@ -201,9 +201,7 @@ def test_a_number_that_is_no_class_is_an_error_everywhere(number, use):
         "compared": lambda: NAMED.compared(logits, target),
         "probabilities": lambda: NAMED.probabilities(target),
         "input": lambda: NAMED.build_input()(target),
-        "mixing": lambda: mixed(
-            picture, {"inputs": {"p": torch.zeros(2, 4, 4, 3)}, "targets": {"y": target}}, Mixing()
-        ),
+        "mixing": lambda: mixed(picture, {"inputs": {"p": torch.zeros(2, 4, 4, 3)}, "targets": {"y": target}}, Mixup()),
         "field": lambda: Category(classes=3).loss(logits[None], target[None]),
         "text": lambda: text.loss(logits[None], ids),
     }

@@ -176,7 +176,7 @@ def test_a_step_has_its_own_random_numbers():
 
 def test_evaluation_counts_every_record_once(records):
     torch.manual_seed(0)
-    schema = SCHEMA.fit(records).changed("points", keep=(1.0, 1.0))
+    schema = SCHEMA.fit(records).changed("points", subsample=(1.0, 1.0))
     model = PerceiverIO(schema, CONFIG)
     one, other = (evaluate(model, records, schema, batch_size=size) for size in (5, 23))
     assert one["label"]["accuracy"] == pytest.approx(other["label"]["accuracy"])

@@ -41,9 +41,9 @@ from perceivers.systems.optical_flow.inference import blend_weights, estimate_fl
 
 SMALL = Config(
     LatentsConfig(num_latents=5, channels=8),
-    EncoderConfig(join="pad"),
+    EncoderConfig(channel_alignment="pad"),
     ProcessorConfig(num_heads=2, num_layers=1),
-    DecoderConfig(join="pad"),
+    DecoderConfig(channel_alignment="pad"),
 )
 POSITIONS = Fourier(num_bands=3)
 

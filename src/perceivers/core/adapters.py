@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from perceivers.core import layers
 from perceivers.core.checks import about, check_batches
-from perceivers.core.config import JoinRule
+from perceivers.core.config import ChannelAlignmentRule
 from perceivers.core.layers import dtype_of, in_own_range, plain_linear, trained_vector
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens, zero_where_absent
@@ -26,7 +26,7 @@ class ChannelAlignment(nn.Module):
     narrower than the widest plus `min_padding` (official `MultimodalPreprocessor` and `MultimodalDecoder`).
     """
 
-    def __init__(self, widths: Mapping[str, int], rule: JoinRule, channels: int, min_padding: int) -> None:
+    def __init__(self, widths: Mapping[str, int], rule: ChannelAlignmentRule, channels: int, min_padding: int) -> None:
         super().__init__()
         self.channels = channels if rule == "project" else max(widths.values()) + min_padding
         self.projections, self.paddings = nn.ModuleDict(), nn.ParameterDict()
@@ -58,12 +58,12 @@ class InputAdapters(nn.Module):
     """All inputs: raw tensors by name to one set of tokens; puts mask tokens where the schema says so."""
 
     def __init__(
-        self, adapters: Mapping[str, nn.Module], join: ChannelAlignment, mask_probs: dict[str, tuple[float, bool]]
+        self, adapters: Mapping[str, nn.Module], alignment: ChannelAlignment, mask_probs: dict[str, tuple[float, bool]]
     ) -> None:
         super().__init__()
-        self.adapters, self.join, self.mask_probs = nn.ModuleDict(adapters), join, dict(mask_probs)
-        self.channels = join.channels
-        self.mask_tokens = nn.ParameterDict({name: trained_vector(join.channels) for name in mask_probs})
+        self.adapters, self.alignment, self.mask_probs = nn.ModuleDict(adapters), alignment, dict(mask_probs)
+        self.channels = alignment.channels
+        self.mask_tokens = nn.ParameterDict({name: trained_vector(alignment.channels) for name in mask_probs})
 
     def forward(
         self, raw: Mapping[str, Any], missing: Iterable[str] | None = None, masking: Masking | None = None
@@ -87,7 +87,7 @@ class InputAdapters(nn.Module):
                 segment = self._absent(name)
             if segment is None:
                 continue
-            aligned[name] = self.join(name, segment)
+            aligned[name] = self.alignment(name, segment)
             if name in self.mask_probs:
                 aligned[name] = self._mask(name, aligned[name], name not in own, masking)
                 if missing is None or segment.extent is None:
@@ -128,10 +128,10 @@ class InputAdapters(nn.Module):
 class OutputQueries(nn.Module):
     """All outputs: points by name to one set of queries."""
 
-    def __init__(self, queries: Mapping[str, nn.Module], join: ChannelAlignment) -> None:
+    def __init__(self, queries: Mapping[str, nn.Module], alignment: ChannelAlignment) -> None:
         super().__init__()
-        self.queries, self.join = nn.ModuleDict(queries), join
-        self.channels = join.channels
+        self.queries, self.alignment = nn.ModuleDict(queries), alignment
+        self.channels = alignment.channels
 
     def forward(self, encoded: Encoded, points: Mapping[str, Any], names: Iterable[str] | None = None) -> Tokens:
         """Return queries for these points of these outputs, in one width; None: all whose source was given."""
@@ -139,7 +139,7 @@ class OutputQueries(nn.Module):
             names = [name for name, query in self.queries.items() if query.source in (None, *encoded.sources)]
         own = {name: about("output", name, self.queries[name], encoded, points.get(name)) for name in names}
         check_batches("points", {"latents": encoded.latents.shape[0]} | {n: own[n].batch_size for n in own})
-        return Tokens({name: self.join(name, segment) for name, segment in own.items()})
+        return Tokens({name: self.alignment(name, segment) for name, segment in own.items()})
 
 
 class OutputAdapters(nn.Module):

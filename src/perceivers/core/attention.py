@@ -128,11 +128,11 @@ class Attention(nn.Module):
         self.qk_channels, self.v_channels = qk_channels, v_channels
         self.query = attention_linear(query_channels, qk_channels)
         self.key = attention_linear(token_channels, qk_channels)
-        if config.alignment is not None:
+        if config.qk_init_gain is not None:
             if query_channels != token_channels:
                 widths = f"{query_channels} and {token_channels}"
-                raise ValueError(f"alignment needs queries as wide as what they attend to, not {widths}: leave it out")
-            self.key.weight.data.copy_(config.alignment * self.query.weight.data)
+                raise ValueError(f"qk_init_gain needs queries as wide as the tokens, not {widths}: leave it out")
+            self.key.weight.data.copy_(config.qk_init_gain * self.query.weight.data)
         self.value = attention_linear(token_channels, v_channels)
         self.output = attention_linear(v_channels, query_channels)
 

@@ -6,15 +6,15 @@ from typing import Literal
 from perceivers.core.checks import COUNT, FRACTION, SIZE, check_fields, check_ranges
 from perceivers.core.layers import INIT_STD
 
-JoinRule = Literal["pad", "project"]
+ChannelAlignmentRule = Literal["pad", "project"]
 Sharing = Literal["none", "all", "all_but_first"]
 
 MOST_LAYERS = 4096
 """Self-attention layers that a sample may run through."""
 
-SIZES = "num_heads qk_channels v_channels widening_factor num_latents channels num_places input_channels num_blocks"
+SIZES = "num_heads qk_channels v_channels widening_factor num_latents channels sinusoidal_length num_blocks"
 RANGES = {
-    **dict.fromkeys([*SIZES.split(), "query_channels", "output_channels"], SIZE),
+    **dict.fromkeys([*SIZES.split(), "input_channels", "query_channels", "output_channels"], SIZE),
     **dict.fromkeys(("min_padding", "num_layers"), COUNT),
     **dict.fromkeys(("dropout", "attention_dropout"), FRACTION),
 }
@@ -37,7 +37,7 @@ class BlockConfig:
     """Activation of the MLP; the released models were trained with tanh GELU."""
     dropout: float = 0.0
     """Dropout after attention and after the MLP, in training."""
-    alignment: float | None = None
+    qk_init_gain: float | None = None
     """Keys' weights start as this multiple of the queries', so that like attends to like; None: random (official)."""
     attention_dropout: float = 0.0
     """Dropout of the attention weights, in training."""
@@ -57,7 +57,7 @@ class LatentsConfig:
     """D."""
     init_std: float = INIT_STD
     """Standard deviation of their truncated normal start."""
-    num_places: int | None = None
+    sinusoidal_length: int | None = None
     """They begin as sines of places spread evenly over so many (a text's length); None: at random (official)."""
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class EncoderConfig(BlockConfig):
 
     query_residual: bool = True
     """Add what was read to the latents."""
-    join: JoinRule = "project"
+    channel_alignment: ChannelAlignmentRule = "project"
     """How inputs come to one width: a linear map each, or padding with a trained vector (released models)."""
     input_channels: int | None = None
     """C under "project"; None: the latents' width."""
@@ -107,7 +107,7 @@ class DecoderConfig(BlockConfig):
     """"average": no queries, the mean of the latents goes to the heads (original Perceiver)."""
     query_residual: bool = False
     """Add what was found to the queries."""
-    join: JoinRule = "project"
+    channel_alignment: ChannelAlignmentRule = "project"
     """How queries come to one width: a linear map each, or padding with a trained vector (released models)."""
     query_channels: int | None = None
     """F under "project"; None: the latents' width."""
@@ -136,20 +136,18 @@ class Config:
     def __post_init__(self) -> None:
         check_fields(self)
         if (layers := max(self.processor.num_layers, 1) * self.processor.num_blocks) > MOST_LAYERS:
+            raise ValueError(f"processor.num_layers x num_blocks = {layers} layers must be at most {MOST_LAYERS}")
+        reads, blocks = self.encoder.num_reads, self.processor.num_blocks
+        if not 1 <= reads <= blocks:
             raise ValueError(
-                f"processor.num_layers x processor.num_blocks = {layers} layers must be at most {MOST_LAYERS}"
-            )
-        if not 1 <= self.encoder.num_reads <= self.processor.num_blocks:
-            raise ValueError(
-                f"encoder.num_reads = {self.encoder.num_reads} must be from 1 to processor.num_blocks = "
-                f"{self.processor.num_blocks}: each read stands before a block"
+                f"encoder.num_reads = {reads} must be from 1 to processor.num_blocks = {blocks}, one a block"
             )
         for stage, width, name in (
             (self.encoder, self.encoder.input_channels, "encoder.input_channels"),
             (self.decoder, self.decoder.query_channels, "decoder.query_channels"),
         ):
-            if stage.join == "pad" and width is not None:
-                raise ValueError(f"{name} has no effect under join: pad, which takes the widest; leave it out")
+            if stage.channel_alignment == "pad" and width is not None:
+                raise ValueError(f"{name} has no effect under channel_alignment: pad, which takes the widest: drop it")
 
 
 def shared(number: int, sharing: Sharing) -> int:

@@ -29,13 +29,13 @@ def trained_vector(*shape: int, std: float = INIT_STD) -> nn.Parameter:
     return nn.Parameter(truncated_normal_(torch.empty(*shape), std))
 
 
-def sines(count: int, num_places: int, channels: int) -> nn.Parameter:
-    """Return, in place of `trained_vector`, sines and cosines of `count` places, spread evenly over `num_places`.
+def sines(count: int, length: int, channels: int) -> nn.Parameter:
+    """Return, in place of `trained_vector`, sines and cosines of `count` places, spread evenly over `length` of them.
 
     Their mean square is 1, their wavelengths run from 2 pi places to 2 pi times all of them.
     """
-    places = torch.arange(count)[:, None] * (num_places / count)
-    angles = places * num_places ** -torch.linspace(0, 1, (channels + 1) // 2)
+    places = torch.arange(count)[:, None] * (length / count)
+    angles = places * length ** -torch.linspace(0, 1, (channels + 1) // 2)
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
     return nn.Parameter(math.sqrt(2) * waves[:, :channels])
 

@@ -40,12 +40,12 @@ class PerceiverIO(nn.Module):
         super().__init__()
         config = config or Config()
         self.schema, self.guard, self.config = schema, schema.guard, config
-        encoder, decoder, width = config.encoder, config.decoder, config.latents.channels
+        encoder, decoder, d = config.encoder, config.decoder, config.latents.channels
 
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
         widths = {name: adapter.channels for name, adapter in inputs.items()}
-        join = ChannelAlignment(widths, encoder.join, encoder.input_channels or width, encoder.min_padding)
-        self.input_adapter = InputAdapters(inputs, join, mask_probs(schema.inputs))
+        align = ChannelAlignment(widths, encoder.channel_alignment, encoder.input_channels or d, encoder.min_padding)
+        self.input_adapter = InputAdapters(inputs, align, mask_probs(schema.inputs))
 
         trunk = Transformer if config.trunk == "transformer" else Trunk
         self.trunk: Trunk | Transformer = trunk(config, self.input_adapter.channels)
@@ -58,9 +58,11 @@ class PerceiverIO(nn.Module):
             self.decoder = AverageDecoder(config)
         else:
             widths = {name: query.channels for name, query in queries.items()}
-            join = ChannelAlignment(widths, decoder.join, decoder.query_channels or width, decoder.min_padding)
-            self.output_query = OutputQueries(queries, join)
-            self.decoder = Decoder(config, join.channels)
+            align = ChannelAlignment(
+                widths, decoder.channel_alignment, decoder.query_channels or d, decoder.min_padding
+            )
+            self.output_query = OutputQueries(queries, align)
+            self.decoder = Decoder(config, align.channels)
 
         channels = self.decoder.output_channels
         outputs = {name: spec.build_output(channels, inputs) for name, spec in schema.outputs.items()}

@@ -68,10 +68,10 @@ class Trunk(nn.Module):
         self._read_of = [shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
         self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         latents = config.latents
-        if latents.num_places is None:
+        if latents.sinusoidal_length is None:
             self.latents = trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
         else:
-            self.latents = sines(latents.num_latents, latents.num_places, latents.channels)
+            self.latents = sines(latents.num_latents, latents.sinusoidal_length, latents.channels)
         self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(self._read_of) + 1))
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
 

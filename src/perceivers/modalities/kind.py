@@ -33,8 +33,8 @@ NOMINAL = 64
 
 AT_EVAL = {
     "drop_prob": "drop_at_eval",
-    "keep": "keep_at_eval",
-    "hide": "hide_at_eval",
+    "subsample": "subsample_at_eval",
+    "field_mask_prob": "field_mask_at_eval",
     "mask_words": "mask_at_eval",
     "mask_prob": "mask_at_eval",
 }

@@ -56,9 +56,9 @@ class PointSet(Kind):
     """Lowest and highest coordinate along each axis, brought to -1 and 1. Fitted if None."""
     positions: Fourier = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
     """Position features; max_resolution is how many places along each axis they can tell apart."""
-    keep: tuple[float, float] = (1.0, 1.0)
+    subsample: tuple[float, float] = (1.0, 1.0)
     """As an input, in training: fraction of the points that is read, drawn between these for each sample; not none."""
-    keep_at_eval: bool = False
+    subsample_at_eval: bool = False
     """As an input: read a random part in evaluation too (never in prediction)."""
     mean: tuple[float, ...] | None = None
     """Subtracted from values on the way in, added on the way out. Fitted if None."""
@@ -74,8 +74,8 @@ class PointSet(Kind):
             raise ValueError(f"bounds = {self.bounds} must have a pair for each of {self.axes} axes")
         if not all(-LARGEST <= low <= high <= LARGEST for low, high in self.bounds or ()):
             raise ValueError(f"bounds = {self.bounds} must be pairs of finite numbers, the lower one first")
-        if not 0 <= self.keep[0] <= self.keep[1] <= 1:
-            raise ValueError(f"keep = {self.keep} must be two rising fractions between 0 and 1")
+        if not 0 <= self.subsample[0] <= self.subsample[1] <= 1:
+            raise ValueError(f"subsample = {self.subsample} must be two rising fractions between 0 and 1")
 
     def read(self, cell: Any, files: Files) -> dict[str, Any]:
         """{"coordinates", "values"}, or a list of points, each its coordinates and then its values (if known)."""
@@ -102,12 +102,12 @@ class PointSet(Kind):
         )
 
     def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
-        """Coordinates and values as float32; in training, or under `keep_at_eval`, a random part of them."""
+        """Coordinates and values as float32; in training, or under `subsample_at_eval`, a random part of them."""
         points = self._arrays(value)
         total = len(points["coordinates"])
-        if not (training or self.keep_at_eval) or self.keep == (1.0, 1.0) or not total:
+        if not (training or self.subsample_at_eval) or self.subsample == (1.0, 1.0) or not total:
             return points
-        count = max(1, round(rng.uniform(*self.keep) * total))
+        count = max(1, round(rng.uniform(*self.subsample) * total))
         chosen = rng.choice(total, count, replace=False)
         return {name: array[chosen] for name, array in points.items()}
 

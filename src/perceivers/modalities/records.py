@@ -65,9 +65,9 @@ class Records(Kind):
     """As an output: the records input whose tokens ask, each for its own record; None: trained queries, in order."""
     query_channels: int = 256
     """As an output without `of`: width of the trained queries."""
-    hide: dict[str, float] = dataclasses.field(default_factory=dict)
+    field_mask_prob: dict[str, float] = dataclasses.field(default_factory=dict)
     """As an input, in training: probability that a value of a field is hidden, as if unknown."""
-    hide_at_eval: bool = False
+    field_mask_at_eval: bool = False
     """As an input: hide values in evaluation too (never in prediction)."""
     hidden_only: bool = False
     """As an output with `of`: only values that are unknown to the input count."""
@@ -80,7 +80,7 @@ class Records(Kind):
             raise ValueError("records need at least one field, e.g. fields={'health': Number()}")
         if "mask" in self.fields:
             raise ValueError("a field cannot be called 'mask', which says where records are: give it another name")
-        check_names("field in hide:", list(self.hide), self.fields)
+        check_names("field in field_mask_prob:", list(self.field_mask_prob), self.fields)
         if self.hidden_only and self.of is None:
             raise ValueError("hidden_only needs `of`, the input that hides values")
 
@@ -104,13 +104,13 @@ class Records(Kind):
         count = _count(prepared)
         if self.max_records is not None and count > self.max_records:
             raise ValueError(f"{count} records are more than max_records = {self.max_records}: raise it, or give fewer")
-        for name, probability in self.hide.items() if training or self.hide_at_eval else ():
+        for name, probability in self.field_mask_prob.items() if training or self.field_mask_at_eval else ():
             prepared[name] = self._without(name, prepared[name], rng.random(count) < probability)
         return prepared
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """All records; with `of`, one for each of the input's (None without the input)."""
-        target = replace(self, hide={}).prepare(value, rng, training=False)
+        target = replace(self, field_mask_prob={}).prepare(value, rng, training=False)
         if self.of is None:
             if _count(target) > self._num_queries:
                 raise ValueError(f"{_count(target)} records where {self._num_queries} can be asked: set max_records")

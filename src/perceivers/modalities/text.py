@@ -75,7 +75,7 @@ class Text(Kind):
     """As an output: width of its trained queries, one for each of `length` places."""
     tied: bool = True
     """As an output with `of`: logits from the input's embeddings and a trained bias; otherwise from a linear map."""
-    visible: float = 0.0
+    unmasked_loss_weight: float = 0.0
     """As an output with `of`: how much a token that was not masked counts in the loss, beside one that was."""
     mask_queries: bool = True
     """As an output with `of`: places where the input has no token find nothing; otherwise they ask (transformers)."""
@@ -87,7 +87,7 @@ class Text(Kind):
         check_ranges(self, {"length": SIZE})
         if self.prefix < 0:
             raise ValueError(f"prefix = {self.prefix} must be a number of tokens, 0 or more")
-        for name in ("mask_words", "visible"):
+        for name in ("mask_words", "unmasked_loss_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be between 0 and 1")
 
@@ -182,8 +182,8 @@ class Text(Kind):
         if width != channels:
             raise ValueError(
                 f"tied logits need rows of the decoder as wide as the embeddings of input {self.of!r}, {width}, not "
-                f"{channels}: set decoder.query_channels = {width} (under decoder.join = pad: query_channels = {width} "
-                "of this output), or tied = false"
+                f"{channels}: set decoder.query_channels = {width} (under decoder.channel_alignment = pad: "
+                f"query_channels = {width} of this output), or tied = false"
             )
         return TextOutput(TiedHead(self.of, (self.num_ids, width)), self.of)
 
@@ -198,13 +198,13 @@ class Text(Kind):
         return Indices(torch.arange(ids.shape[1], device=ids.device)) if self.of is None else None
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean cross entropy of masked tokens, the others counting `visible` each; of all, if none is masked."""
+        """Return the mean cross entropy of masked tokens, others weighted; of all tokens, if none is masked."""
         target, shape = _known(target, prediction.shape[-1]), target["ids"].shape
         if len(shape) != 2 or shape[0] != prediction.shape[0] or shape[1] > prediction.shape[1]:
             raise ValueError(f"ids of shape {tuple(shape)}, expected {tuple(prediction.shape[:2])} at most")
         logits = rearrange(_beside(prediction, target), "b m v -> b v m")
         losses = F.cross_entropy(logits, target["ids"], reduction="none")
-        if not self.visible:
+        if not self.unmasked_loss_weight:
             return mean_where(losses, _asked(target))
         shares = self._shares(target).to(losses.dtype)
         return (losses * shares).sum() / shares.sum().clamp(min=1)
@@ -212,7 +212,7 @@ class Text(Kind):
     def num_terms(self, target: Raw) -> Tensor:
         """Tokens that the loss looks at, each as much as it counts."""
         target = _known(target, self.num_ids)
-        return self._shares(target).sum() if self.visible else _asked(target).sum()
+        return self._shares(target).sum() if self.unmasked_loss_weight else _asked(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
         """Fraction of right tokens; mean of the true tokens' bits, minus the logarithm to base 2 of the probability."""
@@ -257,7 +257,7 @@ class Text(Kind):
 
     def _shares(self, target: Raw) -> Float[Tensor, "b m"]:
         asked = _asked(target)
-        return torch.where(asked, 1.0, self.visible * target["mask"])
+        return torch.where(asked, 1.0, self.unmasked_loss_weight * target["mask"])
 
     def _within(self, value: Any) -> str:
         """As much of a text as its tokens can come from; ValueError for one that is far too long."""

@@ -159,16 +159,26 @@ HIDDEN_ACTS = {
 
 SAID = {
     *("num_latents", "channels", "num_heads", "qk_channels", "v_channels", "widening_factor", "activation"),
-    *("attention_dropout", "query_residual", "num_layers", "num_blocks", "share_blocks", "num_reads", "share_reads"),
-    *("output_channels", "join", "min_padding", "length", "vocab_size", "query_channels", "classes", "size", "patch"),
-    *("embed", "positions"),
+    *("attention_dropout", "query_residual", "num_layers", "num_blocks", "share_blocks", "num_reads"),
+    *("share_reads", "output_channels", "channel_alignment", "min_padding", "length", "vocab_size"),
+    *("query_channels", "classes", "size", "patch", "embed", "positions"),
 }
 """Fields that names and shapes of arrays, config.json or `_demands` settle."""
 
 WITHOUT_EFFECT = {
     *("key", "of", "kind", "weight", "tokenizer", "value_range", "rate", "crop", "overflow", "further_metrics"),
-    *("init_std", "num_places", "alignment", "sines", "drop_at_eval"),
-    *("dropout", "drop_prob", "noise", "num_points", "loss_kind", "augmentation", "mask_words", "visible", "smoothing"),
+    *("init_std", "sinusoidal_length", "qk_init_gain", "sines", "drop_at_eval"),
+    *(
+        "dropout",
+        "drop_prob",
+        "noise",
+        "num_points",
+        "loss_kind",
+        "augmentation",
+        "mask_words",
+        "unmasked_loss_weight",
+        "smoothing",
+    ),
 }
 """Fields that do not change what a trained model makes of raw inputs: reading of data, first weights, training."""
 

@@ -16,11 +16,12 @@ from perceivers.files.durable_folder import DESCRIPTION, current
 from perceivers.files.tensor_files import is_finite, load_shards, save_tensors
 from perceivers.modalities.kind import named
 from perceivers.schema import Schema
+from perceivers.schema.format_1 import renamed_description, renamed_weights
 from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.schema.preset import Preset
 
-FORMAT = 1
-"""Number of the format of model folders that this version writes."""
+FORMAT = 2
+"""Number of the format of model folders that this version writes. It reads those of format 1 too."""
 
 WEIGHTS = "model.safetensors"
 """File of the weights of a model."""
@@ -87,13 +88,15 @@ def load_model(folder: Path) -> PerceiverIO:
     """The model of a folder, in evaluation mode; ValueError naming what is wrong with it."""
     folder = current(folder)
     description = read_json(folder / DESCRIPTION)
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else None
-        raise ValueError(f"{folder / DESCRIPTION}: format {found!r}, this version reads {FORMAT}")
+    found = description.get("format") if isinstance(description, dict) else None
+    if found not in (1, FORMAT) or isinstance(found, bool):
+        raise ValueError(f"{folder / DESCRIPTION}: format {found!r}, this version reads 1 and {FORMAT}")
+    description = renamed_description(description) if found == 1 else description
     source = str(folder / DESCRIPTION)
     schema = from_plain(Schema, description.get("schema"), source)
     config = from_plain(Config, description.get("config"), source)
     weights = load_shards(folder / WEIGHTS)
+    weights = renamed_weights(weights) if found == 1 else weights
     blocks = num_attention_blocks(config)
     if blocks > len(weights):
         raise ValueError(f"{source}: {blocks} attention blocks, but {WEIGHTS} has {len(weights)} arrays in all")

@@ -259,7 +259,7 @@ FAMILIES = {
         *(row._replace(krasserm="") for row in TRUNK),
         Row(
             "row",
-            "input_adapter.join.paddings.{modality}",
+            "input_adapter.alignment.paddings.{modality}",
             "multimodal_preprocessor/{modality}_padding/pos_embs",
             "perceiver.input_preprocessor.padding.{modality}",
         ),
@@ -271,7 +271,7 @@ FAMILIES = {
         ),
         Row(
             "row",
-            "output_query.join.paddings.{modality}",
+            "output_query.alignment.paddings.{modality}",
             "multimodal_decoder/~decoder_query/{modality}_padding/pos_embs",
             "perceiver.decoder.padding.{modality}",
         ),

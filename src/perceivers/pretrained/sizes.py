@@ -145,8 +145,8 @@ def _optical_flow(preset: Preset, weights: Weights) -> Values:
 
 def _multimodal(preset: Preset, weights: Weights) -> Values:
     tokens, queries = widths(weights, "encoder")["asked"], widths(weights, "decoder")["asking"]
-    paddings = {name: len(weights[f"input_adapter.join.paddings.{name}"]) for name in preset.schema.inputs}
-    query_paddings = {name: len(weights[f"output_query.join.paddings.{name}"]) for name in preset.schema.outputs}
+    paddings = {name: len(weights[f"input_adapter.alignment.paddings.{name}"]) for name in preset.schema.inputs}
+    query_paddings = {name: len(weights[f"output_query.alignment.paddings.{name}"]) for name in preset.schema.outputs}
     samples = len(weights["output_adapter.adapters.audio.head.weight"])
     patched = changed(preset, {f"{side}audio.patch": samples for side in (INPUT, OUTPUT)})
     classes = tokens - paddings["label"]

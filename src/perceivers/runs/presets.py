@@ -29,7 +29,7 @@ def published(
     """Return the config of most published models: [N, D] latents, one head to read and to write, widths by padding."""
     return Config(
         latents=LatentsConfig(*latents),
-        encoder=EncoderConfig(join="pad"),
+        encoder=EncoderConfig(channel_alignment="pad"),
         processor=ProcessorConfig(num_layers=layers, num_blocks=blocks, num_heads=heads),
-        decoder=decoder or DecoderConfig(join="pad"),
+        decoder=decoder or DecoderConfig(channel_alignment="pad"),
     )

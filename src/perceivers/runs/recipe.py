@@ -85,7 +85,7 @@ class Recipe:
     """Name of the task that it is a recipe of: knows what else to measure and to show."""
 
     def __post_init__(self) -> None:
-        if self.training.mixing is not None:
+        if self.training.mixup is not None:
             check_mixing(self.schema)
         if len(self.evaluations) > MOST_EVALUATIONS:
             raise ValueError(f"evaluations: {len(self.evaluations):,}, at most {MOST_EVALUATIONS}")
@@ -266,7 +266,8 @@ def own_files(folder: Path) -> list[Path]:
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
     """Return a schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
 
-    A corruption that is named (`drop_prob`, `keep`, `hide`, `mask_words`, `mask_prob`) acts. ValueError for a field
+    A corruption that is named (`drop_prob`, `subsample`, `field_mask_prob`, `mask_words`, `mask_prob`) acts. ValueError
+    for a field
     that an evaluation does not feel, and for a mask token that the model of the schema lacks.
     """
     changed = changed_specs(schema, changes)

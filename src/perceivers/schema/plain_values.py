@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from perceivers.core.arguments import near
 from perceivers.files.messages import one_line
 from perceivers.modalities import KINDS
-from perceivers.schema import kind_name
+from perceivers.schema import format_1, kind_name
 
 T = TypeVar("T")
 
@@ -116,7 +116,10 @@ def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
 
 def _explain(kind: Any, error: ErrorDetails) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown field{_near(str(error['loc'][-1]), _field_names(json_schema(kind)))}"
+        name, known = str(error["loc"][-1]), _field_names(json_schema(kind))
+        if format_1.FIELDS.get(name) in known:
+            return f"unknown field; it is called {format_1.FIELDS[name]!r} now"
+        return f"unknown field{_near(name, known)}"
     if error["type"] == "union_tag_invalid":
         return _unknown_kind(error["ctx"]["tag"], _kind_names())
     if error["type"] == "union_tag_not_found":
@@ -126,6 +129,8 @@ def _explain(kind: Any, error: ErrorDetails) -> str:
 
 
 def _unknown_kind(tag: str, kinds: Sequence[str]) -> str:
+    if format_1.KINDS.get(tag) in kinds:
+        return f"unknown kind {tag!r}; it is called {format_1.KINDS[tag]!r} now"
     return f"unknown kind {tag!r}{_near(tag, kinds)}; there are {', '.join(kinds)}"
 
 

@@ -56,7 +56,7 @@ def train(
     with (
         launched(config) as fabric,
         only_user(run, fabric),
-        recomputed(model, config.recompute),
+        recomputed(model, config.activation_checkpointing),
         stop_signals() as stop,
     ):
         make_steps(fabric, model, records, validation, config, run, stop, claim)
@@ -100,7 +100,7 @@ def make_steps(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             seed_step(config.seed, state.step, fabric.global_rank)
-            batch = mixed(objective.schema, batch, config.mixing)
+            batch = mixed(objective.schema, batch, config.mixup)
             losses, weights = gradients(fabric, learner, batch, config.accumulate), objective.weights()
             norm = clip(fabric, learner, optimiser, config)
             check_finite(state.step, losses, weights, norm, state.checkpoint)

@@ -16,7 +16,7 @@ Weights = Float[Tensor, "b h w 1"]
 
 
 @dataclass(frozen=True)
-class Mixing:
+class Mixup:
     """Half of each batch is blended (MixUp, arXiv:1710.09412), half gets rectangles of others (CutMix, 1905.04899)."""
 
     mixup_alpha: float = 0.2
@@ -32,10 +32,10 @@ def check_mixing(schema: Schema) -> None:
     found = [*schema.inputs.values(), *schema.outputs.values()]
     if [type(spec) for spec in found] != [Image] + [Label] * len(schema.outputs):
         kinds = ", ".join(type(spec).__name__ for spec in found)
-        raise ValueError(f"training.mixing needs one image in and labels out, not {kinds}: leave it out")
+        raise ValueError(f"training.mixup needs one image in and labels out, not {kinds}: leave it out")
 
 
-def mixed(schema: Schema, batch: Batch, mixing: Mixing | None) -> Batch:
+def mixed(schema: Schema, batch: Batch, mixing: Mixup | None) -> Batch:
     """Each sample mixed with the one before it, by torch's random numbers; labels become probabilities.
 
     Officially two batches make one; here each picture is in two samples, which needs no second batch.

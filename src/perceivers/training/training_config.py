@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from perceivers.core.checks import COUNT, SIZE, check_ranges
-from perceivers.training.mixup import Mixing
+from perceivers.training.mixup import Mixup
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
 MOST = {"num_steps": 10**12, "batch_size": 10**6, "accumulate": 10**6, "devices": 1024, "num_workers": 1024}
@@ -29,7 +29,7 @@ class TrainingConfig:
     """Update rule."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the steps."""
-    mixing: Mixing | None = None
+    mixup: Mixup | None = None
     """Pictures of a batch are mixed with one another, and so are their classes; None: they are not."""
     weights: Literal["fixed", "learned"] = "fixed"
     """Weights of the losses: the schema's, or also divided by a learned variance of each output (Kendall 2018)."""
@@ -53,7 +53,7 @@ class TrainingConfig:
     """Weights, gradients and moments are spread over the processes (fully_shard), not copied to each (DDP)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
     """Numbers of the forward and backward pass."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Activation checkpointing: self-attention layers run again in the backward pass, to save memory."""
     memory_limit: int | None = None
     """Megabytes that each reading and writing may take beside inputs, outputs and weights; None: what is fastest."""

@@ -19,7 +19,9 @@ def audioset(channels: int = 512, original: bool = False, mel: bool = False) -> 
     `original`: the mean of the latents instead of a query.
     """
     config = published(
-        (512, channels), layers=12, decoder=DecoderConfig(join="pad", kind="average" if original else "query")
+        (512, channels),
+        layers=12,
+        decoder=DecoderConfig(channel_alignment="pad", kind="average" if original else "query"),
     )
     # The paper does not say how many bands the sound's positions have; they change no count below the common width.
     # Of the spectrogram it tells the number of tokens alone, 4,800: 60 steps of 80 bands are ours.

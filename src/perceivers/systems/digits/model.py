@@ -21,7 +21,9 @@ def schema() -> Schema:
     """Return the schema: some pixels in as a set; the class and the whole picture out."""
     positions = Fourier(num_bands=8, max_resolution=SIDE)
     return Schema(
-        inputs={"pixels": PointSet(axes=2, channels=1, positions=positions, keep=(0.1, 1.0), keep_at_eval=True)},
+        inputs={
+            "pixels": PointSet(axes=2, channels=1, positions=positions, subsample=(0.1, 1.0), subsample_at_eval=True)
+        },
         outputs={
             "label": Label(classes=10, query_channels=64),
             "image": Image(size=SIDE, channels=1, positions=positions),

@@ -27,8 +27,8 @@ def recipe() -> Recipe:
             schedule=ScheduleConfig(kind="cosine", warmup_steps=50),
         ),
         evaluations={
-            EVERYTHING: {"pixels": {"keep": [1.0, 1.0]}},
-            QUARTER: {"pixels": {"keep": [0.25, 0.25]}},
+            EVERYTHING: {"pixels": {"subsample": [1.0, 1.0]}},
+            QUARTER: {"pixels": {"subsample": [0.25, 0.25]}},
         },
     )
 

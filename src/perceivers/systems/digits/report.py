@@ -79,7 +79,7 @@ def draw_samples(model: PerceiverIO, schema: Schema, batch: dict[str, Any], pred
 def draw_attention(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> "Figure":
     """Draw a row for each digit: the digit, then how much attention a latent pays to each of its pixels."""
     rows, latents = 4, 8
-    batch, _ = predict(model, schema.changed("pixels", keep=(1.0, 1.0)), records[:rows])
+    batch, _ = predict(model, schema.changed("pixels", subsample=(1.0, 1.0)), records[:rows])
     with inference(model):
         maps = model.attention_maps(batch["inputs"])["encoder"]["pixels"].mean(dim=1)
     places = batch["inputs"]["pixels"]["coordinates"].long()

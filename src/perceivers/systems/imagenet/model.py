@@ -21,13 +21,13 @@ STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 def imagenet(features: Features = "fourier") -> Preset:
     """Return one of the three released models: 8 blocks of the same 6 layers over 512 x 1024 latents."""
     # The official notebook reads the learned model without the residual that the other two have.
-    decoder = DecoderConfig(join="pad", query_residual=features != "learned")
+    decoder = DecoderConfig(channel_alignment="pad", query_residual=features != "learned")
     return Preset(_schema(_image(features)), published((512, 1024), layers=6, blocks=8, decoder=decoder))
 
 
 def original_perceiver(features: Features = "fourier") -> Preset:
     """Return the first Perceiver as the paper compares it: one read, the mean of the latents, no query."""
-    decoder = DecoderConfig(kind="average", join="pad")
+    decoder = DecoderConfig(kind="average", channel_alignment="pad")
     return Preset(_schema(_image(features)), published((512, 1024), layers=6, blocks=8, decoder=decoder))
 
 

@@ -23,7 +23,7 @@ from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
 from perceivers.schema.preset import Preset
 from perceivers.systems.imagenet.model import Features, config_b, imagenet
-from perceivers.training.mixup import Mixing
+from perceivers.training.mixup import Mixup
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.training_config import TrainingConfig
 
@@ -57,7 +57,7 @@ def _of_imagenet(preset: Preset, num_steps: int, constant_fraction: float) -> Re
         training=TrainingConfig(
             num_steps=num_steps,
             batch_size=1024,
-            mixing=Mixing(),
+            mixup=Mixup(),
             optimiser=OptimiserConfig(
                 kind="lamb", learning_rate=5e-4, base_batch_size=256, weight_decay=0.1, max_norm=10.0
             ),
@@ -110,7 +110,7 @@ def clip_art() -> Recipe:
         data=ImageFolder(folder="openclipart", largest=8, max_pixels=4_000_000),
         schema=Schema(inputs={"image": image}, outputs={"label": Label(query_channels=128, smoothing=0.1)}),
         config=_small_config(),
-        training=replace(_small_training(700), mixing=Mixing(), num_workers=1),
+        training=replace(_small_training(700), mixup=Mixup(), num_workers=1),
         evaluations={f"{side} x {side}": {"image": {"size": side}} for side in (32, 64, 96)},
     )
 
@@ -118,7 +118,7 @@ def clip_art() -> Recipe:
 def _small_config() -> Config:
     return Config(
         latents=LatentsConfig(num_latents=32, channels=128),
-        encoder=EncoderConfig(join="pad"),
+        encoder=EncoderConfig(channel_alignment="pad"),
         processor=ProcessorConfig(num_layers=4, num_heads=4),
         decoder=DecoderConfig(query_residual=True),
     )

@@ -52,7 +52,7 @@ def draw_training(recipe: Recipe, count: int = 8) -> "Figure":
     prepared = PreparedRecords(schema, training, recipe.training.seed, training=True)
     chosen = np.random.default_rng(recipe.training.seed).permutation(len(training))[:count]
     torch.manual_seed(recipe.training.seed)
-    batch = mixed(schema, schema.collate([prepared[int(number)] for number in chosen]), recipe.training.mixing)
+    batch = mixed(schema, schema.collate([prepared[int(number)] for number in chosen]), recipe.training.mixup)
     (name, image), (output, label) = find_kind(schema.inputs, Image), find_kind(schema.outputs, Label)
     titles = [_title(label, target) for target in batch["targets"][output]]
     figure, (row,) = subplots(1, titles, side=2.0)

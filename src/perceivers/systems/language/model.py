@@ -27,9 +27,9 @@ def language(
         schema=Schema(inputs={"text": text}, outputs={"restored": restored}),
         config=Config(
             latents=LatentsConfig(*latents),
-            encoder=EncoderConfig(num_heads=8, qk_channels=256, v_channels=latents[1], join="pad"),
+            encoder=EncoderConfig(num_heads=8, qk_channels=256, v_channels=latents[1], channel_alignment="pad"),
             processor=ProcessorConfig(num_heads=8, qk_channels=256, v_channels=latents[1], num_layers=layers),
-            decoder=DecoderConfig(num_heads=8, qk_channels=256, v_channels=width, join="pad"),
+            decoder=DecoderConfig(num_heads=8, qk_channels=256, v_channels=width, channel_alignment="pad"),
         ),
     )
 

@@ -106,12 +106,12 @@ def small_recipe(preset: Preset, num_steps: int) -> Recipe:
     text = text_of(preset.schema)
     return Recipe(
         data=Texts(length=256, held_out_every=10, num_held_out=2000),
-        schema=with_text(preset, mask_at_eval=True, tied=False, sines=True, visible=0.1).schema,
+        schema=with_text(preset, mask_at_eval=True, tied=False, sines=True, unmasked_loss_weight=0.1).schema,
         config=Config(
-            latents=LatentsConfig(num_latents=64, channels=text.channels, num_places=text.length),
-            encoder=EncoderConfig(num_heads=4, join="pad", alignment=3.0),
+            latents=LatentsConfig(num_latents=64, channels=text.channels, sinusoidal_length=text.length),
+            encoder=EncoderConfig(num_heads=4, channel_alignment="pad", qk_init_gain=3.0),
             processor=ProcessorConfig(num_heads=4, num_layers=4),
-            decoder=DecoderConfig(num_heads=4, join="pad", alignment=3.0),
+            decoder=DecoderConfig(num_heads=4, channel_alignment="pad", qk_init_gain=3.0),
         ),
         training=TrainingConfig(
             num_steps=num_steps,

@@ -32,7 +32,7 @@ def multimodal(num_latents: int = 784) -> Preset:
     )
     label = Label(classes=CLASSES, query_channels=1024)
     config = published(
-        (num_latents, 512), layers=8, decoder=DecoderConfig(join="pad", min_padding=2, output_channels=512)
+        (num_latents, 512), layers=8, decoder=DecoderConfig(channel_alignment="pad", min_padding=2, output_channels=512)
     )
     return Preset(
         schema=Schema(

@@ -91,8 +91,8 @@ def schema() -> Schema:
             **{name: Number() for name in ("x", "y", "age")},
         },
         max_records=512,
-        hide={"type": HIDDEN},
-        hide_at_eval=True,
+        field_mask_prob={"type": HIDDEN},
+        field_mask_at_eval=True,
     )
     hidden = Records(key="units", fields={"type": Category()}, of="units", hidden_only=True)
     statistics = Records(

@@ -21,7 +21,7 @@ from perceivers import (
     Schema,
     Text,
 )
-from perceivers.modalities.kind import Kind
+from perceivers.modalities.modality import Modality
 from perceivers.pretrained.conversion import huggingface_options
 from perceivers.pretrained.sizes import INPUT, OUTPUT, Values, changed
 from perceivers.schema.preset import Preset
@@ -104,10 +104,10 @@ def inputs_of(preset: Preset, batch: int) -> dict[str, Any]:
     return {name: _random(spec, batch, generator) for name, spec in preset.schema.inputs.items()}
 
 
-def _random(spec: Kind, batch: int, generator: torch.Generator) -> Any:
+def _random(spec: Modality, batch: int, generator: torch.Generator) -> Any:
     if isinstance(spec, Text):
         return {"ids": torch.randint(0, spec.num_ids, (batch, spec.length), generator=generator)}
-    blank = spec.blank(batch, torch.device("cpu"))
+    blank = spec.dummy_input(batch, torch.device("cpu"))
     if not blank.is_floating_point():  # the label of a clip, which the released model never sees
         return blank
     values = torch.rand(blank.shape, generator=generator)

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from perceivers.data import StarCraft
 from perceivers.data.formats.writers import PlainRow, write_rows
 from perceivers.modalities import Records
-from perceivers.modalities.fields import Number
+from perceivers.modalities.fields import NumberField
 from perceivers.runs.recipe import read_recipe
 from perceivers.schema import Record
 from perceivers.systems import starcraft
@@ -46,7 +46,7 @@ def rivals(run: Path, /) -> None:
     train, test = recipe.data.training(), recipe.data.held_out()
     spec = recipe.schema.outputs["statistics"]
     assert isinstance(spec, Records)
-    deviations = np.array([field.std for field in spec.fields.values() if isinstance(field, Number)])
+    deviations = np.array([field.std for field in spec.fields.values() if isinstance(field, NumberField)])
     found, true = ridge(train, test, lambda row: [row["statistics"][name] for name in spec.fields])
     rmse = (((found - true) / deviations) ** 2).mean() ** 0.5
     found, true = ridge(train, test, lambda row: row["time"])

@@ -464,7 +464,7 @@ def arrays() -> Iterator[Reader]:
 
     from perceivers.data.arrays import read_arrays
     from perceivers.data.published.idx import read_idx
-    from perceivers.modalities.cells import array_file
+    from perceivers.modalities.table_cells import array_file
 
     held = {"x": np.arange(22.0).reshape(11, 2), "y": np.arange(11), "name": np.array([f"n{n}" for n in range(11)])}
     numbers = {name: array for name, array in held.items() if name != "name"}

@@ -21,7 +21,7 @@ from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.linear_maps import is_linear_map, linear_map
 from perceivers.core.layers import apply_linear
 from perceivers.modalities import Records, Text
-from perceivers.modalities.fields import Category
+from perceivers.modalities.fields import CategoryField
 from perceivers.modalities.position_encodings import Fourier, Learned
 
 ALGORITHMS = get_args(Algorithm)
@@ -426,7 +426,7 @@ def test_a_tied_head_of_the_wrong_size_is_named() -> None:
     [{"target_modules": ["embedding"]}, {"target_modules": ["key"], "trainable_token_indices": {"embedding": [0, 1]}}],
 )
 def test_adapted_embeddings_are_called(options: dict[str, Any]) -> None:
-    records = Records({"t": Category(classes=5, channels=3)}, max_records=3)
+    records = Records({"t": CategoryField(classes=5, channels=3)}, max_records=3)
     schema = Schema({"text": Text(length=13, channels=12), "r": records}, {"y": Label(classes=2)})
     model = adapted_model(PerceiverIO(schema, Config(LatentsConfig(num_latents=3, channels=8))), **options)
     model({"text": IDS, "r": {"t": torch.zeros(2, 3).long()}})["y"].sum().backward()

@@ -101,7 +101,7 @@ def test_sizes_are_the_papers(mel, sound, tokens):
     schema = paper(mel=mel).schema
     with torch.device("meta"):
         model = audioset(512, mel=mel).build("meta")
-        raw = {name: spec.blank(1, torch.device("meta")) for name, spec in schema.inputs.items()}
+        raw = {name: spec.dummy_input(1, torch.device("meta")) for name, spec in schema.inputs.items()}
         segments = model.tokens(raw)[1]
     counted = {name: segment.num_tokens for name, segment in segments.items()}
     assert counted == {"audio": sound, "image": tokens - sound}
@@ -128,7 +128,7 @@ def test_a_real_step_of_the_papers_model(mel):
     model = PerceiverIO(recipe.schema, recipe.config)
     rng = np.random.default_rng(0)
     record = {"image": rng.random((32, 224, 224, 3)), "audio": rng.uniform(-1, 1, (61_440, 1)), "labels": [0, 526]}
-    batch = recipe.schema.collate([recipe.schema.prepare(record, rng, True)])
+    batch = recipe.schema.collate([recipe.schema.preprocess(record, rng, True)])
     objective = Objective(model).train()
     before = objective(batch)["labels"]
     before.backward()

@@ -13,8 +13,8 @@ from perceivers.media.image_files import write_image
 from perceivers.media.resampling import centre_crop
 from perceivers.modalities import Image, Label
 from perceivers.modalities.augmentation import COVERED, Augmentation, augmented, random_crop
-from perceivers.modalities.cells import Files
 from perceivers.modalities.randaugment import FILL, OPERATIONS, RandAugment, distorted
+from perceivers.modalities.table_cells import Files
 from perceivers.schema import Schema
 from perceivers.training.checkpoints import checkpoints
 from perceivers.training.mixup import Mixup, blends, check_mixing, mixed, rectangles
@@ -224,14 +224,14 @@ def some_records(count=7):
 
 def test_training_is_augmented_and_evaluation_is_not():
     spec, pixels = SCHEMA.inputs["image"], some_picture(16, 16)
-    one, other = (spec.prepare(pixels, np.random.default_rng(seed), True) for seed in (0, 1))
+    one, other = (spec.preprocess(pixels, np.random.default_rng(seed), True) for seed in (0, 1))
     assert one.shape == other.shape == (5, 7, 3)
     assert one.dtype == np.float32
     assert (one != other).any()
-    still = [spec.prepare(pixels, np.random.default_rng(seed), False) for seed in (0, 1)]
+    still = [spec.preprocess(pixels, np.random.default_rng(seed), False) for seed in (0, 1)]
     np.testing.assert_array_equal(*still)
     exact = replace(spec, size=14)
-    np.testing.assert_array_equal(exact.prepare(pixels, np.random.default_rng(0), False), pixels[1:15, 1:15])
+    np.testing.assert_array_equal(exact.preprocess(pixels, np.random.default_rng(0), False), pixels[1:15, 1:15])
 
 
 def test_files_are_read_whole_where_they_are_cut(tmp_path):
@@ -241,12 +241,12 @@ def test_files_are_read_whole_where_they_are_cut(tmp_path):
     spec, rng = replace(SCHEMA.inputs["image"], size=14), np.random.default_rng(0)
     grey = replace(spec, channels=1, augmentation=None)
     for value in (path, spec.read("one.png", Files(tmp_path))):
-        np.testing.assert_array_equal(spec.prepare(value, rng, False), pixels[1:15, 2:16])
+        np.testing.assert_array_equal(spec.preprocess(value, rng, False), pixels[1:15, 2:16])
     for value in (path, grey.read("one.png", Files(tmp_path))):
         expected = pixels[1:15, 2:16].mean(axis=-1, keepdims=True)
-        np.testing.assert_allclose(grey.prepare(value, rng, False), expected, rtol=1e-6)
+        np.testing.assert_allclose(grey.preprocess(value, rng, False), expected, rtol=1e-6)
     whole = replace(spec, crop=None, augmentation=None)
-    np.testing.assert_array_equal(whole.prepare(path, rng, False), pixels)
+    np.testing.assert_array_equal(whole.preprocess(path, rng, False), pixels)
 
 
 def test_a_record_is_the_same_whoever_asks(tmp_path):
@@ -324,7 +324,7 @@ def test_mixing_by_hand():
 
 def test_what_is_unknown_stays_unknown():
     """A class, and the pixels of a missing picture, in both samples that they are mixed into."""
-    samples = [SCHEMA.prepare(record, np.random.default_rng(0), False) for record in some_records(4)]
+    samples = [SCHEMA.preprocess(record, np.random.default_rng(0), False) for record in some_records(4)]
     samples[1]["inputs"]["image"] = None
     samples[2]["targets"]["label"] = None
     batch = mixed(SCHEMA, SCHEMA.collate(samples), Mixup())

@@ -222,7 +222,7 @@ def test_a_real_step_of_the_papers_model():
     model = PerceiverIO(recipe.schema, recipe.config)
     rng = np.random.default_rng(0)
     record = {"image": rng.random((16, 224, 224, 3)), "audio": rng.uniform(-1, 1, (30720, 1)), "label": 699}
-    batch = recipe.schema.collate([recipe.schema.prepare(record, rng, True)])
+    batch = recipe.schema.collate([recipe.schema.preprocess(record, rng, True)])
     assert batch["targets"]["image"]["values"].shape == (1, 512, 3)
     assert batch["targets"]["audio"]["values"].shape == (1, 32, 16)
     objective = Objective(model).train()
@@ -276,7 +276,7 @@ def test_records_are_chosen_evenly(number, count, chosen):
 
 def test_rows_and_grids_are_each_others_inverse():
     schema = little_schema()
-    targets = schema.collate([schema.prepare(r, np.random.default_rng(0), False) for r in little_records(3, 2)])[
+    targets = schema.collate([schema.preprocess(r, np.random.default_rng(0), False) for r in little_records(3, 2)])[
         "targets"
     ]
     rows = rows_of(schema, targets)

@@ -28,7 +28,7 @@ from perceivers.data.shards import open_shards
 from perceivers.data.validation import check_columns
 from perceivers.files.budgets import from_json, from_yaml
 from perceivers.modalities import Records, Text
-from perceivers.modalities.fields import Number
+from perceivers.modalities.fields import NumberField
 from perceivers.pretrained.model_folder import save_model
 from perceivers.runs.infer_schema import _new_name
 from perceivers.runs.prediction import predict_rows
@@ -636,7 +636,7 @@ def test_a_wide_table_is_linear_in_its_columns(tmp_path):
     path.write_text("\n".join([",".join(names), *(",".join(str((n * k) % 7) for n in range(50_000)) for k in (3, 5))]))
     start = time.process_time()
     rows = list(read_rows(path))
-    schema = Schema({"row": Records({name: Number() for name in names[1:]}, key="*")}, {"kind": Label(key="c0")})
+    schema = Schema({"row": Records({name: NumberField() for name in names[1:]}, key="*")}, {"kind": Label(key="c0")})
     check_columns(schema, rows)
     assert time.process_time() - start < 10
     with pytest.raises(ValueError, match="unknown column"):
@@ -649,19 +649,19 @@ def test_a_wide_table_is_linear_in_its_columns(tmp_path):
 def test_texts_are_read_no_further_than_their_length(tmp_path):
     whole, rng = "Grüße aus Köln " * 10_000, np.random.default_rng(0)
     short = Text(length=17, overflow="truncate", mask_words=0.5)
-    prepared = short.prepare(whole, rng, training=True)
+    prepared = short.preprocess(whole, rng, training=True)
     assert prepared["characters"] == 17 * 64
     target = Text(length=17, of="text").target(whole, rng, {"text": prepared}, training=True)
     assert bytes((target["ids"] - 6).tolist()) == whole.encode()[:17]
-    cropped = Text(length=17, overflow="crop").prepare(whole, np.random.default_rng(1), training=True)
+    cropped = Text(length=17, overflow="crop").preprocess(whole, np.random.default_rng(1), training=True)
     assert bytes((cropped["ids"] - 6).tolist()) == whole.encode()[cropped["start"] :][:17]
     assert cropped["start"] > 17 * 64
-    long = Text(length=400_000).prepare(whole, rng, training=False)
+    long = Text(length=400_000).preprocess(whole, rng, training=False)
     assert bytes((long["ids"] - 6).tolist()) == whole.encode()
     with pytest.raises(ValueError, match="a text of 150,000 characters is longer than length = 17 tokens: raise"):
-        Text(length=17).prepare(whole, rng, training=False)
+        Text(length=17).preprocess(whole, rng, training=False)
     with pytest.raises(ValueError, match="too long to crop"):
-        Text(length=17, overflow="crop").prepare("x" * (2**24 + 1), rng, training=False)
+        Text(length=17, overflow="crop").preprocess("x" * (2**24 + 1), rng, training=False)
 
 
 def test_rows_of_parquet_that_python_cannot_hold_are_rows_that_say_so(tmp_path):

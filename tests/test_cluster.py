@@ -10,7 +10,7 @@ import pytest
 from perceivers.data.formats.writers import write_rows
 from perceivers.files.durable_folder import write_folder
 from perceivers.pretrained.model_folder import save_model
-from test_explaining import SCHEMA, SUM, model_of, rows_of
+from test_attribution import SCHEMA, SUM, model_of, rows_of
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def predicted(folder, data, *arguments):
 
 def test_workers_give_what_one_process_gives(folder):
     pytest.importorskip("ray", reason="Ray is not installed: pip install perceivers[cluster]")
-    arguments = ("--keep", "number", "--explain")
+    arguments = ("--keep", "number", "--attribution")
     alone, _ = predicted(folder, "new.jsonl", *arguments)
     shared, error = predicted(folder, "new.jsonl", *arguments, "--workers", 2)
     assert shared is not None, error

@@ -12,13 +12,13 @@ from torch import nn
 
 from perceivers import (
     Audio,
-    Category,
+    CategoryField,
     Config,
     Flow,
     FramePair,
     Image,
     Label,
-    Number,
+    NumberField,
     Numbers,
     PerceiverIO,
     PointSet,
@@ -30,8 +30,8 @@ from perceivers import (
 from perceivers.core.config import DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.data import Table
-from perceivers.modalities import KINDS
-from perceivers.modalities.kind import AT_EVAL, as_evaluated
+from perceivers.modalities import MODALITIES
+from perceivers.modalities.modality import AT_EVAL, as_evaluated
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.runs.attention_report import attention, attention_page
 from perceivers.runs.prediction import output_columns, predict_rows
@@ -53,7 +53,8 @@ SMALL = Config(
 CORRUPTED = {
     "points": PointSet(axes=1, channels=1, positions=Fourier(num_bands=3, max_resolution=11), subsample=(0.1, 0.6)),
     "units": Records(
-        {"type": Category(classes=3, channels=5), "age": Number(0.0, 1.0)}, field_mask_prob={"type": 0.5, "age": 0.5}
+        {"type": CategoryField(classes=3, channels=5), "age": NumberField(0.0, 1.0)},
+        field_mask_prob={"type": 0.5, "age": 0.5},
     ),
     "text": Text(length=37, channels=5, mask_words=0.5),
     "numbers": Numbers(count=3, mean=(0.0,), std=(1.0,), drop_prob=0.5, mask_prob=0.5),
@@ -73,7 +74,9 @@ EVERYWHERE = {
 
 
 def prepared(spec, seed, training):
-    return spec.prepare(RECORD[next(n for n, own in CORRUPTED.items() if type(own) is type(spec))], rng(seed), training)
+    return spec.preprocess(
+        RECORD[next(n for n, own in CORRUPTED.items() if type(own) is type(spec))], rng(seed), training
+    )
 
 
 def rng(seed):
@@ -100,7 +103,7 @@ def test_it_acts_in_evaluation_where_the_option_says_so(spec):
     assert plain(prepared(spec.uncorrupted(), 1, False)) == plain(prepared(spec.uncorrupted(), 2, False))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_every_option_of_evaluation_is_off_unless_asked_for(kind):
     spec, values = kind.example(rng(0))
     options = {own.name: own.default for own in dataclasses.fields(kind) if own.name.endswith("_at_eval")}
@@ -113,7 +116,7 @@ def test_every_option_of_evaluation_is_off_unless_asked_for(kind):
     if spec.uncorrupted() != spec or kind.__name__ == "Vectors":
         return
     value = next(value for value in values if value is not None)
-    np.testing.assert_equal(spec.prepare(value, rng(1), False), spec.prepare(value, rng(2), False))
+    np.testing.assert_equal(spec.preprocess(value, rng(1), False), spec.preprocess(value, rng(2), False))
 
 
 @pytest.mark.parametrize("inputs", [CORRUPTED, EVERYWHERE], ids=["training", "everywhere"])
@@ -125,8 +128,8 @@ def test_a_prediction_is_that_of_a_model_without_corruption(inputs):
     clean["text"] = dataclasses.replace(CORRUPTED["text"], mask_words=0.0)
     bare = PerceiverIO(Schema(clean, model.schema.outputs), SMALL)
     bare.load_state_dict(model.state_dict())
-    rows = list(predict_rows(model.train(), [RECORD, RECORD], 1, explain=True))
-    assert rows[0] == rows[1] == next(iter(predict_rows(bare, [RECORD], 1, explain=True)))
+    rows = list(predict_rows(model.train(), [RECORD, RECORD], 1, attribution=True))
+    assert rows[0] == rows[1] == next(iter(predict_rows(bare, [RECORD], 1, attribution=True)))
     assert model.input_adapter.mask_probs == {"numbers": (0.5, inputs is EVERYWHERE)}
 
 
@@ -234,7 +237,7 @@ def test_a_row_is_predicted_alike_in_every_batch(case):
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     records = [{"own": known, "numbers": [1.0]} for known in (value, other, value)]
-    alone, together = (list(predict_rows(model, records, size, explain=True)) for size in (1, 3))
+    alone, together = (list(predict_rows(model, records, size, attribution=True)) for size in (1, 3))
     for one, two in zip(alone, together, strict=True):
         assert one == pytest.approx(two, abs=1e-5) if "flow" not in case else one.keys() == two.keys()
         assert [name for name in one if one[name] is None] == [name for name in two if two[name] is None]
@@ -243,8 +246,8 @@ def test_a_row_is_predicted_alike_in_every_batch(case):
 
 def test_an_output_that_asks_with_an_input_has_no_target_without_it():
     schema = Schema({"text": Text(length=20, channels=6, prefix=1)}, {"label": Label(classes=3, of="text")})
-    assert schema.prepare({"text": None, "label": 1}, rng(0), training=True)["targets"] == {"label": None}
-    assert schema.prepare({"text": "some", "label": 1}, rng(0), training=True)["targets"]["label"] is not None
+    assert schema.preprocess({"text": None, "label": 1}, rng(0), training=True)["targets"] == {"label": None}
+    assert schema.preprocess({"text": "some", "label": 1}, rng(0), training=True)["targets"]["label"] is not None
 
 
 MASKED = {
@@ -281,7 +284,9 @@ def test_scores_with_masks_are_those_of_seed_and_record_whatever_the_batch(maske
 
 def test_what_a_model_is_asked_beside_an_evaluation_is_not_masked(masked_model, tmp_path):
     records = masked_records(3)
-    raw = masked_model.eval().schema.collate([masked_model.schema.prepare(r, rng(0), False) for r in records])["inputs"]
+    raw = masked_model.eval().schema.collate([masked_model.schema.preprocess(r, rng(0), False) for r in records])[
+        "inputs"
+    ]
     bare = PerceiverIO(masked_model.schema.changed("image", mask_prob=0.0).changed("series", mask_prob=0.0), SMALL)
     bare.load_state_dict(masked_model.state_dict())
     assert torch.equal(masked_model(raw)["sum"], bare.eval()(raw)["sum"])
@@ -324,7 +329,7 @@ def test_what_asks_a_model_in_training_mode_leaves_its_weights(tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pictures = [np.zeros((9, 9, 3), np.uint8)]
     for ask in (
-        lambda: list(predict_rows(model.train(), records, 2, explain=True)),
+        lambda: list(predict_rows(model.train(), records, 2, attribution=True)),
         lambda: output_columns(model.train()),
         lambda: attention(model.train(), raw),
         lambda: attention_page(model.train(), records, tmp_path / "page.html"),

@@ -20,7 +20,7 @@ from perceivers.data.formats.writers import write_rows
 from perceivers.files.durable_folder import STATE, write_folder
 from perceivers.files.opening import UnreadableError
 from perceivers.files.tensor_files import check_finite, load_tensors, save_tensors
-from perceivers.modalities.cells import Row
+from perceivers.modalities.table_cells import Row
 from perceivers.pretrained.model_folder import load_model, save_model
 from perceivers.runs.prediction import predict_rows
 from perceivers.runs.results import keep_scores, read_scores, results_table
@@ -33,8 +33,8 @@ from perceivers.training.sampler import evaluation_batches
 from perceivers.training.training_config import TrainingConfig
 from perceivers.training.training_state import TRAINING, TrainingState
 from small_run import SCHEMA, small_records, trained, weights_of
-from test_explaining import HERE, SUM, model_of, rows_of
-from test_explaining import SCHEMA as ROW_SCHEMA
+from test_attribution import HERE, SUM, model_of, rows_of
+from test_attribution import SCHEMA as ROW_SCHEMA
 from test_processes import SETTINGS, together
 
 
@@ -250,7 +250,7 @@ def rows_with(number, cell):
 @pytest.mark.parametrize("explain", [False, True])
 def test_a_prediction_that_is_not_finite_names_its_row(command, tmp_path, model, out, explain):
     write_rows(tmp_path / "new.jsonl", rows_with(4, 1e38))
-    options = ["--batch-size", 3, *(["--explain"] if explain else [])]
+    options = ["--batch-size", 3, *(["--attribution"] if explain else [])]
     code, _, err = command("predict", tmp_path / "model", tmp_path / "new.jsonl", "-o", tmp_path / out, *options)
     assert code == 2
     assert err.count("\n") == 1

@@ -60,7 +60,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(records, schema)
     config = TrainingConfig(accelerator="cpu", precision="64-true")
     fabric = launch(config)
     learner = fabric.setup_module(Objective(PerceiverIO(schema, PLAIN)))
-    batch = schema.collate([schema.prepare(r, np.random.default_rng(i), True) for i, r in enumerate(records[:12])])
+    batch = schema.collate([schema.preprocess(r, np.random.default_rng(i), True) for i, r in enumerate(records[:12])])
     found = {}
     for number in (1, 2, 3, 4):
         learner.zero_grad()

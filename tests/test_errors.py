@@ -23,7 +23,7 @@ import perceivers.cli.verbs
 from perceivers.cli.errors import LEFT_ALONE, LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
 from perceivers.cli.tables import show
 from perceivers.files.messages import printable
-from perceivers.modalities.cells import array_file
+from perceivers.modalities.table_cells import array_file
 from perceivers.schema import Schema
 from perceivers.schema.plain_values import from_plain
 from perceivers.schema.schema_files import yaml_text

@@ -26,7 +26,7 @@ from perceivers.media import numpy_files
 from perceivers.media.audio_files import read_audio, write_audio
 from perceivers.media.image_files import image_size, read_image
 from perceivers.media.png16 import read_png16, write_png16
-from perceivers.modalities.cells import Files, array_file
+from perceivers.modalities.table_cells import Files, array_file
 from perceivers.modalities.tokenizers import FileTokenizer
 from test_media_image import png
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceivers import Category, Config, Label, LatentsConfig, PointSet, Records, Schema, Text, from_pretrained
+from perceivers import CategoryField, Config, Label, LatentsConfig, PointSet, Records, Schema, Text, from_pretrained
 from perceivers.core.config import DecoderConfig, EncoderConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.files.tensor_files import load_shards, save_tensors
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.pretrained.model_folder import FORMAT, WEIGHTS, save_model
-from perceivers.schema.format_1 import FIELDS, KINDS
+from perceivers.schema.format_1 import FIELDS, MODALITIES
 from perceivers.schema.plain_values import from_plain
 from perceivers.training.training_config import TrainingConfig
 
 POINTS = PointSet(axes=1, channels=1, positions=Fourier(num_bands=3, max_resolution=11), subsample=(0.1, 0.6))
-RECORDS = Records({"type": Category(classes=3, channels=5)}, field_mask_prob={"type": 0.5})
+RECORDS = Records({"type": CategoryField(classes=3, channels=5)}, field_mask_prob={"type": 0.5})
 SCHEMA = Schema(
     {
         "points": replace(POINTS, subsample_at_eval=True),
@@ -125,7 +125,7 @@ def test_a_recipe_with_an_old_word_is_told_the_new_one(field: str) -> None:
         from_plain(kind, plain)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(MODALITIES))
 def test_an_old_kind_is_told_the_new_one(kind: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown kind '{kind}'; it is called '{KINDS[kind]}' now"):
+    with pytest.raises(ValueError, match=f"unknown kind '{kind}'; it is called '{MODALITIES[kind]}' now"):
         from_plain(Schema, {"inputs": {}, "outputs": {"it": {"kind": kind}}})

@@ -10,7 +10,7 @@ from perceivers.core.config import Config, DecoderConfig, LatentsConfig, Process
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import Glue
 from perceivers.data.published.glue_tables import CLASSES, examples
-from perceivers.modalities import Estimate, Text
+from perceivers.modalities import ProbabilisticRegression, Text
 from perceivers.pretrained.model_folder import save_model
 from perceivers.pretrained.transfer import transfer
 from perceivers.runs.evaluate import evaluate_run
@@ -227,7 +227,7 @@ def test_other_texts_of_a_batch_change_nothing(variant):
     """Padding behind a short text, and a record without a text, are not read; the tokens learn."""
     schema, model = model_of(variant)
     records = [{"text": "Ö!"}, {"text": "a longer one"}, {"text": None}]
-    samples = [schema.prepare(record, np.random.default_rng(0), False) for record in records]
+    samples = [schema.preprocess(record, np.random.default_rng(0), False) for record in records]
     together = model(schema.collate(samples)["inputs"])
     alone = model(schema.collate(samples[:1])["inputs"])
     for name in schema.outputs:
@@ -273,7 +273,7 @@ def test_other_tasks_take_no_part_in_the_loss(official):
     """Nothing of RTE's query and head learns from a record of CoLA."""
     schema, model = model_of("task-queries")
     record = Glue(official, ("cola",)).training()[0]
-    batch = schema.collate([schema.prepare(record, np.random.default_rng(0), True)])
+    batch = schema.collate([schema.preprocess(record, np.random.default_rng(0), True)])
     losses = Objective(model.train())(batch)
     assert losses.keys() == {"cola"}
     losses["cola"].backward()
@@ -319,10 +319,12 @@ def test_f1_and_correlation_by_hand():
         metric.update(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3.0, 1.0, 2.0]))
     # Deviations (-4, -1, 5) / 3 and (1, -1, 0).
     assert float(metrics["pearson"].compute()) == pytest.approx(-3 / (42 * 2) ** 0.5)
-    sure = Estimate(further_metrics=("pearson",))
+    sure = ProbabilisticRegression(further_metrics=("pearson",))
     means = torch.tensor([[1.0], [2.0], [4.0]])[..., None]
     metric = sure.metrics()["pearson"]
-    metric.update(*sure.compared(torch.cat([means, torch.ones_like(means)], -1), torch.tensor([[3.0], [1.0], [2.0]])))
+    metric.update(
+        *sure.metric_inputs(torch.cat([means, torch.ones_like(means)], -1), torch.tensor([[3.0], [1.0], [2.0]]))
+    )
     assert float(metric.compute()) == pytest.approx(-3 / (42 * 2) ** 0.5)
 
 
@@ -385,7 +387,7 @@ def test_the_paper_takes_a_step(official):
     recipe = paper(tuple(EXAMPLES), "task-tokens")
     data = replace(recipe.data, folder=official)
     schema = recipe.schema.fit(data.training())
-    sample = schema.prepare(data.training()[0], np.random.default_rng(0), True)
+    sample = schema.preprocess(data.training()[0], np.random.default_rng(0), True)
     model = Preset(schema, recipe.config).build()
     optimiser, latents = build_optimiser(model, recipe.training.optimiser), model.trunk.latents.detach().clone()
     losses = Objective(model)(schema.collate([sample]))

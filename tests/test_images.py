@@ -121,7 +121,7 @@ def test_imagenets_folders(tmp_path):
     assert [record["label"] for record in held_out] == ["n01443537"] * 2
     schema = Schema({"image": Image(size=4, crop=0.875)}, {"label": Label()}).fit(training)
     assert schema.outputs["label"].classes == ("n01440764", "n01443537")
-    sample = schema.prepare(held_out[1], np.random.default_rng(0), training=False)
+    sample = schema.preprocess(held_out[1], np.random.default_rng(0), training=False)
     assert sample["inputs"]["image"].shape == (4, 4, 3)
     assert sample["targets"]["label"] == 1
 

@@ -38,4 +38,4 @@ def test_a_class_of_years_is_learned_and_asked_by_year():
     label = Label().fit([1990, 2020, 1991])
     targets = [label.target(year, np.random.default_rng(0), {}, True) for year in (2020, 1990)]
     assert targets == [2, 0]
-    assert label.prepare(1, np.random.default_rng(0), False) is None
+    assert label.preprocess(1, np.random.default_rng(0), False) is None

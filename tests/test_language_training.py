@@ -154,7 +154,7 @@ def test_words_are_hidden_whole_and_as_often_as_the_paper_says(corpus):
     recipe = replace(small(), data=corpus)
     hidden, words = 0, 0
     for number, record in enumerate(corpus.training()):
-        sample = recipe.schema.prepare(record, np.random.default_rng(number), training=True)["inputs"]["text"]
+        sample = recipe.schema.preprocess(record, np.random.default_rng(number), training=True)["inputs"]["text"]
         text = record["text"].encode()
         covered = bytes(ord("#") if masked else byte for byte, masked in zip(text, sample["masked"], strict=True))
         assert (sample["ids"] == 3).tolist() == sample["masked"].tolist()
@@ -240,7 +240,7 @@ def test_bits_and_accuracy_by_hand():
     }
     metrics = spec.metrics()
     for metric in metrics.values():
-        metric.update(*spec.compared(logits, target))
+        metric.update(*spec.metric_inputs(logits, target))
     assert float(metrics["accuracy"].compute()) == 0.5
     assert float(metrics["bits_per_token"].compute()) == pytest.approx((1 + 3) / 2, abs=1e-6)
 

@@ -17,8 +17,8 @@ from perceivers.data import Table
 from perceivers.data.arrays import read_arrays
 from perceivers.data.formats.writers import write_rows
 from perceivers.data.validation import read_parts
-from perceivers.modalities import KINDS, FramePair, Label, Numbers, PointSet, Records, Series, Text
-from perceivers.modalities.fields import Category, Date, Number
+from perceivers.modalities import MODALITIES, FramePair, Label, Numbers, PointSet, Records, Series, Text
+from perceivers.modalities.fields import CategoryField, DateField, NumberField
 from perceivers.runs.recipe import kept_data, preset_of
 from perceivers.runs.results import read_scores, score_of
 from perceivers.runs.schema_file import read_declaration
@@ -44,7 +44,7 @@ inputs:
   points: {kind: pointset, axes: 2, channels: 1, subsample: [0.5, 1.0]}
 outputs:
   kind: {kind: label, classes: 5, weight: 0.5}
-  price: {kind: estimate, count: 2, quantiles: [0.1, 0.9]}
+  price: {kind: probabilistic_regression, count: 2, quantiles: [0.1, 0.9]}
 config:
   latents: {num_latents: 8, channels: 16}
   encoder: {num_heads: 2, dropout: 0.1}
@@ -154,7 +154,7 @@ def test_broken_tables_are_refused_or_read(count, suffix, tmp_path):
     path = tmp_path / f"mine{suffix}"
     write_rows(path, rows)
     whole = path.read_bytes()
-    fields = {"height": Number(), "colour": Category(channels=3), "when": Date()}
+    fields = {"height": NumberField(), "colour": CategoryField(channels=3), "when": DateField()}
     inputs = {
         "row": Records(fields, key="*"),
         "curve": Series(channels=2),
@@ -166,7 +166,7 @@ def test_broken_tables_are_refused_or_read(count, suffix, tmp_path):
     def attempt(content):
         path.write_bytes(content)
         parts = read_parts(Table(str(path), max_bad_rows=4), schema)
-        parts.schema.collate([parts.schema.prepare(row, rng, training=True) for row in parts.training])
+        parts.schema.collate([parts.schema.preprocess(row, rng, training=True) for row in parts.training])
 
     attempt(whole)
     assert failures(count, lambda rng: broken_bytes(whole, rng), attempt) > 0
@@ -314,7 +314,7 @@ def other_inputs(spec):
     return {"frames": FramePair(size=(5, 7))} if getattr(spec, "of", None) == "frames" else {"x": Numbers(count=2)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 def test_a_wrong_value_at_any_place_of_a_schema_is_one_line(kind, side):
     spec, _ = kind.example(np.random.default_rng(0))

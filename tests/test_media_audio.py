@@ -76,7 +76,7 @@ def test_what_is_no_sound_is_not_written(samples: np.ndarray, rate: int, tmp_pat
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_kinds(kind: str, tmp_path: Path) -> None:
+def test_modalities(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.raw").write_bytes(with_libsndfile(tmp_path / "a", kind))  # the name says nothing
     samples, rate = read_audio(tmp_path / "a.raw")
     assert (samples.shape, rate) == ((7000, 2), 16_000)

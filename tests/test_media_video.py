@@ -19,7 +19,7 @@ from perceivers.media.video_files import Clip, read_video, write_video
 from test_media_audio import tones, with_ffmpeg
 from test_media_image import complaint, encoded, memory, one_line_about, photo, read_damaged, refuse_what_is_no_file
 
-KINDS = {"mp4": "libx264", "mkv": "libx264", "avi": "mpeg4", "webm": "libvpx", "ts": "mpeg2video", "gif": "gif"}
+MODALITIES = {"mp4": "libx264", "mkv": "libx264", "avi": "mpeg4", "webm": "libvpx", "ts": "mpeg2video", "gif": "gif"}
 """Kinds of films, and the codec of the pictures in the ones that are made here."""
 FORMATS = {"gif": "gray", "huffyuv": "rgb24"}
 """Codecs whose pixels are not yuv420p."""
@@ -54,7 +54,7 @@ def film(
     codec: str | None = None,
 ) -> Path:
     """A film of the kind of its suffix without sound, frame k shown from tick `ticks[k]` on, 25 a second."""
-    codec = codec or KINDS[path.suffix[1:]]
+    codec = codec or MODALITIES[path.suffix[1:]]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height = 48, 32
@@ -94,7 +94,7 @@ def frames_of(path: Path) -> np.ndarray:
     return read_video(path).frames
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_every_frame_once_and_in_order(kind: str, tmp_path: Path) -> None:
     clip = read_video(film(tmp_path / f"a.{kind}"))
     assert clip.frames.shape == (FRAMES, 32, 48, 3)
@@ -371,7 +371,7 @@ def test_cut_files_are_refused(kind: str, tmp_path: Path) -> None:
     ("kind", "count"),
     [
         *((kind, 20) for kind in ("mp4", "mkv", "avi")),
-        *(pytest.param(kind, 200, marks=pytest.mark.slow) for kind in KINDS),
+        *(pytest.param(kind, 200, marks=pytest.mark.slow) for kind in MODALITIES),
     ],
 )
 def test_damaged_files(kind: str, count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

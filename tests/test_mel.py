@@ -65,7 +65,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="channels = 2"):
         Spectrogram(channels=2)
     with pytest.raises(ValueError, match=r"shape \(700, 2\) is no sound of one channel"):
-        Spectrogram().prepare(np.zeros((700, 2)), np.random.default_rng(0), False)
+        Spectrogram().preprocess(np.zeros((700, 2)), np.random.default_rng(0), False)
 
 
 def test_a_spectrogram_reads_sound(tmp_path):
@@ -79,7 +79,7 @@ def test_a_spectrogram_reads_sound(tmp_path):
     write_audio(tmp_path / "b.wav", tone[:60], 8000)
     assert not spec.read_file(tmp_path / "b.wav")[30:].any()
     rng = np.random.default_rng(0)
-    prepared = [spec.prepare(value, rng, False) for value in (read, read[:, 0])]
+    prepared = [spec.preprocess(value, rng, False) for value in (read, read[:, 0])]
     assert np.array_equal(*prepared)
     tokens = spec.build_input()(spec.collate(prepared))
     assert tokens.content.shape == (2, 4, 6)

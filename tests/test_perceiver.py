@@ -22,8 +22,8 @@ from perceivers.core.reading import Encoded
 from perceivers.core.resampler import Resampler
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.image import Image, Video
-from perceivers.modalities.kind import Kind
 from perceivers.modalities.label import Label, Labels
+from perceivers.modalities.modality import Modality
 from perceivers.modalities.numbers import Numbers
 from perceivers.modalities.patches import space_to_depth
 from perceivers.modalities.points import Coordinates, Indices, Queries
@@ -61,7 +61,7 @@ FRAMES = FramePair(size=(5, 7), embed=11, positions=Fourier(num_bands=3))
 both_joins = pytest.mark.parametrize("config", [SMALL, PADDED], ids=["project", "pad"])
 
 
-def build(inputs: dict[str, Kind], outputs: dict[str, Kind], config: Config = SMALL) -> PerceiverIO:
+def build(inputs: dict[str, Modality], outputs: dict[str, Modality], config: Config = SMALL) -> PerceiverIO:
     """In evaluation, every parameter random: zeros and ones would hide what is left out."""
     model = PerceiverIO(Schema(inputs, outputs), config)
     torch.manual_seed(1)
@@ -237,7 +237,7 @@ def padded_array(raw: Tensor, filling: float = 100.0) -> dict[str, Tensor]:
     ],
     ids=["points", "nan points", "series", "nan series", "patches", "strided", "vectors", "nan vectors"],
 )
-def test_padding_does_not_matter(config: Config, spec: Kind, given: Any, pad: Callable[[Any], Any]) -> None:
+def test_padding_does_not_matter(config: Config, spec: Modality, given: Any, pad: Callable[[Any], Any]) -> None:
     model = build({"given": spec}, {"label": LABEL}, config)
     expected = model({"given": given})["label"]
     assert relative_error(model({"given": pad(given)})["label"], expected) <= TOLERANCE
@@ -740,7 +740,7 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
         ({}, {"wide": Vectors(channels=101, query_channels=103)}),
     ],
 )
-def test_projection_lets_inputs_and_outputs_be_added(inputs: dict[str, Kind], outputs: dict[str, Kind]) -> None:
+def test_projection_lets_inputs_and_outputs_be_added(inputs: dict[str, Modality], outputs: dict[str, Modality]) -> None:
     before = shapes_of(build({"image": IMAGE}, {"label": LABEL}))
     after = shapes_of(build({"image": IMAGE} | inputs, {"label": LABEL} | outputs))
     assert before.items() <= after.items()
@@ -816,7 +816,7 @@ def test_the_stages_are_what_runs() -> None:
     assert relative_error(resampler(tokens), latents) <= TOLERANCE
 
 
-def original_perceiver(outputs: dict[str, Kind]) -> PerceiverIO:
+def original_perceiver(outputs: dict[str, Modality]) -> PerceiverIO:
     config = Config(
         latents=SMALL.latents,
         encoder=dataclasses.replace(SMALL.encoder, num_reads=2),
@@ -1037,7 +1037,7 @@ TIED = Schema(
 
 def tied_texts() -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    return TIED.collate([TIED.prepare({"text": text}, rng, training=True) for text in ("abcdef", "xyz")])["inputs"]
+    return TIED.collate([TIED.preprocess({"text": text}, rng, training=True) for text in ("abcdef", "xyz")])["inputs"]
 
 
 @pytest.mark.parametrize("recompute", [False, True])

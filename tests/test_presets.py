@@ -49,7 +49,7 @@ def test_full_size_makes_a_forward_pass(name):
     """Real numbers through every published model, outputs in chunks."""
     preset = PRESETS[name].preset()
     model = preset.build().eval()
-    raw = {name: spec.blank(1, torch.device("cpu")) for name, spec in preset.schema.inputs.items()}
+    raw = {name: spec.dummy_input(1, torch.device("cpu")) for name, spec in preset.schema.inputs.items()}
     with torch.no_grad():
         outputs = model.decode(model.encode(raw), memory_limit=1 << 30)
     assert outputs

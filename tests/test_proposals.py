@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from perceivers import Date, Image, Label, Numbers, Records, Series, from_example
+from perceivers import DateField, Image, Label, Numbers, Records, Series, from_example
 from perceivers.data.formats.readers import read_rows
 from perceivers.data.formats.writers import write_rows
 from perceivers.media.audio_files import write_audio
 from perceivers.media.image_files import write_image
-from perceivers.modalities.cells import Files
+from perceivers.modalities.table_cells import Files
 from perceivers.runs.infer_schema import proposed_recipe
 from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
@@ -225,7 +225,7 @@ def test_examples_that_say_too_little(inputs, targets, message):
 
 
 def test_dates_are_days_and_their_cycles():
-    spec = Date()
+    spec = DateField()
     assert spec.read("2000-01-02") == 1.0
     assert spec.read("2000-01-01T12:00+12:00") == 0.0
     assert spec.read(date(2000, 2, 1)) == 31.0
@@ -236,7 +236,7 @@ def test_dates_are_days_and_their_cycles():
         spec.read("soon")
     fitted = spec.fit(["2000-01-01", "2000-01-03"])
     assert (fitted.mean, fitted.std) == (1.0, 1.0)
-    values = torch.from_numpy(fitted.prepare(["2000-01-08T06:00", None]))[None]
+    values = torch.from_numpy(fitted.preprocess(["2000-01-08T06:00", None]))[None]
     known, unknown = fitted.build_encoding()(values)[0]
     year = 2 * np.pi * 7.25 / 365.2425
     week = 2 * np.pi * 0.25 / 7
@@ -249,5 +249,5 @@ def test_dates_survive_files():
     from perceivers.schema import Schema
     from perceivers.schema.plain_values import to_plain
 
-    schema = Schema({"row": Records({"when": Date(mean=1.0, std=2.0)}, key="*")}, {"y": Label(classes=2)})
+    schema = Schema({"row": Records({"when": DateField(mean=1.0, std=2.0)}, key="*")}, {"y": Label(classes=2)})
     assert from_plain(Schema, to_plain(schema)) == schema

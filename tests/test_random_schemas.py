@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 
 from perceivers import (
     Audio,
-    Category,
+    CategoryField,
     Config,
-    Date,
+    DateField,
     DecoderConfig,
     EncoderConfig,
-    Estimate,
     FramePair,
     Image,
     Label,
     Labels,
     LatentsConfig,
-    Number,
+    NumberField,
     Numbers,
     PerceiverIO,
     PointSet,
+    ProbabilisticRegression,
     ProcessorConfig,
     Records,
     Schema,
@@ -85,7 +85,7 @@ def records(output):
     @st.composite
     def strategy(draw):
         types = draw(st.lists(st.sampled_from(["number", "category", "date"]), min_size=1, max_size=3))
-        made = {"number": Number(), "category": Category(classes=("a", "b"), channels=3), "date": Date()}
+        made = {"number": NumberField(), "category": CategoryField(classes=("a", "b"), channels=3), "date": DateField()}
         fields = {f"f{number}": made[name] for number, name in enumerate(types)}
         tokens = draw(st.sampled_from(["record", "field"]))
         spec = Records(fields, tokens=tokens, channels=4, max_records=3 if output else None, **QUERY)
@@ -116,8 +116,8 @@ def simple(output):
         (Label(classes=4, **QUERY), lambda rng: int(rng.integers(4))),
         (Labels(classes=3, **QUERY), lambda rng: [n for n in range(3) if rng.random() < 0.5]),
         (Numbers(count=count, **QUERY), lambda rng: np.where(rng.random(count) < 0.3, np.nan, rng.normal(size=count))),
-        (Estimate(**QUERY), lambda rng: float(rng.normal())),
-        (Estimate(quantiles=(0.2, 0.7), **QUERY), lambda rng: float(rng.normal())),
+        (ProbabilisticRegression(**QUERY), lambda rng: float(rng.normal())),
+        (ProbabilisticRegression(quantiles=(0.2, 0.7), **QUERY), lambda rng: float(rng.normal())),
     ]
     if not output:
         pairs += [
@@ -159,7 +159,7 @@ def schema_and_rows(inputs, outputs, mask, seed):
 
 
 def batch_of(schema, rows, training):
-    return schema.collate([schema.prepare(row, np.random.default_rng(0), training) for row in rows])
+    return schema.collate([schema.preprocess(row, np.random.default_rng(0), training) for row in rows])
 
 
 def leaves(value):
@@ -193,7 +193,7 @@ def test_any_schema_is_built_learns_is_kept_and_answers(tmp_path_factory, task):
     model.eval()
     batch = batch_of(schema, rows, training=False)
     points = schema.points(batch["targets"])
-    _, asking = schema.blank(1, torch.device("cpu"))
+    _, asking = schema.dummy_input(1, torch.device("cpu"))
     names = [name for name in schema.outputs if name in points or name not in asking]
     encoded = model.encode(batch["inputs"])
     whole = model.decode(encoded, points, outputs=names)

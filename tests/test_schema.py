@@ -112,7 +112,7 @@ def test_key_lets_input_and_target_read_one_field():
     copy = Image(size=5, channels=1, key="noisy")
     schema = Schema({"noisy": spec, "also": copy}, {"clean": copy})
     image = np.arange(25.0).reshape(5, 5)
-    prepared = schema.prepare({"noisy": image}, np.random.default_rng(0), training=True)
+    prepared = schema.preprocess({"noisy": image}, np.random.default_rng(0), training=True)
     np.testing.assert_array_equal(prepared["targets"]["clean"][..., 0], image)
     np.testing.assert_array_equal(prepared["inputs"]["also"], prepared["targets"]["clean"])
 
@@ -120,9 +120,9 @@ def test_key_lets_input_and_target_read_one_field():
 def test_dropped_inputs_are_drawn_for_each_record():
     schema = Schema({"a": Image(3, 1, drop_prob=0.5), "b": Image(3, 1)}, {"label": Label(classes=2)})
     record = {"a": np.ones((3, 3)), "b": np.ones((3, 3)), "label": 1}
-    dropped = [schema.prepare(record, np.random.default_rng(n), True)["inputs"]["a"] is None for n in range(200)]
+    dropped = [schema.preprocess(record, np.random.default_rng(n), True)["inputs"]["a"] is None for n in range(200)]
     assert 60 < sum(dropped) < 140
-    assert not any(schema.prepare(record, np.random.default_rng(n), False)["inputs"]["a"] is None for n in range(20))
+    assert not any(schema.preprocess(record, np.random.default_rng(n), False)["inputs"]["a"] is None for n in range(20))
 
 
 def test_weights_scale_losses():

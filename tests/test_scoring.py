@@ -146,8 +146,8 @@ UNDEFINED = {
 @pytest.mark.parametrize("name", UNDEFINED)
 def test_a_score_that_has_no_value_is_nan_and_the_others_stay(name):
     spec, guess, true, undefined = UNDEFINED[name]
-    pair = spec.compared(torch.tensor(guess), torch.tensor(true))
-    nothing = spec.compared(torch.tensor(guess), torch.full_like(torch.tensor(true), torch.nan))
+    pair = spec.metric_inputs(torch.tensor(guess), torch.tensor(true))
+    nothing = spec.metric_inputs(torch.tensor(guess), torch.full_like(torch.tensor(true), torch.nan))
     found = scored({"y": spec, "z": spec}, [("y", nothing), ("y", pair), ("z", nothing)])
     assert [metric for metric, value in found["y"].items() if np.isnan(value)] == undefined
     assert "z" not in found
@@ -157,7 +157,7 @@ def test_mean_average_precision_is_of_the_classes_that_some_have():
     logits = torch.tensor([[3.0, 0.1, 5.0], [-2.0, 0.2, -5.0], [1.0, 0.3, 5.0], [0.5, 0.9, 0.7]])
     true = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     spec, rows = Labels(classes=3), [slice(0, 3), slice(3, 4)]  # alone, the last ones could be probabilities
-    found = scored({"y": spec}, [("y", spec.compared(logits[own], true[own])) for own in rows])
+    found = scored({"y": spec}, [("y", spec.metric_inputs(logits[own], true[own])) for own in rows])
     assert found["y"]["mAP"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
 
 

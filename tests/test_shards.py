@@ -18,7 +18,7 @@ from perceivers.data.shards import Shards, open_shards
 from perceivers.data.validation import read_held_out, read_parts
 from perceivers.media.image_files import write_image
 from perceivers.modalities import Image, Label, Numbers, Series
-from perceivers.modalities.cells import WHOLE_ROW
+from perceivers.modalities.table_cells import WHOLE_ROW
 from perceivers.schema import Schema
 from perceivers.training.checkpoints import checkpoints
 from perceivers.training.logging import read_log

@@ -59,7 +59,7 @@ def test_numbers_are_learned_to_be_spelled():
         decoder=DecoderConfig(query_residual=True),
     )
     model, records = PerceiverIO(schema, config), [{"digit": n, "word": word} for n, word in enumerate(WORDS)]
-    batch = schema.collate([schema.prepare(record, np.random.default_rng(0), training=True) for record in records])
+    batch = schema.collate([schema.preprocess(record, np.random.default_rng(0), training=True) for record in records])
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(120):
         optimiser.zero_grad()
@@ -78,7 +78,7 @@ def test_a_table_with_text_to_write(command, tmp_path):
     code, _, err = command("train", tmp_path / "mine.yaml", "--data", data, "--out", tmp_path / "run", "--json")
     assert code == 0, err
     assert (tmp_path / "run" / "report.html").exists()
-    code, _, err = command("predict", tmp_path / "run", data, "-o", tmp_path / "out.csv", "--explain")
+    code, _, err = command("predict", tmp_path / "run", data, "-o", tmp_path / "out.csv", "--attribution")
     assert code == 0, err
     rows = list(read_rows(tmp_path / "out.csv"))
     assert list(rows[0]) == ["word"]  # what the only input contributes is everything

@@ -90,7 +90,7 @@ def test_what_is_hidden_is_told_once_only(games):
     fitted = schema().fit(records)
     hidden = []
     for seed in range(50):
-        sample = fitted.prepare(records[1], np.random.default_rng(seed), training=True)
+        sample = fitted.preprocess(records[1], np.random.default_rng(seed), training=True)
         shown, target = sample["inputs"]["units"]["type"], sample["targets"]["hidden"]["type"]
         assert ((shown == -1) != (target == -1)).all()
         truth = np.where(shown == -1, target, shown)

@@ -16,8 +16,8 @@ from perceivers.data.validation import read_parts
 from perceivers.media.audio_files import write_audio
 from perceivers.media.image_files import write_image
 from perceivers.modalities import Audio, Image, Label, Labels, Numbers, PointSet, Records, Series, Text
-from perceivers.modalities.cells import Files, Row, numbers, plain
-from perceivers.modalities.fields import Category, Number
+from perceivers.modalities.fields import CategoryField, NumberField
+from perceivers.modalities.table_cells import Files, Row, numbers, plain
 from perceivers.schema import Schema
 
 HERE = Files(Path("."))
@@ -118,10 +118,10 @@ def test_numbers_are_classes_by_name_in_every_format(tmp_path, suffix):
 
 def test_a_category_means_the_same_in_training_and_later():
     row = Row("here", {"n": "7", "c": 7}, HERE)
-    spec = Records({"n": Number(), "c": Category(classes=("7", "11"))}, key="*")
+    spec = Records({"n": NumberField(), "c": CategoryField(classes=("7", "11"))}, key="*")
     schema = Schema({"row": spec}, {"y": Label(classes=2)})
     assert schema.read(row)["inputs"]["row"] == {"n": [7.0], "c": ["7"]}
-    prepared = schema.prepare(row, np.random.default_rng(0), training=False)
+    prepared = schema.preprocess(row, np.random.default_rng(0), training=False)
     assert prepared["inputs"]["row"]["c"].tolist() == [0]
 
 
@@ -154,8 +154,8 @@ def test_cells_become_values(kind, cell, value):
         (Series(), "[1, 2", "not JSON"),
         (Series(), "curve.txt", "curve.txt"),
         (PointSet(axes=2), "[[1, 2], [3]]", "not numbers"),
-        (Records({"a": Number()}), '[{"a": "x"}]', "field 'a': not a number: 'x'"),
-        (Records({"a": Number()}), "[3]", "a record must be a dictionary"),
+        (Records({"a": NumberField()}), '[{"a": "x"}]', "field 'a': not a number: 'x'"),
+        (Records({"a": NumberField()}), "[3]", "a record must be a dictionary"),
     ],
 )
 def test_wrong_cells_are_named(kind, cell, message, tmp_path):
@@ -279,7 +279,7 @@ def test_a_class_that_only_held_out_rows_have_is_a_row_that_cannot_be_used(tmp_p
 def test_a_wrong_column_gets_the_nearest_name(table):
     for inputs, message in (
         ({"hight": Numbers()}, "unknown column .of hight. 'hight'.*did you mean 'height'"),
-        ({"row": Records({"heigt": Number()}, key="*")}, "'heigt'.*did you mean 'height'"),
+        ({"row": Records({"heigt": NumberField()}, key="*")}, "'heigt'.*did you mean 'height'"),
     ):
         with pytest.raises(ValueError, match=message):
             read_parts(Table(str(table)), Schema(inputs, {"kind": Label()}))
@@ -338,12 +338,12 @@ def test_a_split_by_a_column_that_is_not_there(table):
 def test_unknown_values_in_series_and_points_are_masked_not_learned():
     series = Series(channels=1).fit([np.array([1.0, np.nan, 3.0])])
     assert (series.mean, series.std) == ((2.0,), (1.0,))
-    batch = series.collate([series.prepare([1.0, np.nan, 3.0], np.random.default_rng(0), training=False)])
+    batch = series.collate([series.preprocess([1.0, np.nan, 3.0], np.random.default_rng(0), training=False)])
     assert batch["mask"].tolist() == [[True, False, True]]
     half_known = points(np.array([[0.0], [1.0]]), np.array([[np.nan], [4.0]]))
     spec, rng = PointSet(axes=1).fit([half_known]), np.random.default_rng(0)
     assert spec.mean == (4.0,)
-    target = spec.collate([spec.prepare(half_known, rng, training=False)])
+    target = spec.collate([spec.preprocess(half_known, rng, training=False)])
     prediction = torch.tensor([[[9.0], [5.0]]], requires_grad=True)
     loss = spec.loss(prediction, target)
     loss.backward()
@@ -353,7 +353,7 @@ def test_unknown_values_in_series_and_points_are_masked_not_learned():
 
 def test_series_come_in_whole_patches_and_are_written_at_one_length():
     spec, rng = Series(size=9, channels=1, patch=3), np.random.default_rng(0)
-    batch = spec.collate([spec.prepare(np.ones(n), rng, training=False) for n in (4, 7)])
+    batch = spec.collate([spec.preprocess(np.ones(n), rng, training=False) for n in (4, 7)])
     assert batch["values"].shape == (2, 9, 1)
     assert batch["mask"].sum(1).tolist() == [4, 7]
     target = spec.collate([spec.target(np.ones(n), rng, {}, training=True) for n in (4, 7)])
@@ -367,10 +367,10 @@ def test_points_may_be_arrays():
     values = rng.normal(size=(2, 5, 3)).astype(np.float32)
     halves = [{"coordinates": value[:, :2], "values": value[:, 2:]} for value in values]
     assert PointSet().fit(values) == PointSet().fit(halves)
-    whole, half = (PointSet().prepare(one, rng, training=False) for one in (values[0], halves[0]))
+    whole, half = (PointSet().preprocess(one, rng, training=False) for one in (values[0], halves[0]))
     assert all((whole[name] == half[name]).all() for name in half)
     with pytest.raises(ValueError, match=r"points of shape \(5,\)"):
-        PointSet().prepare(np.ones(5), rng, training=False)
+        PointSet().preprocess(np.ones(5), rng, training=False)
 
 
 def test_arrays_are_read_from_safetensors_and_split(tmp_path):

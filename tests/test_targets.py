@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers import Category, Image, Label, Labels, Number, Numbers, Records, Schema, Text, from_example
-from perceivers.modalities import KINDS
+from perceivers import CategoryField, Image, Label, Labels, NumberField, Numbers, Records, Schema, Text, from_example
+from perceivers.modalities import MODALITIES
 from perceivers.modalities.label import class_number
 from perceivers.modalities.raw import as_float32, is_missing
 from perceivers.schema.infer import propose
 from perceivers.training.mixup import Mixup, mixed
-from test_kinds import can_be_output
+from test_modalities import can_be_output
 
 
 class Colour(enum.Enum):
@@ -52,8 +52,8 @@ def test_equal_values_are_one_class(values, classes, first):
     label = Label().fit(values)
     assert label.classes == classes
     assert label.target(next(iter(values)), np.random.default_rng(0), {}, True) == first
-    assert Category().fit(list(values)).classes == classes
-    assert Category().fit(list(values)).prepare(list(values))[0] == first
+    assert CategoryField().fit(list(values)).classes == classes
+    assert CategoryField().fit(list(values)).preprocess(list(values))[0] == first
 
 
 def test_values_of_pandas_are_those_of_python():
@@ -62,7 +62,7 @@ def test_values_of_pandas_are_those_of_python():
     assert Label().fit(column).classes == ("cat", "dog")
     assert Label().fit(pandas.Series([2, None, 0], dtype="Int64")).classes == 3
     assert all(map(is_missing, (pandas.NA, pandas.NaT, np.datetime64("NaT"), np.ma.masked)))
-    assert Number().fit(list(pandas.Series([2.0, pandas.NA], dtype="Float64"))).mean == pytest.approx(2.0)
+    assert NumberField().fit(list(pandas.Series([2.0, pandas.NA], dtype="Float64"))).mean == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("values", [[-1, 1], [0, 1, -5], torch.tensor([-1, 0])])
@@ -177,7 +177,7 @@ def test_unknown_classes_count_nowhere(unknown):
     torch.testing.assert_close(loss, NAMED.loss(logits[[0, 2]], torch.tensor([1, 2])))
     loss.backward()
     assert (logits.grad[1] == 0).all()
-    assert len(NAMED.compared(logits, torch.tensor([1, unknown, 2]))[1]) == 2
+    assert len(NAMED.metric_inputs(logits, torch.tensor([1, unknown, 2]))[1]) == 2
     assert NAMED.num_terms(torch.tensor([1, unknown, 2])) == 2
     assert NAMED.probabilities(torch.tensor([unknown])).isnan().all()
     text = Text(length=3)
@@ -185,12 +185,12 @@ def test_unknown_classes_count_nowhere(unknown):
     short = {name: x[:, :1] for name, x in target.items()}
     rows = torch.randn(1, 2, 262)
     torch.testing.assert_close(text.loss(rows, target), text.loss(rows[:, :1], short))
-    field = Category(classes=3)
+    field = CategoryField(classes=3)
     assert field.known(torch.tensor([1, unknown, 2])).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("number", [-2, -101, 3, 1000])
-@pytest.mark.parametrize("use", ["loss", "compared", "probabilities", "input", "mixing", "field", "text"])
+@pytest.mark.parametrize("use", ["loss", "metric_inputs", "probabilities", "input", "mixing", "field", "text"])
 def test_a_number_that_is_no_class_is_an_error_everywhere(number, use):
     target, logits = torch.tensor([0, number]), torch.randn(2, 3)
     picture = Schema({"p": Image(size=4)}, {"y": NAMED})
@@ -198,11 +198,11 @@ def test_a_number_that_is_no_class_is_an_error_everywhere(number, use):
     ids = {"ids": target[None], "mask": torch.ones(1, 2).bool(), "masked": torch.zeros(1, 2).bool()}
     calls = {
         "loss": lambda: NAMED.loss(logits, target),
-        "compared": lambda: NAMED.compared(logits, target),
+        "metric_inputs": lambda: NAMED.metric_inputs(logits, target),
         "probabilities": lambda: NAMED.probabilities(target),
         "input": lambda: NAMED.build_input()(target),
         "mixing": lambda: mixed(picture, {"inputs": {"p": torch.zeros(2, 4, 4, 3)}, "targets": {"y": target}}, Mixup()),
-        "field": lambda: Category(classes=3).loss(logits[None], target[None]),
+        "field": lambda: CategoryField(classes=3).loss(logits[None], target[None]),
         "text": lambda: text.loss(logits[None], ids),
     }
     with pytest.raises(ValueError, match=f"class {number} is not one of 0 to 2"):
@@ -246,9 +246,9 @@ def test_an_infinite_target_is_unknown_and_leaves_gradients_finite(spec):
 
 
 def test_records_take_numbers_of_any_library():
-    spec = Records({"n": Number(), "c": Category()})
+    spec = Records({"n": NumberField(), "c": CategoryField()})
     columns = {"n": [torch.tensor(1.0), "2", None], "c": [np.str_("a"), torch.tensor(1), float("nan")]}
-    prepared = spec.fit([columns]).prepare(columns, np.random.default_rng(0), False)
+    prepared = spec.fit([columns]).preprocess(columns, np.random.default_rng(0), False)
     np.testing.assert_array_equal(prepared["n"], np.array([1, 2, np.nan], np.float32))
     assert prepared["c"].tolist() == [1, 0, -1]
 
@@ -270,7 +270,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("target", WRONG.values(), ids=WRONG.keys())
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if can_be_output(kind.example(np.random.default_rng(0))[0])])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MODALITIES if can_be_output(kind.example(np.random.default_rng(0))[0])]
+)
 def test_a_target_of_another_structure_is_an_error_that_names_the_output(kind, target):
     spec, _ = kind.example(np.random.default_rng(0))
     schema = Schema({"it": Numbers(), "frames": Numbers()}, {"it": spec})

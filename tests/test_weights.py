@@ -10,7 +10,7 @@ import torch
 
 from perceivers.core.config import EncoderConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.modalities import Estimate, Label, Numbers
+from perceivers.modalities import Label, Numbers, ProbabilisticRegression
 from perceivers.schema import Schema
 from perceivers.training.checkpoints import checkpoints
 from perceivers.training.logging import read_log
@@ -25,7 +25,7 @@ LEARNED = {"weights": "learned", "optimiser": OptimiserConfig(kind="adamw", lear
 OUTPUTS = {
     "label": Label(classes=3, query_channels=5, weight=0.5),
     "n": Numbers(query_channels=5, weight=2.0),
-    "sure": Estimate(query_channels=5),
+    "sure": ProbabilisticRegression(query_channels=5),
 }
 
 

@@ -17,7 +17,7 @@ from perceivers import (
     Schema,
     Text,
 )
-from perceivers.modalities.fields import Category, Number
+from perceivers.modalities.fields import CategoryField, NumberField
 from perceivers.runs.flops import costs, training_bytes
 from perceivers.runs.schema_file import declaration_schema
 from perceivers.schema.preset import Preset, auto_config, wiring
@@ -45,7 +45,7 @@ def schema_with(**inputs):
 
 
 def test_wiring_counts_tokens_and_queries():
-    fields = {"a": Number(), "b": Category(classes=3), "c": Number()}
+    fields = {"a": NumberField(), "b": CategoryField(classes=3), "c": NumberField()}
     inputs = {
         "image": Image(size=(6, 10), patch=2, positions=None),
         "row": Records(fields, tokens="field", max_records=5, channels=11),

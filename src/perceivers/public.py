@@ -9,7 +9,6 @@ from perceivers.core.resampler import Resampler
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities import (
     Audio,
-    Estimate,
     Flow,
     FramePair,
     Image,
@@ -17,6 +16,7 @@ from perceivers.modalities import (
     Labels,
     Numbers,
     PointSet,
+    ProbabilisticRegression,
     Records,
     Series,
     Spectrogram,
@@ -24,7 +24,7 @@ from perceivers.modalities import (
     Vectors,
     Video,
 )
-from perceivers.modalities.fields import Category, Date, Number
+from perceivers.modalities.fields import CategoryField, DateField, NumberField
 from perceivers.modalities.points import Coordinates, Indices, Part, Points, Queries
 from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
@@ -33,14 +33,13 @@ from perceivers.schema.example import from_example
 
 __all__ = [
     "Audio",
-    "Category",
+    "CategoryField",
     "Config",
     "Coordinates",
-    "Date",
+    "DateField",
     "DecoderConfig",
     "Encoded",
     "EncoderConfig",
-    "Estimate",
     "Flow",
     "Fourier",
     "FramePair",
@@ -51,12 +50,13 @@ __all__ = [
     "LatentsConfig",
     "Learned",
     "Mask",
-    "Number",
+    "NumberField",
     "Numbers",
     "Part",
     "PerceiverIO",
     "PointSet",
     "Points",
+    "ProbabilisticRegression",
     "ProcessorConfig",
     "Queries",
     "Reading",

@@ -86,7 +86,7 @@ def plan(
     check_positive("batch_size", batch_size)
     built = PRESETS[model].preset().build("meta") if model in PRESETS else from_pretrained(model).to("meta")
     inputs = cast(Schema, built.schema).inputs
-    raw = {name: spec.blank(batch_size, torch.device("meta")) for name, spec in inputs.items()}
+    raw = {name: spec.dummy_input(batch_size, torch.device("meta")) for name, spec in inputs.items()}
     limit = None if memory_limit is None else memory_limit * 1_000_000
     with torch.set_grad_enabled(training):
         found = attention_plan(built.train(training), raw, memory_limit=limit, algorithm=algorithm)

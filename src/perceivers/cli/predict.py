@@ -17,7 +17,7 @@ from perceivers.data.formats.readers import reader_of
 from perceivers.data.formats.writers import check_writable, write_rows
 from perceivers.data.shards import is_shards, open_shards
 from perceivers.files.outputs import check_outputs
-from perceivers.modalities.cells import Row
+from perceivers.modalities.table_cells import Row
 from perceivers.runs.attention_report import PAGE_ROWS, attention_page
 from perceivers.runs.prediction import predict_rows
 from perceivers.runs.ray_predict import predict_over_cluster
@@ -50,7 +50,7 @@ def predict(
     batch_size: int = 128,
     keep: tuple[str, ...] = (),
     max_bad_rows: int = 0,
-    explain: bool = False,
+    attribution: bool = False,
     attention: Path | None = None,
     where: Annotated[Machines, tyro.conf.OmitArgPrefixes] = HERE,
 ) -> None:
@@ -64,7 +64,7 @@ def predict(
         batch_size: Rows that are predicted at once; more are faster and take more memory, nothing else.
         keep: Columns of the data to copy; one that the model also writes is called NAME.given.
         max_bad_rows: Rows that may be unreadable; they stay in their place with the reason in the column "unreadable".
-        explain: Add columns OUTPUT.from.INPUT (and .FIELD): how the prediction changes by what would else be left out.
+        attribution: Add columns OUTPUT.from.INPUT (and .FIELD): the prediction minus the one without that part.
         attention: HTML page to write: which places of pictures and series the model looks at, in the first rows.
         where: The device, and how many processes.
     """
@@ -77,7 +77,7 @@ def predict(
     records = _holding(keep, records, data) if keep else records
     chosen = ModelChoice(model=model, device=where.device).load("")
     if where.workers:
-        options = {"keep": keep, "explain": explain}
+        options = {"keep": keep, "attribution": attribution}
         rows = predict_over_cluster(
             chosen,
             records if isinstance(records, Sequence) else list(records),
@@ -87,7 +87,7 @@ def predict(
             **options,
         )
     else:
-        rows = predict_rows(chosen, records, batch_size, keep, max_bad_rows, explain)
+        rows = predict_rows(chosen, records, batch_size, keep, max_bad_rows, attribution)
     count = write_rows(out, rows)
     print(f"Written: {count} rows to {out}", file=sys.stderr)
     if attention is not None:

@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 
 from perceivers.data.formats.readers import read_rows
-from perceivers.modalities.cells import Row
+from perceivers.modalities.table_cells import Row
 from perceivers.schema import Record
 
 Numbers = Sequence[int] | np.ndarray

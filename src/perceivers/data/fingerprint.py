@@ -19,8 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.files.messages import one_line
 from perceivers.modalities import Records
-from perceivers.modalities.cells import WHOLE_ROW, Row
-from perceivers.modalities.kind import Kind
+from perceivers.modalities.modality import Modality
+from perceivers.modalities.table_cells import WHOLE_ROW, Row
 from perceivers.schema import Record, Schema
 
 MOST_READ = 10_000
@@ -61,7 +61,7 @@ def differences(old: Mapping[str, Fingerprint], new: Mapping[str, Fingerprint]) 
     return "; ".join(found)
 
 
-def field_hash(name: str, spec: Kind, records: Iterable[Record]) -> str:
+def field_hash(name: str, spec: Modality, records: Iterable[Record]) -> str:
     """Return the hash of what an input or output is read from, over all records in their order."""
     key, seen = spec.key or name, sha256()
     for record in records:
@@ -97,7 +97,7 @@ def files_hash(files: Iterable[str | Path]) -> str:
     return seen.hexdigest()
 
 
-def _with_file(spec: Kind, row: Row, cell: Any) -> Any:
+def _with_file(spec: Modality, row: Row, cell: Any) -> Any:
     """A cell; where it names a file, the content of that."""
     is_path = hasattr(spec, "read_file") and isinstance(cell, str) and not cell.lstrip().startswith("[")
     return row.files.path(cell) if is_path else cell

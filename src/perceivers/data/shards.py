@@ -23,7 +23,7 @@ from perceivers.data.formats.webdataset import record_bounds, tar_row
 from perceivers.data.splits import check_held_out_fraction, random_split
 from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
-from perceivers.modalities.cells import Files, Row
+from perceivers.modalities.table_cells import Files, Row
 from perceivers.schema import Record
 
 KEPT_GROUPS = 16

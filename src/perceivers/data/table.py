@@ -15,7 +15,7 @@ from perceivers.data.splits import (
     random_split,
     whole_groups,
 )
-from perceivers.modalities.cells import Row
+from perceivers.modalities.table_cells import Row
 
 
 @dataclass(frozen=True)

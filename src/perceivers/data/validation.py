@@ -12,7 +12,7 @@ from perceivers.data.formats.readers import column_names
 from perceivers.data.shards import Shards
 from perceivers.data.table import Table
 from perceivers.modalities import Records
-from perceivers.modalities.cells import WHOLE_ROW, Row
+from perceivers.modalities.table_cells import WHOLE_ROW, Row
 from perceivers.progress import tracked
 from perceivers.schema import Record, Schema
 
@@ -85,7 +85,7 @@ def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[Sequ
 
 def preparing(schema: Schema) -> Callable[[Record], Any]:
     """The attempt to make a sample of a record."""
-    return lambda record: schema.prepare(record, np.random.default_rng(0), training=False)
+    return lambda record: schema.preprocess(record, np.random.default_rng(0), training=False)
 
 
 def check_positive(unreadable: Sequence[Unreadable], allowed: int) -> None:

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from perceivers.core.arguments import floats, precise
 from perceivers.core.checks import SIZE, check_fields, check_ranges
-from perceivers.modalities.cells import number
 from perceivers.modalities.embeddings import embedding
-from perceivers.modalities.kind import check_units, denormalised, known_units, normalised, rounded, unit_std
 from perceivers.modalities.label import Label, check_classes, counted
+from perceivers.modalities.modality import check_units, denormalised, known_units, normalised, rounded, unit_std
 from perceivers.modalities.raw import as_float32, is_missing
 from perceivers.modalities.scalars import UNKNOWN, class_numbers, class_value, scalar
+from perceivers.modalities.table_cells import number
 
 DAY = 86_400
 """Seconds."""
@@ -53,7 +53,7 @@ class FieldType(ABC):
         """Itself with what these known values tell filled in."""
 
     @abstractmethod
-    def prepare(self, values: Column) -> np.ndarray:
+    def preprocess(self, values: Column) -> np.ndarray:
         """[M] as `known` and the encoding take it; None and NaN are unknown."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class FieldType(ABC):
         """One predicted value as a plain one for a table."""
 
     @abstractmethod
-    def contribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
+    def attribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
         """What each predicted value owes to a part of the inputs: its change from `without` it."""
 
     @abstractmethod
@@ -101,7 +101,7 @@ class FieldEncoding(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Number(FieldType):
+class NumberField(FieldType):
     """A number: goes in as itself beside a one where it is known, comes out as itself."""
 
     mean: float | None = None
@@ -128,14 +128,14 @@ class Number(FieldType):
         """A number."""
         return number(cell)
 
-    def fit(self, values: Sequence[Any]) -> "Number":
+    def fit(self, values: Sequence[Any]) -> "NumberField":
         """Mean and standard deviation."""
         numbers = as_float32([_parsed(value) for value in values if not is_missing(value)]).astype(np.float64)
         mean = numbers.mean() if self.mean is None else self.mean
         std = unit_std(numbers.std()) if self.std is None else self.std
         return replace(self, mean=float(mean), std=float(std))
 
-    def prepare(self, values: Column) -> np.ndarray:
+    def preprocess(self, values: Column) -> np.ndarray:
         """As float32; None becomes NaN."""
         return as_float32([_parsed(value) for value in values])
 
@@ -164,7 +164,7 @@ class Number(FieldType):
         """The number."""
         return rounded(prediction)
 
-    def contribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
+    def attribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
         """Of the number."""
         return whole - without
 
@@ -174,7 +174,7 @@ class Number(FieldType):
 
 
 @dataclass(frozen=True)
-class Category(FieldType):
+class CategoryField(FieldType):
     """One class of several; a value that is none of them is unknown, since new ones turn up after training."""
 
     classes: int | tuple[str, ...] = ()
@@ -206,11 +206,11 @@ class Category(FieldType):
         """Its name, also where the table holds a number."""
         return str(cell)
 
-    def fit(self, values: Sequence[Any]) -> "Category":
+    def fit(self, values: Sequence[Any]) -> "CategoryField":
         """The names that occur, sorted; whole numbers stay numbers."""
         return replace(self, classes=Label(classes=self.classes).fit(values).classes)
 
-    def prepare(self, values: Column) -> np.ndarray:
+    def preprocess(self, values: Column) -> np.ndarray:
         """Class numbers."""
         names = {} if isinstance(self.classes, int) else {name: place for place, name in enumerate(self.classes)}
         return np.array([self._number(value, names) for value in values], np.int64)
@@ -236,7 +236,7 @@ class Category(FieldType):
         """The most probable class."""
         return self.show(prediction)
 
-    def contribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
+    def attribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
         """Of the log-probability of the class that is predicted from everything."""
         change = whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1)
         return change.gather(-1, whole.argmax(dim=-1, keepdim=True))[..., 0]
@@ -258,7 +258,7 @@ class Category(FieldType):
 
 
 @dataclass(frozen=True)
-class Date(Number):
+class DateField(NumberField):
     """A moment, to about a minute: ISO text, a date or its days since 2000; goes in with its place in cycles too."""
 
     kind: Literal["date"] = "date"  # type: ignore[assignment]
@@ -276,13 +276,13 @@ class Date(Number):
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return (moment - ORIGIN).total_seconds() / DAY
 
-    def fit(self, values: Sequence[Any]) -> "Date":
+    def fit(self, values: Sequence[Any]) -> "DateField":
         """Mean and standard deviation of the days."""
         fitted = super().fit([self.read(value) for value in values])
-        assert isinstance(fitted, Date)
+        assert isinstance(fitted, DateField)
         return fitted
 
-    def prepare(self, values: Column) -> np.ndarray:
+    def preprocess(self, values: Column) -> np.ndarray:
         """Days as float32; None becomes NaN."""
         return np.asarray([None if is_missing(value) else self.read(value) for value in values], np.float32)
 
@@ -301,7 +301,7 @@ class Date(Number):
         return "?"
 
 
-Field = Number | Category | Date
+Field = NumberField | CategoryField | DateField
 
 
 class NumberEncoding(FieldEncoding):
@@ -309,7 +309,7 @@ class NumberEncoding(FieldEncoding):
 
     channels = 2
 
-    def __init__(self, field: Number) -> None:
+    def __init__(self, field: NumberField) -> None:
         super().__init__()
         self.field = field
 
@@ -335,7 +335,7 @@ class DateEncoding(NumberEncoding):
 class CategoryEncoding(FieldEncoding):
     """A trained vector for each class; the first one says unknown."""
 
-    def __init__(self, field: Category) -> None:
+    def __init__(self, field: CategoryField) -> None:
         super().__init__()
         self.channels, self.count = field.channels, field.num_outputs
         self.embedding = embedding(1 + self.count, field.channels)

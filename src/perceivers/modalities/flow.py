@@ -22,7 +22,7 @@ from perceivers.core.tokens import Segment
 from perceivers.media.drawing import show_image
 from perceivers.media.flow_colours import flow_colours
 from perceivers.modalities.convolution import ConvStem
-from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, same_shape
+from perceivers.modalities.modality import Modality, Raw, input_of, mean_where, same_shape
 from perceivers.modalities.patches import as_sizes, rows_of, surrounding_patches, token_grid
 from perceivers.modalities.points import Points, at_points
 from perceivers.modalities.position_encodings import Fourier, GridPlaces, PositionConfig, Positions
@@ -44,7 +44,7 @@ BAD_PIXELS, BAD_PART = 3.0, 0.05
 
 
 @dataclass(frozen=True)
-class FramePair(Kind):
+class FramePair(Modality):
     """Two frames, a token for each pixel: its surroundings in both, and its place (variants: paper section H)."""
 
     size: int | tuple[int, int] = (368, 496)
@@ -64,7 +64,7 @@ class FramePair(Kind):
     kind: Literal["frame_pair"] = "frame_pair"
     """Name in files."""
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[2, H, W, C] as float32."""
         frames = as_float32(value)
         if frames.ndim != 4 or len(frames) != 2 or frames.shape[-1] != self.channels:
@@ -78,7 +78,7 @@ class FramePair(Kind):
             return frames
         return {"values": frames.nan_to_num(0.0), "mask": torch.tensor([value is not None for value in values])}
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """Zeros."""
         return torch.zeros(batch_size, 2, *as_sizes(self.size, 2, "size"), self.channels, device=device)
 
@@ -98,7 +98,7 @@ class FramePair(Kind):
 
 
 @dataclass(frozen=True)
-class Flow(Kind):
+class Flow(Modality):
     """Displacement of each pixel of the first frame, asked for with that frame's own tokens.
 
     Behind a convolutional stem each pixel is a convex combination of its nine nearest tokens' answers, as in RAFT.
@@ -116,7 +116,7 @@ class Flow(Kind):
         if not self.scale > 0:
             raise ValueError(f"scale = {self.scale} must be above 0")
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[H, W, 2] as float32."""
         flow = as_float32(value)
         if flow.ndim != 3 or flow.shape[-1] != 2:
@@ -146,7 +146,7 @@ class Flow(Kind):
         """Mean end-point error in pixels, and the part of pixels where it is large (KITTI's Fl)."""
         return {"epe": _mean_of(end_point_error), "fl": _mean_of(is_bad)}
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Displacements of known pixels [P, 2]."""
         known = same_shape(target, prediction.shape).isfinite().all(dim=-1)
         return prediction[known], target[known]

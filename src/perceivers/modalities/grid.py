@@ -24,10 +24,9 @@ from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import dtype_of, plain_linear
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
-from perceivers.modalities.cells import Files, array_file, holds_file, numbers
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
-from perceivers.modalities.kind import (
-    Kind,
+from perceivers.modalities.modality import (
+    Modality,
     Raw,
     check_units,
     denormalised,
@@ -41,6 +40,7 @@ from perceivers.modalities.points import Indices, Part, Points
 from perceivers.modalities.position_encodings import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
 from perceivers.modalities.queries import PositionQuery
 from perceivers.modalities.raw import as_array, as_float32, check_keys, finite, may_hold
+from perceivers.modalities.table_cells import Files, array_file, holds_file, numbers
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -51,7 +51,7 @@ MOST_PLACES = 2**53
 
 
 @dataclass(frozen=True)
-class Grid(Kind, ABC):
+class Grid(Modality, ABC):
     """Values on a grid of `axes` axes; coordinates to ask at count its query places along each axis, from 0."""
 
     axes: ClassVar[int]
@@ -153,7 +153,7 @@ class Grid(Kind, ABC):
             value_range=self.value_range or (float(low), float(high)),
         )
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[*size, C] as float32; a missing axis of one channel is added."""
         return self._array(value)
 
@@ -197,7 +197,7 @@ class Grid(Kind, ABC):
         tensor = torch.from_numpy(batch)
         return {"values": tensor, "mask": tensor.isfinite().all(dim=-1)}
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """Zeros."""
         return torch.zeros(batch_size, *as_sizes(self.size, self.axes, "size"), self.channels, device=device)
 
@@ -246,7 +246,7 @@ class Grid(Kind, ABC):
             return {"rmse": MeanSquaredError(squared=False)}
         return {"psnr": PeakSignalNoiseRatio(data_range=self.value_range)}
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Values that are there, flat."""
         values = target["values"] if isinstance(target, Mapping) else target
         valid = same_shape(values, prediction.shape).isfinite()

@@ -14,7 +14,7 @@ from perceivers.media.resampling import centre_crop, resize
 from perceivers.media.video_files import read_video
 from perceivers.modalities.augmentation import Augmentation, augmented
 from perceivers.modalities.grid import Grid, values_of
-from perceivers.modalities.kind import Raw
+from perceivers.modalities.modality import Raw
 from perceivers.modalities.patches import as_sizes
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.modalities.raw import is_picture
@@ -48,7 +48,7 @@ class Image(Grid):
             return _shades(read_image(path), self.channels)
         return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[*size, C] as float32, cut and resized if the spec says so; otherwise as large as it is."""
         if training and self.augmentation is not None:
             pixels = augmented(self._array(value, None), self.augmentation, rng)

@@ -20,11 +20,11 @@ from perceivers.core.checks import is_whole
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import drawable
-from perceivers.modalities.cells import Files, plain
-from perceivers.modalities.kind import Raw, mean_where, rounded, shown
-from perceivers.modalities.row import RowKind, RowOutput, stack_known
+from perceivers.modalities.modality import Raw, mean_where, rounded, shown
+from perceivers.modalities.row import RowModality, RowOutput, stack_known
 from perceivers.modalities.scalars import UNKNOWN, class_chances, class_numbers, class_value
 from perceivers.modalities.scores import mean_average_precision
+from perceivers.modalities.table_cells import Files, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ FURTHER_METRICS: "dict[str, Callable[[int], Metric]]" = {"f1": f1, "matthews": m
 
 
 @dataclass(frozen=True)
-class Label(RowKind):
+class Label(RowModality):
     """One class of several; a record holds its name or its number."""
 
     classes: int | tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class Label(RowKind):
             return replace(self, classes=tuple(map(str, numbers)))
         return replace(self, classes=count)
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:
         """Its number; None (missing) for a class that is none of these, since new ones turn up after training."""
         try:
             return class_number(value, self.classes)
@@ -123,17 +123,17 @@ class Label(RowKind):
         """[B] numbers, -1 where unknown."""
         return torch.tensor([UNKNOWN if value is None else value for value in values])
 
-    def cells(self, sample: Raw) -> dict[str, Any]:
+    def to_row(self, sample: Raw) -> dict[str, Any]:
         """The most probable class, and its probability."""
         ((name, probability),) = self.ranking(sample.float().softmax(dim=-1), 1)
         return {"": name, "probability": rounded(probability)}
 
-    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+    def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
         """Change of the log-probability of the class that is predicted from everything."""
         change = whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1)
         return {"": rounded(change[whole.argmax()])}
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """Class 0."""
         return torch.zeros(batch_size, dtype=torch.long, device=device)
 
@@ -168,7 +168,7 @@ class Label(RowKind):
             **{name: FURTHER_METRICS[name](count) for name in self.further_metrics},
         }
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Probabilities [n, classes] (of two at least) and true classes of known samples."""
         target, known = self._known(target)
         target = target.argmax(dim=-1) if target.ndim == 2 else target
@@ -213,7 +213,7 @@ class Label(RowKind):
 
 
 @dataclass(frozen=True)
-class Labels(RowKind):
+class Labels(RowModality):
     """Any number of classes at once; a record holds a list of their names or numbers."""
 
     classes: int | tuple[str, ...] = ()
@@ -236,7 +236,7 @@ class Labels(RowKind):
         fitted = Label(classes=self.classes).fit(name for value in values for name in _several(value))
         return replace(self, classes=fitted.classes)
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """Ones in the places of its classes."""
         hot = np.zeros(self.num_classes, np.float32)
         for name in _several(value):
@@ -249,19 +249,19 @@ class Labels(RowKind):
         """[B, classes], NaN where unknown."""
         return stack_known(values)
 
-    def cells(self, sample: Raw) -> dict[str, Any]:
+    def to_row(self, sample: Raw) -> dict[str, Any]:
         """The classes more probable than not, and the probability of each class."""
         probabilities = sample.float().sigmoid()
         names = [str(i) for i in range(self.classes)] if isinstance(self.classes, int) else self.classes
         chosen = [name for name, p in zip(names, probabilities, strict=True) if p > 0.5]
         return {"": chosen, "probabilities": rounded(probabilities)}
 
-    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+    def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
         """Change of the log-probability of the choice that is made from everything: of each class, whether or not."""
         side = torch.where(whole > 0, 1.0, -1.0)
         return {"": rounded((F.logsigmoid(side * whole) - F.logsigmoid(side * without)).sum())}
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """No class."""
         return torch.zeros(batch_size, self.num_classes, device=device)
 
@@ -283,7 +283,7 @@ class Labels(RowKind):
         """Mean average precision over the classes."""
         return {"mAP": mean_average_precision()}
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Probabilities and classes of known samples."""
         target, parts = class_chances(target, self.num_classes, "labels")
         known = parts.all(dim=-1)

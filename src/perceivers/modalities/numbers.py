@@ -14,19 +14,28 @@ from torch import Tensor
 from perceivers.core.arguments import floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
-from perceivers.modalities.cells import Files, number, plain
-from perceivers.modalities.kind import Raw, check_units, known_units, mean_where, rounded, same_shape, shown, statistics
+from perceivers.modalities.modality import (
+    Raw,
+    check_units,
+    known_units,
+    mean_where,
+    rounded,
+    same_shape,
+    shown,
+    statistics,
+)
 from perceivers.modalities.raw import as_float32, finite
-from perceivers.modalities.row import RowKind, RowOutput, stack_known
+from perceivers.modalities.row import RowModality, RowOutput, stack_known
 from perceivers.modalities.scalars import scalar
 from perceivers.modalities.scores import correlation
+from perceivers.modalities.table_cells import Files, number, plain
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
 @dataclass(frozen=True)
-class Numbers(RowKind):
+class Numbers(RowModality):
     """Numbers that belong to the whole sample; a record holds one, or a list of them."""
 
     count: int = 1
@@ -57,7 +66,7 @@ class Numbers(RowKind):
         mean, std = statistics(table)
         return replace(self, mean=self.mean or mean, std=self.std or std)
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[count] as float32."""
         return self._array(value)
 
@@ -65,15 +74,15 @@ class Numbers(RowKind):
         """[B, count], NaN where unknown."""
         return stack_known(values)
 
-    def cells(self, sample: Raw) -> dict[str, Any]:
+    def to_row(self, sample: Raw) -> dict[str, Any]:
         """The number, or a list of them."""
         return {"": rounded(sample if self.count > 1 else sample[0])}
 
-    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+    def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
         """Change of the number, or of each."""
-        return Numbers.cells(self, whole - without)
+        return Numbers.to_row(self, whole - without)
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """Zeros."""
         return torch.zeros(batch_size, self.count, device=device)
 
@@ -101,7 +110,7 @@ class Numbers(RowKind):
         """The further metrics."""
         return {name: correlation(name) for name in self.further_metrics}
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Known numbers, flat."""
         target = same_shape(target, prediction.shape)
         known = target.isfinite()

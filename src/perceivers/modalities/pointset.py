@@ -16,11 +16,10 @@ from perceivers.core.arguments import floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
 from perceivers.core.tokens import Segment, zero_where_absent
-from perceivers.modalities.cells import Files, numbers, plain
-from perceivers.modalities.kind import (
+from perceivers.modalities.modality import (
     LARGEST,
     NOMINAL,
-    Kind,
+    Modality,
     Raw,
     check_units,
     denormalised,
@@ -35,6 +34,7 @@ from perceivers.modalities.points import Coordinates, Points
 from perceivers.modalities.position_encodings import Fourier, Positions, sound_coordinates
 from perceivers.modalities.queries import CoordinateQuery
 from perceivers.modalities.raw import as_float32, check_keys, finite
+from perceivers.modalities.table_cells import Files, numbers, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PointSet(Kind):
+class PointSet(Modality):
     """A set of points; a record holds {"coordinates": [M, axes], "values": [M, channels]}, M may differ.
 
     Or one array [M, axes + channels], in which values may be left out where they are not known.
@@ -101,7 +101,7 @@ class PointSet(Kind):
             std=self.std or std,
         )
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
         """Coordinates and values as float32; in training, or under `subsample_at_eval`, a random part of them."""
         points = self._arrays(value)
         total = len(points["coordinates"])
@@ -121,14 +121,14 @@ class PointSet(Kind):
         numbers, _ = pad_sequences([None if value is None else value["values"] for value in values])
         return {"coordinates": coordinates, "values": numbers, "mask": mask}
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """Points at the origin."""
         coordinates, values = (
             torch.zeros(batch_size, NOMINAL, width, device=device) for width in (self.axes, self.channels)
         )
         return {"coordinates": coordinates, "values": values}
 
-    def blank_points(self, batch_size: int, device: torch.device) -> Points:
+    def dummy_points(self, batch_size: int, device: torch.device) -> Points:
         """At the origin."""
         return Coordinates(torch.zeros(batch_size, NOMINAL, self.axes, device=device))
 
@@ -165,7 +165,7 @@ class PointSet(Kind):
 
         return {"rmse": MeanSquaredError(squared=False)}
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Known values of points that exist, flat."""
         known = target["mask"][..., None] & target["values"].isfinite()
         return prediction[known], target["values"][known]
@@ -190,7 +190,7 @@ class PointSet(Kind):
         axes.set_facecolor("#33507a")
         axes.set_aspect("equal")
 
-    def beside(self, prediction: Raw, target: Raw) -> Raw:
+    def for_plot(self, prediction: Raw, target: Raw) -> Raw:
         """At the target's places."""
         return {**target, "values": prediction}
 

@@ -20,12 +20,11 @@ from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear, trained_vector
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import show_text
-from perceivers.modalities.cells import WHOLE_ROW, Files, plain
-from perceivers.modalities.fields import Category, Column, Field, Number, is_missing
-from perceivers.modalities.kind import (
+from perceivers.modalities.fields import CategoryField, Column, Field, NumberField, is_missing
+from perceivers.modalities.modality import (
     NOMINAL,
-    Kind,
-    LeftOut,
+    Ablation,
+    Modality,
     Raw,
     input_of,
     mean_where,
@@ -37,6 +36,7 @@ from perceivers.modalities.kind import (
 from perceivers.modalities.points import Indices, Points
 from perceivers.modalities.queries import InputQuery, LearnedQuery
 from perceivers.modalities.raw import check_keys
+from perceivers.modalities.table_cells import WHOLE_ROW, Files, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ LINES = 12
 
 
 @dataclass(frozen=True)
-class Records(Kind):
+class Records(Modality):
     """A set of records: a list of dictionaries, a dictionary of columns, or one of single values (a set of one).
 
     A value that is None, NaN or not there is unknown.
@@ -77,7 +77,7 @@ class Records(Kind):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.fields:
-            raise ValueError("records need at least one field, e.g. fields={'health': Number()}")
+            raise ValueError("records need at least one field, e.g. fields={'health': NumberField()}")
         if "mask" in self.fields:
             raise ValueError("a field cannot be called 'mask', which says where records are: give it another name")
         check_names("field in field_mask_prob:", list(self.field_mask_prob), self.fields)
@@ -97,10 +97,12 @@ class Records(Kind):
         fitted = {name: self._fitted(name, [columns[name] for columns in sets]) for name in self.fields}
         return replace(self, fields=fitted)
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
         """A column [M] for each field: float32 or class numbers."""
         columns = self._columns(value)
-        prepared = {name: named(f"field {name!r}", field.prepare, columns[name]) for name, field in self.fields.items()}
+        prepared = {
+            name: named(f"field {name!r}", field.preprocess, columns[name]) for name, field in self.fields.items()
+        }
         count = _count(prepared)
         if self.max_records is not None and count > self.max_records:
             raise ValueError(f"{count} records are more than max_records = {self.max_records}: raise it, or give fewer")
@@ -110,7 +112,7 @@ class Records(Kind):
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """All records; with `of`, one for each of the input's (None without the input)."""
-        target = replace(self, field_mask_prob={}).prepare(value, rng, training=False)
+        target = replace(self, field_mask_prob={}).preprocess(value, rng, training=False)
         if self.of is None:
             if _count(target) > self._num_queries:
                 raise ValueError(f"{_count(target)} records where {self._num_queries} can be asked: set max_records")
@@ -130,36 +132,36 @@ class Records(Kind):
             batch[name], mask = pad_sequences([None if value is None else value[name] for value in values])
         return {**batch, "mask": mask}
 
-    def cells(self, sample: Raw) -> dict[str, Any]:
+    def to_row(self, sample: Raw) -> dict[str, Any]:
         """A list of records; the fields of a set of one stand beside."""
         count = _count(sample)
         records = [{name: field.cell(sample[name][i]) for name, field in self.fields.items()} for i in range(count)]
         return records[0] if self.of is None and self._num_queries == 1 else {"": records}
 
-    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+    def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
         """Of each field, of each record: change of the number, or of the log-probability of the predicted class."""
-        changes = {name: rounded(field.contribution(whole[name], without[name])) for name, field in self.fields.items()}
+        changes = {name: rounded(field.attribution(whole[name], without[name])) for name, field in self.fields.items()}
         single = self.of is None and self._num_queries == 1
         return {name: change[0] for name, change in changes.items()} if single else changes
 
-    def left_out(self, raw: Raw) -> Mapping[str, LeftOut | list[LeftOut]]:
+    def ablations(self, raw: Raw) -> Mapping[str, Ablation | list[Ablation]]:
         """Of a set of one each field, as if unknown; else each record, under "each"."""
         columns = {name: raw[name] for name in self.fields}
         first = next(iter(columns.values()))
         mask = raw["mask"] if "mask" in raw else torch.ones_like(first, dtype=torch.bool)
         if self.max_records != 1 and self.key != WHOLE_ROW:
             others = ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-            return {"each": [LeftOut({**raw, "mask": mask & rest}, mask[:, i]) for i, rest in enumerate(others)]}
-        unknown = {name: torch.from_numpy(field.prepare([None])) for name, field in self.fields.items()}
+            return {"each": [Ablation({**raw, "mask": mask & rest}, mask[:, i]) for i, rest in enumerate(others)]}
+        unknown = {name: torch.from_numpy(field.preprocess([None])) for name, field in self.fields.items()}
         there = {name: (self.fields[name].known(columns[name]) & mask).any(dim=1) for name in columns}
         return {
-            name: LeftOut({**raw, name: unknown[name].to(x).expand_as(x)}, there[name]) for name, x in columns.items()
+            name: Ablation({**raw, name: unknown[name].to(x).expand_as(x)}, there[name]) for name, x in columns.items()
         }
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """Records of which nothing is known, `max_records` or NOMINAL."""
         size = (batch_size, self.max_records or NOMINAL)
-        unknown = {name: torch.from_numpy(field.prepare([None])) for name, field in self.fields.items()}
+        unknown = {name: torch.from_numpy(field.preprocess([None])) for name, field in self.fields.items()}
         return {name: value.to(device).repeat(size) for name, value in unknown.items()}
 
     def build_input(self) -> InputAdapter:
@@ -210,7 +212,7 @@ class Records(Kind):
         most = max(self.fields[name].num_outputs for name in self._categories)
         return {"accuracy": MulticlassAccuracy(num_classes=max(most, 2), average="micro")}
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Known values of all categories, else of all numbers in units of std, flat."""
         pairs = [self._compared(name, prediction, target) for name in self._categories or self.fields]
         return torch.cat([predicted for predicted, _ in pairs]), torch.cat([true for _, true in pairs])
@@ -227,7 +229,7 @@ class Records(Kind):
         lines = ["  ".join(map(str.ljust, row, widths)) for row in rows[:LINES]]
         show_text(axes, "\n".join([*lines, f"and {len(rows) - LINES} more"] if len(rows) > LINES else lines))
 
-    def beside(self, prediction: Raw, target: Raw) -> Raw:
+    def for_plot(self, prediction: Raw, target: Raw) -> Raw:
         """Records that the target has."""
         count = len(target["mask"])
         return {**{name: values[:count] for name, values in prediction.items()}, "mask": target["mask"]}
@@ -238,7 +240,7 @@ class Records(Kind):
 
     @property
     def _categories(self) -> list[str]:
-        return [name for name, field in self.fields.items() if isinstance(field, Category)]
+        return [name for name, field in self.fields.items() if isinstance(field, CategoryField)]
 
     def _columns(self, value: Any) -> dict[str, Column]:
         if isinstance(value, Mapping):
@@ -267,7 +269,7 @@ class Records(Kind):
         return None if is_missing(cell) else named(f"field {name!r}", self.fields[name].read, cell)
 
     def _without(self, name: str, column: np.ndarray, where: np.ndarray) -> np.ndarray:
-        return np.where(where, self.fields[name].prepare([None]), column)
+        return np.where(where, self.fields[name].preprocess([None]), column)
 
     def _fitted(self, name: str, columns: Sequence[Column]) -> Field:
         known = [value for column in columns for value in column if not is_missing(value)]
@@ -282,17 +284,17 @@ class Records(Kind):
     def _compared(self, name: str, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         field, known = self.fields[name], self._known(name, target)
         predicted, true = _beside(prediction[name], target)[known], target[name][known]
-        if isinstance(field, Category):
+        if isinstance(field, CategoryField):
             return predicted.argmax(dim=-1), true
         return field.normalise(predicted), field.normalise(true)
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Records, list[Any]]":
         """Ragged, as dictionaries and as columns, with unknown values; one set is missing."""
-        kinds = Category(classes=("probe", "stalker", "zealot"), channels=5)
+        kinds = CategoryField(classes=("probe", "stalker", "zealot"), channels=5)
         units = [{"type": "probe", "health": 20.0}, {"type": "zealot"}, {"type": None, "health": 45.0}]
         columns = {"type": ["stalker", "probe"], "health": [80.0, float("nan")]}
-        return cls({"type": kinds, "health": Number()}, max_records=3, query_channels=7), [units, columns, None]
+        return cls({"type": kinds, "health": NumberField()}, max_records=3, query_channels=7), [units, columns, None]
 
 
 class RecordsInput(InputAdapter):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
 from perceivers.core.tokens import Segment
-from perceivers.modalities.kind import Kind, Unit, denormalised, input_of
+from perceivers.modalities.modality import Modality, Unit, denormalised, input_of
 from perceivers.modalities.queries import InputQuery, LearnedQuery
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowKind(Kind):
+class RowModality(Modality):
     """As an output, one row of the decoder that tells something of the whole sample."""
 
     query_channels: int = 256

@@ -11,7 +11,7 @@ from torch import Tensor
 from perceivers.media.audio_files import read_audio, to_mono, to_rate
 from perceivers.media.drawing import show_heat
 from perceivers.modalities.grid import Grid, values_of
-from perceivers.modalities.kind import Raw
+from perceivers.modalities.modality import Raw
 from perceivers.modalities.patches import as_sizes
 from perceivers.modalities.position_encodings import Fourier
 

@@ -9,7 +9,7 @@ import numpy as np
 from perceivers.media.audio_files import read_audio, to_mono, to_rate
 from perceivers.media.mel import log_mel
 from perceivers.modalities.grid import Grid
-from perceivers.modalities.kind import Raw
+from perceivers.modalities.modality import Raw
 from perceivers.modalities.patches import as_sizes
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.modalities.raw import as_float32

@@ -25,14 +25,14 @@ from perceivers.core.layers import plain_linear, sines, trained_vector
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import show_text
-from perceivers.modalities.cells import Files
 from perceivers.modalities.embeddings import TiedHead, bound_to_embedding, embedding
-from perceivers.modalities.kind import Kind, Raw, input_of, mean_where, pad_sequences, rounded
+from perceivers.modalities.modality import Modality, Raw, input_of, mean_where, pad_sequences, rounded
 from perceivers.modalities.points import Indices, Points, at_points
 from perceivers.modalities.position_encodings import GridPlaces, LearnedPositions
 from perceivers.modalities.queries import InputQuery, LearnedQuery
 from perceivers.modalities.raw import as_mask, check_index, check_keys
 from perceivers.modalities.scalars import UNKNOWN, class_numbers
+from perceivers.modalities.table_cells import Files
 from perceivers.modalities.tokenizers import tokenizer_of, word_numbers
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ MOST_CROPPED = 2**24
 
 
 @dataclass(frozen=True)
-class Text(Kind):
+class Text(Modality):
     """A text; a record holds a string."""
 
     length: int = 2048
@@ -104,7 +104,7 @@ class Text(Kind):
         """The tokenizer's number of ids, so that the model can be built without its file."""
         return replace(self, vocab_size=self.num_ids)
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, Any]:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, Any]:
         """Ids with words masked, where they were masked, and the token of the text that is the first of them.
 
         Words are masked outside training too under `mask_at_eval`; always by MASK alone (paper F.3).
@@ -126,7 +126,7 @@ class Text(Kind):
         Without `of` a padding follows that is written too, so that the text has an end, if `length` leaves room for it.
         """
         if self.of is None:
-            ids = replace(self, mask_words=0.0).prepare(value, rng, training=False)["ids"]
+            ids = replace(self, mask_words=0.0).preprocess(value, rng, training=False)["ids"]
             ids = np.append(ids, tokenizer_of(self.tokenizer).pad_id)[: self.length]
             return {"ids": ids, "masked": np.zeros(len(ids), bool), "start": 0}
         source = prepared.get(self.of)
@@ -147,17 +147,17 @@ class Text(Kind):
         masked, _ = pad_sequences([None if value is None else value["masked"] for value in values])
         return {"ids": ids.masked_fill(~mask, tokenizer_of(self.tokenizer).pad_id), "mask": mask, "masked": masked}
 
-    def cells(self, sample: Raw) -> dict[str, Any]:
+    def to_row(self, sample: Raw) -> dict[str, Any]:
         """The most probable text, up to its first padding."""
         return {"": tokenizer_of(self.tokenizer).decode(self._written(sample))}
 
-    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+    def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
         """Change of the log-probability of the text that is predicted from everything."""
         ids = whole.new_tensor(self._written(whole), dtype=torch.long)
         change = (whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1))[: len(ids)]
         return {"": rounded(change.gather(1, ids[:, None]).sum())}
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """The first id, everywhere."""
         return torch.zeros(batch_size, self.length, dtype=torch.long, device=device)
 
@@ -226,7 +226,7 @@ class Text(Kind):
             "bits_per_token": LambdaInputTransformer(MeanMetric(), lambda rows: rows[:, 1], torch.ones_like),
         }
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Of the tokens that the loss looks at: most probable ids and the true ids' bits, [n, 2]; true ids."""
         target = _known(target, prediction.shape[-1])
         asked = _asked(target)
@@ -251,7 +251,7 @@ class Text(Kind):
             pieces.append(f"[{text or '...'}]" if hidden else text)
         return "".join(pieces)
 
-    def beside(self, prediction: Raw, target: Raw) -> Raw:
+    def for_plot(self, prediction: Raw, target: Raw) -> Raw:
         """Most probable ids of the target's tokens."""
         return {**target, "ids": prediction[: len(target["ids"])].argmax(dim=-1)}
 

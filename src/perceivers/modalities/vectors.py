@@ -13,7 +13,7 @@ from perceivers.core.arguments import floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
 from perceivers.core.tokens import Segment, zero_where_absent
-from perceivers.modalities.kind import NOMINAL, Kind, Raw, mean_where, pad_sequences, same_shape
+from perceivers.modalities.modality import NOMINAL, Modality, Raw, mean_where, pad_sequences, same_shape
 from perceivers.modalities.points import Points, Queries
 from perceivers.modalities.queries import GivenQuery
 from perceivers.modalities.raw import as_float32, check_keys, finite
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Vectors(Kind):
+class Vectors(Modality):
     """Vectors in any order and number; as an output, one for each query that the caller brings."""
 
     channels: int = 64
@@ -33,7 +33,7 @@ class Vectors(Kind):
     kind: Literal["vectors"] = "vectors"
     """Name in files."""
 
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """[M, channels] as float32."""
         vectors = as_float32(value)
         if vectors.ndim != 2 or vectors.shape[1] != self.channels:
@@ -44,7 +44,7 @@ class Vectors(Kind):
         """{"queries": [O, query_channels], "values": [O, channels]}."""
         if not isinstance(value, Mapping) or not {"queries", "values"} <= value.keys():
             raise ValueError('a target must be {"queries": [O, query_channels], "values": [O, channels]}')
-        queries, values = as_float32(value["queries"]), self.prepare(value["values"], rng, training=False)
+        queries, values = as_float32(value["queries"]), self.preprocess(value["values"], rng, training=False)
         if queries.shape != (len(values), self.query_channels):
             raise ValueError(f"queries of shape {queries.shape}, expected ({len(values)}, {self.query_channels})")
         return {"queries": queries, "values": values}
@@ -59,11 +59,11 @@ class Vectors(Kind):
             batch[name], batch["mask"] = pad_sequences(arrays)
         return batch
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """Zeros."""
         return torch.zeros(batch_size, NOMINAL, self.channels, device=device)
 
-    def blank_points(self, batch_size: int, device: torch.device) -> Points:
+    def dummy_points(self, batch_size: int, device: torch.device) -> Points:
         """Queries of zeros."""
         return Queries(torch.zeros(batch_size, NOMINAL, self.query_channels, device=device))
 
@@ -100,7 +100,7 @@ class Vectors(Kind):
 
         return {"rmse": MeanSquaredError(squared=False)}
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Known numbers of vectors that exist, flat."""
         known = target["mask"][..., None] & target["values"].isfinite()
         return prediction[known], target["values"][known]

@@ -14,7 +14,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.files.budgets import read_json
 from perceivers.files.durable_folder import DESCRIPTION, current
 from perceivers.files.tensor_files import is_finite, load_shards, save_tensors
-from perceivers.modalities.kind import named
+from perceivers.modalities.modality import named
 from perceivers.schema import Schema
 from perceivers.schema.format_1 import renamed_description, renamed_weights
 from perceivers.schema.plain_values import from_plain, to_plain

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from perceivers.modalities.grid import Grid
-from perceivers.modalities.kind import Kind
+from perceivers.modalities.modality import Modality
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema.preset import Preset
 
@@ -56,7 +56,7 @@ def widths(weights: Weights, stage: str) -> dict[str, int]:
     return {"asking": asking, "asked": asked, "qk": qk_channels, "v": v_channels, "hidden": hidden}
 
 
-def axes_of(spec: Kind) -> int:
+def axes_of(spec: Modality) -> int:
     """How many axes an image, a video, a sound or a pair of frames has."""
     return spec.axes if isinstance(spec, Grid) else 2
 

@@ -10,8 +10,8 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.trunk import Trunk
 from perceivers.files.tensor_files import is_finite
 from perceivers.media.html_report import Report
-from perceivers.modalities.cells import Row
-from perceivers.modalities.kind import sample_of
+from perceivers.modalities.modality import sample_of
+from perceivers.modalities.table_cells import Row
 from perceivers.runs.prediction import attempt
 from perceivers.schema import Record, Schema
 from perceivers.training.metrics import inference

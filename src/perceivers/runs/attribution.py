@@ -11,9 +11,9 @@ import torch
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded, Reading
 from perceivers.core.trunk import Trunk
-from perceivers.modalities.kind import Kind, LeftOut, Raw, asks_in_vain, sample_of
+from perceivers.modalities.modality import Ablation, Modality, Raw, asks_in_vain, sample_of
 from perceivers.modalities.points import Points
-from perceivers.modalities.row import RowKind
+from perceivers.modalities.row import RowModality
 from perceivers.schema import Batch, Schema
 from perceivers.training.metrics import inference
 
@@ -21,7 +21,7 @@ Sample = Mapping[str, Mapping[str, Any]]
 """A prepared record: {"inputs", "targets"}, None for what it lacks."""
 
 
-def contributions(
+def attributions(
     model: PerceiverIO,
     samples: Sequence[Sample],
     batch: Batch,
@@ -38,7 +38,7 @@ def contributions(
         encode = _encoder(model, inputs)
         for source in inputs:
             asked = [name for name in whole if not _asks_with(schema, name, source)]
-            for part, cases in {"": _whole(source, samples), **schema.inputs[source].left_out(inputs[source])}.items():
+            for part, cases in {"": _whole(source, samples), **schema.inputs[source].ablations(inputs[source])}.items():
                 for case in cases if isinstance(cases, list) else [cases]:
                     without = model.decode(encode(source, case.raw), points, asked) if case.there.any() else {}
                     for number in case.there.nonzero()[:, 0].tolist():
@@ -49,25 +49,25 @@ def contributions(
     return rows
 
 
-def contribution_columns(model: PerceiverIO, blank: Mapping[str, Raw], outputs: Mapping[str, Raw]) -> list[str]:
+def attribution_columns(model: PerceiverIO, blank: Mapping[str, Raw], outputs: Mapping[str, Raw]) -> list[str]:
     """Return the columns that contributions may have, from blank inputs and their predictions."""
     schema, columns = cast(Schema, model.schema), []
     for name, prediction in outputs.items():
         sample = sample_of(prediction, 0)
-        for own in schema.outputs[name].contribution(sample, sample):
+        for own in schema.outputs[name].attribution(sample, sample):
             for source, spec in schema.inputs.items():
-                parts = [*([""] if len(schema.inputs) > 1 else []), *spec.left_out(blank[source])]
+                parts = [*([""] if len(schema.inputs) > 1 else []), *spec.ablations(blank[source])]
                 columns += [_column(name, own, source, part) for part in parts if not _asks_with(schema, name, source)]
     return columns
 
 
 def own_part(
-    name: str, spec: Kind, prediction: Raw, batch: Batch, samples: Sequence[Sample], number: int
+    name: str, spec: Modality, prediction: Raw, batch: Batch, samples: Sequence[Sample], number: int
 ) -> Raw | None:
     """Return a sample of a prediction without the padding of its batch; None where it was not queried."""
     if asks_in_vain(spec, samples[number]["inputs"]):
         return None
-    if isinstance(spec, RowKind):
+    if isinstance(spec, RowModality):
         return sample_of(prediction, number)
     asked_by = batch["targets"].get(name, batch["inputs"].get(spec.of or ""))
     mask = asked_by.get("mask") if isinstance(asked_by, Mapping) else None
@@ -92,7 +92,7 @@ def _changes(
         spec = schema.outputs[name]
         before, after = (own_part(name, spec, side, batch, samples, number) for side in (whole[name], prediction))
         if before is not None:
-            found |= {(name, own): change for own, change in spec.contribution(before, after).items()}
+            found |= {(name, own): change for own, change in spec.attribution(before, after).items()}
     return found
 
 
@@ -118,10 +118,10 @@ def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Ra
     return encode
 
 
-def _whole(name: str, samples: Sequence[Sample]) -> LeftOut:
+def _whole(name: str, samples: Sequence[Sample]) -> Ablation:
     """Leave this input out, in samples that have it and another one too."""
     known = [[other for other, value in sample["inputs"].items() if value is not None] for sample in samples]
-    return LeftOut(None, torch.tensor([name in own and len(own) > 1 for own in known]))
+    return Ablation(None, torch.tensor([name in own and len(own) > 1 for own in known]))
 
 
 def _asks_with(schema: Schema, output: str, source: str) -> bool:

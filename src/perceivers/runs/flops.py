@@ -43,7 +43,7 @@ def costs(preset: Preset) -> Costs:
     model = preset.build("meta").eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model.to_empty(device="cpu")
-        raw, points = preset.schema.blank(1, torch.device("cpu"))
+        raw, points = preset.schema.dummy_input(1, torch.device("cpu"))
         counter, memory = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION), PeakMemory()
         memory.hold([*model.parameters(), *tree_leaves(raw)])
         with memory, counter:
@@ -59,7 +59,7 @@ def training_bytes(preset: Preset, batch_size: int) -> int:
     model = preset.build("meta")
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        raw, points = preset.schema.blank(batch_size, torch.device("cpu"))
+        raw, points = preset.schema.dummy_input(batch_size, torch.device("cpu"))
         moments = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(2)]
         memory = PeakMemory()
         memory.hold([*model.parameters(), *tree_leaves(raw), *moments])

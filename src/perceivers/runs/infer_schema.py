@@ -11,7 +11,7 @@ from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.formats.readers import FOLDER, column_names, read_rows
 from perceivers.data.formats.webdataset import KEY
 from perceivers.data.shards import is_shards, open_shards
-from perceivers.modalities.cells import WHOLE_ROW, Files, Row
+from perceivers.modalities.table_cells import WHOLE_ROW, Files, Row
 from perceivers.schema import Record
 from perceivers.schema.example import OWN_KINDS
 from perceivers.schema.infer import Proposal, propose

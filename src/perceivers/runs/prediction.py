@@ -19,9 +19,9 @@ from perceivers.data.formats.readers import column_names
 from perceivers.data.formats.writers import PlainRow
 from perceivers.data.validation import read_held_out
 from perceivers.files.tensor_files import is_finite
-from perceivers.modalities.cells import Row, holds_file
-from perceivers.modalities.kind import Kind, rounded, sample_of
-from perceivers.runs.attribution import Sample, contribution_columns, contributions, own_part
+from perceivers.modalities.modality import Modality, rounded, sample_of
+from perceivers.modalities.table_cells import Row, holds_file
+from perceivers.runs.attribution import Sample, attribution_columns, attributions, own_part
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Record, Schema
 from perceivers.training.devices import device_of
@@ -40,16 +40,16 @@ def predict_rows(
     batch_size: int,
     keep: Sequence[str] = (),
     max_bad_rows: int = 0,
-    explain: bool = False,
+    attribution: bool = False,
     first: int = 0,
 ) -> Iterator[PlainRow]:
     """Yield a row of plain values for each record, in their order.
 
     ValueError past `max_bad_rows` records that cannot be read, or of which something is predicted that is not finite.
-    `explain` adds what each input contributes to each output; `first` is the number of the first record.
+    `attribution` adds what each input contributes to each output; `first` is the number of the first record.
     """
     columns, asking, bad, stream = (
-        output_columns(model, explain),
+        output_columns(model, attribution),
         asking_outputs(cast(Schema, model.schema)),
         0,
         iter(records),
@@ -57,7 +57,7 @@ def predict_rows(
     while batch := list(islice(stream, min(batch_size, MOST_ROWS))):
         samples = [attempt(model, record, asking) for record in batch]
         predicted = iter(
-            _predict(model, [sample for sample in samples if not isinstance(sample, str)], asking, explain)
+            _predict(model, [sample for sample in samples if not isinstance(sample, str)], asking, attribution)
         )
         for number, (record, sample) in enumerate(zip(batch, samples, strict=True), start=first + 1):
             cells = sample if isinstance(sample, str) else next(predicted)
@@ -76,14 +76,14 @@ def too_many(reason: str, bad: int, allowed: int) -> ValueError:
     return ValueError(f"{reason} (row {bad} that cannot be read; max_bad_rows = {allowed})")
 
 
-def output_columns(model: PerceiverIO, explain: bool = False) -> list[str]:
+def output_columns(model: PerceiverIO, attribution: bool = False) -> list[str]:
     """Return the columns of the predictions, and of the contributions to them."""
     schema = cast(Schema, model.schema)
-    raw, points = schema.blank(1, device_of(model))
+    raw, points = schema.dummy_input(1, device_of(model))
     with inference(model):
         outputs = model(raw, points)
     own = [column for name in outputs for column in _cells(name, schema.outputs[name], sample_of(outputs[name], 0))]
-    return own + (contribution_columns(model, raw, outputs) if explain else [])
+    return own + (attribution_columns(model, raw, outputs) if attribution else [])
 
 
 def group_scores(run: Path, column: str) -> dict[str, Scores]:
@@ -109,7 +109,7 @@ def attempt(model: PerceiverIO, record: Record, asking: Sequence[str]) -> Sample
     """Return a record as a sample, with the targets that hold queries only; or the reason why it cannot be one."""
     schema = cast(Schema, model.schema)
     try:
-        sample = schema.uncorrupted.prepare(record, np.random.default_rng(0), training=False, outputs=asking)
+        sample = schema.uncorrupted.preprocess(record, np.random.default_rng(0), training=False, outputs=asking)
         if all(value is None for value in sample["inputs"].values()):
             raise ValueError(f"none of {', '.join(schema.inputs)} is known")
         return sample
@@ -132,12 +132,12 @@ def _kept(record: Record, name: str) -> Any:
 
 def asking_outputs(schema: Schema) -> list[str]:
     """Return the outputs that have no whole: their targets say where they are queried."""
-    _, points = schema.blank(1, torch.device("meta"))
+    _, points = schema.dummy_input(1, torch.device("meta"))
     return list(points)
 
 
 def _predict(
-    model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], explain: bool
+    model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], attribution: bool
 ) -> list[dict[str, Any] | str]:
     """Return the cells of each sample by column, or what is wrong with them."""
     if not samples:
@@ -150,7 +150,7 @@ def _predict(
         encoded = model.encode(batch["inputs"])
         names = [name for name in names if schema.outputs[name].of in (None, *encoded.sources)]
         outputs = model.decode(encoded, points, outputs=names)
-    rows = contributions(model, samples, batch, points, outputs) if explain else [dict[str, Any]() for _ in samples]
+    rows = attributions(model, samples, batch, points, outputs) if attribution else [dict[str, Any]() for _ in samples]
     for name, prediction in outputs.items():
         spec = schema.outputs[name]
         for number, row in enumerate(rows):
@@ -175,5 +175,5 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(values, float) or math.isfinite(values)
 
 
-def _cells(name: str, spec: Kind, sample: Any) -> dict[str, Any]:
-    return {f"{name}.{part}" if part else name: value for part, value in spec.cells(sample).items()}
+def _cells(name: str, spec: Modality, sample: Any) -> dict[str, Any]:
+    return {f"{name}.{part}" if part else name: value for part, value in spec.to_row(sample).items()}

@@ -22,7 +22,7 @@ from perceivers.data.validation import Parts, read_parts
 from perceivers.files.durable import write_text
 from perceivers.files.durable_folder import DESCRIPTION, MANIFEST, READY
 from perceivers.files.opening import read_text
-from perceivers.modalities.kind import as_evaluated, named
+from perceivers.modalities.modality import as_evaluated, named
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.pretrained.model_folder import WEIGHTS, load_model
 from perceivers.pretrained.transfer import freeze, transfer

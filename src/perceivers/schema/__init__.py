@@ -16,12 +16,12 @@ from typing_extensions import TypedDict
 
 from perceivers.core.arguments import check_names, check_new_name
 from perceivers.core.checks import check_fields
-from perceivers.modalities import KINDS
-from perceivers.modalities.cells import Row
+from perceivers.modalities import MODALITIES
 from perceivers.modalities.guard import Guard
-from perceivers.modalities.kind import Kind, Raw, asks_in_vain, named
 from perceivers.modalities.label import check_classes
+from perceivers.modalities.modality import Modality, Raw, asks_in_vain, named
 from perceivers.modalities.points import Points
+from perceivers.modalities.table_cells import Row
 from perceivers.schema.memory import check_memory, num_bytes
 
 Record = Mapping[str, Any]
@@ -40,17 +40,17 @@ T = TypeVar("T")
 class SchemaInFile(TypedDict):
     """Inputs and outputs by name, of the closed list of kinds."""
 
-    inputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
-    outputs: dict[str, Annotated[functools.reduce(operator.or_, KINDS), Field(discriminator="kind")]]  # type: ignore[valid-type]
+    inputs: dict[str, Annotated[functools.reduce(operator.or_, MODALITIES), Field(discriminator="kind")]]  # type: ignore[valid-type]
+    outputs: dict[str, Annotated[functools.reduce(operator.or_, MODALITIES), Field(discriminator="kind")]]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
 class Schema:
     """Inputs and outputs of a model, by name."""
 
-    inputs: Mapping[str, Kind]
+    inputs: Mapping[str, Modality]
     """Inputs by name."""
-    outputs: Mapping[str, Kind]
+    outputs: Mapping[str, Modality]
     """Outputs by name."""
 
     def __post_init__(self) -> None:
@@ -88,17 +88,17 @@ class Schema:
 
     def fit(self, records: Sequence[Record]) -> "Schema":
         """The same schema with statistics and vocabularies of the training part filled in."""
-        if all(type(spec).fit is Kind.fit for spec in (*self.inputs.values(), *self.outputs.values())):
+        if all(type(spec).fit is Modality.fit for spec in (*self.inputs.values(), *self.outputs.values())):
             return self  # without making all records
 
-        def fitted(name: str, spec: Kind) -> Kind:
+        def fitted(name: str, spec: Modality) -> Modality:
             values = (_value(record, name, spec) for record in records)
             return named(name, spec.fit, (value for value in values if value is not None))
 
         inputs = {name: fitted(name, spec) for name, spec in self.inputs.items()}
         return type(self)(inputs, {name: fitted(name, spec) for name, spec in self.outputs.items()})
 
-    def prepare(
+    def preprocess(
         self, record: Record, rng: np.random.Generator, training: bool, outputs: Collection[str] | None = None
     ) -> dict[str, dict[str, Any]]:
         """One record as {"inputs", "targets"}, None for what it lacks and for targets of other outputs than these.
@@ -110,7 +110,7 @@ class Schema:
             value = _value(record, name, spec)
             # The draw is made for every record, so that what follows does not depend on what is missing.
             dropped = rng.random() < spec.drop_prob and (training or spec.drop_at_eval)
-            inputs[name] = None if value is None or dropped else named(name, spec.prepare, value, rng, training)
+            inputs[name] = None if value is None or dropped else named(name, spec.preprocess, value, rng, training)
         targets = {}
         for name, spec in self.outputs.items():
             left_out = asks_in_vain(spec, inputs) or not (outputs is None or name in outputs)
@@ -137,16 +137,16 @@ class Schema:
         """Checks of what a caller gives a model of this schema."""
         return Guard(self.inputs, self.outputs)
 
-    def blank(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
+    def dummy_input(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
         """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant.
 
         ValueError for sizes that no memory holds.
         """
         if device.type != "meta":
-            shapes, _ = self.blank(batch_size, torch.device("meta"))
+            shapes, _ = self.dummy_input(batch_size, torch.device("meta"))
             check_memory("inputs of the trained size", num_bytes(shapes))
-        raw = {name: named(name, spec.blank, batch_size, device) for name, spec in self.inputs.items()}
-        points = {name: spec.blank_points(batch_size, device) for name, spec in self.outputs.items()}
+        raw = {name: named(name, spec.dummy_input, batch_size, device) for name, spec in self.inputs.items()}
+        points = {name: spec.dummy_points(batch_size, device) for name, spec in self.outputs.items()}
         return raw, {name: asked for name, asked in points.items() if asked is not None}
 
     def losses(self, predictions: Mapping[str, Raw], targets: Mapping[str, Raw]) -> dict[str, Tensor]:
@@ -180,13 +180,13 @@ def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) ->
 
 def _check_spec(spec: Any) -> None:
     """Raise a ValueError for what is no declared input or output, or has numbers that mean nothing."""
-    if not isinstance(spec, Kind):
+    if not isinstance(spec, Modality):
         raise ValueError(f"{spec!r:.99} is no declared structure, such as Numbers(count=3)")
     check_fields(spec)
     check_classes(getattr(spec, "classes", ()))
 
 
-def _value(record: Record, name: str, spec: Kind) -> Any:
+def _value(record: Record, name: str, spec: Modality) -> Any:
     value = record.get(spec.key or name)
     return named(name, spec.read, value, record.files) if isinstance(record, Row) and value is not None else value
 
@@ -200,6 +200,6 @@ def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
     raise ValueError(f"the model has no {kind.__name__}, only {found}")
 
 
-def kind_name(kind: Kind | type[Kind]) -> str:
+def kind_name(kind: Modality | type[Modality]) -> str:
     """Return what files call a kind; the name of its class if they do not know it."""
     return str(getattr(kind, "kind", type(kind).__name__))

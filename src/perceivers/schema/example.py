@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perceivers.core.config import Config
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.modalities.kind import named
+from perceivers.modalities.modality import named
 from perceivers.modalities.raw import check_numbers, check_values
 from perceivers.schema import Schema
 from perceivers.schema.infer import propose

@@ -20,7 +20,7 @@ FIELDS = {
 }
 """Fields of modalities, configs and training, and what they are called now."""
 
-KINDS = {"estimate": "probabilistic_regression"}
+MODALITIES = {"estimate": "probabilistic_regression"}
 """Modalities, and what they are called now."""
 
 
@@ -48,4 +48,4 @@ def _fields(plain: Any) -> Any:
         return plain
     found = {FIELDS.get(name, name): value for name, value in plain.items()}
     kind = found.get("kind")
-    return {**found, "kind": KINDS[kind]} if isinstance(kind, str) and kind in KINDS else found
+    return {**found, "kind": MODALITIES[kind]} if isinstance(kind, str) and kind in MODALITIES else found

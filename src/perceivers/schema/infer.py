@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from perceivers.media.image_files import image_size
-from perceivers.modalities.cells import Files, array_file, holds_file, plain
 from perceivers.modalities.raw import as_array, as_float32, is_missing, is_picture
 from perceivers.modalities.scalars import scalar
 from perceivers.modalities.series import Audio
+from perceivers.modalities.table_cells import Files, array_file, holds_file, plain
 
 FILES = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
@@ -43,10 +43,10 @@ MOST_CHANNELS = 4
 
 
 class Proposal(NamedTuple):
-    """Kind and options that are proposed for a column."""
+    """Modality and options that are proposed for a column."""
 
     spec: dict[str, Any]
-    """Kind (of a field: number, category or date) and few options, as in files; empty: it is to be left out."""
+    """Modality (of a field: number, category or date) and few options, as in files; empty: it is to be left out."""
     why: str
     """Reason: what the values look like."""
     is_doubtful: bool = False

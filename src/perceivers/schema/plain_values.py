@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from perceivers.core.arguments import near
 from perceivers.files.messages import one_line
-from perceivers.modalities import KINDS
+from perceivers.modalities import MODALITIES
 from perceivers.schema import format_1, kind_name
 
 T = TypeVar("T")
@@ -129,8 +129,8 @@ def _explain(kind: Any, error: ErrorDetails) -> str:
 
 
 def _unknown_kind(tag: str, kinds: Sequence[str]) -> str:
-    if format_1.KINDS.get(tag) in kinds:
-        return f"unknown kind {tag!r}; it is called {format_1.KINDS[tag]!r} now"
+    if format_1.MODALITIES.get(tag) in kinds:
+        return f"unknown kind {tag!r}; it is called {format_1.MODALITIES[tag]!r} now"
     return f"unknown kind {tag!r}{_near(tag, kinds)}; there are {', '.join(kinds)}"
 
 
@@ -139,7 +139,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _kind_names() -> list[str]:
-    return [kind_name(kind) for kind in KINDS]
+    return [kind_name(kind) for kind in MODALITIES]
 
 
 def _field_names(schema: Any) -> set[str]:

@@ -12,7 +12,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded
 from perceivers.files.messages import one_line
 from perceivers.modalities import Text
-from perceivers.modalities.kind import named
+from perceivers.modalities.modality import named
 from perceivers.schema import Schema
 from perceivers.schema.memory import check_memory, num_bytes
 
@@ -36,7 +36,7 @@ class Preset:
             largest = max(parameters, key=lambda name: parameters[name].numel())
             shape = list(parameters[largest].shape)
             check_memory(f"the model's weights (the largest, {largest}, are {shape})", num_bytes(parameters))
-            check_memory("inputs of this size", num_bytes(self.schema.blank(1, torch.device("meta"))))
+            check_memory("inputs of this size", num_bytes(self.schema.dummy_input(1, torch.device("meta"))))
         with torch.device(device), only_value_errors():
             return PerceiverIO(self.schema, self.config)
 
@@ -63,7 +63,7 @@ def wiring(schema: Schema) -> tuple[dict[str, Rows], dict[str, Rows]]:
     """Tokens of each input and queries of each output, by name; ValueError for a schema that must be fitted first."""
     device = torch.device("meta")
     with device, torch.no_grad(), only_value_errors():
-        raw, points = schema.blank(1, device)
+        raw, points = schema.dummy_input(1, device)
         inputs = {name: named(name, spec.build_input) for name, spec in schema.inputs.items()}
         segments = {name: adapter(raw[name]) for name, adapter in inputs.items()}
         encoded = Encoded(torch.zeros(1, 1, 1), segments)

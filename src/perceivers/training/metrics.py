@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from perceivers.core.adapters import mask_probs
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.modalities.kind import Kind, Raw
+from perceivers.modalities.modality import Modality, Raw
 from perceivers.progress import tracked
 from perceivers.schema import Batch, Record, Schema
 from perceivers.training.devices import device_of, on_device
@@ -49,7 +49,7 @@ def answers(
         batch, first = on_device(batch, device_of(model)), number * batch_size
         with inference(model):
             written = model(batch["inputs"], schema.points(batch["targets"]), masking=masking._replace(first=first))
-        yield from compared(schema, batch, written, first)
+        yield from metric_inputs(schema, batch, written, first)
 
 
 def masking_of(model: PerceiverIO, schema: Schema, seed: int = 0) -> Masking:
@@ -59,7 +59,7 @@ def masking_of(model: PerceiverIO, schema: Schema, seed: int = 0) -> Masking:
     return Masking({name: prob if at_eval else 0.0 for name, (prob, at_eval) in probs.items()}, seed)
 
 
-def check_mask_tokens(known: Collection[str], inputs: Mapping[str, Kind]) -> None:
+def check_mask_tokens(known: Collection[str], inputs: Mapping[str, Modality]) -> None:
     """Raise a ValueError if an evaluation on these inputs masks one without a mask token; `known` have one."""
     if unknown := [name for name in mask_probs(inputs) if name not in known]:
         raise ValueError(f"{unknown[0]}: cannot be masked in an evaluation, since the model has no mask token of it")
@@ -73,7 +73,7 @@ def inference(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def compared(
+def metric_inputs(
     schema: Schema, batch: Batch, guesses: Mapping[str, Raw], first: int = 0
 ) -> Iterator[tuple[str, Compared]]:
     """Yield predictions and targets of each output of a batch that has both.
@@ -82,7 +82,7 @@ def compared(
     """
     for name in guesses.keys() & batch["targets"].keys():
         check_guesses(name, guesses[name], first)
-        yield name, schema.outputs[name].compared(guesses[name], batch["targets"][name])
+        yield name, schema.outputs[name].metric_inputs(guesses[name], batch["targets"][name])
 
 
 def check_guesses(output: str, guesses: Raw, first: int = 0, what: str = "record") -> None:
@@ -101,10 +101,10 @@ def not_finite(raw: Raw) -> Bool[Tensor, " b"]:
 
 def guess_scores(schema: Schema, batches: Iterable[Batch], guess: Callable[[Batch], Mapping[str, Raw]]) -> Scores:
     """Scores of what a baseline guesses of these batches, of the outputs that it knows."""
-    return scored(schema.outputs, (pair for batch in batches for pair in compared(schema, batch, guess(batch))))
+    return scored(schema.outputs, (pair for batch in batches for pair in metric_inputs(schema, batch, guess(batch))))
 
 
-def scored(outputs: Mapping[str, Kind], pairs: Iterable[tuple[str, Compared]]) -> Scores:
+def scored(outputs: Mapping[str, Modality], pairs: Iterable[tuple[str, Compared]]) -> Scores:
     """The metrics of outputs over all pairs of each; an output of which nothing is known has none."""
     metrics: dict[str, Mapping[str, Metric]] = {}
     for name, pair in pairs:

@@ -153,7 +153,7 @@ def build_optimiser(
 ) -> torch.optim.Optimizer:
     """The optimiser of what a model learns, in groups: matrices (muon only), decayed parameters, the others.
 
-    `beside` is learned too, without decay.
+    `for_plot` is learned too, without decay.
     """
     matrices, decayed, exempt = _groups(model, config)
     rest = [

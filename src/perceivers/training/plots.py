@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perceivers.media.drawing import drawable
-from perceivers.modalities.kind import sample_of
+from perceivers.modalities.modality import sample_of
 from perceivers.schema import Schema
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def draw_samples(schema: Schema, batch: Mapping[str, Any], predictions: Mapping[
             target, prediction = (sample_of(side[name], row) for side in (batch["targets"], predictions))
             spec = schema.outputs[name]
             spec.picture(next(columns), target)
-            spec.picture(next(columns), spec.beside(prediction, target))
+            spec.picture(next(columns), spec.for_plot(prediction, target))
     return figure
 
 

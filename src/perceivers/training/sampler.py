@@ -89,7 +89,7 @@ class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
         epoch, number = draw if isinstance(draw, tuple) else (0, draw)
         rng = np.random.default_rng((self.seed, epoch, number))
         try:
-            return self.schema.prepare(self.records[number], rng, self.training)
+            return self.schema.preprocess(self.records[number], rng, self.training)
         except ValueError as error:
             raise RecordError(str(error)) from error
 
@@ -113,7 +113,7 @@ def training_batches(
     """Collated training batches in this order; ValueError for batches that no memory holds."""
     check_memory(
         f"batch_size = {order.batch_size}: the inputs",
-        order.batch_size * num_bytes(schema.blank(1, torch.device("meta"))),
+        order.batch_size * num_bytes(schema.dummy_input(1, torch.device("meta"))),
     )
     prepared = PreparedRecords(schema, records, order.seed, training=True)
     return DataLoader(

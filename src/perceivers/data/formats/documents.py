@@ -20,7 +20,7 @@ import numpy as np
 from perceivers.files.budgets import from_json
 from perceivers.files.messages import one_line
 from perceivers.files.opening import most_unpacked, regular_file
-from perceivers.modalities.cells import MOST_VALUES
+from perceivers.modalities.table_cells import MOST_VALUES
 
 PLAIN, LINES = (".txt", ".rst", ".md"), (".json", ".jsonl")
 """Ends of the names of text files and of JSON Lines files; either may be packed: .gz behind them."""

@@ -17,7 +17,7 @@ from perceivers.files.messages import one_line
 
 MOST = {
     "rows": (300_000, 20),
-    "cells": (3_000_000, 100),
+    "to_row": (3_000_000, 100),
     "values": (10**7, 200),
     "bytes": (2**27, 100),
     "bytes of texts": (2**28, 200),
@@ -72,7 +72,7 @@ class Parquet:
         if (least := min(self.counts, default=0)) < 0:
             raise ValueError(f"{path}: not a whole Parquet file: a row group of {least:,} rows")
         self._check("rows", sum(self.counts))
-        self._check("cells", sum(self.counts) * self.num_columns)
+        self._check("to_row", sum(self.counts) * self.num_columns)
         leaves = [schema.column(number) for number in range(len(schema))]
         texts = [leaf for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         self.texts = sorted({leaf.path for leaf in texts})
@@ -113,7 +113,7 @@ class Parquet:
             parts = (arrow.Table.from_batches([batch]) for batch in batches)
         for part in parts:
             self.take(group, "rows", len(part))
-            self.take(group, "cells", len(part) * self.num_columns)
+            self.take(group, "to_row", len(part) * self.num_columns)
             if rows is not None:
                 self.take(group, "steps", 1)
                 self.take(group, "bytes of texts", part.get_total_buffer_size())

@@ -14,7 +14,7 @@ from perceivers.data.formats.parquet import Parquet
 from perceivers.files.budgets import from_json
 from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
-from perceivers.modalities.cells import MOST_VALUES, Files, Row
+from perceivers.modalities.table_cells import MOST_VALUES, Files, Row
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
 """Text of cells without a value."""

@@ -14,7 +14,7 @@ from perceivers.files.budgets import from_json
 from perceivers.files.durable import whole_file
 from perceivers.files.messages import one_line
 from perceivers.files.outputs import user_cache
-from perceivers.modalities.cells import MOST_VALUES, Files, Row
+from perceivers.modalities.table_cells import MOST_VALUES, Files, Row
 
 TEXTS = ("txt", "text", "cls", "id", "json")
 """Members of a .tar that are text; all others are files."""

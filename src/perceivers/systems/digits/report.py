@@ -8,7 +8,7 @@ import torch
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.html_report import Report
-from perceivers.modalities.kind import sample_of
+from perceivers.modalities.modality import sample_of
 from perceivers.modalities.points import Coordinates
 from perceivers.runs.recipe import changed_schema, load_run
 from perceivers.runs.report import add_losses, predict

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from perceivers.data import DataSet
 from perceivers.data.published.glue_tables import RATING
 from perceivers.modalities import Label, Numbers
-from perceivers.modalities.kind import Kind
 from perceivers.modalities.label import class_number
+from perceivers.modalities.modality import Modality
 from perceivers.runs.recipe import load_run
 from perceivers.schema import Record, Schema
 from perceivers.training.metrics import Compared, Scores, answers, gathered, scored
@@ -75,21 +75,21 @@ def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict
     return scores
 
 
-def told(spec: Kind, name: str, records: Sequence[Record]) -> tuple[list[bytes], Tensor]:
+def told(spec: Modality, name: str, records: Sequence[Record]) -> tuple[list[bytes], Tensor]:
     """Return the texts that have this target, and the targets."""
     known = [(record["text"].encode(), record[name]) for record in records if name in record]
     numbers = [class_number(value, spec.classes) if isinstance(spec, Label) else value for _, value in known]
     return [text for text, _ in known], torch.tensor(numbers)
 
 
-def most_frequent(spec: Kind, targets: Tensor) -> Float[Tensor, " width"]:
+def most_frequent(spec: Modality, targets: Tensor) -> Float[Tensor, " width"]:
     """Return the most frequent class as one-hot, or the mean."""
     if not isinstance(spec, Label):
         return targets.mean(dim=0, keepdim=True)
     return F.one_hot(targets.bincount().argmax(), spec.num_classes).float()
 
 
-def bag_of_bytes(spec: Kind, texts: Sequence[bytes], targets: Tensor, asked: Sequence[bytes]) -> Tensor:
+def bag_of_bytes(spec: Modality, texts: Sequence[bytes], targets: Tensor, asked: Sequence[bytes]) -> Tensor:
     """Predict by logistic (of numbers, ridge) regression on weighted counts of one to three bytes in a row."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from perceivers.data.published.glue_tables import CLASSES, RATING, Task
 from perceivers.modalities import Label, Numbers, Text
-from perceivers.modalities.kind import Kind
-from perceivers.modalities.row import RowKind
+from perceivers.modalities.modality import Modality
+from perceivers.modalities.row import RowModality
 from perceivers.schema import Schema
 
 Variant = Literal["shared-token", "task-tokens", "task-queries"]
@@ -17,14 +17,14 @@ Variant = Literal["shared-token", "task-tokens", "task-queries"]
 def glue_schema(tasks: Sequence[Task], text: Text, variant: Variant = "task-queries") -> Schema:
     """Return a schema: a text in; for each task a head of two layers with tanh, behind its query."""
     prefix = {"shared-token": 1, "task-tokens": len(tasks), "task-queries": 0}[variant]
-    outputs: dict[str, Kind] = {}
+    outputs: dict[str, Modality] = {}
     for number, task in enumerate(tasks):
         asked: dict[str, Any] = {"query_channels": text.channels, "hidden_channels": text.channels}
         outputs |= task_outputs(task, asked | ({"of": "text", "token": number % prefix} if prefix else {}))
     return Schema({"text": replace(text, prefix=prefix)}, outputs)
 
 
-def task_outputs(task: Task, asked: dict[str, Any]) -> dict[str, RowKind]:
+def task_outputs(task: Task, asked: dict[str, Any]) -> dict[str, RowModality]:
     """Return the outputs of a task: a class, a score, or both (VADER), with GLUE's metrics."""
     if task == "sts":
         return {task: Numbers(further_metrics=("pearson",), **asked)}

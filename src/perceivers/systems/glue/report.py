@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceivers.media.html_report import Report
 from perceivers.modalities import Label
-from perceivers.modalities.kind import Kind
+from perceivers.modalities.modality import Modality
 from perceivers.runs.recipe import load_run
 from perceivers.runs.report import add_losses, add_scores, subplots
 from perceivers.schema import Record
@@ -37,7 +37,7 @@ def report(run: Path) -> Path:
     return page.write(run / "report.html")
 
 
-def add_answers(page: Report, name: str, spec: Kind, records: Sequence[Record], compared: Compared) -> None:
+def add_answers(page: Report, name: str, spec: Modality, records: Sequence[Record], compared: Compared) -> None:
     """Add some sentences, and a table of true and written classes or a cloud of true and written numbers."""
     predictions, truth = compared
     page.heading(f"{name}, held out")
@@ -53,7 +53,7 @@ def add_answers(page: Report, name: str, spec: Kind, records: Sequence[Record], 
         page.figure(cloud(truth, predictions), "Each held-out record: true across, written upwards.")
 
 
-def shown(spec: Kind, value: Tensor) -> str:
+def shown(spec: Modality, value: Tensor) -> str:
     """Return a value as text: a class by name, of probabilities the most probable one; a number."""
     if not isinstance(spec, Label):
         return f"{float(value):.2f}"

@@ -6,7 +6,7 @@ import torch
 
 from perceivers.media.html_report import Report
 from perceivers.modalities import Text
-from perceivers.modalities.kind import sample_of
+from perceivers.modalities.modality import sample_of
 from perceivers.runs.recipe import load_run
 from perceivers.runs.report import add_losses, add_scores, predict
 from perceivers.systems.language.recipes import INPUT, OUTPUT

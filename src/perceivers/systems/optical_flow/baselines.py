@@ -42,7 +42,7 @@ def scores_of(estimators: Mapping[str, Estimator], records: Sequence[Record], sc
         for number, record in enumerate(tracked(records, name)):
             guess = torch.from_numpy(estimators[name](as_bytes(record["frames"])))
             check_guesses(f"{output}, {name}", guess[None], number)
-            yield output, flow.compared(guess, torch.from_numpy(record["flow"]))
+            yield output, flow.metric_inputs(guess, torch.from_numpy(record["flow"]))
 
     return {name: scored(schema.outputs, guesses(name)) for name in estimators}
 

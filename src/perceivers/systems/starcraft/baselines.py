@@ -63,7 +63,7 @@ def type_counts(fitted: Schema, records: Iterable[Record]) -> Int[Tensor, " type
     """Count how often each type occurs."""
     spec = fitted.outputs["hidden"]
     assert isinstance(spec, Records)
-    types = [spec.fields["type"].prepare(record["units"]["type"]) for record in records]
+    types = [spec.fields["type"].preprocess(record["units"]["type"]) for record in records]
     return torch.from_numpy(np.concatenate(types)).bincount(minlength=spec.fields["type"].num_outputs)
 
 

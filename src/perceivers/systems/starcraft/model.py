@@ -14,7 +14,7 @@ from perceivers.core.resampler import Resampler
 from perceivers.core.trunk import Process
 from perceivers.data.published.starcraft_replays import STATISTICS
 from perceivers.modalities import Records
-from perceivers.modalities.fields import Category, Number
+from perceivers.modalities.fields import CategoryField, NumberField
 from perceivers.schema import Schema
 
 ENTITY_CHANNELS, FEATURE_CHANNELS = 256, 128
@@ -86,16 +86,16 @@ def schema() -> Schema:
     """Return a schema: units in; types of those that are hidden, and both players' statistics, out."""
     units = Records(
         fields={
-            "type": Category(channels=32),
-            "owner": Category(classes=3, channels=8),
-            **{name: Number() for name in ("x", "y", "age")},
+            "type": CategoryField(channels=32),
+            "owner": CategoryField(classes=3, channels=8),
+            **{name: NumberField() for name in ("x", "y", "age")},
         },
         max_records=512,
         field_mask_prob={"type": HIDDEN},
         field_mask_at_eval=True,
     )
-    hidden = Records(key="units", fields={"type": Category()}, of="units", hidden_only=True)
+    hidden = Records(key="units", fields={"type": CategoryField()}, of="units", hidden_only=True)
     statistics = Records(
-        fields={f"{name}_{pid}": Number() for pid in (1, 2) for name in STATISTICS}, query_channels=128
+        fields={f"{name}_{pid}": NumberField() for pid in (1, 2) for name in STATISTICS}, query_channels=128
     )
     return Schema(inputs={"units": units}, outputs={"hidden": hidden, "statistics": statistics})

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers import Config, DecoderConfig, EncoderConfig, Estimate, LatentsConfig, Numbers, PerceiverIO, Schema
+from perceivers import (
+    Config,
+    DecoderConfig,
+    EncoderConfig,
+    LatentsConfig,
+    Numbers,
+    PerceiverIO,
+    ProbabilisticRegression,
+    Schema,
+)
 from perceivers.core.config import ProcessorConfig
 from perceivers.core.tokens import Segment
 from perceivers.training.metrics import evaluate
@@ -15,7 +24,7 @@ SMALL = Config(LatentsConfig(5, 16), EncoderConfig(), ProcessorConfig(num_layers
 
 
 def test_the_likelihood_of_a_normal_distribution():
-    spec = Estimate(count=2, mean=(0.0, 0.0), std=(1.0, 2.0))
+    spec = ProbabilisticRegression(count=2, mean=(0.0, 0.0), std=(1.0, 2.0))
     prediction = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [0.0, 1.0]]])
     target = torch.tensor([[3.0, math.nan], [math.nan, math.nan]])
     assert float(spec.loss(prediction, target)) == pytest.approx(math.log(2.0) + 0.5 * (2 / 2) ** 2)
@@ -25,14 +34,14 @@ def test_the_likelihood_of_a_normal_distribution():
 
 
 def test_the_pinball_loss():
-    spec = Estimate(quantiles=(0.1, 0.9))
+    spec = ProbabilisticRegression(quantiles=(0.1, 0.9))
     loss = spec.loss(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[2.0]]))
     assert float(loss) == pytest.approx((0.1 * 1 + 0.1 * 1) / 2)
 
 
 def test_quantiles_rise_and_deviations_are_positive():
     rows = 50 * torch.randn(7, 1, 6)
-    for spec in (Estimate(count=2, quantiles=(0.1, 0.5, 0.9)), Estimate(count=3)):
+    for spec in (ProbabilisticRegression(count=2, quantiles=(0.1, 0.5, 0.9)), ProbabilisticRegression(count=3)):
         output = spec.build_output(6, {})
         output.head = torch.nn.Identity()
         found = output(rows, Segment(content=rows))
@@ -48,7 +57,9 @@ def test_known_noise_is_learned(quantiles):
     x = rng.choice([1.0, 4.0], 512).astype(np.float32)
     y = (10 * x + x * rng.normal(size=512)).astype(np.float32)
     records = [{"x": float(a), "y": float(b)} for a, b in zip(x, y, strict=True)]
-    schema = Schema({"x": Numbers()}, {"y": Estimate(quantiles=quantiles, query_channels=8)}).fit(records)
+    schema = Schema({"x": Numbers()}, {"y": ProbabilisticRegression(quantiles=quantiles, query_channels=8)}).fit(
+        records
+    )
     model = PerceiverIO(schema, SMALL)
     optimiser = torch.optim.Adam(model.parameters(), 5e-3)
     inputs, target = torch.from_numpy(x)[:, None], torch.from_numpy(y)[:, None]
@@ -63,26 +74,26 @@ def test_known_noise_is_learned(quantiles):
     torch.testing.assert_close((high + low) / 2, torch.tensor([10.0, 40.0]), rtol=0.05, atol=0.0)
     metrics = schema.outputs["y"].metrics()
     for metric in metrics.values():
-        metric.update(*schema.outputs["y"].compared(model({"x": inputs})["y"].detach(), target))
+        metric.update(*schema.outputs["y"].metric_inputs(model({"x": inputs})["y"].detach(), target))
     assert float(metrics["coverage"].compute()) == pytest.approx(0.683, abs=0.06)
     mean_deviation = math.sqrt(2 / math.pi) * x.mean()
     assert float(metrics["mae"].compute()) == pytest.approx(mean_deviation, rel=0.1)
 
 
 def test_cells_of_a_table():
-    assert Estimate().cells(torch.tensor([[1.5, 0.25]])) == {"": 1.5, "std": 0.25}
-    found = Estimate(count=2, quantiles=(0.1, 0.6)).cells(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert ProbabilisticRegression().to_row(torch.tensor([[1.5, 0.25]])) == {"": 1.5, "std": 0.25}
+    found = ProbabilisticRegression(count=2, quantiles=(0.1, 0.6)).to_row(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     assert found == {"": [2.0, 4.0], "q0.1": [1.0, 3.0], "q0.6": [2.0, 4.0]}
 
 
 @pytest.mark.parametrize("quantiles", [(0.5, 0.1), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)])
 def test_quantiles_must_rise(quantiles):
     with pytest.raises(ValueError, match="must rise between 0 and 1"):
-        Estimate(quantiles=quantiles)
+        ProbabilisticRegression(quantiles=quantiles)
 
 
 def test_what_is_estimated_gets_a_score():
-    schema = Schema({"x": Numbers()}, {"y": Estimate()})
+    schema = Schema({"x": Numbers()}, {"y": ProbabilisticRegression()})
     records = [{"x": 1.0, "y": float(n)} for n in range(7)]
     scores = evaluate(PerceiverIO(schema.fit(records), SMALL), records)["y"]
     assert 0 <= scores["coverage"] <= 1

@@ -13,9 +13,20 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.formats.readers import read_rows
 from perceivers.data.formats.writers import write_rows
 from perceivers.files.durable_folder import write_folder
-from perceivers.modalities import Estimate, Image, Label, Labels, Numbers, PointSet, Records, Series, Text, Video
-from perceivers.modalities.cells import Files, Row
-from perceivers.modalities.fields import Category, Number
+from perceivers.modalities import (
+    Image,
+    Label,
+    Labels,
+    Numbers,
+    PointSet,
+    ProbabilisticRegression,
+    Records,
+    Series,
+    Text,
+    Video,
+)
+from perceivers.modalities.fields import CategoryField, NumberField
+from perceivers.modalities.table_cells import Files, Row
 from perceivers.pretrained.model_folder import save_model
 from perceivers.runs.attention_report import attention
 from perceivers.runs.prediction import output_columns, predict_rows
@@ -29,11 +40,13 @@ TWICE = Config(
     encoder=EncoderConfig(num_reads=2),
     processor=ProcessorConfig(num_layers=1, num_heads=2, num_blocks=2),
 )
-UNIT = Records({"type": Category(classes=("probe", "zealot")), "health": Number(mean=40.0, std=20.0)})
+UNIT = Records({"type": CategoryField(classes=("probe", "zealot")), "health": NumberField(mean=40.0, std=20.0)})
 SCHEMA = Schema(
     {
         "row": Records(
-            {"height": Number(mean=0.0, std=1.0), "colour": Category(classes=("blue", "red"))}, key="*", tokens="field"
+            {"height": NumberField(mean=0.0, std=1.0), "colour": CategoryField(classes=("blue", "red"))},
+            key="*",
+            tokens="field",
         ),
         "curve": Series(size=5, channels=1, mean=(0.0,), std=(1.0,), mask_prob=0.0),
         "units": UNIT,
@@ -41,7 +54,7 @@ SCHEMA = Schema(
     {
         "kind": Label(classes=("cat", "dog", "eel"), query_channels=16),
         "weight": Numbers(query_channels=16),
-        "again": Records({"type": Category(classes=("probe", "zealot"))}, of="units", key="units"),
+        "again": Records({"type": CategoryField(classes=("probe", "zealot"))}, of="units", key="units"),
     },
 )
 
@@ -60,9 +73,9 @@ def rows_of(count=7):
     ]
 
 
-def predicted(model, rows, explain=False):
+def predicted(model, rows, attribution=False):
     records = [Row(f"row {number}", cells, HERE) for number, cells in enumerate(rows)]
-    return list(predict_rows(model, records, 7, explain=explain))
+    return list(predict_rows(model, records, 7, attribution=attribution))
 
 
 def model_of(schema, config):
@@ -78,7 +91,7 @@ def model_of(schema, config):
 @pytest.mark.parametrize("left", ["curve", "row.height", "row.colour", "units", "units.each"])
 def test_what_is_left_out_is_as_if_it_had_been_missing(config, left):
     model, rows = model_of(SCHEMA, config), rows_of()
-    found = predicted(model, rows, explain=True)
+    found = predicted(model, rows, attribution=True)
     assert [{name: row[name] for name in output_columns(model)} for row in found] == predicted(model, rows)
     checked = 0
     for number, (row, own) in enumerate(zip(rows, found, strict=True)):
@@ -101,7 +114,7 @@ def test_what_is_left_out_is_as_if_it_had_been_missing(config, left):
 
 def test_the_log_probability_of_what_is_predicted_is_explained():
     model, rows = model_of(SCHEMA, SUM), rows_of()
-    found = predicted(model, rows, explain=True)
+    found = predicted(model, rows, attribution=True)
     changed = predicted(model, [{**row, "colour": None} for row in rows])
     same = 0
     for own, other in zip(found, changed, strict=True):
@@ -113,18 +126,18 @@ def test_the_log_probability_of_what_is_predicted_is_explained():
 
 
 def test_an_output_that_asks_with_an_input_does_not_owe_it_anything():
-    columns = output_columns(model_of(SCHEMA, SUM), explain=True)
+    columns = output_columns(model_of(SCHEMA, SUM), attribution=True)
     assert "again.type.from.row.height" in columns
     assert not any(column.startswith("again") and ".from.units" in column for column in columns)
-    found = predicted(model_of(SCHEMA, SUM), rows_of(), explain=True)
+    found = predicted(model_of(SCHEMA, SUM), rows_of(), attribution=True)
     assert [len(row["again.type.from.curve"] or []) for row in found] == [0, 1, 0, 0, 0, 2, 0]
 
 
 def test_of_one_input_alone_the_fields_contribute():
     schema = Schema({"row": SCHEMA.inputs["row"]}, {"weight": Numbers(query_channels=16)})
     model = model_of(schema, SUM)
-    assert output_columns(model, explain=True) == ["weight", "weight.from.row.height", "weight.from.row.colour"]
-    row = predicted(model, rows_of(1), explain=True)[0]
+    assert output_columns(model, attribution=True) == ["weight", "weight.from.row.height", "weight.from.row.colour"]
+    row = predicted(model, rows_of(1), attribution=True)[0]
     assert abs(row["weight.from.row.height"]) > 1e-4
 
 
@@ -143,7 +156,7 @@ def test_a_known_function_is_found():
         (model(dict(zip("ab", given, strict=True)))["y"] - 3 * a).square().mean().backward()
         optimiser.step()
     rows = [{"a": x, "b": y} for x in (-0.8, -0.3, 0.4, 0.9) for y in (-0.7, 0.6)]
-    found = predicted(model.eval(), rows, explain=True)
+    found = predicted(model.eval(), rows, attribution=True)
     np.testing.assert_allclose([row["y.from.a"] for row in found], [3 * row["a"] for row in rows], atol=0.4)
     np.testing.assert_allclose([row["y.from.b"] for row in found], 0.0, atol=0.4)
 
@@ -155,18 +168,18 @@ def test_a_known_function_is_found():
         (Labels(classes=2), [math.log(3), -math.log(3)], [0.0, 0.0], {"": 2 * math.log(0.75 / 0.5)}),
         (Numbers(), [7.0], [4.5], {"": 2.5}),
         (Numbers(count=2), [7.0, 1.0], [4.5, 2.0], {"": [2.5, -1.0]}),
-        (Estimate(), [[7.0, 1.0]], [[4.0, 5.0]], {"": 3.0}),
-        (Estimate(quantiles=(0.1, 0.5)), [[7.0, 9.0]], [[4.0, 5.0]], {"": 4.0}),
+        (ProbabilisticRegression(), [[7.0, 1.0]], [[4.0, 5.0]], {"": 3.0}),
+        (ProbabilisticRegression(quantiles=(0.1, 0.5)), [[7.0, 9.0]], [[4.0, 5.0]], {"": 4.0}),
         (Series(size=2), [[3.0], [1.0]], [[0.0], [5.0]], {"": math.sqrt(12.5)}),
         (PointSet(), [[3.0]], [[5.0]], {"": 2.0}),
         (
-            Records({"n": Number(), "c": Category(classes=2)}),
+            Records({"n": NumberField(), "c": CategoryField(classes=2)}),
             {"n": [3.0], "c": [[0.0, math.log(3)]]},
             {"n": [5.0], "c": [[0.0, 0.0]]},
             {"n": -2.0, "c": math.log(0.75 / 0.5)},
         ),
         (
-            Records({"n": Number()}, max_records=2),
+            Records({"n": NumberField()}, max_records=2),
             {"n": [3.0, 1.0]},
             {"n": [5.0, 1.0]},
             {"n": [-2.0, 0.0]},
@@ -178,7 +191,7 @@ def test_contributions_by_hand(kind, whole, without, expected):
         {name: torch.tensor(value) for name, value in side.items()} if isinstance(side, dict) else torch.tensor(side)
         for side in (whole, without)
     ]
-    found = kind.contribution(*tensors)
+    found = kind.attribution(*tensors)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5)
@@ -188,13 +201,15 @@ def test_a_text_is_explained_up_to_its_end():
     logits = torch.zeros(3, 262)
     logits[0, 70], logits[1, 0], logits[2, 80] = 5.0, 5.0, 5.0
     change = logits[0].log_softmax(-1)[70] - math.log(1 / 262)
-    assert Text(length=3).contribution(logits, torch.zeros(3, 262))[""] == pytest.approx(float(change), rel=1e-5)
+    assert Text(length=3).attribution(logits, torch.zeros(3, 262))[""] == pytest.approx(float(change), rel=1e-5)
 
 
 def test_the_command_explains(command, tmp_path):
     write_folder(tmp_path / "model", lambda folder: save_model(model_of(SCHEMA, SUM), folder))
     write_rows(tmp_path / "new.csv", rows_of())
-    code, _, _ = command("predict", tmp_path / "model", tmp_path / "new.csv", "-o", tmp_path / "out.csv", "--explain")
+    code, _, _ = command(
+        "predict", tmp_path / "model", tmp_path / "new.csv", "-o", tmp_path / "out.csv", "--attribution"
+    )
     assert code == 0
     rows = list(read_rows(tmp_path / "out.csv"))
     assert len(rows) == 7
@@ -211,7 +226,7 @@ def test_attention_is_drawn_where_it_is(command, tmp_path):
         "n": Numbers(),
     }
     model = model_of(Schema(inputs, {"y": Numbers(query_channels=16)}), SUM)
-    raw = {name: spec.blank(2, torch.device("cpu")) for name, spec in inputs.items()}
+    raw = {name: spec.dummy_input(2, torch.device("cpu")) for name, spec in inputs.items()}
     found = attention(model, raw)
     assert {name: tuple(weights.shape) for name, weights in found.items()} == {
         "image": (2, 6),

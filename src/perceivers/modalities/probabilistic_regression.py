@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from perceivers.core.arguments import precise
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
-from perceivers.modalities.kind import Raw, mean_where, rounded, same_shape
+from perceivers.modalities.modality import Raw, mean_where, rounded, same_shape
 from perceivers.modalities.numbers import Numbers
 from perceivers.modalities.raw import finite
 
@@ -34,12 +34,12 @@ SIGMAS = 1.0
 
 
 @dataclass(frozen=True)
-class Estimate(Numbers):
+class ProbabilisticRegression(Numbers):
     """Numbers of the whole sample, which come out with how sure they are; a record holds one, or a list of them."""
 
     quantiles: tuple[float, ...] = ()
     """Which quantiles are predicted, rising; none: mean and standard deviation of a normal distribution."""
-    kind: Literal["estimate"] = "estimate"  # type: ignore[assignment]
+    kind: Literal["probabilistic_regression"] = "probabilistic_regression"  # type: ignore[assignment]
     """Name in files."""
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class Estimate(Numbers):
         if any(later <= earlier for earlier, later in pairwise(inside)):
             raise ValueError(f"quantiles = {self.quantiles} must rise between 0 and 1, as (0.1, 0.5, 0.9)")
 
-    def cells(self, sample: Raw) -> dict[str, Any]:
+    def to_row(self, sample: Raw) -> dict[str, Any]:
         """The number; beside it its standard deviation, or each quantile."""
         one = sample[0] if self.count == 1 else sample
         if not self.quantiles:
@@ -56,10 +56,10 @@ class Estimate(Numbers):
         each = {f"q{quantile:g}": rounded(one[..., i]) for i, quantile in enumerate(self.quantiles)}
         return {"": rounded(one[..., self._middle]), **each}
 
-    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+    def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
         """Change of the mean, or of the middle quantile."""
         place = self._middle if self.quantiles else 0
-        return super().contribution(whole[..., place], without[..., place])
+        return super().attribution(whole[..., place], without[..., place])
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Means and deviations, or quantiles."""
@@ -99,7 +99,7 @@ class Estimate(Numbers):
             "coverage": inside,
         }
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """[n, 2] of known numbers: what is estimated and whether it fits; the truth, and a one, which means it does."""
         known = same_shape(target, prediction.shape[:-1]).isfinite()
         found, true = prediction[known], target[known]
@@ -129,7 +129,7 @@ class Estimate(Numbers):
         return int(np.argmin(np.abs(np.array(self.quantiles) - 0.5)))
 
     @classmethod
-    def example(cls, rng: np.random.Generator) -> "tuple[Estimate, list[Any]]":
+    def example(cls, rng: np.random.Generator) -> "tuple[ProbabilisticRegression, list[Any]]":
         """Two numbers, three quantiles; one number and one sample are unknown."""
         return cls(count=2, query_channels=7, quantiles=(0.1, 0.5, 0.9)), [[1.0, -3.0], [0.5, float("nan")], None]
 
@@ -137,7 +137,7 @@ class Estimate(Numbers):
 class EstimateOutput(OutputAdapter):
     """The one row of an estimate: standard deviations positive, quantiles rising."""
 
-    def __init__(self, spec: Estimate, head: nn.Module) -> None:
+    def __init__(self, spec: ProbabilisticRegression, head: nn.Module) -> None:
         super().__init__()
         self.spec, self.head = spec, head
 

@@ -1,4 +1,4 @@
-"""What a kind of structure answers, both as an input and as an output. A new kind is one file and one line in KINDS."""
+"""What every modality answers, as an input and as an output. A new one is one file and one line in MODALITIES."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,9 +14,9 @@ from torch import Tensor
 from perceivers.core.arguments import check_names, floats, precise
 from perceivers.core.checks import COUNT, FRACTION, SIZE, check_ranges
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
-from perceivers.modalities.cells import Files, plain
 from perceivers.modalities.points import Points
 from perceivers.modalities.raw import check_keys, given
+from perceivers.modalities.table_cells import Files, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ RANGES: dict[str, tuple[float, float]] = {
 """Ranges of the numbers by which any kind is declared."""
 
 
-class LeftOut(NamedTuple):
+class Ablation(NamedTuple):
     """A raw batch without one of its parts."""
 
     raw: Raw
@@ -63,7 +63,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind(ABC):
+class Modality(ABC):
     """A declared input or output. The methods stand in the order in which data meets them."""
 
     key: str | None = None
@@ -91,17 +91,17 @@ class Kind(ABC):
         """A table's cell, never None, as a record's value; ValueError if it is none of this kind."""
         return plain(cell)
 
-    def fit(self, values: Iterable[Any]) -> "Kind":
+    def fit(self, values: Iterable[Any]) -> "Modality":
         """Itself with the statistics or the vocabulary of the training part filled in."""
         return self
 
-    def uncorrupted(self) -> "Kind":
+    def uncorrupted(self) -> "Modality":
         """Return the spec as a prediction takes it: with all that it is given, the same each time."""
         options: dict[str, Any] = {own.name: False for own in fields(self) if own.name.endswith("_at_eval")}
         return replace(self, **options)
 
     @abstractmethod
-    def prepare(self, value: Any, rng: np.random.Generator, training: bool) -> Any:
+    def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> Any:
         """One record's value, in the data's units, as `collate` takes it; all that is random comes from `rng`.
 
         Nothing is random outside training, unless an option whose name ends in "_at_eval" is true.
@@ -109,33 +109,33 @@ class Kind(ABC):
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """The same as an output: never corrupted. `prepared` holds the record's prepared inputs."""
-        return self.prepare(value, rng, training=False)
+        return self.preprocess(value, rng, training=False)
 
     @abstractmethod
     def collate(self, values: Sequence[Any]) -> Raw:
         """A batch; None stands for a sample without it. Never called with None alone."""
 
-    def cells(self, sample: Raw) -> dict[str, Any]:
+    def to_row(self, sample: Raw) -> dict[str, Any]:
         """A sample of a prediction as plain values for a table: "" is the output's own column, others stand beside."""
         return {"": rounded(sample)}
 
-    def contribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
-        """What a sample of a prediction owes to a part of the inputs: its change from `without` it; as `cells`.
+    def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """What a sample of a prediction owes to a part of the inputs: its change from `without` it; as `to_row`.
 
         A signed change where a number or the probability of what is predicted can tell; here how far all values
         moved, the root of the mean squared difference.
         """
         return {"": rounded((whole - without).square().mean().sqrt())}
 
-    def left_out(self, raw: Raw) -> Mapping[str, LeftOut | list[LeftOut]]:
+    def ablations(self, raw: Raw) -> Mapping[str, Ablation | list[Ablation]]:
         """As an input: a batch without each of its named parts, or (a list) without each member of a set."""
         return {}
 
-    def blank(self, batch_size: int, device: torch.device) -> Raw:
+    def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """A raw input of the trained size (a set of NOMINAL elements), its content irrelevant."""
         raise ValueError(f"{type(self).__name__} cannot be an input")
 
-    def blank_points(self, batch_size: int, device: torch.device) -> Points | None:
+    def dummy_points(self, batch_size: int, device: torch.device) -> Points | None:
         """Where an output that has no whole is asked, NOMINAL times; None: it has a whole."""
         return None
 
@@ -190,10 +190,10 @@ class Kind(ABC):
         return target.isfinite().sum() if target.is_floating_point() else (target >= 0).sum()
 
     def metrics(self) -> "dict[str, Metric]":
-        """New metrics by name; each is updated with `compared(prediction, target)`."""
+        """New metrics by name; each is updated with `metric_inputs(prediction, target)`."""
         return {}
 
-    def compared(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Predictions and targets of what is there, as the metrics take them."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
@@ -206,13 +206,13 @@ class Kind(ABC):
         """Draw one sample of an input and how much attention each of its tokens gets."""
         self.picture(axes, sample)
 
-    def beside(self, prediction: Raw, target: Raw) -> Raw:
+    def for_plot(self, prediction: Raw, target: Raw) -> Raw:
         """A prediction as `picture` draws it, with what only the target knows of it (places, masks)."""
         return prediction
 
     @classmethod
     @abstractmethod
-    def example(cls, rng: np.random.Generator) -> "tuple[Kind, list[Any]]":
+    def example(cls, rng: np.random.Generator) -> "tuple[Modality, list[Any]]":
         """A small spec and at least two values for it: odd sizes, something missing, ragged where it can be."""
 
 
@@ -221,7 +221,7 @@ def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
     return inputs[check_names("input", [name], inputs)[0]]
 
 
-def asks_in_vain(spec: Kind, inputs: Mapping[str, Any]) -> bool:
+def asks_in_vain(spec: Modality, inputs: Mapping[str, Any]) -> bool:
     """Return whether an output asks with an input that a sample lacks: then it has no target and no prediction."""
     return spec.of is not None and inputs.get(spec.of) is None
 

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.tokens import Segment
-from perceivers.modalities import KINDS, FramePair, Label, Records, Text, Vectors
-from perceivers.modalities.fields import Number
-from perceivers.modalities.kind import Kind, sample_of
+from perceivers.modalities import MODALITIES, FramePair, Label, Records, Text, Vectors
+from perceivers.modalities.fields import NumberField
+from perceivers.modalities.modality import Modality, sample_of
 from perceivers.modalities.points import Indices
 from perceivers.schema import Schema
 from perceivers.schema.plain_values import from_plain, to_plain
@@ -50,20 +50,22 @@ def schema_of(kind):
 
 
 def can_be_input(spec):
-    return type(spec).build_input is not Kind.build_input
+    return type(spec).build_input is not Modality.build_input
 
 
 def can_be_output(spec):
-    return type(spec).build_output is not Kind.build_output
+    return type(spec).build_output is not Modality.build_output
 
 
 def batch_of(schema, records, training=True):
     schema = schema.fit(records)
-    samples = [schema.prepare(record, np.random.default_rng(number), training) for number, record in enumerate(records)]
+    samples = [
+        schema.preprocess(record, np.random.default_rng(number), training) for number, record in enumerate(records)
+    ]
     return schema, schema.collate(samples)
 
 
-@pytest.fixture(params=KINDS, ids=name_of)
+@pytest.fixture(params=MODALITIES, ids=name_of)
 def kind(request):
     return request.param
 
@@ -125,7 +127,7 @@ def test_row_of_a_batch_equals_the_sample_alone(kind):
     together = model.encode(batch["inputs"]).latents
     known = [number for number, record in enumerate(records) if record["it"] is not None]
     for number in known:
-        _, alone = None, schema.collate([schema.prepare(records[number], np.random.default_rng(number), False)])
+        _, alone = None, schema.collate([schema.preprocess(records[number], np.random.default_rng(number), False)])
         torch.testing.assert_close(together[number : number + 1], model.encode(alone["inputs"]).latents)
 
 
@@ -228,7 +230,9 @@ def test_target_is_never_corrupted(kind):
     schema, records = schema_of(kind)
     if "it" not in schema.outputs:
         return
-    first, second = (schema.prepare(records[0], np.random.default_rng(seed), False)["targets"]["it"] for seed in (1, 2))
+    first, second = (
+        schema.preprocess(records[0], np.random.default_rng(seed), False)["targets"]["it"] for seed in (1, 2)
+    )
     np.testing.assert_equal(first, second)
 
 
@@ -241,7 +245,7 @@ def test_metrics_of_perfect_predictions_are_numbers(kind):
     spec, target = schema.outputs["it"], batch["targets"]["it"]
     prediction = PerceiverIO(schema, SMALL).eval()(batch["inputs"], schema.points(batch["targets"]))["it"]
     for metric in spec.metrics().values():
-        metric.update(*spec.compared(prediction, target))
+        metric.update(*spec.metric_inputs(prediction, target))
         assert torch.as_tensor(metric.compute()).isfinite()
 
 
@@ -267,7 +271,7 @@ def test_chunks_equal_the_whole(kind):
 
 def test_a_row_of_many_fields_is_drawn_in_part():
     """Downwards and without a warning, however many there are."""
-    row = Records({f"a_field_of_number_{n}": Number() for n in range(40)}, max_records=1, key="*")
+    row = Records({f"a_field_of_number_{n}": NumberField() for n in range(40)}, max_records=1, key="*")
     schema = Schema({"row": row}, {"label": Label(classes=3)})
     values = {name: torch.rand(2, 1) for name in row.fields} | {"mask": torch.ones(2, 1).bool()}
     batch = {"inputs": {"row": values}, "targets": {"label": torch.tensor([0, 2])}}
@@ -337,7 +341,7 @@ def test_decoding_in_chunks_changes_nothing(kind, join):
     torch.manual_seed(0)
     schema, batch = batch_of(schema, records, training=False)
     config = replace(
-        SMALL, encoder=replace(SMALL.encoder, join=join, num_heads=1), decoder=DecoderConfig(channel_alignment=join)
+        SMALL, encoder=replace(SMALL.encoder, channel_alignment=join, num_heads=1), decoder=DecoderConfig(channel_alignment=join)
     )
     model = PerceiverIO(schema, config).eval()
     encoded, points = model.encode(batch["inputs"]), schema.points(batch["targets"])
@@ -348,7 +352,7 @@ def test_decoding_in_chunks_changes_nothing(kind, join):
     torch.testing.assert_close(chunked, whole)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "it" in schema_of(kind)[0].outputs], ids=name_of)
+@pytest.mark.parametrize("kind", [kind for kind in MODALITIES if "it" in schema_of(kind)[0].outputs], ids=name_of)
 def test_terms_of_rows_add_up_to_those_of_the_batch(kind):
     """So that parts of a batch can be weighed; a sample without a target has none."""
     schema, records = schema_of(kind)

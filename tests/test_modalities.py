@@ -340,9 +340,8 @@ def test_decoding_in_chunks_changes_nothing(kind, join):
     schema, records = schema_of(kind)
     torch.manual_seed(0)
     schema, batch = batch_of(schema, records, training=False)
-    config = replace(
-        SMALL, encoder=replace(SMALL.encoder, channel_alignment=join, num_heads=1), decoder=DecoderConfig(channel_alignment=join)
-    )
+    encoder = replace(SMALL.encoder, channel_alignment=join, num_heads=1)
+    config = replace(SMALL, encoder=encoder, decoder=DecoderConfig(channel_alignment=join))
     model = PerceiverIO(schema, config).eval()
     encoded, points = model.encode(batch["inputs"]), schema.points(batch["targets"])
     whole, chunked = (

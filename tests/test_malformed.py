@@ -339,7 +339,7 @@ CONFIGS = {
         ProcessorConfig(num_layers=1, num_blocks=3, share_blocks="none"),
         DecoderConfig(channel_alignment="pad", kind="average"),
     ),
-    "transformer": Config(LatentsConfig(4, 8), processor=ProcessorConfig(num_layers=1), trunk="transformer"),
+    "transformer": Config(LatentsConfig(channels=8), processor=ProcessorConfig(num_layers=1), trunk="transformer"),
 }
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from perceivers import Config, Label, LatentsConfig, Numbers, PerceiverIO, PointSet, ProcessorConfig, Schema
-from perceivers.core.config import DecoderConfig
+from perceivers.core.config import DecoderConfig, EncoderConfig
 from perceivers.core.fast.plan_report import attention_plan
-from perceivers.core.resampler import as_tokens
+from perceivers.core.resampler import Resampler, as_tokens
 from perceivers.core.trunk import Transformer
 from perceivers.runs.flops import costs
 from perceivers.runs.summary import describe
@@ -97,3 +97,22 @@ def test_its_cost_is_counted():
     found = describe(preset, 1)
     assert found.latents == (sum(rows.size for rows in found.inputs.values()), 12)
     assert sum(parameters for parameters, _ in costs(preset).stages.values()) == costs(preset).parameters
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: Config(LatentsConfig(num_latents=7), trunk="transformer"),
+        lambda: Config(encoder=EncoderConfig(num_heads=2), trunk="transformer"),
+        lambda: Resampler(Config(decoder=DecoderConfig(num_heads=2)), 5),
+    ],
+    ids=["latents", "encoder", "decoder"],
+)
+def test_settings_without_effect_warn(config):
+    with pytest.warns(UserWarning, match="no effect"):
+        config()
+
+
+def test_settings_with_an_effect_do_not_warn():
+    Config(LatentsConfig(channels=24), EncoderConfig(channel_alignment="pad", min_padding=3), trunk="transformer")
+    Resampler(Config(LatentsConfig(7, 8), EncoderConfig(num_heads=2), ProcessorConfig(num_heads=2)), 6)

@@ -1,5 +1,6 @@
 """Sizes of a model, apart from what goes in and out."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -130,18 +131,19 @@ class Config:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """Writing."""
     trunk: Literal["perceiver", "transformer"] = "perceiver"
-    """"transformer": what Perceiver IO is compared with. Each token becomes a latent; nothing else of latents and of
-    the encoder than their width has a meaning then."""
+    """"transformer": every token is a latent; of latents and encoder only widths and alignment have an effect."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         if (layers := max(self.processor.num_layers, 1) * self.processor.num_blocks) > MOST_LAYERS:
             raise ValueError(f"processor.num_layers x num_blocks = {layers} layers must be at most {MOST_LAYERS}")
+        aligned = {name: getattr(self.encoder, name) for name in ("channel_alignment", "input_channels", "min_padding")}
+        used = LatentsConfig(channels=self.latents.channels), EncoderConfig(**aligned)
+        if self.trunk == "transformer" and used != (self.latents, self.encoder):
+            warnings.warn("trunk: transformer reads no latents: other settings of theirs have no effect", stacklevel=3)
         reads, blocks = self.encoder.num_reads, self.processor.num_blocks
         if not 1 <= reads <= blocks:
-            raise ValueError(
-                f"encoder.num_reads = {reads} must be from 1 to processor.num_blocks = {blocks}, one a block"
-            )
+            raise ValueError(f"encoder.num_reads = {reads} must be from 1 to processor.num_blocks = {blocks}")
         for stage, width, name in (
             (self.encoder, self.encoder.input_channels, "encoder.input_channels"),
             (self.decoder, self.decoder.query_channels, "decoder.query_channels"),

@@ -1,5 +1,6 @@
 """A trunk alone, on arrays of tokens: no schema, no queries."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceivers.core.arguments import floats
-from perceivers.core.config import Config
+from perceivers.core.config import Config, DecoderConfig
 from perceivers.core.overflow import in_range
 from perceivers.core.tokens import Segment, Tokens, token_dtype, zero_where_absent
 from perceivers.core.trunk import Trunk
@@ -18,6 +19,8 @@ class Resampler(Trunk):
 
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__(config, input_channels)
+        if config.decoder != DecoderConfig():
+            warnings.warn("a Resampler has no decoder: config.decoder has no effect", stacklevel=2)
         self.input_channels = input_channels
 
     def forward(  # type: ignore[override]  # a mask is a part of Tokens

@@ -69,6 +69,7 @@ def test_kept_for_backward_by_hand():
     assert kept_for_backward(lambda: (lambda y: y * y)((x @ w).exp()), [w]) == 4 * (3 * 5 + 3 * 7)
 
 
+@pytest.mark.prints_warnings  # torchao, which transformers imports, tells of deprecations
 def test_kept_for_backward_needs_no_memory_to_be_counted():
     def kept():
         layer = torch.nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
@@ -310,7 +311,7 @@ def test_rates_and_orders_of_reading_are_measured(capsys, monkeypatch):
     assert "Rates(element=" in capsys.readouterr().out
     kernels = pytest.importorskip("perceivers.core.fast.kernels", reason="Triton is not installed")
     assert list(gpu.with_tiles()) == list(gpu.TILES)
-    assert gpu.TILES[0] == (kernels.ROWS, kernels.COLUMNS, kernels.QUESTIONS, kernels.WARPS)
+    assert gpu.TILES[0] == (kernels.ROWS, kernels.COLUMNS, kernels.QUERY_COLUMNS, kernels.WARPS)
 
 
 @needs_gpu

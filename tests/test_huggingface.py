@@ -211,6 +211,7 @@ def read_as_theirs(family: str, folder: Any) -> tuple[Preset, dict[str, Tensor]]
 
 
 @pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.prints_warnings  # torchao, which transformers imports, tells of deprecations
 def test_theirs_as_ours_compute_the_same(family: str, tmp_path: Any) -> None:
     """What their library saves needs no word but the model's name; and it comes back as it was."""
     model = their_model(family, TINY[family])

@@ -201,7 +201,7 @@ def test_fused_attention_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> Non
     crossing = reading(replace(LARGE, heads=7, qk=3, v=3)).to(torch.float32)
     written = case_of(crossing).costs()["dense"].token_bytes
     monkeypatch.setitem(RATES, "cpu", RATES["cuda"])
-    scores = 2 * 4 * crossing.segment.batch_size * case_of(crossing).questions
+    scores = 2 * 4 * crossing.segment.batch_size * case_of(crossing).query_columns
     assert written - case_of(crossing).costs()["dense"].token_bytes == scores
     assert case_of(crossing.to(torch.float64)).costs()["dense"].token_bytes >= 2 * written
 

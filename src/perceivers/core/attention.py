@@ -183,8 +183,8 @@ class CrossAttention(nn.Module):
         self.mlp_norm = nn.LayerNorm(query_channels, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(query_channels, config)
 
-    def forward(self, queries: Any, tokens: Any, mask: Mask | None = None, compute: "Compute | None" = None) -> Any:
-        """Return the updated queries [B, T, F], or what `compute` makes of block, queries and tokens.
+    def forward(self, queries: Any, tokens: Any, mask: Mask | None = None, compute: Any = None) -> Any:
+        """Return the updated queries [B, T, F], or compute(block, queries, tokens): a part of it.
 
         Nothing outside of this call may use the weights of a block: what wraps one (sharding, offloading) makes them
         ready here. Without `compute`, queries are [B, T, F], tokens [B, S, C], and attention is dense.
@@ -230,10 +230,6 @@ class CrossAttention(nn.Module):
 
     def _normed(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return apply_norm(self.query_norm, queries), apply_norm(self.token_norm, tokens)
-
-
-Compute = Callable[[CrossAttention, Any, Any], Any]
-"""Computes the output of a cross-attention, or a part of it, from queries and tokens of any type."""
 
 
 def attention_map(

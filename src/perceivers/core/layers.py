@@ -76,12 +76,6 @@ def apply_norm(module: nn.Module, x: Tensor) -> Tensor:
     return functional_call(module, wide, (x,)).to(dtype)
 
 
-def check_unhooked(*stages: nn.Module) -> None:
-    """Raise a ValueError for a hook on a module that reading in parts does not call as a whole."""
-    if fast is not None:
-        fast.check_unhooked(*stages)
-
-
 def dtype_of(module: nn.Module) -> torch.dtype:
     """Return the precision of a module's parameters; the default one if it has none of floating point."""
     return next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.get_default_dtype())

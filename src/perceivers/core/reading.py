@@ -16,7 +16,6 @@ import torch.distributed as dist
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from perceivers.core.tokens import Segment
 
@@ -64,9 +63,17 @@ class SoftmaxState:
         common = self.max_score.clone()
         dist.all_reduce(common, dist.ReduceOp.MAX, group=group)
         own = self.relative_to(common)
-        own_sums = torch.cat([own.sum_exp[..., None], own.weighted_values], -1)
-        sums = all_reduce(own_sums, dist.ReduceOp.SUM, group or dist.group.WORLD)
+        parts = torch.cat([own.sum_exp[..., None], own.weighted_values], -1)
+        if parts.requires_grad:
+            parts.register_hook(lambda gradient: _all_reduced(gradient, group))
+        sums = _all_reduced(parts.detach(), group) + (parts - parts.detach())  # plus 0, which has the gradient
         return SoftmaxState(common, sums[..., 0], sums[..., 1:])
+
+
+def _all_reduced(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
 
 
 @dataclass(frozen=True)

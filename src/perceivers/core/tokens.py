@@ -7,6 +7,7 @@ Letters: B batch, M tokens, C width of a token.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,11 +110,8 @@ class Segment:
 
     def block(self, start: int, stop: int) -> "Segment":
         """Return neighbouring tokens, counted row-major, without a copy."""
-
-        def rows(tables: Any) -> Tensor:
-            return tables.rows(torch.arange(start, stop, device=self.device))
-
-        return self.taken(lambda x: x[:, start:stop], rows, None)
+        places = partial(torch.arange, start, stop, device=self.device)  # made for tables alone
+        return self.taken(lambda x: x[:, start:stop], lambda tables: tables.rows(places()), None)
 
     def taken(
         self,

@@ -265,11 +265,13 @@ def lucidrains(work: Work, setting: Setting) -> Program:
     """Return the program of lucidrains' perceiver-pytorch on our tokens: same sizes, other blocks (gated MLPs)."""
     from perceiver_pytorch import PerceiverIO as Theirs
 
+    # Our tokens and queries: his model has no adapters.
     preset, batch = preset_of(work, setting.quick), setting.batch or work.batch
     model, config = build(preset), preset.config
     weights = model.state_dict()
     with torch.no_grad():
         tokens, queries = (x.expand(batch, -1, -1) for x in _tokens_and_queries(model, inputs_of(preset, batch)))
+    # His model of the same sizes.
     theirs = Theirs(
         depth=config.processor.num_layers * config.processor.num_blocks,
         dim=tokens.shape[-1],

@@ -96,6 +96,7 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
     model = build(preset).to(setting.device, setting.dtype)
     name = f"{family}, batch {setting.batch}"
     with torch.no_grad():
+        # The first cross-attention alone, with its tokens made beforehand.
         tokens, _ = model.tokens(moved(inputs_of(preset, setting.batch or 1), setting))
         (segment,) = tokens.segments.values()
         assert isinstance(model.trunk, Trunk)
@@ -110,6 +111,7 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
             assert choice is not None
             return lambda: algorithms.read(cross, latents, segment, algorithm, choice.block_size)
 
+        # Dense, by the kernel with each tile, then by each algorithm in PyTorch.
         yield _reading(f"{name}, dense", dense, setting, repeats)
         if algorithms.kernels_for(segment, torch.float32):
             for tile in with_tiles():

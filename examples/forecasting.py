@@ -18,7 +18,7 @@ from perceivers.data.formats.writers import PlainRow, write_rows
 
 @dataclass(frozen=True)
 class Plan:
-    """How a time series is cut into windows; all numbers in years."""
+    """Windows of a time series; all numbers in years."""
 
     past: float
     """Length of the input."""

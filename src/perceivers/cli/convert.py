@@ -49,16 +49,16 @@ def convert(
     check_outputs([dest], own_files(source))
     # Read the model: one of perceivers as it is, a foreign checkpoint with a preset and settings.
     theirs = is_theirs(source) if numbers is None else numbers == "huggingface"
-    own = read_own(source)
-    if own is not None and (model or set or (numbers and (to, numbers) != ("huggingface", "huggingface"))):
+    ours = read_own(source)
+    if ours is not None and (model or set or (numbers and (to, numbers) != ("huggingface", "huggingface"))):
         raise ValueError(f"{source} is a model of ours: model, set and numbers have no effect on it; leave them out")
-    converted = own or read_checkpoint(source, _preset(model), set, theirs)
+    converted = ours or read_checkpoint(source, _preset(model), set, theirs)
     if to == "huggingface":
         write_huggingface(converted, dest, numbers == "huggingface")
     else:
         save_pretrained(converted, dest, run_card(source) if data_of(source) else "")
     count = sum(parameter.numel() for parameter in converted.parameters())
-    whose = "" if own else f", computing as {'transformers does' if theirs else 'DeepMind does'} (--numbers)"
+    whose = "" if ours else f", computing as {'transformers does' if theirs else 'DeepMind does'} (--numbers)"
     print(f"Written: {dest}, {count:,} parameters{whose}")
 
 

@@ -53,6 +53,7 @@ def paper(channels: int = 512, mel: bool = False) -> Recipe:
 def small(mel: bool = False) -> Recipe:
     """Return a recipe of three labels at once: spoken digit, speaker, digit in the picture. All sizes are ours."""
     num_steps, batch_size = SMALL_STEPS, 16
+    # Two variants of the sound: samples, and a log-mel spectrogram.
     data = SpokenDigits(num_training=num_steps * batch_size, shown="any")
     raw = Audio(
         size=data.samples,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 def report(run: Path) -> Path:
     """Write scores, digits with their input and decoded pixels, and attention maps."""
+    # The scores of the run, and the model's predictions from a quarter of the pixels.
     right, psnr = (
         [score_of(run, evaluation, *score) for evaluation in (EVERYTHING, QUARTER)]
         for score in (("label", "accuracy"), ("image", "psnr"))
@@ -33,7 +34,7 @@ def report(run: Path) -> Path:
     recipe, model = load_run(run)
     quarter = changed_schema(recipe.schema, recipe.evaluations[QUARTER])
     batch, predictions = predict(model.cpu(), quarter, recipe.data.held_out())
-
+    # The page: scores, unread pixels against baselines, pictures, attention.
     page = Report("Perceiver IO decodes the class and the whole picture of a digit from some of its pixels")
     page.text("One model, trained on random subsets of pixels as sets of (position, value). These digits are held out.")
     page.heading("Scores")

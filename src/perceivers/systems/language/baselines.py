@@ -116,7 +116,7 @@ def counted(
 ) -> Probabilities:
     """Refine probabilities with the counts of longer and longer contexts, each given as (training, query) codes.
 
-    `ids` are the k training bytes. The formula is in the module's docstring.
+    `ids` are the training bytes. The formula is in the docstring of the module.
     """
     for known, query in contexts:
         # Count the training bytes that occur in each distinct query context.

@@ -19,14 +19,14 @@ from perceivers.training.metrics import inference
 OVERLAP = 20
 """Minimum overlap of neighbouring tiles in pixels (official notebook)."""
 
-Places = Iterable[tuple[int, int]]
+Origins = Iterable[tuple[int, int]]
 
 
 def estimate_flow(
     model: PerceiverIO,
     first: UInt8[np.ndarray, "h w 3"],
     second: UInt8[np.ndarray, "_ _ 3"],
-    track: Callable[[Places], Places] = iter,
+    track: Callable[[Origins], Origins] = iter,
     levels: int | None = 1,
 ) -> Float[np.ndarray, "h w 2"]:
     """Predict the displacement (right, down) of each pixel of the first frame, in tiles of the model's frame size.
@@ -78,7 +78,7 @@ def tiled_flow(
     model: PerceiverIO,
     first: UInt8[np.ndarray, "h w 3"],
     second: UInt8[np.ndarray, "_ _ 3"],
-    track: Callable[[Places], Places] = iter,
+    track: Callable[[Origins], Origins] = iter,
 ) -> Float[np.ndarray, "h w 2"]:
     """Predict one level of `estimate_flow`.
 

@@ -1,1 +1,1 @@
-"""Speed and memory beside the other implementations: `python -m benchmarks`."""
+"""Speed and memory compared with other implementations: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks`: measures rows of the table in workloads.py and writes what came out."""
+"""The command `python -m benchmarks`: measures rows of the table in workloads.py and writes the results."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,24 +29,26 @@ def benchmark(
     longest: float = 300.0,
     out: Path | None = None,
 ) -> None:
-    """Speed and memory of this library beside the other implementations that can be imported.
+    """Measure speed and memory of this library and of the other implementations that are installed.
 
     Args:
-        rows: Names of rows; all without it, on a GPU those that are meant for one.
-        repeats: How often all contenders of a row take a turn.
+        rows: Names of rows; by default all, on a GPU those of GPU_BATCHES.
+        repeats: Number of turns of all contenders of a row.
         quick: Tiny sizes and one turn, to see that everything runs.
-        device: Where to run.
-        dtype: Of weights and inputs; float32 without it, on a GPU bfloat16.
-        batch: Samples at once; as many as the row says without it, on a GPU several sizes.
-        limit: Seconds that one run of a contender may take, its building included.
-        longest: Seconds; what comes in pieces and would take longer is extrapolated from a few of them.
-        out: Folder of the dated files; docs/benchmarks without it, and nothing is written under --quick.
+        device: Device to run on.
+        dtype: Precision of weights and inputs; by default float32, on a GPU bfloat16.
+        batch: Batch size; by default that of the row, on a GPU several.
+        limit: Seconds that one run of a contender may take, including the construction of its model.
+        longest: Seconds; work in pieces that would take longer is extrapolated from a few pieces.
+        out: Folder of the dated files; by default docs/benchmarks, or none with --quick.
     """
+    # Check the arguments.
     names = check_names("row", rows or (GPU_BATCHES if device == "cuda" else ROWS), ROWS)
     if repeats < 1 or (batch is not None and batch < 1):
         raise ValueError(f"repeats = {repeats} and batch = {batch} must be at least 1")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU")
+    # Measure row after row; the file is written after each, so that a stopped run keeps its results.
     torch.set_num_threads(1)
     precision = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
     setting = Setting(device, precision, batch, quick, longest)
@@ -63,20 +65,20 @@ def benchmark(
 
 @dataclass(frozen=True)
 class Job:
-    """A row that is measured in a setting."""
+    """A row to measure in a setting."""
 
     name: str
-    """In the file of results."""
+    """Key in the file of results."""
     title: str
-    """What is done."""
+    """Title in the tables."""
     row: Row
-    """By whom."""
+    """Row of workloads.py."""
     setting: Setting
-    """How."""
+    """Device, precision and batch size."""
 
 
 def jobs(names: Sequence[str], setting: Setting) -> list[Job]:
-    """On a CPU each row; on a GPU each at several batch sizes, without the targets, which are a CPU's."""
+    """Return a job for each row; on a GPU for each batch size of a row, without targets: these are for a CPU."""
     if setting.device == "cpu":
         return [Job(name, ROWS[name].title, ROWS[name], setting) for name in names]
     batches = {name: (setting.batch,) if setting.batch else GPU_BATCHES.get(name, (1,)) for name in names}
@@ -93,18 +95,19 @@ def jobs(names: Sequence[str], setting: Setting) -> list[Job]:
 
 
 def _labels(setting: Setting) -> list[str]:
-    """What tells one file of a day from another."""
+    """Return the parts of a file name that tell the files of one day apart."""
     usual = setting.dtype == torch.float32
     dtype = [] if usual else [str(setting.dtype).removeprefix("torch.")]
     return [setting.device, *dtype, *([f"batch-{setting.batch}"] if setting.batch else []), *["quick"] * setting.quick]
 
 
 def run_row(name: str, row: Row, setting: Setting, repeats: int, limit: float) -> RowResult:
-    """Measure a row: each contender in its process, all of them in turn, `repeats` times."""
+    """Measure a row: each contender in its process, all in turn, `repeats` times."""
     result = RowResult(name, gemm_rate(setting.device, setting.dtype))
     counts = {contender: row.counts.get(contender, row.count) for contender in row.contenders}
     flops = {count: count.flops(setting) for count in set(counts.values())}
     workers: dict[str, Worker] = {}
+    # Start the contenders one by one: a first run gives memory and outputs. Then take turns for the seconds.
     try:
         for contender, build in row.contenders.items():
             result.contenders[contender] = Measured(flops=flops[counts[contender]])
@@ -123,15 +126,16 @@ def run_row(name: str, row: Row, setting: Setting, repeats: int, limit: float) -
 
 
 def _note_reports(result: RowResult, reports: Mapping[str, Report]) -> None:
-    found = differences(reports)
+    """Copy memory, notes and differences of the first runs into the result."""
+    difference = differences(reports)
     for contender, report in reports.items():
         measured = result.contenders[contender]
         measured.memory_bytes, measured.result_bytes = report.memory_bytes, report.result_bytes
-        measured.note, measured.difference = report.note, found.get(contender)
+        measured.note, measured.difference = report.note, difference.get(contender)
 
 
 def _take_turns(result: RowResult, workers: Mapping[str, Worker]) -> None:
-    """One run of each; one that fails has no seconds at all, so that turns stay pairs."""
+    """Run each contender once. One that fails loses all its seconds, so that the turns of all others stay aligned."""
     for contender, worker in workers.items():
         measured = result.contenders[contender]
         if worker.report.seconds is None or worker.failed:
@@ -143,7 +147,7 @@ def _take_turns(result: RowResult, workers: Mapping[str, Worker]) -> None:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line and exit code 2."""
+    """Run the command; a wrong argument gives one line and exit code 2."""
     try:
         tyro.cli(benchmark, prog="benchmarks")
     except ValueError as error:

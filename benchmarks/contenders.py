@@ -1,4 +1,4 @@
-"""Who is measured: ours, and each peer that can be imported, with our weights where its functions take them."""
+"""The contenders: this library, and each peer that is installed, with our weights where its functions take them."""
 
 import importlib
 import math
@@ -29,11 +29,11 @@ from perceivers.systems.imagenet.model import MEAN, STD
 from perceivers.training.activation_checkpointing import recomputed
 
 DROPOUT = 0.1
-"""Of attention weights; what a PerceiverConfig has unless told otherwise."""
+"""Dropout of attention weights: the default of PerceiverConfig."""
 
 
 def own(work: Work, setting: Setting, checkpointed: bool = False) -> Program:
-    """This library."""
+    """Return the program of this library."""
     preset = preset_of(work, setting.quick)
     model, raw = build(preset), inputs_of(preset, setting.batch or work.batch)
     return own_program(work, setting, model, raw, checkpointed)
@@ -42,7 +42,7 @@ def own(work: Work, setting: Setting, checkpointed: bool = False) -> Program:
 def own_program(
     work: Work, setting: Setting, model: PerceiverIO, raw: Any, checkpointed: bool = False, plain: bool = False
 ) -> Program:
-    """A model of this library with its inputs; `plain`: keys and values made as usual, in blocks."""
+    """Return the program of a model of this library; `plain`: with the `projected` algorithm."""
     model, raw = model.to(setting.device, setting.dtype), moved(raw, setting)
     if work.part == "reading":
         _only_read(model)
@@ -60,49 +60,50 @@ def own_program(
 
 
 def _only_read(model: PerceiverIO) -> None:
+    """Remove the layers that process the latents."""
     for block in model.trunk.processor:
         block.layers = nn.ModuleList()
 
 
 def huggingface(work: Work, setting: Setting) -> Program:
-    """The class of transformers, as its documentation runs it."""
-    model, question = _huggingface(work, setting)
+    """Return the program of transformers' class, run as in its documentation."""
+    model, arguments = _huggingface(work, setting)
     if work.part == "reading":
         model.perceiver.encoder.self_attends, model.perceiver.decoder = nn.ModuleList(), None
 
     def forward() -> Any:
         if work.part == "reading":
-            return model.perceiver(inputs=question["inputs"]).last_hidden_state
-        return model(**question).logits
+            return model.perceiver(inputs=arguments["inputs"]).last_hidden_state
+        return model(**arguments).logits
 
     return program_of(work, model, forward)
 
 
 def huggingface_in_chunks(work: Work, setting: Setting, chunks: int) -> Program:
-    """Its video model as its documentation decodes it: a part of the places at a time, all encoded again for each."""
-    model, question = _huggingface(work, setting)
+    """Return the program of transformers' video model as documented: in chunks of outputs, encoding again for each."""
+    model, arguments = _huggingface(work, setting)
     outputs, chunks = preset_of(work, setting.quick).schema.outputs, 3 if setting.quick else chunks
     grids: list[Any] = [outputs[name] for name in ("image", "audio")]
-    places = [torch.arange(math.prod(spec.grid), device=setting.device).tensor_split(chunks) for spec in grids]
+    points = [torch.arange(math.prod(spec.grid), device=setting.device).tensor_split(chunks) for spec in grids]
 
     def decode(image: Tensor, audio: Tensor) -> Outputs:
-        asked = {"image": image, "audio": audio, "label": None}
+        chunk = {"image": image, "audio": audio, "label": None}
         with torch.no_grad():
-            return model(**question, subsampled_output_points=asked).logits
+            return model(**arguments, subsampled_output_points=chunk).logits
 
     def together(results: Sequence[Outputs]) -> Outputs:
         return {name: torch.cat([result[name] for result in results], dim=1).flatten(1) for name in ("image", "audio")}
 
-    return Program([partial(decode, *part) for part in zip(*places, strict=True)], together)
+    return Program([partial(decode, *part) for part in zip(*points, strict=True)], together)
 
 
 def huggingface_kept(work: Work, setting: Setting) -> Program:
-    """What it keeps for the backward pass, counted without memory: nothing is run."""
+    """Return a program with the bytes that transformers saves for the backward pass, counted without a run."""
     kept = []
     for dropout in (0.0, DROPOUT):
         with without_memory():
-            model, question = _huggingface(work, replace(setting, device="cpu"), weights=False, dropout=dropout)
-            forward = partial(model.train(), **question)
+            model, arguments = _huggingface(work, replace(setting, device="cpu"), weights=False, dropout=dropout)
+            forward = partial(model.train(), **arguments)
             kept.append(kept_for_backward(forward, [*model.parameters(), *model.buffers()]))
     with_dropout = f"{kept[1] / 2**30:.1f} GiB with its default dropout of attention weights"
     return Program(kept_bytes=kept[0], note=f"kept for backward, counted, not run; {with_dropout}")
@@ -113,6 +114,7 @@ def _huggingface(
 ) -> tuple[Any, dict[str, Any]]:
     import transformers
 
+    # Convert config and, unless only sizes are counted, weights.
     preset = preset_of(work, setting.quick)
     raw = inputs_of(preset, setting.batch or work.batch)
     model = build(preset) if weights else preset.build("meta")
@@ -150,32 +152,33 @@ HUGGINGFACE_INPUTS: Mapping[str, Callable[[Preset, Any], dict[str, Any]]] = {
     "optical-flow": _frame_patches,
     "multimodal": _clip,
 }
-"""Our raw inputs as its classes want them."""
+"""Conversions of our raw inputs to the arguments of transformers' classes, by family."""
 
 
 def krasserm(work: Work, setting: Setting) -> Program:
-    """The perceiver-io 0.11 of krasserm."""
+    """Return the program of krasserm's perceiver-io 0.11."""
     preset = preset_of(work, setting.quick)
     weights, raw = build(preset).state_dict(), inputs_of(preset, setting.batch or work.batch)
     model = KRASSERM[work.family](preset, weights).eval()
+    # Load our weights under his names; only derived buffers may be missing.
     names = to_theirs(work.family, "krasserm", weights)
-    if not preset.config.decoder.query_residual:  # the wrapper around the attention is the residual
+    if not preset.config.decoder.query_residual:  # without a residual, the attention has no wrapper
         names = {name.replace("1.cross_attn.0.module.", "1.cross_attn.0."): x for name, x in names.items()}
     report = model.load_state_dict(names, strict=False)
-    left = [name for name in report.missing_keys if not name.endswith(DERIVED["krasserm"])]
-    assert not left + report.unexpected_keys
+    unmatched = [name for name in report.missing_keys if not name.endswith(DERIVED["krasserm"])]
+    assert not unmatched + report.unexpected_keys
     model = model.to(setting.device, setting.dtype)
     (inputs,) = moved(HUGGINGFACE_INPUTS[work.family](preset, raw), setting).values()
     if work.family != "imagenet-fourier":
         return program_of(work, model, lambda: model(inputs))
     pixels = inputs.movedim(1, -1)
     program = program_of(work, model, lambda: model(pixels))
-    # His highest frequency follows the size of the picture, the released model's does not.
+    # His highest frequency depends on the size of the picture, that of the released model does not: nothing to compare.
     return replace(program, outputs=lambda results: {}) if setting.quick else program
 
 
 def _krasserm_package(name: str) -> ModuleType:
-    """The file with a model's classes alone: its package also imports data sets and Lightning."""
+    """Import the file with the classes of a model, without its package, which imports data sets and Lightning."""
     package = f"perceiver.model.{name}"
     if package not in sys.modules:
         import perceiver
@@ -186,7 +189,7 @@ def _krasserm_package(name: str) -> ModuleType:
 
 
 def _stages(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What his encoder's and decoder's configurations have in common."""
+    """Return the arguments that his encoder configs share, and those that his decoder configs share."""
     config = preset.config
     read, process, write = (widths(weights, stage) for stage in ("encoder", "processor", "decoder"))
     encoder = {
@@ -255,18 +258,20 @@ KRASSERM: Mapping[str, Callable[[Preset, Mapping[str, Tensor]], nn.Module]] = {
     "imagenet-fourier": _krasserm_imagenet,
     "optical-flow": _krasserm_flow,
 }
-"""The released models that his package has."""
+"""Constructors of the released models that his package has, by family."""
 
 
 def lucidrains(work: Work, setting: Setting) -> Program:
-    """The perceiver-pytorch of lucidrains: another function of the same sizes (wider gated MLPs), given tokens."""
+    """Return the program of lucidrains' perceiver-pytorch on our tokens: same sizes, other blocks (gated MLPs)."""
     from perceiver_pytorch import PerceiverIO as Theirs
 
+    # Our tokens and queries: his model has no adapters.
     preset, batch = preset_of(work, setting.quick), setting.batch or work.batch
     model, config = build(preset), preset.config
     weights = model.state_dict()
     with torch.no_grad():
         tokens, queries = (x.expand(batch, -1, -1) for x in _tokens_and_queries(model, inputs_of(preset, batch)))
+    # His model of the same sizes.
     theirs = Theirs(
         depth=config.processor.num_layers * config.processor.num_blocks,
         dim=tokens.shape[-1],
@@ -288,7 +293,7 @@ def lucidrains(work: Work, setting: Setting) -> Program:
 
 
 def _width(model: PerceiverIO) -> int:
-    """Of the only output."""
+    """Return the channels of the only output."""
     (adapter,) = model.output_adapter.adapters.values()
     weight = adapter.get_submodule("head").weight
     assert isinstance(weight, Tensor)
@@ -296,18 +301,19 @@ def _width(model: PerceiverIO) -> int:
 
 
 def _tokens_and_queries(model: PerceiverIO, raw: Any) -> tuple[Tensor, Tensor]:
+    """Return our tokens [B, M, C] and queries [B, O, F]."""
     tokens, _ = model.tokens(raw)
     queries = model.output_query(model.encode(raw), {}, None)
     return tokens.dense(torch.float32), queries.dense(torch.float32)
 
 
 def program_of(work: Work, model: nn.Module, forward: Callable[[], Any]) -> Program:
-    """A forward pass, or a training step: zeroed gradients, forward, a loss of every output, backward."""
+    """Return the program of a forward pass or of a training step: zero gradients, forward, loss, backward."""
     if work.part != "training":
         return Program([torch.no_grad()(forward)], lambda results: comparable(results[0]))
     model.train()
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # here already, so that no contender's memory has them
+        parameter.grad = torch.zeros_like(parameter)  # gradients are not to count as memory of a step
 
     def step() -> Tensor:
         for parameter in model.parameters():
@@ -326,7 +332,7 @@ def program_of(work: Work, model: nn.Module, forward: Callable[[], Any]) -> Prog
 
 
 def comparable(outputs: Any) -> Outputs:
-    """Arrays [B, rows of all] by name; the only one is called "output"."""
+    """Return flattened outputs [B, n] by name; a single output is called "output"."""
     if isinstance(outputs, Tensor):
         return {"output": outputs.flatten(1)}
     if len(outputs) == 1:

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.gpu`: what the plan must know of a GPU, and reading in each order, tile by tile."""
+"""The command `python -m benchmarks.gpu`: a GPU's rates for the cost model, and each algorithm of reading, by tile."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,49 +21,49 @@ from perceivers.core.trunk import Read, Trunk
 FAMILIES = ("optical-flow", "imagenet-fourier")
 
 TILES = ((32, 32, 64, 8), (64, 32, 64, 8), (32, 32, 32, 4), (16, 32, 64, 4), (32, 64, 32, 8), (32, 64, 64, 8))
-"""Rows, columns, questions and warps of a program of the kernel."""
+"""Grid rows, grid columns, query columns and warps of a program of the kernel."""
 
 LAUNCHES = 30
-"""Of a block of the algorithms in PyTorch, about."""
+"""Approximate number of kernel launches of a block, for the algorithms in PyTorch."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading took."""
+    """Measurements of a reading."""
 
     name: str
-    """Model, samples, order, tile."""
+    """Model, batch size, algorithm, tile."""
     seconds: float
-    """Of the best run."""
+    """Seconds of the best run."""
     memory_bytes: int
-    """Beside the tokens."""
+    """Peak memory without the tokens."""
 
 
 def measure(
     device: Literal["cpu", "cuda"] = "cuda", batches: tuple[int, ...] = (1, 8), quick: bool = False, repeats: int = 10
 ) -> list[Reading]:
-    """Rates of a GPU for the plan, then milliseconds and megabytes of reading in each order.
+    """Print a GPU's rates for the cost model, then milliseconds and megabytes of reading with each algorithm.
 
     Args:
-        device: Where to run.
-        batches: Samples at once.
+        device: Device to run on.
+        batches: Batch sizes.
         quick: Tiny sizes, to see that everything runs.
-        repeats: Runs, of which the best counts.
+        repeats: Number of runs; the best counts.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu: torch finds no GPU")
     print(f"{machine(device).processor}: {rates(device, 1 << 16 if quick else 1 << 28, repeats)}", flush=True)
-    found = []
+    results = []
     for family in FAMILIES:
         for batch in batches:
             for one in readings(family, Setting(device, torch.bfloat16, batch, quick), repeats):
-                found.append(one)
+                results.append(one)
                 print(f"{one.name}: {1e3 * one.seconds:.3f} ms, {one.memory_bytes / 1e6:.0f} MB", flush=True)
-    return found
+    return results
 
 
 def rates(device: str, numbers: int, repeats: int) -> DeviceRates:
-    """What a pass, an exponential, a launch take, in multiply-adds of a float32 product."""
+    """Return the cost of a pass, an exponential and a launch, in multiply-adds of a float32 product."""
     single = gemm_rate(device, torch.float32) / 2
     x, few = torch.randn(numbers, device=device), torch.randn(1, device=device)
 
@@ -85,17 +85,18 @@ def rates(device: str, numbers: int, repeats: int) -> DeviceRates:
 
 
 def best(run: Callable[[], Any], device: str, repeats: int) -> float:
-    """Seconds of the fastest of several runs, behind one that is not counted."""
+    """Return the seconds of the fastest of several runs, after one warm-up run."""
     run()
     return min(seconds_of(run, device)[0] for _ in range(repeats))
 
 
 def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
-    """Of a released model, without gradients, in each order; the separable one with each tile, and without a kernel."""
+    """Measure reading of a released model without gradients by each algorithm, in the kernel with each tile."""
     preset = preset_of(Work(family), setting.quick)
     model = build(preset).to(setting.device, setting.dtype)
     name = f"{family}, batch {setting.batch}"
     with torch.no_grad():
+        # The first cross-attention alone, with its tokens made beforehand.
         tokens, _ = model.tokens(moved(inputs_of(preset, setting.batch or 1), setting))
         (segment,) = tokens.segments.values()
         assert isinstance(model.trunk, Trunk)
@@ -110,6 +111,7 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
             assert choice is not None
             return lambda: algorithms.read(cross, latents, segment, algorithm, choice.block_size)
 
+        # Dense, by the kernel with each tile, then by each algorithm in PyTorch.
         yield _reading(f"{name}, dense", dense, setting, repeats)
         if algorithms.kernels_for(segment, torch.float32):
             for tile in with_tiles():
@@ -120,28 +122,28 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
 
 
 def with_tiles() -> Iterator[tuple[int, ...]]:
-    """Let the kernel have one tile after the other, and its own at the end."""
+    """Set one tile of the kernel after the other; restore the original one at the end."""
     kernels = algorithms.triton_kernels()
     names = ("ROWS", "COLUMNS", "QUERY_COLUMNS", "WARPS")
-    own = [getattr(kernels, name) for name in names]
+    original = [getattr(kernels, name) for name in names]
     try:
         for tile in TILES:
             for name, value in zip(names, tile, strict=True):
                 setattr(kernels, name, value)
             yield tile
     finally:
-        for name, value in zip(names, own, strict=True):
+        for name, value in zip(names, original, strict=True):
             setattr(kernels, name, value)
 
 
 @contextmanager
 def without_kernel() -> Iterator[None]:
-    """As where Triton is not installed."""
-    own, algorithms.triton_kernels = algorithms.triton_kernels, lambda: None  # type: ignore[assignment]
+    """Run a block as if Triton were not installed."""
+    original, algorithms.triton_kernels = algorithms.triton_kernels, lambda: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        algorithms.triton_kernels = own
+        algorithms.triton_kernels = original
 
 
 def _reading(name: str, run: Callable[[], Any], setting: Setting, repeats: int) -> Reading:

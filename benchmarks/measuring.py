@@ -1,4 +1,4 @@
-"""What is measured, and how: seconds, memory, ratios, growth, the machine's rate of matrix products."""
+"""Measurement of seconds, memory, ratios, growth, and the machine's rate of matrix products."""
 
 import ctypes
 import gc
@@ -23,11 +23,11 @@ from torch.autograd.graph import saved_tensors_hooks
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 CLEAR_PEAK = "5"
-"""Written to clear_refs, it makes the largest resident size the present one (Linux's proc.rst)."""
+"""Written to clear_refs, it resets the peak resident size to the current one (Linux's proc.rst)."""
 
 
 def seconds_of(run: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """CPU seconds of this process (CUDA: seconds between two events), and what the run gave."""
+    """Return the CPU seconds of a run in this process (CUDA: seconds between two events), and its result."""
     if device == "cuda":
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -41,9 +41,9 @@ def seconds_of(run: Callable[[], Any], device: str) -> tuple[float, Any]:
 
 
 class MemoryMeter:
-    """Bytes that a block of code needs above what the process had before it: `with MemoryMeter(device) as meter`.
+    """Peak memory of a block of code in bytes, above the memory before it: `with MemoryMeter(device) as meter`.
 
-    On a CPU the resident size, so it is to be used in a fresh process, once.
+    On a CPU it is the resident size: use the meter once, in a fresh process.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -67,7 +67,7 @@ class MemoryMeter:
 
 
 def reset_peak() -> None:
-    """Forget the largest resident size; without effect where the system does not offer it."""
+    """Reset the peak resident size; no effect where the system does not support it."""
     try:
         CLEAR.write_text(CLEAR_PEAK)
     except OSError:
@@ -75,12 +75,12 @@ def reset_peak() -> None:
 
 
 def resident_bytes() -> int:
-    """Memory that this process has now."""
+    """Return the resident size of this process."""
     return _status("VmRSS") if STATUS.exists() else peak_bytes()
 
 
 def peak_bytes() -> int:
-    """The most that it had since `reset_peak`, or since it began where that has no effect."""
+    """Return the peak resident size since `reset_peak`, or since the process began where that has no effect."""
     if STATUS.exists():
         return _status("VmHWM")
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -88,7 +88,7 @@ def peak_bytes() -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that new processes can have; None where the system does not say."""
+    """Return the memory that is available to new processes; None where the system does not report it."""
     info = Path("/proc/meminfo")
     return _kilobytes(info, "MemAvailable") if info.exists() else None
 
@@ -103,50 +103,50 @@ def _kilobytes(path: Path, name: str) -> int:
 
 
 def _give_back_freed_memory() -> None:
-    # What malloc keeps would be used again unseen.
+    # Memory that malloc keeps after free would be reused without a growth of the resident size.
     library = ctypes.CDLL(None)
-    if hasattr(library, "mallctl"):  # jemalloc is preloaded: all of its arenas
+    if hasattr(library, "mallctl"):  # jemalloc is preloaded: purge all of its arenas
         library.mallctl(b"arena.4096.purge", None, None, None, ctypes.c_size_t(0))
     elif hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 
 
 def kept_for_backward(forward: Callable[[], Any], weights: Sequence[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of a forward pass, weights aside."""
-    own = {weight.untyped_storage()._cdata for weight in weights}
+    """Return the bytes that autograd saves in a forward pass for the backward pass, except weights."""
+    of_weights = {weight.untyped_storage()._cdata for weight in weights}
     kept: dict[int, int] = {}
 
     def note(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in of_weights:
             kept[storage._cdata] = storage.nbytes()
         return x
 
     with saved_tensors_hooks(note, lambda x: x):
-        graph = forward()  # alive until the end, so that no storage is given out twice
+        graph = forward()  # alive until the end, so that the id of a storage is not reused
     del graph
     return sum(kept.values())
 
 
 def without_memory() -> FakeTensorMode:
-    """Under it tensors have shapes but no content: sizes can be counted that no memory would hold."""
+    """Return a mode in which tensors have shapes but no content, to count sizes that exceed any memory."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as much one took as the other, measured in turn."""
+    """Ratio of two contenders' measurements, over the turns."""
 
     median: float
-    """Of the ratios of each turn."""
+    """Median of the ratios of all turns."""
     low: float
-    """Their lower quartile."""
+    """Lower quartile."""
     high: float
-    """Their upper quartile."""
+    """Upper quartile."""
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-    """Ratios of what was measured in the same turn: what slows a machine for a while slows both."""
+    """Return the ratio of measurements of the same turn: a slow phase of the machine affects both."""
     ratios = [x / y for x, y in zip(numerators, denominators, strict=True)]
     if len(ratios) == 1:
         return Ratio(ratios[0], ratios[0], ratios[0])
@@ -155,46 +155,46 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 
 def log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Least-squares slope of log(value) over log(size): 1 is linear growth."""
+    """Return the least-squares slope of log(value) over log(size); 1 is linear growth."""
     return statistics.linear_regression([*map(math.log, sizes)], [*map(math.log, values)]).slope
 
 
 def relative_difference(x: np.ndarray, reference: np.ndarray) -> float:
-    """max|x - reference| / max|reference|."""
+    """Return max|x - reference| / max|reference|."""
     return float(np.abs(x - reference).max() / max(np.abs(reference).max(), 1e-30))
 
 
 GEMM = {"cpu": 2048, "cuda": 8192}
-"""Rows of a large matrix, by device."""
+"""Size of a large square matrix, by device."""
 
 
 def gemm_rate(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
-    """The best rate of a large square matrix product, in operations a second."""
+    """Return the best rate of a large square matrix product, in operations a second."""
     size = GEMM[device]
-    x = torch.randn(size, size, device=device, dtype=dtype)  # a GPU multiplies constants faster
+    x = torch.randn(size, size, device=device, dtype=dtype)  # random: a GPU multiplies constants faster
     return 2 * size**3 / min(seconds_of(lambda: x @ x, device)[0] for _ in range(repeats))
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured."""
+    """Machine that measured."""
 
     processor: str
-    """Model of the CPU, or of the GPU."""
+    """Model of the CPU or GPU."""
     cores: int
-    """Of the CPU."""
+    """Number of CPU cores."""
     memory_bytes: int
-    """Of the CPU, or of the GPU."""
+    """Memory of the CPU or GPU."""
     load: float
     """Average number of running processes in the minute before."""
     versions: dict[str, str]
-    """Of Python, of the C library, of the packages that were compared; and what is preloaded."""
+    """Versions of Python, the C library and the compared packages; names of preloaded libraries."""
     device: str = "cpu"
     """cpu or cuda."""
 
 
 def machine(device: str) -> Machine:
-    """This machine."""
+    """Return a description of this machine."""
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         processor, memory = properties.name, properties.total_memory
@@ -202,10 +202,10 @@ def machine(device: str) -> Machine:
         processor = _processor()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     packages = ("torch", "triton", "transformers", "perceiver-io", "perceiver-pytorch", "jax")
-    library, release = platform.libc_ver()  # its malloc decides on a CPU's memory, unless another is preloaded
+    library, release = platform.libc_ver()  # its malloc determines the memory on a CPU, unless another is preloaded
     preloaded = " ".join(Path(name).name for name in os.environ.get("LD_PRELOAD", "").split(":") if name)
-    found = {"python": platform.python_version(), library: release, "preloaded": preloaded}
-    versions = {name: v for name, v in (found | {name: _version(name) for name in packages}).items() if v}
+    basic = {"python": platform.python_version(), library: release, "preloaded": preloaded}
+    versions = {name: v for name, v in (basic | {name: _version(name) for name in packages}).items() if v}
     return Machine(processor, os.cpu_count() or 1, memory, os.getloadavg()[0], versions, device)
 
 

@@ -1,4 +1,4 @@
-"""Which model a row measures, its random weights and its inputs: the same for every contender."""
+"""The model that a row measures, its random weights and its inputs, the same for every contender."""
 
 import math
 from dataclasses import dataclass
@@ -30,24 +30,24 @@ from perceivers.systems import PRESETS
 Part = Literal["forward", "reading", "training"]
 
 GPU_MEMORY = 16 * 10**9
-"""Bytes that ours may take there where it has a limit on a CPU."""
+"""Memory limit of our attention on a GPU in bytes, where the row has one on a CPU."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is measured, whoever does it."""
+    """Work that is measured, the same for all contenders."""
 
     family: str
-    """A released model."""
+    """Name of a released model."""
     batch: int = 1
-    """Samples at once."""
+    """Batch size."""
     part: Part = "forward"
-    """forward; only what reads the inputs into latents; or forward and backward."""
+    """Forward pass; reading of the inputs into latents alone; or training step (forward and backward)."""
     memory_limit: int | None = None
-    """Bytes that ours is asked to stay within, on a CPU."""
+    """Memory limit of our attention on a CPU, in bytes."""
 
     def limit(self, device: str) -> int | None:
-        """The same on a GPU, which has more."""
+        """Return the memory limit on a device."""
         return GPU_MEMORY if device == "cuda" and self.memory_limit is not None else self.memory_limit
 
 
@@ -72,17 +72,17 @@ TINY: dict[str, Values] = {
     | {f"{end}image.positions.max_resolution": (2, 3, 3) for end in (INPUT, OUTPUT)}
     | {f"{end}audio.{name}": 96 for end in (INPUT, OUTPUT) for name in ("size", "positions.max_resolution")},
 }
-"""Sizes at which everything runs in no time, and which transformers' classes can still express."""
+"""Tiny sizes for --quick, which transformers' classes can still express."""
 
 
 def preset_of(work: Work, quick: bool) -> Preset:
-    """The released model, computing as transformers does, so that outputs can be compared."""
+    """Return the preset of a released model, with the numerics of transformers, so that outputs can be compared."""
     preset = huggingface_options(PRESETS[work.family].preset())
     return changed(preset, TINY[work.family]) if quick else preset
 
 
 def build(preset: Preset) -> PerceiverIO:
-    """A model with random weights, the same in every process; what starts at zero too, for it would hide the rest."""
+    """Return a model with the same random weights in every process, also where weights start at zero."""
     torch.manual_seed(0)
     model = preset.build().eval()
     with torch.no_grad():
@@ -99,7 +99,7 @@ def build(preset: Preset) -> PerceiverIO:
 
 
 def inputs_of(preset: Preset, batch: int) -> dict[str, Any]:
-    """Random raw inputs of the trained size, in the data's units, the same in every process."""
+    """Return random raw inputs of the trained size, in the units of the data, the same in every process."""
     generator = torch.Generator().manual_seed(1)
     return {name: _random(spec, batch, generator) for name, spec in preset.schema.inputs.items()}
 
@@ -107,10 +107,10 @@ def inputs_of(preset: Preset, batch: int) -> dict[str, Any]:
 def _random(spec: Modality, batch: int, generator: torch.Generator) -> Any:
     if isinstance(spec, Text):
         return {"ids": torch.randint(0, spec.num_ids, (batch, spec.length), generator=generator)}
-    blank = spec.dummy_input(batch, torch.device("cpu"))
-    if not blank.is_floating_point():  # the label of a clip, which the released model never sees
-        return blank
-    values = torch.rand(blank.shape, generator=generator)
+    dummy = spec.dummy_input(batch, torch.device("cpu"))
+    if not dummy.is_floating_point():  # the label of a clip, which the released model always masks
+        return dummy
+    values = torch.rand(dummy.shape, generator=generator)
     if isinstance(spec, FramePair):
         return 2 * values - 1
     low, high = getattr(spec, "value_range", None) or (0.0, 1.0)
@@ -118,7 +118,7 @@ def _random(spec: Modality, batch: int, generator: torch.Generator) -> Any:
 
 
 def moved(x: Any, setting: Setting) -> Any:
-    """Tensors where they are measured, numbers in its precision."""
+    """Return tensors on the device of the setting, floating-point ones in its precision."""
     if isinstance(x, dict):
         return {name: moved(value, setting) for name, value in x.items()}
     if isinstance(x, list):
@@ -129,7 +129,7 @@ def moved(x: Any, setting: Setting) -> Any:
 
 
 def picture(inputs: int, outputs: int, latents: tuple[int, int]) -> Preset:
-    """A picture of so many pixels to one of so many, with Fourier features, and one layer between."""
+    """Return a model from a picture of `inputs` pixels to one of `outputs`, with Fourier features and one layer."""
     positions = Fourier(num_bands=64)
     return Preset(
         Schema(
@@ -146,6 +146,6 @@ def picture(inputs: int, outputs: int, latents: tuple[int, int]) -> Preset:
 
 
 def _sides(pixels: int) -> tuple[int, int]:
-    """The sides nearest to each other whose product it is."""
+    """Return height and width of a picture with this number of pixels, as square as possible."""
     height = next(n for n in range(math.isqrt(pixels), 0, -1) if pixels % n == 0)
     return height, pixels // height

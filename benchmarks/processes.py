@@ -1,4 +1,4 @@
-"""Each contender runs in a process of its own, with a limit of time and of memory, and reports why it could not."""
+"""Processes: each contender runs in one, with limits on time and memory, and reports the reason if it fails."""
 
 import multiprocessing
 import os
@@ -18,70 +18,70 @@ from benchmarks.measuring import MemoryMeter, available_bytes, seconds_of
 Outputs = Mapping[str, Tensor]
 
 MOST = 0.9
-"""Share of the memory that is there that a contender may have."""
+"""Fraction of the available memory that a contender may use."""
 
 FEW = 4
-"""Pieces that are run where all of them would take too long."""
+"""Number of pieces that are run if all would take too long."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How everything is run."""
+    """Settings of a run, the same for all contenders."""
 
     device: str = "cpu"
     """cpu or cuda."""
     dtype: torch.dtype = torch.float32
-    """Of weights and inputs."""
+    """Precision of weights and inputs."""
     batch: int | None = None
-    """Samples at once; None: as many as the row says."""
+    """Batch size; None: that of the row."""
     quick: bool = False
     """Tiny sizes, to see that everything runs."""
     longest: float = 300.0
-    """Seconds; work in pieces that would take longer is measured on a few of them."""
+    """Seconds; work in pieces that would take longer is measured on FEW pieces."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a contender does to be measured."""
+    """Work of a contender, ready to be measured."""
 
     pieces: Sequence[Callable[[], Any]] = ()
-    """Run one after the other; none: nothing is run, something was counted."""
+    """Functions to run one after the other; none: nothing is run, only `kept_bytes` counts."""
     outputs: Callable[[Sequence[Any]], Outputs] = lambda results: {}
-    """Comparable arrays [B, ...] from what the pieces gave."""
+    """Turns the results of the pieces into comparable arrays [B, ...]."""
     scale: float = 1.0
-    """How much more work they stand for."""
+    """Ratio of the whole work to that of the pieces."""
     note: str = ""
-    """What a reader of the results must know."""
+    """Remark for readers of the results."""
     kept_bytes: int | None = None
-    """Bytes kept for the backward pass, where they were counted instead of run."""
+    """Bytes saved for the backward pass, where they are counted without a run."""
 
 
 Contender = Callable[[Setting], Program]
-"""Builds the model and its inputs; ImportError where a package is missing."""
+"""Builds the model and its inputs; raises an ImportError if a package is missing."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the first run showed."""
+    """Measurements of the first run."""
 
     seconds: float | None
-    """Of the first run; None: there was none."""
+    """Seconds of the first run; None: nothing was run."""
     memory_bytes: int
-    """Peak above the process with its model and inputs."""
+    """Peak memory above the process with its model and inputs."""
     result_bytes: int = 0
-    """Of what the run returned, which is part of it."""
+    """Part of this memory that the results take."""
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
-    """To compare."""
+    """Outputs to compare."""
     note: str = ""
-    """Of the program, and whether it was measured on a few pieces."""
+    """Note of the program, and whether only some pieces were measured."""
 
 
-class Failed(Exception):  # noqa: N818, not an error of ours
-    """A contender could not be measured, and why."""
+class Failed(Exception):  # noqa: N818, a result, not an error
+    """Reason why a contender could not be measured."""
 
 
 class Worker:
-    """A contender in its process: first one run that shows memory and outputs, then timed runs when asked."""
+    """A contender in its process: a first run gives memory and outputs, then `seconds` times further runs."""
 
     def __init__(self, contender: Contender, setting: Setting, limit: float) -> None:
         context = multiprocessing.get_context("spawn")
@@ -99,7 +99,7 @@ class Worker:
         self.limit, self.failed = limit, False
 
     def seconds(self) -> float:
-        """Of one more run; Failed if it does not end in time, and then for good."""
+        """Return the seconds of one more run; Failed if it does not end in time, after which the worker is unusable."""
         self.failed = True
         try:
             self.connection.send("run")
@@ -132,6 +132,7 @@ class Worker:
 
 
 def _serve(connection: Connection, contender: Contender, setting: Setting) -> None:
+    """Run in the worker process: send the report of the first run, then the seconds of a run for each message."""
     torch.set_num_threads(1)
     connection.send("imported")
     limit = _limit_memory() if setting.device == "cpu" else None
@@ -148,13 +149,13 @@ def _serve(connection: Connection, contender: Contender, setting: Setting) -> No
 
 
 def _load_kernels(contender: Contender, setting: Setting) -> None:
-    """Run at the tiny size: what is loaded at the first use of anything is no contender's memory."""
+    """Run at the tiny size, so that libraries loaded at first use do not count as memory of the contender."""
     for piece in contender(replace(setting, quick=True, batch=1)).pieces:
         piece()
 
 
 def measured(program: Program, setting: Setting) -> tuple[Program, Report]:
-    """The first run; the program with the few pieces that stand for all where those would take too long."""
+    """Return the report of the first run, and the program to time: only FEW pieces where all would take too long."""
     if not program.pieces:
         return program, Report(None, program.kept_bytes or 0, note=program.note)
     pieces, note = list(program.pieces), program.note
@@ -177,12 +178,12 @@ def measured(program: Program, setting: Setting) -> tuple[Program, Report]:
 def _seconds(program: Program, device: str) -> float:
     seconds = sum(seconds_of(piece, device)[0] for piece in program.pieces)
     if device == "cuda":
-        torch.cuda.empty_cache()  # the other contenders are on the same GPU
+        torch.cuda.empty_cache()  # the other contenders share the GPU
     return seconds * program.scale
 
 
 def _limit_memory() -> int | None:
-    """Let this process ask for no more memory than there is, so that it is told so instead of being killed."""
+    """Limit the memory of this process to what is available, so that it gets an error instead of being killed."""
     available = available_bytes()
     if available is None:
         return None
@@ -194,7 +195,7 @@ def _limit_memory() -> int | None:
 
 
 def reason_of(error: Exception, limit: int | None) -> Failed:
-    """Why a contender could not be measured, in a line; `limit` of its memory in bytes."""
+    """Return in one line why a contender could not be measured; `limit`: its memory limit in bytes."""
     if isinstance(error, ImportError):
         return Failed(f"not installed: {error.name or error}")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error):

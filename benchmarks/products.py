@@ -1,4 +1,4 @@
-"""Matrix products by MKL, as PyTorch makes them, and by oneDNN: `perceivers.core.fast.onednn` chooses between them."""
+"""Matrix products by MKL, PyTorch's default, and by oneDNN: `perceivers.core.fast.onednn` chooses between them."""
 
 import time
 from functools import partial
@@ -10,18 +10,18 @@ from torch.nn import functional as F
 from perceivers.core.fast.onednn import onednn
 
 SHAPES = [(rows, inner, columns) for rows in (64, 512, 2048) for inner in (64, 512, 1280) for columns in (2, 64, 1024)]
-"""Rows, channels in, channels out."""
+"""Rows, input channels, output channels."""
 
 REPEATS = 9
 
 
 def main() -> None:
-    """One thread: microseconds of both in turn."""
+    """Print the microseconds of both on one thread, measured in turn."""
     torch.set_num_threads(1)
     print("| rows | in | out | multiply-adds | MKL | oneDNN | times as fast |\n" + "| ---: " * 7 + "|")
     for rows, inner, columns in SHAPES:
-        given = torch.randn(rows, inner), torch.randn(columns, inner), torch.randn(columns)
-        pairs = [[seconds(partial(function, *given)) for function in (F.linear, onednn)] for _ in range(REPEATS)]
+        arguments = torch.randn(rows, inner), torch.randn(columns, inner), torch.randn(columns)
+        pairs = [[seconds(partial(function, *arguments)) for function in (F.linear, onednn)] for _ in range(REPEATS)]
         mkl, other = (median(times) * 1e6 for times in zip(*pairs, strict=True))
         ratio = median(one / two for one, two in pairs)
         work = f"2^{(rows * inner * columns).bit_length() - 1}"
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def seconds(call: partial[torch.Tensor]) -> float:
-    """Of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What came out: targets reached or missed, one dated file of numbers and one of tables."""
+"""Results: targets reached or missed, one dated file of numbers and one of tables."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,62 +16,62 @@ from benchmarks.workloads import Row, Target
 
 @dataclass
 class Measured:
-    """One contender in one row."""
+    """Measurements of one contender in one row."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of each turn."""
+    """Seconds of each turn."""
     memory_bytes: int | None = None
-    """Above the process with its model and inputs."""
+    """Peak memory above the process with its model and inputs."""
     result_bytes: int = 0
-    """Of what it returned, part of the memory."""
+    """Part of this memory that the results take."""
     difference: float | None = None
     """Largest relative difference of its outputs from the first contender's; None: not comparable."""
     flops: int = 0
-    """Operations of its work as written."""
+    """Operations of the work as written."""
     note: str = ""
-    """What a reader must know, or why it could not be measured."""
+    """Remark for readers, or the reason why the contender could not be measured."""
 
     @property
     def median(self) -> float | None:
-        """Seconds."""
+        """Median of the seconds."""
         return float(np.median(self.seconds)) if self.seconds else None
 
 
 @dataclass
 class RowResult:
-    """One row."""
+    """Results of one row."""
 
     name: str
-    """Of the row."""
+    """Name of the row."""
     gemm_rate: float
-    """Operations a second of a large matrix product, measured beside it."""
+    """Operations a second of a large matrix product, measured in the same run."""
     contenders: dict[str, Measured] = field(default_factory=dict)
-    """By name."""
+    """Measurements by contender."""
     targets: list["Judged"] = field(default_factory=list)
-    """What was to be reached."""
+    """Targets, reached or missed."""
 
     def share(self, name: str) -> float | None:
-        """Operations as written, a second, over the rate of matrix products; above 1 where fewer were done."""
+        """Return operations as written a second, over the rate of matrix products; above 1 if fewer were executed."""
         measured = self.contenders[name]
         return None if measured.median is None else measured.flops / measured.median / self.gemm_rate
 
 
 @dataclass
 class Judged:
-    """A target and what was seen."""
+    """A target and its measurement."""
 
     wanted: str
-    """In words."""
+    """The target in words."""
     seen: str
-    """In words."""
+    """The measurement in words."""
     reached: bool | None
-    """None: it could not be measured."""
+    """True if the target was reached; None: it could not be measured."""
 
 
 def differences(reports: Mapping[str, Report]) -> dict[str, float]:
-    """Of each from the first, where both have outputs; of rows asked in part, that part."""
+    """Return the relative difference of each contender from the first, over the outputs that both have."""
     first, *others = reports
-    found = {}
+    result = {}
     for name in others:
         pairs = [
             _common(reports[name].outputs[key], x)
@@ -79,24 +79,25 @@ def differences(reports: Mapping[str, Report]) -> dict[str, float]:
             if key in reports[name].outputs
         ]
         if pairs:
-            found[name] = max(relative_difference(x, reference) for x, reference in pairs)
-    return found
+            result[name] = max(relative_difference(x, reference) for x, reference in pairs)
+    return result
 
 
 def _common(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut two outputs [B, ...] to their common length: a contender may have decoded only the first chunks."""
     x, y = (a.reshape(len(a), -1) for a in (x, y))
     width = min(x.shape[1], y.shape[1])
     return x[:, :width], y[:, :width]
 
 
 def judge(target: Target, row: Row, result: RowResult) -> Judged:
-    """Whether it was reached."""
+    """Return a target with its measurement, and whether it was reached."""
     seen, shown = JUDGES[target.measure](target, row, result)
     return Judged(wanted(target), shown, None if seen is None else seen <= target.at_most)
 
 
 def wanted(target: Target) -> str:
-    """A target in words."""
+    """Return a target in words."""
     if target.measure == "slope":
         return f"log-log slope of time at most {target.at_most}"
     if target.measure == "growth":
@@ -155,24 +156,25 @@ JUDGES: dict[str, Callable[[Target, Row, RowResult], Seen]] = {
     "slope": _slope,
     "growth": _growth,
 }
-"""What was seen of each measure, as a number and in words."""
+"""Functions that return each measure as a number and in words."""
 
 
 def ratio_of(result: RowResult, of: str, against: str) -> Ratio | None:
-    """How many times as long one took, measured in turn; None where one of them did not run every turn."""
+    """Return the ratio of the seconds of two contenders; None unless both ran in every turn."""
     seconds = [result.contenders.get(name, Measured()).seconds for name in (of, against)]
     return paired_ratio(*seconds) if seconds[0] and len(seconds[0]) == len(seconds[1]) else None
 
 
 def megabytes(count: float) -> str:
-    """In the unit of the tables."""
+    """Format a number of bytes in the unit of the tables."""
     return f"{count / 1e6:,.0f} MB"
 
 
 def write(
     folder: Path, name: str, machine: Machine, results: Mapping[str, RowResult], titles: Mapping[str, str]
 ) -> Path:
-    """`name` with today's date, as JSON and as tables; rows measured earlier today on this machine stay."""
+    """Write a file of JSON and one of tables, named by date and `name`; rows of today on this processor are kept."""
+    # Merge with the rows measured earlier today; new results replace old ones.
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{date.today()}-{name}"
     numbers, tables = path.with_suffix(".json"), path.with_suffix(".md")
@@ -196,21 +198,21 @@ METHODS = {
     "cpu": "One thread, seconds are medians of the process's CPU seconds",
     "cuda": "Seconds are medians of the time between two events on the GPU, memory is what torch allocated there",
 }
-"""How it is measured, by device."""
+"""Method of measurement in words, by device."""
 
 
 def markdown(machine: Machine, results: Mapping[str, RowResult], titles: Mapping[str, str]) -> str:
-    """A table of each row, and what was reached."""
+    """Return the tables and targets of all rows in Markdown."""
     versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
     lines = [
         f"# Benchmarks, {date.today()}",
         "",
         f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB; {versions}. "
-        f"{METHODS[machine.device]}; load of the machine when it began: {machine.load:.1f}. "
-        "Ratios are medians of ratios of a turn; memory is the peak above the process with its model and inputs. "
-        "GFLOP are those of the model as written, the share is of the rate of a large matrix product in the same run: "
-        "above 100 % where an algorithm of attention needs fewer. Weights are random, the same for all; the "
-        "difference is the largest from the first's outputs, relative to the largest of them.",
+        f"{METHODS[machine.device]}; load of the machine at the start: {machine.load:.1f}. "
+        "Ratios are medians of the ratios of each turn; memory is the peak above the process with model and inputs. "
+        "GFLOP are those of the model as written; the share is of the rate of a large matrix product in the same run, "
+        "above 100 % where an attention algorithm needs fewer. Weights are random, the same for all; the "
+        "difference is the largest from the outputs of the first contender, relative to their largest.",
     ]
     for name, result in results.items():
         lines += ["", section(titles[name], result)]
@@ -218,7 +220,7 @@ def markdown(machine: Machine, results: Mapping[str, RowResult], titles: Mapping
 
 
 def section(title: str, result: RowResult) -> str:
-    """The table of a row, and what was reached."""
+    """Return the table and targets of a row in Markdown."""
     return "\n".join([f"## {title}", "", *_table(result), "", *_targets(result)]).rstrip()
 
 

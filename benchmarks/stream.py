@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.stream`: reads an input that is larger than memory, part after part."""
+"""The command `python -m benchmarks.stream`: reads an input that is larger than memory, part by part."""
 
 import tempfile
 import threading
@@ -17,19 +17,19 @@ from perceivers import Config, LatentsConfig, Numbers, PerceiverIO, Schema, Vect
 def stream(
     inputs: int = 10**8, channels: int = 16, part: int = 1 << 20, folder: Path | None = None
 ) -> dict[str, float]:
-    """Encode vectors from a memory-mapped file; prints seconds and the anonymous memory above the model's.
+    """Encode vectors from a memory-mapped file; print seconds and anonymous memory in excess of the model.
 
     Args:
-        inputs: Vectors.
-        channels: Of each.
-        part: Vectors that are in memory at once.
-        folder: Where the file is made for the while: it takes 4 * inputs * channels bytes.
+        inputs: Number of vectors.
+        channels: Channels of each vector.
+        part: Number of vectors in memory at once.
+        folder: Folder for the temporary file, which takes 4 * inputs * channels bytes.
     """
     torch.set_num_threads(1)
     schema = Schema(inputs={"vectors": Vectors(channels=channels)}, outputs={"numbers": Numbers(count=3)})
     model = PerceiverIO(schema, Config(LatentsConfig(num_latents=64, channels=64))).eval().requires_grad_(False)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        path = Path(place) / "vectors"
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "vectors"
         make(path, inputs, channels, part)
         array = np.memmap(path, np.float32, "r", shape=(inputs, channels))
         with Peak() as peak, torch.inference_mode():
@@ -42,7 +42,7 @@ def stream(
 
 
 def make(path: Path, inputs: int, channels: int, part: int) -> None:
-    """A file of normal numbers."""
+    """Write a file of normally distributed numbers."""
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
         for first in range(0, inputs, part):
@@ -50,13 +50,13 @@ def make(path: Path, inputs: int, channels: int, part: int) -> None:
 
 
 def parts(array: np.ndarray, size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """One after the other, each copied out of the file as it is needed."""
+    """Yield parts of an array, each copied from the file when it is needed."""
     for first in range(0, len(array), size):
         yield {"vectors": torch.from_numpy(np.array(array[first : first + size]))[None]}
 
 
 class Peak:
-    """The largest anonymous memory of this process while it is entered, above what it was before; looked at often."""
+    """Peak anonymous memory of a block of code, above the memory before it; sampled every 5 ms."""
 
     def __enter__(self) -> "Peak":
         self.before, self.bytes, self.done = _anonymous(), 0, threading.Event()

@@ -1,4 +1,4 @@
-"""The table: what is measured, who measures it, and what is to be reached."""
+"""The table of rows: work, contenders, and targets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,73 +28,74 @@ FORWARD, CHECKPOINTED = "ours, forward", "ours, checkpointed"
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be reached."""
+    """A target of a row."""
 
     measure: Literal["time", "memory", "slope", "growth"]
-    """Seconds; bytes; slope of log time over log size; bytes that memory grows by from the smallest size on."""
+    """Seconds; bytes; slope of log time over log size; growth of memory in bytes from smallest to largest size."""
     at_most: float
-    """Times what `against` takes; without it the measure itself."""
+    """Upper bound of the ratio to `against`; without it, of the measure itself."""
     against: str | None = None
-    """A contender."""
+    """Contender to compare with."""
     of: str = OURS
-    """Whose."""
+    """Contender that is to reach the target."""
     within_noise: bool = False
-    """The better quartile of the turns is enough."""
+    """Accept the better quartile of the turns."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """Operations of a work as written, by whatever order it is done."""
+    """Operations of a work as written, whichever attention algorithm runs."""
 
     preset: Callable[[bool], Preset]
-    """The model; the argument: at a tiny size."""
+    """Builds the preset; the argument is True for the tiny size."""
     work: Work
-    """What it does."""
+    """Work that is counted."""
 
     def flops(self, setting: Setting) -> int:
-        """Of matrix products, two for each multiply-add; a backward pass counts as two forward passes."""
-        counted = costs(self.preset(setting.quick))
-        read = sum(counted.stages[stage][1] for stage in ("input_adapter", "trunk.encoder"))
-        once = {"forward": counted.flops, "reading": read, "training": 3 * counted.flops}[self.work.part]
-        return once * (setting.batch or self.work.batch)
+        """Return the FLOPs of matrix products, two a multiply-add; a backward pass counts as two forward passes."""
+        cost = costs(self.preset(setting.quick))
+        read = sum(cost.stages[stage][1] for stage in ("input_adapter", "trunk.encoder"))
+        per_sample = {"forward": cost.flops, "reading": read, "training": 3 * cost.flops}[self.work.part]
+        return per_sample * (setting.batch or self.work.batch)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A row of the table."""
 
     title: str
-    """What is done."""
+    """Description of the work."""
     contenders: Mapping[str, Contender]
-    """Who does it, by name; outputs are compared with those of the first."""
+    """Contenders by name; outputs are compared with those of the first."""
     targets: Sequence[Target]
-    """What is to be reached."""
+    """Targets of the row."""
     count: Count
-    """Its operations."""
+    """Operations of the work."""
     counts: Mapping[str, Count] = field(default_factory=dict)
-    """Operations of contenders that do something else."""
+    """Operations of contenders that do other work."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Where growth is measured: the size that each contender has."""
+    """Size of each contender, where growth is measured."""
 
 
 def faster(times: float, than: str) -> Target:
-    """So many times as fast."""
+    """Return the target to be `times` times as fast as another contender."""
     return Target("time", 1 / times, than)
 
 
 def not_slower(than: str) -> Target:
-    """Within noise."""
+    """Return the target to be no slower than another contender, within noise."""
     return Target("time", 1.0, than, within_noise=True)
 
 
 def memory(megabytes: float) -> Target:
-    """At most."""
+    """Return the target to take at most this memory."""
     return Target("memory", megabytes * MB)
 
 
 def _released(
     title: str, work: Work, peers: Mapping[str, Contender], targets: Sequence[Target], checkpointed: bool = False
 ) -> Row:
+    """Return a row of a released model: ours, with activation checkpointing too if `checkpointed`, then the peers."""
     contenders: dict[str, Contender] = {OURS: partial(own, work)}
     if checkpointed:
         contenders[CHECKPOINTED] = partial(own, work, checkpointed=True)
@@ -175,33 +176,33 @@ def _train_flow() -> Row:
 
 
 def _train(family: str, title: str, *limits: float) -> Row:
-    """`limits`: megabytes of an attention, beside recomputing."""
+    """Return a row of a training step; `limits`: memory limits in megabytes to run with activation checkpointing."""
     work = Work(family, part="training")
-    others: dict[str, Contender] = {
+    limited: dict[str, Contender] = {
         f"{CHECKPOINTED}, memory_limit {limit:g} MB": partial(
             own, replace(work, memory_limit=int(limit * MB)), checkpointed=True
         )
         for limit in limits
     }
     targets = [Target("time", 1.4, OURS, CHECKPOINTED), Target("memory", 0.25, HF, CHECKPOINTED)]
-    return _released(f"training step, {title}", work, others | _peers(work), targets, checkpointed=True)
+    return _released(f"training step, {title}", work, limited | _peers(work), targets, checkpointed=True)
 
 
 def sketch(inputs: int, outputs: int, latents: tuple[int, int], quick: bool) -> Preset:
-    """A picture of so many pixels to one of so many; a thousandth of them to try."""
+    """Return a model between pictures of these numbers of pixels; `quick`: of a thousandth."""
     share = 1000 if quick else 1
     return picture(max(inputs // share, 64), max(outputs // share, 64), latents)
 
 
 def draw(preset: Callable[[bool], Preset], setting: Setting, plain: bool = False, compared: bool = True) -> Program:
-    """Read a picture and write one."""
+    """Return a program that encodes a picture and decodes one."""
     built = preset(setting.quick)
     program = own_program(DRAWING, setting, build(built), inputs_of(built, setting.batch or 1), plain=plain)
     return program if compared else Program(program.pieces)
 
 
 DRAWING = Work("picture", memory_limit=int(64 * MB))
-"""How pictures of any size are read and written."""
+"""Work of the rows with pictures of any size."""
 
 
 def _million() -> Row:
@@ -243,7 +244,7 @@ ROWS: dict[str, Row] = {
     "growth-inputs": _growth("inputs"),
     "growth-outputs": _growth("outputs"),
 }
-"""Every line by name."""
+"""All rows by name."""
 
 GPU_BATCHES: Mapping[str, Sequence[int]] = {
     "language": (1, 8, 32),
@@ -256,4 +257,4 @@ GPU_BATCHES: Mapping[str, Sequence[int]] = {
     "train-optical-flow": (1, 8),
     "million": (1,),
 }
-"""Lines that are measured on a GPU, and the samples at once."""
+"""Batch sizes of the rows that are measured on a GPU."""

@@ -1,7 +1,7 @@
-"""A solid body as a field that can be asked at any point: inside or outside of a closed mesh, and simpler fields.
+"""A solid body as a field that can be evaluated at any point: inside or outside of a closed mesh. With baselines.
 
-`prepare MESH.off OUT` draws points, `rivals OUT` prints scores of nearest neighbours, `score OUT` those of predictions,
-`draw OUT` a slice. docs/field.md is the guide.
+`prepare MESH.off OUT` samples points, `rivals OUT` prints scores of nearest neighbours, `score OUT` prints scores of
+predictions, `draw OUT` draws a slice. docs/field.md is the guide.
 """
 
 from pathlib import Path
@@ -15,14 +15,14 @@ from perceivers.data.formats.writers import write_rows
 from perceivers.media.image_files import write_image
 
 POINTS, NEAR = 1000, 0.03
-"""Points of a row; how far half of them lie from the surface, in lengths of the body."""
+"""Points of a table row; distance of half of them from the surface (2 sigma), relative to the length of the body."""
 
 SIDE = 256
-"""Points along each side of the slice that is drawn."""
+"""Points along each side of the drawn slice."""
 
 
 def prepare(mesh: Path, out: Path, /, train: int = 40, test: int = 10) -> None:
-    """Write rows of "body" and "inside", points as [[x, y, z, 1 or 0], ...]; in slice.jsonl without the answer."""
+    """Write rows of "body" and "inside", points as [[x, y, z, 1 or 0], ...]; in slice.jsonl as [x, y, z] alone."""
     corners = read_off(mesh)
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -34,18 +34,19 @@ def prepare(mesh: Path, out: Path, /, train: int = 40, test: int = 10) -> None:
 
 
 def read_off(path: Path) -> np.ndarray:
-    """[triangles, 3, 3] corners of an .off file of triangles."""
+    """Read the corners [triangles, 3, 3] of an .off file of triangles."""
     words = path.read_text().split()
     vertices, faces = int(words[1]), int(words[2])
-    places = np.array(words[4 : 4 + 3 * vertices], float).reshape(-1, 3)
-    return places[np.array(words[4 + 3 * vertices :][: 4 * faces], int).reshape(-1, 4)[:, 1:]]
+    positions = np.array(words[4 : 4 + 3 * vertices], float).reshape(-1, 3)
+    return positions[np.array(words[4 + 3 * vertices :][: 4 * faces], int).reshape(-1, 4)[:, 1:]]
 
 
 def drawn(corners: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """[count, 3] points, half of them in the whole box, half near the surface, in random order."""
+    """Sample points [count, 3] in random order, half of them in the whole box, half near the surface."""
     low, high = corners.min((0, 1)), corners.max((0, 1))
     margin, length = 0.05 * (high - low), (high - low).max()
     everywhere = rng.uniform(low - margin, high + margin, (count // 2, 3))
+    # Uniform points of the surface: a triangle by area, then a random point in it.
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1)
     chosen = corners[rng.choice(len(corners), count - count // 2, p=area / area.sum())]
     surface = np.einsum("pc,pcx->px", rng.dirichlet(np.ones(3), len(chosen)), chosen)
@@ -53,13 +54,14 @@ def drawn(corners: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
 
 
 def inside(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Whether each point lies inside: whether a ray upwards from it crosses the surface an odd number of times."""
+    """Return 1 for each point inside, where a ray upwards crosses the surface an odd number of times, else 0."""
     return np.concatenate([crossings(part, corners) % 2 for part in np.array_split(points, len(points) // 500 + 1)])
 
 
 def crossings(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """How many triangles lie above each point."""
+    """Count the triangles above each point."""
     a, b, c = (corners[None, :, i] - points[:, None] for i in range(3))  # [P, T, 3]
+    # Signed areas of the parts of a triangle around the point, seen from above: all of one sign if it lies within.
     sides = [p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0] for p, q in ((b, c), (c, a), (a, b))]
     total = sum(sides)
     within = np.all([side * total > 0 for side in sides], axis=0)
@@ -68,7 +70,7 @@ def crossings(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def middle(corners: np.ndarray) -> np.ndarray:
-    """[SIDE, SIDE, 3] points of the plane through the middle, across the shortest axis of the body."""
+    """Return points [SIDE, SIDE, 3] of the middle plane that is perpendicular to the shortest axis of the body."""
     low, high = corners.min((0, 1)), corners.max((0, 1))
     thin = int((high - low).argmin())
     down, across = (axis for axis in (1, 0, 2) if axis != thin)
@@ -79,7 +81,7 @@ def middle(corners: np.ndarray) -> np.ndarray:
 
 
 def rivals(data: Path, /) -> None:
-    """Print scores of the nearest of all training points, of five and of twenty."""
+    """Print scores of the baselines: the nearest, the five and the twenty nearest training points."""
     train, test = (points_of(data / f"{part}.jsonl") for part in ("train", "test"))
     for count in (1, 5, 20):
         model = KNeighborsClassifier(count, weights="distance").fit(train[:, :3], train[:, 3])
@@ -87,25 +89,26 @@ def rivals(data: Path, /) -> None:
 
 
 def score(data: Path, /) -> None:
-    """Print scores of predictions.jsonl, what `perceivers predict RUN test.jsonl --out predictions.jsonl` wrote."""
-    test, found = points_of(data / "test.jsonl"), points_of(data / "predictions.jsonl")
-    tell("Perceiver", found[:, 0] > 0.5, test[:, 3] > 0.5)
+    """Print scores of predictions.jsonl, from `perceivers predict RUN test.jsonl --out predictions.jsonl`."""
+    test, predictions = points_of(data / "test.jsonl"), points_of(data / "predictions.jsonl")
+    tell("Perceiver", predictions[:, 0] > 0.5, test[:, 3] > 0.5)
 
 
 def draw(data: Path, /) -> None:
-    """Draw slice.png: the answers in slice.predictions.jsonl."""
+    """Draw the predictions of slice.predictions.jsonl as slice.png."""
     grey = points_of(data / "slice.predictions.jsonl").reshape(SIDE, SIDE, 1).clip(0, 1) * 255
     write_image(data / "slice.png", np.repeat(grey.astype(np.uint8), 3, axis=-1))
 
 
 def points_of(path: Path) -> np.ndarray:
-    """All points of a file."""
+    """Return all points of a file."""
     return np.concatenate([np.array(row["inside"]) for row in read_rows(path)])
 
 
-def tell(name: str, found: np.ndarray, true: np.ndarray) -> None:
-    """Print how many points are right, and how much of the found and the true body is common to both."""
-    print(f"{name}: {(found == true).mean():.3f} right, {(found & true).sum() / (found | true).sum():.3f} common")
+def tell(name: str, predicted: np.ndarray, true: np.ndarray) -> None:
+    """Print the accuracy, and the intersection over union of the predicted and the true body."""
+    common = (predicted & true).sum() / (predicted | true).sum()
+    print(f"{name}: {(predicted == true).mean():.3f} right, {common:.3f} common")
 
 
 if __name__ == "__main__":

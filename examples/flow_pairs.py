@@ -1,4 +1,4 @@
-"""Photographs with true optical flow, from two Debian packages, in the folders that Middlebury publishes its pairs in.
+"""Photographs with true optical flow, from two Debian packages, in the folder layout of Middlebury.
 
 `prepare SCIKIT OPENCV OUT` reads scikit-image's `data` and OpenCV's `examples/data`. docs/flow.md is the guide.
 """
@@ -14,7 +14,7 @@ from perceivers.media.image_files import read_image, write_image
 
 
 def prepare(scikit: Path, opencv: Path, out: Path, /) -> None:
-    """Write OUT/NAME/other-data and OUT/NAME/other-gt-flow of three pairs, and OUT/pairs.yaml that names them."""
+    """Write OUT/NAME/other-data and OUT/NAME/other-gt-flow for three pairs, and OUT/pairs.yaml with the data sets."""
     disparity = np.load(scikit / "motorcycle_disp.npz")["arr_0"]
     aloe = read_image(opencv / "aloeGT.png")[..., 0].astype(np.float32)
     pairs = {
@@ -31,26 +31,26 @@ def prepare(scikit: Path, opencv: Path, out: Path, /) -> None:
 
 
 def pair_in(folder: Path) -> dict[str, str | int]:
-    """The data set of a pair's folder."""
+    """Return the data set of a pair's folder, as in a recipe."""
     return {"kind": "flow_pairs", "layout": "middlebury", "folder": str(folder), "held_out_every": 1}
 
 
 def of_disparity(disparity: np.ndarray) -> np.ndarray:
-    """[H, W, 2] of how much further left the right eye sees each pixel; NaN where that is not known."""
+    """Return the flow [H, W, 2] from the left to the right view, from the disparity; NaN where it is not known."""
     flow = np.stack([-disparity, np.zeros_like(disparity)], axis=-1)
     return np.where(np.isfinite(disparity)[..., None], flow, np.nan).astype(np.float32)
 
 
 def of_plane(opencv: Path) -> np.ndarray:
-    """[H, W, 2] of a plane seen twice, by the map between the views; NaN where the second does not show it."""
+    """Return the flow [H, W, 2] of a plane between two views, by their homography; NaN outside the second view."""
     height, width = read_image(opencv / "graf1.png").shape[:2]
     text = (opencv / "H1to3p.xml").read_text()
-    between = np.array(text.partition("<data>")[2].partition("</data>")[0].split(), float).reshape(3, 3)
-    places = np.stack([*np.meshgrid(np.arange(width), np.arange(height)), np.ones((height, width))], axis=-1)
-    seen = places @ between.T
-    seen = seen[..., :2] / seen[..., 2:]
-    inside = ((seen >= 0) & (seen <= (width - 1, height - 1))).all(axis=-1)
-    return np.where(inside[..., None], seen - places[..., :2], np.nan).astype(np.float32)
+    homography = np.array(text.partition("<data>")[2].partition("</data>")[0].split(), float).reshape(3, 3)
+    pixels = np.stack([*np.meshgrid(np.arange(width), np.arange(height)), np.ones((height, width))], axis=-1)
+    targets = pixels @ homography.T
+    targets = targets[..., :2] / targets[..., 2:]
+    inside = ((targets >= 0) & (targets <= (width - 1, height - 1))).all(axis=-1)
+    return np.where(inside[..., None], targets - pixels[..., :2], np.nan).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Forecasts at any time asked for: windows of co2.csv or sunspots.csv of statsmodels, and simpler forecasts.
+"""Forecasts at any time: windows of co2.csv or sunspots.csv of statsmodels, with baselines.
 
-`prepare FILE OUT` writes the windows, `rivals OUT` prints errors of other forecasts. docs/forecasting.md is the guide.
+`prepare FILE OUT` writes the windows, `rivals OUT` prints errors of baselines. docs/forecasting.md is the guide.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,25 +18,25 @@ from perceivers.data.formats.writers import PlainRow, write_rows
 
 @dataclass(frozen=True)
 class Plan:
-    """How a record of years is cut into windows, all in years."""
+    """Windows of a time series; all numbers in years."""
 
     past: float
-    """What is read."""
+    """Length of the input."""
     future: float
-    """What is asked for."""
+    """Length of the forecast."""
     season: float
-    """After it things repeat."""
+    """Period of the series."""
     split: float
-    """Windows that end before it are learned from, windows that begin to ask after it are held out."""
+    """Windows that end before this year are for training; windows whose forecast begins after it are held out."""
     relative: bool
-    """Values are told relative to the last known one: for a record that rises for ever."""
+    """Values are relative to the last known one, for a series with a trend."""
 
 
 PLANS = {
     "co2": Plan(past=2.0, future=1.0, season=1.0, split=1990.0, relative=True),
     "sunspots": Plan(past=44.0, future=11.0, season=11.0, split=1940.0, relative=False),
 }
-"""By name of the file."""
+"""Plans by the name of the file."""
 
 
 def prepare(source: Path, out: Path, /) -> None:
@@ -50,7 +50,7 @@ def prepare(source: Path, out: Path, /) -> None:
 
 
 def read_record(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Times in years and values, without those that are missing."""
+    """Read times in years, and values; missing values are left out."""
     rows = [list(row.cells.values()) for row in read_rows(path)]
     known = [(year_of(time), float(value)) for time, value in rows if value is not None]
     times, values = np.array(known).T
@@ -58,7 +58,7 @@ def read_record(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def year_of(text: str) -> float:
-    """19580329 is 1958.24, 1700 is 1700."""
+    """Convert a date to years: 19580329 to 1958.24, 1700 to 1700."""
     if len(text) <= 4:
         return float(text)
     day = date(int(text[:4]), int(text[4:6]), int(text[6:]))
@@ -66,7 +66,7 @@ def year_of(text: str) -> float:
 
 
 def windows_of(times: np.ndarray, values: np.ndarray, plan: Plan) -> Iterator[PlainRow]:
-    """A window for each known time that has a whole past and a whole future."""
+    """Yield a window for each time that has a complete past and future."""
     for now, value in zip(times, values, strict=True):
         if times[0] <= now - plan.past and now + plan.future <= times[-1]:
             base = value if plan.relative else 0.0
@@ -77,12 +77,12 @@ def windows_of(times: np.ndarray, values: np.ndarray, plan: Plan) -> Iterator[Pl
 
 
 def between(ahead: np.ndarray, plan: Plan) -> np.ndarray:
-    """Times that are asked for."""
+    """Return True for times of the forecast, given relative to now."""
     return (ahead > 0) & (ahead <= plan.future)
 
 
 def rivals(data: Path, /) -> None:
-    """Print the root mean square error of simpler forecasts at the same times."""
+    """Print the root mean square errors of the baselines at the same times."""
     (plan,) = (Plan(**row.cells) for row in read_rows(data / "plan.jsonl"))
     train, test = (list(read_rows(data / f"{part}.jsonl")) for part in ("train", "test"))
     forecasts: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -101,17 +101,17 @@ def rivals(data: Path, /) -> None:
 
 
 def at(points: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Values at times, in straight lines between the known ones."""
+    """Return values at any times, interpolated linearly."""
     return np.interp(times, points[:, 0], points[:, 1])
 
 
 def drifted(past: np.ndarray, times: np.ndarray, plan: Plan) -> np.ndarray:
-    """The value one season ago, plus what the last value has gained since then."""
+    """Return the value one season before, plus the rise of the last value over one season."""
     return at(past, times - plan.season) + past[-1, 1] - at(past, np.array([-plan.season]))
 
 
 def regression(train: list, plan: Plan) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Ridge regression from an even grid of the past to one of the future, in straight lines between its places."""
+    """Return a ridge regression from a regular grid of the past to one of the future, interpolated linearly."""
     step = plan.future / 50 if plan.future < 5 else 1.0
     before, after = np.arange(-plan.past + step, step / 2, step), np.arange(step, plan.future + step / 2, step)
     pasts = np.stack([at(np.array(row["past"]), before) for row in train])

@@ -1,6 +1,7 @@
-"""Series of varying length to classes: .ts files of the UCR and UEA archives as JSON Lines, and simpler classifiers.
+"""Classification of series of varying length: .ts files of the UCR and UEA archives as JSON Lines, with baselines.
 
-`prepare FOLDER OUT` reads NAME_TRAIN.ts and NAME_TEST.ts, `rivals OUT` prints accuracies. docs/series.md is the guide.
+`prepare FOLDER OUT` reads NAME_TRAIN.ts and NAME_TEST.ts, `rivals OUT` prints accuracies of baselines. docs/series.md
+is the guide.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,20 +19,20 @@ from perceivers.data.formats.readers import read_rows
 from perceivers.data.formats.writers import PlainRow, write_rows
 
 WARPED = 128
-"""Longest series that are compared under dynamic time warping, which takes the square of the length."""
+"""Maximum length of series for dynamic time warping, whose cost is quadratic in the length."""
 
 TINY = 1e-8
-"""Added to deviations, which may be 0."""
+"""Added to standard deviations, which may be 0."""
 
 KERNELS = 2000
-"""Random convolutions of ROCKET."""
+"""Number of random convolutions of ROCKET."""
 
 
 def prepare(source: Path, out: Path, /) -> None:
     """Write train.jsonl and test.jsonl: "series", a list of steps with a number for each channel, and its "label".
 
-    "shape" is the series with mean 0 and deviation 1, "spread" the logarithm of the deviation: for series that lie
-    many orders of magnitude apart.
+    "shape" is the series with mean 0 and standard deviation 1, "spread" the logarithm of the standard deviation, for
+    series whose scales differ by orders of magnitude.
     """
     out.mkdir(parents=True, exist_ok=True)
     for part in ("TRAIN", "TEST"):
@@ -40,7 +41,7 @@ def prepare(source: Path, out: Path, /) -> None:
 
 
 def read_ts(path: Path) -> Iterator[tuple[np.ndarray, str]]:
-    """Series [n, C] and classes of a .ts file: channels between colons, the class last."""
+    """Yield series [n, C] and classes of a .ts file, where colons separate channels and the class."""
     for line in path.read_text().splitlines():
         if line and line[0] not in "#@":
             *channels, label = line.split(":")
@@ -48,68 +49,68 @@ def read_ts(path: Path) -> Iterator[tuple[np.ndarray, str]]:
 
 
 def as_row(series: np.ndarray, label: str) -> PlainRow:
-    """Series and class as a table's row."""
+    """Return a series and its class as a row of a table."""
     shape = standardised(series).round(4).tolist()
     spread = np.log(series.std() + TINY).item()
     return {"series": series.tolist(), "shape": shape, "spread": spread, "label": label}
 
 
 def standardised(series: np.ndarray) -> np.ndarray:
-    """Each channel with mean 0 and deviation 1."""
+    """Normalise each channel to mean 0 and standard deviation 1."""
     return (series - series.mean(0)) / (series.std(0) + TINY)
 
 
 def rivals(data: Path, /) -> None:
-    """Print accuracies of simpler classifiers on the same held-out series, as they are and each standardised."""
+    """Print accuracies of the baselines on the held-out series, as they are and each standardised."""
     (train, train_labels), (test, test_labels) = (read(data / f"{part}.jsonl") for part in ("train", "test"))
     mean, std = np.concatenate(train).mean(0), np.concatenate(train).std(0)
     as_they_are = [(series - mean) / std for series in (*train, *test)]
     each = [standardised(series) for series in (*train, *test)]
     for how, series in (("as they are", as_they_are), ("each standardised", each)):
-        for rival, labels in guesses(series, train_labels).items():
-            print(f"{rival}, {how}: {(labels == test_labels).mean():.3f}")
+        for baseline, labels in guesses(series, train_labels).items():
+            print(f"{baseline}, {how}: {(labels == test_labels).mean():.3f}")
 
 
 def guesses(series: Sequence[np.ndarray], known: np.ndarray) -> dict[str, np.ndarray]:
-    """Classes that each rival gives to the series after those whose classes are known."""
+    """Return the classes that each baseline predicts; the first series are for training, with `known` classes."""
     train, test = series[: len(known)], series[len(known) :]
-    found = {"nearest neighbour, Euclidean": known[nearest_euclidean(train, test)]}
+    predictions = {"nearest neighbour, Euclidean": known[nearest_euclidean(train, test)]}
     if max(map(len, series)) <= WARPED:
-        found["nearest neighbour, dynamic time warping"] = known[nearest_warped(train, test)]
+        predictions["nearest neighbour, dynamic time warping"] = known[nearest_warped(train, test)]
     features = rocket(series, np.random.default_rng(0))
     ridge = make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(-3, 5, 17)))
     ridge.fit(features[: len(known)], known)
-    return {**found, f"ROCKET, {KERNELS:,} random convolutions": ridge.predict(features[len(known) :])}
+    return {**predictions, f"ROCKET, {KERNELS:,} random convolutions": ridge.predict(features[len(known) :])}
 
 
 def read(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """Series [n, C] of a file, and their classes."""
+    """Read series [n, C] of a file, and their classes."""
     rows = list(read_rows(path))
     return [np.array(row["series"]) for row in rows], np.array([row["label"] for row in rows])
 
 
 def padded(series: Sequence[np.ndarray]) -> np.ndarray:
-    """[B, longest, C], zeros behind the shorter ones."""
+    """Stack series to [B, longest, C], with zeros after the shorter ones."""
     longest = max(map(len, series))
     return np.stack([np.pad(one, ((0, longest - len(one)), (0, 0))) for one in series])
 
 
 def nearest_euclidean(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> np.ndarray:
-    """The training series nearest to each other one, step by step, shorter ones followed by zeros (the mean)."""
+    """Return the index of the nearest training series, step by step, shorter series padded with zeros (the mean)."""
     both = padded([*train, *test]).reshape(len(train) + len(test), -1)
-    known, asked = both[: len(train)], both[len(train) :]
-    return np.array([((known - one) ** 2).sum(-1).argmin() for one in asked])
+    known, queries = both[: len(train)], both[len(train) :]
+    return np.array([((known - query) ** 2).sum(-1).argmin() for query in queries])
 
 
 def nearest_warped(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> np.ndarray:
-    """The training series nearest to each other one under dynamic time warping."""
+    """Return the index of the nearest training series under dynamic time warping."""
     known, lengths = padded(train), np.array([len(one) for one in train])
     return np.array([warped(one, known, lengths).argmin() for one in test])
 
 
 def warped(one: np.ndarray, known: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Distances of a series to many: the cheapest way to walk along both of them together."""
-    cost = ((known[:, :, None] - one) ** 2).sum(-1)  # [B, their steps, its steps]
+    """Return the dynamic time warping distances of one series to many: the cost of the cheapest alignment."""
+    cost = ((known[:, :, None] - one) ** 2).sum(-1)  # [B, steps of the known series, steps of this one]
     total = np.full((len(known), cost.shape[1] + 1, len(one) + 1), np.inf)
     total[:, 0, 0] = 0
     for i in range(cost.shape[1]):
@@ -120,21 +121,22 @@ def warped(one: np.ndarray, known: np.ndarray, lengths: np.ndarray) -> np.ndarra
 
 
 def rocket(series: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Share of positive values and maximum of each random convolution (Dempster et al. 2020), [B, 2 KERNELS]."""
+    """Return ROCKET features [B, 2 KERNELS] (Dempster 2020): fraction of positive values and maximum of each kernel."""
     longest, channels = max(map(len, series)), series[0].shape[1]
+    # Draw kernels, grouped by length and dilation, so that each group is one convolution.
     groups: dict[tuple[int, int], list[np.ndarray]] = {}
     for _ in range(KERNELS):
         length = int(rng.choice([7, 9, 11]))
         dilation = 2 ** int(rng.uniform(0, np.log2(max((longest - 1) / (length - 1), 1)) + 1e-9))
-        read = rng.permutation(channels) < rng.integers(1, channels + 1)
-        weights = rng.normal(size=(channels, length)) * read[:, None]
+        used = rng.permutation(channels) < rng.integers(1, channels + 1)
+        weights = rng.normal(size=(channels, length)) * used[:, None]
         groups.setdefault((length, dilation), []).append(weights - weights.mean(-1, keepdims=True))
     features = []
     for (length, dilation), kernels in groups.items():
         weight, bias = torch.tensor(np.stack(kernels)), torch.tensor(rng.uniform(-1, 1, len(kernels)))
         padding = dilation * (length - 1) // 2
-        found = [F.conv1d(torch.tensor(one.T), weight, bias, padding=padding, dilation=dilation) for one in series]
-        features += [torch.stack([one.gt(0).double().mean(-1), one.amax(-1)], -1).flatten() for one in found]
+        convolved = [F.conv1d(torch.tensor(one.T), weight, bias, padding=padding, dilation=dilation) for one in series]
+        features += [torch.stack([one.gt(0).double().mean(-1), one.amax(-1)], -1).flatten() for one in convolved]
     count = len(series)
     return np.stack([torch.cat(features[number::count]).numpy() for number in range(count)])
 

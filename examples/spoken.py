@@ -1,7 +1,7 @@
-"""Sound, picture and table of the same digit, of which parts may be missing, and classifiers of the parts.
+"""Sound, picture and table of the same digit, any of which may be missing. With baselines.
 
-`prepare FOLDER OUT` reads the Free Spoken Digit Dataset and puts a written digit of scikit-learn's beside each spoken
-one; `rivals OUT` prints accuracies. docs/spoken.md is the guide.
+`prepare FOLDER OUT` reads the Free Spoken Digit Dataset and pairs each spoken digit with a handwritten one of
+scikit-learn; `rivals OUT` prints accuracies of baselines. docs/spoken.md is the guide.
 """
 
 import itertools
@@ -23,13 +23,13 @@ from perceivers.media.audio_files import read_audio, write_audio
 from perceivers.media.image_files import read_image, write_image
 
 WINDOW, HOP, BANDS, FRAMES = 256, 100, 32, 64
-"""Samples of a window, samples between two, bands of frequency, windows that are kept (0.8 s at 8 kHz)."""
+"""Samples of a window, samples between windows, frequency bands, maximum number of windows (0.8 s at 8 kHz)."""
 
 PICTURE_NOISE, SOUND_NOISE = 96.0, 2.0
-"""Standard deviation of what is added to written digits, whose ink is 255, and to spoken ones, over their own."""
+"""Standard deviation of the noise in pictures (ink is 255), and in sounds relative to that of the sound."""
 
 NUM_TEST_PICTURES = 297
-"""Written digits that only test rows show."""
+"""Number of handwritten digits that are for test rows alone."""
 
 
 def prepare(source: Path, out: Path, /) -> None:
@@ -44,6 +44,7 @@ def prepare(source: Path, out: Path, /) -> None:
         part = "test" if int(index) < 5 else "train"  # the official split
         first = 0 if part == "train" else len(written.target) - NUM_TEST_PICTURES
         number = first + int(rng.choice(np.flatnonzero(pools[part] == int(label))))
+        # Write noisy sound, its spectrum and the noisy picture; the row names the files.
         samples, rate = read_audio(path)
         row = {"sound": f"sounds/{path.name}", "spectrum": f"spectra/{path.stem}.npy"}
         row |= {"picture": f"pictures/{path.stem}.png", "speaker": speaker, "seconds": f"{len(samples) / rate:.3f}"}
@@ -58,7 +59,7 @@ def prepare(source: Path, out: Path, /) -> None:
 
 
 def spectrum(samples: np.ndarray) -> np.ndarray:
-    """[frames, BANDS] logarithms of the power in bands that grow with frequency, as the ear's do."""
+    """Return the log power [frames, BANDS] in bands that widen with frequency, as those of the ear do."""
     samples = np.pad(samples[: WINDOW + (FRAMES - 1) * HOP], (0, max(WINDOW - len(samples), 0)))
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
     power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=-1)) ** 2
@@ -67,18 +68,18 @@ def spectrum(samples: np.ndarray) -> np.ndarray:
 
 
 def noisy(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[8, 8, 3] bytes of a digit of 0 to 16 under noise."""
+    """Return a digit [8, 8] with values from 0 to 16 as noisy bytes [8, 8, 3]."""
     grey = digit * (255 / 16) + rng.normal(0, PICTURE_NOISE, digit.shape)
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def rivals(data: Path, /) -> None:
-    """Print accuracies of a classifier of each part, and of what they say together."""
+    """Print accuracies of the baselines: a classifier of each part, and all combinations of these."""
     train, test = (list(read_rows(data / f"{part}.csv")) for part in ("train", "test"))
     labels, true = (np.array([row["label"] for row in rows]) for rows in (train, test))
     spoken, drawn = (make_pipeline(StandardScaler(), CalibratedClassifierCV(SVC(C=10), ensemble=False)) for _ in "ab")
-    told = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression())
-    features = {"sound": (spectra, spoken), "picture": (pictures, drawn), "table": (cells, told)}
+    tabular = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression())
+    features = {"sound": (spectra, spoken), "picture": (pictures, drawn), "table": (cells, tabular)}
     logs = {}
     for name, (make, model) in features.items():
         logs[name] = np.log(model.fit(make(data, train), labels).predict_proba(make(data, test)) + 1e-9)
@@ -90,19 +91,19 @@ def rivals(data: Path, /) -> None:
 
 
 def spectra(data: Path, rows: Sequence[PlainRow]) -> np.ndarray:
-    """[B, FRAMES BANDS], stretched to the same length."""
-    found = [np.load(data / row["spectrum"]) for row in rows]
-    places = [np.linspace(0, len(one) - 1, 24).round().astype(int) for one in found]
-    return np.stack([one[place].ravel() for one, place in zip(found, places, strict=True)])
+    """Return spectra [B, 24 BANDS], stretched to the same length."""
+    arrays = [np.load(data / row["spectrum"]) for row in rows]
+    frames = [np.linspace(0, len(array) - 1, 24).round().astype(int) for array in arrays]
+    return np.stack([array[index].ravel() for array, index in zip(arrays, frames, strict=True)])
 
 
 def pictures(data: Path, rows: Sequence[PlainRow]) -> np.ndarray:
-    """[B, 64]."""
+    """Return greys [B, 64] from 0 to 1."""
     return np.stack([read_image(data / row["picture"])[..., 0].ravel() / 255 for row in rows])
 
 
 def cells(data: Path, rows: Sequence[PlainRow]) -> np.ndarray:
-    """[B, 2], speaker and seconds to a tenth."""
+    """Return table cells [B, 2]: speaker, and seconds to a tenth."""
     return np.array([[row["speaker"], row["seconds"][:3]] for row in rows])
 
 

@@ -1,7 +1,7 @@
-"""Sets of records with several answers: snapshots of StarCraft II games as JSON Lines, and simpler answers.
+"""Sets of records with several outputs: snapshots of StarCraft II games as JSON Lines, with baselines.
 
-`prepare FOLDER OUT` reads .SC2Replay files, `rivals RUN` prints scores on what a run held out. docs/records.md is the
-guide. Needs `pip install perceivers[starcraft]`.
+`prepare FOLDER OUT` reads .SC2Replay files, `rivals RUN` prints scores of baselines on the held-out records of a run.
+docs/records.md is the guide. Needs `pip install perceivers[starcraft]`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ from perceivers.systems import starcraft
 
 
 def prepare(source: Path, out: Path, /, every: int = 3) -> None:
-    """Write train.jsonl and test.jsonl, games apart: "units" in columns, "statistics" of both players, "time"."""
+    """Write train.jsonl and test.jsonl, of different games: "units" by column, "statistics" of both players, "time"."""
     games = StarCraft(folder=str(source))
     out.mkdir(parents=True, exist_ok=True)
     for part, snapshots in (("train", games.training()), ("test", games.held_out())):
@@ -33,45 +33,45 @@ def prepare(source: Path, out: Path, /, every: int = 3) -> None:
 
 
 def as_row(snapshot: Record) -> PlainRow:
-    """A snapshot as plain values."""
+    """Return a snapshot as plain values."""
     return {**snapshot, "units": {name: column.tolist() for name, column in snapshot["units"].items()}}
 
 
 def rivals(run: Path, /) -> None:
-    """Print scores, as the run's own are measured."""
-    for rival, outputs in starcraft.baseline_scores(run).items():
+    """Print scores of the baselines, by the metrics of the run."""
+    for baseline, outputs in starcraft.baseline_scores(run).items():
         for output, metrics in outputs.items():
-            print(f"{rival}: {', '.join(f'{output} {name} {value:.3f}' for name, value in metrics.items())}")
+            print(f"{baseline}: {', '.join(f'{output} {name} {value:.3f}' for name, value in metrics.items())}")
     recipe = read_recipe(run)
     train, test = recipe.data.training(), recipe.data.held_out()
     spec = recipe.schema.outputs["statistics"]
     assert isinstance(spec, Records)
     deviations = np.array([field.std for field in spec.fields.values() if isinstance(field, NumberField)])
-    found, true = ridge(train, test, lambda row: [row["statistics"][name] for name in spec.fields])
-    rmse = (((found - true) / deviations) ** 2).mean() ** 0.5
-    found, true = ridge(train, test, lambda row: row["time"])
-    mae = np.abs(found - true).mean()
+    predicted, true = ridge(train, test, lambda row: [row["statistics"][name] for name in spec.fields])
+    rmse = (((predicted - true) / deviations) ** 2).mean() ** 0.5
+    predicted, true = ridge(train, test, lambda row: row["time"])
+    mae = np.abs(predicted - true).mean()
     print(f"ridge regression on counts of units: statistics rmse {rmse:.3f}, time mae {mae:.1f}")
 
 
 def ridge(
     train: Sequence[Record], test: Sequence[Record], answer: Callable[[Record], Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Found and true answers of the test rows, from how many units of each type each player has."""
+    """Return predicted and true values of the test records, by ridge regression on counts of units."""
     model = make_pipeline(DictVectorizer(), StandardScaler(with_mean=False), RidgeCV(np.logspace(0, 6, 13)))
     model.fit(list(counts(train)), [answer(row) for row in train])
     return model.predict(list(counts(test))), np.array([answer(row) for row in test])
 
 
 def counts(rows: Iterable[Record]) -> Iterable[dict[str, float]]:
-    """How many units of each type each player has."""
+    """Yield the number of units of each player and type, for each record."""
     for row in rows:
         names, numbers = np.unique([f"{t} {o}" for t, o in zip(*both(row), strict=True)], return_counts=True)
         yield dict(zip(names.tolist(), numbers.astype(float).tolist(), strict=True))
 
 
 def both(row: Record) -> tuple[list[str], list[int]]:
-    """Types and owners of a row's units."""
+    """Return types and owners of the units of a record."""
     return row["units"]["type"], row["units"]["owner"]
 
 

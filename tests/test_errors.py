@@ -135,7 +135,7 @@ def test_a_bug_of_ours_keeps_its_traceback(failing, error):
     assert (code, out) == (1, "")
     assert "Traceback (most recent call last):" in err
     assert "in raises" in err
-    assert "a bug of perceivers: please report the lines above" in err.splitlines()[-1]
+    assert "a bug in perceivers: please report the lines above" in err.splitlines()[-1]
     assert f"torch {torch.__version__}" in err.splitlines()[-1]
 
 

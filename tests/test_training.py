@@ -75,7 +75,7 @@ def test_a_model_alone_among_the_checkpoints_is_passed_over(records, tmp_path, c
     model = trained(records, tmp_path, 2, checkpoint_every=2)
     alone = tmp_path / "checkpoints" / "step-00000009"
     code, _, err = command("convert", checkpoints(tmp_path)[0], alone)
-    assert (code, "a run has its checkpoints there" in err, alone.exists()) == (2, True, False)
+    assert (code, "a run keeps its checkpoints there" in err, alone.exists()) == (2, True, False)
     save_pretrained(model, alone)
     for find in (latest_checkpoint, best_checkpoint):
         with pytest.warns(UserWarning, match="step-00000009 is a model alone, without the state of a run"):

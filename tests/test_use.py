@@ -307,7 +307,7 @@ def test_autoencode_writes_a_film_with_sound(command, folder, tmp_path, clip):
         (["fill-mask", "a[MASK]"], "give --model FOLDER, or --random-weights SEED"),
         (["fill-mask", "a[MASK]", "--model", "nowhere"], "no such folder, and not a hub repository"),
         (["fill-mask", "a[MASK]", "--model", "{models}/image"], "the model has no Text, only image (Image)"),
-        (["fill-mask", "abc", "--ranges", "1-2", "--model", "{models}/text"], "'1-2' must be first:behind-the-last"),
+        (["fill-mask", "abc", "--ranges", "1-2", "--model", "{models}/text"], "'1-2' must be start:stop"),
         (["fill-mask", "x" * 41 + "[MASK]", "--model", "{models}/text"], "42 tokens are more than length = 40"),
         (["classify", "--model", "{models}/image"], "name at least one picture"),
         (["classify", "none.png", "--model", "{models}/image"], "none.png"),

@@ -26,35 +26,39 @@ def convert(
     numbers: Literal["deepmind", "huggingface"] | None = None,
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
 ) -> None:
-    """A released checkpoint, or a run, to a model folder, or to one that transformers loads. Nothing in it is run.
+    """Convert a released checkpoint or a run to a model folder, ours or one that transformers loads.
+
+    Code inside the checkpoint is never executed.
 
     Args:
-        source: DeepMind pickle, folder or hub name of Hugging Face's or krasserm's model, or a model or run of ours.
-        dest: Folder to write; it must not exist. That of a run has its command and scores on its card.
-        model: Name of the published model (see info); not needed for what is ours.
+        source: DeepMind pickle; folder or hub name of a model of Hugging Face or krasserm; model or run of perceivers.
+        dest: Folder to write; it must not exist. The model card of a converted run shows its command and scores.
+        model: Name of the published model (see info); not needed for a model of perceivers.
         to: Format to write.
-        numbers: Whose numbers the model computes: DeepMind's code, or transformers' (other GELU, padding, residual); by
-            default those of the library that wrote the files, and DeepMind's for what its repositories hold. deepmind:
-            a copy of weights that DeepMind trained. With a model of ours: huggingface lets transformers' class compute
-            otherwise than the model does.
-        set: What the files do not tell, e.g. config.processor.num_heads=4 schema.inputs.image.size=12.
+        numbers: Implementation whose numbers the model reproduces: DeepMind's code, or transformers (another GELU,
+            padding and residual). By default that of the library that wrote the files, and DeepMind's for the content
+            of its own repositories. Choose deepmind for a copy of weights that DeepMind trained. For a model of
+            perceivers, huggingface allows the class of transformers to compute other numbers than the model does.
+        set: Settings that the files do not contain, e.g. config.processor.num_heads=4 schema.inputs.image.size=12.
     """
+    # Refuse a destination that would damage existing files.
     if os.path.lexists(dest):
         raise ValueError(f"{dest} exists: choose another folder, or remove it")
     if is_place_of_checkpoint(Path(os.path.realpath(dest))):
-        raise ValueError(f"{dest}: a run has its checkpoints there, and a model alone is none: choose another folder")
+        raise ValueError(f"{dest}: a run keeps its checkpoints there, not models: choose another folder")
     check_outputs([dest], own_files(source))
+    # Read the model: one of perceivers as it is, a foreign checkpoint with a preset and settings.
     theirs = is_theirs(source) if numbers is None else numbers == "huggingface"
-    own = read_own(source)
-    if own is not None and (model or set or (numbers and (to, numbers) != ("huggingface", "huggingface"))):
+    ours = read_own(source)
+    if ours is not None and (model or set or (numbers and (to, numbers) != ("huggingface", "huggingface"))):
         raise ValueError(f"{source} is a model of ours: model, set and numbers have no effect on it; leave them out")
-    converted = own or read_checkpoint(source, _preset(model), set, theirs)
+    converted = ours or read_checkpoint(source, _preset(model), set, theirs)
     if to == "huggingface":
         write_huggingface(converted, dest, numbers == "huggingface")
     else:
         save_pretrained(converted, dest, run_card(source) if data_of(source) else "")
     count = sum(parameter.numel() for parameter in converted.parameters())
-    whose = "" if own else f", computing as {'transformers does' if theirs else 'DeepMind does'} (--numbers)"
+    whose = "" if ours else f", computing as {'transformers does' if theirs else 'DeepMind does'} (--numbers)"
     print(f"Written: {dest}, {count:,} parameters{whose}")
 
 

@@ -1,4 +1,4 @@
-"""The one place where an error becomes a line and an exit code: 2 for wrong input and the machine, 1 for a bug."""
+"""The one place that turns an error into a line and an exit code: 2 for wrong input or a machine fault, 1 for a bug."""
 
 import builtins
 import os
@@ -15,10 +15,10 @@ from perceivers.files.messages import printable
 from perceivers.training.signals import EndSignals, Stopped
 
 OWN_BUG, USER_ERROR, READER_GONE = 1, 2, 141
-"""Exit codes; the last is a shell's for a command whose output nobody reads any more."""
+"""Exit codes; the last is what a shell reports for a command whose output pipe was closed."""
 
 LONGEST_LINE = 1000
-"""Bytes of the longest message: of one that is longer, the beginning and the end are kept."""
+"""Maximum length of a message in bytes; of a longer one, the beginning and the end are kept."""
 
 USER_ERRORS = frozenset(
     {
@@ -31,7 +31,7 @@ USER_ERRORS = frozenset(
         *("httpx.HTTPError", "httpx2.HTTPError", "aiohttp.ClientError"),
     }
 )
-"""Errors of input, files and machines, by package and name: these and their kinds get a line, all others are bugs."""
+"""Errors of input, files and machines, by package and name. They and their subclasses get a line; others are bugs."""
 
 MACHINE = re.compile(
     r"no space left on device|too many open files|unable to (open|mmap|write|resize)|can't start new thread|"
@@ -39,27 +39,27 @@ MACHINE = re.compile(
     r"no CUDA GPUs|not compiled with CUDA|MPS backend",
     re.IGNORECASE,
 )
-"""Texts by which torch reports faults of the machine, in errors that have no class of their own."""
+"""Texts by which torch reports machine faults that have no exception class."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|cannot allocate memory|can't allocate", re.IGNORECASE)
 
 PARTNER = re.compile(r"connection (closed|reset) by peer|gloo/transport|remote process exited|NCCL", re.IGNORECASE)
-"""Texts of errors in the remaining processes of a run after one of them has ended."""
+"""Texts of the errors that the remaining processes of a run get after one process has ended."""
 
 LEFT_ALONE = "another process of this run has ended"
 
 STARTER = os.getppid()
-"""The process that started this one."""
+"""Id of the process that started this one."""
 
 PATIENCE = 10.0
-"""Seconds that a process waits to see whether the first one ends too, which then says why."""
+"""Seconds that a process waits for the first process to end too, which then reports the reason."""
 
 OTHER_NAMES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
-"""Packages that are installed under another name than they are imported by."""
+"""Distribution names of packages that are imported under another name."""
 
 
 def exit_code(command: Callable[[], None], signals: EndSignals) -> int:
-    """Run a command and return its exit code, after a line on the error stream if it did not end well."""
+    """Run a command and return its exit code; if the command fails, print one line to the error stream."""
     try:
         command()
         sys.stdout.flush()
@@ -73,6 +73,7 @@ def exit_code(command: Callable[[], None], signals: EndSignals) -> int:
 
 
 def _ended_by(error: BaseException) -> int:
+    """Report an error in one line, with a traceback if it is a bug, and return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, BrokenPipeError):
@@ -84,26 +85,26 @@ def _ended_by(error: BaseException) -> int:
     line = complaint(error)
     if line is None:
         sys.stderr.write(printable("".join(traceback.format_exception(error))))
-        say(f"a bug of perceivers: please report the lines above with the command and its input ({_versions()})")
+        say(f"a bug in perceivers: please report the lines above with the command and its input ({_versions()})")
         return OWN_BUG
     if line.startswith(LEFT_ALONE):
-        _wait_for_a_child()  # while this process is there, one that knows more says it
-    if not _told_by_first_process():
+        _wait_for_a_child()  # while this process lives, the failed one has time to report the cause
+    if not _first_process_reports():
         say(line)
     if isinstance(error, OSError):
-        _write_nowhere()  # what the standard output holds back could be what has no room
+        _write_nowhere()  # flushing the standard output at exit could fail with the same error, e.g. a full disk
     return USER_ERROR
 
 
 def say(line: str) -> None:
-    """Print one message on the error stream, on one line, of at most a kilobyte and without control characters."""
-    with suppress(OSError, ValueError):  # where there is nobody to tell
+    """Print a message to the error stream: one line of at most a kilobyte, without control characters."""
+    with suppress(OSError, ValueError):  # the error stream may be closed
         print(f"perceivers: {message(line)}", file=sys.stderr, flush=True)
 
 
 def message(text: str) -> str:
-    """Return a text as one printable line of at most a kilobyte: of a longer one, its beginning and its end."""
-    # What is cut off is never spelled out: a text of gigabytes costs no more.
+    """Return a text as one printable line of at most a kilobyte; of a longer text, its beginning and its end."""
+    # Cut first, and escape only what remains: a text of gigabytes costs no more than a short one.
     ends = text if len(text) <= 4 * LONGEST_LINE else f"{text[: 2 * LONGEST_LINE]} ... {text[-LONGEST_LINE:]}"
     line = printable(" ".join(ends.split())).encode("utf-8", "backslashreplace")
     if len(line) > LONGEST_LINE:
@@ -112,7 +113,7 @@ def message(text: str) -> str:
 
 
 def complaint(error: BaseException) -> str | None:
-    """Return what an error says to a user, or None if it is a bug of ours."""
+    """Return the line that explains an error to the user, or None if the error is a bug in perceivers."""
     kinds, text = original(error)
     if "torch.OutOfMemoryError" in kinds or "MemoryError" in kinds or OUT_OF_MEMORY.search(text):
         return f"out of memory ({_first_line(text)}): a smaller batch size or a memory limit needs less"
@@ -129,30 +130,31 @@ def complaint(error: BaseException) -> str | None:
 
 
 def original(error: BaseException) -> tuple[frozenset[str], str]:
-    """Return the kinds of an error, as package and name, and its text: those of its cause in another process.
+    """Return the class names of an error (package and name) and its text, of the original one in another process.
 
-    Workers of loaders, of clusters and of runs pass their errors on as a traceback within a text.
+    Worker processes of data loaders, clusters and runs pass on their errors as text that contains a traceback.
     """
-    cause = getattr(error, "cause", None)  # of Ray
+    cause = getattr(error, "cause", None)  # set by Ray
     if isinstance(cause, BaseException):
         return original(cause)
     kinds, text = kinds_of(type(error)), str(error)
     if "Traceback (most recent call last):" not in text:
         return kinds, text
+    # The last unindented line of a traceback is "package.module.Name: text".
     last = re.split(r"\n(?=\S)", text.strip())[-1]
-    name, _, said = last.partition(":")
-    own = getattr(builtins, name, None)
-    if isinstance(own, type) and issubclass(own, BaseException):
-        return kinds_of(own), said.strip()
+    name, _, detail = last.partition(":")
+    builtin = getattr(builtins, name, None)
+    if isinstance(builtin, type) and issubclass(builtin, BaseException):
+        return kinds_of(builtin), detail.strip()
     if not re.fullmatch(r"[\w.]+", name):
         return kinds, last
     package, *_, name = f"builtins.{name}".split(".")[-2:] if "." not in name else name.split(".")
-    named = "ValueError" if package == "perceivers" else f"{package}.{name}"
-    return frozenset({named}), said.strip()
+    kind = "ValueError" if package == "perceivers" else f"{package}.{name}"
+    return frozenset({kind}), detail.strip()
 
 
 def kinds_of(kind: type[BaseException]) -> frozenset[str]:
-    """Return package and name of an error's type and of those it is derived from; of built-in ones the name."""
+    """Return "package.Name" of an error class and of its base classes; for built-in classes the name alone."""
     names = ((c.__module__.split(".")[0].lstrip("_"), c.__qualname__) for c in kind.__mro__)
     return frozenset(name if package == "builtins" else f"{package}.{name}" for package, name in names)
 
@@ -169,6 +171,7 @@ def _file_error(error: OSError, text: str) -> str:
 
 
 def _missing(error: ImportError, text: str) -> str | None:
+    """Return the command that installs the missing package; None if the import error is a bug in perceivers."""
     package = (error.name or "").split(".")[0]
     if package == "perceivers":
         return None
@@ -181,19 +184,19 @@ def _missing(error: ImportError, text: str) -> str | None:
 
 
 def extras() -> dict[str, str]:
-    """Return the extra of this package that installs each optional package."""
+    """Return, for each optional package, the extra of perceivers that installs it."""
     try:
         lines = requires("perceivers") or []
     except PackageNotFoundError:
         return {}
-    found = [re.match(r"([\w.-]+).*extra == ['\"](\w+)", line) for line in lines]
-    # "dev" repeats the others.
-    pairs = sorted(((match[1], match[2]) for match in found if match), key=lambda pair: pair[1] != "dev")
+    matches = [re.match(r"([\w.-]+).*extra == ['\"](\w+)", line) for line in lines]
+    # "dev" repeats packages of the other extras: it comes first, so that they overwrite its entries.
+    pairs = sorted(((match[1], match[2]) for match in matches if match), key=lambda pair: pair[1] != "dev")
     return {name.replace("_", "-").lower(): extra for name, extra in pairs}
 
 
-def _told_by_first_process() -> bool:
-    """Return whether the first process of the run, which started this one, ends too: it speaks for all."""
+def _first_process_reports() -> bool:
+    """Return whether the first process of the run, which started this one, ends too and so reports the error."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ:
         return False
     end = time.monotonic() + PATIENCE
@@ -203,22 +206,22 @@ def _told_by_first_process() -> bool:
 
 
 def _wait_for_a_child() -> None:
-    """Wait until one of the processes that this one started has ended."""
+    """Wait until one of the child processes has ended."""
     end = time.monotonic() + PATIENCE + 5
-    with suppress(ChildProcessError):  # there is none
+    with suppress(ChildProcessError):  # this process may have no children
         while time.monotonic() < end and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.1)
 
 
 def _write_nowhere() -> None:
-    """Let what is still to be written to the standard output go, so that leaving is no second error."""
-    with suppress(OSError, ValueError, AttributeError):  # where it is no file
+    """Redirect the standard output to the null device, so that flushing it at exit cannot fail."""
+    with suppress(OSError, ValueError, AttributeError):  # the standard output may be no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _versions() -> str:
-    found = []
+    versions = []
     for name in ("perceivers", "torch"):
         with suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return ", ".join([*found, f"Python {platform.python_version()}", platform.platform()])
+            versions.append(f"{name} {version(name)}")
+    return ", ".join([*versions, f"Python {platform.python_version()}", platform.platform()])

@@ -1,4 +1,4 @@
-"""The verbs that use a model on files: `fill-mask`, `classify`, `flow`, `autoencode`."""
+"""The verbs that apply a model to files: `fill-mask`, `classify`, `flow`, `autoencode`."""
 
 import re
 import sys
@@ -41,13 +41,13 @@ OnePath = Annotated[Path, tyro.conf.Positional]
 def fill_mask(
     text: Text, /, choice: Choice = DEFAULT, ranges: tuple[str, ...] = (), top: int = 5, json: bool = False
 ) -> None:
-    """What may stand in the masked places of a text.
+    """Predict the masked bytes or tokens of a text.
 
     Args:
-        text: A text with [MASK] in place of each unknown byte (token).
-        choice: The weights and the device.
-        ranges: Bytes to mask, first to behind the last, e.g. 52:61.
-        top: Candidates for each masked run.
+        text: Text with [MASK] in place of each unknown byte (token).
+        choice: Weights and device.
+        ranges: Ranges of bytes (tokens) to mask, start:stop, the stop excluded, e.g. 52:61.
+        top: Number of candidates for each run of masked bytes.
         json: Print as JSON.
     """
     check_positive("top", top)
@@ -58,12 +58,12 @@ def fill_mask(
 
 
 def classify(images: Paths, /, choice: Choice = DEFAULT, top: int = 5, json: bool = False) -> None:
-    """The most probable classes of pictures.
+    """Print the most probable classes of pictures.
 
     Args:
         images: Picture files.
-        choice: The weights and the device.
-        top: Classes for each picture.
+        choice: Weights and device.
+        top: Number of classes for each picture.
         json: Print as JSON.
     """
     if not images:
@@ -72,9 +72,9 @@ def classify(images: Paths, /, choice: Choice = DEFAULT, top: int = 5, json: boo
     pixels = [read_image(path) for path in images]
     model = choice.load("imagenet-fourier")
     rankings = classify_images(model, tracked(pixels, "pictures"), top)
-    found = dict(zip(map(str, images), rankings, strict=True))
-    rows = [(path, name, f"{p:.3f}") for path, ranking in found.items() for name, p in ranking]
-    show(found, json, ["picture", "class", "probability"], rows)
+    by_path = dict(zip(map(str, images), rankings, strict=True))
+    rows = [(path, name, f"{p:.3f}") for path, ranking in by_path.items() for name, p in ranking]
+    show(by_path, json, ["picture", "class", "probability"], rows)
 
 
 def flow(
@@ -86,35 +86,36 @@ def flow(
     levels: int = 1,
     json: bool = False,
 ) -> None:
-    """Optical flow of two pictures, or of each frame of a film to the next.
+    """Estimate the optical flow between two pictures, or between successive frames of a film.
 
     Args:
         files: Two pictures of one size, or one film.
-        out: What to write: .flo or KITTI .png (16 bits) beside a picture of colours, or .mp4 for a film.
-        choice: The weights and the device.
-        full: Distance in pixels that has full colour; the largest, if not given (24 for a film).
-        levels: Sizes of the frames, each half of the next, from coarse to fine: for motions larger than trained on.
-        json: Print what was written as JSON.
+        out: File to write: .flo or KITTI .png (16 bits), with a colour picture next to it; .mp4 for a film.
+        choice: Weights and device.
+        full: Distance in pixels that is drawn in full colour; by default the largest (24 for a film).
+        levels: Number of frame sizes, each twice the previous one, for motions larger than those trained on.
+        json: Print the names of the written files and the distances as JSON.
     """
     check_positive("levels", levels)
     check_full(full)
     if len(files) == 1:
-        found = _flow_film(files[0], out, choice, 24.0 if full is None else full, levels)
+        summary = _flow_film(files[0], out, choice, 24.0 if full is None else full, levels)
     elif len(files) == 2:
-        found = _flow_pair(*files, out, choice, full, levels)
+        summary = _flow_pair(*files, out, choice, full, levels)
     else:
         raise ValueError(f"{len(files)} files: give two pictures, or one film")
-    show(found, json, ["", ""], [(name, f"{v:.3g}" if isinstance(v, float) else str(v)) for name, v in found.items()])
+    rows = [(name, f"{v:.3g}" if isinstance(v, float) else str(v)) for name, v in summary.items()]
+    show(summary, json, ["", ""], rows)
 
 
 def autoencode(film: OnePath, /, out: Path, choice: Choice = DEFAULT, top: int = 5, json: bool = False) -> None:
-    """A film with sound through the latents and back: its reconstruction, and what it shows.
+    """Reconstruct a film with sound from the latents, and classify it.
 
     Args:
         film: Film file.
         out: Film to write (.mp4).
-        choice: The weights and the device.
-        top: Classes.
+        choice: Weights and device.
+        top: Number of classes to print.
         json: Print the classes as JSON.
     """
     if out.suffix != ".mp4":
@@ -141,8 +142,8 @@ def _flow_pair(
     write_flow(out, field)
     write_image(picture, flow_colours(field, full))
     distance = np.linalg.norm(field, axis=-1)
-    moved = {"mean distance": float(distance.mean()), "largest distance": float(distance.max())}
-    return {"flow": str(out), "colours": str(picture), **moved}
+    distances = {"mean distance": float(distance.mean()), "largest distance": float(distance.max())}
+    return {"flow": str(out), "colours": str(picture), **distances}
 
 
 def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: int) -> dict[str, str | float]:
@@ -151,7 +152,7 @@ def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: 
     _check_outputs([out], [film], choice)
     clip = read_video(film)
     if len(clip.frames) < 2:
-        raise ValueError(f"{film}: one frame has no flow, a film of at least two is needed")
+        raise ValueError(f"{film}: a film of one frame has no flow, at least two frames are needed")
     model = choice.load("optical-flow")
     pairs = list(pairwise(clip.frames))
     colours = []
@@ -164,14 +165,14 @@ def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: 
 
 
 def _check_outputs(outputs: Iterable[Path], files: Iterable[Path], choice: ModelChoice) -> None:
-    """Raise a ValueError for an output that is one of the files, or of those of the model."""
+    """Raise a ValueError if an output is one of these files or one of the model's files."""
     check_outputs(outputs, [*files, *(own_files(Path(choice.model)) if choice.model else [])])
 
 
 def _range(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if match is None:
-        raise ValueError(f"range {text!r} must be first:behind-the-last, e.g. 52:61")
+        raise ValueError(f"range {text!r} must be start:stop, e.g. 52:61")
     return int(match[1]), int(match[2])
 
 

@@ -1,4 +1,4 @@
-"""The verbs `info` and `plan`: which models there are, what they cost, and how they would be computed."""
+"""The verbs `info` and `plan`: the published models, their cost, and the attention algorithms they would run with."""
 
 from dataclasses import asdict
 from typing import Annotated, Any, cast
@@ -20,10 +20,10 @@ from perceivers.systems import PRESETS
 
 
 def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: bool = False) -> None:
-    """Published models with parameters and operations beside the paper's; of one model also stages, memory and schema.
+    """List the published models with their parameters and FLOPs, and the paper's; or show one model in detail.
 
     Args:
-        model: Name of a published model; without it all are listed.
+        model: Name of a published model, to show its stages, memory and schema; without it all models are listed.
         json: Print as JSON.
     """
     if model is None:
@@ -34,9 +34,9 @@ def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: boo
 
 
 def show_all(as_json: bool) -> None:
-    """A line for each model."""
-    counted = {name: costs(published.preset()) for name, published in tracked(PRESETS.items(), "counting")}
-    plain = {name: _plain(name, cost) for name, cost in counted.items()}
+    """Print a table with one row for each published model."""
+    cost_by_model = {name: costs(published.preset()) for name, published in tracked(PRESETS.items(), "counting")}
+    plain = {name: _plain(name, cost) for name, cost in cost_by_model.items()}
     rows = [
         (
             name,
@@ -46,16 +46,16 @@ def show_all(as_json: bool) -> None:
             p.paper_flops,
             "released" if p.released else "",
         )
-        for (name, cost), p in zip(counted.items(), PRESETS.values(), strict=True)
+        for (name, cost), p in zip(cost_by_model.items(), PRESETS.values(), strict=True)
     ]
     show(plain, as_json, ["model", "parameters", "paper", "FLOPs", "paper", "weights"], rows)
 
 
 def show_one(name: str, as_json: bool) -> None:
-    """The stages of a model, what memory a sample takes, and its schema."""
+    """Print the stages of a model, the memory that one sample takes, and the schema."""
     preset = PRESETS[name].preset()
     cost = costs(preset)
-    rows = [(stage, f"{numbers:,}", in_units(flops)) for stage, (numbers, flops) in cost.stages.items()]
+    rows = [(stage, f"{parameters:,}", in_units(flops)) for stage, (parameters, flops) in cost.stages.items()]
     rows.append(("all", f"{cost.parameters:,}", in_units(cost.flops)))
     plain = {**_plain(name, cost), "stages": cost.stages, "schema": to_plain(preset.schema)}
     show(plain, as_json, ["stage", "parameters", "FLOPs of a sample"], rows)
@@ -73,36 +73,41 @@ def plan(
     training: bool = False,
     json: bool = False,
 ) -> None:
-    """Show which algorithm each cross-attention of a model takes on its trained size, and what the others would cost.
+    """Show which algorithm computes each cross-attention of a model at its trained size, and what the others cost.
 
     Args:
         model: Name of a published model, or a model folder.
-        batch_size: Samples.
-        memory_limit: Megabytes that an attention may take beside its inputs and outputs.
-        algorithm: Algorithm of every attention that it is possible for.
-        training: With gradients.
+        batch_size: Number of samples in the batch.
+        memory_limit: Megabytes that an attention may allocate, inputs and outputs not counted.
+        algorithm: Force this algorithm wherever it applies.
+        training: Plan for a training step, with gradients.
         json: Print as JSON.
     """
     check_positive("batch_size", batch_size)
+    # Plan on the meta device: shapes suffice, and no weights are allocated.
     built = PRESETS[model].preset().build("meta") if model in PRESETS else from_pretrained(model).to("meta")
     inputs = cast(Schema, built.schema).inputs
     raw = {name: spec.dummy_input(batch_size, torch.device("meta")) for name, spec in inputs.items()}
     limit = None if memory_limit is None else memory_limit * 1_000_000
     with torch.set_grad_enabled(training):
-        found = attention_plan(built.train(training), raw, memory_limit=limit, algorithm=algorithm)
+        plans = attention_plan(built.train(training), raw, memory_limit=limit, algorithm=algorithm)
+    # For each attention: first the chosen algorithm, then the others by increasing work.
     rows = [
         (
-            row.name if name == row.algorithm else "",
-            f"{row.tokens:,}" if name == row.algorithm else "",
-            f"{name}, {row.block_size:,} at a time" if name == row.algorithm else name,
+            attention.name if name == attention.algorithm else "",
+            f"{attention.tokens:,}" if name == attention.algorithm else "",
+            f"{name}, {attention.block_size:,} at a time" if name == attention.algorithm else name,
             in_units(2 * cost.multiply_adds),
-            f"{cost.work / row.costs[row.algorithm].work:.2f}",
-            in_units(cost.bytes(row.block_size), MEMORY),
+            f"{cost.work / attention.costs[attention.algorithm].work:.2f}",
+            in_units(cost.bytes(attention.block_size), MEMORY),
         )
-        for row in found
-        for name, cost in sorted(row.costs.items(), key=lambda item: (item[0] != row.algorithm, item[1].work))
+        for attention in plans
+        for name, cost in sorted(
+            attention.costs.items(), key=lambda item: (item[0] != attention.algorithm, item[1].work)
+        )
     ]
-    show([asdict(row) for row in found], json, ["attention", "tokens", "algorithm", "FLOPs", "work", "memory"], rows)
+    columns = ["attention", "tokens", "algorithm", "FLOPs", "work", "memory"]
+    show([asdict(attention) for attention in plans], json, columns, rows)
 
 
 def _plain(name: str, cost: Costs) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which model a verb uses, and where."""
+"""The choice of a model, and of the device and precision it runs with."""
 
 import sys
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from perceivers.training.loop import seed_step
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The weights and the device."""
+    """Weights and device."""
 
     model: str | None = None
-    """Folder of a model or of a run, or a hub repository owner/name; with --random-weights a published model."""
+    """Folder of a model or a run, or hub repository owner/name; with --random-weights: name of a published model."""
     random_weights: int | None = None
-    """Seed of random weights: shows that everything runs, and how fast; the results mean nothing."""
+    """Seed of random weights, to try that everything runs, and how fast; the results mean nothing."""
     offline: bool = False
-    """Use only what has been fetched before."""
+    """Use only files that have been downloaded before."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where it runs."""
+    """Device to run on."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Numbers it computes with."""
+    """Precision of the computation."""
     memory_limit: int | None = None
-    """Megabytes that reading or writing may take beside the model, its inputs and outputs; without it, the fastest."""
+    """Megabytes that reading or writing may allocate, on top of model, inputs and outputs; by default no limit."""
 
     def __post_init__(self) -> None:
         if self.memory_limit is not None and self.memory_limit < 1:
             raise ValueError(f"memory limit = {self.memory_limit} must be at least 1 megabyte")
 
     def load(self, published: str) -> PerceiverIO:
-        """The model, ready to use; `published` is the name of the one that random weights stand in for."""
+        """Return the model, ready to use; `published` names the model that random weights are drawn for by default."""
         model = self._model(published).eval().requires_grad_(False)
         model.memory_limit = None if self.memory_limit is None else self.memory_limit * 1_000_000
         device = best_device() if self.device == "auto" else self.device
@@ -53,7 +53,7 @@ class ModelChoice:
             seed_step(self.random_weights)
             model = PRESETS[name].preset().build()
             for parameter in model.parameters():
-                if parameter.ndim > 1 and not parameter.any():  # a head that starts at 0 would hide everything
+                if parameter.ndim > 1 and not parameter.any():  # a head that starts at 0 would give constant outputs
                     truncated_normal_(parameter, parameter.shape[-1] ** -0.5)
             return model
         if self.model is None:

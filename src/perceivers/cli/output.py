@@ -1,4 +1,4 @@
-"""Output of the command: nothing that a file says acts on the terminal."""
+"""Output streams of the command. Text from files cannot control the terminal: control characters are escaped."""
 
 import codecs
 import io
@@ -12,33 +12,33 @@ from perceivers.cli.errors import say
 from perceivers.files.messages import printable, spelled
 
 SPELLED = "perceivers-spelled"
-"""Python's name for what a stream does with letters that its encoding lacks: it spells them out."""
+"""Name of our codec error handler, which escapes characters that the encoding of a stream lacks."""
 
 
 class PrintableStream:
-    """A text stream in whose place it stands, but for characters that act on a terminal: these are spelled out."""
+    """Wrapper of a text stream that escapes characters which act on a terminal."""
 
     def __init__(self, stream: Any) -> None:
-        self.rich_proxied_file = stream  # rich writes here: its own codes, and texts that `printable` has seen
+        self.rich_proxied_file = stream  # rich writes its terminal codes directly here
 
     def write(self, text: str) -> int:
-        """Write a text, printable."""
+        """Write a text with its control characters escaped."""
         self.rich_proxied_file.write(printable(text))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write texts, printable."""
+        """Write texts with their control characters escaped."""
         for line in lines:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the stream itself has."""
+        """Return an attribute of the wrapped stream."""
         return getattr(self.rich_proxied_file, name)
 
 
 @contextmanager
 def printable_output() -> Iterator[None]:
-    """Within: both output streams are printable, and a warning is one line of at most a kilobyte."""
+    """Make both output streams printable, and each warning one line of at most a kilobyte, while the block runs."""
     before = warnings.showwarning
     warnings.showwarning = cast(Any, _show_warning)
     try:
@@ -55,8 +55,8 @@ def printable_output() -> Iterator[None]:
 
 @contextmanager
 def spelling_out(stream: Any) -> Iterator[None]:
-    """Within: a stream spells out letters that its encoding lacks, as JSON does."""
-    if not isinstance(stream, io.TextIOWrapper):  # a notebook's, or one in memory
+    """Let a stream escape characters that its encoding lacks, as JSON does, while the block runs."""
+    if not isinstance(stream, io.TextIOWrapper):  # e.g. of a notebook, or in memory
         yield
         return
     codecs.register_error(SPELLED, _spell)
@@ -65,7 +65,7 @@ def spelling_out(stream: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError, ValueError):  # what it holds back cannot be written: another error says so
+        with suppress(OSError, ValueError):  # its buffer cannot be flushed: another error says so
             stream.reconfigure(errors=before)
 
 
@@ -74,5 +74,5 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
     return "".join(map(spelled, error.object[error.start : error.end])), error.end
 
 
-def _show_warning(said: Warning | str, *where: Any, **options: Any) -> None:  # the rest: its lines of source
-    say(f"warning: {said}")
+def _show_warning(warning: Warning | str, *where: Any, **options: Any) -> None:  # `where`: the line of source
+    say(f"warning: {warning}")

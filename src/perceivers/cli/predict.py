@@ -1,4 +1,4 @@
-"""The verb `predict`: a model on a table."""
+"""The verb `predict`: apply a model to a table."""
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,12 +27,12 @@ from perceivers.schema import Record
 
 @dataclass(frozen=True)
 class Machines:
-    """Where a model runs."""
+    """Device and processes that a model runs on."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where it runs."""
+    """Device to run on."""
     workers: int = 0
-    """Processes of a Ray cluster that predict (the one of RAY_ADDRESS, else on this machine); 0: this process."""
+    """Number of processes of a Ray cluster (at RAY_ADDRESS, else on this machine); 0: predict in this process."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -54,27 +54,29 @@ def predict(
     attention: Path | None = None,
     where: Annotated[Machines, tyro.conf.OmitArgPrefixes] = HERE,
 ) -> None:
-    """What a model makes of every row of a table, as a table; rows come and go in batches, in their order.
+    """Predict the outputs for every row of a table, and write them as a table, in batches and in the same order.
 
     Args:
         model: Folder of a run or of a model, or a hub repository owner/name.
         data: Table (.csv, .tsv, .parquet, .jsonl), folder of files, arrays (.npz, .safetensors), shards (.tar,
             a pattern or a URL).
         out: Table to write (.csv, .tsv, .parquet, .jsonl).
-        batch_size: Rows that are predicted at once; more are faster and take more memory, nothing else.
-        keep: Columns of the data to copy; one that the model also writes is called NAME.given.
-        max_bad_rows: Rows that may be unreadable; they stay in their place with the reason in the column "unreadable".
+        batch_size: Rows that are predicted at once; a larger batch is faster and takes more memory.
+        keep: Columns of the data to copy; if the model writes a column of that name too, the copy is called NAME.given.
+        max_bad_rows: Unreadable rows to tolerate; each stays in the table, with the reason in the column "unreadable".
         attribution: Add columns OUTPUT.from.INPUT (and .FIELD): the prediction minus the one without that part.
-        attention: HTML page to write: which places of pictures and series the model looks at, in the first rows.
-        where: The device, and how many processes.
+        attention: HTML page to write: the parts of pictures and series that the model attends to, in the first rows.
+        where: Device and number of processes.
     """
+    # Check the arguments before any work is done.
     check_positive("batch_size", batch_size)
     if max_bad_rows < 0:
         raise ValueError(f"max_bad_rows = {max_bad_rows} must be 0 or more")
     check_writable(out)
     check_outputs([out, attention], [*_files(data), *own_files(Path(model))])
+    # Rows are read as they are needed: a table may be larger than the memory.
     records = _records(data, model)
-    records = _holding(keep, records, data) if keep else records
+    records = _with_columns(keep, records, data) if keep else records
     chosen = ModelChoice(model=model, device=where.device).load("")
     if where.workers:
         options = {"keep": keep, "attribution": attribution}
@@ -95,20 +97,20 @@ def predict(
         print(f"Attention: {attention_page(chosen, first, attention)}", file=sys.stderr)
 
 
-def _holding(names: Collection[str], records: Iterable[Record], data: str) -> Iterator[Record]:
-    """Yield the records; ValueError naming a column that none of them has.
+def _with_columns(names: Collection[str], records: Iterable[Record], data: str) -> Iterator[Record]:
+    """Yield the records; raise a ValueError that names a column which no record has.
 
-    Records of JSON Lines may have columns of their own: only the last one tells.
+    In JSON Lines each record may have other columns, so a column is known to be missing only after the last record.
     """
-    met, wanted = dict[str, None](), set(names)
+    seen, wanted = dict[str, None](), set(names)
     for record in records:
         yield record
-        if not wanted <= met.keys():
-            met.update(dict.fromkeys(record.cells if isinstance(record, Row) else record))
-            if met and not data.endswith(".jsonl"):
-                check_names("column (keep)", names, met)
-    if met:
-        check_names("column (keep)", names, met)
+        if not wanted <= seen.keys():
+            seen.update(dict.fromkeys(record.cells if isinstance(record, Row) else record))
+            if seen and not data.endswith(".jsonl"):
+                check_names("column (keep)", names, seen)
+    if seen:
+        check_names("column (keep)", names, seen)
 
 
 def _files(data: str) -> list[Path | str]:

@@ -1,4 +1,4 @@
-"""The verb `schema`: what a schema file says, what editors should know of it."""
+"""The verb `schema`: check schema files, propose recipes, print the JSON schema for editors."""
 
 import codecs
 import json
@@ -23,59 +23,59 @@ from perceivers.schema.plain_values import to_plain
 
 @dataclass(frozen=True)
 class Check:
-    """Show how the model of a schema file is wired, and what it costs."""
+    """Show the inputs, latents and outputs of the model of a schema file, and what the model costs."""
 
     file: tyro.conf.Positional[Path]
     """Schema or recipe file in YAML or JSON."""
     data: str | None = None
-    """Data in place of the file's, to which the schema is fitted."""
+    """Data to fit the schema to, in place of the file's."""
     picture: Path | None = None
     """Also draw the dataflow into this file (.png, .svg or .pdf)."""
     json: bool = False
     """Print as JSON."""
 
     def run(self) -> None:
-        """Print a table."""
+        """Print the model as a table."""
         recipe = read_declaration(self.file, self.data)
         check_outputs([self.picture], [self.file, *recipe.data.source_files()] if self.picture else [])
         if recipe.data != Table():
             recipe = replace(recipe, schema=read_parts(recipe.data, recipe.schema).schema)
-        found = describe(preset_of(recipe), recipe.training.batch_size)
+        wiring = describe(preset_of(recipe), recipe.training.batch_size)
         if self.picture is not None:
-            write_picture(found, self.picture)
-        show(_plain(found), self.json, ["part", "kind", "tokens, latents, queries", "channels"], _rows(found))
+            write_picture(wiring, self.picture)
+        show(_plain(wiring), self.json, ["part", "kind", "tokens, latents, queries", "channels"], _rows(wiring))
         if not self.json:
             print(
-                f"Parameters: {found.cost.parameters:,}. FLOPs of a sample: {in_units(found.cost.flops)}. "
-                f"Memory, float32 on a CPU: {in_units(found.cost.peak_bytes, MEMORY)} for a sample, "
-                f"{in_units(found.training_bytes, MEMORY)} for a training step of {found.batch_size}."
+                f"Parameters: {wiring.cost.parameters:,}. FLOPs of a sample: {in_units(wiring.cost.flops)}. "
+                f"Memory, float32 on a CPU: {in_units(wiring.cost.peak_bytes, MEMORY)} for a sample, "
+                f"{in_units(wiring.training_bytes, MEMORY)} for a training step of {wiring.batch_size}."
             )
 
 
 @dataclass(frozen=True)
 class Json:
-    """Print the JSON schema of schema files, for editors that check what you write."""
+    """Print the JSON schema of schema files, with which editors check and complete them."""
 
     def run(self) -> None:
-        """Print it."""
+        """Print the JSON schema."""
         print(json.dumps(declaration_schema(), indent=2))
 
 
 @dataclass(frozen=True)
 class Propose:
-    """Look at data and print a commented recipe for it, which `perceivers train` takes as it is."""
+    """Inspect data and print a commented recipe for it, ready for `perceivers train`."""
 
     data: tyro.conf.Positional[str]
     """Table (.csv, .tsv, .parquet, .jsonl), folder of files with classes as sub-folders, arrays, or shards."""
     predict: tuple[str, ...] = ()
-    """Columns that are to be predicted; else one called label, target, class or y, or the last."""
+    """Columns to predict; by default the one called label, target, class or y, else the last."""
 
     def run(self) -> None:
-        """Print it."""
+        """Print the recipe."""
         recipe = proposed_recipe(self.data, self.predict)
         encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
         if encoding != "utf-8" and not recipe.isascii():
-            raise ValueError(f"a recipe of other letters than ASCII's is in UTF-8, not {encoding}: set PYTHONUTF8=1")
+            raise ValueError(f"a recipe with characters outside ASCII is in UTF-8, not {encoding}: set PYTHONUTF8=1")
         print(recipe, end="")
 
 
@@ -90,31 +90,33 @@ def schema(action: Annotated[Action, tyro.conf.OmitSubcommandPrefixes, tyro.conf
     """Check a schema file, propose one for data, or print the JSON schema of such files.
 
     Args:
-        action: What to do.
+        action: One of check, propose, json.
     """
     action.run()
 
 
-def _rows(found: Wiring) -> list[tuple[str, str, str, str]]:
-    schema = found.preset.schema
-    sides = [("input", schema.inputs, found.inputs), ("output", schema.outputs, found.outputs)]
+def _rows(wiring: Wiring) -> list[tuple[str, str, str, str]]:
+    schema = wiring.preset.schema
+    sides = [("input", schema.inputs, wiring.inputs), ("output", schema.outputs, wiring.outputs)]
     rows = [
-        (f"{side} {name}", kind_name(specs[name]), f"{row.size:,}", f"{row.channels:,}")
-        for side, specs, counted in sides
-        for name, row in counted.items()
+        (f"{side} {name}", kind_name(specs[name]), f"{shape.size:,}", f"{shape.channels:,}")
+        for side, specs, shapes in sides
+        for name, shape in shapes.items()
     ]
-    layers = found.preset.config.processor.num_layers * found.preset.config.processor.num_blocks
-    latents = ("latents", f"{layers} layers", f"{found.latents.size:,}", f"{found.latents.channels:,}")
-    return [*rows[: len(found.inputs)], latents, *rows[len(found.inputs) :]]
+    layers = wiring.preset.config.processor.num_layers * wiring.preset.config.processor.num_blocks
+    latents = ("latents", f"{layers} layers", f"{wiring.latents.size:,}", f"{wiring.latents.channels:,}")
+    return [*rows[: len(wiring.inputs)], latents, *rows[len(wiring.inputs) :]]
 
 
-def _plain(found: Wiring) -> dict[str, object]:
+def _plain(wiring: Wiring) -> dict[str, object]:
     return {
-        "inputs": {name: {"tokens": row.size, "channels": row.channels} for name, row in found.inputs.items()},
-        "latents": {"count": found.latents.size, "channels": found.latents.channels},
-        "outputs": {name: {"queries": row.size, "channels": row.channels} for name, row in found.outputs.items()},
-        **{name: value for name, value in asdict(found.cost).items() if name != "stages"},
-        "batch_size": found.batch_size,
-        "training_bytes": found.training_bytes,
-        "config": to_plain(found.preset.config),
+        "inputs": {name: {"tokens": shape.size, "channels": shape.channels} for name, shape in wiring.inputs.items()},
+        "latents": {"count": wiring.latents.size, "channels": wiring.latents.channels},
+        "outputs": {
+            name: {"queries": shape.size, "channels": shape.channels} for name, shape in wiring.outputs.items()
+        },
+        **{name: value for name, value in asdict(wiring.cost).items() if name != "stages"},
+        "batch_size": wiring.batch_size,
+        "training_bytes": wiring.training_bytes,
+        "config": to_plain(wiring.preset.config),
     }

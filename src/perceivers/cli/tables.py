@@ -1,4 +1,4 @@
-"""Results for people as tables, for programs as JSON."""
+"""Results as tables for people, or as JSON for programs."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,13 +13,12 @@ from perceivers.files.messages import one_line
 MEMORY = ("B", "kB", "MB", "GB")
 """Units of memory."""
 
-
 LEAST_WIDTH = 60
-"""Characters that a table may take, though a terminal says that it has fewer."""
+"""Minimum width of a table in characters, even on a narrower terminal."""
 
 
 def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print `plain` as JSON, or the rows as a table of one line a cell; both to the standard output."""
+    """Print `plain` as JSON, or the rows as a table whose cells are one line each, to the standard output."""
     if as_json:
         print(json.dumps(plain, indent=2, ensure_ascii=False))
         return
@@ -32,11 +31,11 @@ def show(plain: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Seque
 
 
 def _cell(text: str) -> Text:
-    return Text(one_line(text) if text else "")  # not markup: a label may be "[bold]" or "[/]"
+    return Text(one_line(text) if text else "")  # plain text, not markup: a label may be "[bold]" or "[/]"
 
 
 def in_units(value: int | float, units: Sequence[str] = ("", "K", "M", "B", "T")) -> str:
-    """A large number in three or four digits with a unit of thousands."""
+    """Format a large number in three or four digits, with a unit for each power of 1000."""
     step = 0
     while abs(value) >= 1000 and step < len(units) - 1:
         value, step = value / 1000, step + 1

@@ -18,11 +18,11 @@ def tokenizer(
     out: Path,
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
 ) -> None:
-    """Train the vocabulary of a recipe's text on its training part: SentencePiece's unigram pieces, in a JSON file.
+    """Train a SentencePiece (unigram) vocabulary on the training part of a recipe's texts, and write it as JSON.
 
     Args:
         recipe: Name of a task (language-tokens), or a recipe file, whose data are texts.
-        out: File for the tokenizer, which the recipe's text then names.
+        out: JSON file to write, for the field `tokenizer` of the recipe's text input.
         set: Settings that replace the recipe's, e.g. schema.inputs.text.vocab_size=4000.
     """
     chosen = with_settings(chosen_recipe(recipe), set)

@@ -36,20 +36,22 @@ def train(
     accept_changed_data: bool = False,
     json: bool = False,
 ) -> None:
-    """Train a recipe in a folder, or continue there; then evaluate it on held-out records and make its report.
+    """Train a recipe in a folder, or continue a run there; then evaluate it on held-out records and write a report.
 
-    SIGTERM, SIGINT and SIGUSR1 make a checkpoint and stop with exit code 143, 130 or 75; the same command goes on.
+    On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint and stops with exit code 143, 130 or 75. Repeat the command to
+    continue.
 
     Args:
         recipe: Name of a task (digits), or a schema or recipe file in YAML or JSON.
-        out: Folder of the run: recipe, log, checkpoints, metrics, report.
+        out: Folder of the run, for recipe, log, checkpoints, metrics and report.
         data: Data in place of the file's: table (.csv, .tsv, .parquet, .jsonl), arrays (.npz, .safetensors), folder.
         set: Settings that replace the recipe's, e.g. training.num_steps=200.
-        from_: Start with the weights of this model that fit: folder of a model or of a run, or hub repository.
-        freeze: Parts that do not learn: latents, encoder, processor, decoder, input_adapter, ...
-        accept_changed_data: Go on with a run whose data have changed since it began; that is an error without it.
+        from_: Start from the weights of this model, where they fit: folder of a model or a run, or hub repository.
+        freeze: Parts of the model that are not trained: latents, encoder, processor, decoder, input_adapter, ...
+        accept_changed_data: Continue a run although its data have changed since it began; otherwise that is an error.
         json: Print the scores as JSON.
     """
+    # The recipe: the task's or the file's, then the flags, then the settings.
     chosen = chosen_recipe(recipe, data)
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
     chosen = with_settings(chosen, set)
@@ -65,12 +67,12 @@ def train(
 def evaluate(
     model: Annotated[str, tyro.conf.Positional], /, by: str | None = None, on: Path | None = None, json: bool = False
 ) -> None:
-    """Scores of a run's best (without validation, newest) checkpoint on held-out records, kept in the run's folder.
+    """Score a run's best checkpoint (without validation: its newest) on held-out records; keep the scores in the run.
 
     Args:
-        model: Folder of the run; with --on, a model's folder or hub repository too.
-        by: Column of its table: scores for each of its values too.
-        on: YAML file of other data sets, `data: {NAME: {kind: ...}}`: their held-out records, in place of its own.
+        model: Folder of the run; with --on, also the folder of a model or a hub repository.
+        by: Column of the run's table: also print scores for each value in it.
+        on: YAML file of other data sets, `data: {NAME: {kind: ...}}`, to score on their held-out records instead.
         json: Print the scores as JSON.
     """
     run = Path(model)
@@ -78,7 +80,7 @@ def evaluate(
         show_scores(_evaluate(run) | (group_scores(run, by) if by else {}), json)
         return
     if by is not None:
-        raise ValueError("--by groups a run's own records: leave it out, or --on")
+        raise ValueError("--by groups the records of the run, --on uses others: leave one of them out")
     scores = scores_elsewhere(find_model(model), from_file(DataSets, on).data, SCORERS, UNTRAINED_BASELINES)
     if data_of(run) is not None:
         add_scores(run, scores)
@@ -86,17 +88,17 @@ def evaluate(
 
 
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path | None = None) -> None:
-    """Reports of runs that were evaluated, with pictures, and one table of all their scores in Markdown.
+    """Write an HTML report of each evaluated run, and one Markdown table of all their scores.
 
     Args:
         runs: Folders of runs.
-        out: File for the table; the standard output, if not given.
+        out: File for the table; by default it goes to the standard output.
     """
     if not runs:
         raise ValueError("name at least one folder of a run")
     if out is not None:
-        read = [(*own_files(run), *read_recipe(run).data.source_files()) for run in runs]
-        check_outputs([out], itertools.chain(*read))
+        sources = [(*own_files(run), *read_recipe(run).data.source_files()) for run in runs]
+        check_outputs([out], itertools.chain(*sources))
     table = results_table(runs)
     for run in runs:
         print(f"Report: {_task(run).report(run)}", file=sys.stderr)
@@ -107,17 +109,17 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
 
 
 def task_of(recipe: Recipe) -> Task:
-    """Return the task of a recipe; ValueError if it lacks what is measured and shown of a run of that task."""
+    """Return the task of a recipe; ValueError if the recipe lacks an input, output or evaluation of that task."""
     if recipe.task not in TASKS:
         return Task(lambda: recipe)
-    own = TASKS[recipe.task].recipe()
-    for what, needed, there in (
-        ("input", own.schema.inputs, recipe.schema.inputs),
-        ("output", own.schema.outputs, recipe.schema.outputs),
-        ("evaluation", own.evaluations, recipe.evaluations),
+    original = TASKS[recipe.task].recipe()
+    for what, needed, present in (
+        ("input", original.schema.inputs, recipe.schema.inputs),
+        ("output", original.schema.outputs, recipe.schema.outputs),
+        ("evaluation", original.evaluations, recipe.evaluations),
     ):
-        # An evaluation is a dictionary in both.
-        if lacking := [name for name in needed if type(there.get(name)) is not type(needed[name])]:
+        # Inputs and outputs must be of the same modality; an evaluation is a dictionary in both recipes.
+        if lacking := [name for name in needed if type(present.get(name)) is not type(needed[name])]:
             raise ValueError(f"task: the recipe lacks the {what} {lacking[0]!r} of {recipe.task}; leave its name out")
     return TASKS[recipe.task]
 
@@ -133,7 +135,7 @@ def _evaluate(run: Path) -> dict[str, Scores]:
 
 
 def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
-    """Every metric of every output in every evaluation."""
+    """Print every metric of every output in every evaluation."""
     rows = [
         (evaluation, output, metric, f"{value:.4f}" if math.isfinite(value) else "n/a")
         for evaluation, outputs in scores.items()
@@ -144,7 +146,7 @@ def show_scores(scores: Mapping[str, Scores], as_json: bool) -> None:
 
 
 def chosen_recipe(name: str, data: str | None = None) -> Recipe:
-    """The recipe of a task, or of a file; ValueError if it is neither."""
+    """Return the recipe of a task or of a file; ValueError if the name is neither."""
     if name in TASKS:
         if data is not None:
             raise ValueError(f"--data goes with a file, and {name} is a task: use --set data.NAME=VALUE")

@@ -1,4 +1,4 @@
-"""The verbs of the command. Their arguments are read by tyro: docstrings are the help."""
+"""The verbs of the command. tyro parses their arguments; their docstrings are the help text."""
 
 from collections.abc import Callable
 

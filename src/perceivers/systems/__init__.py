@@ -1,4 +1,4 @@
-"""The published systems: a folder for each, and a line for each in SYSTEMS."""
+"""The published systems: each has a folder, and a line in SYSTEMS."""
 
 from perceivers.runs.evaluate import Scorer, UntrainedBaselines
 from perceivers.runs.presets import Published
@@ -15,18 +15,18 @@ SYSTEMS: tuple[System, ...] = (
     audioset.SYSTEM,
     starcraft.SYSTEM,
 )
-"""Every system: the smallest, then in the order of the paper."""
+"""All systems: the smallest first, then in the order of the paper."""
 
 TASKS: dict[str, Task] = {name: task for system in SYSTEMS for name, task in system.tasks.items()}
-"""Every task by its name on the command line."""
+"""All tasks by name on the command line."""
 
 PRESETS: dict[str, Published] = {name: model for system in SYSTEMS for name, model in system.presets.items()}
-"""Every published model by name."""
+"""All published models by name."""
 
 SCORERS: dict[str, Scorer] = {name: scorer for system in SYSTEMS for name, scorer in system.scorers.items()}
-"""Scorers of data sets whose records no batch can hold, by `DataSet.scorer`."""
+"""Scorers for data sets whose records cannot be batched, by `DataSet.scorer`."""
 
 UNTRAINED_BASELINES: dict[str, UntrainedBaselines] = {
     kind: baselines for system in SYSTEMS for kind, baselines in system.untrained_baselines.items()
 }
-"""Baselines that need no training, by the kind of output that they predict."""
+"""Baselines that need no training, by the modality (`kind`) of the output that they predict."""

@@ -1,4 +1,4 @@
-"""AudioSet: sounds and pictures of a clip to all the labels that fit (paper section C)."""
+"""AudioSet: multi-label classification of clips from sound and pictures (paper section C)."""
 
 from perceivers.runs.system import System
 from perceivers.systems.audioset.baselines import baseline_scores
@@ -9,4 +9,4 @@ from perceivers.systems.audioset.report import report
 __all__ = ["PRESETS", "RECIPES", "SYSTEM", "audioset", "baseline_scores", "report"]
 
 SYSTEM = System(RECIPES, PRESETS, baseline_scores, report)
-"""What the command knows of it."""
+"""The system as the command sees it."""

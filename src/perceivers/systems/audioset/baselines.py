@@ -1,4 +1,4 @@
-"""Scores of whole clips, and a baseline that never looks: the frequency of the labels."""
+"""Scores of whole clips, and a baseline that ignores the inputs: the frequency of each label."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ from perceivers.training.metrics import Scores, answers, gathered, scored
 from perceivers.training.sampler import evaluation_batches
 
 BATCH = 64
-"""Records of a batch in evaluation."""
+"""Number of records in an evaluation batch."""
 
 COUNTED = 500
-"""Training records, at equal distances, in which labels are counted."""
+"""Number of training records, evenly spaced, in which labels are counted."""
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """Return scores of whole clips, the mean over their windows, and of a baseline: how often labels occur."""
+    """Return scores of whole clips, averaged over their windows, and of the frequency of labels."""
     recipe, model = load_run(run)
     training, held_out = recipe.data.training(), recipe.data.held_out()
     logits, fitting = gathered(answers(model, recipe.schema, held_out))["labels"]
@@ -38,13 +38,13 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 def by_clip(
     data: DataSet, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
 ) -> tuple[Float[Tensor, "clips classes"], Int[Tensor, "clips classes"]]:
-    """Average the windows of each clip, which follow one another (paper: 16); other records are clips themselves."""
+    """Average the predictions over the successive windows of each clip (paper: 16; other data sets: 1)."""
     windows = data.records_per_clip
     return chances.unflatten(0, (-1, windows)).mean(dim=1), truth[::windows]
 
 
 def label_frequency(schema: Schema, records: Sequence[Record]) -> Float[Tensor, "1 classes"]:
-    """Return the part of the records in which each label occurs."""
+    """Return the fraction of the records in which each label occurs."""
     batches = evaluation_batches(schema, evenly(records, COUNTED), BATCH)
     return torch.cat([batch["targets"]["labels"] for batch in batches]).mean(dim=0, keepdim=True)
 
@@ -52,17 +52,18 @@ def label_frequency(schema: Schema, records: Sequence[Record]) -> Float[Tensor, 
 def label_scores(
     recipe: Recipe, chances: Float[Tensor, "n classes"], truth: Int[Tensor, "n classes"]
 ) -> dict[str, float]:
-    """Return the output's metrics; of labels in groups also how often the most probable one of a group is right."""
+    """Return the metrics of the output, and for each group of exclusive labels its accuracy."""
     scores = scored(recipe.schema.outputs, [("labels", (chances, truth))])["labels"]
     for group, members in recipe.data.label_groups.items():
         names = label_names(recipe)
-        own = [names.index(name) for name in members]
-        scores[f"{group}, accuracy"] = float((chances[:, own].argmax(1) == truth[:, own].argmax(1)).float().mean())
+        index = [names.index(name) for name in members]
+        right = chances[:, index].argmax(1) == truth[:, index].argmax(1)
+        scores[f"{group}, accuracy"] = float(right.float().mean())
     return scores
 
 
 def label_names(recipe: Recipe) -> Sequence[str]:
-    """Return the names of the labels, by number."""
+    """Return the names of the labels by number."""
     spec = recipe.schema.outputs["labels"]
     assert isinstance(spec, Labels)
     if names := recipe.data.names():

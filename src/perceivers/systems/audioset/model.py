@@ -14,17 +14,18 @@ FRAMES, SIDE, SAMPLES, CLASSES = 32, 224, 61440, 527
 
 
 def audioset(channels: int = 512, original: bool = False, mel: bool = False) -> Preset:
-    """Return a model of sound, raw or as a mel spectrogram, and video, with 512 latents of this width.
+    """Return a model of sound, raw or as a mel spectrogram, and video, with 512 latents [512, channels].
 
-    `original`: the mean of the latents instead of a query.
+    `original`: decode the mean of the latents, without a query.
     """
     config = published(
         (512, channels),
         layers=12,
         decoder=DecoderConfig(channel_alignment="pad", kind="average" if original else "query"),
     )
-    # The paper does not say how many bands the sound's positions have; they change no count below the common width.
-    # Of the spectrogram it tells the number of tokens alone, 4,800: 60 steps of 80 bands are ours.
+    # The paper does not say how many bands the positions of the sound have. They do not change the number of
+    # parameters as long as the tokens stay below the common width. Of the spectrogram it states only the number of
+    # tokens, 4,800: 60 steps of 80 bands are ours.
     spectrogram = Spectrogram(size=(60, 80), rate=48_000, hop=1024, window=2048, positions=Fourier(num_bands=64))
     raw = Audio(size=SAMPLES, patch=128, positions=Fourier(num_bands=128, max_resolution=SAMPLES))
     return Preset(
@@ -45,4 +46,4 @@ PRESETS = {
     "audioset-mel-1024": Published(partial(audioset, 1024, mel=True), None, "88.2M", "129.5B"),
     "audioset-perceiver-512": Published(partial(audioset, 512, original=True), None, "21.0M", "52.3B"),
 }
-"""The published models, with what the paper says of them."""
+"""Published models by name, with the parameters and FLOPs that the paper states."""

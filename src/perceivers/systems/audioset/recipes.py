@@ -1,9 +1,9 @@
-"""Recipes of AudioSet: sounds and pictures of a clip to all the labels that fit (paper section C, Table 10).
+"""Recipes of AudioSet: multi-label classification of clips from sound and pictures (paper section C, Table 10).
 
-`perceivers train sounds --out runs/sounds --set data.folder=SPOKEN_DIGITS`: who says which digit while which one is
-shown, from samples and pixels; `sounds-mel`: from a log-mel spectrogram and pixels. 5 minutes each on two cores; expect
-nearly all speakers, most digits said, and nothing of the digit shown, whose moving picture takes longer to learn.
-`audioset-paper`, `audioset-mel-paper`: the paper's runs.
+`perceivers train sounds --out runs/sounds --set data.folder=SPOKEN_DIGITS`: the speaker, the spoken digit and the digit
+in the moving picture, from samples and pixels; `sounds-mel`: from a log-mel spectrogram and pixels. 5 minutes each on
+two cores. Expect nearly all speakers and most spoken digits right, and chance level for the digit in the picture, which
+takes longer to learn. `audioset-paper`, `audioset-mel-paper`: the paper's runs.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,16 @@ from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.training_config import TrainingConfig
 
 CLIPS = 1_700_000
-"""Of the training part, which the paper passes over 100 times."""
+"""Number of training clips; the paper trains for 100 epochs."""
 
 SMALL_STEPS = 5000
-"""Of the small recipes, 5 minutes."""
+"""Number of steps of the small recipes, 5 minutes."""
 
 
 def paper(channels: int = 512, mel: bool = False) -> Recipe:
-    """100 passes over the clips, a window of 32 frames at a time, 16 windows averaged in evaluation (paper).
+    """Return the paper's training: 100 epochs, one window of 32 frames of a clip; evaluation averages 16 windows.
 
-    Ours, where the paper is silent: batch, LAMB and its rate, cosine, decay, clipping, mean and spread of spectrograms.
+    Ours, where the paper is silent: batch size, LAMB and its rate, cosine, decay, clipping, normalisation.
     """
     preset = audioset(channels, mel=mel)
     units = (-4.0, 4.0) if mel else (0.0, 1.0)
@@ -51,14 +51,15 @@ def paper(channels: int = 512, mel: bool = False) -> Recipe:
 
 
 def small(mel: bool = False) -> Recipe:
-    """Three labels at once: digit said, speaker, digit shown. All sizes are ours."""
+    """Return a recipe of three labels at once: spoken digit, speaker, digit in the picture. All sizes are ours."""
     num_steps, batch_size = SMALL_STEPS, 16
+    # Two variants of the sound: samples, and a log-mel spectrogram.
     data = SpokenDigits(num_training=num_steps * batch_size, shown="any")
     raw = Audio(
         size=data.samples,
         patch=32,
         positions=Fourier(num_bands=32),
-        mean=(0.0,),  # measured, as all six
+        mean=(0.0,),  # means and standard deviations here are measured on the data
         std=(0.065,),
         value_range=(-1.0, 1.0),
     )
@@ -107,4 +108,4 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "audioset-paper": paper,
     "audioset-mel-paper": partial(paper, 1024, mel=True),
 }
-"""By name on the command line."""
+"""Recipes by name on the command line."""

@@ -11,20 +11,20 @@ from perceivers.training.plots import draw_samples
 
 
 def report(run: Path) -> Path:
-    """Scores, and some held-out clips with their labels, those that fit and those that are most probable."""
+    """Write scores, and some held-out clips with their true and their most probable labels."""
     recipe, model = load_run(run)
     page = Report(f"Sounds and pictures to labels: run {run.name}")
     add_scores(page, run)
     held_out, names = recipe.data.held_out(), label_names(recipe)
     batch, predictions = predict(model.cpu(), recipe.schema, evenly(held_out, SHOWN))
     page.heading("Held-out clips")
-    page.figure(draw_samples(recipe.schema, {**batch, "targets": {}}, {}), "What is heard and seen.")
+    page.figure(draw_samples(recipe.schema, {**batch, "targets": {}}, {}), "Sound and pictures of the clips.")
     rows = {}
     for number, logits in enumerate(predictions["labels"].float()):
-        fitting = batch["targets"]["labels"][number].nonzero()[:, 0].tolist()
+        true = batch["targets"]["labels"][number].nonzero()[:, 0].tolist()
         chances, likely = logits.sigmoid().topk(min(SHOWN, len(logits)))
-        told = [f"{names[n]} {chance:.2f}" for n, chance in zip(likely.tolist(), chances.tolist(), strict=True)]
-        rows[f"clip {number + 1}"] = [", ".join(names[n] for n in fitting), ", ".join(told)]
-    page.table(["", "labels", "most probable"], rows)
+        predicted = [f"{names[n]} {chance:.2f}" for n, chance in zip(likely.tolist(), chances.tolist(), strict=True)]
+        rows[f"clip {number + 1}"] = [", ".join(names[n] for n in true), ", ".join(predicted)]
+    page.table(["", "true labels", "most probable labels"], rows)
     add_losses(page, run)
     return page.write(run / "report.html")

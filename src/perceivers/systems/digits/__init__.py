@@ -1,4 +1,4 @@
-"""Handwritten digits: some pixels in as a set, the class and the whole picture out. Ours, and the smallest."""
+"""Handwritten digits: class and whole picture from a set of some pixels. Not in the paper; the smallest system."""
 
 from perceivers.runs.system import System
 from perceivers.systems.digits.baselines import baseline_scores
@@ -8,4 +8,4 @@ from perceivers.systems.digits.report import report
 __all__ = ["RECIPES", "SYSTEM", "baseline_scores", "recipe", "report"]
 
 SYSTEM = System(RECIPES, baseline_scores=baseline_scores, report=report)
-"""What the command knows of it."""
+"""The system as the command sees it."""

@@ -1,4 +1,4 @@
-"""Guesses of the pixels that were not read: the mean image's, and the nearest read pixel's."""
+"""Baselines for pixels that are no input: the mean image, and the nearest input pixel."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,25 +16,26 @@ from perceivers.training.metrics import Scores
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """Return the PSNR of the pixels that were not read when a quarter was: the model's and two plain guesses'."""
-    own, model = load_run(run)
-    quarter = changed_schema(own.schema, own.evaluations[QUARTER])
-    batch, predictions = predict(model.cpu(), quarter, own.data.held_out())
-    unread = psnr_of_unread(own.data.training(), batch, predictions["image"])
+    """Return the PSNR of the other pixels when a quarter is the input, of the model and of both baselines."""
+    recipe, model = load_run(run)
+    quarter = changed_schema(recipe.schema, recipe.evaluations[QUARTER])
+    batch, predictions = predict(model.cpu(), quarter, recipe.data.held_out())
+    unread = psnr_of_unread(recipe.data.training(), batch, predictions["image"])
     return {f"unread pixels, {QUARTER}": {"image": {f"psnr of {name}": value for name, value in unread.items()}}}
 
 
 def psnr_of_unread(training: Sequence[Record], batch: dict[str, Any], images: torch.Tensor) -> dict[str, float]:
-    """Return the PSNR [dB] of unread pixels: the model's, the mean image's, the nearest read pixel's."""
+    """Return the PSNR [dB] of pixels that are no input: of the model, the mean image, and the nearest input pixel."""
     read = batch["inputs"]["pixels"]
     truth = batch["targets"]["image"][..., 0].numpy()
+    # For each digit: which pixels are no input, and the value of the input pixel nearest to each pixel.
     unread = np.ones_like(truth, bool)
     nearest = np.empty_like(truth)
     every = np.moveaxis(np.indices((SIDE, SIDE)), 0, -1).reshape(-1, 2)
     for number, mask in enumerate(read["mask"].numpy()):
-        places, values = (read[name][number].numpy()[mask] for name in ("coordinates", "values"))
-        unread[(number, *places.astype(int).T)] = False
-        distance = ((every[:, None] - places[None]) ** 2).sum(-1)
+        coordinates, values = (read[name][number].numpy()[mask] for name in ("coordinates", "values"))
+        unread[(number, *coordinates.astype(int).T)] = False
+        distance = ((every[:, None] - coordinates[None]) ** 2).sum(-1)
         nearest[number] = values[distance.argmin(1), 0].reshape(SIDE, SIDE)
     mean = np.mean([record["image"] for record in training], axis=0)
     guesses = {

@@ -1,4 +1,4 @@
-"""The schema and the sizes of the digits: one set in, two structures out of the same latents."""
+"""The schema and the sizes of the digits model: one set as input, two outputs decoded from the same latents."""
 
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.modalities import Image, Label, PointSet
@@ -6,7 +6,7 @@ from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
 
 SIDE = 8
-"""Pixels of a digit along each axis."""
+"""Side of a digit in pixels."""
 
 CONFIG = Config(
     latents=LatentsConfig(num_latents=16, channels=96),
@@ -14,11 +14,11 @@ CONFIG = Config(
     processor=ProcessorConfig(num_layers=4, num_heads=4),
     decoder=DecoderConfig(num_heads=4),
 )
-"""A small model."""
+"""Sizes of the model."""
 
 
 def schema() -> Schema:
-    """Return the schema: some pixels in as a set; the class and the whole picture out."""
+    """Return the schema: a set of some pixels as input, the class and the whole picture as outputs."""
     positions = Fourier(num_bands=8, max_resolution=SIDE)
     return Schema(
         inputs={

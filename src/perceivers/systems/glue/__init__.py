@@ -8,4 +8,4 @@ from perceivers.systems.glue.report import report
 __all__ = ["RECIPES", "SYSTEM", "baseline_scores", "report"]
 
 SYSTEM = System(RECIPES, baseline_scores=baseline_scores, report=report)
-"""What the command knows of it."""
+"""The system as the command sees it."""

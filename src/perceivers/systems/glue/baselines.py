@@ -1,4 +1,4 @@
-"""Scores by file and GLUE's average, and two baselines: the most frequent answer, and a bag of bytes."""
+"""Scores by file, GLUE's average, and two baselines: the most frequent answer, and a bag of bytes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ from perceivers.schema import Record, Schema
 from perceivers.training.metrics import Compared, Scores, answers, gathered, scored
 
 METRICS = {"cola": "matthews", "sts": "pearson"}
-"""What counts for a task in GLUE's average; for others "accuracy" (paper F.4)."""
+"""Metric of a task in GLUE's average; "accuracy" for the other tasks (paper F.4)."""
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """Return scores by file where a task has several, GLUE's average, and the baselines' scores on the same records."""
+    """Return scores by file for tasks with several files, GLUE's average, and scores of the baselines."""
     recipe, model = load_run(run)
     schema, data = recipe.schema, recipe.data
     held_out = data.held_out()
@@ -35,62 +35,62 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 
 
 def file_scores(schema: Schema, answered: Mapping[str, Compared], records: Sequence[Record]) -> dict[str, Scores]:
-    """Return scores by file of a task that has several: MNLI matched and mismatched, CoLA in and out of its domain."""
+    """Return scores by file for tasks with several: MNLI matched and mismatched, CoLA in-domain and out-of-domain."""
     scores: dict[str, Scores] = defaultdict(dict)
     for name, (predictions, truth) in answered.items():
         files = np.array([record["file"] for record in records if name in record])
         for file in dict.fromkeys(files) if len(set(files)) > 1 else ():
-            own = torch.from_numpy(files == file)
-            scores[str(file)] |= scored(schema.outputs, [(name, (predictions[own], truth[own]))])
+            in_file = torch.from_numpy(files == file)
+            scores[str(file)] |= scored(schema.outputs, [(name, (predictions[in_file], truth[in_file]))])
     return scores
 
 
 def glue_scores(schema: Schema, answered: Mapping[str, Compared], by_file: dict[str, Scores]) -> Scores:
-    """Return the score that counts for each task, and their mean; MNLI's two files are averaged first."""
-    counting: Scores = {}
-    for name, own in scored(schema.outputs, answered.items()).items():
+    """Return the main score of each task, and the mean of these scores; MNLI's two files are averaged first."""
+    main: Scores = {}
+    for name, metrics in scored(schema.outputs, answered.items()).items():
         metric = METRICS.get(name, "accuracy")
         if name == "mnli":
-            whole = float(np.mean([scores[name][metric] for scores in by_file.values() if name in scores]))
-            counting[name] = {metric: whole}
+            both = float(np.mean([scores[name][metric] for scores in by_file.values() if name in scores]))
+            main[name] = {metric: both}
         elif name != RATING:
-            counting[name] = {metric: own[metric]}
-    mean = float(np.mean([value for own in counting.values() for value in own.values()]))
-    return {**counting, "average": {"score": mean}}
+            main[name] = {metric: metrics[metric]}
+    mean = float(np.mean([value for metrics in main.values() for value in metrics.values()]))
+    return {**main, "average": {"score": mean}}
 
 
 def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict[str, Scores]:
-    """Return scores of the most frequent answer (of numbers the mean), and of a linear model of counted bytes."""
+    """Return scores of the most frequent answer (for numbers: the mean), and of a linear model on counts of bytes."""
     training = data.each_once().training()
     scores: dict[str, Scores] = {"most frequent": {}, "bag of bytes": {}}
     for name, spec in schema.outputs.items():
         texts, targets = told(spec, name, training)
         held_texts, truth = told(spec, name, held_out)
         guess = most_frequent(spec, targets).expand(len(truth), -1).squeeze(dim=-1)
-        # A constant has no correlation.
+        # The correlation of a constant is not defined.
         plain = replace(spec, further_metrics=()) if isinstance(spec, Numbers) else spec
         scores["most frequent"] |= scored({name: plain}, [(name, (guess, truth))])
-        counted = bag_of_bytes(spec, texts, targets, held_texts)
-        scores["bag of bytes"] |= scored({name: spec}, [(name, (counted, truth))])
+        predicted = bag_of_bytes(spec, texts, targets, held_texts)
+        scores["bag of bytes"] |= scored({name: spec}, [(name, (predicted, truth))])
     return scores
 
 
 def told(spec: Modality, name: str, records: Sequence[Record]) -> tuple[list[bytes], Tensor]:
-    """Return the texts that have this target, and the targets."""
+    """Return the texts of the records that have this target, and the targets."""
     known = [(record["text"].encode(), record[name]) for record in records if name in record]
     numbers = [class_number(value, spec.classes) if isinstance(spec, Label) else value for _, value in known]
     return [text for text, _ in known], torch.tensor(numbers)
 
 
 def most_frequent(spec: Modality, targets: Tensor) -> Float[Tensor, " width"]:
-    """Return the most frequent class as one-hot, or the mean."""
+    """Return the most frequent class as a one-hot vector or, for numbers, the mean."""
     if not isinstance(spec, Label):
         return targets.mean(dim=0, keepdim=True)
     return F.one_hot(targets.bincount().argmax(), spec.num_classes).float()
 
 
 def bag_of_bytes(spec: Modality, texts: Sequence[bytes], targets: Tensor, asked: Sequence[bytes]) -> Tensor:
-    """Predict by logistic (of numbers, ridge) regression on weighted counts of one to three bytes in a row."""
+    """Predict for the texts `asked` by logistic (for numbers: ridge) regression on TF-IDF of 1 to 3 adjacent bytes."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline

@@ -1,14 +1,14 @@
 """Recipes of GLUE: fine-tuning on one task or on several at once (paper section 4.1 and F.4, Tables 1, 2 and 14).
 
 `perceivers train glue-sst-2 --out runs/sst-2 --set data.folder=glue`, and `glue-cola`, `glue-sts`, `glue-vader`: one
-task, asked with one trained query; 5 minutes on two cores, from scratch or `--from RUN` of the small byte model.
+task, decoded with one trained query; 5 minutes on two cores, from scratch or `--from RUN` of the small byte model.
 `glue-shared-token`, `glue-task-tokens`, `glue-task-queries`: CoLA, SST-2 and STS at once, as Table 2 compares them.
 
-`glue-paper-cola` ... `glue-paper-sts`, and the three ways for all eight tasks (`glue-paper-task-queries`): the paper's,
-to be started `--from` the byte model. It takes the best of batches of 16, 32 and 64 and rates of 1e-4, 5e-5, 2e-5 and
-1e-5: `--set training.batch_size=16 training.optimiser.learning_rate=1e-4 training.num_steps=...`, 10 epochs in steps.
-Ours, where the paper is silent: the cosine after the warm-up, no clipping, how two sentences are joined (data/glue.py),
-truncation, tasks drawn by their sizes and of equal weight, and that tokens are asked with themselves.
+`glue-paper-cola` ... `glue-paper-sts`, and the three variants for all eight tasks (`glue-paper-task-queries`): the
+paper's runs, to be started `--from` the byte model. The paper takes the best of batch sizes 16, 32 and 64 and learning
+rates 1e-4, 5e-5, 2e-5 and 1e-5, over 10 epochs: `--set training.batch_size=16 training.optimiser.learning_rate=1e-4
+training.num_steps=...`. Ours, where the paper is silent: the cosine after the warm-up, no clipping, how two sentences
+are joined (data/glue.py), truncation, tasks sampled by size and weighted equally, and task tokens as their own queries.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,14 +37,14 @@ EXAMPLES: dict[Task, int] = {
     "sst_2": 67_349,
     "sts": 5749,
 }
-"""How many GLUE has to learn from."""
+"""Number of training examples of each task."""
 
 MIXED: tuple[Task, ...] = ("cola", "sst_2", "sts")
-"""What the small recipes learn at once."""
+"""Tasks of the small recipes of several tasks."""
 
 
 def paper(tasks: Sequence[Task], variant: Variant = "task-queries") -> Recipe:
-    """Return the recipe of the paper's model and its 10 epochs, at one point of its grid."""
+    """Return the recipe of the paper's model and 10 epochs, at one point of the paper's grid of settings."""
     preset, batch_size = language(), 32
     _, text = find_kind(preset.schema.inputs, Text)
     return Recipe(
@@ -62,7 +62,7 @@ def paper(tasks: Sequence[Task], variant: Variant = "task-queries") -> Recipe:
 
 
 def small(tasks: Sequence[Task], variant: Variant = "task-queries", num_steps: int = 2500) -> Recipe:
-    """Return a recipe of the small byte model (`perceivers train language`), of 5 minutes on two cores."""
+    """Return a recipe for the small byte model (`perceivers train language`); 5 minutes on two cores."""
     byte_model = language_recipes.small()
     text = language_recipes.text_of(byte_model.schema)
     text = replace(text, mask_words=0.0, mask_at_eval=False, overflow="truncate")
@@ -80,15 +80,15 @@ def small(tasks: Sequence[Task], variant: Variant = "task-queries", num_steps: i
 
 
 def called(task: Task) -> str:
-    """Return a task's name on the command line."""
+    """Return the name of a task on the command line."""
     return task.replace("_", "-")
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{f"glue-{called(task)}": partial(small, (task,)) for task in ("cola", "sst_2", "vader")},
-    "glue-sts": partial(small, ("sts",), num_steps=1000),  # of 1,500 pairs, ten epochs
+    "glue-sts": partial(small, ("sts",), num_steps=1000),  # about ten epochs of 1,500 pairs
     **{f"glue-{variant}": partial(small, MIXED, variant) for variant in get_args(Variant)},
     **{f"glue-paper-{called(task)}": partial(paper, (task,)) for task in EXAMPLES},
     **{f"glue-paper-{variant}": partial(paper, tuple(EXAMPLES), variant) for variant in get_args(Variant)},
 }
-"""By name on the command line."""
+"""Recipes by name on the command line."""

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 BATCH, SHOWN = 128, 12
-"""Records of a batch in evaluation; sentences of a task in the report."""
+"""Number of records in an evaluation batch; number of sentences of a task in the report."""
 
 
 def report(run: Path) -> Path:
-    """Write scores beside the baselines', and of each output: sentences with truth and answer, and how they differ."""
+    """Write scores with those of the baselines, and for each output sentences, and true against predicted values."""
     recipe, model = load_run(run)
     page = Report(f"GLUE: run {run.name}")
     add_scores(page, run)
@@ -38,23 +38,23 @@ def report(run: Path) -> Path:
 
 
 def add_answers(page: Report, name: str, spec: Modality, records: Sequence[Record], compared: Compared) -> None:
-    """Add some sentences, and a table of true and written classes or a cloud of true and written numbers."""
+    """Add some sentences, and a table of true and predicted classes or a plot of true and predicted numbers."""
     predictions, truth = compared
     page.heading(f"{name}, held out")
     chosen = range(0, len(records), max(len(records) // SHOWN, 1))[:SHOWN]
     rows = {records[i]["text"]: [shown(spec, truth[i]), shown(spec, predictions[i])] for i in chosen}
-    page.table(["text", "true", "written"], rows)
+    page.table(["text", "true", "predicted"], rows)
     if isinstance(spec, Label):
         pairs = Counter(zip(truth.tolist(), predictions.argmax(dim=-1).tolist(), strict=True))
         names = [spec.name_of(number) for number in range(spec.num_classes)]
-        counts = {own: [str(pairs[row, column]) for column in range(len(names))] for row, own in enumerate(names)}
-        page.table(["true, in columns written", *names], counts)
+        counts = {name: [str(pairs[row, column]) for column in range(len(names))] for row, name in enumerate(names)}
+        page.table(["true (rows), predicted (columns)", *names], counts)
     else:
-        page.figure(cloud(truth, predictions), "Each held-out record: true across, written upwards.")
+        page.figure(cloud(truth, predictions), "Held-out records: true value across, predicted value upwards.")
 
 
 def shown(spec: Modality, value: Tensor) -> str:
-    """Return a value as text: a class by name, of probabilities the most probable one; a number."""
+    """Return a value as text: the name of a class, the most probable class with its probability, or a number."""
     if not isinstance(spec, Label):
         return f"{float(value):.2f}"
     if value.ndim == 0:
@@ -63,9 +63,9 @@ def shown(spec: Modality, value: Tensor) -> str:
     return f"{name} ({probability:.0%})"
 
 
-def cloud(truth: Float[Tensor, " n"], written: Float[Tensor, " n"]) -> "Figure":
-    """Draw true and written numbers as points."""
-    figure, ((axes,),) = subplots(1, ["true, written"], side=5.0)
-    axes.plot(truth.numpy(), written.numpy(), ".", alpha=0.3)
+def cloud(truth: Float[Tensor, " n"], predicted: Float[Tensor, " n"]) -> "Figure":
+    """Draw true and predicted numbers as points."""
+    figure, ((axes,),) = subplots(1, ["true, predicted"], side=5.0)
+    axes.plot(truth.numpy(), predicted.numpy(), ".", alpha=0.3)
     axes.axline((float(truth.mean()), float(truth.mean())), slope=1, color="0.6")
     return figure

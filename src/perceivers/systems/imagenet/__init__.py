@@ -10,4 +10,4 @@ from perceivers.systems.imagenet.report import report
 __all__ = ["PRESETS", "RECIPES", "SYSTEM", "baseline_scores", "classify", "imagenet", "report"]
 
 SYSTEM = System(RECIPES, PRESETS, baseline_scores, report)
-"""What the command knows of it."""
+"""The system as the command sees it."""

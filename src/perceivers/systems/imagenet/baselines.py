@@ -16,11 +16,11 @@ from perceivers.training.metrics import Scores, scored
 from perceivers.training.sampler import evaluation_batches
 
 BATCH = 128
-"""Pictures of a batch in evaluation."""
+"""Number of pictures in an evaluation batch."""
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """Return scores of the most frequent class and of logistic regression on the pixels of the held-out records."""
+    """Return scores of both baselines on the held-out records of a run; none for the paper's recipes."""
     recipe, _ = load_run(run)
     if recipe.task in PAPER:
         return {}
@@ -28,30 +28,30 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 
 
 def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:
-    """Return the scores of both baselines by the label's own metrics."""
+    """Return the scores of both baselines by the metrics of the label."""
     name, label = find_kind(fitted.outputs, Label)
     pixels, classes = pixels_of(fitted, training)
-    others, truth = pixels_of(fitted, held_out)
+    held_out_pixels, truth = pixels_of(fitted, held_out)
     frequencies = classes.bincount(minlength=label.num_classes) / len(classes)
     guesses = {
         "most frequent class": frequencies.expand(len(truth), -1),
-        "logistic regression": logistic_regression(pixels, classes, others, label.num_classes),
+        "logistic regression": logistic_regression(pixels, classes, held_out_pixels, label.num_classes),
     }
     return {baseline: scored(fitted.outputs, [(name, (guess, truth))]) for baseline, guess in guesses.items()}
 
 
 def pixels_of(fitted: Schema, records: Sequence[Record]) -> tuple[Float[Tensor, "n p"], Int[Tensor, " n"]]:
-    """Return the pictures as the model sees them in evaluation, each as a row, and their classes."""
+    """Return the pixels of pictures as the model gets them in evaluation, and their classes."""
     (name, image), (output, _) = find_kind(fitted.inputs, Image), find_kind(fitted.outputs, Label)
     batches = list(evaluation_batches(fitted, records, BATCH))
-    rows = [image.normalise(batch["inputs"][name]).flatten(1) for batch in batches]
-    return torch.cat(rows), torch.cat([batch["targets"][output] for batch in batches])
+    pixels = [image.normalise(batch["inputs"][name]).flatten(1) for batch in batches]
+    return torch.cat(pixels), torch.cat([batch["targets"][output] for batch in batches])
 
 
 def logistic_regression(
     pixels: Float[Tensor, "n p"], classes: Int[Tensor, " n"], others: Float[Tensor, "m p"], num_classes: int
 ) -> Float[Tensor, "m k"]:
-    """Return scikit-learn's probabilities, its regularisation chosen on a tenth of the training records."""
+    """Return the class probabilities of `others`; the regularisation is tuned on a tenth of the training records."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, ShuffleSplit

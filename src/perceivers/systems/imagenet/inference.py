@@ -18,14 +18,14 @@ from perceivers.training.metrics import check_guesses, inference
 def classify(
     model: PerceiverIO, images: Iterable[UInt8[np.ndarray, "h w 3"]], num_classes: int = 5
 ) -> Iterator[list[tuple[str, float]]]:
-    """Yield the most probable classes of each picture, cut and resized as the paper's are for evaluation."""
+    """Yield the most probable classes of each picture, cropped and resized as the paper does for evaluation."""
     check_positive("num_classes", num_classes)
     name, picture = find_kind(model.schema.inputs, Image)
     output, label = find_kind(model.schema.outputs, Label)
     height, width = as_sizes(picture.size, 2, "size")
     if height != width or picture.channels != 3:
-        found = f"{height} x {width} x {picture.channels}"
-        raise ValueError(f"pictures can be cut for square models of 3 channels, not for {found}")
+        size = f"{height} x {width} x {picture.channels}"
+        raise ValueError(f"pictures can be cropped for models of square pictures with 3 channels, not for {size}")
     parameter = next(model.parameters())
     for number, image in enumerate(images):
         raw = torch.from_numpy(imagenet_crop(image, height))[None].to(parameter)

@@ -15,41 +15,41 @@ Features = Literal["fourier", "learned", "conv"]
 
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-"""Of pixels from 0 to 255 (official dataset.py)."""
+"""Mean and standard deviation of red, green and blue, from 0 to 255 (official dataset.py)."""
 
 
 def imagenet(features: Features = "fourier") -> Preset:
     """Return one of the three released models: 8 blocks of the same 6 layers over 512 x 1024 latents."""
-    # The official notebook reads the learned model without the residual that the other two have.
+    # The official notebook builds the learned model without the query residual that the other two have.
     decoder = DecoderConfig(channel_alignment="pad", query_residual=features != "learned")
     return Preset(_schema(_image(features)), published((512, 1024), layers=6, blocks=8, decoder=decoder))
 
 
 def original_perceiver(features: Features = "fourier") -> Preset:
-    """Return the first Perceiver as the paper compares it: one read, the mean of the latents, no query."""
+    """Return the original Perceiver as in the paper's comparison: one read, mean of the latents, no query."""
     decoder = DecoderConfig(kind="average", channel_alignment="pad")
     return Preset(_schema(_image(features)), published((512, 1024), layers=6, blocks=8, decoder=decoder))
 
 
 def config_b() -> Preset:
-    """Return the larger model that the paper trains on JFT: 16 layers of their own, MLPs four times as wide."""
+    """Return the larger model that the paper trains on JFT: 16 layers without weight sharing, wider MLPs."""
     preset = imagenet("fourier")
     processor = replace(preset.config.processor, num_blocks=1, num_layers=16, widening_factor=4)
     return replace(preset, config=replace(preset.config, processor=processor))
 
 
 def _image(features: Features) -> Image:
-    own = {
+    image = {
         "fourier": Image(positions=Fourier(num_bands=64, max_resolution=224)),
         "learned": Image(embed=256, positions=Learned(channels=256, project=256)),
         "conv": Image(stem="conv", patch=4, embed=64, positions=Fourier(num_bands=64, max_resolution=56)),
     }[features]
     return Image(
         size=224,
-        patch=own.patch,
-        stem=own.stem,
-        embed=own.embed,
-        positions=own.positions,
+        patch=image.patch,
+        stem=image.stem,
+        embed=image.embed,
+        positions=image.positions,
         mean=MEAN,
         std=STD,
         value_range=(0.0, 255.0),
@@ -69,4 +69,4 @@ PRESETS = {
     "perceiver-learned": Published(partial(original_perceiver, "learned"), 55_951_080, "55.9M", "404B"),
     "perceiver-conv": Published(partial(original_perceiver, "conv"), None, "42.1M", "367B"),
 }
-"""The published models, with what the paper says of them."""
+"""Published models by name, with the parameters and FLOPs that the paper states."""

@@ -1,10 +1,10 @@
 """Recipes of image classification: Fourier, learned and convolutional features (paper section 4.5, A.1, A.2, Table 7).
 
 `perceivers train images --out runs/images --set data.folder=FASHION-MNIST`: clothes of 28 x 28 pixels, 20 minutes on
-two cores. `images-fourier`, `images-learned`, `images-conv`: the paper's three ways, 5 minutes each. `clip-art`:
-pictures of any size in folders of classes, with the paper's augmentation, 5 minutes. Baseline: logistic regression.
-`imagenet-fourier-paper`, `imagenet-learned-paper`, `imagenet-conv-paper`: the paper's runs, for 64 accelerators or so;
-`imagenet-finetune-paper --from MODEL`: its fine-tuning of what was trained on a larger data set.
+two cores. `images-fourier`, `images-learned`, `images-conv`: the paper's three kinds of features, 5 minutes each.
+`clip-art`: pictures of any size in one folder for each class, with the paper's augmentation, 5 minutes. Baseline:
+logistic regression. `imagenet-fourier-paper`, `imagenet-learned-paper`, `imagenet-conv-paper`: the paper's runs, for
+about 64 accelerators. `imagenet-finetune-paper --from MODEL`: its fine-tuning after pre-training on a larger data set.
 """
 
 from collections.abc import Callable
@@ -30,16 +30,16 @@ from perceivers.training.training_config import TrainingConfig
 CLOTHES = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
 )  # fmt: skip
-"""Classes of Fashion-MNIST, in their order."""
+"""Classes of Fashion-MNIST, by number."""
 
 
 def paper(features: Features) -> Recipe:
-    """Return the paper's training from scratch (A.1): 110 epochs of ImageNet, in the folder `imagenet`; no warm-up."""
+    """Return the paper's training from scratch (A.1): 110 epochs on ImageNet, in the folder `imagenet`; no warm-up."""
     return _of_imagenet(imagenet(features), num_steps=137_625, constant_fraction=0.5)
 
 
 def finetuning() -> Recipe:
-    """Return the paper's fine-tuning of its larger model (A.2), all but the last linear map `--from` pre-training.
+    """Return the paper's fine-tuning of its larger model (A.2): `--from` pre-training, but for the last linear map.
 
     Ours, where the paper is silent: weight decay, clipping and augmentation are those of training from scratch.
     """
@@ -68,14 +68,14 @@ def _of_imagenet(preset: Preset, num_steps: int, constant_fraction: float) -> Re
 
 
 def small(features: Features = "fourier", num_steps: int = 5500) -> Recipe:
-    """Return a recipe for clothes, each pixel a token but for the convolutional stem; evaluated at other sizes too."""
-    own = {
+    """Return a recipe for clothes, a token for each pixel (`conv`: for each 4 x 4), evaluated at other sizes too."""
+    image = {
         "fourier": Image(positions=Fourier(num_bands=8, max_resolution=28)),
         "learned": Image(embed=32, positions=Learned(channels=32, project=32)),
         "conv": Image(stem="conv", patch=4, embed=64, positions=Fourier(num_bands=4, max_resolution=7)),
     }[features]
     image = replace(
-        own,
+        image,
         size=28,
         channels=1,
         crop=1.0,
@@ -92,9 +92,9 @@ def small(features: Features = "fourier", num_steps: int = 5500) -> Recipe:
 
 
 def clip_art() -> Recipe:
-    """Return a recipe for the eight largest folders of the Open Clip Art library, pictures of up to 4 million pixels.
+    """Return a recipe for the eight largest folders of the Open Clip Art library, with pictures up to 4 megapixels.
 
-    The paper's augmentation; RandAugment's distances are halved (ours), since most pictures are 100 to 200 pixels wide.
+    The augmentation is the paper's, with RandAugment's distances halved: most pictures are 100 to 200 pixels wide.
     """
     image = Image(
         size=48,
@@ -138,7 +138,7 @@ PAPER: dict[str, Callable[[], Recipe]] = {
     **{f"imagenet-{features}-paper": partial(paper, features) for features in get_args(Features)},
     "imagenet-finetune-paper": finetuning,
 }
-"""Recipes too large for baselines."""
+"""Recipes of the paper's runs, whose data are too large for the baselines."""
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "images": small,
@@ -148,4 +148,4 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "clip-art": clip_art,
     **PAPER,
 }
-"""By name on the command line; the three of 5 minutes make the steps for which each takes about as long."""
+"""Recipes by name on the command line; numbers of steps are chosen so that the three variants take equally long."""

@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 
 def report(run: Path) -> Path:
-    """Write scores beside the baselines', augmented pictures, samples, and which classes are taken for which."""
+    """Write scores with those of the baselines, augmented pictures, samples, and the confusion matrix."""
     recipe, model = load_run(run)
     page = Report(f"Image classification: run {run.name}")
     add_scores(page, run)
-    page.heading("What training sees")
-    page.figure(draw_training(recipe), "Augmented pictures of the training part, with the classes they count as.")
+    page.heading("Training pictures")
+    page.figure(draw_training(recipe), "Pictures of the training part as augmented, with their target classes.")
     page.heading("Samples, held out")
     held_out = recipe.data.held_out()
     batch, predictions = predict(model.cpu(), recipe.schema, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
     page.figure(draw_samples(recipe.schema, batch, predictions), "Picture; true class; the three most probable ones.")
-    page.heading("Which class is taken for which")
+    page.heading("Confusion matrix")
     _, label = find_kind(recipe.schema.outputs, Label)
     page.figure(
         draw_confusion(confusion(model, recipe.schema, held_out), label),
-        "Held-out pictures of each true class (a row), by the class that is written; in percent of the row.",
+        "Held-out pictures of each true class (row) by predicted class (column), in percent of the row.",
     )
     add_losses(page, run)
     return page.write(run / "report.html")
 
 
 def draw_training(recipe: Recipe, count: int = 8) -> "Figure":
-    """Draw some training pictures as a step gets them."""
+    """Draw some training pictures as a training step gets them."""
     schema, training = recipe.schema, recipe.data.training()
     prepared = PreparedRecords(schema, training, recipe.training.seed, training=True)
     chosen = np.random.default_rng(recipe.training.seed).permutation(len(training))[:count]
@@ -62,14 +62,14 @@ def draw_training(recipe: Recipe, count: int = 8) -> "Figure":
 
 
 def _title(label: Label, target: Tensor) -> str:
-    """Return a class, or the classes that a picture was mixed from with their parts."""
+    """Return the class of a picture or, of a mixed picture, its two classes with their shares."""
     if target.ndim == 0:
         return label.name_of(int(target))
     return "\n".join(f"{name} {part:.0%}" for name, part in label.ranking(target, 2) if part > 0.005)
 
 
 def confusion(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> Int[Tensor, "k k"]:
-    """Count records by their true class (rows) and the most probable one of the model (columns)."""
+    """Count records by true class (rows) and predicted class (columns)."""
     name, label = find_kind(schema.outputs, Label)
     counts = torch.zeros(label.num_classes, label.num_classes, dtype=torch.long)
     probabilities, truth = gathered(answers(model, schema, records))[name]
@@ -77,8 +77,8 @@ def confusion(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> 
 
 
 def draw_confusion(counts: Int[Tensor, "k k"], label: Label) -> "Figure":
-    """Draw the parts of each row as shades; with numbers and names if there are few classes."""
-    figure, ((axes,),) = subplots(1, ["true (rows), written (columns)"], side=6.0)
+    """Draw percentages of each row as shades, with numbers and names if there are at most 20 classes."""
+    figure, ((axes,),) = subplots(1, ["true (rows), predicted (columns)"], side=6.0)
     percent = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(percent.numpy(), cmap="Blues", vmin=0, vmax=100)
     if len(counts) <= 20:

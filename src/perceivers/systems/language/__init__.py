@@ -20,4 +20,4 @@ __all__ = [
 ]
 
 SYSTEM = System(RECIPES, PRESETS, baseline_scores, report)
-"""What the command knows of it."""
+"""The system as the command sees it."""

@@ -1,4 +1,4 @@
-"""Filling of masked places in a text."""
+"""Prediction of the masked tokens of a text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,42 +17,44 @@ from perceivers.schema import find_kind
 from perceivers.training.metrics import check_guesses, inference
 
 MARK = "[MASK]"
-"""What stands for one unknown token in a text."""
+"""Marks one unknown token in a text."""
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A run of masked tokens and what may stand there."""
+    """A run of masked tokens, with candidates for its text."""
 
     start: int
-    """Number of its first token (byte)."""
+    """Index of the first token (byte)."""
     stop: int
-    """Number of the token behind it."""
+    """Index after the last token."""
     candidates: list[tuple[str, float]]
-    """Texts with their probabilities, most probable first; the model guesses each token of the run by itself."""
+    """Texts with their probabilities, most probable first; the tokens of a run are predicted independently."""
 
 
 def fill_mask(
     model: PerceiverIO, text: str, ranges: Sequence[tuple[int, int]] = (), num_candidates: int = 5
 ) -> list[Filled]:
-    """Predict each [MASK] of `text` (one token each) and `ranges` of tokens, first to behind the last."""
+    """Predict the text of each [MASK] in `text` (one token each) and of `ranges` of tokens (start, stop)."""
     check_positive("num_candidates", num_candidates)
     name, spec = find_kind(model.schema.inputs, Text)
     output, _ = find_kind(model.schema.outputs, Text)
     ids, masked = masked_ids(tokenizer_of(spec.tokenizer), text, ranges)
     if not masked.any():
         raise ValueError("nothing is masked: write [MASK] in the text, or give ranges of bytes")
+    # Decode the masked tokens alone.
     device = next(model.parameters()).device
-    asked = Indices(torch.from_numpy(np.flatnonzero(masked)).to(device))
+    points = Indices(torch.from_numpy(np.flatnonzero(masked)).to(device))
     raw = torch.from_numpy(ids)[None].to(device)
     with inference(model):
-        logits = model({name: {"ids": raw, "mask": torch.ones_like(raw, dtype=torch.bool)}}, {output: asked})[output]
+        logits = model({name: {"ids": raw, "mask": torch.ones_like(raw, dtype=torch.bool)}}, {output: points})[output]
     check_guesses(output, logits, what="text")
     probabilities = logits[0].double().softmax(dim=-1).cpu()
-    filled, taken = [], 0
+    # Split the probabilities into runs, and keep the best texts of each run.
+    filled, offset = [], 0
     for start, stop in runs(masked):
-        part = probabilities[taken : taken + stop - start]
-        taken += stop - start
+        part = probabilities[offset : offset + stop - start]
+        offset += stop - start
         best = best_sequences(part, num_candidates)
         candidates = [(tokenizer_of(spec.tokenizer).decode(tokens), p) for tokens, p in best]
         filled.append(Filled(start, stop, candidates))
@@ -62,7 +64,7 @@ def fill_mask(
 def masked_ids(
     tokenizer: Tokenizer, text: str, ranges: Sequence[tuple[int, int]]
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Return ids of the text, masked at each [MASK] and at the tokens in `ranges`, and which of them are masked."""
+    """Return the token ids of a text, with the mask id at each [MASK] and in `ranges`, and the mask itself."""
     parts = [tokenizer.encode(part) for part in text.split(MARK)]
     pieces = [parts[0]] + [np.concatenate([[tokenizer.mask_id], part]) for part in parts[1:]]
     ids = np.concatenate(pieces).astype(np.int64)
@@ -76,7 +78,7 @@ def masked_ids(
 
 
 def runs(masked: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
-    """Return the first and the behind-the-last place of each unbroken run of True."""
+    """Return start and stop of each unbroken run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], masked.astype(np.int8), [0]])))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
@@ -84,8 +86,9 @@ def runs(masked: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
 def best_sequences(probabilities: Float[Tensor, "n v"], count: int) -> list[tuple[list[int], float]]:
     """Return the most probable sequences of independent tokens, with their probabilities."""
     best: list[tuple[list[int], float]] = [([], 1.0)]
-    for row in probabilities:
-        top = row.topk(min(count, len(row)))
+    for token_probabilities in probabilities:
+        top = token_probabilities.topk(min(count, len(token_probabilities)))
+        # Extend each of the best prefixes by each likely token; no better sequence can be missed.
         grown = [
             ([*tokens, int(token)], probability * float(p))
             for tokens, probability in best

@@ -10,7 +10,7 @@ from perceivers.schema import Schema
 from perceivers.schema.preset import Preset
 
 WIDTH = 768
-"""Of embeddings, queries and what the decoder writes."""
+"""Channels of embeddings, queries and decoder outputs."""
 
 
 def language(
@@ -20,7 +20,7 @@ def language(
     vocab_size: int = 262,
     width: int = WIDTH,
 ) -> Preset:
-    """Return the released byte model, by default; [N, D] latents, layers, length, vocabulary and width may differ."""
+    """Return a model of masked text, by default the released byte model; latents are [N, D]."""
     text = Text(length=length, vocab_size=vocab_size, channels=width, mask_words=0.15)
     restored = replace(text, key="text", of="text", query_channels=width, mask_words=0.0)
     return Preset(
@@ -41,4 +41,4 @@ PRESETS = {
     "language-128x1920": Published(partial(language, (128, 1920)), 430_132_230, "-", "120B"),
     "language-512x896": Published(partial(language, (512, 896)), 105_849_862, "-", "125B"),
 }
-"""The published models, with what the paper says of them."""
+"""Published models by name, with the parameters and FLOPs that the paper states."""

@@ -1,12 +1,12 @@
-"""Recipes of masked language modelling from texts: the paper's recipes (section 4.1, F.3, Table 12), and small ones.
+"""Recipes of masked language modelling: the paper's (section 4.1, F.3, Table 12), and small ones.
 
-The small ones learn from Python's documentation (Debian's package python3.11-doc, 11 MB, or any folder of texts):
+The small recipes learn from Python's documentation (Debian's package python3.11-doc, 11 MB) or any folder of texts:
 
     apt-get download python3.11-doc && dpkg-deb -x python3.11-doc_*.deb docs
     perceivers train language --out runs/language --set data.folder=docs/usr/share/doc/python3.11/html/_sources
 
-It takes about 18 minutes of one core (a step 0.35 seconds), `language-shipped` an hour; the baselines take a
-minute more. Expect 22 % of the hidden bytes: twice what their frequencies give, not yet what 5-grams give
+This takes about 18 minutes on one core (0.35 seconds a step), `language-shipped` an hour, and the baselines another
+minute. Expect 22 % of the masked bytes right: twice as many as byte frequencies give, fewer than 5-grams give
 (docs/results.md).
 
 On SentencePiece tokens instead of bytes, with a vocabulary of the same texts:
@@ -33,25 +33,31 @@ from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.training_config import TrainingConfig
 
 INPUT, OUTPUT = "text", "restored"
-"""What the preset calls them."""
+"""Names of input and output in the preset."""
 
 COUNTED = 100_000_000
-"""Characters that the baselines count in, at most."""
+"""Maximum number of characters that the baselines and the vocabulary are fitted to."""
 
 
 def paper() -> Recipe:
-    """Return the byte model on C4 and Wikipedia, in folders of these names (unpack large .json.gz files on disk)."""
+    """Return the recipe of the byte model on C4 and Wikipedia, in the folders `c4` and `wikipedia`.
+
+    Unpack large .json.gz files first.
+    """
     return paper_recipe(language(), Texts(sources={"c4": 0.7, "wikipedia": 0.3}, length=2048))
 
 
 def paper_tokens() -> Recipe:
-    """Return the model on 512 SentencePiece tokens; records are long enough at eight bytes a token (ours)."""
+    """Return the recipe on 512 SentencePiece tokens; a record has 4,096 bytes, eight for each token (ours)."""
     preset = with_text(language(length=512, vocab_size=32_000), tokenizer="tokenizer.json", overflow="truncate")
     return paper_recipe(preset, Texts(sources={"c4": 0.7, "wikipedia": 0.3}, length=4096))
 
 
 def paper_recipe(preset: Preset, data: Texts) -> Recipe:
-    """Apply hyperparameters of Table 12; clipping at 10, as in the official optimiser, and held-out data are ours."""
+    """Return a recipe with the hyperparameters of Table 12.
+
+    Ours: clipping at 10, as in the official optimiser, and the held-out data.
+    """
     steps, batch_size = 500_000, 2048
     return Recipe(
         data=replace(data, num_training=steps * batch_size, held_out_every=1000),
@@ -70,7 +76,7 @@ def paper_recipe(preset: Preset, data: Texts) -> Recipe:
 
 
 def with_text(preset: Preset, **fields: object) -> Preset:
-    """Return a preset with fields of its text changed, input and output alike where they must be."""
+    """Return a preset with fields of its text changed, in the input and, but for `mask_at_eval`, in the output."""
     inputs, outputs = preset.schema.inputs, preset.schema.outputs
     both = {name: value for name, value in fields.items() if name != "mask_at_eval"}
     schema = Schema(
@@ -81,27 +87,27 @@ def with_text(preset: Preset, **fields: object) -> Preset:
 
 
 def small() -> Recipe:
-    """Return a recipe of 256 bytes; 0.7 million parameters."""
+    """Return a recipe on 256 bytes, with 0.7 million parameters."""
     return small_recipe(language(length=256, width=128), num_steps=3000)
 
 
 def small_tokens() -> Recipe:
-    """Return a recipe with a vocabulary of 2,000 pieces, of the training part (`perceivers tokenizer`)."""
+    """Return a recipe on 128 tokens of a vocabulary of 2,000, trained on its texts with `perceivers tokenizer`."""
     preset = language(length=128, vocab_size=2000, width=128)
     return small_recipe(with_text(preset, tokenizer="tokenizer.json", overflow="truncate"), num_steps=1000)
 
 
 def shipped() -> Recipe:
-    """Return a recipe of 256 bytes; 1.6 million parameters."""
+    """Return a recipe on 256 bytes, with 1.6 million parameters."""
     return small_recipe(language(length=256, width=192), num_steps=6500)
 
 
 def small_recipe(preset: Preset, num_steps: int) -> Recipe:
-    """Return 256 bytes of ten documents of one folder, 64 latents, four layers; all as wide as the preset's text.
+    """Return a recipe with 64 latents and four layers, as wide as the preset's text, on records of 256 bytes.
 
-    Started as in the paper, models of this size still wrote by the frequencies of bytes (5 bits each) after 700 steps.
-    Here each latent begins with reading a stretch of the text, each query with asking the latents of its stretch, and
-    what is visible counts a little in the loss.
+    With the paper's initialisation, models of this size predicted byte frequencies (5 bits a byte) even after 700
+    steps. Here each latent first attends to one stretch of the text, each query to the latents of its stretch, and
+    unmasked bytes have a small weight in the loss.
     """
     text = text_of(preset.schema)
     return Recipe(
@@ -124,13 +130,13 @@ def small_recipe(preset: Preset, num_steps: int) -> Recipe:
 
 
 def fit_tokenizer(recipe: Recipe, path: Path) -> None:
-    """Train the vocabulary of a recipe's text on documents of the training part, and write it into a file."""
+    """Train a vocabulary on the training documents of a recipe, and write it to a file."""
     text = text_of(recipe.schema)
     write_text(path, trained_tokenizer(some_documents(recipe.data), text.num_ids))
 
 
 def some_documents(data: DataSet) -> Iterator[str]:
-    """Yield documents to learn from, up to COUNTED characters; ValueError if the data set has none."""
+    """Yield training documents, up to COUNTED characters in all; ValueError if the data set has none."""
     counted = 0
     for document in data.documents(held_out=False):
         yield document[: COUNTED - counted]
@@ -140,10 +146,10 @@ def some_documents(data: DataSet) -> Iterator[str]:
 
 
 def text_of(schema: Schema) -> Text:
-    """Return the text input of a schema; ValueError if it has none of that name."""
+    """Return the text input of a schema; ValueError if there is none called `text`."""
     text = schema.inputs.get(INPUT)
     if not isinstance(text, Text):
-        raise ValueError(f"no input {INPUT!r} of kind 'text': a recipe of masked language modelling has one")
+        raise ValueError(f"no input {INPUT!r} of kind 'text': masked language modelling needs one")
     return text
 
 
@@ -154,4 +160,4 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "language-paper": paper,
     "language-paper-tokens": paper_tokens,
 }
-"""By name on the command line."""
+"""Recipes by name on the command line."""

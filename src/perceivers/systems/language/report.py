@@ -12,24 +12,24 @@ from perceivers.runs.report import add_losses, add_scores, predict
 from perceivers.systems.language.recipes import INPUT, OUTPUT
 
 SHOWN = 8
-"""Texts in a report."""
+"""Number of texts in a report."""
 
 
 def report(run: Path) -> Path:
-    """Write scores, the baselines', and some held-out texts: true, with hidden words, and filled in."""
+    """Write scores with those of the baselines, and some held-out texts: true, masked, and predicted."""
     recipe, model = load_run(run)
     page = Report(f"Masked language modelling: run {run.name}")
     add_scores(page, run)
     batch, predictions = predict(model.cpu(), recipe.schema, recipe.data.held_out()[:SHOWN])
-    page.heading("Held-out texts: true, hidden, written")
+    page.heading("Held-out texts: true, masked, predicted")
     spec = recipe.schema.outputs[OUTPUT]
     assert isinstance(spec, Text)
     for number in range(len(predictions[OUTPUT])):
-        shown, target = (
+        masked, target = (
             sample_of(batch[side][name], number) for side, name in (("inputs", INPUT), ("targets", OUTPUT))
         )
-        written = torch.where(target["masked"], predictions[OUTPUT][number].argmax(dim=-1), target["ids"])
-        samples = {"true": target, "hidden": shown, "written": {**target, "ids": written}}
+        predicted = torch.where(target["masked"], predictions[OUTPUT][number].argmax(dim=-1), target["ids"])
+        samples = {"true": target, "masked": masked, "predicted": {**target, "ids": predicted}}
         page.verbatim("\n\n".join(f"{name}:\n{spec.marked(sample)}" for name, sample in samples.items()))
     add_losses(page, run)
     return page.write(run / "report.html")

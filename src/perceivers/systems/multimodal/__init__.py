@@ -1,4 +1,4 @@
-"""Video, sound and label autoencoded through one set of latents (paper section 4.3, I)."""
+"""Autoencoding of video, sound and label through one set of latents (paper section 4.3, I)."""
 
 from perceivers.runs.system import System
 from perceivers.systems.multimodal.baselines import baseline_scores
@@ -10,4 +10,4 @@ from perceivers.systems.multimodal.report import report
 __all__ = ["PRESETS", "RECIPES", "SYSTEM", "Reconstruction", "autoencode", "baseline_scores", "multimodal", "report"]
 
 SYSTEM = System(RECIPES, PRESETS, baseline_scores, report)
-"""What the command knows of it."""
+"""The system as the command sees it."""

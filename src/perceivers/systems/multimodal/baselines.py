@@ -1,4 +1,4 @@
-"""Baselines of reconstruction: the mean clip, and PCA with as many numbers as the latents have."""
+"""Baselines of reconstruction: the mean clip, and PCA with as many components as the latents have numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,23 +19,23 @@ from perceivers.training.metrics import Scores, guess_scores
 from perceivers.training.sampler import evaluation_batches
 
 BATCH = 64
-"""Records of a batch of a baseline."""
+"""Number of records in a batch of a baseline."""
 
 FITTED = 4096
-"""Training records, at equal distances, that a baseline is fitted to at most."""
+"""Maximum number of training records, evenly spaced, that a baseline is fitted to."""
 
 FITTED_VALUES = 1 << 28
-"""Values of records that a baseline is fitted to at most."""
+"""Maximum number of values in the records that a baseline is fitted to."""
 
 CODED = ("image", "audio")
-"""What a baseline writes beside the class."""
+"""Outputs that a baseline reconstructs; it also predicts the class."""
 
 Values = Mapping[str, Any]
 """Raw outputs by name."""
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """Return scores on the held-out clips of the mean training clip, and of PCA with as many numbers as latents."""
+    """Return scores of both baselines on the held-out clips of a run."""
     recipe, _ = load_run(run)
     assert isinstance(recipe.config, Config)
     numbers = recipe.config.latents.num_latents * recipe.config.latents.channels
@@ -45,18 +45,20 @@ def baseline_scores(run: Path) -> dict[str, Scores]:
 def baselines(
     schema: Schema, training: Sequence[Record], held_out: Sequence[Record], numbers: int
 ) -> dict[str, Scores]:
-    """Return the scores of both and of the most frequent class, fitted to at most FITTED training records."""
+    """Return the scores of the mean clip with the most frequent class, and of PCA with `numbers` components at most."""
     from sklearn.decomposition import PCA
 
+    # Fit PCA and the class frequencies to a part of the training records that fits into memory.
     size = sum(np.size(held_out[0][name]) for name in CODED)
     fitted = evenly(training, min(FITTED, max(FITTED_VALUES // size, 2)))
     parts = [batch["targets"] for batch in evaluation_batches(schema, fitted, BATCH)]
-    rows = np.concatenate([rows_of(schema, part) for part in parts])
-    pca = PCA(min(numbers, len(rows)), svd_solver="full").fit(rows)
+    vectors = np.concatenate([rows_of(schema, part) for part in parts])
+    pca = PCA(min(numbers, len(vectors)), svd_solver="full").fit(vectors)
     label = schema.outputs["label"]
     assert isinstance(label, Label)
     classes = torch.cat([part["label"] for part in parts]).bincount(minlength=label.num_classes).float()
 
+    # Guesses in the form of raw outputs.
     def mean(batch: Batch) -> dict[str, Tensor]:
         targets = batch["targets"]
         same = np.broadcast_to(pca.mean_, (len(targets["label"]), len(pca.mean_)))
@@ -72,12 +74,12 @@ def baselines(
 
 
 def rows_of(schema: Schema, targets: Values) -> Float[np.ndarray, "b n"]:
-    """Flatten pictures and sound of each clip into one row, in the units that losses have."""
+    """Flatten the pictures and sound of each clip into one vector, in the normalised units of the losses."""
     return torch.cat([grid_of(schema, name).normalise(targets[name]).flatten(1) for name in CODED], dim=1).numpy()
 
 
 def grids_of(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Values) -> dict[str, Tensor]:
-    """Bring rows back into the shapes of the targets, in the data's units."""
+    """Unflatten vectors of `rows_of` to the shapes of the targets, in the units of the data."""
     sizes = [targets[name][0].numel() for name in CODED]
     parts = torch.from_numpy(rows.astype(np.float32)).split(sizes, dim=1)
     return {
@@ -87,7 +89,7 @@ def grids_of(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Values) ->
 
 
 def grid_of(schema: Schema, name: str) -> Grid:
-    """Return an output that is a grid."""
+    """Return a grid output of a schema by name."""
     spec = schema.outputs[name]
     assert isinstance(spec, Grid)
     return spec

@@ -1,4 +1,4 @@
-"""Models of video, sound and label in, and the same three out (paper section 4.3, I)."""
+"""Models with video, sound and label as inputs and as outputs (paper section 4.3, I)."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,11 +11,11 @@ from perceivers.schema import Schema
 from perceivers.schema.preset import Preset
 
 FRAMES, SIDE, SAMPLES, CLASSES = 16, 224, 30720, 700
-"""Of a clip at 25 frames and 48,000 samples a second."""
+"""Sizes of a clip, at 25 frames and 48,000 samples a second."""
 
 
 def multimodal(num_latents: int = 784) -> Preset:
-    """Return the released model, by default; the paper also has 392 and 196 latents."""
+    """Return the released model by default; the paper also has models with 392 and 196 latents."""
     video = Video(
         size=(FRAMES, SIDE, SIDE),
         patch=(1, 4, 4),
@@ -39,7 +39,7 @@ def multimodal(num_latents: int = 784) -> Preset:
             inputs={
                 "audio": audio,
                 "image": video,
-                # The released model never sees the label outside training.
+                # Outside training the released model always has its label masked.
                 "label": replace(label, mask_prob=1.0, mask_at_eval=True),
             },
             outputs={
@@ -59,4 +59,4 @@ PRESETS = {
     "multimodal-392": Published(partial(multimodal, 392), 19_658_151, "-", "-"),
     "multimodal-196": Published(partial(multimodal, 196), 19_557_799, "-", "-"),
 }
-"""The published models, with what the paper says of them."""
+"""Published models by name, with the parameters and FLOPs that the paper states."""

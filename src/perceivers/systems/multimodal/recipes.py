@@ -1,9 +1,9 @@
 """Recipes of video, sound and label through one set of latents (paper section 4.3, I).
 
 `perceivers train autoencode --out runs/autoencode --set data.folder=SPOKEN_DIGITS`: spoken digits with moving pictures
-of the same digit, 20 minutes on two cores; `autoencode-2x`, `autoencode-4x`: half and a quarter of the latents, five
-minutes each. Expect 98 digits of 100 to be told when the label is not shown, films that can be recognised, and no sound
-yet (docs/results.md). `kinetics-paper`, `kinetics-paper-2x`, `kinetics-paper-4x`: the paper's runs, 784, 392 and 196
+of the same digit, 20 minutes on two cores. `autoencode-2x`, `autoencode-4x`: half and a quarter of the latents, five
+minutes each. Expect 98 % of the digits right when the label is masked, recognisable films, and no sound yet
+(docs/results.md). `kinetics-paper`, `kinetics-paper-2x`, `kinetics-paper-4x`: the paper's runs, with 784, 392 and 196
 latents.
 """
 
@@ -22,16 +22,16 @@ from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.training_config import TrainingConfig
 
 QUERIES = 512
-"""Pixels, and samples of sound, that a training example is asked for (paper)."""
+"""Number of pixels, and of samples of sound, that are decoded for each training example (paper)."""
 
 UNSEEN = "label unseen"
-"""The evaluation that counts: what kind of clip it is, told from picture and sound alone."""
+"""Name of the main evaluation: the class is predicted from picture and sound alone."""
 
 EVALUATIONS = {UNSEEN: {"label": {"mask_prob": 1.0, "mask_at_eval": True}}}
-"""Beside the one that sees it."""
+"""Evaluations in addition to the default one, in which the label is an input."""
 
 SMALL_BATCH = 16
-"""Records of a step of the small recipes."""
+"""Batch size of the small recipes."""
 
 
 def paper(num_latents: int = 784) -> Recipe:
@@ -40,7 +40,7 @@ def paper(num_latents: int = 784) -> Recipe:
     Ours, where the paper is silent: LAMB, 100,000 steps, cosine, decay and clipping as elsewhere in the paper.
     """
     preset = multimodal(num_latents)
-    as_is = {"mean": (0.0,), "std": (1.0,)}  # values come from 0 or -1 to 1: there is nothing to fit
+    as_is = {"mean": (0.0,), "std": (1.0,)}  # values are from 0 or -1 to 1 already: nothing needs to be fitted
     schema = preset.schema.changed("audio", **as_is, num_points=QUERIES // 16)
     schema = schema.changed("image", **as_is, num_points=QUERIES)
     return Recipe(
@@ -60,15 +60,16 @@ def paper(num_latents: int = 784) -> Recipe:
 
 
 def small(num_latents: int = 32, num_steps: int = 16_000) -> Recipe:
-    """Return a recipe whose 32 latents keep a sixth of 12,288 values, as the paper's 784 do; sizes are ours."""
+    """Return a recipe whose 32 latents have a sixth of the clip's 12,288 values, the paper's ratio; sizes are ours."""
     data = SpokenDigits(num_training=num_steps * SMALL_BATCH)
     film, sound = (data.frames, data.side, data.side), data.samples
+    # Inputs are normalised; outputs are decoded at some points of each training example.
     image = Video(
         size=film,
         channels=1,
         patch=(1, 8, 8),
         positions=Fourier(num_bands=8),
-        mean=(0.077,),  # measured, as the other three
+        mean=(0.077,),  # this and the other three are measured on the data
         std=(0.2,),
         value_range=(0.0, 1.0),
     )
@@ -115,4 +116,4 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "kinetics-paper-2x": partial(paper, 392),
     "kinetics-paper-4x": partial(paper, 196),
 }
-"""By name on the command line."""
+"""Recipes by name on the command line."""

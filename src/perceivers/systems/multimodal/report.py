@@ -1,4 +1,4 @@
-"""The report of a run on clips, with the clips as files to play."""
+"""The report of a run on clips, which also writes clips as files to play."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +14,18 @@ from perceivers.media.video_files import Clip, write_video
 from perceivers.runs.recipe import changed_schema, load_run
 from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
 from perceivers.schema import Schema
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 from perceivers.systems.multimodal.baselines import Values
 from perceivers.systems.multimodal.recipes import UNSEEN
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PLAYED_SIDE = 128
-"""Pixels to which smaller films are enlarged."""
+"""Side in pixels that smaller films are enlarged to."""
 
 
 def report(run: Path) -> Path:
-    """Write scores beside the baselines', held-out clips beside their reconstructions; both also as files, to play."""
+    """Write scores with those of the baselines, and held-out clips with reconstructions, also as files to play."""
     recipe, model = load_run(run)
     page = Report(f"Video, sound and label: run {run.name}")
     add_scores(page, run)
@@ -35,13 +35,13 @@ def report(run: Path) -> Path:
     folder = write_clips(run / "reconstructed", recipe.data, batch["targets"], predictions)
     page.heading("Held-out clips, the label unseen")
     drawn = draw_clips(unseen, batch["targets"], predictions)
-    page.figure(drawn, f"True frames and sound above, written ones below; the class. To play them: {folder.name}/.")
+    page.figure(drawn, f"True frames and sound above, reconstructed ones below; class. Files to play: {folder.name}/.")
     add_losses(page, run)
     return page.write(run / "report.html")
 
 
 def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":
-    """Draw a row for each clip: frames, true above written; waves, likewise, of one scale; most probable classes."""
+    """Draw a row for each clip: frames, true above reconstructed; waves likewise, on one scale; probable classes."""
     from matplotlib.figure import Figure
 
     count = len(true["label"])
@@ -51,8 +51,8 @@ def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":
         show_image(frames, np.concatenate(films), (0.0, 1.0))
         sounds = [side["audio"][row, :, 0].numpy() for side in (true, written)]
         full = float(max(np.abs(sound).max() for sound in sounds))
-        for place, sound in enumerate(sounds):
-            wave.plot(sound - 2 * full * place, linewidth=0.4, color=f"C{place}")
+        for number, sound in enumerate(sounds):
+            wave.plot(sound - 2 * full * number, linewidth=0.4, color=f"C{number}")
         wave.set_axis_off()
         schema.outputs["label"].picture(label, written["label"][row])
         label.set_title(f"true: {int(true['label'][row])}", fontsize=9)
@@ -60,7 +60,7 @@ def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":
 
 
 def write_clips(folder: Path, data: DataSet, true: Values, written: Values) -> Path:
-    """Write N-true.mp4 and .wav, N-written.mp4 and .wav of each clip of a batch."""
+    """Write N-true.mp4 and .wav, and N-written.mp4 and .wav, for clip N of a batch."""
     for side, batch in (("true", true), ("written", written)):
         for number, (film, sound) in enumerate(zip(batch["image"].numpy(), batch["audio"].numpy(), strict=True)):
             times = max(PLAYED_SIDE // film.shape[1], 1)

@@ -1,4 +1,4 @@
-"""Optical flow: a token for each pixel, queried with the same tokens (paper section 4.2, H)."""
+"""Optical flow: one token for each pixel; the same tokens are the queries (paper section 4.2, H)."""
 
 from perceivers.runs.system import System
 from perceivers.systems.optical_flow.baselines import baseline_scores, score_in_tiles, untrained_baseline_scores
@@ -27,4 +27,4 @@ SYSTEM = System(
     scorers={"tiles": score_in_tiles},
     untrained_baselines={"flow": untrained_baseline_scores},
 )
-"""What the command knows of it."""
+"""The system as the command sees it."""

@@ -1,4 +1,4 @@
-"""Scores of optical flow on pairs of any size: a model's in tiles, and those of baselines that need no training."""
+"""Scores of optical flow on frame pairs of any size: of a model in tiles, and of baselines that need no training."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,21 +21,21 @@ Estimator = Callable[[FramesU8], Float[np.ndarray, "h w 2"]]
 
 
 def score_in_tiles(model: PerceiverIO, records: Sequence[Record], schema: Schema) -> Scores:
-    """Return the scores of a model in tiles (paper H), from coarse to fine where frames are larger than its own."""
+    """Return the scores of a model in tiles (paper H), coarse to fine where frames are larger than in training."""
     for name, prob in masking_of(model, schema).probs.items():
         if prob:
-            raise ValueError(f"{name}: pairs that are scored in tiles are read whole: leave mask_prob = {prob} out")
+            raise ValueError(f"{name}: scoring in tiles takes unmasked pairs: leave mask_prob = {prob} out")
     return scores_of({"tiles": partial(by_model, model)}, records, schema)["tiles"]
 
 
 def by_model(model: PerceiverIO, frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """Return the flow that a model predicts for a pair."""
+    """Return the flow that a model predicts for two frames."""
     first, second = frames
     return estimate_flow(model, first, second, levels=None)
 
 
 def scores_of(estimators: Mapping[str, Estimator], records: Sequence[Record], schema: Schema) -> dict[str, Scores]:
-    """Return the scores of what each estimates from the frames alone."""
+    """Return the scores of each estimator, which sees the frames alone."""
     output, flow = find_kind(schema.outputs, Flow)
 
     def guesses(name: str) -> Iterator[tuple[str, Compared]]:
@@ -48,7 +48,7 @@ def scores_of(estimators: Mapping[str, Estimator], records: Sequence[Record], sc
 
 
 def untrained_baseline_scores(records: Sequence[Record], schema: Schema) -> dict[str, Scores]:
-    """Return the scores of the baselines, which need no training, on these records."""
+    """Return the scores of all available baselines on these records."""
     return scores_of(baselines(), records, schema)
 
 
@@ -58,7 +58,7 @@ def no_motion(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
 
 
 def farneback(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """Predict by OpenCV's Farneback, with the settings of its own example."""
+    """Predict by OpenCV's Farneback, with the settings of OpenCV's example."""
     import cv2
 
     first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
@@ -67,7 +67,7 @@ def farneback(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
 
 
 def dis(frames: FramesU8) -> Float[np.ndarray, "h w 2"]:
-    """Predict by OpenCV's dense inverse search, at its best preset."""
+    """Predict by OpenCV's dense inverse search, with its most accurate preset."""
     import cv2
 
     first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
@@ -81,11 +81,11 @@ BASELINES: dict[str, Estimator] = {
     "OpenCV Farneback": farneback,
     "OpenCV DIS": dis,
 }
-"""What needs no training, by name; those of OpenCV need opencv-python-headless."""
+"""Baselines by name; none needs training, and two need opencv-python-headless."""
 
 
 def baselines() -> dict[str, Estimator]:
-    """Return the baselines that can run here: those of OpenCV where it is installed."""
+    """Return the available baselines, those of OpenCV only if it is installed."""
     try:
         import cv2  # noqa: F401
     except ImportError:
@@ -94,11 +94,11 @@ def baselines() -> dict[str, Estimator]:
 
 
 def as_bytes(frames: Float[np.ndarray, "2 h w 3"]) -> FramesU8:
-    """Convert frames from -1 to 1 to pictures."""
+    """Convert frames with values from -1 to 1 to bytes."""
     return np.rint((frames + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """Return each baseline's scores on the records that a run is evaluated on."""
+    """Return the scores of all available baselines on the held-out records of a run."""
     recipe, _ = load_run(run)
     return untrained_baseline_scores(recipe.data.held_out(), recipe.schema)

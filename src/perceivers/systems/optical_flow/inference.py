@@ -1,4 +1,4 @@
-"""Optical flow of two frames of any size, in tiles and from coarse to fine."""
+"""Optical flow between two frames of any size, in tiles and from coarse to fine."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
@@ -17,23 +17,23 @@ from perceivers.schema import find_kind
 from perceivers.training.metrics import inference
 
 OVERLAP = 20
-"""Pixels that neighbouring tiles share, at least (official notebook)."""
+"""Minimum overlap of neighbouring tiles in pixels (official notebook)."""
 
-Places = Iterable[tuple[int, int]]
+Origins = Iterable[tuple[int, int]]
 
 
 def estimate_flow(
     model: PerceiverIO,
     first: UInt8[np.ndarray, "h w 3"],
     second: UInt8[np.ndarray, "_ _ 3"],
-    track: Callable[[Places], Places] = iter,
+    track: Callable[[Origins], Origins] = iter,
     levels: int | None = 1,
 ) -> Float[np.ndarray, "h w 2"]:
-    """Predict where each pixel of the first frame went (right, down); frames of any size, in tiles of the model's size.
+    """Predict the displacement (right, down) of each pixel of the first frame, in tiles of the model's frame size.
 
-    With more `levels`, frames of half the size come first, with one level less; what they find is fetched back, and
-    the model finds what is left: motion 2^(levels - 1) times as far as what the model was trained on. None: as many as
-    leave frames no smaller than those.
+    With `levels` > 1, the flow of frames of half the size is estimated first, with one level less. The second frame is
+    warped back along that flow, and the model predicts the remaining motion. So displacements may be 2^(levels - 1)
+    times as large as in training. None: as many levels as keep frames at least as large as the training frames.
     `track` may show progress over the tiles of a level.
     """
     if first.shape != second.shape:
@@ -42,24 +42,26 @@ def estimate_flow(
     check_positive("levels", levels)
     if levels == 1:
         return tiled_flow(model, first, second, track)
+    # Estimate the flow of frames of half the size, and enlarge it: its vectors grow with the frame.
     half = ((first.shape[0] + 1) // 2, (first.shape[1] + 1) // 2)
     if min(half) < 2:
         raise ValueError(f"frames of {first.shape[0]} x {first.shape[1]} pixels cannot be halved: use fewer levels")
-    one, other = (np.rint(resize(frame, half, "area")).astype(np.uint8) for frame in (first, second))
-    coarse = estimate_flow(model, one, other, track, levels - 1)
-    stretch = np.array([first.shape[1] / half[1], first.shape[0] / half[0]], np.float32)
-    flow = resize(coarse, first.shape[:2], "bilinear") * stretch
+    half_first, half_second = (np.rint(resize(frame, half, "area")).astype(np.uint8) for frame in (first, second))
+    coarse = estimate_flow(model, half_first, half_second, track, levels - 1)
+    scale = np.array([first.shape[1] / half[1], first.shape[0] / half[0]], np.float32)
+    flow = resize(coarse, first.shape[:2], "bilinear") * scale
+    # Add the motion that remains after warping.
     return flow + tiled_flow(model, first, fetched_back(second, flow), track)
 
 
 def fetched_back(second: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "h w 2"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Warp the second frame back along the flow, interpolated linearly; its border where the flow leads outside."""
+    """Warp the second frame back along the flow, with bilinear interpolation; outside, border pixels are repeated."""
     height, width = flow.shape[:2]
-    places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + flow
-    unit = torch.from_numpy((places / np.array([width - 1, height - 1]) * 2 - 1).astype(np.float32))[None]
+    targets = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + flow
+    unit = torch.from_numpy((targets / np.array([width - 1, height - 1]) * 2 - 1).astype(np.float32))[None]
     image = torch.from_numpy(second.astype(np.float32)).movedim(-1, 0)[None]
-    fetched = F.grid_sample(image, unit, padding_mode="border", align_corners=True)
-    return fetched[0].movedim(0, -1).round().to(torch.uint8).numpy()
+    warped = F.grid_sample(image, unit, padding_mode="border", align_corners=True)
+    return warped[0].movedim(0, -1).round().to(torch.uint8).numpy()
 
 
 def trained_size(model: PerceiverIO) -> tuple[int, ...]:
@@ -68,27 +70,29 @@ def trained_size(model: PerceiverIO) -> tuple[int, ...]:
 
 
 def levels_for(size: Sequence[int], trained: Sequence[int]) -> int:
-    """Return how many levels of halves leave a frame of `size` no smaller than what a model was trained on."""
-    return 1 + max(0, int(np.log2(min(n / own for n, own in zip(size, trained, strict=True)))))
+    """Return the largest number of levels at which the smallest frame is no smaller than the training frames."""
+    return 1 + max(0, int(np.log2(min(n / trained_n for n, trained_n in zip(size, trained, strict=True)))))
 
 
 def tiled_flow(
     model: PerceiverIO,
     first: UInt8[np.ndarray, "h w 3"],
     second: UInt8[np.ndarray, "_ _ 3"],
-    track: Callable[[Places], Places] = iter,
+    track: Callable[[Origins], Origins] = iter,
 ) -> Float[np.ndarray, "h w 2"]:
     """Predict one level of `estimate_flow`.
 
-    Tiles stand where the official notebook puts them, each once, and are blended by their distance from the border.
+    Tiles lie as in the official notebook, none twice; each pixel is weighted by its distance from the tile's border.
     """
     name, _ = find_kind(model.schema.inputs, FramePair)
     output, _ = find_kind(model.schema.outputs, Flow)
     height, width = trained_size(model)
     size = first.shape[:2]
-    short = [(0, max(tile - n, 0)) for tile, n in zip((height, width), size, strict=True)]
-    frames = np.pad(np.stack([first, second]), [(0, 0), *short, (0, 0)], mode="edge").astype(np.float32) / 255 * 2 - 1
+    # Pad frames that are smaller than a tile; scale bytes to -1 to 1.
+    padding = [(0, max(tile - n, 0)) for tile, n in zip((height, width), size, strict=True)]
+    frames = np.pad(np.stack([first, second]), [(0, 0), *padding, (0, 0)], mode="edge").astype(np.float32) / 255 * 2 - 1
     parameter = next(model.parameters())
+    # Sum weighted flows, and in the last channel the weights.
     weight = blend_weights(height, width)
     total = np.zeros((*frames.shape[1:3], 3))
     origins = list(product(tile_origins(frames.shape[1], height), tile_origins(frames.shape[2], width)))
@@ -103,7 +107,7 @@ def tiled_flow(
 
 
 def tile_origins(length: int, tile: int, overlap: int = OVERLAP) -> list[int]:
-    """Return where tiles begin along an axis: each `tile - overlap` pixels, the last one at the end; none twice."""
+    """Return the starts of tiles along an axis: every `tile - overlap` pixels, plus one tile that ends at the end."""
     return sorted({origin for origin in range(0, length, tile - overlap) if origin + tile <= length} | {length - tile})
 
 

@@ -1,4 +1,4 @@
-"""Models of optical flow: a token for each pixel, queried with the same tokens (paper section 4.2, H)."""
+"""Models of optical flow: one token for each pixel; the same tokens are the queries (paper section 4.2, H)."""
 
 from functools import partial
 from typing import Literal
@@ -10,12 +10,12 @@ from perceivers.schema import Schema
 from perceivers.schema.preset import Preset
 
 Variant = Literal["3x3", "3x3-separate", "1x1", "1x1-separate", "conv", "conv-separate"]
-"""How frames become tokens (paper, table 16): a pixel's surroundings of 3 x 3 or 1 x 1, or a convolutional stem with
-convex upsampling behind; a token holds both frames, or one of them."""
+"""Tokenisation of the frames (paper, Table 16): patches of 3 x 3 or 1 x 1 around each pixel, or a convolutional stem
+with convex upsampling of the output. A token holds both frames, or with `separate` one of them."""
 
 
 def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24, variant: Variant = "3x3") -> Preset:
-    """Return the released model, by default; 1024 latents and 16 layers are the paper's light one."""
+    """Return the released model by default; with 1024 latents and 16 layers the paper's light model."""
     return Preset(
         schema=flow_schema(variant, (368, 496)),
         config=published(latents, layers, heads=16),
@@ -23,7 +23,7 @@ def optical_flow(latents: tuple[int, int] = (2048, 512), layers: int = 24, varia
 
 
 def flow_schema(variant: Variant, size: tuple[int, int], num_bands: int = 64) -> Schema:
-    """Return a schema: two frames of this size in, displacements out."""
+    """Return a schema with two frames of this size as input and displacements as output."""
     frames = FramePair(
         size=size,
         stem="conv" if variant.startswith("conv") else "patches",
@@ -35,8 +35,8 @@ def flow_schema(variant: Variant, size: tuple[int, int], num_bands: int = 64) ->
 
 
 PRESETS = {
-    # The paper prints the light model's 27.9M and 987B for the large one (facts: its own numbers tell).
+    # The paper prints 27.9M and 987B for the large model; its other numbers show that they belong to the light one.
     "optical-flow": Published(optical_flow, 41_057_134, "27.9M", "987B", released=True),
     "optical-flow-light": Published(partial(optical_flow, (1024, 512), 16), 27_908_974, "27.9M", "987B"),
 }
-"""The published models, with what the paper says of them."""
+"""Published models by name, with the parameters and FLOPs that the paper states."""

@@ -1,9 +1,9 @@
 """Recipes of optical flow (paper section H).
 
-`perceivers train flow --out runs/flow`: made-up scenes of 48 x 64 pixels, convolutional stem with convex upsampling;
-20 minutes on two cores; expect two thirds of the error of no motion (docs/results.md). `flow-3x3`, `flow-1x1`,
-`flow-conv`, each also `-separate`: the paper's variants (table 16) on scenes of 24 x 32 pixels, 5 minutes each.
-`flow-paper`: the paper's run, on AutoFlow, for 64 accelerators or so.
+`perceivers train flow --out runs/flow`: synthetic scenes of 48 x 64 pixels, convolutional stem with convex upsampling;
+20 minutes on two cores. Expect two thirds of the error of predicting no motion (docs/results.md). `flow-3x3`,
+`flow-1x1`, `flow-conv`, each also with `-separate`: the paper's variants (Table 16) on scenes of 24 x 32 pixels, 5
+minutes each. `flow-paper`: the paper's run on AutoFlow, for about 64 accelerators.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 
 
 def paper(variant: Variant = "3x3") -> Recipe:
-    """Return the paper's models on AutoFlow, in the folder `autoflow`: 480 epochs of 400,000 pairs (40,000 are public).
+    """Return the paper's training on AutoFlow, in the folder `autoflow`: 480 epochs, 400,000 pairs (40,000 are public).
 
     Ours, where the paper is silent: loss (distance), weight decay, clipping, no warm-up, lengths of the phases.
     """
@@ -33,7 +33,7 @@ def paper(variant: Variant = "3x3") -> Recipe:
         training=TrainingConfig(
             num_steps=num_steps,
             batch_size=batch_size,
-            shuffle=False,  # the curriculum goes by the number of the record
+            shuffle=False,  # the curriculum depends on the number of the record
             optimiser=OptimiserConfig(kind="lamb", learning_rate=4e-4, weight_decay=0.01, max_norm=10.0),
             schedule=ScheduleConfig(kind="cosine"),
             num_workers=16,
@@ -42,13 +42,13 @@ def paper(variant: Variant = "3x3") -> Recipe:
 
 
 def small() -> Recipe:
-    """Return the recipe of 20 minutes on two cores, one of them making scenes that are never seen twice."""
+    """Return the recipe of 20 minutes on two cores; one renders scenes, none of which is used twice."""
     data = FlowScenes(size=(48, 64), num_training=112_000)
     return _small("conv", data, (64, 96), layers=3, learning_rate=1.5e-3)
 
 
 def side_by_side(variant: Variant) -> Recipe:
-    """Return one of the paper's variants, on scenes so small that pixels as tokens see 40,000 of them in 5 minutes."""
+    """Return one of the paper's variants, on scenes so small that even with pixels as tokens 40,000 take 5 minutes."""
     data = FlowScenes(size=(24, 32), num_training=40_000, motion=1.5)
     return _small(variant, data, (32, 64), layers=2, learning_rate=1e-3)
 
@@ -81,4 +81,4 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "flow-paper": paper,
     **{f"flow-{variant}": partial(side_by_side, variant) for variant in get_args(Variant)},
 }
-"""By name on the command line."""
+"""Recipes by name on the command line."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def report(run: Path) -> Path:
-    """Write scores beside the baselines', and flow beside the truth, colours of one scale in each row."""
+    """Write scores with those of the baselines, and held-out pairs with true and predicted flow."""
     recipe, model = load_run(run)
     page = Report(f"Optical flow: run {run.name}")
     add_scores(page, run)
@@ -28,20 +28,21 @@ def report(run: Path) -> Path:
     page.heading("Held-out pairs")
     page.figure(
         draw_flows(records, [by_model(model, as_bytes(record["frames"])) for record in records]),
-        "Hue is direction, as the wheel shows it; saturation is distance, a row's truth at most 1.",
+        "Hue is direction, as on the wheel; saturation is distance, 1 at the largest true distance of each row.",
     )
     add_losses(page, run)
     return page.write(run / "report.html")
 
 
 def draw_flows(records: Sequence[Record], flows: Sequence[Float[np.ndarray, "_ _ 2"]]) -> "Figure":
-    """Draw a row for each pair: frames, true flow, written flow, the baselines', the legend."""
+    """Draw a row for each pair: frames, true flow, predicted flow, flow of each baseline, legend."""
     estimators = {name: estimate for name, estimate in baselines().items() if estimate is not no_motion}
-    figure, axes = subplots(len(records), ["first", "second", "true", "written", *estimators, "legend"])
-    for row, record, written in zip(axes, records, flows, strict=True):
+    figure, axes = subplots(len(records), ["first", "second", "true", "predicted", *estimators, "legend"])
+    for row, record, predicted in zip(axes, records, flows, strict=True):
         frames = as_bytes(record["frames"])
+        # One colour scale for all flows of a row.
         full = float(np.nanmax(np.hypot(*np.moveaxis(record["flow"], -1, 0)), initial=1e-6))
-        shown = [record["flow"], written, *(estimate(frames) for estimate in estimators.values())]
+        shown = [record["flow"], predicted, *(estimate(frames) for estimate in estimators.values())]
         pictures = [*frames / 255, *(flow_colours(flow, full) for flow in shown), colour_wheel()]
         for cell, picture in zip(row, pictures, strict=True):
             show_image(cell, picture, (0.0, 1.0))

@@ -1,4 +1,4 @@
-"""StarCraft II: the entity encoder, and what it learns from replays alone (paper section B)."""
+"""StarCraft II: the entity encoder, trained on replays alone (paper section B)."""
 
 from perceivers.runs.system import System
 from perceivers.systems.starcraft.baselines import baseline_scores
@@ -9,4 +9,4 @@ from perceivers.systems.starcraft.report import report
 __all__ = ["RECIPES", "SYSTEM", "EntityEncoder", "baseline_scores", "report", "schema"]
 
 SYSTEM = System(RECIPES, baseline_scores=baseline_scores, report=report)
-"""What the command knows of it."""
+"""The system as the command sees it."""

@@ -1,4 +1,4 @@
-"""Baselines of hidden unit types and of statistics: what the training games tell without looking."""
+"""Baselines for masked unit types and for statistics: frequencies and means over the training games."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,40 +19,44 @@ from perceivers.training.metrics import Scores, guess_scores
 from perceivers.training.sampler import evaluation_batches
 
 BATCH = 128
-"""Records of a batch in evaluation."""
+"""Number of records in an evaluation batch."""
 
 
 def baseline_scores(run: Path) -> dict[str, Scores]:
-    """Return scores of the training games' most frequent types, and of their mean statistics at each time."""
+    """Return scores of type frequencies, and of mean statistics at each time, on the held-out records of a run."""
     recipe, _ = load_run(run)
     return baselines(recipe.schema, recipe.data.training(), recipe.data.held_out())
 
 
 def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:
-    """Return the baselines' scores on held-out records by the outputs' own metrics; the same types are hidden."""
+    """Return the scores of each baseline by the metrics of the outputs; the same types are masked as for the model."""
     counts, means = type_counts(fitted, training), time_means(training)
 
-    def of_all(batch: Batch) -> dict[str, dict[str, Tensor]]:
+    def frequent(batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Predict the types by their frequencies in the training games."""
         types = counts.expand(*batch["inputs"]["units"]["mask"].shape, -1)
         return {"hidden": {"type": types.float()}}
 
-    def of_others(batch: Batch) -> dict[str, dict[str, Tensor]]:
+    def frequent_of_player(batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Predict the types by their frequencies among the unmasked units of the same player and snapshot."""
         units = batch["inputs"]["units"]
-        shown = F.one_hot(units["type"].clamp(min=0), len(counts)) * (units["type"] >= 0)[..., None]
-        owner = F.one_hot(units["owner"].clamp(min=0), max(PLAYERS) + 1) * units["mask"][..., None]
-        of_owner = torch.einsum("bmo,bmt->bot", owner.float(), shown.float())
-        return {"hidden": {"type": torch.einsum("bmo,bot->bmt", owner.float(), of_owner)}}
+        types = F.one_hot(units["type"].clamp(min=0), len(counts)) * (units["type"] >= 0)[..., None]
+        owners = F.one_hot(units["owner"].clamp(min=0), max(PLAYERS) + 1) * units["mask"][..., None]
+        by_owner = torch.einsum("bmo,bmt->bot", owners.float(), types.float())
+        return {"hidden": {"type": torch.einsum("bmo,bot->bmt", owners.float(), by_owner)}}
 
+    # A batch does not contain the times; batches come in the order of the records.
     times = (record["time"] for record in held_out)
 
     def at_time(batch: Batch) -> dict[str, dict[str, Tensor]]:
-        own = list(islice(times, len(batch["targets"]["statistics"]["mask"])))
-        nearest = [means[min(means, key=lambda time: abs(time - one))] for one in own]
+        """Predict the statistics by their means at the nearest time of the training games."""
+        batch_times = list(islice(times, len(batch["targets"]["statistics"]["mask"])))
+        nearest = [means[min(means, key=lambda time: abs(time - snapshot))] for snapshot in batch_times]
         return {"statistics": {name: torch.tensor([[mean[name]] for mean in nearest]) for name in nearest[0]}}
 
     guesses = {
-        "most frequent type": of_all,
-        "most frequent type of the player's others": of_others,
+        "most frequent type": frequent,
+        "most frequent type of the player's others": frequent_of_player,
         "means at the same time": at_time,
     }
     batches = evaluation_batches(fitted, held_out, BATCH)
@@ -60,7 +64,7 @@ def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Rec
 
 
 def type_counts(fitted: Schema, records: Iterable[Record]) -> Int[Tensor, " types"]:
-    """Count how often each type occurs."""
+    """Return the number of units of each type."""
     spec = fitted.outputs["hidden"]
     assert isinstance(spec, Records)
     types = [spec.fields["type"].preprocess(record["units"]["type"]) for record in records]
@@ -73,6 +77,6 @@ def time_means(records: Iterable[Record]) -> dict[float, dict[str, float]]:
     for record in records:
         groups[record["time"]].append(record["statistics"])
     return {
-        time: {name: float(np.mean([one[name] for one in group])) for name in group[0]}
+        time: {name: float(np.mean([statistics[name] for statistics in group])) for name in group[0]}
         for time, group in groups.items()
     }

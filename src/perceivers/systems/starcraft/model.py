@@ -1,6 +1,6 @@
-"""The entity encoder of StarCraft II (paper section B), and the schema of what it can learn from replays alone.
+"""The entity encoder of StarCraft II (paper section B), and a schema to train it on replays alone.
 
-The paper puts the encoder into AlphaStar and plays; games of that agent are not public.
+The paper evaluates the encoder inside AlphaStar, by playing; games of that agent are not public.
 """
 
 import torch
@@ -18,24 +18,24 @@ from perceivers.modalities.fields import CategoryField, NumberField
 from perceivers.schema import Schema
 
 ENTITY_CHANNELS, FEATURE_CHANNELS = 256, 128
-"""Widths of an entity as it comes in and goes out, and of its features, with which it is asked for (paper)."""
+"""Channels of an entity at input and output, and of the features that are its query (paper)."""
 
 HIDDEN = 0.15
-"""Part of the units whose types are hidden."""
+"""Probability that the type of a unit is masked."""
 
 ENCODER = Config(
     latents=LatentsConfig(num_latents=32, channels=512),
     encoder=EncoderConfig(),
     processor=ProcessorConfig(num_heads=8, num_layers=3),
 )
-"""32 latents, 3 layers, heads as for ImageNet (paper); the latents' width is not stated: 512 is ours."""
+"""32 latents, 3 layers, heads as for ImageNet (paper). The paper does not state the latent width: 512 is ours."""
 
 TRANSFORMER = ProcessorConfig(num_heads=2, num_layers=3, widening_factor=4)
-"""What it replaces: AlphaStar's three layers."""
+"""The three layers of AlphaStar, which the encoder replaces."""
 
 
 class PerceiverEntities(nn.Module):
-    """Entities through latents and back: queries are the entities' features."""
+    """Perceiver IO over entities: they are read into latents, and decoded with their features as queries."""
 
     def __init__(self, config: Config = ENCODER) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class PerceiverEntities(nn.Module):
 
 
 class TransformerEntities(nn.Module):
-    """The trunk of AlphaStar: three layers of two heads of 128, MLP of 1,024, in which all entities attend to all."""
+    """The trunk of AlphaStar: self-attention over entities, three layers, two heads of 128 channels, MLP of 1,024."""
 
     def __init__(self, config: ProcessorConfig = TRANSFORMER) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class TransformerEntities(nn.Module):
 
 
 class EntityEncoder(nn.Module):
-    """A vector for each entity and one for all of them, from either trunk; slots without an entity count nowhere."""
+    """Encoder of entities: a vector for each entity and one for all, with either trunk. Empty slots have no effect."""
 
     def __init__(self, trunk: PerceiverEntities | TransformerEntities) -> None:
         super().__init__()
@@ -75,15 +75,15 @@ class EntityEncoder(nn.Module):
     def forward(
         self, entities: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "b m c"], Float[Tensor, "b c"]]:
-        """Return entity embeddings, 0 in empty slots, and the embedded entity."""
+        """Return a vector for each entity, 0 in empty slots, and one vector for all entities."""
         out = self.trunk(entities, mask)
-        there = mask[..., None]
-        mean = torch.where(there, out, 0).sum(dim=1) / there.sum(dim=1).clamp(min=1)
-        return torch.where(there, self.each(out.relu()), 0), self.all(mean).relu()
+        valid = mask[..., None]
+        mean = torch.where(valid, out, 0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+        return torch.where(valid, self.each(out.relu()), 0), self.all(mean).relu()
 
 
 def schema() -> Schema:
-    """Return a schema: units in; types of those that are hidden, and both players' statistics, out."""
+    """Return a schema with units as input; masked unit types and the statistics of both players as outputs."""
     units = Records(
         fields={
             "type": CategoryField(channels=32),

@@ -1,8 +1,8 @@
-"""Recipes of StarCraft II: hidden unit types and both players' statistics are read from replays.
+"""Recipes of StarCraft II: prediction of masked unit types and of the statistics of both players, on replays.
 
-`perceivers train starcraft --out runs/starcraft --set data.folder=REPLAYS` (three minutes on two cores; expect half of
-the types right where the most frequent one is right in a fifth). `starcraft-transformer` puts a Transformer in the
-encoder's place.
+`perceivers train starcraft --out runs/starcraft --set data.folder=REPLAYS` takes three minutes on two cores. Expect
+half of the types right; the most frequent type is right in a fifth. `starcraft-transformer` has a Transformer in place
+of the encoder.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ SMALL = Config(
     processor=ProcessorConfig(num_heads=4, num_layers=3),
     decoder=DecoderConfig(num_heads=4, query_residual=True),
 )
-"""What two cores train in minutes."""
+"""A model that two cores train in minutes."""
 
 
 def paper() -> Recipe:
-    """Return the paper's encoder with ImageNet's hyperparameters (section B has none), on hidden types (ours)."""
+    """Return the paper's encoder on masked types (ours), with ImageNet's hyperparameters (section B states none)."""
     steps = 137_625
     return Recipe(
         data=StarCraft(),
@@ -42,7 +42,7 @@ def paper() -> Recipe:
 
 
 def small() -> Recipe:
-    """Return three passes over the snapshots; more of them learn the training games' statistics by heart."""
+    """Return a recipe of three epochs; after more, the model memorises the statistics of the training games."""
     return Recipe(
         data=StarCraft(),
         schema=schema(),
@@ -57,7 +57,7 @@ def small() -> Recipe:
 
 
 def transformer() -> Recipe:
-    """Return the same with the Transformer in the encoder's place: its layers, the small model's width."""
+    """Return the small recipe with AlphaStar's Transformer layers in place of the encoder, at the same width."""
     return replace(small(), config=replace(SMALL, processor=TRANSFORMER, trunk="transformer"))
 
 
@@ -66,4 +66,4 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "starcraft-transformer": transformer,
     "starcraft-paper": paper,
 }
-"""By name on the command line."""
+"""Recipes by name on the command line."""

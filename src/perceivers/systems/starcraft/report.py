@@ -9,21 +9,21 @@ from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
 
 
 def report(run: Path) -> Path:
-    """Write scores, the baselines', and what is predicted for the hidden types of some snapshots."""
+    """Write scores with those of the baselines, and the predictions for the masked types of some snapshots."""
     recipe, model = load_run(run)
     page = Report(f"StarCraft II: run {run.name}")
     add_scores(page, run)
     held_out = recipe.data.held_out()
     batch, predictions = predict(model.cpu(), recipe.schema, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
-    page.heading("Hidden types: true, written")
+    page.heading("Masked types: true, predicted")
     spec = recipe.schema.outputs["hidden"]
     assert isinstance(spec, Records)
-    kind = spec.fields["type"]
-    rows = zip(batch["targets"]["hidden"]["type"], predictions["hidden"]["type"], strict=True)
-    for number, (truth, logits) in enumerate(rows, start=1):
-        hidden = kind.known(truth)
-        both = zip(truth[hidden], logits[: len(truth)][hidden], strict=True)
-        told = "; ".join(f"{kind.show(true)}, {kind.show(written)}" for true, written in both)
-        page.text(f"Snapshot {number}: {told}")
+    field = spec.fields["type"]
+    snapshots = zip(batch["targets"]["hidden"]["type"], predictions["hidden"]["type"], strict=True)
+    for number, (truth, logits) in enumerate(snapshots, start=1):
+        masked = field.known(truth)
+        pairs = zip(truth[masked], logits[: len(truth)][masked], strict=True)
+        line = "; ".join(f"{field.show(true)}, {field.show(predicted)}" for true, predicted in pairs)
+        page.text(f"Snapshot {number}: {line}")
     add_losses(page, run)
     return page.write(run / "report.html")

@@ -58,7 +58,8 @@ def small() -> Recipe:
 
 def transformer() -> Recipe:
     """Return the small recipe with AlphaStar's Transformer layers in place of the encoder, at the same width."""
-    return replace(small(), config=replace(SMALL, processor=TRANSFORMER, trunk="transformer"))
+    latents = LatentsConfig(channels=SMALL.latents.channels)
+    return replace(small(), config=Config(latents, EncoderConfig(), TRANSFORMER, SMALL.decoder, trunk="transformer"))
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -180,10 +180,10 @@ def examples(folder: str, task: Task, held_out: bool) -> tuple[Example, ...]:
     for layout in LAYOUTS[task]:
         home, names = Path(folder) / layout.folder, layout.held_out if held_out else layout.training
         if all((home / name).is_file() for name in names):
-            lines = tuple(example for name in names for example in read_examples(home / name, task, layout, held_out))
-            if not lines:
+            part = tuple(example for name in names for example in read_examples(home / name, task, layout, held_out))
+            if not part:
                 raise ValueError(f"{home}: no line of {', '.join(names)} has a target")
-            return lines
+            return part
     files = (f"{layout.folder}/{{{','.join(layout.training + layout.held_out)}}}" for layout in LAYOUTS[task])
     raise ValueError(f"{folder}: lacks the files of {task}: {' or '.join(files)}")
 
@@ -241,7 +241,7 @@ def cells_of(line: str) -> list[str]:
 
 
 def is_held_out_document(document: str, every: int, place: str) -> bool:
-    """Return whether a document is held out, by its number: 12_3 is sentence 3 of document 12."""
+    """Return whether a document is held out, by its number (12_3: sentence 3 of document 12); ValueError if none."""
     number = document.partition("_")[0]
     if not (number.isascii() and number.isdecimal() and len(number) <= 18):
         raise ValueError(f"{place}: {one_line(repr(document))} must begin with the number of a document")

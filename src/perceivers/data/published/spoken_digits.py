@@ -152,7 +152,7 @@ def digit_pictures(held_out: bool) -> Mapping[int, Sequence[np.ndarray]]:
 
 
 def bouncing(picture: np.ndarray, frames: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a film [T, S, S, 1] of a picture on black that moves at a random constant speed and bounces off the borders."""
+    """Return a film [T, S, S, 1] of a picture that moves on black at a constant speed and bounces off the borders."""
     room = side - len(picture)
     start, speed = rng.uniform(0, room, 2), rng.uniform(-MAX_SPEED, MAX_SPEED, 2)
     # A triangle wave of the unbounded path: `room` pixels forward, then as many back.

@@ -111,14 +111,14 @@ class LazyRecords(Sequence[Record]):
         return len(self.numbers)
 
     @overload
-    def __getitem__(self, place: int) -> Record: ...
+    def __getitem__(self, index: int) -> Record: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Record]: ...
-    def __getitem__(self, place: int | slice) -> Record | list[Record]:
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
         """Return one record, or a list of records."""
-        if isinstance(place, slice):
-            return [self.make(int(number)) for number in self.numbers[place]]
-        return self.make(int(self.numbers[place]))
+        if isinstance(index, slice):
+            return [self.make(int(number)) for number in self.numbers[index]]
+        return self.make(int(self.numbers[index]))
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -127,18 +127,18 @@ class LazyRecords(Sequence[Record]):
             return ()
         return tuple(np.diff(np.searchsorted(self.numbers, self.group_offsets)).tolist())
 
-    def chosen(self, places: np.ndarray) -> "LazyRecords":
+    def chosen(self, indices: np.ndarray) -> "LazyRecords":
         """Return the records at these ascending indices."""
-        return LazyRecords(np.asarray(self.numbers)[places], self.make, self.group_offsets, self.columns)
+        return LazyRecords(np.asarray(self.numbers)[indices], self.make, self.group_offsets, self.columns)
 
 
-def chosen(records: Sequence[Record], places: np.ndarray) -> Sequence[Record]:
+def chosen(records: Sequence[Record], indices: np.ndarray) -> Sequence[Record]:
     """Return the records at these ascending indices; lazy records stay lazy."""
-    return records.chosen(places) if isinstance(records, LazyRecords) else [records[place] for place in places]
+    return records.chosen(indices) if isinstance(records, LazyRecords) else [records[index] for index in indices]
 
 
 def evenly(records: Sequence[Record], count: int) -> Sequence[Record]:
     """Return at most `count` records, evenly spaced from the first to the last, made on access."""
     count = min(count, len(records))
-    places = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
-    return LazyRecords(count, lambda number: records[places[number]])
+    indices = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
+    return LazyRecords(count, lambda number: records[indices[number]])

@@ -37,8 +37,8 @@ def last_in_order(keys: Sequence[Any], count: int) -> frozenset[int]:
 def whole_groups(keys: Sequence[Hashable], count: int, seed: int) -> frozenset[int]:
     """Return the indices of random whole groups of equal keys, at least `count` indices."""
     groups: dict[Hashable, list[int]] = {}
-    for place, key in enumerate(keys):
-        groups.setdefault(key, []).append(place)
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
     chosen: list[int] = []
     for number in np.random.default_rng(seed).permutation(len(groups)):
         if len(chosen) < count:
@@ -49,8 +49,8 @@ def whole_groups(keys: Sequence[Hashable], count: int, seed: int) -> frozenset[i
 def part_of_each_class(keys: Sequence[Hashable], fraction: float, seed: int) -> frozenset[int]:
     """Return the indices of a random part of each key's members; a key with one member is never held out."""
     members: dict[Hashable, list[int]] = {}
-    for place in np.random.default_rng(seed).permutation(len(keys)).tolist():
-        members.setdefault(keys[place], []).append(place)
+    for index in np.random.default_rng(seed).permutation(len(keys)).tolist():
+        members.setdefault(keys[index], []).append(index)
     return frozenset(
-        place for group in members.values() for place in group[: round(fraction * len(group)) if len(group) > 1 else 0]
+        index for group in members.values() for index in group[: round(fraction * len(group)) if len(group) > 1 else 0]
     )

@@ -65,7 +65,7 @@ class Texts(DataSet):
     def documents(self, held_out: bool) -> Iterator[str]:
         """Yield the whole documents of a part, each once."""
         for source in self._sources(held_out):
-            yield from (source[place].decode(errors="ignore") for place in range(len(source)))
+            yield from (source[index].decode(errors="ignore") for index in range(len(source)))
 
     def _records(self, held_out: bool, count: int) -> Sequence[Record]:
         sources = self._sources(held_out)
@@ -75,7 +75,7 @@ class Texts(DataSet):
             rng = np.random.default_rng((held_out, number))
             source = sources[rng.choice(len(sources), p=shares / shares.sum())]
             chosen = rng.integers(len(source), size=self.num_documents)
-            joined = b"\n".join(source[int(place)] for place in chosen)
+            joined = b"\n".join(source[int(index)] for index in chosen)
             start = int(rng.integers(max(len(joined) - self.length, 0) + 1))
             return {"text": joined[start : start + self.length].decode(errors="ignore")}
 
@@ -99,6 +99,6 @@ class Part:
         """Number of documents."""
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> bytes:
+    def __getitem__(self, index: int) -> bytes:
         """Return a document, as UTF-8."""
-        return self.documents[int(self.indices[place])]
+        return self.documents[int(self.indices[index])]

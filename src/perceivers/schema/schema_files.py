@@ -22,10 +22,10 @@ def with_settings(value: T, settings: Iterable[str]) -> T:
     """
     plain = to_plain(value)
     for setting in settings:
-        place, separator, text = setting.partition("=")
+        field, separator, text = setting.partition("=")
         if not separator:
-            raise ValueError(f"setting {setting!r} must be place=value, e.g. training.num_steps=200")
-        *parents, name = place.split(".")
+            raise ValueError(f"setting {setting!r} must be field=value, e.g. training.num_steps=200")
+        *parents, name = field.split(".")
         node = plain
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None

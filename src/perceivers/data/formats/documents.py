@@ -52,9 +52,9 @@ class Documents:
         """Number of documents."""
         return len(self.spans)
 
-    def __getitem__(self, place: int) -> bytes:
+    def __getitem__(self, index: int) -> bytes:
         """Return a document, as UTF-8."""
-        number, start, size = self.spans[place].tolist()
+        number, start, size = self.spans[index].tolist()
         path = self.files[number]
         if path.suffix == ".gz":
             content = unpacked(path) if layout_of(path) == "plain" else kept_unpacked(path)[start : start + size]

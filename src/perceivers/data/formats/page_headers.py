@@ -89,8 +89,8 @@ def _signed(data: bytes, at: int) -> tuple[int, int]:
 def _unsigned(data: bytes, at: int) -> tuple[int, int]:
     """Return a varint, of a longer one its lower 32 bits, and its end."""
     value = 0
-    for place in range(10):
-        value |= (data[at + place] & 127) << 7 * place
-        if data[at + place] < 128:
-            return value % 2**32, at + place + 1
+    for offset in range(10):
+        value |= (data[at + offset] & 127) << 7 * offset
+        if data[at + offset] < 128:
+            return value % 2**32, at + offset + 1
     raise ValueError("not a number")

@@ -167,8 +167,8 @@ class _Pages:
         longest = Counter[int]()  # bytes that the text of one row may take, by type of page
         for header in page_headers(pages):
             kind, unpacked = header.get((1, I32), 0), header.get((2, I32), 0)
-            place, described = DATA_PAGES.get(kind, (0, 0))
-            data = header.get((place, STRUCT), {})
+            field, described = DATA_PAGES.get(kind, (0, 0))
+            data = header.get((field, STRUCT), {})
             values, encoding = data.get((1, I32), 0), data.get((described, I32))
             self._take("pages", 1)
             self._take("values", values)

@@ -81,7 +81,7 @@ class _Headers:
     def read(self, size: int = -1) -> bytes:
         self.left -= size  # counts the size requested: a damaged header may request bytes beyond the end for ever
         if not 0 <= size <= LONGEST_HEADER or self.left < 0:
-            raise tarfile.ReadError("a header of this length has no place in a shard; refused")
+            raise tarfile.ReadError("a header this long does not belong in a shard; refused")
         return bytes(self.file.read(size))
 
 

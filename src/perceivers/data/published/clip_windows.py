@@ -58,8 +58,8 @@ class Clips(DataSet):
         """Return the windows of clips, given as files with the other fields of their records; decoded on access."""
 
         def make(number: int) -> Record:
-            (path, known), place = clips[number // self.windows], number % self.windows
-            part = place / (self.windows - 1) if self.windows > 1 else 0.5
+            (path, known), number_in_clip = clips[number // self.windows], number % self.windows
+            part = number_in_clip / (self.windows - 1) if self.windows > 1 else 0.5
             film, sound = window(decoded(path), part, (self.frames, self.side), self.samples)
             return {**known, "image": film, "audio": sound}
 

@@ -121,7 +121,9 @@ class Motion:
     """Motion of a layer from the first frame to the second: waves, then a homography."""
 
     homography: Float[np.ndarray, "3 3"]
+    """Homography, applied after the waves."""
     waves: tuple[Wave, ...] = ()
+    """Waves, applied one after the other."""
 
     @cached_property
     def inverse(self) -> Float[np.ndarray, "3 3"]:
@@ -147,6 +149,7 @@ class Shape:
     """A star-shaped polygon around a centre; with many corners, a blob."""
 
     centre: Float[np.ndarray, "2"]
+    """Centre, from which the whole border is visible."""
     angles: Float[np.ndarray, " corners"]
     """Angles of the corners, ascending from -pi to pi."""
     radii: Float[np.ndarray, " corners"]
@@ -173,6 +176,7 @@ class Texture:
     """A picture under an affine map, mirrored beyond its borders."""
 
     picture: Float[torch.Tensor, "3 _ _"]
+    """Picture with values from 0 to 1."""
     affine: Float[np.ndarray, "2 3"]
     """Map from points of the first frame to points of the picture."""
     gain: Float[np.ndarray, "3"]

@@ -58,16 +58,16 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(list[kind], config=ConfigDict(extra="forbid"))
 
 
-def _wild_numbers(plain: Any, place: str) -> Iterator[str]:
+def _wild_numbers(plain: Any, path: str) -> Iterator[str]:
     """Yield a complaint about each number that is unusable: NaN, beyond float32, or beyond 64 bits."""
     if isinstance(plain, Mapping | list | tuple):
         items = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
         for key, value in items:
-            yield from _wild_numbers(value, f"{place}.{key}" if place else str(key))
+            yield from _wild_numbers(value, f"{path}.{key}" if path else str(key))
     elif isinstance(plain, float) and (math.isnan(plain) or float(np.finfo(np.float32).max) < abs(plain) < math.inf):
-        yield f"{place}: {plain} must be a number up to {np.finfo(np.float32).max:.3g}"
+        yield f"{path}: {plain} must be a number up to {np.finfo(np.float32).max:.3g}"
     elif isinstance(plain, int) and not -(2**63) <= plain < 2**63:
-        yield f"{place}: a number of {plain.bit_length()} bits must fit into 64"
+        yield f"{path}: a number of {plain.bit_length()} bits must fit into 64"
 
 
 def json_schema(kind: Any) -> dict[str, Any]:
@@ -81,17 +81,17 @@ def _message(kind: Any, plain: Any, error: ValidationError, source: str, lines: 
     errors = error.errors(include_url=False)
     first = _relevant(errors)
     # The line of the field, or of the nearest field around it whose line is known.
-    place = _place(first, plain)
-    known = place
+    path = _field_path(first, plain)
+    known = path
     while known and known not in lines:
         known = known[:-1]
     where = ":".join(filter(None, [source, str(lines[known]) if known in lines else ""]))
     what = _explain(kind, first)
     # A wrong `kind` among the branches of a union without a discriminator: name the kinds of all branches.
-    if first["type"] == "literal_error" and place[-1:] == ("kind",):
+    if first["type"] == "literal_error" and path[-1:] == ("kind",):
         expected = [e["ctx"]["expected"] for e in errors if "expected" in e.get("ctx", ()) and e["loc"][-1] == "kind"]
         what = _unknown_kind(str(first["input"]), [kind for text in expected for kind in re.findall("'(.*?)'", text)])
-    return one_line(": ".join(filter(None, [where, ".".join(place), what])), LONGEST_COMPLAINT)
+    return one_line(": ".join(filter(None, [where, ".".join(path), what])), LONGEST_COMPLAINT)
 
 
 _LAST = ("dataclass_type", "none_required")
@@ -105,16 +105,16 @@ def _relevant(errors: Sequence[ErrorDetails]) -> ErrorDetails:
     return min(wanted or errors, key=lambda error: _LAST.index(error["type"]) if error["type"] in _LAST else -1)
 
 
-def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
+def _field_path(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
     # pydantic's location mixes keys of the file with names of the classes and kinds tried: keep those in the file.
-    place: list[str] = []
+    path: list[str] = []
     node: Any = [plain]
     for part in error["loc"]:
         inside = part in node if isinstance(node, Mapping) else isinstance(node, list) and part in range(len(node))
         if inside or (error["type"].startswith("missing") and part == error["loc"][-1]):
-            place.append(str(part))
+            path.append(str(part))
             node = node[part] if inside else None
-    return tuple(place[1:])
+    return tuple(path[1:])
 
 
 def _explain(kind: Any, error: ErrorDetails) -> str:

@@ -521,13 +521,13 @@ def _sparse_member_with_an_endless_map(path):
     tar(path, ("a.bin", b"9" * 9 + b"\n0\n", {"pax_headers": fields}))
 
 
-@case("shards", "x.tar", "header of this length")
+@case("shards", "x.tar", "header this long")
 def _long_header(path):
     tar(path, ("a" * 200 + ".bin", b"x", {}))
     changed_header(path, 124, b"\x80\0\0\0\0\0\0\1\0\0\0\0")  # 4 GB
 
 
-@case("shards", "x.tar", "header of this length")
+@case("shards", "x.tar", "header this long")
 def _long_name(path):
     tar(path, ("a" * 10**7 + ".bin", b"x", {}), kind=tarfile.GNU_FORMAT)
 

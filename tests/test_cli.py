@@ -128,7 +128,7 @@ def test_every_verb_prints_help(command, verb):
         (["train", "digit", "--out", "x"], "no task is called 'digit': there are digits"),
         (["train", "none.yaml", "--out", "x"], "none.yaml: No such file"),
         (["train", "digits", "--out", "x", "--set", "training.steps=3"], "training.steps: unknown field"),
-        (["train", "digits", "--out", "x", "--set", "training"], "must be place=value"),
+        (["train", "digits", "--out", "x", "--set", "training"], "must be field=value"),
         (["train", "digits", "--out", "x", "--set", "a.b=1"], "there is no a"),
         (["train", "digits", "--out", "x", "--data", "y.csv"], "--data goes with a file, and digits is a task"),
         (["evaluate", "nowhere"], "nowhere is not the folder of a run"),

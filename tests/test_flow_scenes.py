@@ -47,7 +47,7 @@ def warped(frame, flow):
 
 def inner(seen, layers, views):
     """Pixels whose four neighbours in the second frame show the same layer as they do."""
-    places = views[0].places + views[0].flow_to(views[1])[0].reshape(-1, 2)
+    places = views[0].points + views[0].flow_to(views[1])[0].reshape(-1, 2)
     low = np.floor(places).astype(int)
     height, width = SIZE
     front = views[1].front.reshape(SIZE)

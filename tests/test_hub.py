@@ -164,7 +164,7 @@ def test_lying_descriptions_are_errors_of_one_line(folder, lie):
 
 def test_a_manifest_cannot_name_files_elsewhere(folder):
     (folder / "manifest.json").write_text('{"../hub": {}}')
-    with pytest.raises(ValueError, match="is no name of a file beside it"):
+    with pytest.raises(ValueError, match="is not the name of a file in its folder"):
         from_pretrained(folder)
 
 

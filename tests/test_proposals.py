@@ -214,9 +214,9 @@ def test_a_model_from_an_example():
 @pytest.mark.parametrize(
     ("inputs", "targets", "message"),
     [
-        ({"x": [1.0, 2.0]}, {"y": [1.0]}, "as many values for each name, found {'x': 2, 'y': 1}"),
+        ({"x": [1.0, 2.0]}, {"y": [1.0]}, "the same number of values for each name, found {'x': 2, 'y': 1}"),
         ({"x": [1.0, 2.0]}, {"x": [1.0, 3.0]}, "'x' is an input and a target with different values"),
-        ({"x": [None, None]}, {"y": [1.0, 2.5]}, "x: no kind suits these values: empty"),
+        ({"x": [None, None]}, {"y": [1.0, 2.5]}, "x: no modality suits these values: empty"),
     ],
 )
 def test_examples_that_say_too_little(inputs, targets, message):

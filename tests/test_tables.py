@@ -321,7 +321,7 @@ def test_the_last_rows_in_time_are_held_out(tmp_path):
     ("settings", "message"),
     [
         ({"stratify": "kind", "group": "who"}, "stratify and group exclude one another"),
-        ({"order": "day", "held_out_file": "x"}, "order has no effect beside held_out_file"),
+        ({"order": "day", "held_out_file": "x"}, "order has no effect with held_out_file"),
         ({"held_out_fraction": 1.0}, "must be between 0 and 1"),
     ],
 )

@@ -134,8 +134,8 @@ def test_an_example_that_would_be_misread_is_refused(values, message):
         ((3, 4, 4), "read as images of 3 x 4 with 4 channels, which come last"),
         ((5, 32, 48), "read as images of 5 x 32 with 48 channels, which come last"),
         ((8, 5, 16, 24), "read as videos of 8 x 5 x 16 with 24 channels, which come last"),
-        ((28, 28), "read as series of up to 28 steps of 28 channels; grey pictures have an axis more"),
-        ((28, 20), "read as series of up to 28 steps of 20 channels; grey pictures have an axis more"),
+        ((28, 28), "read as series of up to 28 steps of 28 channels; grey pictures need one more axis"),
+        ((28, 20), "read as series of up to 28 steps of 20 channels; grey pictures need one more axis"),
     ],
 )
 def test_a_shape_that_may_mean_something_else_is_told(shape, said):

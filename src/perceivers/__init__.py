@@ -1,7 +1,7 @@
-"""Perceiver IO: declare what goes in and what must come out; get one model that reads it, thinks, and writes it.
+"""Perceiver IO: declare the inputs and outputs; get one model that encodes, processes and decodes them.
 
-The public names are those of `public.py`. They are imported with the first that is used, not with the package: the
-command has to be ready for signals and errors before the seconds that torch takes to load.
+The public names are those of `public.py`. They are imported when the first one is used, not with the package: torch
+takes seconds to load, and before that the command must be ready to handle signals and errors.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import all public names, and with them the modules of the package; AttributeError if `name` is none."""
+    """Import all public names, and with them the modules of the package; AttributeError if `name` is not public."""
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module 'perceivers' has no attribute {name!r}")
     import perceivers.public as public
 
-    found = {known: getattr(public, known) for known in public.__all__}
-    globals().update({**found, "__all__": public.__all__})
+    names = {public_name: getattr(public, public_name) for public_name in public.__all__}
+    globals().update({**names, "__all__": public.__all__})
     try:
         return globals()[name]
     except KeyError:

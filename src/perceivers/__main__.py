@@ -1,4 +1,4 @@
-"""The command `perceivers`: a verb and its arguments. Wrong input gets one line and exit code 2."""
+"""The command `perceivers`: a verb and its arguments. Invalid input gives a one-line error and exit code 2."""
 
 import io
 import os
@@ -16,7 +16,7 @@ def main() -> None:
     """Run the verb on the command line."""
     open_streams()
     with end_signals() as signals:
-        from perceivers.cli.errors import exit_code  # not before signals are looked after
+        from perceivers.cli.errors import exit_code  # only now, when signals are handled
 
         code = exit_code(partial(_command, signals), signals)
     if code:
@@ -24,17 +24,17 @@ def main() -> None:
 
 
 def open_streams() -> None:
-    """Open a standard stream that is closed (>&-) on nothing, before a file that is opened takes its number."""
+    """Open closed standard streams (>&-) on the null device, before another file takes their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115 - open until the process ends
 
 
 def _command(signals: EndSignals) -> None:
     from perceivers.cli.output import printable_output
-    from perceivers.cli.verbs import VERBS  # takes seconds: signals and errors are looked after by now
+    from perceivers.cli.verbs import VERBS  # takes seconds; signals and errors are handled by now
 
     run = parsed(VERBS)
     signals.loading = False
@@ -43,7 +43,7 @@ def _command(signals: EndSignals) -> None:
 
 
 def parsed(verbs: Mapping[str, Callable[..., None]]) -> Callable[[], None]:
-    """The verb of the command line with its arguments, ready to run; ValueError if they are wrong."""
+    """Parse the command line; return its verb with the arguments, ready to run. ValueError if they are invalid."""
     import tyro
 
     from perceivers.cli.errors import USER_ERROR
@@ -64,22 +64,26 @@ def parsed(verbs: Mapping[str, Callable[..., None]]) -> Callable[[], None]:
 
 
 def unboxed(complaint: str) -> str:
-    """Return the text that tyro draws in a box, without the box, its title and its pointer to the help.
+    """Return an error message of tyro without the box around it, its title and its pointer to the help.
 
-    Where the standard output is not in UTF-8 there is no box: a title, and lines of hyphens.
+    Where the standard output is not UTF-8, tyro prints a title and lines of hyphens instead of a box.
     """
+    # The lines in the box, or those below the title.
     lines = complaint.splitlines()
     inside = [line.strip("│ ") for line in lines if line.startswith("│")] or [line.strip() for line in lines[2:]]
+    # Several messages are separated by rules.
     parts = re.split(r"─+|-{9,}", " ".join(inside))
     plain = [re.sub(r"Error parsing \S+: |(?<=')action\.", "", part).strip(" .") for part in parts]
-    said = [part for part in plain if "For full helptext" not in part]
-    return "; ".join([*said, "see --help"])
+    messages = [part for part in plain if "For full helptext" not in part]
+    return "; ".join([*messages, "see --help"])
 
 
 def _later(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Return a function with the signature of a verb that binds its arguments instead of running it."""
+
     @wraps(verb)
-    def with_arguments(*given: Any, **named: Any) -> Callable[[], None]:
-        return partial(verb, *given, **named)
+    def with_arguments(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return partial(verb, *args, **kwargs)
 
     return with_arguments
 

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal or in a notebook, elsewhere a line of text every minute."""
+"""Progress bars on a terminal or in a notebook; elsewhere a line of text every minute."""
 
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -12,15 +12,14 @@ from torch.utils.data import DataLoader
 T = TypeVar("T")
 
 SECONDS = 60.0
-"""Between two lines, where there is no terminal."""
-
+"""Seconds between two lines of text, where there is no terminal."""
 
 Report = Callable[..., None]
-"""Takes the number of what is done and, if there is a new one, a note beside it."""
+"""Function that takes the number of completed steps and, optionally, a new note to show next to it."""
 
 
 def tracked(items: Collection[T] | DataLoader[T], what: str) -> Iterator[T]:
-    """Yield the items one by one and show how many were."""
+    """Yield the items one by one, with a progress bar."""
     with progress(what, len(items)) as report:
         for number, item in enumerate(items, start=1):
             yield item
@@ -36,7 +35,7 @@ def progress(
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Report]:
-    """Show on the error stream how far work is, as often as it says so: a bar, or at most one line a minute."""
+    """Yield a function that reports progress on the error stream: as a bar, or as at most one line a minute."""
     console = console or Console(stderr=True)
     if not enabled:
         yield _silent
@@ -59,22 +58,23 @@ def _silent(completed: int, note: str | None = None) -> None:
 
 
 def _lines(what: str, total: int, console: Console, clock: Callable[[], float]) -> Report:
-    begun = last = clock()
-    known = ""
+    """Return a function that prints progress as lines of text."""
+    start = last = clock()
+    last_note = ""
 
-    def say(completed: int, note: str | None = None) -> None:
-        nonlocal last, known
-        known, now = known if note is None else note, clock()
+    def report(completed: int, note: str | None = None) -> None:
+        nonlocal last, last_note
+        last_note, now = last_note if note is None else note, clock()
         if now - last >= SECONDS:
             last = now
-            line = f"{what} {completed}/{total}  {(now - begun) / 60:.0f} min  {known}"
+            line = f"{what} {completed}/{total}  {(now - start) / 60:.0f} min  {last_note}"
             console.print(line.rstrip(), soft_wrap=True, markup=False, highlight=False)
 
-    return say
+    return report
 
 
 def _bar(console: Console) -> Progress:
-    """Count, time gone, time left and a note; tasks need a field `note`."""
+    """Return a bar with count, time elapsed, time left and a note; its tasks need a field `note`."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

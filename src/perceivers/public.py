@@ -1,4 +1,4 @@
-"""The public names, in the order of the dataflow."""
+"""The public names of the package."""
 
 from perceivers.core.attention import Mask
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig

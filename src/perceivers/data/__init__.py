@@ -1,4 +1,4 @@
-"""Data sets, one file each."""
+"""Data sets, each in a file of its own."""
 
 from perceivers.data.arrays import Arrays
 from perceivers.data.dataset import DataSet
@@ -32,7 +32,7 @@ AnyDataSet = (
     | Table
     | Texts
 )
-"""Every data set that a recipe file may name, by its field `kind`."""
+"""All data sets that a recipe may name, by their field `kind`."""
 
 __all__ = [
     "AnyDataSet",

@@ -1,4 +1,4 @@
-"""Arrays in .npz or .safetensors files: each array is a field, its first axis counts the records."""
+"""Arrays in .npz or .safetensors files: each array is a field, and its first axis runs over the records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from perceivers.media.numpy_files import read_npz
 from perceivers.schema import Record
 
 ARRAY_FILES = (".npz", ".safetensors")
-"""Suffixes of files of arrays."""
+"""Suffixes of array files."""
 
 
 @dataclass(frozen=True)
 class Arrays(DataSet):
-    """Own data as files of arrays; one of text or numbers is a field of values, any other one of arrays."""
+    """User data in array files; a one-dimensional array is a field of numbers or texts, any other a field of arrays."""
 
     training_file: str = ""
-    """Records to learn from."""
+    """File of the training records."""
     held_out_file: str = ""
-    """Records that training never sees; without it a random part of the first file is held out."""
+    """File of the held-out records; if empty, a random part of the training file is held out."""
     held_out_fraction: float = 0.2
-    """Size of that part."""
+    """Fraction of the training file that is held out."""
     seed: int = 0
-    """Seed of the random choice."""
+    """Seed of the random split."""
     kind: Literal["arrays"] = "arrays"
     """Name in files."""
 
@@ -44,11 +44,11 @@ class Arrays(DataSet):
         return [*filter(None, (self.training_file, self.held_out_file))]
 
     def training(self) -> Sequence[Record]:
-        """Records of the first file that are not held out."""
+        """Return the records of the training file that are not held out."""
         return self._parts()[0]
 
     def held_out(self) -> Sequence[Record]:
-        """Records of the second file, or held out of the first."""
+        """Return the records of the held-out file, or those held out from the training file."""
         return self._parts()[1]
 
     def _parts(self) -> tuple[Sequence[Record], Sequence[Record]]:
@@ -63,20 +63,18 @@ class Arrays(DataSet):
 
 
 def read_arrays(path: str) -> LazyRecords:
-    """Records of a file of arrays; ValueError if it is none or they differ in length. Never unpickles.
+    """Load the records of an array file; ValueError for other files, or arrays of different lengths. Never unpickles.
 
-    The arrays are in memory, the records are made when they are asked for: there may be a billion of one byte each.
+    The arrays are in memory and the records are made on access, as there may be a billion records of one byte.
     """
-    found = _safetensors(path) if path.endswith(".safetensors") else read_npz(path)
-    fields = {name: np.atleast_1d(array) for name, array in found.items()}
+    arrays = _safetensors(path) if path.endswith(".safetensors") else read_npz(path)
+    fields = {name: np.atleast_1d(array) for name, array in arrays.items()}
     for name, array in fields.items():
         if not array.size:
             raise ValueError(f"{path}: array {one_line(name)} of shape {array.shape} holds nothing")
     lengths = {name: len(array) for name, array in fields.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(
-            f"{path}: arrays must count the same records along their first axis, found {one_line(lengths)}"
-        )
+        raise ValueError(f"{path}: arrays must have the same length along their first axis, found {one_line(lengths)}")
 
     def record(number: int) -> Record:
         return {name: array[number].item() if array.ndim == 1 else array[number] for name, array in fields.items()}
@@ -88,5 +86,5 @@ def _safetensors(path: str) -> dict[str, np.ndarray]:
     tensor_file(path)
     try:
         return load_file(path)
-    except Exception as error:  # the library's own error, and others of kinds that NumPy lacks
+    except Exception as error:  # the library's own error, and others for types that NumPy lacks
         raise ValueError(f"{path}: not a .safetensors file of arrays: {one_line(error)}") from None

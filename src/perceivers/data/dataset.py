@@ -1,4 +1,7 @@
-"""Data set: two sequences of records, for training and held out. A new one is one file and one table line."""
+"""The base class of data sets: each has training records and held-out records.
+
+A new data set is one file and one line in the table of `data/__init__.py`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,76 +24,76 @@ class DataSet(ABC):
 
     @property
     def scorer(self) -> str | None:
-        """Name of the scorer of its records, where a batch of a model cannot hold them; None: they come in batches."""
+        """Name of the scorer for records that do not fit into batches; None: records are batched."""
         return None
 
     @property
     def reads_whole_folder(self) -> bool:
-        """Whether every file of the folder that it names is a record: a run in that folder would be read too."""
+        """True if every file of its folder is a record, so that a run saved in that folder would be read too."""
         return False
 
     @property
     def records_per_clip(self) -> int:
-        """Records, one after the other, that are windows of one clip."""
+        """Number of consecutive records that are windows of one clip."""
         return 1
 
     @property
     def label_groups(self) -> Mapping[str, Sequence[str]]:
-        """Names of labels that exclude one another, by what they tell; none: nothing is known of them."""
+        """Groups of mutually exclusive labels, by the name of the group; empty: none are known."""
         return {}
 
     @property
     def fps(self) -> float:
-        """Frames of its films a second; ValueError if it has no films."""
+        """Frames per second of its films; ValueError if it has no films."""
         raise ValueError(f"{type(self).__name__} has no films")
 
     @property
     def rate(self) -> int:
-        """Samples of its sound a second; ValueError if it has no sound."""
+        """Samples per second of its sound; ValueError if it has no sound."""
         raise ValueError(f"{type(self).__name__} has no sound")
 
     @abstractmethod
     def training(self) -> Sequence[Record]:
-        """Records to learn from."""
+        """Return the training records."""
 
     @abstractmethod
     def held_out(self) -> Sequence[Record]:
-        """Records that training never sees."""
+        """Return the records that training never sees."""
 
     def fit_records(self, training: Sequence[Record]) -> Sequence[Record]:
         """Return the training records that statistics and vocabularies are fitted to."""
         return training
 
     def record_files(self) -> Iterable[str | Path]:
-        """Paths or URLs of the files that `LazyRecords` of it are read from; none, if they are made of nothing else."""
+        """Return paths or URLs of the files that its `LazyRecords` are read from; empty if no files are read."""
         return ()
 
     def source_files(self) -> list[Path | str]:
-        """Return the files, and the folders of files, that it is read from: no output may replace one."""
+        """Return the files and folders that the data set is read from, which no output may replace."""
         return [str(file).removeprefix("file://") for file in self.record_files()]
 
     def read_table(self, path: Path) -> Iterator[Row]:
-        """Yield the rows of another table, read as its own are."""
+        """Yield the rows of another table, read with the settings of this data set."""
         return read_rows(path)
 
     def names(self) -> Sequence[str]:
-        """Return the names of the labels, by number; none: the schema says them."""
+        """Return the names of the labels, by number; empty: the schema has them."""
         return ()
 
     def documents(self, held_out: bool) -> Iterator[str]:
-        """Yield the whole documents of a part, each once; ValueError if it has no documents."""
+        """Yield the whole documents of the training or the held-out part, each once; ValueError if there are none."""
         raise ValueError(f"{type(self).__name__} has no documents: use data of kind 'texts'")
 
     def each_once(self) -> "DataSet":
-        """Return the same data set, without records that come again in its training part."""
+        """Return the same data set without repeated training records."""
         return self
 
 
 class LazyRecords(Sequence[Record]):
-    """Records that are made when they are asked for, by their rising numbers.
+    """Records that are made on access, each from its number; the numbers ascend.
 
-    `group_offsets`: numbers at which groups of records begin that are cheap to make together, and behind the last one.
-    `columns`: the arrays of which all records are made, by field, where these are in memory.
+    `group_offsets`: numbers at which groups of records begin that are cheap to make together, and the end of the last.
+    `columns`: the arrays by field that all records are slices of, where these are in memory.
     """
 
     def __init__(
@@ -108,34 +111,34 @@ class LazyRecords(Sequence[Record]):
         return len(self.numbers)
 
     @overload
-    def __getitem__(self, place: int) -> Record: ...
+    def __getitem__(self, index: int) -> Record: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Record]: ...
-    def __getitem__(self, place: int | slice) -> Record | list[Record]:
-        """One record, or some."""
-        if isinstance(place, slice):
-            return [self.make(int(number)) for number in self.numbers[place]]
-        return self.make(int(self.numbers[place]))
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        """Return one record, or a list of records."""
+        if isinstance(index, slice):
+            return [self.make(int(number)) for number in self.numbers[index]]
+        return self.make(int(self.numbers[index]))
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Sizes of the groups, in order; none: every record stands alone."""
+        """Sizes of the groups, in order; empty: there are no groups."""
         if not len(self.group_offsets):
             return ()
         return tuple(np.diff(np.searchsorted(self.numbers, self.group_offsets)).tolist())
 
-    def chosen(self, places: np.ndarray) -> "LazyRecords":
-        """Return the records at these rising places."""
-        return LazyRecords(np.asarray(self.numbers)[places], self.make, self.group_offsets, self.columns)
+    def chosen(self, indices: np.ndarray) -> "LazyRecords":
+        """Return the records at these ascending indices."""
+        return LazyRecords(np.asarray(self.numbers)[indices], self.make, self.group_offsets, self.columns)
 
 
-def chosen(records: Sequence[Record], places: np.ndarray) -> Sequence[Record]:
-    """Return the records at these rising places; lazy records stay lazy."""
-    return records.chosen(places) if isinstance(records, LazyRecords) else [records[place] for place in places]
+def chosen(records: Sequence[Record], indices: np.ndarray) -> Sequence[Record]:
+    """Return the records at these ascending indices; lazy records stay lazy."""
+    return records.chosen(indices) if isinstance(records, LazyRecords) else [records[index] for index in indices]
 
 
 def evenly(records: Sequence[Record], count: int) -> Sequence[Record]:
-    """At most so many of the records, at equal distances from the first to the last; made when they are asked for."""
+    """Return at most `count` records, evenly spaced from the first to the last, made on access."""
     count = min(count, len(records))
-    places = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
-    return LazyRecords(count, lambda number: records[places[number]])
+    indices = [round(number * (len(records) - 1) / max(count - 1, 1)) for number in range(count)]
+    return LazyRecords(count, lambda number: records[indices[number]])

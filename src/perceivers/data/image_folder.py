@@ -1,4 +1,4 @@
-"""Pictures of any size in folders of classes: ImageNet as it is unpacked, or any folder of one's own."""
+"""Pictures of any size in one folder per class: ImageNet as unpacked, or any such folder."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,24 +14,24 @@ from perceivers.media.image_files import image_size
 from perceivers.schema import Record
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
-"""Suffixes of pictures; other files are passed over."""
+"""Suffixes of pictures; other files are ignored."""
 
 TRAINING, HELD_OUT = "train", "val"
-"""Folders of ImageNet."""
+"""Names of ImageNet's folders."""
 
 
 @dataclass(frozen=True)
 class ImageFolder(DataSet):
-    """Records of "image", the path of a file that is read when it is needed, and "label", the folder's name."""
+    """Records of "image", the path of a picture that is loaded when needed, and "label", the name of its folder."""
 
     folder: str = "imagenet"
     """Holds train/CLASS/... and val/CLASS/..., or CLASS/... alone."""
     held_out_fraction: float = 0.2
-    """Part of CLASS/... that training never sees, chosen by a hash of each file's name: new files move no others."""
+    """Fraction of CLASS/... held out, by a hash of the file's name: new files do not move others between the parts."""
     largest: int | None = None
-    """Number of classes, those with most pictures; None: all."""
+    """Number of classes to keep, those with the most pictures; None: all."""
     max_pixels: int | None = None
-    """Pictures of more are passed over, told by their headers; None: none is, and above 50 million are an error."""
+    """Pictures with more pixels are skipped, by their headers; None: none are, and more than 50 million is an error."""
     kind: Literal["image_folder"] = "image_folder"
     """Name in files."""
 
@@ -39,20 +39,20 @@ class ImageFolder(DataSet):
         check_held_out_fraction(self.held_out_fraction)
 
     def training(self) -> Sequence[Record]:
-        """Pictures to learn from."""
+        """Return the training pictures."""
         return _records(*self._parts[0])
 
     def held_out(self) -> Sequence[Record]:
-        """The others."""
+        """Return the held-out pictures."""
         return _records(*self._parts[1])
 
     def record_files(self) -> Iterable[Path]:
-        """All pictures of both parts."""
+        """Return all pictures of both parts."""
         return [root / name for root, names in self._parts for name in names]
 
     @cached_property
     def _parts(self) -> tuple[tuple[Path, Sequence[str]], tuple[Path, Sequence[str]]]:
-        """Folder of classes, and names of files in it, of both parts."""
+        """The folder of classes and the names of pictures in it, for training and held out."""
         root = Path(self.folder)
         if (root / TRAINING).is_dir():
             kept = self._chosen(self._names(root / TRAINING))
@@ -64,21 +64,21 @@ class ImageFolder(DataSet):
         return (root, [name for name in names if name not in held_out]), (root, sorted(held_out))
 
     def _names(self, root: Path) -> Sequence[str]:
-        """All pictures below a folder of classes that are not too large."""
+        """Return the names of all pictures below a folder of classes that are not too large."""
         names, most = picture_names(root), self.max_pixels
         return names if most is None else [name for name in names if _fits(root / name, most)]
 
     def _chosen(self, names: Sequence[str]) -> Sequence[str]:
-        """Return the names of pictures of the largest classes."""
+        """Return the names of the pictures of the largest classes."""
         counts = Counter(map(_class_of, names))
         chosen = dict(counts.most_common(self.largest))
         return [name for name in names if _class_of(name) in chosen]
 
 
 def picture_names(root: Path) -> list[str]:
-    """Paths below a folder of all pictures that lie in a class's folder, sorted; ValueError if there is none.
+    """Return the sorted paths of all pictures in class folders, relative to `root`; ValueError if there are none.
 
-    A link to a file in the same folder is the same picture again, and passed over.
+    A link to a file below the same root is a duplicate and is skipped.
     """
     inside = root.resolve()
     names = []
@@ -96,7 +96,7 @@ def _records(root: Path, names: Sequence[str]) -> Sequence[Record]:
 
 
 def _fits(path: Path, max_pixels: int) -> bool:
-    """Return whether a picture is small enough; one that cannot be read is an error later, where it is used."""
+    """Return whether a picture is small enough; an unreadable one counts as small, and is an error where it is used."""
     try:
         height, width = image_size(path)
     except TooManyPixelsError:

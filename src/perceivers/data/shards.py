@@ -1,8 +1,8 @@
-"""Own data in shards, larger than memory: WebDataset .tar files, or Parquet as hubs keep it, here or at a URL.
+"""User data in shards, larger than memory: WebDataset .tar files, or Parquet as on hubs, in a folder or at a URL.
 
-Every record has a number, by which it is read alone: of a .tar from where its members begin and end, which is found
-once and kept; of Parquet with its row group. So shards are learned from like any other data, without repeats or gaps
-over processes and workers, and a resumed run goes on with the same records.
+Every record can be read by its number: from a .tar by the offsets of its members, which are found once and cached, from
+Parquet with its row group. So training treats shards like any other data: processes and workers neither repeat nor skip
+records, and a resumed run continues with the same ones.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,28 +27,28 @@ from perceivers.modalities.table_cells import Files, Row
 from perceivers.schema import Record
 
 KEPT_GROUPS = 16
-"""Row groups that are kept decoded, in each process; more than an order mixes at a time."""
+"""Decoded row groups cached in each process; more than the sampler mixes at a time."""
 
 Piece = tuple[int, Callable[[int], Row]]
-"""Number of records of a piece, and a function that reads one of them by its number in the piece."""
+"""A file or a row group: the number of its records, and a function that reads one by its number in the piece."""
 
 
 @dataclass(frozen=True)
 class Shards(DataSet):
-    """Records of many files; a .tar's columns are the suffixes of its members, and the fields of a .json among them."""
+    """Records of many files; the columns of a .tar are the suffixes of its members and the fields of a .json member."""
 
     files: str = ""
-    """Pattern of the shards, as train-*.tar or hf://datasets/OWNER/NAME/data/train-*.parquet (any URL of fsspec)."""
+    """Pattern such as train-*.tar or hf://datasets/OWNER/NAME/data/train-*.parquet (any URL that fsspec knows)."""
     held_out_files: str = ""
-    """Pattern of shards that training never sees; without it a random part of the records is held out."""
+    """Pattern of the held-out shards; if empty, a random part of the records is held out."""
     held_out_fraction: float = 0.2
-    """Size of that part."""
+    """Fraction of the records that is held out."""
     fitted_to: int = 10_000
-    """Number of the first training records that statistics and vocabularies are fitted to."""
+    """Number of training records, from the first, that statistics and vocabularies are fitted to."""
     seed: int = 0
-    """Seed of the random choice."""
+    """Seed of the random split."""
     max_bad_rows: int = 0
-    """Records that cannot be read and are left out, if not 0; then all are tried once before the first step."""
+    """Number of unreadable records that are left out; above 0, all are read once before the first step."""
     kind: Literal["shards"] = "shards"
     """Name in files."""
 
@@ -59,19 +59,19 @@ class Shards(DataSet):
         check_ranges(self, {"fitted_to": SIZE})
 
     def training(self) -> LazyRecords:
-        """Records of the shards that are not held out."""
+        """Return the records of the shards that are not held out."""
         return self._parts[0]
 
     def held_out(self) -> LazyRecords:
-        """Records of the other shards, or held out of the same."""
+        """Return the records of the held-out shards, or those held out from the first ones."""
         return self._parts[1]
 
     def record_files(self) -> Iterable[str]:
-        """All shards of both parts."""
+        """Return all shards of both parts."""
         return [url for files in (self.files, self.held_out_files) if files for url in _matching(files)]
 
     def fit_records(self, training: Sequence[Record]) -> Sequence[Record]:
-        """The first ones."""
+        """Return the first `fitted_to` training records."""
         return training[: self.fitted_to]
 
     @cached_property
@@ -87,39 +87,40 @@ class Shards(DataSet):
 
 
 def is_shards(path: str) -> bool:
-    """Return whether a path on the command line means shards."""
+    """Return whether a path on the command line names shards."""
     return path.endswith(".tar") or "*" in path or "://" in path
 
 
 def open_shards(files: str) -> LazyRecords:
-    """All records of the shards that a pattern names, in the order of their names; ValueError if there are none."""
+    """Return the records of all shards that match a pattern, ordered by name; ValueError if there are none."""
     urls = _matching(files)
     suffixes = {PurePosixPath(url).suffix for url in urls}
     if suffixes not in ({".tar"}, {".parquet"}):
         raise ValueError(f"{files}: shards must be all .tar or all .parquet, found {', '.join(sorted(suffixes))}")
     tars = suffixes == {".tar"}
     pieces = [piece for url in urls for piece in ([_tar_piece(url)] if tars else _parquet_pieces(url))]
-    starts = np.cumsum([0, *(count for count, _ in pieces)])
+    starts = np.cumsum([0, *(count for count, _ in pieces)])  # number of the first record of each piece, and the end
 
     def record(number: int) -> Row:
-        place = int(np.searchsorted(starts, number, side="right")) - 1
-        return pieces[place][1](number - int(starts[place]))
+        piece = int(np.searchsorted(starts, number, side="right")) - 1
+        return pieces[piece][1](number - int(starts[piece]))
 
     return LazyRecords(range(int(starts[-1])), record, () if tars else starts)
 
 
 def _matching(files: str) -> list[str]:
+    """Return the URLs that match a pattern, sorted; ValueError if there are none."""
     try:
         system, path = url_to_fs(files)
-        found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))] if files else []
+        urls = [system.unstrip_protocol(name) for name in sorted(system.glob(path))] if files else []
     except (ImportError, ValueError, OSError) as error:
         raise ValueError(f"{files}: {one_line(error)}") from None
-    if not found:
+    if not urls:
         raise ValueError(f"{files or 'data.files'}: no shard has such a name")
     if isinstance(system, LocalFileSystem):
-        for name in found:
-            regular_file(system._strip_protocol(name))
-    return found
+        for url in urls:
+            regular_file(system._strip_protocol(url))
+    return urls
 
 
 def _tar_piece(url: str) -> Piece:
@@ -142,7 +143,7 @@ def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
 
 
 def _versioned(url: str) -> tuple[str, str]:
-    """A URL, and what is another text when its file has changed."""
+    """Return a URL and the version of its file, which changes with the file: the key of both caches below."""
     system, path = url_to_fs(url)
     return url, system.ukey(path)
 

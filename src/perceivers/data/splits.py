@@ -1,4 +1,4 @@
-"""Held-out parts: the rules by which some records are chosen that training never sees."""
+"""The rules by which records are chosen to be held out from training."""
 
 import hashlib
 from collections.abc import Hashable, Sequence
@@ -8,37 +8,37 @@ import numpy as np
 
 
 def check_held_out_fraction(fraction: float) -> None:
-    """Raise a ValueError for a part that leaves nothing to learn from, or nothing to test with."""
+    """Raise a ValueError for a fraction that leaves no training records, or holds none out."""
     if not 0 < fraction < 1:
         raise ValueError(f"held_out_fraction = {fraction} must be between 0 and 1")
 
 
 def random_split(count: int, num_held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split places from 0 to `count` - 1 at random: those to learn from, and so many held out, each rising."""
+    """Split the indices 0 to `count` - 1 at random into training and `num_held_out` held out, each ascending."""
     order = np.random.default_rng(seed).permutation(count)
     return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
 
 
 def is_held_out(number: int | np.ndarray, every: int) -> Any:
-    """Return whether the record of a number, from 1, is held out if each `every`-th is; of an array, for each."""
+    """Return whether a record is held out where every n-th is; numbers, also arrays of them, count from 1."""
     return number % every == 0
 
 
 def is_held_out_by_name(name: str, fraction: float) -> bool:
-    """Return whether a file is in the held-out part, by a hash of its name: new files move no others."""
+    """Return whether a file is held out, by a hash of its name: adding files does not move others between the parts."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < fraction
 
 
 def last_in_order(keys: Sequence[Any], count: int) -> frozenset[int]:
-    """Return the places of the `count` largest keys, of equal ones the later."""
+    """Return the indices of the `count` largest keys; among equal keys, the later ones."""
     return frozenset(sorted(range(len(keys)), key=keys.__getitem__)[len(keys) - count :])
 
 
 def whole_groups(keys: Sequence[Hashable], count: int, seed: int) -> frozenset[int]:
-    """Return the places of random groups of equal keys, until there are at least `count` of them."""
+    """Return the indices of random whole groups of equal keys, at least `count` indices."""
     groups: dict[Hashable, list[int]] = {}
-    for place, key in enumerate(keys):
-        groups.setdefault(key, []).append(place)
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
     chosen: list[int] = []
     for number in np.random.default_rng(seed).permutation(len(groups)):
         if len(chosen) < count:
@@ -47,10 +47,10 @@ def whole_groups(keys: Sequence[Hashable], count: int, seed: int) -> frozenset[i
 
 
 def part_of_each_class(keys: Sequence[Hashable], fraction: float, seed: int) -> frozenset[int]:
-    """Return a random part of the places of each key; a key that is there once is learned from."""
+    """Return the indices of a random part of each key's members; a key with one member is never held out."""
     members: dict[Hashable, list[int]] = {}
-    for place in np.random.default_rng(seed).permutation(len(keys)).tolist():
-        members.setdefault(keys[place], []).append(place)
+    for index in np.random.default_rng(seed).permutation(len(keys)).tolist():
+        members.setdefault(keys[index], []).append(index)
     return frozenset(
-        place for own in members.values() for place in own[: round(fraction * len(own)) if len(own) > 1 else 0]
+        index for group in members.values() for index in group[: round(fraction * len(group)) if len(group) > 1 else 0]
     )

@@ -1,4 +1,4 @@
-"""Own data as a table: CSV, TSV, Parquet, JSON Lines, or a folder of files with classes as sub-folders."""
+"""User data as a table: CSV, TSV, Parquet, JSON Lines, or a folder of files with one sub-folder per class."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,28 +20,28 @@ from perceivers.modalities.table_cells import Row
 
 @dataclass(frozen=True)
 class Table(DataSet):
-    """Rows of a table; a cell is a number, a text, a list, or the path of a file, as the schema says."""
+    """Rows of a table; a cell is a number, a text, a list or the path of a file, depending on the schema."""
 
     file: str = ""
-    """Table, or folder of files (columns "file" and "label", its sub-folder)."""
+    """A table, or a folder of files (columns "file" and "label", the sub-folder)."""
     held_out_file: str = ""
-    """Rows that training never sees; without it a part of the first table is held out."""
+    """Table of the held-out rows; if empty, a part of the first table is held out."""
     held_out_fraction: float = 0.2
-    """Size of that part."""
+    """Fraction of the first table that is held out."""
     stratify: str | None = None
-    """Column whose values are to be as frequent in both parts; None: rows are held out at random."""
+    """Column whose values are equally frequent in both parts, such as a class; None: rows are held out at random."""
     group: str | None = None
-    """Column whose values tell groups that stay together, as of one patient; None: rows are held out at random."""
+    """Column whose equal values stay in one part, such as a patient; None: rows are held out at random."""
     order: str | None = None
-    """Column by which the last rows are held out, as a time; None: rows are held out at random."""
+    """Column whose largest values are held out, such as a time; None: rows are held out at random."""
     seed: int = 0
-    """Seed of the random choice."""
+    """Seed of the random split."""
     missing: tuple[str, ...] = MISSING
-    """Text of cells without a value."""
+    """Texts of cells without a value."""
     max_bad_rows: int = 0
-    """Rows that cannot be read and are left out; more are an error."""
+    """Number of unreadable rows that are left out; more are an error."""
     files_outside: bool = False
-    """True: files outside of the table's folder are read too."""
+    """True: cells may name files outside the table's folder."""
     kind: Literal["table"] = "table"
     """Name in files."""
 
@@ -55,11 +55,11 @@ class Table(DataSet):
         if len(rules) > 1:
             raise ValueError(f"{' and '.join(rules)} exclude one another: leave all but one out")
         if rules and self.held_out_file:
-            raise ValueError(f"{rules[0]} has no effect beside held_out_file: leave one of them out")
+            raise ValueError(f"{rules[0]} has no effect with held_out_file: leave one of them out")
 
     @property
     def reads_whole_folder(self) -> bool:
-        """Every file of a folder is a row."""
+        """True: every file of a folder is a row."""
         return True
 
     def source_files(self) -> list[Path | str]:
@@ -67,15 +67,15 @@ class Table(DataSet):
         return [*filter(None, (self.file, self.held_out_file))]
 
     def read_table(self, path: Path) -> Iterator[Row]:
-        """Yield the rows of another table, with the same texts for cells without a value."""
+        """Yield the rows of another table, with the same settings for missing values and files."""
         return read_rows(path, self.missing, self.files_outside)
 
     def training(self) -> Sequence[Row]:
-        """Rows of the table that are not held out."""
+        """Return the rows of the table that are not held out."""
         return self._parts[0]
 
     def held_out(self) -> Sequence[Row]:
-        """Rows of the other table, or held out of the one."""
+        """Return the rows of the held-out table, or those held out from the first one."""
         return self._parts[1]
 
     @cached_property
@@ -97,7 +97,7 @@ class Table(DataSet):
         return list(self.read_table(Path(file)))
 
     def _chosen(self, rows: Sequence[Row]) -> frozenset[int]:
-        """Numbers of the rows that are held out."""
+        """Return the numbers of the held-out rows."""
         count = round(self.held_out_fraction * len(rows))
         if self.order is not None:
             return last_in_order(_column(rows, self.order, _sortable), count)
@@ -109,13 +109,14 @@ class Table(DataSet):
 
 
 def _column(rows: Sequence[Row], name: str, key: Callable[[Any], Any]) -> list[Any]:
+    """Return the key of each row's cell in a column."""
     if not any(name in row.cells for row in rows):
         raise ValueError(f"no row has a column {name!r}, by which the table is to be split")
     return [key(row.cells.get(name)) for row in rows]
 
 
 def _sortable(cell: Any) -> tuple[int, float, str]:
-    """Numbers before texts (ISO dates among them); rows without a value first, where they are learned from."""
+    """Return a sort key: first missing values, which are thus trained on, then numbers, then texts (ISO dates too)."""
     if cell is None:
         return 0, 0.0, ""
     try:

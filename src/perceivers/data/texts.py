@@ -1,6 +1,6 @@
-"""Texts to learn from without labels: documents of any number of files, one after another, cut to one length.
+"""Unlabelled text: documents from any number of files, concatenated and cut to one length.
 
-Documents, not records, are training or held out.
+Whole documents, not records, are split into training and held out.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,27 +17,27 @@ from perceivers.data.splits import is_held_out
 from perceivers.schema import Record
 
 MOST_JOINED = 10_000
-"""Upper bound of `num_documents`: they are in memory together."""
+"""Upper bound of `num_documents`, which are in memory at the same time."""
 
 
 @dataclass(frozen=True)
 class Texts(DataSet):
-    """Records of a "text", drawn at random by their number: no two runs differ, no order needs to be shuffled."""
+    """Records of a "text", drawn at random with their number as the seed: every run has the same, already shuffled."""
 
     folder: str = "texts"
-    """Holds text files (.txt, .rst, .md) and JSON Lines (.json, .jsonl, wiki_00), each also as .gz, at any depth."""
+    """Folder of text files (.txt, .rst, .md) and JSON Lines (.json, .jsonl, wiki_00), also as .gz, at any depth."""
     sources: Mapping[str, float] = field(default_factory=dict)
-    """Folders within it, and the share of the records that each gives; none: the whole folder is one source."""
+    """Share of the records by sub-folder; empty: the whole folder is one source."""
     length: int = 2048
-    """Most bytes of a record; all are as long, where documents are: shares of records are shares of bytes."""
+    """Length of a record in bytes, shorter only if its documents are: shares of records are shares of bytes."""
     num_documents: int = 10
-    """Documents of a source that are put one after another before a part of them is cut out (paper F.3)."""
+    """Number of documents of a source that are concatenated before a record is cut out (paper F.3)."""
     held_out_every: int = 20
-    """Each so many-th document of a source is held out."""
+    """Every n-th document of a source is held out."""
     num_training: int = 1_000_000
-    """Records to learn from; steps x batch size of them never come twice."""
+    """Number of training records; a run of at most this many never sees one twice."""
     num_held_out: int = 1000
-    """Held-out records."""
+    """Number of held-out records."""
     kind: Literal["texts"] = "texts"
     """Name in files."""
 
@@ -51,21 +51,21 @@ class Texts(DataSet):
             raise ValueError(f"sources = {dict(self.sources)}: each needs a share above 0")
 
     def training(self) -> Sequence[Record]:
-        """Parts of most documents."""
+        """Return random cuts of the training documents."""
         return self._records(False, self.num_training)
 
     def held_out(self) -> Sequence[Record]:
-        """Parts of the other documents."""
+        """Return random cuts of the held-out documents."""
         return self._records(True, self.num_held_out)
 
     def record_files(self) -> Iterable[Path]:
-        """Files of all documents, of both parts."""
+        """Return the files of all documents, of both parts."""
         return [path for part in self._sources(False) for path in part.documents.files]
 
     def documents(self, held_out: bool) -> Iterator[str]:
-        """The whole documents of a part, each once."""
+        """Yield the whole documents of a part, each once."""
         for source in self._sources(held_out):
-            yield from (source[place].decode(errors="ignore") for place in range(len(source)))
+            yield from (source[index].decode(errors="ignore") for index in range(len(source)))
 
     def _records(self, held_out: bool, count: int) -> Sequence[Record]:
         sources = self._sources(held_out)
@@ -75,7 +75,7 @@ class Texts(DataSet):
             rng = np.random.default_rng((held_out, number))
             source = sources[rng.choice(len(sources), p=shares / shares.sum())]
             chosen = rng.integers(len(source), size=self.num_documents)
-            joined = b"\n".join(source[int(place)] for place in chosen)
+            joined = b"\n".join(source[int(index)] for index in chosen)
             start = int(rng.integers(max(len(joined) - self.length, 0) + 1))
             return {"text": joined[start : start + self.length].decode(errors="ignore")}
 
@@ -87,18 +87,18 @@ class Texts(DataSet):
 
 
 class Part:
-    """Each so many-th document, or all the others."""
+    """The held-out documents, every n-th one, or the training documents, all others."""
 
     def __init__(self, documents: "Documents", every: int, held_out: bool) -> None:
         numbers = np.arange(1, len(documents) + 1)
-        self.documents, self.places = documents, np.flatnonzero(is_held_out(numbers, every) == held_out)
-        if not len(self.places):
+        self.documents, self.indices = documents, np.flatnonzero(is_held_out(numbers, every) == held_out)
+        if not len(self.indices):
             raise ValueError(f"{documents.folder}: {len(documents)} documents, of which each {every}th is held out")
 
     def __len__(self) -> int:
         """Number of documents."""
-        return len(self.places)
+        return len(self.indices)
 
-    def __getitem__(self, place: int) -> bytes:
-        """A document, as UTF-8."""
-        return self.documents[int(self.places[place])]
+    def __getitem__(self, index: int) -> bytes:
+        """Return a document, as UTF-8."""
+        return self.documents[int(self.indices[index])]

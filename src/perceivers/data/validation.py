@@ -1,4 +1,4 @@
-"""Rows that can be read, apart from those that cannot: they are counted and named, never silently dropped."""
+"""Validation of records: unreadable ones are counted and named, never silently dropped."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,37 +19,39 @@ from perceivers.schema import Record, Schema
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A row that cannot be used."""
+    """An unreadable record."""
 
     place: str
     """File and line."""
     reason: str
-    """Reason why it cannot be used."""
+    """The error that it raises."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A data set as a schema reads it."""
+    """The two parts of a data set, validated, and the schema fitted to them."""
 
     schema: Schema
-    """Fitted to the training part."""
+    """The schema, fitted to the training records."""
     training: Sequence[Record]
-    """Records to learn from."""
+    """Training records."""
     held_out: Sequence[Record]
-    """Records that training never sees."""
+    """Held-out records."""
     unreadable: Sequence[Unreadable] = ()
-    """Rows of either part that were left out."""
+    """Records of either part that were left out."""
 
 
 def read_parts(data: DataSet, schema: Schema) -> Parts:
-    """Return both parts, each row tried if `tries` says so; ValueError if too many cannot be read."""
+    """Return both parts, validated if `tries(data)`; ValueError if too many records are unreadable."""
     training, held_out = data.training(), data.held_out()
     fitted_to = data.fit_records(training)
+    # Misspelled columns are reported before anything is read.
     if isinstance(data, Table | Shards):
         rows = [*fitted_to, *(held_out if isinstance(data, Table) else ())]
         check_columns(schema, [row for row in rows if isinstance(row, Row)])
     if not tries(data):
         return Parts(schema.fit(fitted_to), training, held_out)
+    # Fit the schema to the records that can be read, then preprocess every record of both parts once.
     readable, bad = sift(fitted_to, schema.read)
     check_positive(bad, data.max_bad_rows)
     schema = schema.fit(readable)
@@ -60,21 +62,21 @@ def read_parts(data: DataSet, schema: Schema) -> Parts:
 
 
 def read_held_out(data: DataSet, schema: Schema) -> Sequence[Record]:
-    """The held-out part under a fitted schema, without rows that cannot be read."""
+    """Return the held-out records that a fitted schema can read."""
     held_out = data.held_out()
     return sift(held_out, preparing(schema))[0] if tries(data) else held_out
 
 
 def tries(data: DataSet) -> TypeGuard[Table | Shards]:
-    """Return whether every row is tried before training: rows of tables, and of shards that may have bad ones."""
+    """Return whether every record is validated before training: in tables, and in shards with max_bad_rows above 0."""
     return isinstance(data, Table) or (isinstance(data, Shards) and data.max_bad_rows > 0)
 
 
 def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[Sequence[Record], list[Unreadable]]:
-    """Rows for which the attempt succeeds, and the others with what it complained of."""
+    """Return the records for which the attempt succeeds, and the others with their errors."""
     good: list[int] = []
     bad: list[Unreadable] = []
-    for number, row in enumerate(tracked(rows, "trying rows")):
+    for number, row in enumerate(tracked(rows, "checking rows")):
         try:
             attempt(row)
             good.append(number)
@@ -84,12 +86,12 @@ def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[Sequ
 
 
 def preparing(schema: Schema) -> Callable[[Record], Any]:
-    """The attempt to make a sample of a record."""
+    """Return a function that preprocesses a record, as an attempt for `sift`."""
     return lambda record: schema.preprocess(record, np.random.default_rng(0), training=False)
 
 
 def check_positive(unreadable: Sequence[Unreadable], allowed: int) -> None:
-    """Raise a ValueError naming the first row that cannot be read, if there are more than allowed."""
+    """Raise a ValueError naming the first unreadable record if there are more than allowed."""
     if len(unreadable) > allowed:
         first = unreadable[0]
         raise ValueError(
@@ -98,7 +100,7 @@ def check_positive(unreadable: Sequence[Unreadable], allowed: int) -> None:
 
 
 def check_columns(schema: Schema, rows: Sequence[Row], inputs_only: bool = False) -> None:
-    """Raise a ValueError for an input or output whose column no row has; names the nearest that there is."""
+    """Raise a ValueError for an input or output whose column no row has, naming the nearest column."""
     known = [*column_names(rows), WHOLE_ROW]
     if not any(not row.error for row in rows):
         return

@@ -1,7 +1,7 @@
-"""YAML and JSON that somebody else wrote, parsed within a budget that is checked before the work.
+"""Parsing of untrusted YAML and JSON, within limits that are checked before any value is made.
 
-A few hundred bytes can stand for gigabytes: aliases of aliases, lists in lists, numbers of a million digits. The text
-is counted before any value is made of it, an alias as all that it stands for.
+A few hundred bytes can expand to gigabytes: aliases of aliases, deeply nested lists, numbers with a million digits. So
+the values of a text are counted first; an alias counts as many as it expands to.
 """
 
 import json
@@ -16,23 +16,23 @@ from perceivers.files.messages import one_line
 from perceivers.files.opening import read_text
 
 MOST_NODES = 500_000
-"""Values that a YAML or JSON file may hold, aliases expanded."""
+"""Largest number of values in a YAML or JSON file, with aliases expanded."""
 
 MOST_DEPTH = 64
-"""Lists and dictionaries that may lie in one another."""
+"""Largest nesting of lists and dictionaries."""
 
 LONGEST_NUMBER = 400
-"""Characters of a number or a date: some constructors take quadratic time in them."""
+"""Longest number or date, in characters: some constructors take quadratic time."""
 
 Lines = dict[tuple[str, ...], int]
-"""The line of each place of a file."""
+"""Line number of each field of a file, by its path of keys."""
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The parser of libyaml, where there is one, is ten times as fast."""
+"""The YAML parser; libyaml's, where available, is ten times as fast."""
 
 
 def from_yaml(text: str, source: str) -> tuple[Any, Lines]:
-    """Return what a YAML (or JSON) text says, and the line of each place; ValueError naming `source` and the line."""
+    """Parse YAML (or JSON); return its content and the line of each field. ValueError naming `source` and the line."""
     try:
         _check_budget(text)
         loader = Loader(text)
@@ -49,21 +49,23 @@ def from_yaml(text: str, source: str) -> tuple[Any, Lines]:
         place = f"{source}:{mark.line + 1}" if mark else source
         raise ValueError(f"{place}: not YAML: {one_line(getattr(error, 'problem', None) or error)}") from None
     except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-        # Of a number or a date that only looks like one, as 2026-99-99 or !!int x.
+        # A value that only looks like a number or a date, such as 2026-99-99 or !!int x.
         raise ValueError(f"{source}: not YAML: {one_line(error)}") from None
 
 
 def from_json(text: str, most_nodes: int = MOST_NODES) -> Any:
-    """Return what a JSON text says.
+    """Parse JSON.
 
-    ValueError if it is none, too deep, has a key twice, or may have more values than `most_nodes`.
+    ValueError for other texts, for too deep a nesting, a repeated key, or possibly more than `most_nodes` values.
     """
+    # Each value follows one of three characters: count these before parsing.
     if len(text) > most_nodes and sum(map(text.count, ",[{")) > most_nodes:
         raise ValueError(f"more than {most_nodes:,} values")
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(_too_deep()) from None
+    # Check the depth level by level, as a recursive check could overflow.
     level = [value]
     for _ in range(MOST_DEPTH + 1):
         level = [child for node in level for child in _children(node)]
@@ -73,39 +75,42 @@ def from_json(text: str, most_nodes: int = MOST_NODES) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Return an object of JSON as a dictionary; ValueError for a repeated key."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {twice!r:.99} is there twice")
-    return found
+    return fields
 
 
 def _children(value: Any) -> Iterator[Any]:
-    # Numbers and texts have none: most of a large file is not looked at twice.
+    # Only lists and dictionaries are visited, so most values of a large file are not.
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (item for item in items if isinstance(item, dict | list))
 
 
 def _check_budget(text: str) -> None:
-    """YAMLError for a text whose values, with aliases expanded, are too many or too deep, or that holds itself."""
-    size, whole, opened = 0, dict[str | None, tuple[int, int]](), list[list[Any]]()
+    """Raise a YAMLError for a text that, with aliases expanded, has too many or too deep values, or contains itself."""
+    size = 0  # number of values so far
+    anchors = dict[str | None, tuple[int, int]]()  # number of values and height of what each anchor names
+    opened = list[list[Any]]()  # open collections: anchor, size before, height of the children so far
     for event in yaml.parse(text, Loader):
         height = 0
         if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in whole:
+            if event.anchor not in anchors:
                 raise _problem(event, f"the alias *{event.anchor} stands before or within what it names")
-            added, height = whole[event.anchor]
+            added, height = anchors[event.anchor]
             size += added
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append([event.anchor, size, 0])
             size += 1
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before, within = opened.pop()
-            height = within + 1
-            whole[anchor] = (size - before, height)  # None names nothing
+            anchor, before, inner_height = opened.pop()
+            height = inner_height + 1
+            anchors[anchor] = (size - before, height)  # None: there is no anchor, and no alias has this name
         elif isinstance(event, yaml.ScalarEvent):
             size += 1
-            whole[event.anchor] = (1, 0)
+            anchors[event.anchor] = (1, 0)
         if opened:
             opened[-1][2] = max(opened[-1][2], height)
         if len(opened) + height > MOST_DEPTH:
@@ -115,7 +120,7 @@ def _check_budget(text: str) -> None:
 
 
 def _mark_lines(node: yaml.Node, place: tuple[str, ...], lines: Lines) -> None:
-    """Note the line of each place; YAMLError for a key that is no text or is there twice, and for endless numbers."""
+    """Record the line of each field; YAMLError for a key that is repeated or not a text, and for overlong numbers."""
     lines[place] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         keys = set()
@@ -143,7 +148,7 @@ def _too_deep() -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file; ValueError naming the file if it is none."""
+    """Load a JSON file; ValueError naming the file if it is not JSON."""
     text = read_text(path)
     try:
         return from_json(text)

@@ -1,4 +1,4 @@
-"""Files written whole: what is there is whole and on disk, what is being written is not there yet."""
+"""Atomic and durable writing of files: a file that exists is complete and on disk."""
 
 import os
 import re
@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import TypeVar
 
 UNFINISHED = ".unfinished"
-"""End of the hidden names of what is being written or removed."""
+"""Suffix of the hidden names of files and folders that are being written or removed."""
 
 LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.unfinished")
-"""Pattern of these hidden names, as `tempfile` makes them."""
+"""Pattern of these hidden names, which `tempfile` makes."""
 
 KEPT_OF_NAME = 50
-"""Characters of a file's name that its hidden name has, which must not be too long for the file system."""
+"""Number of characters of a file's name in its hidden name, which must not be too long for the file system."""
 
 READABLE = 0o644
-"""Permissions of new files: temporary files belong to their maker alone."""
+"""Permissions of new files; those of a temporary file let only its owner read it."""
 
 Content = TypeVar("Content")
 
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """Yield an empty file beside `target` to write into; then it replaces `target`, on disk. If not, nothing changes.
+    """Yield an empty file next to `target` to write into; it then replaces `target` on disk, or nothing if this fails.
 
-    What a link leads to is replaced, not the link, and permissions stay; ValueError for what is no regular file.
+    A link stays a link: the file it leads to is replaced. Permissions are kept. ValueError unless a regular file.
     """
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_file():
@@ -51,7 +51,7 @@ def replaced(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yield a file to write an output into, as `replaced` does; ValueError naming `path` for errors of the disk too."""
+    """Yield a file to write an output into, as `replaced` does; errors of the disk are ValueErrors naming `path`."""
     path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 
 def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path, Content], None]:
-    """Return `write`, whose errors of the file system name the target, not what it is called until it is whole."""
+    """Wrap `write` so that errors of the file system name the target instead of the hidden temporary file."""
 
     @wraps(write)
     def named_write(target: Path, content: Content) -> None:
@@ -78,7 +78,7 @@ def naming_its_target(write: Callable[[Path, Content], None]) -> Callable[[Path,
 
 @naming_its_target
 def write_text(target: Path, text: str) -> None:
-    """Write a text file, whole and on disk, or leave the old one; ValueError for what is no file."""
+    """Write a text file atomically and durably, or leave the old one; ValueError if the target is not a file."""
     target = Path(os.path.realpath(target))
     make_folder(target.parent)
     with replaced(target) as fresh:
@@ -86,14 +86,14 @@ def write_text(target: Path, text: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed writer left in a folder that nobody else writes to: unfinished files of ours, no others."""
+    """Remove the unfinished files that a killed process left in a folder; no other process may be writing there."""
     for path in folder.iterdir():
         if LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, on disk."""
+    """Make a folder and its parents, durably on disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
@@ -104,7 +104,7 @@ def make_folder(folder: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    """Wait until the content of a file, or the names in a folder, would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -113,7 +113,7 @@ def to_disk(path: Path) -> None:
 
 
 def finish_file(path: Path, mode: int = READABLE) -> None:
-    """Give a temporary file its permissions, and wait until it is on disk."""
-    with path.open("rb") as file:  # its permissions may forbid to open it again
+    """Set the permissions of a temporary file, and wait until it is on disk."""
+    with path.open("rb") as file:  # open it first: the permissions may forbid that later
         path.chmod(mode)
         os.fsync(file.fileno())

@@ -1,6 +1,7 @@
-"""Folders written whole, with a manifest of their files: all new files are there and on disk, or the old ones are.
+"""Atomic and durable writing of folders, with a manifest of their files: either all new files are there, or all old.
 
-A folder that exists keeps what is not ours.
+An existing folder keeps files that we did not write. Its new files are first completed in the hidden folder READY. If
+this process is killed, `current` finds them there, and the next save moves them into place.
 """
 
 import hashlib
@@ -18,16 +19,16 @@ from perceivers.files.durable import LEFTOVER, UNFINISHED, finish_file, make_fol
 from perceivers.files.locks import locked
 
 DESCRIPTION = "model.json"
-"""File of the schema and the sizes of a model."""
+"""File of the schema and the config of a model."""
 
 MANIFEST = "manifest.json"
-"""File that lists the files of a folder, with their sizes and hashes."""
+"""File with the sizes and hashes of a folder's files."""
 
 STATE = "state.json"
-"""File that a checkpoint has beside those of a model."""
+"""File that a checkpoint has in addition to those of a model."""
 
 READY = ".manifest.ready"
-"""Hidden folder within a folder: the files of a save that is being put in place. They count, not the older ones."""
+"""Hidden sub-folder with the files of a save that are being moved into place; they supersede the older ones."""
 
 IN_THE_WAY = "was not saved here by us, or changed since: move it, or save elsewhere"
 
@@ -37,10 +38,10 @@ Manifest = dict[str, dict[str, int | str]]
 
 @naming_its_target
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, then put its files in place: all of them and on disk, or none.
+    """Let `write` fill a folder, then move its files into place: all of them, durably, or none.
 
-    A folder that exists keeps what is not ours. Only the files that its manifest names are replaced or removed, and
-    only as they were written; ValueError naming any other file that has the name of a new one.
+    An existing folder keeps files that we did not write. Only files in its manifest are replaced or removed, and only
+    if they are unchanged; ValueError naming any other file that has the name of a new one.
     """
     target = Path(os.path.realpath(target))
     if target.name == READY or LEFTOVER.fullmatch(target.name):
@@ -52,7 +53,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
             _finish_earlier_save(target)
             with _filled(target, "model", write) as fresh:
                 _check_replaceable(target, read_manifest(fresh))
-                fresh.rename(target / READY)  # from here on the new files count
+                fresh.rename(target / READY)  # from here on the new files are the current ones
                 to_disk(target)
                 _put_in_place(target)
     else:
@@ -62,25 +63,25 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def _rename_durably(fresh: Path, target: Path) -> None:
-    """Give a folder its name, on disk, or leave it the old one."""
+    """Rename a folder durably, or leave it as it was."""
     fresh.rename(target)
     try:
         to_disk(target.parent)
     except OSError:
-        target.rename(fresh)  # a loss of power could take the name back: nothing was saved
+        target.rename(fresh)  # the new name might not survive a loss of power, so nothing counts as saved
         raise
 
 
 def current(folder: Path) -> Path:
-    """Return where a folder's files are: in it, or within it where a save was cut off while they were put in place."""
+    """Return where a folder's files are: in it, or in READY if a save was interrupted while moving them into place."""
     ready = folder / READY
     return ready if not ready.is_symlink() and (ready / MANIFEST).is_file() else folder
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that `write_folder` made, at once: one that is half removed is not found under its name.
+    """Remove a folder that `write_folder` made, atomically: a half-removed one is never found under its name.
 
-    A folder in which there is something else is not removed but renamed: NAME.kept.xxxxxxxx.
+    A folder with other files in it is not removed but renamed to NAME.kept.xxxxxxxx.
     """
     if not _holds_only_ours(folder):
         folder.rename(tempfile.mkdtemp(prefix=f"{folder.name}.kept.", dir=folder.parent))
@@ -91,7 +92,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise a ValueError unless every file that the manifest names is there as it was written."""
+    """Raise a ValueError unless all files of the manifest are there, as they were written."""
     folder = current(folder)
     for name, fingerprint in read_manifest(folder).items():
         if not (folder / name).is_file():
@@ -101,17 +102,17 @@ def check_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return size and hash by name of the files that `write_folder` made; ValueError if it made no such manifest."""
+    """Load the manifest of a folder: size and hash by file name; ValueError if it is not one of `write_folder`."""
     path = folder / MANIFEST
-    found = read_json(path)
-    if not isinstance(found, dict) or not found:
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not manifest:
         raise ValueError(f"{path}: not a list of files")
-    for name, fingerprint in found.items():
+    for name, fingerprint in manifest.items():
         if Path(name).name != name:
-            raise ValueError(f"{path}: {name!r} is no name of a file beside it")
+            raise ValueError(f"{path}: {name!r} is not the name of a file in its folder")
         if not isinstance(fingerprint, dict) or fingerprint.keys() != {"size", "sha256"}:
             raise ValueError(f"{path}: has no size and hash of {name!r}")
-    return found
+    return manifest
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:
@@ -121,7 +122,7 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
 
 @contextmanager
 def _filled(home: Path, name: str, write: Callable[[Path], None]) -> Iterator[Path]:
-    """Yield a hidden folder with whole files and their manifest, which is removed unless it is renamed."""
+    """Yield a hidden folder with complete files and their manifest; it is removed afterwards, unless renamed."""
     fresh = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=UNFINISHED, dir=home))
     try:
         write(fresh)
@@ -132,7 +133,7 @@ def _filled(home: Path, name: str, write: Callable[[Path], None]) -> Iterator[Pa
 
 
 def _seal(folder: Path) -> None:
-    """Sync all files of a folder, then a manifest of them."""
+    """Sync all files of a folder to disk, then write their manifest."""
     files = sorted(folder.iterdir())
     for path in files:
         finish_file(path)
@@ -143,14 +144,14 @@ def _seal(folder: Path) -> None:
 
 
 def _finish_earlier_save(folder: Path) -> None:
-    """Put in place what a killed writer had ready, and remove what it had not."""
-    for path in folder.glob(".model.*"):  # folders: a file or a link of such a name is not ours
+    """Move a killed process's completed save into place, and remove incomplete ones."""
+    for path in folder.glob(".model.*"):  # only folders: a file or a link with such a name is not ours
         if LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
     ready = folder / READY
     if os.path.lexists(ready):
-        named = (ready / MANIFEST).is_file() and not ready.is_symlink()
-        if not named or any(path.is_symlink() for path in ready.iterdir()):
+        is_ours = (ready / MANIFEST).is_file() and not ready.is_symlink()
+        if not is_ours or any(path.is_symlink() for path in ready.iterdir()):
             raise ValueError(f"{ready} {IN_THE_WAY}")
         check_folder(ready)
         _check_replaceable(folder, read_manifest(folder / READY))
@@ -158,15 +159,15 @@ def _finish_earlier_save(folder: Path) -> None:
 
 
 def _check_replaceable(folder: Path, new: Manifest) -> None:
-    """Raise a ValueError for a file that has the name of a new one and is not what was written here before.
+    """Raise a ValueError for a file that has the name of a new one but was not written by an earlier save.
 
-    And for a checkpoint, which would be none without its state.
+    Also for a checkpoint that would lose its state.
     """
     old = _earlier_manifest(folder)
     if STATE in old and STATE not in new:
         raise ValueError(f"{folder} is a checkpoint, from which its run could not go on: save elsewhere")
     if old and DESCRIPTION in new and DESCRIPTION not in old:
-        raise ValueError(f"{folder / MANIFEST} {IN_THE_WAY}")  # others list sizes and hashes of files too
+        raise ValueError(f"{folder / MANIFEST} {IN_THE_WAY}")  # another program's manifest of the same format
     for name in new:
         path = folder / name
         ours = path.is_file() and _fingerprint(path) in (old.get(name), new[name])
@@ -175,7 +176,7 @@ def _check_replaceable(folder: Path, new: Manifest) -> None:
 
 
 def _earlier_manifest(folder: Path) -> Manifest:
-    """Return the manifest of an earlier save; ValueError if something else has the manifest's name."""
+    """Return the manifest of an earlier save, {} if there is none; ValueError if another file has its name."""
     if not os.path.lexists(folder / MANIFEST):
         return {}
     try:
@@ -185,7 +186,7 @@ def _earlier_manifest(folder: Path) -> Manifest:
 
 
 def _put_in_place(folder: Path) -> None:
-    """Give the files of READY their names and remove older ones of ours; cut off at any point, it can be done again."""
+    """Move the files of READY into place and remove our older ones; if interrupted anywhere, this can be repeated."""
     ready = folder / READY
     new, old = read_manifest(ready), _earlier_manifest(folder)
     for name in new:
@@ -193,7 +194,7 @@ def _put_in_place(folder: Path) -> None:
     for name in old.keys() - new.keys():
         if (folder / name).is_file() and _fingerprint(folder / name) == old[name]:
             (folder / name).unlink()
-    _link(ready / MANIFEST, folder / MANIFEST)  # the last one: it knows no longer what is to be removed
+    _link(ready / MANIFEST, folder / MANIFEST)  # last: the old manifest lists the files to be removed
     to_disk(folder)
     doomed = Path(tempfile.mkdtemp(prefix=".model.", suffix=UNFINISHED, dir=folder))
     ready.rename(doomed)
@@ -201,12 +202,12 @@ def _put_in_place(folder: Path) -> None:
 
 
 def _link(source: Path, place: Path) -> None:
-    """Give a file a second place, at once, with the permissions of the file that was there."""
+    """Link a file to `place` atomically, with the permissions of the file that it replaces."""
     spare = source.with_name(f"{source.name}{UNFINISHED}")
     spare.unlink(missing_ok=True)
     try:
         spare.hardlink_to(source)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, spare)
     if place.exists():
         spare.chmod(stat.S_IMODE(place.stat().st_mode))
@@ -215,8 +216,9 @@ def _link(source: Path, place: Path) -> None:
 
 
 def _holds_only_ours(folder: Path) -> bool:
+    """Return whether a folder has only files that its manifest names."""
     try:
-        named = read_manifest(folder).keys()
+        names = read_manifest(folder).keys()
     except ValueError:
         return False
-    return {path.name for path in folder.iterdir()} <= {*named, MANIFEST}
+    return {path.name for path in folder.iterdir()} <= {*names, MANIFEST}

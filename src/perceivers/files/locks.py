@@ -1,4 +1,4 @@
-"""Locks of the operating system: a lock ends with the process that holds it, however the process ends."""
+"""Locks of the operating system, which are released when the process that holds them ends, however it ends."""
 
 import os
 from collections.abc import Iterator
@@ -9,20 +9,20 @@ from typing import IO
 
 @contextmanager
 def locked(folder: Path, exclusive: bool) -> Iterator[None]:
-    """Keep other processes and threads from saving a model in a folder; if `exclusive`, from loading it too."""
+    """Prevent other processes and threads from saving a model in a folder; if `exclusive`, also from loading one."""
     with ExitStack() as stack:
-        with suppress(ImportError, OSError):  # where there are no locks, or no folder yet
+        with suppress(ImportError, OSError):  # the system has no locks, or the folder does not exist yet
             import fcntl
 
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a forked process may have the descriptor too
+            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # closing is not enough: a fork may share it
         yield
 
 
 def try_lock(file: IO[str]) -> bool:
-    """Lock an open file for this process alone, as long as it is open; return False where another process has it."""
+    """Lock an open file for this process until the file is closed; return False if another process has the lock."""
     import fcntl
 
     try:

@@ -1,23 +1,23 @@
-"""Texts of files and of exceptions, made fit to be printed."""
+"""Sanitising of texts from files and exceptions for printing."""
 
 import json
 
 LONGEST_MESSAGE = 300
-"""Characters that a message quotes of a library's exception or of a file."""
+"""Largest number of characters that a message quotes from a library's exception or a file."""
 
 HARMLESS = frozenset("\n\t\xa0\u200c\u200d\u202f\u3000")
-"""Characters that are printed as they are, though Python calls them unprintable: lines, tabs, spaces, joiners."""
+"""Characters printed unchanged although Python calls them unprintable: newlines, tabs, spaces, joiners."""
 
 
 def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
-    """Return what an exception says, or a file's own text, as one printable line of at most `longest` characters."""
+    """Return the text of an exception or of a file as one printable line of at most `longest` characters."""
     return printable(" ".join(str(text).split())[:longest])[:longest] or type(text).__name__
 
 
 def printable(text: str) -> str:
-    r"""Return a text in which every character that acts on a terminal or hides is spelled out as in JSON (\u001b).
+    r"""Return a text with every character that controls a terminal or is invisible escaped as in JSON (\u001b).
 
-    Lines and tabs stay. What this changes within a string of JSON is the same string for those who read it.
+    Newlines and tabs stay. Within a string of JSON the escaping does not change the string that a parser reads.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -25,5 +25,5 @@ def printable(text: str) -> str:
 
 
 def spelled(letter: str) -> str:
-    r"""Return a letter as JSON spells it out: \u00fc."""
+    r"""Return a letter as an escape of JSON: \u00fc."""
     return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]

@@ -1,4 +1,4 @@
-"""Files that somebody else made: what may be opened, and how much of it."""
+"""Opening of untrusted files: which may be opened, and how much of them is read."""
 
 import stat
 from pathlib import Path
@@ -6,28 +6,28 @@ from pathlib import Path
 from perceivers.files.messages import LONGEST_MESSAGE, one_line, printable
 
 MOST_TEXT_BYTES = 64 * 2**20
-"""Size of a text file (settings, descriptions, lists) that is read at once, unless told otherwise."""
+"""Default limit on the size of a text file (settings, descriptions, lists), which is read at once."""
 
 LARGEST_HEADER, MOST_TENSORS = 2**27, 200_000
-"""Bytes of the header of a file of tensors (the library's limit is below), and how many tensors it may name."""
+"""Largest header of a file of tensors in bytes (safetensors' limit is lower), and largest number of tensors."""
 
 
 class UnreadableError(ValueError):
-    """The system does not let a file be read now (no permission, a broken disk): says nothing of what it holds."""
+    """The system cannot read a file now (no permission, a broken disk), which says nothing about its content."""
 
 
 def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
     """Return the path of an existing, readable, non-empty file of at most `max_bytes`.
 
-    ValueError for anything else: a folder, a pipe, a device, a file that is larger; UnreadableError for one that is
-    there and cannot be opened.
+    ValueError for anything else: a folder, a pipe, a device, a larger file. UnreadableError for an existing file that
+    cannot be opened.
     """
     path = Path(path)
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
             path.open("rb").close()
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL character in its name
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL character in the name
         raise ValueError(f"{shown_path(path)}: {getattr(error, 'strerror', None) or error}") from None
     except OSError as error:
         raise UnreadableError(f"{shown_path(path)}: {error.strerror or error}") from None
@@ -41,7 +41,7 @@ def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """A path as a message shows it, printable; of a very long one its beginning and its end."""
+    """Return a path as a message shows it, printable; a very long one is shortened to its beginning and its end."""
     name = str(path)
     return printable(
         name if len(name) <= LONGEST_MESSAGE else f"{name[: LONGEST_MESSAGE // 3]}...{name[-LONGEST_MESSAGE // 2 :]}"
@@ -49,9 +49,9 @@ def shown_path(path: Path) -> str:
 
 
 def tensor_file(path: Path | str) -> Path:
-    """Return the path of a file of tensors (safetensors) whose header names at most `MOST_TENSORS`.
+    """Return the path of a file of tensors (safetensors) if its header names at most `MOST_TENSORS`, else a ValueError.
 
-    The library reads a header as a whole, however many tensors of no size it names; each has a brace of its own.
+    safetensors parses the whole header, however many empty tensors it names. Each tensor has one opening brace.
     """
     path = regular_file(path)
     with path.open("rb") as file:
@@ -62,12 +62,12 @@ def tensor_file(path: Path | str) -> Path:
 
 
 def most_unpacked(path: Path) -> int:
-    """Return how many bytes a packed file may unpack to: a hundred times its own, and 256 MiB in any case."""
+    """Return the largest unpacked size of a packed file, in bytes: a hundred times its size, but at least 256 MiB."""
     return max(100 * path.stat().st_size, 256 * 2**20)
 
 
 def read_text(path: Path | str, max_bytes: int = MOST_TEXT_BYTES) -> str:
-    """Return the text of a file in UTF-8; errors of `regular_file`, and ValueError for other encodings."""
+    """Return the text of a file in UTF-8; ValueError for other encodings, and the errors of `regular_file`."""
     path = regular_file(path, max_bytes)
     try:
         return path.read_text(encoding="utf-8")

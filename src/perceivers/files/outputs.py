@@ -1,4 +1,4 @@
-"""Checks of output paths: no output replaces an input, and no two go into one file."""
+"""Checks of output paths: no output may replace an input, and no two may share a file."""
 
 import os
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ from perceivers.files.opening import shown_path
 
 
 def check_outputs(outputs: Iterable[Path | str | None], inputs: Iterable[Path | str]) -> None:
-    """Raise a ValueError for an output that is an input, lies in a folder that is one, or is another output.
+    """Raise a ValueError for an output that is an input, lies in an input folder, or equals another output.
 
-    Links are followed; None is no output. Called before any work, by every verb that writes.
+    Links are followed; None stands for no output. Every verb that writes calls this before it does any work.
     """
     written, read = [Path(path) for path in outputs if path is not None], [Path(path) for path in inputs]
     for number, output in enumerate(written):
@@ -25,14 +25,14 @@ def check_outputs(outputs: Iterable[Path | str | None], inputs: Iterable[Path | 
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to one file; that of a file system that ignores case may have two names."""
+    """Return whether two paths lead to the same file, also where the file system ignores case."""
     same = os.path.realpath(one) == os.path.realpath(other)
     return same or (one.exists() and other.exists() and one.samefile(other))
 
 
 def user_cache() -> Path | None:
-    """Return this package's folder in the user's cache; None for a user without a home."""
+    """Return the package's folder in the user's cache; None for a user without a home folder."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceivers"
-    except RuntimeError:  # neither a variable nor an entry of the user says where
+    except RuntimeError:  # neither the environment nor the user database has a home folder
         return None

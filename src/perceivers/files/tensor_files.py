@@ -1,4 +1,4 @@
-"""Files of tensors (safetensors), whole or in shards."""
+"""Files of tensors (safetensors), each one file or several shards."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,22 +16,22 @@ from perceivers.files.opening import UnreadableError, tensor_file
 
 
 def check_finite(folder: Path) -> None:
-    """Raise a ValueError naming the first tensor of a folder's files that holds NaN or an infinite number."""
+    """Raise a ValueError naming the first tensor in a folder's files that contains NaN or an infinity."""
     for path in sorted(folder.glob("*.safetensors")):
         with _library_errors(path), safetensors.safe_open(tensor_file(path), "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - not a mapping
                 if not is_finite([file.get_tensor(name)]):
                     raise ValueError(f"{path}: {name} is not finite")
 
 
 def is_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether no tensor (of a sharded one the part that is here) holds NaN or an infinite number."""
-    here = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return all(bool(tensor.isfinite().all()) for tensor in here)
+    """Return whether no tensor contains NaN or an infinity; of a sharded tensor, the local part is checked."""
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return all(bool(tensor.isfinite().all()) for tensor in local)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors."""
+    """Write a safetensors file."""
     try:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
     except safetensors.SafetensorError as error:
@@ -39,17 +39,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU; ValueError if it is none."""
+    """Load the tensors of a safetensors file, on the CPU; ValueError for other files."""
     with _library_errors(path):
         return load_file(tensor_file(path))
 
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the library into ours, with the file: UnreadableError if it cannot be read, else ValueError."""
+    """Turn errors of safetensors into ours, naming the file: UnreadableError if it cannot be read, else ValueError."""
     try:
         yield
-    except FileNotFoundError:  # what the library takes any error of the system for
+    except FileNotFoundError:  # raised by the library for any error of the system
         raise UnreadableError(f"{path}: cannot be read") from None
     except OSError as error:
         raise UnreadableError(f"{path}: {error.strerror or one_line(error)}") from None
@@ -58,12 +58,13 @@ def _library_errors(path: Path) -> Iterator[None]:
 
 
 def shard_name(path: Path, number: int, total: int) -> Path:
-    """The file of one of `total` shards (from 0) of a file of tensors."""
+    """Return the path of shard `number` (from 0) of `total` shards of a file of tensors."""
     return path.with_name(f"{path.stem}-{number + 1:05d}-of-{total:05d}{path.suffix}")
 
 
 def load_shards(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, or of the shards in its place: pieces along the first axis; ValueError if one is missing."""
+    """Load a file, or the shards in its place, which are pieces along the first axis; ValueError if one is missing."""
+    # The first shard's name has the number of shards; without one this is a single file.
     first = next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*[0-9]{path.suffix}"))), None)
     total = first.stem.rpartition("-")[2] if first else ""
     if path.exists() or not re.fullmatch("[0-9]+", total):

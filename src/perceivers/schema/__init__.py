@@ -1,4 +1,4 @@
-"""Schema: named inputs and outputs, what goes into a model and what must come out."""
+"""The schema: the named inputs and outputs of a model, each with its modality."""
 
 import functools
 import operator
@@ -25,20 +25,20 @@ from perceivers.modalities.table_cells import Row
 from perceivers.schema.memory import check_memory, num_bytes
 
 Record = Mapping[str, Any]
-"""One sample as a data set gives it: fields by name."""
+"""A sample of a data set: fields by name."""
 
 Batch = Mapping[str, Mapping[str, Any]]
-"""Samples collated: "inputs" and "targets", raw, each by name."""
+"""A collated batch: raw values by name, under "inputs" and under "targets"."""
 
 MOST_NAMES = 1024
-"""Inputs, and outputs, that a schema may have: each is a part of the model, which takes milliseconds to count."""
+"""Largest number of inputs, and of outputs: each adds a module to the model, which takes milliseconds to count."""
 
 T = TypeVar("T")
 
 
 @with_config(ConfigDict(extra="forbid"))
 class SchemaInFile(TypedDict):
-    """Inputs and outputs by name, of the closed list of kinds."""
+    """Inputs and outputs by name; files may only name the modalities of the package."""
 
     inputs: dict[str, Annotated[functools.reduce(operator.or_, MODALITIES), Field(discriminator="kind")]]  # type: ignore[valid-type]
     outputs: dict[str, Annotated[functools.reduce(operator.or_, MODALITIES), Field(discriminator="kind")]]  # type: ignore[valid-type]
@@ -61,12 +61,12 @@ class Schema:
                 raise ValueError(f"{side} of type {type(specs).__name__}: give a dictionary of names")
             if len(specs) > MOST_NAMES:
                 raise ValueError(
-                    f"{side}: {len(specs):,} names, at most {MOST_NAMES:,}: several columns can be one, of kind records"
+                    f"{side}: {len(specs):,} names, at most {MOST_NAMES:,}: combine columns into one of kind records"
                 )
             check_specs(side, specs, self.inputs)
 
     def changed(self, name: str, **fields: Any) -> "Schema":
-        """The same schema with some fields of one input or output replaced."""
+        """Return the schema with some fields of one input or output replaced."""
         check_names("input or output", [name], [*self.inputs, *self.outputs])
         inputs, outputs = (
             {n: replace(spec, **fields) if n == name else spec for n, spec in specs.items()}
@@ -76,20 +76,20 @@ class Schema:
 
     @functools.cached_property
     def uncorrupted(self) -> "Schema":
-        """The same schema as a prediction takes records: with all that they have, the same each time."""
+        """The schema for prediction: no input is corrupted or subsampled, so a record always gives the same values."""
         return type(self)({name: spec.uncorrupted() for name, spec in self.inputs.items()}, self.outputs)
 
     def read(self, record: Record) -> dict[str, Any]:
-        """A record's values as {"inputs", "targets"}, None for what it lacks; ValueError for an unreadable one."""
+        """Return a record's values as {"inputs", "targets"}, None where missing; ValueError if one is unreadable."""
         sides = {"inputs": self.inputs, "targets": self.outputs}
         return {
             side: {name: _value(record, name, spec) for name, spec in specs.items()} for side, specs in sides.items()
         }
 
     def fit(self, records: Sequence[Record]) -> "Schema":
-        """The same schema with statistics and vocabularies of the training part filled in."""
+        """Return the schema with statistics and vocabularies fitted to the training records."""
         if all(type(spec).fit is Modality.fit for spec in (*self.inputs.values(), *self.outputs.values())):
-            return self  # without making all records
+            return self  # nothing to fit: do not read all records
 
         def fitted(name: str, spec: Modality) -> Modality:
             values = (_value(record, name, spec) for record in records)
@@ -101,14 +101,15 @@ class Schema:
     def preprocess(
         self, record: Record, rng: np.random.Generator, training: bool, outputs: Collection[str] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """One record as {"inputs", "targets"}, None for what it lacks and for targets of other outputs than these.
+        """Return a record as {"inputs", "targets"}, preprocessed.
 
-        All that is random comes from `rng`.
+        A value is None where the record lacks it, where an input is dropped, and for targets that are not in `outputs`
+        (None: all). All random numbers come from `rng`.
         """
         inputs: dict[str, Any] = {}
         for name, spec in self.inputs.items():
             value = _value(record, name, spec)
-            # The draw is made for every record, so that what follows does not depend on what is missing.
+            # Draw for every record, so that later draws do not depend on which values are missing.
             dropped = rng.random() < spec.drop_prob and (training or spec.drop_at_eval)
             inputs[name] = None if value is None or dropped else named(name, spec.preprocess, value, rng, training)
         targets = {}
@@ -119,7 +120,7 @@ class Schema:
         return {"inputs": inputs, "targets": targets}
 
     def collate(self, samples: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Raw]]:
-        """Prepared records as one batch; what no sample of it has is left out."""
+        """Collate preprocessed records into a batch; names that no sample has a value for are left out."""
         batch: dict[str, dict[str, Raw]] = {}
         for side, specs in (("inputs", self.inputs), ("targets", self.outputs)):
             columns = {name: [sample[side][name] for sample in samples] for name in specs}
@@ -128,29 +129,29 @@ class Schema:
         return batch
 
     def points(self, targets: Mapping[str, Raw]) -> dict[str, Points]:
-        """Return the points at which each output is decoded, to be compared with its target."""
-        asked = {name: self.outputs[name].points(target) for name, target in targets.items()}
-        return {name: points for name, points in asked.items() if points is not None}
+        """Return the points at which outputs are decoded for comparison with their targets, where points are needed."""
+        points = {name: self.outputs[name].points(target) for name, target in targets.items()}
+        return {name: each for name, each in points.items() if each is not None}
 
     @property
     def guard(self) -> Guard:
-        """Checks of what a caller gives a model of this schema."""
+        """Checks of a caller's arguments to a model of this schema."""
         return Guard(self.inputs, self.outputs)
 
     def dummy_input(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
-        """Raw inputs of the trained size and points of the outputs that need them, their content irrelevant.
+        """Return raw inputs of the trained size, and points for the outputs that need them; their content is arbitrary.
 
-        ValueError for sizes that no memory holds.
+        ValueError if the inputs do not fit into memory.
         """
         if device.type != "meta":
             shapes, _ = self.dummy_input(batch_size, torch.device("meta"))
             check_memory("inputs of the trained size", num_bytes(shapes))
         raw = {name: named(name, spec.dummy_input, batch_size, device) for name, spec in self.inputs.items()}
         points = {name: spec.dummy_points(batch_size, device) for name, spec in self.outputs.items()}
-        return raw, {name: asked for name, asked in points.items() if asked is not None}
+        return raw, {name: each for name, each in points.items() if each is not None}
 
     def losses(self, predictions: Mapping[str, Raw], targets: Mapping[str, Raw]) -> dict[str, Tensor]:
-        """Each output's loss times its weight; the training loss is their sum."""
+        """Return each output's loss times its weight; the training loss is their sum."""
         losses = {}
         for name, spec in self.outputs.items():
             if name in targets and name in predictions:
@@ -161,7 +162,7 @@ class Schema:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return the core schema of pydantic: in files, kinds come from the closed list alone."""
+        """Return pydantic's core schema: files may only name the modalities of the package."""
         return core_schema.no_info_after_validator_function(
             lambda sides: cls(**sides),
             handler.generate_schema(SchemaInFile),
@@ -169,7 +170,7 @@ class Schema:
 
 
 def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) -> None:
-    """Raise a ValueError naming one of the "inputs" or "outputs" that no model has, beside inputs of these names."""
+    """Raise a ValueError naming the first invalid spec of a side, "inputs" or "outputs"; `inputs`: their names."""
     for name, spec in specs.items():
         check_new_name(side, name)
         named(f"{side}.{name}", _check_spec, spec)
@@ -179,7 +180,7 @@ def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) ->
 
 
 def _check_spec(spec: Any) -> None:
-    """Raise a ValueError for what is no declared input or output, or has numbers that mean nothing."""
+    """Raise a ValueError if this is not a modality, or one of its fields is out of range."""
     if not isinstance(spec, Modality):
         raise ValueError(f"{spec!r:.99} is no declared structure, such as Numbers(count=3)")
     check_fields(spec)
@@ -192,7 +193,7 @@ def _value(record: Record, name: str, spec: Modality) -> Any:
 
 
 def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
-    """The first input or output of a kind, with its name; ValueError if there is none."""
+    """Return the first input or output of a modality, with its name; ValueError if there is none."""
     for name, spec in specs.items():
         if isinstance(spec, kind):
             return name, spec
@@ -201,5 +202,5 @@ def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
 
 
 def kind_name(kind: Modality | type[Modality]) -> str:
-    """Return what files call a kind; the name of its class if they do not know it."""
+    """Return the name of a modality in files; for one that files cannot name, the name of its class."""
     return str(getattr(kind, "kind", type(kind).__name__))

@@ -1,4 +1,4 @@
-"""What files of format 1 call otherwise: model folders are read with the names of today, recipes are told them."""
+"""Names that changed after format 1. Model folders of format 1 still load; errors in recipes give the new name."""
 
 import re
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ FIELDS = {
     "mixing": "mixup",
     "recompute": "activation_checkpointing",
 }
-"""Fields of modalities, configs and training, and what they are called now."""
+"""New names of fields of modalities, configs and training, by the old ones."""
 
 MODALITIES = {"estimate": "probabilistic_regression"}
-"""Modalities, and what they are called now."""
+"""New names of modalities, by the old ones."""
 
 
 def renamed_description(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the description of a model of format 1 with the names of today."""
+    """Return the description of a model of format 1 with today's names."""
     schema, config = (description.get(part) for part in ("schema", "config"))
     if isinstance(schema, Mapping):
         schema = {side: _each(specs) for side, specs in schema.items()}
@@ -33,19 +33,19 @@ def renamed_description(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the arrays of a model of format 1 by the names of today."""
+    """Return the weights of a model of format 1 by today's names."""
     pattern = re.compile(r"^(input_adapter|output_query)\.join\.")
     return {pattern.sub(r"\1.alignment.", name): array for name, array in weights.items()}
 
 
 def _each(sections: Any) -> Any:
-    """Rename the fields of each section, not the sections: they may be named by a user."""
-    return {name: _fields(own) for name, own in sections.items()} if isinstance(sections, Mapping) else sections
+    """Rename the fields of each section, but not the sections themselves: a user may have named them."""
+    return {name: _fields(plain) for name, plain in sections.items()} if isinstance(sections, Mapping) else sections
 
 
 def _fields(plain: Any) -> Any:
     if not isinstance(plain, Mapping):
         return plain
-    found = {FIELDS.get(name, name): value for name, value in plain.items()}
-    kind = found.get("kind")
-    return {**found, "kind": MODALITIES[kind]} if isinstance(kind, str) and kind in MODALITIES else found
+    fields = {FIELDS.get(name, name): value for name, value in plain.items()}
+    kind = fields.get("kind")
+    return {**fields, "kind": MODALITIES[kind]} if isinstance(kind, str) and kind in MODALITIES else fields

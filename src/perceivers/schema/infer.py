@@ -1,4 +1,4 @@
-"""Inference of a schema from data: the kind that suits a column of values, its options, and why."""
+"""Inference of a schema from data: the modality that suits a column of values, its options, and the reason."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,43 +24,43 @@ FILES = {
     "video": (".mp4", ".avi", ".mov", ".mkv", ".webm"),
     "array": (".npy",),
 }
-"""Suffixes by which a column of files is told."""
+"""Suffixes by which a column of files is recognised, by kind of file."""
 
 FEW = 50
-"""Most classes that a column of whole numbers which is to be predicted is taken for."""
+"""Largest number of different whole numbers in a target column that is still treated as classes."""
 
 SHORT = 16
-"""Longest list that is taken for a vector of numbers instead of a series."""
+"""Longest list that is treated as a vector of numbers; a longer one is a series."""
 
 MOST_TOKENS = 1024
-"""Tokens of a picture that a patch is chosen for."""
+"""Largest number of tokens of a picture: the patch size is chosen to stay below."""
 
 LOOKED_AT = 20
-"""Files of a column that are opened, to see how large they are."""
+"""Number of files of a column that are opened to find their sizes."""
 
 MOST_CHANNELS = 4
-"""Channels that a picture is taken to have, at most, where they might stand first."""
+"""Longest axis that can be the channels of a picture, where channels may come first."""
 
 
 class Proposal(NamedTuple):
-    """Modality and options that are proposed for a column."""
+    """The modality and the options proposed for a column."""
 
     spec: dict[str, Any]
-    """Modality (of a field: number, category or date) and few options, as in files; empty: it is to be left out."""
+    """Modality (for a field: number, category or date) and options, as in files; empty: leave the column out."""
     why: str
-    """Reason: what the values look like."""
+    """The reason: a description of the values."""
     is_doubtful: bool = False
-    """True if the values may mean something else, which `why` tells."""
+    """True if the values may mean something else; `why` says what."""
 
 
 def propose(values: Sequence[Any], target: bool = False, files: Files | None = None) -> Proposal:
-    """Return what suits these values of a table's column, or of a batch; `target` if they are to be predicted."""
+    """Return a proposal for the values of a column or a batch; `target`: they are to be predicted."""
     known = [plain for value in values if not is_missing(plain := _plain(value))]
     if not known:
         return Proposal({}, "empty")
-    found = _propose(known, target, files)
-    lacking = len(values) - len(known)
-    return found._replace(why=f"{found.why}; {lacking} missing" if lacking else found.why)
+    proposal = _propose(known, target, files)
+    num_missing = len(values) - len(known)
+    return proposal._replace(why=f"{proposal.why}; {num_missing} missing" if num_missing else proposal.why)
 
 
 def _plain(value: Any) -> Any:
@@ -72,27 +72,30 @@ def _plain(value: Any) -> Any:
         return as_array(value)
     if isinstance(value, Decimal):
         return float(value)
-    with suppress(ValueError):  # text that only begins like a list is text
+    with suppress(ValueError):  # a text may merely begin like a list
         return plain(value)
     return value
 
 
 def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposal:
     first = known[0]
-    if files is not None and (found := _propose_files(known, files)):
-        return found
+    if files is not None and (proposal := _propose_files(known, files)):
+        return proposal
+    # Dictionaries: point sets or single records.
     if all(isinstance(value, Mapping) for value in known):
         if all({"coordinates", "values"} <= value.keys() for value in known):
             return _propose_points(known)
         return _propose_records([[value] for value in known])
+    # Lists of texts (labels), of dictionaries (records) or of numbers (arrays).
     if all(isinstance(value, list) for value in known):
-        within = [one for value in known for one in value]
-        if all(isinstance(one, str) for one in within):
-            return Proposal({"kind": "labels"}, f"{len(set(within))} labels")
-        if all(isinstance(one, Mapping) for one in within):
+        items = [item for value in known for item in value]
+        if all(isinstance(item, str) for item in items):
+            return Proposal({"kind": "labels"}, f"{len(set(items))} labels")
+        if all(isinstance(item, Mapping) for item in items):
             return _propose_records(known)
     if all(isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim) for value in known):
         return _propose_array(known)
+    # Single values: texts, dates, truth values, numbers.
     if all(isinstance(value, str) for value in known):
         return _propose_text(known, target)
     if all(isinstance(value, date) for value in known):
@@ -102,7 +105,7 @@ def _propose(known: Sequence[Any], target: bool, files: Files | None) -> Proposa
     if all(isinstance(value, int | float) for value in known):
         with suppress(OverflowError):
             return _propose_number([float(value) for value in known], target)
-        return Proposal({}, "whole numbers beyond those of float64")
+        return Proposal({}, "whole numbers beyond the range of float64")
     return Proposal({}, f"values of several types, or of {type(first).__name__}")
 
 
@@ -111,20 +114,20 @@ def _propose_points(known: Sequence[Mapping[str, Any]]) -> Proposal:
         shapes = {tuple(as_float32(value[name]).shape for name in ("coordinates", "values")) for value in known}
     except ValueError as error:
         return Proposal({}, f"coordinates and values that are not numbers: {error}")
-    shapes -= {((0,), (0,))}  # a set may have no points
+    shapes -= {((0,), (0,))}  # a set may be empty
     sound = all(len(c) == len(v) == 2 and c[0] == v[0] and c[1] and v[1] for c, v in shapes)
     widths = {(c[1], v[1]) for c, v in shapes} if sound else set()
     if len(widths) != 1:
-        return Proposal({}, "coordinates and values that are not lists of points, each a list of as many numbers")
+        return Proposal({}, "coordinates and values that are not lists of points with the same number of numbers each")
     ((axes, channels),) = widths
     return Proposal({"kind": "pointset", "axes": axes, "channels": channels}, f"points of {axes} axes")
 
 
 def _propose_records(known: Sequence[Sequence[Mapping[str, Any]]]) -> Proposal:
     names = dict.fromkeys(name for value in known for record in value for name in record)
-    names.pop("mask", None)  # says where records are
+    names.pop("mask", None)  # marks the valid records of a padded set, and is no field
     fields = {name: propose([record.get(name) for value in known for record in value]) for name in names}
-    kept = {name: found.spec for name, found in fields.items() if found.spec.get("kind") in ("number", "category")}
+    kept = {name: field.spec for name, field in fields.items() if field.spec.get("kind") in ("number", "category")}
     if not kept:
         return Proposal({}, "records without a number or a category")
     return Proposal({"kind": "records", "fields": kept}, f"sets of up to {max(map(len, known))} records")
@@ -136,6 +139,7 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
     except ValueError as error:
         return Proposal({}, f"lists that are not numbers of one shape: {error}")
     longest, axes = max(shapes), {len(shape) for shape in shapes}
+    # Arrays that no modality suits.
     if 0 in longest:
         return Proposal({}, f"arrays of shape {longest}: empty")
     if not any(np.isfinite(as_float32(value)).any() for value in known):
@@ -146,6 +150,7 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
         )
     if len(axes) > 1 or len({shape[1:] for shape in shapes}) > 1:
         return Proposal({}, f"arrays of different shapes, as {longest} and {min(shapes)}")
+    # One or two axes: a vector or a series.
     if len(shapes) == 1 and len(longest) == 1 and longest[0] <= SHORT:
         return Proposal({"kind": "numbers", "count": longest[0]}, f"vectors of {longest[0]}")
     if len(longest) <= 2:
@@ -153,10 +158,11 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
         size = longest[0]
         spec, why = {"kind": "series", "size": size, "channels": channels}, f"series of up to {size} steps"
         if len(shapes) == 1 and (MOST_CHANNELS < size == channels or min(size, channels) > SHORT):
-            return Proposal(spec, f"{why} of {channels} channels; grey pictures have an axis more: [..., None]", True)
+            return Proposal(spec, f"{why} of {channels} channels; grey pictures need one more axis: [..., None]", True)
         return Proposal(spec, why)
     if len(longest) > 4 or len(shapes) > 1:
         return Proposal({}, f"arrays of shape {longest}")
+    # Three or four axes, channels last: a picture or a film.
     kind, (*size, channels) = {3: "image", 4: "video"}[len(longest)], longest
     patch = _patch(size[-2:], MOST_TOKENS)
     steps = patch if kind == "image" else [1, patch, patch]
@@ -168,7 +174,7 @@ def _propose_array(known: Sequence[Any]) -> Proposal:
 
 
 def _channels_first(shape: Sequence[int]) -> bool:
-    """Tell whether the channels of one sample seem to come first, or behind the time of a film."""
+    """Return whether the channels of a sample seem to come first, or right after the time axis of a film."""
     if len(shape) == 2:  # short series of many channels are common
         return shape[0] <= MOST_CHANNELS and shape[1] > SHORT
     if not 2 < len(shape) < 5 or shape[-1] <= MOST_CHANNELS:
@@ -177,29 +183,31 @@ def _channels_first(shape: Sequence[int]) -> bool:
 
 
 def _may_be_first(shape: Sequence[int]) -> bool:
-    """Tell whether the channels of a picture or a film, taken to come last, are as likely to come first."""
+    """Return whether the channels of a picture or a film are as likely to come first as last."""
     return _is_square_behind(shape) or (shape[-1] > MOST_CHANNELS and min(shape[:-2]) < min(shape[-2:]))
 
 
 def _is_square_behind(shape: Sequence[int]) -> bool:
-    """Tell whether the last two axes seem to be the sides of a square picture."""
+    """Return whether the last two axes seem to be the sides of a square picture."""
     return shape[-1] == shape[-2] != shape[-3]
 
 
 def _propose_text(known: Sequence[str], target: bool) -> Proposal:
     with suppress(ValueError):
         return _propose_number([float(value) for value in known], target)
-    counts = Counter(known)
     if all(map(_is_date, known)):
         return Proposal({"kind": "date"}, f"{min(known)} to {max(known)}")
-    often = ", ".join(f"{_short(value)} {count}" for value, count in counts.most_common(3))
+    # Texts that repeat are classes.
+    counts = Counter(known)
+    most_common = ", ".join(f"{_short(value)} {count}" for value, count in counts.most_common(3))
     repeated = len(counts) <= max(0.5 * len(known), 2)
     if repeated or (target and len(counts) <= FEW):
-        return Proposal({"kind": "label" if target else "category"}, f"{len(counts)} classes: {often}")
+        return Proposal({"kind": "label" if target else "category"}, f"{len(counts)} classes: {most_common}")
     if not any(" " in value for value in known) and len(counts) > 0.9 * len(known):
         return Proposal(
             {}, f"{len(counts)} different words in {len(known)} rows, as {_short(known[0])}: an identifier?"
         )
+    # Sentences; their length in bytes, rounded up to a power of two.
     longest = max(len(value.encode("utf-8", "surrogatepass")) for value in known)
     length = 1 << (longest - 1).bit_length() if longest > 1 else 1
     options = {"length": length, "overflow": "truncate"}
@@ -221,11 +229,13 @@ def _propose_number(known: Sequence[float], target: bool) -> Proposal:
 
 
 def _propose_files(known: Sequence[Any], files: Files) -> Proposal | None:
-    """Propose a kind for cells that name files or hold them, all of one kind; None if they are something else."""
+    """Return a proposal for cells that name or hold files of one kind; None if they are something else."""
     suffixes = {_suffix(cell) for cell in known}
-    kinds = {next((kind for kind, own in FILES.items() if suffix in own), None) for suffix in suffixes}
+    kinds = {
+        next((kind for kind, known_suffixes in FILES.items() if suffix in known_suffixes), None) for suffix in suffixes
+    }
     if len(kinds) > 1 or None in kinds:
-        why = f"files of several kinds, or of none that is known: {', '.join(sorted(suffixes))}"
+        why = f"files of several kinds, or of an unknown kind: {', '.join(sorted(suffixes))}"
         return Proposal({}, why) if any(map(holds_file, known)) else None
     with ExitStack() as opened:
         paths = [opened.enter_context(files.file(cell)) for cell in known[:LOOKED_AT]]
@@ -233,15 +243,15 @@ def _propose_files(known: Sequence[Any], files: Files) -> Proposal | None:
 
 
 def _suffix(cell: Any) -> str:
-    """Return the suffix of the file that a cell names or holds; empty if it does neither."""
+    """Return the suffix of the file that a cell names or holds; "" if it does neither."""
     name = cell.get("path") or "" if holds_file(cell) else cell
     return PurePath(name).suffix.lower() if isinstance(name, str) else ""
 
 
 def _propose_media(kind: str, paths: Sequence[Path]) -> Proposal:
     if kind == "array":
-        found = _propose_array([array_file(path) for path in paths])
-        return Proposal(found.spec, f"files of {found.why}")
+        proposal = _propose_array([array_file(path) for path in paths])
+        return Proposal(proposal.spec, f"files of {proposal.why}")
     if kind == "image":
         shape = image_size(paths[0])
         height, width = (max(8, min(64, side // 8 * 8)) for side in shape)
@@ -250,13 +260,14 @@ def _propose_media(kind: str, paths: Sequence[Path]) -> Proposal:
     if kind == "audio":
         lengths, rates = zip(*(Audio.file_length(path) for path in paths), strict=True)
         rate, patch = min(8000, *rates), 64
-        size = max(round(n * rate / own) for n, own in zip(lengths, rates, strict=True))
+        size = max(round(n * rate / file_rate) for n, file_rate in zip(lengths, rates, strict=True))
         size = min(-(-size // patch) * patch, MOST_TOKENS * patch)
         return Proposal({"kind": "audio", "size": size, "patch": patch, "rate": rate}, f"sounds at {max(rates)} Hz")
     return Proposal({"kind": "video", "size": [8, 32, 32], "patch": [2, 8, 8]}, "films")
 
 
 def _patch(size: Sequence[int], most: int) -> int:
+    """Return the smallest patch that divides a picture into at most `most` tokens, or the largest that divides it."""
     fits = [p for p in (1, 2, 4, 8, 16) if all(n % p == 0 for n in size)]
     return next((p for p in fits if np.prod(size) / p**2 <= most), fits[-1])
 

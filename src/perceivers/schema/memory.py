@@ -1,4 +1,4 @@
-"""The memory that arrays take and that this process may have, compared before any is taken."""
+"""Checks of the memory that arrays need against the memory of this process, before anything is allocated."""
 
 import os
 import sys
@@ -11,16 +11,16 @@ from torch.utils._pytree import tree_leaves
 
 
 def check_memory(what: str, size: int) -> None:
-    """Raise a ValueError for more bytes than this process may ever have."""
-    there = memory()
-    if size > there:
-        raise ValueError(f"{what} take {size / 1e9:,.1f} GB, there are {there / 1e9:,.1f}: choose smaller sizes")
+    """Raise a ValueError if `size` bytes are more than this process can ever have."""
+    available = memory()
+    if size > available:
+        raise ValueError(f"{what} take {size / 1e9:,.1f} GB, there are {available / 1e9:,.1f}: choose smaller sizes")
 
 
 def memory() -> int:
-    """Return the bytes of memory that this process may have: the machine's, or the limit of its container or shell."""
+    """Return the memory of this process in bytes: the machine's, or the limit of its container or shell."""
     limits = [sys.maxsize]
-    with suppress(AttributeError, ValueError, OSError):  # a system that does not say (Windows)
+    with suppress(AttributeError, ValueError, OSError):  # not available on Windows
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(OSError, ValueError):  # "max": no limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -32,6 +32,6 @@ def memory() -> int:
 
 
 def num_bytes(tensors: Any) -> int:
-    """Return the bytes of all tensors of nested dictionaries and lists."""
+    """Return the size in bytes of all tensors in nested dictionaries and lists."""
     leaves = tree_leaves(tensors)
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))

@@ -1,4 +1,4 @@
-"""Dataclasses to and from the plain values that files hold; errors name the place that is wrong."""
+"""Conversion of dataclasses to and from the plain values of files; errors name the field that is wrong."""
 
 import dataclasses
 import functools
@@ -19,11 +19,11 @@ from perceivers.schema import format_1, kind_name
 T = TypeVar("T")
 
 LONGEST_COMPLAINT = 900
-"""Characters that are said of a file that is wrong; names in it may be any text."""
+"""Largest number of characters of an error message about a file; names in the file may be of any length."""
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses as the dictionaries, lists, numbers and names that files hold."""
+    """Convert dataclasses to dictionaries, lists, numbers and texts, as files hold them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -32,19 +32,19 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple[str, ...], int] | None = None) -> T:
-    """A dataclass from plain values; ValueError naming the place (and the line) of the first thing that is wrong."""
-    if wild := next(_wild_numbers(plain, source), ""):
-        raise ValueError(wild)
-    found: T = checked(kind, plain, source, lines)
-    return found
+    """Convert plain values to a dataclass; ValueError naming the first field (and its line) that is wrong."""
+    if complaint := next(_wild_numbers(plain, source), ""):
+        raise ValueError(complaint)
+    value: T = checked(kind, plain, source, lines)
+    return value
 
 
 def checked(
     kind: Any, plain: Any, source: str, lines: Mapping[tuple[str, ...], int] | None = None, strict: bool = False
 ) -> Any:
-    """Return plain values as the type that declares them; ValueError naming the first place that is otherwise.
+    """Convert plain values to the type that declares them; ValueError naming the first field that does not fit.
 
-    `strict`: a text is no number, a truth value neither.
+    `strict`: texts and truth values are not accepted as numbers.
     """
     try:
         return _adapter(kind).validate_python([plain], strict=strict or None)[0]
@@ -54,64 +54,67 @@ def checked(
 
 @functools.cache
 def _adapter(kind: Any) -> Any:
-    # Inside a list the dataclasses take the adapter's configuration: unknown fields are errors.
+    # pydantic applies the adapter's config to a dataclass only inside another type, here a list.
     return TypeAdapter(list[kind], config=ConfigDict(extra="forbid"))
 
 
-def _wild_numbers(plain: Any, place: str) -> Iterator[str]:
-    """Yield what is wrong with each number that no computation takes: NaN, beyond float32, beyond 64 bits."""
+def _wild_numbers(plain: Any, path: str) -> Iterator[str]:
+    """Yield a complaint about each number that is unusable: NaN, beyond float32, or beyond 64 bits."""
     if isinstance(plain, Mapping | list | tuple):
         items = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
         for key, value in items:
-            yield from _wild_numbers(value, f"{place}.{key}" if place else str(key))
+            yield from _wild_numbers(value, f"{path}.{key}" if path else str(key))
     elif isinstance(plain, float) and (math.isnan(plain) or float(np.finfo(np.float32).max) < abs(plain) < math.inf):
-        yield f"{place}: {plain} must be a number up to {np.finfo(np.float32).max:.3g}"
+        yield f"{path}: {plain} must be a number up to {np.finfo(np.float32).max:.3g}"
     elif isinstance(plain, int) and not -(2**63) <= plain < 2**63:
-        yield f"{place}: a number of {plain.bit_length()} bits must fit into 64"
+        yield f"{path}: a number of {plain.bit_length()} bits must fit into 64"
 
 
 def json_schema(kind: Any) -> dict[str, Any]:
-    """JSON schema of a dataclass, for editors that check what they write."""
+    """Return the JSON schema of a dataclass, with which editors can check a file."""
     full = _adapter(kind).json_schema()
     return {**full["items"], "$defs": full.get("$defs", {})}
 
 
 def _message(kind: Any, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
+    """Return an error of pydantic as one line: file, line number, field, complaint."""
     errors = error.errors(include_url=False)
     first = _relevant(errors)
-    place = _place(first, plain)
-    known = place
+    # The line of the field, or of the nearest field around it whose line is known.
+    path = _field_path(first, plain)
+    known = path
     while known and known not in lines:
         known = known[:-1]
     where = ":".join(filter(None, [source, str(lines[known]) if known in lines else ""]))
     what = _explain(kind, first)
-    if first["type"] == "literal_error" and place[-1:] == ("kind",):
+    # A wrong `kind` among the branches of a union without a discriminator: name the kinds of all branches.
+    if first["type"] == "literal_error" and path[-1:] == ("kind",):
         expected = [e["ctx"]["expected"] for e in errors if "expected" in e.get("ctx", ()) and e["loc"][-1] == "kind"]
         what = _unknown_kind(str(first["input"]), [kind for text in expected for kind in re.findall("'(.*?)'", text)])
-    return one_line(": ".join(filter(None, [where, ".".join(place), what])), LONGEST_COMPLAINT)
+    return one_line(": ".join(filter(None, [where, ".".join(path), what])), LONGEST_COMPLAINT)
 
 
 _LAST = ("dataclass_type", "none_required")
-"""Errors of the branches of a union that tell least: what else is wrong comes first."""
+"""The least informative errors of the branches of a union: any other error is reported first."""
 
 
 def _relevant(errors: Sequence[ErrorDetails]) -> ErrorDetails:
-    # A union without a discriminator reports every branch; those whose `kind` is another one are noise.
+    # A union without a discriminator reports errors of every branch; branches of another `kind` are irrelevant.
     other = {error["loc"][:-1] for error in errors if error["type"] == "literal_error" and error["loc"][-1] == "kind"}
     wanted = [error for error in errors if error["loc"][:-1] not in other]
     return min(wanted or errors, key=lambda error: _LAST.index(error["type"]) if error["type"] in _LAST else -1)
 
 
-def _place(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
-    # Between the keys of the file stand names of classes and kinds that were tried: follow the file.
-    place: list[str] = []
+def _field_path(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
+    # pydantic's location mixes keys of the file with names of the classes and kinds tried: keep those in the file.
+    path: list[str] = []
     node: Any = [plain]
     for part in error["loc"]:
         inside = part in node if isinstance(node, Mapping) else isinstance(node, list) and part in range(len(node))
         if inside or (error["type"].startswith("missing") and part == error["loc"][-1]):
-            place.append(str(part))
+            path.append(str(part))
             node = node[part] if inside else None
-    return tuple(place[1:])
+    return tuple(path[1:])
 
 
 def _explain(kind: Any, error: ErrorDetails) -> str:
@@ -135,7 +138,7 @@ def _unknown_kind(tag: str, kinds: Sequence[str]) -> str:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    return near(name, set(known) - {name})  # a field of another kind may have that name
+    return near(name, set(known) - {name})  # a field of another modality may have this very name
 
 
 def _kind_names() -> list[str]:

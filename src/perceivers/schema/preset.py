@@ -1,4 +1,4 @@
-"""A preset: the schema and the sizes of a model, before there are weights."""
+"""A preset: the schema and the config of a model, without weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from perceivers.schema.memory import check_memory, num_bytes
 
 @dataclass(frozen=True)
 class Preset:
-    """All that a model needs to be built."""
+    """Everything that is needed to build a model."""
 
     schema: Schema
     """Inputs and outputs."""
@@ -27,9 +27,9 @@ class Preset:
     """Sizes."""
 
     def build(self, device: str = "cpu") -> PerceiverIO:
-        """The model, newly initialised; device "meta" makes shapes alone, in no time and no memory.
+        """Build the model, newly initialised; on device "meta" only shapes are made, which takes no time and no memory.
 
-        ValueError for sizes that no model has, or that this machine's memory cannot hold.
+        ValueError if no model can have these sizes, or if they do not fit into this machine's memory.
         """
         if device != "meta":
             parameters = dict(self.build("meta").named_parameters())
@@ -43,7 +43,7 @@ class Preset:
 
 @contextmanager
 def only_value_errors() -> Iterator[None]:
-    """Raise a ValueError for sizes that no model can have, whatever torch raises for them."""
+    """Turn any error that torch raises for impossible sizes into a ValueError."""
     try:
         yield
     except (RuntimeError, TypeError, OverflowError, ZeroDivisionError, MemoryError) as error:
@@ -51,16 +51,16 @@ def only_value_errors() -> Iterator[None]:
 
 
 class Rows(NamedTuple):
-    """The tokens of an input or the queries of an output, of one sample of the trained size."""
+    """Shape of an input's tokens or an output's queries, for one sample of the trained size."""
 
     size: int
-    """Number of them."""
+    """Number of tokens or queries."""
     channels: int
-    """Width, before they are joined with others."""
+    """Their width, before the alignment with other inputs or outputs."""
 
 
 def wiring(schema: Schema) -> tuple[dict[str, Rows], dict[str, Rows]]:
-    """Tokens of each input and queries of each output, by name; ValueError for a schema that must be fitted first."""
+    """Return the shapes of inputs' tokens and outputs' queries, by name; ValueError if the schema is not fitted."""
     device = torch.device("meta")
     with device, torch.no_grad(), only_value_errors():
         raw, points = schema.dummy_input(1, device)
@@ -68,20 +68,19 @@ def wiring(schema: Schema) -> tuple[dict[str, Rows], dict[str, Rows]]:
         segments = {name: adapter(raw[name]) for name, adapter in inputs.items()}
         encoded = Encoded(torch.zeros(1, 1, 1), segments)
         queries = {name: named(name, spec.build_query, inputs) for name, spec in schema.outputs.items()}
-        asked = {name: query(encoded, points.get(name)) for name, query in queries.items()}
+        query_segments = {name: query(encoded, points.get(name)) for name, query in queries.items()}
     tokens = {name: Rows(segment.num_tokens, inputs[name].channels) for name, segment in segments.items()}
-    return tokens, {name: Rows(segment.num_tokens, queries[name].channels) for name, segment in asked.items()}
+    return tokens, {name: Rows(segment.num_tokens, queries[name].channels) for name, segment in query_segments.items()}
 
 
 def auto_config(schema: Schema) -> Config:
-    """Sizes that suit a schema (what `config: auto` means), from M, the tokens of all inputs of one sample.
+    """Return sizes that suit a schema (`config: auto`), from M, the number of tokens of all inputs of one sample.
 
-    Latents: half of M, rounded up to a power of two, from 16 to 256. Channels: 128 up to 512 tokens, above them 256.
-    Four layers of processing; heads of 32 channels. Queries are as wide as the latents, or as the embeddings of the
-    text that an output restores; they are added to what they find where a text is written, whose places differ in
-    nothing else.
+    Latents: M / 2, rounded up to a power of two, between 16 and 256. Channels: 128 for M up to 512, else 256. Four
+    layers of processing, heads of 32 channels. Queries are as wide as the latents, or as the embeddings of the text
+    that an output restores. An output that writes new text has a query residual: its positions differ in nothing else.
     """
-    num_tokens = sum(rows.size for rows in wiring(schema)[0].values())
+    num_tokens = sum(tokens.size for tokens in wiring(schema)[0].values())
     num_latents = min(max(1 << (num_tokens // 2 - 1).bit_length(), 16), 256) if num_tokens > 1 else 16
     channels = 128 if num_tokens <= 512 else 256
     restored = [schema.inputs[spec.of] for spec in schema.outputs.values() if isinstance(spec, Text) and spec.of]

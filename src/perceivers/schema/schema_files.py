@@ -1,4 +1,4 @@
-"""Schemas, configs and recipes to and from YAML and JSON."""
+"""Reading and writing of schemas, configs and recipes as YAML and JSON."""
 
 import json
 from collections.abc import Iterable
@@ -16,13 +16,16 @@ T = TypeVar("T")
 
 
 def with_settings(value: T, settings: Iterable[str]) -> T:
-    """A dataclass after settings like "training.num_steps=200", values as in YAML; ValueError naming a wrong one."""
+    """Return a dataclass changed by settings such as "training.num_steps=200"; ValueError naming an invalid one.
+
+    A value is written as in YAML.
+    """
     plain = to_plain(value)
     for setting in settings:
-        place, separator, text = setting.partition("=")
+        field, separator, text = setting.partition("=")
         if not separator:
-            raise ValueError(f"setting {setting!r} must be place=value, e.g. training.num_steps=200")
-        *parents, name = place.split(".")
+            raise ValueError(f"setting {setting!r} must be field=value, e.g. training.num_steps=200")
+        *parents, name = field.split(".")
         node = plain
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
@@ -33,17 +36,17 @@ def with_settings(value: T, settings: Iterable[str]) -> T:
 
 
 def to_yaml(value: Any) -> str:
-    """A dataclass as YAML."""
+    """Return a dataclass as YAML."""
     return yaml_text(to_plain(value))
 
 
 def yaml_text(plain: Any, **style: Any) -> str:
-    """Return plain values as YAML that can be printed: control characters are spelled out, in quotes."""
+    """Return plain values as YAML that is safe to print: control characters are escaped, in quotes."""
     return printable(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what cannot be printed as it is."""
+    """YAML dumper that quotes texts with characters that cannot be printed."""
 
 
 _Dumper.add_representer(
@@ -55,22 +58,22 @@ _Dumper.add_representer(
 
 
 def to_json(value: Any) -> str:
-    """A dataclass as JSON."""
+    """Return a dataclass as JSON."""
     return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def from_file(kind: type[T], path: str | Path) -> T:
-    """A dataclass from a YAML or JSON file; errors name file, line and place."""
+    """Load a dataclass from a YAML or JSON file; errors name the file, the line and the field."""
     path = Path(path)
     plain, lines = read_plain(path)
     return from_plain(kind, plain, str(path), lines)
 
 
 def read_plain(path: Path) -> tuple[Any, Lines]:
-    """Content of a YAML or JSON file, and the line of each place in it."""
-    return from_yaml(read_text(path), str(path))  # JSON is YAML
+    """Load a YAML or JSON file; return its content, and the line of each field."""
+    return from_yaml(read_text(path), str(path))  # JSON is a subset of YAML
 
 
 def read_checked(path: Path, kind: Any) -> Any:
-    """Content of a JSON file that holds what a type declares; ValueError naming file and place if it does not."""
+    """Load a JSON file as a type declares it; ValueError naming the file and the field that does not fit."""
     return checked(kind, read_json(path), str(path), strict=True)

@@ -1,4 +1,4 @@
-"""Arrow's tables as rows of plain values."""
+"""Conversion of Arrow tables to rows of plain values."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -7,11 +7,11 @@ from typing import Any
 from perceivers.files.messages import one_line
 
 MOST_SHARED = 2**27
-"""Bytes of texts that are looked for among those of earlier rows."""
+"""Largest total size in bytes of the texts that are remembered for sharing."""
 
 
 def arrow_library() -> Any:
-    """Pyarrow with its parquet module; ValueError that says how to get it."""
+    """Return pyarrow with its parquet module; the ValueError says how to install it."""
     try:
         import pyarrow.lib
         import pyarrow.parquet
@@ -21,14 +21,14 @@ def arrow_library() -> Any:
 
 
 class SharedTexts:
-    """Texts of a file, each one object however many rows repeat it."""
+    """Texts of a file, each stored once however many rows repeat it."""
 
     def __init__(self) -> None:
         self.known: dict[str | bytes, str | bytes] = {}
         self.left = MOST_SHARED
 
     def one(self, value: Any) -> Any:
-        """Return a text, or the equal one that has been there."""
+        """Return the stored text that equals this one."""
         if value is None or value in self.known:
             return self.known.get(value)
         self.left -= len(value) + 100
@@ -39,9 +39,10 @@ class SharedTexts:
 
 
 def batch_rows(batch: Any, shared: SharedTexts) -> Iterator[dict[str, Any] | str]:
-    """Yield the rows of one of pyarrow's batches as dictionaries of plain values, or what is wrong with one.
+    """Yield the rows of a record batch as dictionaries of plain values; for an unreadable row, its error.
 
-    A date may lie beyond Python's, a text may not be UTF-8 or not be there: one bad row is one bad row.
+    A date may be out of Python's range, a text may not be UTF-8. The batch is then read row by row, so that one bad row
+    costs only itself.
     """
     try:
         columns = [_values(column, shared) for column in batch.columns]
@@ -56,7 +57,7 @@ def batch_rows(batch: Any, shared: SharedTexts) -> Iterator[dict[str, Any] | str
 
 
 def _values(column: Any, shared: SharedTexts) -> list[Any]:
-    """Return what `to_pylist` of an array gives, but equal texts as one object, also within lists and structures."""
+    """Return the values of an array as `to_pylist` does, but with equal texts as one object, also in nested types."""
     types, kind = arrow_library().types, column.type
     if types.is_dictionary(kind):
         used = column.indices.unique()
@@ -64,10 +65,13 @@ def _values(column: Any, shared: SharedTexts) -> list[Any]:
         values = dict(zip(used.to_pylist(), texts, strict=True))
         return [values[index] for index in column.indices.to_pylist()]
     names = [field.name for field in kind] if types.is_struct(kind) else []
-    if names and len(set(names)) == len(names):  # of two of one name `to_pylist` complains
-        cells = zip(*(_values(part, shared) for part in column.flatten()), strict=True)
-        there = column.is_valid().to_pylist()
-        return [dict(zip(names, cell, strict=True)) if is_ else None for is_, cell in zip(there, cells, strict=True)]
+    if names and len(set(names)) == len(names):  # duplicate names are left to `to_pylist`, which raises an error
+        structs = zip(*(_values(part, shared) for part in column.flatten()), strict=True)
+        valid = column.is_valid().to_pylist()
+        return [
+            dict(zip(names, cells, strict=True)) if is_valid else None
+            for is_valid, cells in zip(valid, structs, strict=True)
+        ]
     if types.is_map(kind):  # a list of pairs
         pairs = _values(column.cast(arrow_library().list_(column.values.type)), shared)
         return [items and [tuple(item.values()) for item in items] for items in pairs]

@@ -1,7 +1,7 @@
-"""Documents of text files and JSON Lines files, packed or not: found once, read when they are asked for.
+"""Documents in text files and JSON Lines files, gzipped or not: indexed once, read on access.
 
-A text file is a document; a JSON Lines file holds one in the field "text" of each line, as C4 and Wikipedia (by
-wikiextractor) are published.
+A text file is one document. A JSON Lines file has one in the field "text" of each line, as in C4 and in Wikipedia by
+wikiextractor.
 """
 
 import gzip
@@ -23,16 +23,16 @@ from perceivers.files.opening import most_unpacked, regular_file
 from perceivers.modalities.table_cells import MOST_VALUES
 
 PLAIN, LINES = (".txt", ".rst", ".md"), (".json", ".jsonl")
-"""Ends of the names of text files and of JSON Lines files; either may be packed: .gz behind them."""
+"""Suffixes of text files and of JSON Lines files; both may be gzipped, with .gz appended."""
 
 LARGEST_DOCUMENT, LONGEST_LINE = 2**30, 2**27
-"""Bytes of a document that is a file, which is read as one, and of a line that holds one."""
+"""Largest size in bytes of a document that is a file, and of a line that holds a document."""
 
 
 class Documents:
-    """The documents of a folder, by the names of its files: where each is, is found once; they are read when asked for.
+    """The documents of a folder, ordered by file name; the position of each is found once, its content read on access.
 
-    Files of JSON Lines that are packed are unpacked into memory, a few at a time: unpack large ones on the disk.
+    Gzipped JSON Lines are unpacked into memory, a few files at a time: unpack large ones on disk.
     """
 
     def __init__(self, folder: str) -> None:
@@ -42,37 +42,37 @@ class Documents:
             raise ValueError(
                 f"{folder}: holds no text files ({', '.join(PLAIN)}) and no JSON Lines ({', '.join(LINES)})"
             )
-        places = array("q")
+        spans = array("q")  # flat: far smaller than a list of tuples
         for number, path in enumerate(self.files):
             for start, size in parts_of(path):
-                places.extend((number, start, size))
-        self.places = np.frombuffer(places, np.int64).reshape(-1, 3)
+                spans.extend((number, start, size))
+        self.spans = np.frombuffer(spans, np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
         """Number of documents."""
-        return len(self.places)
+        return len(self.spans)
 
-    def __getitem__(self, place: int) -> bytes:
-        """A document, as UTF-8."""
-        number, start, size = self.places[place].tolist()
+    def __getitem__(self, index: int) -> bytes:
+        """Return a document, as UTF-8."""
+        number, start, size = self.spans[index].tolist()
         path = self.files[number]
         if path.suffix == ".gz":
-            held = unpacked(path) if layout_of(path) == "plain" else kept_unpacked(path)[start : start + size]
+            content = unpacked(path) if layout_of(path) == "plain" else kept_unpacked(path)[start : start + size]
         else:
             with path.open("rb") as file:
                 file.seek(start)
-                held = file.read(size)
-        return held if layout_of(path) == "plain" else text_of(path, held)
+                content = file.read(size)
+        return content if layout_of(path) == "plain" else text_of(path, content)
 
 
 @lru_cache(maxsize=8)
 def documents_of(folder: str) -> Documents:
-    """The documents of a folder, found once; ValueError if there are none."""
+    """Return the documents of a folder, indexed once; ValueError if there are none."""
     return Documents(folder)
 
 
 def layout_of(path: Path) -> Literal["plain", "lines", ""]:
-    """Return by a file's name whether it is a document, holds one in each line, or none."""
+    """Return, by a file's name, whether it is a document ("plain"), has one in each line ("lines") or has none ("")."""
     name = path.name.removesuffix(".gz")
     if name.endswith(PLAIN):
         return "plain"
@@ -80,7 +80,7 @@ def layout_of(path: Path) -> Literal["plain", "lines", ""]:
 
 
 def parts_of(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield start and size of each document of a file, in bytes; empty ones are none."""
+    """Yield the start and the size of each document of a file, in bytes; empty documents are skipped."""
     if not path.stat().st_size:
         return
     if layout_of(path) == "plain":
@@ -98,7 +98,7 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def text_of(path: Path, line: bytes) -> bytes:
-    """The text of a line; ValueError if it has none."""
+    """Return the text of a line of JSON; ValueError if it has none."""
     try:
         return from_json(line.decode(), MOST_VALUES)["text"].encode()
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -107,7 +107,7 @@ def text_of(path: Path, line: bytes) -> bytes:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedIOBase]:
-    """Open a file, unpacking it if it is packed; ValueError for one that is damaged."""
+    """Open a file, gunzipping it if needed; ValueError if it is damaged."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
@@ -116,12 +116,12 @@ def opened(path: Path) -> Iterator[BufferedIOBase]:
 
 
 def unpacked(path: Path) -> bytes:
-    """Return what a packed file holds; ValueError if that is more than a file may unpack to."""
+    """Return the content of a gzipped file; ValueError if it is larger than `most_unpacked`."""
     most = most_unpacked(regular_file(path))
     with opened(path) as file:
-        held = file.read(most + 1)
-    _check_unpacked(path, len(held), most)
-    return held
+        content = file.read(most + 1)
+    _check_unpacked(path, len(content), most)
+    return content
 
 
 def _check_unpacked(path: Path, size: int, most: int | float) -> None:
@@ -131,5 +131,5 @@ def _check_unpacked(path: Path, size: int, most: int | float) -> None:
 
 @lru_cache(maxsize=4)
 def kept_unpacked(path: Path) -> bytes:
-    """Return the content of a packed file, kept for its next document."""
+    """Return the content of a gzipped file, cached for its next document."""
     return unpacked(path)

@@ -1,26 +1,30 @@
-"""Headers of the pages of a Parquet file, in Thrift's compact protocol."""
+"""Headers of the pages of a Parquet file, in Thrift's compact protocol.
+
+A structure is a sequence of fields, ended by a zero byte. A field begins with a byte: the step of the field number in
+its upper half (0: the number follows instead) and the type in its lower half. Integers are zigzag varints.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 I32, STRUCT = 5, 12
-"""Two types of fields, as the format numbers them."""
+"""Types of fields that are returned, as the format numbers them."""
 
 BOOLEANS, LENGTHS = (1, 2), {1: 1, 2: 1, 3: 1, 7: 8, 13: 16}
-"""Types of fields that are true or false, and bytes of values of one length."""
+"""Types of truth values, and the size in bytes of types of fixed size."""
 
 KINDS = {*LENGTHS, 4, I32, 6, 8, 9, 10, 11, STRUCT}
-"""Types of values: also numbers of 16 to 64 bits, texts, lists, sets, maps."""
+"""All types: also integers of 16 (4) and 64 (6) bits, texts (8), lists (9), sets (10) and maps (11)."""
 
 MOST_DEPTH = 64
-"""Structures in one another in the header of a page."""
+"""Largest nesting of structures in a page header."""
 
 Header = dict[tuple[int, int], Any]
-"""Numbers of 32 bits and structures of a structure, by number and type of the field."""
+"""The 32-bit integers and the structures of a structure, by number and type of the field."""
 
 
 def page_headers(pages: bytes) -> Iterator[Header]:
-    """Yield the headers of the pages of a column, to the first that is broken: Arrow reads no further either."""
+    """Yield the headers of the pages of a column, up to the first damaged one, where Arrow stops too."""
     at = 0
     while at < len(pages):
         try:
@@ -32,8 +36,8 @@ def page_headers(pages: bytes) -> Iterator[Header]:
 
 
 def _structure(data: bytes, at: int, depth: int = 0) -> tuple[Header, int]:
-    """Return a structure of Thrift's compact protocol and where it ends, as Thrift's own reader takes it."""
-    found: Header = {}
+    """Return a structure and its end, parsed as Thrift's own reader does; `at` is its start."""
+    fields: Header = {}
     field = 0
     while kind := data[at] & 15:
         step, at = data[at] >> 4, at + 1
@@ -41,15 +45,15 @@ def _structure(data: bytes, at: int, depth: int = 0) -> tuple[Header, int]:
             field, at = _signed(data, at)
         field = (field + step + 2**15) % 2**16 - 2**15
         if kind in BOOLEANS:
-            continue  # the kind is the value
+            continue  # the type is the value: there is no payload
         value, at = _value(data, at, kind, depth + 1)
         if kind in (I32, STRUCT):
-            found[field, kind] = value
-    return found, at + 1
+            fields[field, kind] = value
+    return fields, at + 1
 
 
 def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    """Return a value, None for those that no one asks for, and where it ends."""
+    """Return a value and its end; None for all values but 32-bit integers and structures, which are skipped."""
     if at >= len(data) or depth > MOST_DEPTH or kind not in KINDS:
         raise ValueError("not a header")
     if kind == STRUCT:
@@ -61,6 +65,7 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind == 8:
         length, at = _unsigned(data, at)
         return None, at + length
+    # Maps, lists and sets: the number of items and the types of an item, then the items.
     if kind == 11:
         count, at = _unsigned(data, at)
         kinds = [data[at] >> 4, data[at] & 15] if count else []
@@ -76,15 +81,16 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
 
 
 def _signed(data: bytes, at: int) -> tuple[int, int]:
+    """Return a zigzag integer and its end."""
     value, at = _unsigned(data, at)
     return (value >> 1) ^ -(value & 1), at
 
 
 def _unsigned(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number of 32 bits, or the lower ones of a longer one, and where it ends."""
+    """Return a varint, of a longer one its lower 32 bits, and its end."""
     value = 0
-    for place in range(10):
-        value |= (data[at + place] & 127) << 7 * place
-        if data[at + place] < 128:
-            return value % 2**32, at + place + 1
+    for offset in range(10):
+        value |= (data[at + offset] & 127) << 7 * offset
+        if data[at + offset] < 128:
+            return value % 2**32, at + offset + 1
     raise ValueError("not a number")

@@ -1,8 +1,8 @@
-"""Parquet files, read a row group at a time within a budget of what their pages hold.
+"""Parquet files, read one row group at a time, within a budget for the content of their pages.
 
-What the footer says of sizes is not trusted. Each page says what it unpacks to, and has to: pages are looked at on
-their way from the file to Arrow, before it takes memory for them. Texts that a file holds once for many rows stay so,
-as Arrow's dictionaries.
+The sizes in the footer are not trusted. The header of a page, which Arrow relies on, has its uncompressed size: headers
+are inspected on their way from the file to Arrow, before Arrow allocates memory for the pages. Texts that a file stores
+once for many rows stay shared, as Arrow's dictionaries.
 """
 
 import io
@@ -17,47 +17,49 @@ from perceivers.files.messages import one_line
 
 MOST = {
     "rows": (300_000, 20),
-    "to_row": (3_000_000, 100),
+    "cells": (3_000_000, 100),
     "values": (10**7, 200),
     "bytes": (2**27, 100),
     "bytes of texts": (2**28, 200),
     "pages": (10_000, 0.01),
     "steps": (10_000, 0.01),
 }
-"""Limits of what a Parquet file may hold: a constant, and as many more for each of its bytes."""
+"""Limits of the content of a Parquet file: a constant, plus an amount for each byte of the file."""
 
 AT_ONCE = 2**27
-"""Bytes that texts may take that are decoded together where Arrow repeats them."""
+"""Largest size in bytes of texts decoded at once where Arrow cannot make dictionaries and copies them for each row."""
 
 LONGEST_STEP = 128
-"""Rows that are decoded together then."""
+"""Number of rows decoded at once in that case."""
 
 WIDE = 32
-"""Bytes of values of fixed length that count by themselves."""
+"""Values of a fixed length above this number of bytes are counted by their size."""
 
 DICTIONARY_PAGE, DELTA_LENGTHS, DELTA_TEXTS = 2, 6, 7
-"""Numbers of the format: a kind of page, and two encodings of texts."""
+"""Numbers in the format: of a type of page, and of two encodings of texts."""
 
 DATA_PAGES = {0: (5, 2), 3: (8, 4)}
-"""The field of a header that describes a page of data, and the field within for the encoding, by kind of page."""
+"""By type of data page: the field of its header that describes the data, and the field therein for the encoding."""
 
 
-class _SmallerSteps(Exception):  # noqa: N818 - no error: the row group is begun again
+class _SmallerSteps(Exception):  # noqa: N818 - no error: the row group is read again
+    """Raised to read a row group again, `rows` rows at a time."""
+
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
         self.rows = rows
 
 
 class Parquet:
-    """A Parquet file: the number of rows of each row group, and what reads one.
+    """A Parquet file: the number of rows of each row group (`counts`), and a reader of one (`tables`).
 
-    ValueError if its rows or cells are more than `MOST`, or a column's name is there twice.
+    ValueError if it has more rows or cells than `MOST`, or a repeated column name.
     """
 
     def __init__(self, path: str, opened: Any) -> None:
         arrow = arrow_library()
         self.path = path
-        # What each row group holds, as far as it has been read, and all together.
+        # The content counted so far, of each row group and in total.
         self.spent, self.total = dict[int, Counter[str]](), Counter[str]()
         self.without_dictionaries = set[int]()
         with self._errors("not a whole Parquet file"):
@@ -67,23 +69,24 @@ class Parquet:
         if twice := next((name for name in names if names[name] > 1), None):
             raise ValueError(f"{path}: column name {one_line(repr(twice))} is there twice")
         self.size, self.num_columns = opened.seek(0, io.SEEK_END), len(names)
-        # Never the metadata of a column of a row group: where they are damaged pyarrow ends the process.
+        # Never read the metadata of a column of a row group: if they are damaged, pyarrow aborts the process.
         self.counts = [self.about.row_group(number).num_rows for number in range(self.about.num_row_groups)]
         if (least := min(self.counts, default=0)) < 0:
             raise ValueError(f"{path}: not a whole Parquet file: a row group of {least:,} rows")
         self._check("rows", sum(self.counts))
-        self._check("to_row", sum(self.counts) * self.num_columns)
+        self._check("cells", sum(self.counts) * self.num_columns)
+        # Columns of texts: all, those in lists, and whether there are some without dictionaries in Arrow.
         leaves = [schema.column(number) for number in range(len(schema))]
         texts = [leaf for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         self.texts = sorted({leaf.path for leaf in texts})
         self.repeated_texts = sorted({leaf.path for leaf in texts if leaf.max_repetition_level})
-        # Arrow makes no dictionaries of these.
         self.other_texts = any(leaf.logical_type.type in ("DECIMAL", "JSON") for leaf in texts)
+        # The longest values of fixed length: a page may refer to one of them many times, and Arrow copies it.
         widths = (leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY")
         self.width = max((width for width in widths if width > WIDE), default=0)
 
     def tables(self, opened: Any, group: int) -> Iterator[Any]:
-        """Yield a row group of the opened file as Arrow's tables, most often one; ValueError for more than `MOST`."""
+        """Yield a row group of the opened file as Arrow tables, usually one; ValueError for more than `MOST`."""
         rows: int | None = LONGEST_STEP if self.other_texts else None
         with self._errors(f"row group {group} cannot be read"):
             while True:
@@ -91,7 +94,7 @@ class Parquet:
                     yield from self._tables(opened, group, rows)
                 except _SmallerSteps as smaller:
                     rows = smaller.rows
-                except arrow_library().ArrowCapacityError:  # of texts of 2 GB, as a dictionary
+                except arrow_library().ArrowCapacityError:  # a dictionary of more than 2 GB of texts
                     if rows is not None:
                         raise
                     rows = LONGEST_STEP
@@ -99,10 +102,11 @@ class Parquet:
                     return
 
     def _tables(self, opened: Any, group: int, rows: int | None) -> Iterator[Any]:
+        """Yield a row group as one table with dictionaries, or (`rows`) as tables of at most this number of rows."""
         arrow = arrow_library()
-        self.total -= self.spent.pop(group, Counter())
+        self.total -= self.spent.pop(group, Counter())  # it may be read again
         dictionaries = self.texts if rows is None else [] if group in self.without_dictionaries else self.repeated_texts
-        # Without a buffer each column is one call of `read`; threads would go on reading after an error.
+        # Without buffering, each column is one call of `_Pages.read`; threads would go on reading after an error.
         file = arrow.parquet.ParquetFile(
             _Pages(self, opened, group, rows), metadata=self.about, read_dictionary=dictionaries, pre_buffer=False
         )
@@ -113,14 +117,14 @@ class Parquet:
             parts = (arrow.Table.from_batches([batch]) for batch in batches)
         for part in parts:
             self.take(group, "rows", len(part))
-            self.take(group, "to_row", len(part) * self.num_columns)
+            self.take(group, "cells", len(part) * self.num_columns)
             if rows is not None:
                 self.take(group, "steps", 1)
                 self.take(group, "bytes of texts", part.get_total_buffer_size())
             yield part
 
     def take(self, group: int, what: str, amount: int) -> None:
-        """Count what a row group holds; ValueError if it is too much with what the others have."""
+        """Add to the counted content of a row group; ValueError if all row groups together exceed the limit."""
         self.spent.setdefault(group, Counter())[what] += amount
         self.total[what] += amount
         self._check(what, self.total[what])
@@ -134,14 +138,14 @@ class Parquet:
     def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (arrow_library().ArrowException, OSError, KeyError) as error:  # the last of a name that is not known
+        except (arrow_library().ArrowException, OSError, KeyError) as error:  # KeyError: a name that Arrow lacks
             raise ValueError(f"{self.path}: {what}: {one_line(error)}") from None
 
 
 class _Pages:
-    """A row group as Arrow reads it from a file, column after column; counts what the pages of each hold.
+    """The file as Arrow reads a row group from it, column by column, which counts the content of the pages.
 
-    `rows`: those that are decoded together with a copy of a text for each row; None if texts stay in dictionaries.
+    `rows`: number of rows decoded at once, with a copy of the text for each row; None if texts stay in dictionaries.
     """
 
     closed = False
@@ -155,16 +159,16 @@ class _Pages:
         return True
 
     def close(self) -> None:
-        """Leave the file to whom it belongs."""
+        """Do nothing: the caller closes the file."""
 
     def read(self, size: int = -1) -> bytes:
-        """Return the pages of a column; ValueError for more than a file may hold."""
+        """Return the pages of a column; ValueError for more than `MOST`."""
         pages = bytes(self.file.read(max(0, min(size, self.parquet.size - self.tell()))))
-        longest = Counter[int]()
+        longest = Counter[int]()  # bytes that the text of one row may take, by type of page
         for header in page_headers(pages):
             kind, unpacked = header.get((1, I32), 0), header.get((2, I32), 0)
-            place, described = DATA_PAGES.get(kind, (0, 0))
-            data = header.get((place, STRUCT), {})
+            field, described = DATA_PAGES.get(kind, (0, 0))
+            data = header.get((field, STRUCT), {})
             values, encoding = data.get((1, I32), 0), data.get((described, I32))
             self._take("pages", 1)
             self._take("values", values)
@@ -182,7 +186,7 @@ class _Pages:
         self.parquet.take(self.group, what, amount)
 
     def _note_delta(self, longest: int) -> None:
-        """Texts of which Arrow makes no dictionaries; each may begin as the last, and a row may have any number."""
+        """Read texts without dictionaries, a few rows at a time; a text may share a prefix with the one before it."""
         known = self.group in self.parquet.without_dictionaries
         self.parquet.without_dictionaries.add(self.group)
         if self.rows is None or not known:

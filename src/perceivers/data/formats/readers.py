@@ -1,6 +1,6 @@
-"""Rows of tables, one after the other: CSV, TSV, Parquet, JSON Lines, or a folder of files with classes as sub-folders.
+"""Readers of tables, row by row: CSV, TSV, Parquet, JSON Lines, or a folder of files with one sub-folder per class.
 
-A row that cannot be read is a row that says so when it is used: nothing is dropped here.
+An unreadable row becomes a row with an error, raised when it is used: nothing is dropped here.
 """
 
 import csv
@@ -17,17 +17,17 @@ from perceivers.files.opening import regular_file
 from perceivers.modalities.table_cells import MOST_VALUES, Files, Row
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
-"""Text of cells without a value."""
+"""Texts of cells without a value."""
 
 FILE, FOLDER = "file", "label"
-"""Columns of a folder's rows: a file's path, and the sub-folder it lies in."""
+"""Columns of a folder's rows: the path of a file, and its sub-folder."""
 
 LARGEST_CELL = 1 << 27
-"""Characters that a cell of a CSV, or a line of a table, may have."""
+"""Largest number of characters of a cell of a CSV, or of a line of a table."""
 
 
 def read_rows(path: Path, missing: Sequence[str] = MISSING, outside: bool = False) -> Iterator[Row]:
-    """Rows in their order, a cell without a value None; ValueError for what is no table."""
+    """Yield the rows of a table in order, with None for cells without a value; ValueError if it is not a table."""
     files = Files(path if path.is_dir() else path.parent, outside)
     absent = frozenset(missing)
     for place, cells in reader_of(path)(path):
@@ -39,11 +39,11 @@ def read_rows(path: Path, missing: Sequence[str] = MISSING, outside: bool = Fals
 
 
 Reader = Callable[[Path], Iterator[tuple[str, Mapping[str, Any] | str]]]
-"""Gives each row's place in the file and its cells, or what is wrong with it."""
+"""Yields each row's file and line, and its cells by column or, as a text, its error."""
 
 
 def reader_of(path: Path) -> Reader:
-    """Return the reader of a table; ValueError if there is none."""
+    """Return the reader for a path; ValueError if there is none."""
     if path.is_dir():
         return _folder
     if path.suffix.lower() not in READERS:
@@ -54,7 +54,7 @@ def reader_of(path: Path) -> Reader:
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     csv.field_size_limit(LARGEST_CELL)
-    # Bytes that are not UTF-8 become lone surrogates, so that one bad row is one bad row.
+    # Bytes that are not UTF-8 become lone surrogates, so that a bad row costs only itself.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
         names = _header(path, lines)
@@ -65,7 +65,7 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Mapping[str, A
             except StopIteration:
                 return
             except csv.Error as error:
-                if "unexpected end" in str(error):  # everything since is one cell: not one row but many are lost
+                if "unexpected end" in str(error):  # all later lines have become one cell: many rows are lost
                     raise ValueError(f"{place}: a quote that is opened here is never closed") from None
                 yield place, one_line(error)
                 continue
@@ -80,6 +80,7 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Mapping[str, A
 
 
 def _header(path: Path, lines: Iterator[list[str]]) -> list[str]:
+    """Return the column names from the first line; ValueError if they are empty, repeated or not UTF-8."""
     try:
         names = [name.strip() for name in next(lines, [])]
     except csv.Error as error:
@@ -94,7 +95,7 @@ def _header(path: Path, lines: Iterator[list[str]]) -> list[str]:
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
-    """A file's lines; ValueError for one that is longer than a cell may be."""
+    """Yield the lines of a file; ValueError for one longer than a cell may be."""
     while line := file.readline(LARGEST_CELL):
         if len(line) == LARGEST_CELL:
             raise ValueError(f"{path}: a line of more than {LARGEST_CELL:,} characters")
@@ -113,6 +114,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
 
 
 def _object(line: str) -> Mapping[str, Any] | str:
+    """Return the object of JSON in a line, or an error."""
     if _is_broken(line):
         return "not UTF-8"
     try:
@@ -152,11 +154,12 @@ READERS: dict[str, Reader] = {
 
 
 def column_names(rows: Iterable[Row]) -> list[str]:
-    """Every column that a readable row has, in the order met."""
+    """Return all columns of the readable rows, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.cells))
 
 
 def _is_broken(text: str) -> bool:
+    """Return whether a text holds lone surrogates, made from bytes that are not UTF-8."""
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError:

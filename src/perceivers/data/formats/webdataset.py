@@ -1,4 +1,4 @@
-"""Records of WebDataset's .tar files: where each begins and ends, and the cells of one."""
+"""Records of WebDataset's .tar files: their bounds in the file, and the cells of one record."""
 
 import io
 import tarfile
@@ -17,26 +17,26 @@ from perceivers.files.outputs import user_cache
 from perceivers.modalities.table_cells import MOST_VALUES, Files, Row
 
 TEXTS = ("txt", "text", "cls", "id", "json")
-"""Members of a .tar that are text; all others are files."""
+"""Suffixes of members of a .tar that are texts; all other members are files."""
 
 KEY = "__key__"
-"""Column of the name that the members of a record share."""
+"""Column of the name that all members of a record share."""
 
 BROKEN = (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError)
 """Exceptions that tarfile raises for damaged archives."""
 
 LONGEST_HEADER = 2**16
-"""Bytes of a header of a .tar, with long names."""
+"""Largest header of a .tar in bytes, with long names."""
 
 MOST_GLOBALS = 100
-"""Keys of headers of a .tar that hold for all members behind them; `git archive` writes one."""
+"""Largest number of keys in global headers, which apply to all later members; `git archive` writes one."""
 
 
 def tar_row(url: str, bounds: np.ndarray, number: int) -> Row:
-    """Return a record of a .tar by its number, read alone; a broken one says so when it is used."""
+    """Read one record of a .tar by its number; a damaged one is a row with an error, raised when it is used."""
     system, path = url_to_fs(url)
     place, files = f"{path}:{number + 1}", Files(Path(path).parent)
-    # The members of a record are a .tar themselves, but for its end, which the library does not miss.
+    # The members of a record form a .tar of their own, without its end marker, which tarfile does not need.
     content = system.cat_file(path, start=int(bounds[number]), end=int(bounds[number + 1]))
     try:
         return Row(place, _cells(content), files)
@@ -45,6 +45,7 @@ def tar_row(url: str, bounds: np.ndarray, number: int) -> Row:
 
 
 def _cells(content: bytes) -> dict[str, Any]:
+    """Return the cells of a record by column: suffixes of its members, and the fields of its .json."""
     cells: dict[str, Any] = {}
     with _open_tar(io.BytesIO(content)) as tar:
         for member in tar:
@@ -70,7 +71,7 @@ def _open_tar(file: Any) -> tarfile.TarFile:
 
 
 class _Headers:
-    """A .tar of which only headers are read: no more than there is, and no endless one."""
+    """A .tar file of which tarfile reads only headers: oversized headers and endless loops are refused."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.left = file, LONGEST_HEADER + 2 * file.seek(0, io.SEEK_END)
@@ -78,9 +79,9 @@ class _Headers:
         file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
-        self.left -= size  # also of what is asked for behind the end, over and over
+        self.left -= size  # counts the size requested: a damaged header may request bytes beyond the end for ever
         if not 0 <= size <= LONGEST_HEADER or self.left < 0:
-            raise tarfile.ReadError("a header of this length has no place in a shard; refused")
+            raise tarfile.ReadError("a header this long does not belong in a shard; refused")
         return bytes(self.file.read(size))
 
 
@@ -92,11 +93,11 @@ def _text(data: bytes) -> str:
 
 
 def _name(member: tarfile.TarInfo) -> tuple[str, str] | None:
-    """Key and column of a member: its path to the first dot of the file's name, and what is behind; None for others.
+    """Return the key and the column of a member: its path up to the first dot of the file name, and the rest.
 
-    ReadError for what has such a name and is neither a file nor a folder: of a link the content lies elsewhere.
+    None for folders and for names without both. ReadError for links and other members that are not regular files.
     """
-    if member.issparse():  # a few bytes may mean any number of zeros
+    if member.issparse():  # a few bytes may expand to any number of zeros
         raise tarfile.ReadError(f"{one_line(member.name)} is a sparse file, write it without --sparse")
     path = PurePosixPath(member.name)
     stem, dot, suffix = path.name.partition(".")
@@ -110,40 +111,43 @@ def _name(member: tarfile.TarInfo) -> tuple[str, str] | None:
 
 
 def record_bounds(url: str) -> np.ndarray:
-    """Return where each record of a .tar begins and the last one ends; cached for the user until the file changes."""
+    """Return the start of each record of a .tar and the end of the last, in bytes; cached until the file changes."""
     system, path = url_to_fs(url)
     cache = user_cache()
     if cache is None:
         with system.open(path, "rb") as file:
             return _found_bounds(path, file)
-    kept = cache / "shards" / f"{sha256(f'{url} {system.ukey(path)}'.encode()).hexdigest()}.npy"
+    # Load the bounds from the user's cache, if they are there and valid.
+    cached = cache / "shards" / f"{sha256(f'{url} {system.ukey(path)}'.encode()).hexdigest()}.npy"
     with suppress(OSError, ValueError, EOFError):
-        # Mapped into memory: then a file that says it holds more than it does takes none.
-        bounds = np.array(np.load(kept, allow_pickle=False, mmap_mode="r"))
+        # Memory-mapped, so that a header that announces more than the file holds allocates nothing.
+        bounds = np.array(np.load(cached, allow_pickle=False, mmap_mode="r"))
         if bounds.dtype == np.int64 and bounds.ndim == 1 and (np.diff(bounds, prepend=0) >= 0).all():
             return bounds
+    # Otherwise scan the file and cache the result; failing to write the cache is no error.
     with system.open(path, "rb") as file:
         bounds = _found_bounds(path, file)
-    with suppress(ValueError), whole_file(kept) as fresh, fresh.open("wb") as file:  # without it there is no cache
+    with suppress(ValueError), whole_file(cached) as fresh, fresh.open("wb") as file:
         np.save(file, bounds)
     return bounds
 
 
 def _found_bounds(path: str, file: Any) -> np.ndarray:
+    """Return the bounds of the records of an opened .tar, from the headers of its members."""
     starts, last = [], None
     try:
         with _open_tar(file) as tar:
             for member in tar:
-                if len(tar.pax_headers) > MOST_GLOBALS:  # each member is compared with all of them
+                if len(tar.pax_headers) > MOST_GLOBALS:  # tarfile applies all of them to each member
                     raise tarfile.ReadError(f"global headers of {len(tar.pax_headers):,} keys; refused")
                 name = _name(member)
                 if name is not None and name[0] != last:
                     starts.append(member.offset)
                     last = name[0]
-                tar.members = []  # type: ignore[attr-defined]  # the library would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all in memory
             end = tar.offset
         file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # at a broken header the library just stops
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops silently at a bad header
             raise tarfile.ReadError(f"cut off or damaged at byte {end}")
     except BROKEN as error:
         raise ValueError(f"{path}: not a .tar without compression: {one_line(error)}") from None

@@ -1,4 +1,4 @@
-"""Tables written row after row: CSV, TSV, JSON Lines, Parquet; whole, or not there."""
+"""Writers of tables, row by row: CSV, TSV, JSON Lines, Parquet. A file appears only when it is complete."""
 
 import csv
 import json
@@ -12,20 +12,20 @@ from perceivers.files.durable import whole_file
 from perceivers.files.messages import one_line
 
 PlainRow = Mapping[str, Any]
-"""Plain values by column: numbers, texts, lists and objects of them, None. Every row has the same columns."""
+"""Plain values by column: numbers, texts, None, and lists and dictionaries of these; all rows have the same columns."""
 
 CHUNK = 4096
-"""Rows of a Parquet file that are written at once; the first ones decide the types."""
+"""Number of rows of a Parquet file written at once; the first ones determine the types."""
 
 
 def check_writable(path: Path) -> None:
-    """Raise a ValueError for a kind of table that is not written."""
+    """Raise a ValueError if the suffix of a path is not that of a table that can be written."""
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"{path}: a table is written as {', '.join(WRITERS)}")
 
 
 def write_rows(path: Path, rows: Iterable[PlainRow]) -> int:
-    """Write all rows, in their order; how many they were. An older file stays until they are all there."""
+    """Write all rows in order and return their number. An older file is kept until all rows are written."""
     check_writable(path)
     count = 0
 
@@ -65,7 +65,7 @@ def _json_lines(path: Path, rows: Iterator[PlainRow]) -> None:
 def _json(value: Any, column: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (ValueError, TypeError) as error:  # a number that is not finite, or what is neither number nor text
+    except (ValueError, TypeError) as error:  # a number that is not finite, or a value of another type
         raise ValueError(f"column {column}: JSON cannot hold it: {one_line(error)}") from None
 
 
@@ -85,7 +85,7 @@ def _parquet(path: Path, rows: Iterator[PlainRow]) -> None:
 
 
 def _known_types(arrow: Any, schema: Any) -> Any:
-    """Text where the first rows hold nothing that tells a type."""
+    """Return a schema with columns of unknown type, empty in the first rows, as text."""
     empty = {arrow.null(): arrow.string(), arrow.list_(arrow.null()): arrow.list_(arrow.string())}
     return arrow.schema([field.with_type(empty.get(field.type, field.type)) for field in schema])
 

@@ -1,4 +1,4 @@
-"""AudioSet as it is published: lists of segments of YouTube films with their labels, and the clips that one has."""
+"""AudioSet as published: lists of segments of YouTube films with their labels, and the clips on disk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,38 +11,38 @@ from perceivers.files.messages import one_line
 from perceivers.schema import Record
 
 ID_LENGTH = 11
-"""Characters of a film's name at YouTube."""
+"""Number of characters of a YouTube id."""
 
 CLASSES = "class_labels_indices.csv"
-"""List of all labels: index, machine's name, our name."""
+"""List of all labels: index, id ("mid") and display name."""
 
 
 @dataclass(frozen=True)
 class AudioSet(Clips):
-    """Records with "labels", their numbers in class_labels_indices.csv.
+    """Records with "labels", by their numbers in class_labels_indices.csv.
 
-    A clip is a file one folder deeper whose name begins with its film's 11 characters; what is not there is left out.
+    A clip is a file in a sub-folder whose name begins with the YouTube id; listed clips without a file are skipped.
     """
 
     folder: str = "audioset"
-    """Holds the lists, and folders of clips."""
+    """Folder of the lists and of folders of clips."""
     training_lists: tuple[str, ...] = ("balanced_train_segments.csv", "unbalanced_train_segments.csv")
-    """Segments to learn from."""
+    """Lists of the training segments."""
     held_out_list: str = "eval_segments.csv"
-    """Segments that training never sees."""
+    """List of the held-out segments."""
     kind: Literal["audioset"] = "audioset"
     """Name in files."""
 
     def training(self) -> Sequence[Record]:
-        """Windows of the training lists' clips."""
+        """Return the windows of the clips in the training lists."""
         return self._records(self.training_lists)
 
     def held_out(self) -> Sequence[Record]:
-        """Windows of the other list's."""
+        """Return the windows of the clips in the held-out list."""
         return self._records((self.held_out_list,))
 
     def names(self) -> list[str]:
-        """Names of the labels, by number."""
+        """Return the display names of the labels, by number."""
         return [name for _, name in label_names(Path(self.folder) / CLASSES)]
 
     def _records(self, lists: Sequence[str]) -> Sequence[Record]:
@@ -66,7 +66,7 @@ class AudioSet(Clips):
 
 
 def segments(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Film and labels of each segment of a list; ValueError if it is none."""
+    """Yield the YouTube id and the labels of each segment of a list; ValueError for other files."""
     for place, row in list_rows(path):
         if not row[0].startswith("#"):
             if len(row) != 4 or len(row[0]) != ID_LENGTH:
@@ -75,13 +75,13 @@ def segments(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def label_names(path: Path) -> list[tuple[str, str]]:
-    """Machine's and display name of each label, in the order of their indices."""
+    """Return the id and the display name of each label, ordered by index."""
     rows = list_rows(path)
     if next(rows, ("", []))[1] != ["index", "mid", "display_name"]:
         raise ValueError(f"{path}: expected columns index, mid, display_name")
-    found = []
+    labels = []
     for place, row in rows:
         if len(row) != 3:
             raise ValueError(f"{place}: {len(row)} cells, expected index, mid, display_name")
-        found.append((whole_number(place, row[0]), row[1], row[2]))
-    return [(mid, name) for _, mid, name in sorted(found)]
+        labels.append((whole_number(place, row[0]), row[1], row[2]))
+    return [(mid, name) for _, mid, name in sorted(labels)]

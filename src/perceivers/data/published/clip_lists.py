@@ -1,4 +1,4 @@
-"""Lists of clips: the CSV files in which Kinetics and AudioSet are published."""
+"""Lists of clips: the CSV files of Kinetics and AudioSet."""
 
 import csv
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
 
 LARGEST_LIST = 2**30
-"""Bytes of a list of clips."""
+"""Largest list of clips, in bytes."""
 
 LONGEST_LINE = 100_000
-"""Characters of one of its lines."""
+"""Longest line of a list, in characters."""
 
 
 def list_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield place and cells of each line of a list that is not empty; ValueError for what is no CSV in UTF-8."""
+    """Yield the place (file and line number) and the cells of each non-empty line; ValueError unless CSV in UTF-8."""
     try:
         with regular_file(path, LARGEST_LIST).open(newline="", encoding="utf-8") as file:
             rows = csv.reader(_lines(path, file), skipinitialspace=True)
@@ -28,7 +28,7 @@ def list_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
-    """Lines of a file; ValueError for one that is too long to be a line of a list."""
+    """Yield the lines of a file; ValueError for one that is too long."""
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
@@ -38,7 +38,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
 
 
 def whole_number(place: str, cell: str) -> int:
-    """Return the number that a cell of a list holds; ValueError that names the place if it holds none."""
+    """Return the number in a cell of a list; ValueError naming the place if there is none."""
     if not (cell.isascii() and cell.isdecimal() and len(cell) <= 18):
         raise ValueError(f"{place}: {one_line(repr(cell))} is not a whole number")
     return int(cell)

@@ -1,7 +1,7 @@
-"""Curriculum for pairs of frames with flow: both ways first, then with RAFT's augmentation.
+"""The curriculum for optical flow: first pairs forward and backward, then pairs with growing augmentation as in RAFT.
 
-The paper (section H) trains with AutoFlow's curriculum of growing augmentation, after a phase without any in which
-each pair is seen forward and backward; it gives no lengths, so those are ours.
+The paper (section H) trains with AutoFlow's curriculum of growing augmentation, after a phase without augmentation in
+which each pair is seen forward and backward. It gives no lengths of the phases; these are ours.
 """
 
 from collections.abc import Sequence
@@ -20,49 +20,51 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class FlowCurriculum:
-    """Passes over the pairs, for a loop that takes records in their order; every number of augmentation is RAFT's."""
+    """The settings of the curriculum, for training in the order of the records. Augmentation has RAFT's numbers."""
 
     size: tuple[int, int] = (368, 496)
     """Height and width of the crops."""
     num_records: int = 480 * 400_000
-    """All records of a run, passes over the pairs one after the other (paper: 480 epochs of 400,000)."""
+    """Number of records of a run, in passes over the pairs (paper: 480 epochs of 400,000)."""
     plain_part: float = 0.1
-    """Part of all records that come without augmentation, forward and backward (length: ours)."""
+    """Fraction of the records without augmentation, each pair forward and backward (length: ours)."""
     growth_part: float = 0.4
-    """Part of all records, after those, over which augmentation grows to its full strength (length: ours)."""
+    """Fraction of the records thereafter over which augmentation grows to full strength (length: ours)."""
     scale: tuple[float, float] = (-0.1, 1.0)
-    """Least and greatest binary logarithm of the magnification."""
+    """Smallest and largest binary logarithm of the magnification."""
     stretch: float = 0.2
-    """Greatest binary logarithm by which each axis differs from it."""
+    """Largest binary logarithm of a further factor of each axis."""
     spatial_prob: float = 0.8
-    """Probability of magnifying, and of stretching."""
+    """Probability of magnifying, and then of stretching."""
     flip_prob: tuple[float, float] = (0.5, 0.1)
-    """Probability of mirroring left and right, and up and down."""
+    """Probabilities of mirroring left-right and up-down."""
     jitter: float = 0.4
-    """Greatest change of brightness, contrast and saturation."""
+    """Largest relative change of brightness, contrast and saturation."""
     asymmetric_prob: float = 0.2
-    """Probability that the frames change differently."""
+    """Probability that the two frames change differently."""
     erase_prob: float = 0.5
-    """Probability that one or two rectangles of the second frame are blotted out."""
+    """Probability that one or two rectangles of the second frame are erased."""
     erase_size: tuple[int, int] = (50, 100)
-    """Least and greatest side of those, in pixels."""
+    """Smallest and largest side of a rectangle, in pixels."""
     seed: int = 0
     """Seed of order, crops and augmentation."""
 
     def strength(self, progress: float) -> float:
-        """Return the strength of the augmentation, 0 to 1, after a part of all records."""
+        """Return the strength of the augmentation, 0 to 1, after this fraction of the records."""
         return float(np.clip((progress - self.plain_part) / max(self.growth_part, 1e-9), 0, 1))
 
 
 def learned_pairs(pairs: Sequence[Record], curriculum: FlowCurriculum) -> Sequence[Record]:
-    """All that a curriculum makes of some pairs over its passes, from first to last; each a function of its number."""
+    """Return all records of a curriculum over some pairs, in order; each is a function of its number alone."""
     count = curriculum.num_records
 
     def make(number: int) -> Record:
+        # Choose the pair; in the plain phase two consecutive numbers share one.
         rng = np.random.default_rng((curriculum.seed, number))
         plain = number < curriculum.plain_part * count
         passes, offset = divmod(number // 2 if plain else number, len(pairs))
         pair = pairs[int(_permutation(curriculum.seed, passes, len(pairs))[offset])]
+        # Reverse or augment it, then crop.
         frames, flow = pair["frames"], pair["flow"]
         if plain and number % 2:
             frames, flow = frames[::-1], reversed_flow(flow)
@@ -78,15 +80,17 @@ def learned_pairs(pairs: Sequence[Record], curriculum: FlowCurriculum) -> Sequen
 
 
 def reversed_flow(flow: Float[np.ndarray, "h w 2"]) -> Float[np.ndarray, "h w 2"]:
-    """Flow back: minus the mean of all flows that end at a pixel, NaN where none does (paper section H)."""
+    """Return the backward flow: minus the mean of all flows that end at a pixel, NaN where none does (section H)."""
+    # The pixel where each known flow ends.
     height, width = flow.shape[:2]
     start = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
     known = np.isfinite(flow).all(axis=-1)
     ends = np.rint(start[known] + flow[known]).astype(int)
     inside = ((ends >= 0) & (ends < [width, height])).all(axis=-1)
-    place = ends[inside, 1] * width + ends[inside, 0]
-    count = np.bincount(place, minlength=height * width)
-    total = [np.bincount(place, flow[known][inside, axis], height * width) for axis in range(2)]
+    # The mean over the flows of each pixel.
+    pixel = ends[inside, 1] * width + ends[inside, 0]
+    count = np.bincount(pixel, minlength=height * width)
+    total = [np.bincount(pixel, flow[known][inside, axis], height * width) for axis in range(2)]
     mean = np.stack(total, axis=-1) / np.where(count, count, np.nan)[:, None]
     return -mean.reshape(height, width, 2).astype(np.float32)
 
@@ -94,9 +98,9 @@ def reversed_flow(flow: Float[np.ndarray, "h w 2"]) -> Float[np.ndarray, "h w 2"
 def recoloured(
     rng: np.random.Generator, frames: Float[np.ndarray, "2 h w c"], curriculum: FlowCurriculum, strength: float
 ) -> Float[np.ndarray, "2 h w c"]:
-    """Brightness, contrast and saturation changed, then rectangles of the second frame in its mean colour."""
-    apart = rng.random() < strength * curriculum.asymmetric_prob
-    change = 1 + strength * rng.uniform(-curriculum.jitter, curriculum.jitter, (3, 2 if apart else 1, 1, 1, 1))
+    """Change brightness, contrast and saturation, then fill rectangles of the second frame with its mean colour."""
+    asymmetric = rng.random() < strength * curriculum.asymmetric_prob
+    change = 1 + strength * rng.uniform(-curriculum.jitter, curriculum.jitter, (3, 2 if asymmetric else 1, 1, 1, 1))
     brightness, contrast, saturation = change
     lit = (frames + 1) / 2 * brightness
     grey = (lit @ LUMA)[..., None]
@@ -119,7 +123,7 @@ def magnified(
     curriculum: FlowCurriculum,
     strength: float,
 ) -> tuple[Float[np.ndarray, "2 _ _ c"], Float[np.ndarray, "_ _ 2"]]:
-    """Perhaps resized, each axis by a factor of its own, never below the crop."""
+    """Resize frames and flow with some probability, each axis by a different factor, never below the crop."""
     if rng.random() >= curriculum.spatial_prob:
         return frames, flow
     size = np.array(flow.shape[:2])
@@ -139,7 +143,7 @@ def mirrored(
     curriculum: FlowCurriculum,
     strength: float,
 ) -> tuple[Float[np.ndarray, "2 h w c"], Float[np.ndarray, "h w 2"]]:
-    """Perhaps left and right, perhaps up and down."""
+    """Mirror frames and flow with some probability, left-right and up-down."""
     across, down = rng.random(2) < strength * np.array(curriculum.flip_prob)
     if across:
         frames, flow = frames[:, :, ::-1], flow[:, ::-1] * [-1, 1]
@@ -154,7 +158,7 @@ def cropped(
     flow: Float[np.ndarray, "h w 2"],
     size: Sequence[int],
 ) -> tuple[Float[np.ndarray, "2 _ _ c"], Float[np.ndarray, "_ _ 2"]]:
-    """A window of this size anywhere; ValueError for smaller frames."""
+    """Return a random crop of this size; ValueError for smaller frames."""
     room = np.subtract(flow.shape[:2], size)
     if room.min() < 0:
         raise ValueError(f"frames of {flow.shape[0]} x {flow.shape[1]} are smaller than crops of {size[0]} x {size[1]}")
@@ -165,4 +169,5 @@ def cropped(
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, passes: int, count: int) -> np.ndarray:
+    """Return the order of the pairs in a pass."""
     return np.random.default_rng((seed, passes)).permutation(count)

@@ -1,4 +1,4 @@
-"""Optical flow in the folders that AutoFlow, MPI Sintel, KITTI 2015 and Middlebury are published in."""
+"""Optical flow in the published folders of AutoFlow, MPI Sintel, KITTI 2015 and Middlebury."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ Layout = Literal["autoflow", "sintel-clean", "sintel-final", "kitti", "middlebur
 
 @dataclass(frozen=True)
 class PairFiles:
-    """Files of a pair."""
+    """Files of a pair of frames with flow."""
 
     first: Path
     second: Path
     flow: Path
     hidden: Path | None = None
-    """Sintel: a picture that is white where the second frame does not show a pixel."""
+    """Sintel's occlusion mask: white where the second frame does not show a pixel; None: there is none."""
 
 
 @dataclass(frozen=True)
 class FlowPairs(DataSet):
-    """Records of "frames" [2, H, W, 3] from -1 to 1 and "flow" [H, W, 2], NaN where unknown; Sintel: and "occluded"."""
+    """Records of "frames" [2, H, W, 3] from -1 to 1, "flow" [H, W, 2], NaN where unknown, and for Sintel "occluded"."""
 
     folder: str = ""
-    """Unpacked data: holds static_40k_png_1_of_4 ..., or training, or other-data and other-gt-flow."""
+    """Folder of the unpacked data: static_40k_png_1_of_4 ..., or training, or other-data and other-gt-flow."""
     layout: Layout = "autoflow"
-    """Whose folders they are."""
+    """Data set whose folders these are."""
     held_out_every: int = 100
-    """Each so many-th pair is held out; 1: all are, for evaluation alone."""
+    """Every n-th pair is held out; 1: all pairs, for evaluation only."""
     curriculum: FlowCurriculum | None = None
-    """Changes of pairs during training; None: each pair is a record as it is."""
+    """Augmentation of the training pairs; None: each pair is one record, unchanged."""
     kind: Literal["flow_pairs"] = "flow_pairs"
     """Name in files."""
 
@@ -49,20 +49,20 @@ class FlowPairs(DataSet):
 
     @property
     def scorer(self) -> str:
-        """Photographed pairs have any size: they are read in tiles."""
+        """The scorer "tiles": pairs have any size, and are processed in tiles."""
         return "tiles"
 
     def training(self) -> Sequence[Record]:
-        """All but the held-out pairs, as the curriculum says."""
+        """Return the training pairs, or the records that the curriculum makes of them."""
         pairs = _records(self._part(held_out=False))
         return pairs if self.curriculum is None else learned_pairs(pairs, self.curriculum)
 
     def held_out(self) -> Sequence[Record]:
-        """The others, whole."""
+        """Return the held-out pairs, uncropped."""
         return _records(self._part(held_out=True))
 
     def record_files(self) -> Iterable[Path]:
-        """Frames, flows and masks of all pairs."""
+        """Return the frames, flows and masks of all pairs."""
         return [path for pair in self._files() for path in vars(pair).values() if path is not None]
 
     def _part(self, held_out: bool) -> list[PairFiles]:
@@ -77,7 +77,7 @@ class FlowPairs(DataSet):
 
 
 def read_pair(files: PairFiles) -> Record:
-    """A record; ValueError if its files differ in size."""
+    """Load a pair as a record; ValueError if its files differ in size."""
     frames = [read_image(path) for path in (files.first, files.second)]
     flow = read_flow(files.flow)
     sizes = {array.shape[:2] for array in (*frames, flow)}
@@ -88,13 +88,13 @@ def read_pair(files: PairFiles) -> Record:
 
 
 def autoflow(folder: Path) -> Iterator[PairFiles]:
-    """static_40k_png_*_of_4/NAME/: im0.png, im1.png, forward.flo."""
+    """Yield pairs of AutoFlow: static_40k_png_*_of_4/NAME/{im0.png, im1.png, forward.flo}."""
     for flow in sorted(folder.glob("static_40k_png_*_of_4/*/forward.flo")):
         yield PairFiles(flow.with_name("im0.png"), flow.with_name("im1.png"), flow)
 
 
 def sintel(folder: Path, rendering: str) -> Iterator[PairFiles]:
-    """training/: RENDERING/SCENE/frame_0001.png, flow/SCENE/frame_0001.flo, occlusions/SCENE/frame_0001.png."""
+    """Yield pairs of Sintel: training/{RENDERING, flow, occlusions}/SCENE/frame_0001.{png, flo, png}."""
     training = folder / "training"
     for flow in sorted(training.glob("flow/*/frame_*.flo")):
         scene, number = flow.parent.name, int(flow.stem.removeprefix("frame_"))
@@ -104,14 +104,14 @@ def sintel(folder: Path, rendering: str) -> Iterator[PairFiles]:
 
 
 def kitti(folder: Path) -> Iterator[PairFiles]:
-    """training/: image_2/000000_10.png, image_2/000000_11.png, flow_occ/000000_10.png."""
+    """Yield pairs of KITTI: training/{image_2/000000_10.png, image_2/000000_11.png, flow_occ/000000_10.png}."""
     for flow in sorted(folder.glob("training/flow_occ/*_10.png")):
         images = folder / "training" / "image_2"
         yield PairFiles(images / flow.name, images / flow.name.replace("_10.png", "_11.png"), flow)
 
 
 def middlebury(folder: Path) -> Iterator[PairFiles]:
-    """other-data/NAME/frame10.png and frame11.png, other-gt-flow/NAME/flow10.flo."""
+    """Yield pairs of Middlebury: other-data/NAME/{frame10.png, frame11.png}, other-gt-flow/NAME/flow10.flo."""
     for flow in sorted(folder.glob("other-gt-flow/*/flow10.flo")):
         frames = folder / "other-data" / flow.parent.name
         yield PairFiles(frames / "frame10.png", frames / "frame11.png", flow)
@@ -124,7 +124,7 @@ LAYOUTS: dict[Layout, Callable[[Path], Iterator[PairFiles]]] = {
     "kitti": kitti,
     "middlebury": middlebury,
 }
-"""The pairs of a folder with known flow, in order, by whose folder it is."""
+"""Functions that yield the pairs of a folder with known flow, in order, by layout."""
 
 
 def _records(files: Sequence[PairFiles]) -> Sequence[Record]:

@@ -1,7 +1,7 @@
-"""GLUE in the files that it publishes, some of its tasks in those of their own, and VADER's rated sentences.
+"""GLUE in its published files, some of its tasks in their original files, and the rated sentences of VADER.
 
-The folder holds a folder for each task, as they are unpacked: CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2, STS-B of GLUE;
-CoLA's, Stanford's (SST-2) and SemEval's (STS) own; hutto_ICWSM_2014 of VADER (Hutto and Gilbert 2014).
+The folder has one sub-folder per task, as unpacked: CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2 and STS-B of GLUE; or the
+originals of CoLA, of Stanford (SST-2) and of SemEval (STS); hutto_ICWSM_2014 of VADER (Hutto and Gilbert 2014).
 """
 
 import math
@@ -31,39 +31,39 @@ CLASSES: dict[Task, tuple[str, ...]] = {
     "sst_2": ("negative", "positive"),
     "vader": ("negative", "positive"),
 }
-"""Names of classes; files name them so, or by number. STS has a score from 0 to 5 instead."""
+"""Names of the classes; files have either the name or its number. STS has a score from 0 to 5 instead."""
 
 RATING = "vader_rating"
-"""Field of VADER's mean rating, from -4 to 4; its class is the rating's sign, and there is none at 0."""
+"""Field of VADER's mean rating, from -4 to 4; the class is the sign of the rating, and there is none at 0."""
 
 BETWEEN = "\t"
-"""Separator of two sentences (ours; the paper does not say): the files' own separator, so that no sentence holds it."""
+"""Separator of two sentences (ours; the paper gives none): it separates cells, so no sentence contains it."""
 
 LARGEST_FILE = 2**30
-"""Bytes of a task's file."""
+"""Largest file of a task, in bytes."""
 
 UNLABELLED = ("", "-")
-"""Cells that stand for a target that is not published."""
+"""Cells for targets that are not published."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Files and columns of a task's texts and targets."""
+    """The files of a task, and their columns of texts and targets."""
 
     folder: str
     """Folder of the task."""
     sentences: tuple[str, ...]
-    """Columns of the sentences."""
+    """Columns of the sentences, one or two."""
     target: str
     """Column of the target."""
     columns: tuple[str, ...] = ()
-    """All columns, where the files' first lines do not name them."""
+    """All columns, if the first line of a file does not name them."""
     training: tuple[str, ...] = ("train.tsv",)
-    """Files to learn from."""
+    """Training files."""
     held_out: tuple[str, ...] = ("dev.tsv",)
-    """Files that training never sees."""
+    """Held-out files."""
     held_out_every: int | None = None
-    """Documents whose number is a multiple of this are held out: for files without a split (ours)."""
+    """Documents whose number is a multiple of this are held out, for files without a published split (ours)."""
 
 
 PAIR = ("sentence1", "sentence2")
@@ -105,30 +105,30 @@ LAYOUTS: dict[Task, tuple[Layout, ...]] = {
         ),
     ),
 }
-"""Layouts that each task may have; the first one that is there counts."""
+"""The possible layouts of each task; the first one whose files exist is used."""
 
 
 class Example(NamedTuple):
-    """Content of a line."""
+    """An example: the content of a line."""
 
     text: str
-    """Sentences."""
+    """The sentences, separated by `BETWEEN`."""
     targets: dict[str, Any]
     """Targets by name."""
     file: str
-    """Name of its file."""
+    """Name of the file."""
 
 
 @dataclass(frozen=True)
 class Glue(DataSet):
-    """Records of several tasks: "text", "task", "file", and the target of its own task alone, under the task's name."""
+    """Records of several tasks: "text", "task", "file", and the target of the record's task under the task's name."""
 
     folder: str = "glue"
-    """Holds the tasks' folders."""
+    """Folder of the tasks' folders."""
     tasks: tuple[Task, ...] = ("cola", "sst_2", "sts")
     """Tasks that are used."""
     shares: tuple[float, ...] | None = None
-    """Share of each task in the training records: small tasks come again. None: each record once."""
+    """Share of each task in the training records: small tasks are repeated. None: each record once."""
     kind: Literal["glue"] = "glue"
     """Name in files."""
 
@@ -139,16 +139,16 @@ class Glue(DataSet):
             raise ValueError(f"shares = {self.shares} must be {len(self.tasks)} numbers above 0, one a task")
 
     def each_once(self) -> "Glue":
-        """Return the same tasks without shares."""
+        """Return the same tasks without shares, so that no record repeats."""
         return replace(self, shares=None)
 
     def record_files(self) -> Iterable[Path]:
-        """Files of all tasks, as they were unpacked."""
+        """Return the files of all tasks, as unpacked."""
         folders = {layout.folder for task in self.tasks for layout in LAYOUTS[task]}
         return [path for name in folders for path in Path(self.folder, name).rglob("*") if path.is_file()]
 
     def training(self) -> Sequence[Record]:
-        """Records of all tasks, one task after the other; with shares every record comes at least once."""
+        """Return the records of all tasks, one task after the other; with shares, each record at least once."""
         parts = [examples(self.folder, task, False) for task in self.tasks]
         if self.shares is None:
             return mixed(self.tasks, parts, [len(part) for part in parts])
@@ -156,19 +156,19 @@ class Glue(DataSet):
         return mixed(self.tasks, parts, [round(share * whole) for share in self.shares])
 
     def held_out(self) -> Sequence[Record]:
-        """Development sets (test sets have no targets), one behind the other."""
+        """Return the development sets (test sets have no targets), one after the other."""
         parts = [examples(self.folder, task, True) for task in self.tasks]
         return mixed(self.tasks, parts, [len(part) for part in parts])
 
 
 def mixed(tasks: Sequence[Task], parts: Sequence[Sequence[Example]], counts: Sequence[int]) -> LazyRecords:
-    """So many records of each task, one task behind the other, from the beginning again where there are fewer."""
+    """Return `counts` records of each task, one task after the other; a part with fewer starts again."""
     ends = list(accumulate(counts))
 
     def make(number: int) -> Record:
         which = bisect_right(ends, number)
-        own = parts[which]
-        text, targets, file = own[(number - ends[which] + counts[which]) % len(own)]
+        part = parts[which]
+        text, targets, file = part[(number - ends[which] + counts[which]) % len(part)]
         return {"text": text, "task": tasks[which], "file": file, **targets}
 
     return LazyRecords(ends[-1], make)
@@ -176,34 +176,36 @@ def mixed(tasks: Sequence[Task], parts: Sequence[Sequence[Example]], counts: Seq
 
 @lru_cache(maxsize=2 * len(LAYOUTS))
 def examples(folder: str, task: Task, held_out: bool) -> tuple[Example, ...]:
-    """A task's examples to learn from, or held out; ValueError if there are none."""
+    """Return the training or the held-out examples of a task; ValueError if there are none."""
     for layout in LAYOUTS[task]:
         home, names = Path(folder) / layout.folder, layout.held_out if held_out else layout.training
         if all((home / name).is_file() for name in names):
-            found = tuple(example for name in names for example in read_examples(home / name, task, layout, held_out))
-            if not found:
+            part = tuple(example for name in names for example in read_examples(home / name, task, layout, held_out))
+            if not part:
                 raise ValueError(f"{home}: no line of {', '.join(names)} has a target")
-            return found
-    wanted = " or ".join(f"{own.folder}/{{{','.join(own.training + own.held_out)}}}" for own in LAYOUTS[task])
-    raise ValueError(f"{folder}: lacks the files of {task}: {wanted}")
+            return part
+    files = (f"{layout.folder}/{{{','.join(layout.training + layout.held_out)}}}" for layout in LAYOUTS[task])
+    raise ValueError(f"{folder}: lacks the files of {task}: {' or '.join(files)}")
 
 
 def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Iterator[Example]:
-    """Lines that have a target; ValueError for a file of other columns or no UTF-8.
+    """Yield the lines that have a target; ValueError for a file with other columns, or not in UTF-8.
 
-    Lines without all of their cells are left out, as in GLUE's own readers (QQP has some).
+    Lines with too few cells are skipped, as in GLUE's own readers (QQP has some).
     """
     try:
-        # `splitlines` would cut within sentences.
+        # `splitlines` would also split at other separators, within sentences.
         lines = regular_file(path, LARGEST_FILE).read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {one_line(error)}") from None
+    # The columns: from the first line if it names them, else those of the layout.
     first = cells_of(lines[0])
-    named = {*layout.sentences, layout.target} <= set(first)
-    columns = first if named else layout.columns
+    has_header = {*layout.sentences, layout.target} <= set(first)
+    columns = first if has_header else layout.columns
     if not columns:
         raise ValueError(f"{path}: its first line names no columns {', '.join((*layout.sentences, layout.target))}")
-    for number, line in enumerate(lines[named:], start=1 + named):
+    # The lines that have all cells and a target, and belong to this part.
+    for number, line in enumerate(lines[has_header:], start=1 + has_header):
         row = dict(zip(columns, cells_of(line), strict=False))
         if len(row) < len(columns) or row[layout.target] in UNLABELLED:
             continue
@@ -215,7 +217,7 @@ def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Ite
 
 
 def targets(task: Task, cell: str, place: str) -> dict[str, Any]:
-    """Return targets by name, from a cell of the target's column; ValueError naming the place if it holds none."""
+    """Return the targets by name that a cell of the target column holds; ValueError naming file and line for others."""
     classes = CLASSES.get(task, ())
     if task not in ("sts", "vader"):
         numbered = {str(number): name for number, name in enumerate(classes)}
@@ -234,12 +236,12 @@ def targets(task: Task, cell: str, place: str) -> dict[str, Any]:
 
 
 def cells_of(line: str) -> list[str]:
-    """Return the cells of a line, between tabs; quotation marks mean nothing."""
+    """Return the tab-separated cells of a line; quotation marks have no meaning."""
     return line.rstrip("\r").split("\t")
 
 
 def is_held_out_document(document: str, every: int, place: str) -> bool:
-    """Return whether a document is held out, by its number: 12_3 is sentence 3 of document 12; ValueError if none."""
+    """Return whether a document is held out, by its number (12_3: sentence 3 of document 12); ValueError if none."""
     number = document.partition("_")[0]
     if not (number.isascii() and number.isdecimal() and len(number) <= 18):
         raise ValueError(f"{place}: {one_line(repr(document))} must begin with the number of a document")

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: 1,797 pictures of 8 x 8 with values 0 to 16, ten classes."""
+"""The handwritten digits of scikit-learn: 1,797 pictures of 8 x 8 pixels with values 0 to 16, in ten classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from perceivers.schema import Record
 
 @dataclass(frozen=True)
 class Digits(DataSet):
-    """Records of "image" [8, 8], "pixels" (a point set of all 64: row and column, value) and "label"."""
+    """Records of "image" [8, 8], "pixels" (a point set of all 64: row and column, and value) and "label"."""
 
     held_out_fraction: float = 0.2
-    """Part of each class that training never sees."""
+    """Fraction of each class that is held out."""
     seed: int = 0
     """Seed of the random split."""
     kind: Literal["digits"] = "digits"
     """Name in files."""
 
     def training(self) -> Sequence[Record]:
-        """The larger part."""
+        """Return the training records."""
         return self._split()[0]
 
     def held_out(self) -> Sequence[Record]:
-        """The smaller part."""
+        """Return the held-out records."""
         return self._split()[1]
 
     def _split(self) -> tuple[list[Record], list[Record]]:

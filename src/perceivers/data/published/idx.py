@@ -1,4 +1,4 @@
-"""Pictures and classes in the IDX files that MNIST, Fashion-MNIST, KMNIST and EMNIST are published in."""
+"""Pictures and classes in IDX files, the format of MNIST, Fashion-MNIST, KMNIST and EMNIST."""
 
 import gzip
 import math
@@ -17,40 +17,42 @@ from perceivers.files.opening import most_unpacked, regular_file
 from perceivers.schema import Record
 
 UNSIGNED_BYTES = 8
-"""The only type of element that is read, as IDX numbers them."""
+"""The only element type supported, by its number in IDX."""
 
 MOST_AXES = 32
-"""Axes of an array that are read; NumPy can have twice as many."""
+"""Largest number of axes of an array; NumPy allows twice as many."""
 
 
 @dataclass(frozen=True)
 class Idx(DataSet):
-    """Records of "image" [H, W] of bytes and "label", its number."""
+    """Records of "image" [H, W], bytes, and "label", the number of the class."""
 
     folder: str = "fashion-mnist"
-    """Holds train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each as it is or with .gz."""
+    """Folder of train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each unpacked or as .gz."""
     kind: Literal["idx"] = "idx"
     """Name in files."""
 
     def training(self) -> Sequence[Record]:
-        """The pictures named train."""
+        """Return the records of the files named train."""
         return _records(Path(self.folder), "train")
 
     def held_out(self) -> Sequence[Record]:
-        """The pictures named t10k."""
+        """Return the records of the files named t10k."""
         return _records(Path(self.folder), "t10k")
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array of bytes; ValueError for other files. No more is unpacked than its header announces."""
+    """Load an array of bytes; ValueError for other files. No more is unpacked than the header announces."""
     packed = regular_file(path).suffix == ".gz"
     most = most_unpacked(path) if packed else path.stat().st_size
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
+            # The header: two zeros, the element type, the number of axes; then the size of each axis.
             start = file.read(4)
             if len(start) < 4 or start[:3] != bytes([0, 0, UNSIGNED_BYTES]) or not 0 < start[3] <= MOST_AXES:
                 raise ValueError(f"{path}: not an IDX file of bytes")
             sizes = struct.unpack(f">{start[3]}I", file.read(4 * start[3]))
+            # Read one byte more than announced, to notice files that are too long.
             announced = " x ".join(map(str, sizes))
             if not 0 < math.prod(sizes) <= most:
                 raise ValueError(f"{path}: damaged IDX file: announces {one_line(announced)} bytes, at most {most:,}")

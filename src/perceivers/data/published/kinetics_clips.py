@@ -1,4 +1,4 @@
-"""Kinetics-700 as it is published: lists of clips of YouTube films, and the clips that one has of them."""
+"""Kinetics-700 as published: lists of clips of YouTube films, and the clips on disk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,36 +15,37 @@ COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 @dataclass(frozen=True)
 class Kinetics(Clips):
-    """Records with a "label", its number among the sorted names of the training list.
+    """Records with a "label": its number among the sorted names of the training list.
 
-    Clips are LABEL/ID_000003_000013.mp4, by name, film and seconds; what a list names and the folder lacks is left out.
+    Clips are LABEL/ID_000003_000013.mp4: label, YouTube id, start and end in seconds. Listed clips without a file are
+    skipped.
     """
 
     folder: str = "kinetics700_2020"
-    """Holds the lists, and a folder of clips for each label."""
+    """Folder of the lists, and of a folder of clips for each label."""
     windows: int = 15
-    """Windows of a clip, at equal distances from its beginning to its end; each is a record."""
+    """Number of windows of a clip, evenly spaced from its beginning to its end; each is a record."""
     frames: int = 16
-    """T, at 25 a second."""
+    """T, the number of frames of a window, at 25 per second."""
     samples: int = 30720
-    """Samples of the sound of that time."""
+    """n, the number of samples of the window's sound."""
     training_list: str = "train.csv"
-    """Clips to learn from."""
+    """List of the training clips."""
     held_out_list: str = "validate.csv"
-    """Clips that training never sees."""
+    """List of the held-out clips."""
     kind: Literal["kinetics"] = "kinetics"
     """Name in files."""
 
     def training(self) -> Sequence[Record]:
-        """Windows of the training list's clips."""
+        """Return the windows of the clips in the training list."""
         return self._records(self.training_list)
 
     def held_out(self) -> Sequence[Record]:
-        """Windows of the other list's."""
+        """Return the windows of the clips in the held-out list."""
         return self._records(self.held_out_list)
 
     def names(self) -> list[str]:
-        """Names of the labels, by number."""
+        """Return the names of the labels, by number."""
         return sorted({label for label, _ in listed(Path(self.folder) / self.training_list)})
 
     def _records(self, name: str) -> Sequence[Record]:
@@ -61,7 +62,7 @@ class Kinetics(Clips):
 
 
 def listed(path: Path) -> Iterator[tuple[str, str]]:
-    """Label and file name of each clip of a list; ValueError if it is none."""
+    """Yield the label and the file name of each clip of a list; ValueError for other files."""
     rows = list_rows(path)
     _, names = next(rows, ("", []))
     missing = [name for name in COLUMNS if name not in names]

@@ -1,7 +1,7 @@
-"""Spoken digits with moving pictures of written ones: video, sound and labels in the manner of AV-MNIST.
+"""Spoken digits with moving pictures of written ones: video, sound and labels, similar to AV-MNIST.
 
-The sound is the Free Spoken Digit Dataset's (its own split: recordings 0 to 4 of each digit and speaker are held out),
-the pictures are scikit-learn's (a fifth of each class is held out). What is put together is ours.
+The sound is the Free Spoken Digit Dataset (with its split: recordings 0 to 4 of each digit and speaker are held out),
+the pictures are scikit-learn's (a fifth of each class is held out). The combination is ours.
 """
 
 import re
@@ -20,7 +20,7 @@ from perceivers.media.resampling import resize
 from perceivers.schema import Record
 
 RATE = 8000
-"""Samples of sound a second."""
+"""Samples of sound per second."""
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
@@ -29,23 +29,23 @@ GROUPS = {
     "speaker": SPEAKERS,
     "digit shown": tuple(f"shows {digit}" for digit in range(10)),
 }
-"""All labels of records, those of a group exclude one another."""
+"""All labels by group; the labels of a group are mutually exclusive."""
 
 PICTURE = 16
-"""Side of a moving picture, in pixels."""
+"""Side of the moving picture, in pixels."""
 
 MAX_SPEED = 3.0
-"""Pixels that it moves from frame to frame at most, along each axis."""
+"""Largest speed of the picture along each axis, in pixels per frame."""
 
 
 class Recording(NamedTuple):
-    """A spoken digit."""
+    """A recording of a spoken digit."""
 
     digit: int
     speaker: str
     held_out: bool
     samples: np.ndarray
-    """float32 [n, 1]."""
+    """Sound, float32 [n, 1]."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class SpokenDigits(DataSet):
     """Records of "image" [T, S, S, 1] from 0 to 1, "audio" [n, 1], "label" (the digit said) and "labels"."""
 
     folder: str = "spoken_digits"
-    """Holds the .wav files, DIGIT_SPEAKER_NUMBER.wav."""
+    """Folder of the files DIGIT_SPEAKER_NUMBER.wav."""
     num_training: int = 2700
-    """Records to learn from: recordings come again with other pictures, moving elsewhere."""
+    """Number of training records: recordings repeat, with other pictures and other motion."""
     frames: int = 8
-    """T, over the time of the sound."""
+    """T, the number of frames over the duration of the sound."""
     side: int = 32
-    """S, in pixels."""
+    """S, the side of a frame in pixels."""
     samples: int = 4096
-    """Samples of sound; a shorter recording begins anywhere in silence, of a longer one some part is heard."""
+    """n, the number of samples of sound: short recordings are placed in silence, long ones are cropped, at random."""
     shown: Literal["same", "any"] = "same"
-    """Digit in the picture: the one that is said, or any."""
+    """Digit in the picture: the spoken one, or any."""
     kind: Literal["spoken_digits"] = "spoken_digits"
     """Name in files."""
 
@@ -73,37 +73,35 @@ class SpokenDigits(DataSet):
 
     @property
     def label_groups(self) -> Mapping[str, Sequence[str]]:
-        """Digits said, speakers, and digits shown."""
+        """Groups of labels: digits spoken, speakers, digits shown."""
         return GROUPS
 
     @property
     def fps(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return self.frames * RATE / self.samples
 
     @property
     def rate(self) -> int:
-        """Samples of sound a second."""
+        """Samples of sound per second."""
         return RATE
 
     def record_files(self) -> Iterable[Path]:
-        """All recordings."""
+        """Return all recordings."""
         return Path(self.folder).glob("*.wav")
 
     def training(self) -> Sequence[Record]:
-        """Any number of them, made when they are asked for."""
+        """Return `num_training` records, made on access."""
         return self._records(False, self.num_training)
 
     def held_out(self) -> Sequence[Record]:
-        """One for each held-out recording."""
+        """Return a record for each held-out recording."""
         return self._records(True, None)
 
     def _records(self, held_out: bool, count: int | None) -> Sequence[Record]:
         spoken = [recording for recording in recordings(self.folder) if recording.held_out == held_out]
         if not spoken:
-            raise ValueError(
-                f"{self.folder}: holds no recordings that are {'held out' if held_out else 'learned from'}"
-            )
+            raise ValueError(f"{self.folder}: holds no {'held-out' if held_out else 'training'} recordings")
         pictures = digit_pictures(held_out)
 
         def make(number: int) -> Record:
@@ -127,24 +125,24 @@ class SpokenDigits(DataSet):
 
 @lru_cache(maxsize=2)
 def recordings(folder: str) -> tuple[Recording, ...]:
-    """All of a folder, by name of their files; ValueError if there is none."""
-    found = []
+    """Return all recordings of a folder, ordered by file name; ValueError if there are none."""
+    spoken = []
     for path in sorted(Path(folder).glob("*.wav")):
-        named = re.fullmatch(rf"(\d)_({'|'.join(SPEAKERS)})_(\d+)", path.stem)
-        if named:
+        match = re.fullmatch(rf"(\d)_({'|'.join(SPEAKERS)})_(\d+)", path.stem)
+        if match:
             samples, rate = read_audio(path)
             if rate != RATE or samples.shape[1] != 1:
                 raise ValueError(f"{path}: {samples.shape[1]} channels at {rate} Hz, expected one at {RATE}")
-            digit, speaker, number = named.groups()
-            found.append(Recording(int(digit), speaker, int(number) < 5, samples))
-    if not found:
+            digit, speaker, number = match.groups()
+            spoken.append(Recording(int(digit), speaker, int(number) < 5, samples))
+    if not spoken:
         raise ValueError(f"{folder}: holds no DIGIT_SPEAKER_NUMBER.wav of the Free Spoken Digit Dataset")
-    return tuple(found)
+    return tuple(spoken)
 
 
 @lru_cache(maxsize=2)
 def digit_pictures(held_out: bool) -> Mapping[int, Sequence[np.ndarray]]:
-    """Pictures [16, 16, 1] from 0 to 1 of each digit, those of the two parts apart."""
+    """Return the training or the held-out pictures of each digit, [16, 16, 1] from 0 to 1."""
     data = Digits()
     pictures: dict[int, list[np.ndarray]] = {digit: [] for digit in range(10)}
     for record in data.held_out() if held_out else data.training():
@@ -154,10 +152,10 @@ def digit_pictures(held_out: bool) -> Mapping[int, Sequence[np.ndarray]]:
 
 
 def bouncing(picture: np.ndarray, frames: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """[T, S, S, 1]: the picture moves evenly over black, from anywhere in any direction, and turns at the borders."""
+    """Return a film [T, S, S, 1] of a picture that moves on black at a constant speed and bounces off the borders."""
     room = side - len(picture)
     start, speed = rng.uniform(0, room, 2), rng.uniform(-MAX_SPEED, MAX_SPEED, 2)
-    # As if it moved on in a row of mirrors: away for `room` pixels, back for as many.
+    # A triangle wave of the unbounded path: `room` pixels forward, then as many back.
     path = start + speed * np.arange(frames)[:, None]
     corners = np.rint(room - np.abs(path % (2 * room) - room) if room else 0 * path).astype(int)
     film = np.zeros((frames, side, side, 1), np.float32)
@@ -167,7 +165,7 @@ def bouncing(picture: np.ndarray, frames: int, side: int, rng: np.random.Generat
 
 
 def placed(samples: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """[count, 1]: the sound somewhere in silence, or some part of it."""
+    """Return [count, 1]: a sound at a random offset in silence, or a random crop of it."""
     spare = count - len(samples)
     offset = int(rng.integers(abs(spare) + 1))
     if spare < 0:

@@ -1,6 +1,6 @@
-"""StarCraft II replays as snapshots: the players' units that live, and both players' statistics.
+"""StarCraft II replays as snapshots: the living units of both players, and the players' statistics.
 
-Replays' own "tracker" events hold this; sc2reader reads them. Games, not snapshots, are training or held out.
+Both come from a replay's "tracker" events, which sc2reader parses. Whole games, not snapshots, are held out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,30 +24,30 @@ STATISTICS = {
     "workers": "workers_active_count",
     "army": "minerals_used_current_army",
 }
-"""Statistics of each player: our name and sc2reader's."""
+"""Statistics of each player: our name, and sc2reader's."""
 
 PLAYERS = (1, 2)
-"""Owners, as replays number them."""
+"""The players, as replays number the owners of units."""
 
 LARGEST_REPLAY = 2**26
-"""Bytes of a replay; long games of eight players have five million."""
+"""Largest replay in bytes; long games of eight players take five million."""
 
 Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class StarCraft(DataSet):
-    """Records of one time of a game, each ten seconds: "units", "statistics", "time" in seconds.
+    """Records of a game at one time, every ten seconds: "units", "statistics" and "time" in seconds.
 
-    Units are columns: type, owner, x and y in cells of the map, age in seconds.
+    Units have the columns type, owner, x and y in cells of the map, and age in seconds.
     """
 
     folder: str = "starcraft"
-    """Holds the .SC2Replay files."""
+    """Folder of the .SC2Replay files."""
     held_out_every: int = 5
-    """Each so many-th game, by name of its file, is held out."""
+    """Every n-th game, ordered by file name, is held out."""
     max_units: int = 512
-    """Units of a snapshot; of more, the oldest are kept (paper: 512)."""
+    """Largest number of units of a snapshot; of more, the oldest are kept (paper: 512)."""
     kind: Literal["starcraft"] = "starcraft"
     """Name in files."""
 
@@ -56,11 +56,11 @@ class StarCraft(DataSet):
             raise ValueError(f"held_out_every = {self.held_out_every} must be at least 2, for a game to learn from")
 
     def training(self) -> list[Record]:
-        """Snapshots of most games."""
+        """Return the snapshots of the training games."""
         return [self._cut(snapshot) for game in self._games(False) for snapshot in game]
 
     def held_out(self) -> list[Record]:
-        """Snapshots of the other games."""
+        """Return the snapshots of the held-out games."""
         return [self._cut(snapshot) for game in self._games(True) for snapshot in game]
 
     def _games(self, held_out: bool) -> list[Sequence[Record]]:
@@ -73,7 +73,7 @@ class StarCraft(DataSet):
 
 @lru_cache(maxsize=2)
 def replays(folder: str) -> tuple[tuple[Record, ...], ...]:
-    """Snapshots of each game of a folder, games by the names of their files; ValueError if there is none."""
+    """Return the snapshots of each game of a folder, ordered by file name; ValueError if there are no games."""
     paths = sorted(Path(folder).glob("*.SC2Replay"))
     if not paths:
         raise ValueError(f"{folder}: holds no .SC2Replay files")
@@ -81,7 +81,7 @@ def replays(folder: str) -> tuple[tuple[Record, ...], ...]:
 
 
 def events_of(path: Path) -> list[Any]:
-    """Tracker events of a replay; ValueError if it has none."""
+    """Return the tracker events of a replay; ValueError if it has none."""
     try:
         import sc2reader
     except ImportError as error:
@@ -89,7 +89,7 @@ def events_of(path: Path) -> list[Any]:
     regular_file(path, LARGEST_REPLAY)
     try:
         replay = sc2reader.load_replay(str(path), load_level=3)
-    except Exception as error:  # a damaged archive raises nearly anything
+    except Exception as error:  # sc2reader raises nearly anything for a damaged archive
         raise ValueError(f"{path}: not a replay that sc2reader reads: {one_line(error)}") from None
     if not getattr(replay, "tracker_events", None):
         raise ValueError(f"{path}: has no tracker events: only replays of version 2.0.8 and later do")
@@ -98,34 +98,34 @@ def events_of(path: Path) -> list[Any]:
 
 @dataclass
 class Unit:
-    """State of a unit, as far as the events tell it."""
+    """State of a unit, as known from the events so far."""
 
     type: str
     owner: int
     x: int
     y: int
     born: int
-    """Seconds."""
+    """Time of birth, in seconds."""
 
 
 def snapshots_of(events: Sequence[Any]) -> Iterator[Record]:
-    """Units and statistics each time that statistics of both players are told."""
+    """Yield a snapshot each time that the events have new statistics of both players."""
     units: dict[int, Unit] = {}
     statistics: dict[int, dict[str, float]] = {}
     for event in events:
         if event.name == "PlayerStatsEvent":
             statistics[event.pid] = {name: float(getattr(event, key)) for name, key in STATISTICS.items()}
             if event.pid == PLAYERS[-1] and event.second and statistics.keys() >= set(PLAYERS):
-                told = {f"{name}_{pid}": statistics[pid][name] for pid in PLAYERS for name in STATISTICS}
-                yield {"units": columns_of(units, event.second), "statistics": told, "time": float(event.second)}
+                columns = {f"{name}_{pid}": statistics[pid][name] for pid in PLAYERS for name in STATISTICS}
+                yield {"units": columns_of(units, event.second), "statistics": columns, "time": float(event.second)}
         else:
             follow(units, event)
 
 
 def follow(units: dict[int, Unit], event: Any) -> None:
-    """Apply an event to the units, by their index."""
+    """Apply an event to the units, which are keyed by their index in the replay."""
     if event.name in ("UnitBornEvent", "UnitInitEvent"):
-        if not event.unit_type_name.startswith("Beacon"):  # of the interface, not of the world
+        if not event.unit_type_name.startswith("Beacon"):  # part of the user interface, not of the game
             unit = Unit(event.unit_type_name, event.control_pid, event.x, event.y, event.second)
             units[event.unit_id_index] = unit
     elif event.name == "UnitDiedEvent":
@@ -141,7 +141,7 @@ def follow(units: dict[int, Unit], event: Any) -> None:
 
 
 def columns_of(units: dict[int, Unit], time: int) -> Columns:
-    """A column for each property of the players' units, in the order of their birth."""
+    """Return a column for each property of the players' units, ordered by birth."""
     living = sorted((unit for unit in units.values() if unit.owner in PLAYERS), key=lambda unit: unit.born)
     return {
         "type": np.array([unit.type for unit in living], object),

@@ -46,7 +46,7 @@ class TrainingConfig:
     num_workers: int = 0
     """Processes that prepare records, of each training process; 0: the training process itself."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Modality of device."""
+    """Kind of device."""
     devices: int = 1
     """Training processes, one a device; under torchrun or SLURM as many as were started."""
     shard_model: bool = False

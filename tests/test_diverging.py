@@ -202,12 +202,12 @@ def not_a_number(model):
 
 def test_no_score_is_made_of_predictions_that_are_not_finite(tmp_path):
     model = trained(small_records(), tmp_path, 1)
-    with pytest.raises(ValueError, match=r"(label|image): what is predicted of record 1 is not finite"):
+    with pytest.raises(ValueError, match=r"(label|image): the prediction of record 1 is not finite"):
         evaluate(not_a_number(model), small_records(), batch_size=5)
     batches = evaluation_batches(SCHEMA, small_records(), 5)
     guess = torch.zeros(5, 3)
     guess[2, 1] = math.inf
-    with pytest.raises(ValueError, match="label: what is predicted of record 3 is not finite"):
+    with pytest.raises(ValueError, match="label: the prediction of record 3 is not finite"):
         guess_scores(SCHEMA, batches, lambda batch: {"label": guess})
 
 

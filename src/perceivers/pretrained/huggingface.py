@@ -290,7 +290,7 @@ def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, A
         "dtype": str(weights["trunk.latents"].dtype).removeprefix("torch."),
         "hidden_act": next(act for act, own in HIDDEN_ACTS.items() if own == preset.config.encoder.activation),
         "attention_probs_dropout_prob": preset.config.encoder.attention_dropout,
-        "d_model": widths(weights, "encoder")["asked"],
+        "d_model": widths(weights, "encoder")["token"],
         **_told_by_shapes(preset, family),
         **{key: value_at(preset, path) for key, path in TOLD_BY_CONFIG.items()},
     }
@@ -404,7 +404,7 @@ def _attention_widths(weights: Weights) -> dict[str, tuple[int, int]]:
 
 def _outer_widths(weights: Weights) -> tuple[int, int]:
     """Widths of what the encoder reads, and of the decoder's queries."""
-    return widths(weights, "encoder")["asked"], widths(weights, "decoder")["asking"]
+    return widths(weights, "encoder")["token"], widths(weights, "decoder")["query"]
 
 
 def _written_widths(family: str, weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -467,7 +467,7 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
         found = replace(value_at(preset, f"{path}.positions"), max_resolution=_resolution(preset, path))
         yield f"{path}.positions", found, positions
     if family.startswith("imagenet"):
-        yield f"{OUTPUT}label.query_channels", decoder["asking"], config.latents.channels
+        yield f"{OUTPUT}label.query_channels", decoder["query"], config.latents.channels
     if family == "imagenet-learned":
         height, width = _sizes(preset, f"{INPUT}image")
         yield f"{INPUT}image.size", (height, width), (height, height)

@@ -147,8 +147,8 @@ def _check_widths(family: str, part: str, said: Mapping[str, Any], weights: Weig
     for begin, stage in WIDTHS.get(part, {}).items():
         found, wide = widths(weights, stage), stage == "encoder"
         rules = {
-            "qk": found["asked"] if wide and family in PLACES else found["asking"],
-            "v": found["asked"] if wide and family == "optical-flow" else found["qk"],
+            "qk": found["token"] if wide and family in PLACES else found["query"],
+            "v": found["token"] if wide and family == "optical-flow" else found["qk"],
         }
         for name, rule in rules.items():
             key = f"{begin}_{name}_channels"

@@ -80,11 +80,9 @@ def make_steps(
 
     A function, so that no reference to the model outlives the process group (`launched`).
     """
-    # Build: the learner (model and losses as one module), the optimiser and the state that checkpoints save.
+    # Build the learner (`objective`, wrapped by Fabric), the optimiser and the state that checkpoints save.
     objective = Objective(model, config.weights)
-    learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
-    learner.mark_forward_method("predict")
-    learner.train()
+    learner = build_learner(fabric, objective, config)
     optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
     state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
 
@@ -127,6 +125,14 @@ def make_steps(
             if signal:
                 raise Stopped(signal, state.step, checkpoint)
     state.set_parameters(state.average)
+
+
+def build_learner(fabric: "Fabric", objective: Objective, config: TrainingConfig) -> Any:
+    """Return model and losses as one module that Fabric has wrapped (DDP, FSDP, precision), in training mode."""
+    learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
+    learner.mark_forward_method("predict")
+    learner.train()
+    return learner
 
 
 def remaining_batches(

@@ -57,17 +57,18 @@ def read_checkpoint(
     # Read the arrays, and fill in the sizes that they determine.
     pickled = source.suffix in PICKLES
     if pickled:
-        config, (found, weights) = None, from_haiku(preset, *read_haiku(source))
+        config, (converted, weights) = None, from_haiku(preset, *read_haiku(source))
     else:
-        config, (found, weights) = _from_folder(preset, source, as_huggingface, paths)
-    if config is None and (pickled or not as_huggingface) and found != preset:
+        config, (converted, weights) = _from_folder(preset, source, as_huggingface, paths)
+    if config is None and (pickled or not as_huggingface) and converted != preset:
         # Only DeepMind's configuration gives these, and the sizes show that this is another model.
         _check_told([path for path in UNTOLD if value_at(preset, path) != 1], paths)
     # Refuse settings that the files contradict, and build the model.
     for path in paths:
-        if value_at(found, path) != value_at(preset, path):
-            raise ValueError(f"set: {path} = {value_at(preset, path)!r}, but the files say {value_at(found, path)!r}")
-    built = found.build("meta")
+        expected, actual = value_at(preset, path), value_at(converted, path)
+        if actual != expected:
+            raise ValueError(f"set: {path} = {expected!r}, but the files say {actual!r}")
+    built = converted.build("meta")
     built.load_state_dict(weights, assign=True)
     return built.eval()
 
@@ -115,11 +116,11 @@ def _from_folder(
     # Hugging Face's format.
     if config is None and as_huggingface:
         raise ValueError(f"{folder}: config.json is missing: it says how many heads and blocks there are")
-    found, converted = from_huggingface(preset, weights, config, as_huggingface=as_huggingface)
+    converted, state = from_huggingface(preset, weights, config, as_huggingface=as_huggingface)
     processor = _read_config((folder if folder.is_dir() else folder.parent) / PREPROCESSOR)
-    if processor is not None and as_huggingface and takes_pictures(found):
-        found = with_normalisation(found, processor)
-    return config, (found, converted)
+    if processor is not None and as_huggingface and takes_pictures(converted):
+        converted = with_normalisation(converted, processor)
+    return config, (converted, state)
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -171,7 +171,7 @@ def _check_shapes(preset: Preset, family: str, column: Column, arrays: Mapping[s
         expected = list(pair.rule.to_theirs(model[pair.ours]).shape)
         if pair.theirs in arrays and (seen := list(arrays[pair.theirs].shape)) != expected:
             raise ValueError(
-                f"{pair.theirs} has shape {seen}; with this preset, beside the other arrays, it should be {expected}"
+                f"{pair.theirs} has shape {seen}; with this preset and the other arrays it should be {expected}"
             )
 
 

@@ -92,13 +92,13 @@ def _load_checkpoint(path: Path) -> object:
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = read_json(_inside(folder, INDEX))
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+    file_of = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(file_of, dict) or not file_of or not all(isinstance(name, str) for name in file_of.values()):
         raise ValueError(f"{folder / INDEX}: weight_map is not a table of the tensors' files")
     weights: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
+    for shard in sorted(set(file_of.values())):
         tensors = _read_file(_inside(folder, shard))
-        wrong = tensors.keys() ^ {name for name, place in places.items() if place == shard}
+        wrong = tensors.keys() ^ {name for name, file in file_of.items() if file == shard}
         if wrong:
             name = one_line(min(wrong))
             raise ValueError(f"{folder / INDEX}: {name} is not where it should be; {one_line(shard)} was searched")
@@ -211,13 +211,13 @@ class _Values:
         return _Value(height, opcode.name.startswith(CONTAINERS) and not tensor)
 
 
-def _checked(found: object, size: int) -> dict[str, Tensor]:
+def _checked(weights: object, size: int) -> dict[str, Tensor]:
     """Return the weights, detached; ValueError for a value that is not a plain tensor, or holds more than the file."""
     left = 2 * size  # bytes; tied tensors are counted twice
-    if not isinstance(found, dict):
-        raise ValueError(f"holds a {type(found).__name__}, not a mapping of names to tensors")
+    if not isinstance(weights, dict):
+        raise ValueError(f"holds a {type(weights).__name__}, not a mapping of names to tensors")
     checked: dict[str, Tensor] = {}
-    for name, value in dict.items(found):
+    for name, value in dict.items(weights):
         if not (isinstance(name, str) and len(name) <= LONGEST_KEY and name.isascii() and name.isprintable()):
             raise ValueError("a key is not the name of a tensor")
         if type(value) not in (Tensor, nn.Parameter):
@@ -226,7 +226,7 @@ def _checked(found: object, size: int) -> dict[str, Tensor]:
             raise ValueError(f"{name} is not a dense tensor")
         if value.dtype not in NUMBERS.values():
             raise ValueError(f"{name} has dtype {value.dtype}, not one of plain numbers")
-        if max(value.shape, default=0) >= LONGEST_AXIS or value.ndim > MOST_AXES:  # too long: beside an axis of 0
+        if max(value.shape, default=0) >= LONGEST_AXIS or value.ndim > MOST_AXES:  # an axis of 0 may hide a long one
             raise ValueError(f"{name} is too long, or has too many axes")
         left -= value.numel() * value.element_size()
         if left < 0:

@@ -134,8 +134,8 @@ def _check_known(name: str, manifest: Path) -> None:
     except RuntimeError:
         raise ValueError(f"{name}: no home folder to note its hash in: set PERCEIVERS_CACHE to a folder") from None
     known: Mapping[str, Any] = read_json(path) if path.exists() else {}
-    found = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    if known.get(name, found) != found:
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    if known.get(name, digest) != digest:
         raise ValueError(f"{name} has changed since it was first used: remove its line in {path} to accept it")
     if name not in known:
-        write_text(path, json.dumps({**known, name: found}, indent=2) + "\n")
+        write_text(path, json.dumps({**known, name: digest}, indent=2) + "\n")

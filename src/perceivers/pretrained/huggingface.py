@@ -227,9 +227,9 @@ def check_config(
     `as_huggingface`: a missing size means transformers' default, otherwise the size of the arrays.
     """
     # Sizes that are given, or default to those of the arrays.
-    told, given = _told_by_shapes(preset, family), dict(config) | _num_labels(config)
-    said = DEFAULTS | told | given
-    for key, value in told.items():
+    sizes, given = _told_by_shapes(preset, family), dict(config) | _num_labels(config)
+    said = DEFAULTS | sizes | given
+    for key, value in sizes.items():
         if whole_number(said, key) != value:
             source = "" if key in config else " (id2label)"
             raise ValueError(
@@ -247,7 +247,7 @@ def check_config(
             rule = f"qk_channels and v_channels of the {stage} come to {expected[stage]}"
             raise ValueError(f"config.json: {rule}, its arrays have {seen}")
     # Sizes that are missing and so have transformers' default.
-    for key, value in told.items():
+    for key, value in sizes.items():
         if as_huggingface and key not in given and DEFAULTS[key] != value:
             rule = f"is missing, which means {DEFAULTS[key]} to transformers"
             raise ValueError(f"config.json: {key} {rule}, but the arrays are those of a model with {value}")
@@ -273,8 +273,8 @@ def check_class(preset: Preset, family: str, weights: Weights) -> None:
             )
     for path, value in OPTIONS[family].items():
         if value_at(preset, path) != value:
-            told = f"{path} = {value}, not {value_at(preset, path)}"
-            raise ValueError(f"transformers computes with {told}: --numbers huggingface (huggingface_options) does so")
+            rule = f"{path} = {value}, not {value_at(preset, path)}"
+            raise ValueError(f"transformers computes with {rule}: --numbers huggingface (huggingface_options) does so")
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -378,8 +378,8 @@ def _check_architecture(family: str, config: Mapping[str, Any]) -> None:
     if names != [CLASSES[family]]:
         known = {name: model for model, name in CLASSES.items()}
         name = names[0] if isinstance(names, list) and isinstance(names[0], str) else names
-        found = f"the model {known[name]}" if isinstance(name, str) and name in known else "none that can be converted"
-        raise ValueError(f"config.json: architectures = {names!r:.99} is {found}; {family} is {CLASSES[family]}")
+        model = f"the model {known[name]}" if isinstance(name, str) and name in known else "none that can be converted"
+        raise ValueError(f"config.json: architectures = {names!r:.99} is {model}; {family} is {CLASSES[family]}")
 
 
 def _read_activation(config: Mapping[str, Any]) -> str:

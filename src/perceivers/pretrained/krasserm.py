@@ -127,8 +127,8 @@ def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[
         optional = {key: path for key, path in TOLD_BY_ITS_SHAPES[family].get(part, {}).items() if key in said}
         for key, path in (keys | optional).items():
             if whole_number(said, key) != value_at(preset, path):
-                told = value_at(preset, path)
-                raise ValueError(f"config.json: {key} = {said[key]}, but the arrays are those of a model with {told}")
+                actual = value_at(preset, path)
+                raise ValueError(f"config.json: {key} = {said[key]}, but the arrays are those of a model with {actual}")
         for key, value in FIXED[family].get(part, {}).items():
             if said.get(key, value) != value:
                 raise ValueError(f"config.json: {part}: {key} = {said[key]!r:.99}, but the arrays need {value!r}")

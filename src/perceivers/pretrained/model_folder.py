@@ -40,15 +40,15 @@ def savable(model: object) -> PerceiverIO:
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, PerceiverIO):
         raise ValueError(f"model is a {type(model).__name__}, not a PerceiverIO: {UNWRAP}")
-    own, places = model.state_dict(), dict[int, str]()
+    arrays, names = model.state_dict(), dict[int, str]()
     built = named("model", Preset(cast(Schema, model.schema), model.config).build, "meta").state_dict()
-    for name in (*own, *built):
+    for name in (*arrays, *built):
         if name not in built:
             raise ValueError(f"model: {name} is none of the arrays that its schema and config build: {UNWRAP}")
-        if name not in own:
+        if name not in arrays:
             raise ValueError(f"model: {name} is missing, which its schema and config build: {UNWRAP}")
-        _check_array(name, own[name], built[name])
-        if own[name].numel() and (other := places.setdefault(own[name].data_ptr(), name)) != name:
+        _check_array(name, arrays[name], built[name])
+        if arrays[name].numel() and (other := names.setdefault(arrays[name].data_ptr(), name)) != name:
             raise ValueError(f"model: {name} and {other} are one tensor, which would load as two: clone one of them")
     return model
 
@@ -120,8 +120,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, a
 
     They are copied into the tensors of the model, or replace them if `assign`, as for a model on the device meta.
     """
-    own = model.state_dict()
-    for name, tensor in own.items():
+    current = model.state_dict()
+    for name, tensor in current.items():
         if name not in weights:
             raise ValueError(f"{source}: {name} is missing")
         dtype = weights[name].dtype
@@ -129,7 +129,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, a
             raise ValueError(f"{source}: {name} is of {dtype}, the model's of {tensor.dtype}")
         if weights[name].shape != tensor.shape:
             raise ValueError(f"{source}: {name} is {list(weights[name].shape)}, the model's is {list(tensor.shape)}")
-    if extra := sorted(set(weights) - set(own)):
+    if extra := sorted(set(weights) - set(current)):
         raise ValueError(f"{source}: {extra[0]} is not in the model")
     # Clones are aligned as torch allocates them: matrix products of otherwise aligned memory differ in the last bit.
     model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=assign)

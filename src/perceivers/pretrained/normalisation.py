@@ -90,10 +90,10 @@ def _check_type(config: Mapping[str, Any]) -> None:
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:
-    found = config.get(key, True)
-    if found is not None and not isinstance(found, bool):
-        raise ValueError(f"{PREPROCESSOR}: {key} = {found!r:.99} is not true or false")
-    return bool(found)
+    value = config.get(key, True)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{PREPROCESSOR}: {key} = {value!r:.99} is not true or false")
+    return bool(value)
 
 
 def _largest(mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> float:
@@ -106,18 +106,18 @@ def _largest(mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> f
 
 def _size(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return height and width, from a dictionary, a list, or one number for both, as in older files."""
-    found = config.get("size", SIZE)
-    sides: Any = found if isinstance(found, list | tuple) else (found, found)
-    if isinstance(found, Mapping):
-        sides = found.get("height"), found.get("width")
+    size = config.get("size", SIZE)
+    sides: Any = size if isinstance(size, list | tuple) else (size, size)
+    if isinstance(size, Mapping):
+        sides = size.get("height"), size.get("width")
     if len(sides) != 2 or not all(type(x) is int and 0 < x < LARGEST for x in sides):
-        raise ValueError(f"{PREPROCESSOR}: size = {found!r:.99} is not a height and a width, nor one number for both")
+        raise ValueError(f"{PREPROCESSOR}: size = {size!r:.99} is not a height and a width, nor one number for both")
     return sides[0], sides[1]
 
 
 def _values(config: Mapping[str, Any], key: str, default: Any) -> tuple[float, ...]:
-    found = config.get(key, default)
-    values = tuple(found) if isinstance(found, list | tuple) else (found,)
+    value = config.get(key, default)
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
     if len(values) not in (1, 3) or not all(type(x) in (int, float) and math.isfinite(x) for x in values):
-        raise ValueError(f"{PREPROCESSOR}: {key} = {found!r:.99} is not a number, or one for each of 3 channels")
+        raise ValueError(f"{PREPROCESSOR}: {key} = {value!r:.99} is not a number, or one for each of 3 channels")
     return tuple(map(float, values))

@@ -12,11 +12,11 @@ PLACES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor": "
 
 def transfer(model: nn.Module, source: nn.Module) -> tuple[list[str], list[str]]:
     """Copy the weights that fit, whole layers only; return the prefixes of the loaded weights and of the fresh ones."""
-    own, given = model.state_dict(), source.state_dict()
-    misfits = {_layer(name) for name, tensor in own.items() if not _fits(tensor, given.get(name))}
-    loaded = {name: given[name].to(tensor) for name, tensor in own.items() if _layer(name) not in misfits}
+    current, given = model.state_dict(), source.state_dict()
+    misfits = {_layer(name) for name, tensor in current.items() if not _fits(tensor, given.get(name))}
+    loaded = {name: given[name].to(tensor) for name, tensor in current.items() if _layer(name) not in misfits}
     model.load_state_dict(loaded, strict=False)
-    return prefixes(loaded, own), prefixes(own.keys() - loaded.keys(), own)
+    return prefixes(loaded, current), prefixes(current.keys() - loaded.keys(), current)
 
 
 def prefixes(chosen: Collection[str], names: Iterable[str]) -> list[str]:
@@ -46,8 +46,8 @@ def freeze(model: PerceiverIO, nouns: Iterable[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def _fits(own: Tensor, given: Tensor | None) -> bool:
-    return given is not None and own.shape == given.shape
+def _fits(tensor: Tensor, given: Tensor | None) -> bool:
+    return given is not None and tensor.shape == given.shape
 
 
 def _layer(name: str) -> str:

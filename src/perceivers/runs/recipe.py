@@ -189,17 +189,17 @@ def fingerprints(recipe: Recipe, parts: Parts) -> Fingerprints:
     return {side: fingerprint(recipe.data, recipe.schema, records) for side, records in sides.items()}
 
 
-def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> KeptData:
+def kept_data(run: Path, prints: Fingerprints, step: int, accept: bool) -> KeptData:
     """Return the content of data.json; ValueError if the data have changed since the run began, unless `accept`.
 
     A run of an older version, which kept no fingerprints, continues.
     """
-    before = read_kept_data(run) or {"parts": found}
-    what = differences(before["parts"], found)
+    before = read_kept_data(run) or {"parts": prints}
+    what = differences(before["parts"], prints)
     if what and not accept:
         raise ValueError(f"the data of {run} have changed since it began ({what}): --accept-changed-data goes on")
     accepted = [*before.get("accepted", []), *([{"step": step, "changed": what}] if what else [])]
-    return {"parts": found, "accepted": accepted} if accepted else {"parts": found}
+    return {"parts": prints, "accepted": accepted} if accepted else {"parts": prints}
 
 
 def read_kept_data(run: Path) -> KeptData | None:

@@ -48,33 +48,33 @@ def describe(preset: Preset, batch_size: int) -> Wiring:
     return Wiring(preset, inputs, outputs, costs(preset), batch_size, training_bytes(preset, batch_size))
 
 
-def write_picture(found: Wiring, path: Path) -> None:
+def write_picture(summary: Wiring, path: Path) -> None:
     """Draw the dataflow into a file; ValueError for a format that is not supported."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: a picture is written as {', '.join(FORMATS)}")
-    figure = draw(found)
+    figure = draw(summary)
     with whole_file(path) as fresh:
         figure.savefig(fresh, format=path.suffix[1:].lower())
 
 
-def draw(found: Wiring) -> "Figure":
+def draw(summary: Wiring) -> "Figure":
     """Draw inputs on the left, latents in the middle and outputs on the right, with arrows between them."""
     from matplotlib.figure import Figure
 
-    schema, tallest = found.preset.schema, max(len(found.inputs), len(found.outputs))
+    schema, tallest = summary.preset.schema, max(len(summary.inputs), len(summary.outputs))
     figure = Figure(figsize=(10, 1.2 + 0.9 * tallest), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(0, 10), ylim=(0, 1.05))
     axes.set_axis_off()
     # Latents, in the middle.
-    layers = found.preset.config.processor.num_layers * found.preset.config.processor.num_blocks
-    _box(axes, 5.0, 0.5, f"latents\n{found.latents.size} x {found.latents.channels}\n{layers} layers", "#ffe3b3")
+    layers = summary.preset.config.processor.num_layers * summary.preset.config.processor.num_blocks
+    _box(axes, 5.0, 0.5, f"latents\n{summary.latents.size} x {summary.latents.channels}\n{layers} layers", "#ffe3b3")
     axes.text(1.5, 1.02, "tokens", ha="center")
     axes.text(8.5, 1.02, "queries", ha="center")
     # A box for each input and output, with an arrow to or from the latents.
     for specs, sizes, x, colour in (
-        (schema.inputs, found.inputs, 1.5, "#cfe3f7"),
-        (schema.outputs, found.outputs, 8.5, "#d6efd0"),
+        (schema.inputs, summary.inputs, 1.5, "#cfe3f7"),
+        (schema.outputs, summary.outputs, 8.5, "#d6efd0"),
     ):
         for number, (name, size) in enumerate(sizes.items()):
             y = 1 - (number + 0.5) / len(sizes)

@@ -1,1 +1,1 @@
-"""Runs: training, evaluation, prediction and reports of any recipe in a folder. Published systems are not known here."""
+"""Runs: training, evaluation, prediction and reports of any recipe in a folder, without knowing published systems."""

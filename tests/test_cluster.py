@@ -74,4 +74,4 @@ def test_predictions_that_are_not_finite_are_told_by_workers_too(folder):
     assert [bool(json.loads(line)["unreadable"]) for line in rows].count(True) == 1
     rows, error = predicted(folder, "large.jsonl", "--workers", 2)
     assert rows is None
-    assert "large.jsonl:18: kind: what is predicted is not finite" in error
+    assert "large.jsonl:18: kind: the prediction is not finite" in error

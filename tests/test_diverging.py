@@ -202,12 +202,12 @@ def not_a_number(model):
 
 def test_no_score_is_made_of_predictions_that_are_not_finite(tmp_path):
     model = trained(small_records(), tmp_path, 1)
-    with pytest.raises(ValueError, match=r"(label|image): what is predicted of record 1 is not finite"):
+    with pytest.raises(ValueError, match=r"(label|image): the prediction of record 1 is not finite"):
         evaluate(not_a_number(model), small_records(), batch_size=5)
     batches = evaluation_batches(SCHEMA, small_records(), 5)
     guess = torch.zeros(5, 3)
     guess[2, 1] = math.inf
-    with pytest.raises(ValueError, match="label: what is predicted of record 3 is not finite"):
+    with pytest.raises(ValueError, match="label: the prediction of record 3 is not finite"):
         guess_scores(SCHEMA, batches, lambda batch: {"label": guess})
 
 
@@ -254,7 +254,7 @@ def test_a_prediction_that_is_not_finite_names_its_row(command, tmp_path, model,
     code, _, err = command("predict", tmp_path / "model", tmp_path / "new.jsonl", "-o", tmp_path / out, *options)
     assert code == 2
     assert err.count("\n") == 1
-    assert re.search(r"new.jsonl:5: kind(.from.row)?: what is predicted is not finite", err)
+    assert re.search(r"new.jsonl:5: kind(.from.row)?: the prediction is not finite", err)
     assert not (tmp_path / out).exists()
 
 
@@ -276,7 +276,7 @@ def test_every_kind_of_prediction_is_looked_at(model):
     records = [{"curve": np.zeros(5)} for _ in range(5)]
     with torch.no_grad():
         model.output_adapter.adapters["kind"].head.bias[1] = math.nan
-    with pytest.raises(ValueError, match=r"record 1: kind: what is predicted is not finite \(row 1 that"):
+    with pytest.raises(ValueError, match=r"record 1: kind: the prediction is not finite \(row 1 that"):
         list(predict_rows(model, records, 2))
     rows = list(predict_rows(model, records, 2, max_bad_rows=5))
     assert [row["unreadable"].split(":")[0] for row in rows] == [f"record {number}" for number in range(1, 6)]

@@ -181,5 +181,5 @@ def test_a_run_with_one_known_number_to_score_has_its_scores(command, tmp_path, 
 def test_pairs_of_any_size_are_never_scored_in_batches_by_mistake():
     assert scorer_for(FlowPairs(), SCORERS) is score_in_tiles
     assert scorer_for(FlowScenes(), {}) is evaluate
-    with pytest.raises(ValueError, match="FlowPairs is scored in tiles: pass a scorer of that name"):
+    with pytest.raises(ValueError, match="FlowPairs needs the scorer tiles: pass one of that name"):
         scorer_for(FlowPairs(), {})

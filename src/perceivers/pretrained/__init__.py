@@ -1,1 +1,1 @@
-"""Weights of others: reading the files of DeepMind and Hugging Face."""
+"""Pretrained weights: model folders, the hub, and the files of DeepMind, Hugging Face and krasserm."""

@@ -1,4 +1,4 @@
-"""Models from checkpoint files of others, and folders that transformers loads."""
+"""Models from the checkpoint files of other libraries, and folders that transformers loads."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -29,57 +29,60 @@ from perceivers.schema.preset import Preset
 from perceivers.schema.schema_files import with_settings
 
 THEIR_FILES = ["config.json", PREPROCESSOR, "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
-"""What is fetched of a repository of Hugging Face's or krasserm's."""
+"""Files that are downloaded from a repository of Hugging Face or krasserm."""
 
 HIS_LATENTS = "0.latent_provider._query"
-"""End of the name of the latents in every model of krasserm's."""
+"""Suffix of the name of the latents in every model of krasserm."""
 
 PICKLES = (".pickle", ".pystate", ".pkl")
 
 UNTOLD = [f"config.{stage}.num_heads" for stage in STAGES] + ["config.processor.num_blocks"]
-"""Settings that no array tells."""
+"""Settings that shapes of arrays do not determine."""
 
 
 def read_checkpoint(
     source: Path, preset: Preset, settings: Iterable[str] = (), as_huggingface: bool | None = None
 ) -> PerceiverIO:
-    """Return the model of a DeepMind pickle, or of a folder of Hugging Face's or krasserm's, that the preset expects.
+    """Load a model of the preset's family from a DeepMind pickle, or a folder of Hugging Face or krasserm.
 
-    `settings` change of it what the files do not tell ("config.processor.num_heads=4"). `as_huggingface`: the model
-    computes as transformers does (krasserm's: as his package does), not as DeepMind's code; None: `is_theirs`.
-    ValueError for a setting that the files contradict, and where files and settings leave open how many heads or
-    blocks there are.
+    `settings` ("config.processor.num_heads=4") give what the files do not determine. `as_huggingface`: the model
+    computes as transformers does (krasserm's: as his package does) instead of DeepMind's code; None: `is_theirs`.
+    ValueError for a setting that contradicts the files, and if neither gives the number of heads or blocks.
     """
+    # Change the preset by the settings.
     as_huggingface = is_theirs(source) if as_huggingface is None else as_huggingface
     settings = list(settings)
     paths = [setting.partition("=")[0] for setting in settings]
     preset = with_settings(huggingface_options(preset) if as_huggingface else preset, settings)
+    # Read the arrays, and fill in the sizes that they determine.
     pickled = source.suffix in PICKLES
     if pickled:
-        config, (found, weights) = None, from_haiku(preset, *read_haiku(source))
+        config, (converted, weights) = None, from_haiku(preset, *read_haiku(source))
     else:
-        config, (found, weights) = _from_folder(preset, source, as_huggingface, paths)
-    if config is None and (pickled or not as_huggingface) and found != preset:
-        # DeepMind's configuration alone tells, and this is not the model that it is of.
+        config, (converted, weights) = _from_folder(preset, source, as_huggingface, paths)
+    if config is None and (pickled or not as_huggingface) and converted != preset:
+        # Only DeepMind's configuration gives these, and the sizes show that this is another model.
         _check_told([path for path in UNTOLD if value_at(preset, path) != 1], paths)
+    # Refuse settings that the files contradict, and build the model.
     for path in paths:
-        if value_at(found, path) != value_at(preset, path):
-            raise ValueError(f"set: {path} = {value_at(preset, path)!r}, but the files say {value_at(found, path)!r}")
-    built = found.build("meta")
+        expected, actual = value_at(preset, path), value_at(converted, path)
+        if actual != expected:
+            raise ValueError(f"set: {path} = {expected!r}, but the files say {actual!r}")
+    built = converted.build("meta")
     built.load_state_dict(weights, assign=True)
     return built.eval()
 
 
 def is_theirs(source: Path) -> bool:
-    """Return whether weights count as trained by the library that wrote the file, and not as DeepMind's."""
+    """Return True if the library that wrote the file also trained the weights, False for weights of DeepMind."""
     deepminds = any(part.startswith("models--deepmind--") for part in source.parts)  # in the hub's cache
     return source.suffix not in PICKLES and not deepminds and (source.exists() or source.parts[0] != "deepmind")
 
 
 def write_huggingface(model: PerceiverIO, folder: Path, as_huggingface: bool = False) -> None:
-    """A folder that transformers loads, whole or not at all; ValueError for what its classes cannot express.
+    """Write a folder that transformers loads, atomically; ValueError for a model that its classes cannot express.
 
-    `as_huggingface`: where its class computes otherwise than the model, let it.
+    `as_huggingface`: accept that the class computes some things differently from the model.
     """
     model = savable(model)
     preset = Preset(cast(Schema, model.schema), model.config)
@@ -103,19 +106,21 @@ def _from_folder(
     folder = source if source.exists() else fetched(str(source), THEIR_FILES)
     config = _read_config(folder / "config.json" if folder.is_dir() else folder.parent / "config.json")
     weights = read_torch(folder)
+    # Krasserm's format, by its configuration.
     kind = "" if config is None else str(config.get("model_type", ""))
-    # Without a configuration the names of the arrays tell whose they are.
+    # Without a configuration, the names of the arrays tell the format.
     if kind.startswith("perceiver-io") or (not kind and any(name.endswith(HIS_LATENTS) for name in weights)):
         if config is None and as_huggingface:
             _check_told([*UNTOLD, "config.encoder.num_reads"], paths)
         return config, from_krasserm(preset, weights, config, as_huggingface)
+    # Hugging Face's format.
     if config is None and as_huggingface:
         raise ValueError(f"{folder}: config.json is missing: it says how many heads and blocks there are")
-    found, converted = from_huggingface(preset, weights, config, as_huggingface=as_huggingface)
+    converted, state = from_huggingface(preset, weights, config, as_huggingface=as_huggingface)
     processor = _read_config((folder if folder.is_dir() else folder.parent) / PREPROCESSOR)
-    if processor is not None and as_huggingface and takes_pictures(found):
-        found = with_normalisation(found, processor)
-    return config, (found, converted)
+    if processor is not None and as_huggingface and takes_pictures(converted):
+        converted = with_normalisation(converted, processor)
+    return config, (converted, state)
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
@@ -126,7 +131,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
 
 
 def _check_told(needed: Iterable[str], paths: Collection[str]) -> None:
-    """ValueError naming the first value that neither the files nor a setting tell."""
+    """Raise a ValueError naming the first setting in `needed` that is not in `paths`, those that were given."""
     for path in needed:
         if path not in paths:
             raise ValueError(f"nothing in the files says {path}: give it with --set {path}=NUMBER")

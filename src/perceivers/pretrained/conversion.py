@@ -1,4 +1,4 @@
-"""Weights of the released models from DeepMind's, Hugging Face's and krasserm's formats, and to Hugging Face's."""
+"""Conversion of the released models from the formats of DeepMind, Hugging Face and krasserm, and to Hugging Face's."""
 
 import re
 import warnings
@@ -24,21 +24,22 @@ from perceivers.pretrained.sizes import INPUT, OUTPUT, STAGES, Values, changed, 
 from perceivers.schema.preset import Preset
 
 Converted = tuple[Preset, dict[str, Tensor]]
-"""The preset with the sizes of the arrays, and the state of the model it builds."""
+"""The preset with the sizes of the arrays, and the state_dict of the model that it builds."""
 
 KERNEL = "input_adapter.adapters.image.stem.convolutions.0.weight"
 
 KERNEL_KEY = "conv_kernel_transposed"
-"""A key of ours in config.json."""
+"""Key in config.json that only this library writes and reads."""
 
 
 def from_haiku(
     preset: Preset, params: Mapping[str, np.ndarray | Tensor], state: Mapping[str, np.ndarray | Tensor]
 ) -> Converted:
-    """Convert DeepMind's arrays by "module/name", as `read_haiku` gives them.
+    """Convert DeepMind's arrays by "module/name", as `read_haiku` returns them.
 
-    What shapes tell is taken from them; the rest is the preset's: heads, blocks, highest frequencies, sizes of
-    pictures, patches. ValueError naming the first array that is missing, left over or does not fit, or the other model.
+    Sizes come from the shapes where these determine them, else from the preset: heads, blocks, highest frequencies,
+    sizes of images, patches. ValueError naming the first array that is missing, left over or does not fit, or the
+    model that the arrays are of, if it is another one.
     """
     if both := sorted(params.keys() & state.keys()):
         raise ValueError(f"{both[0]} is both a parameter and a state")
@@ -52,14 +53,18 @@ def from_huggingface(
     conv_kernel_transposed: bool | None = None,
     as_huggingface: bool = True,
 ) -> Converted:
-    """Convert the weights of one of transformers' classes, as `read_torch` gives them, and its config.json.
+    """Convert the weights of a class of transformers, as `read_torch` returns them, and its config.json.
 
-    The model computes what that class computes: config.json says it, and what it leaves out is as transformers takes
-    it. Not `as_huggingface`: weights that DeepMind trained, in the hub's file. Then the preset says it, with the sizes
-    that shapes and config.json tell, and the kernel of the convolution has rows and columns exchanged (theirs has, it
-    was written so); `conv_kernel_transposed` says whether it has here. Without config.json the preset says all that
-    shapes do not. ValueError for what config.json says otherwise than the arrays.
+    By default the model computes what that class computes with this config.json and transformers' defaults.
+
+    Not `as_huggingface`: weights that DeepMind trained, in the hub's file. Then the model computes as the preset says,
+    with the sizes of shapes and config.json. In these files the kernel of the convolution has rows and columns
+    exchanged; `conv_kernel_transposed` says if it has here (None: as the files do).
+
+    Without config.json the preset gives all that shapes do not determine. ValueError where config.json contradicts the
+    arrays.
     """
+    # Fill in what config.json says, then the sizes, and check that both agree.
     family, names = _family(preset), class_names(hf_config or {})
     if hf_config is not None:
         preset = changed(preset, read_config(family, hf_config, as_huggingface))
@@ -70,6 +75,7 @@ def from_huggingface(
         if as_huggingface:
             check_class(preset, family, converted)
             check_shapes(family, said, weights)
+    # Exchange rows and columns of the kernel where needed.
     if conv_kernel_transposed is None:
         conv_kernel_transposed = not as_huggingface and config.get(KERNEL_KEY) is not False
     if KERNEL in converted and conv_kernel_transposed:
@@ -85,15 +91,17 @@ def from_krasserm(
 ) -> Converted:
     """Convert the weights of krasserm's perceiver-io: its masked language model, image classifier and optical flow.
 
-    `config`: the content of config.json, which says heads and blocks; without it the preset does. Then the model
-    computes what his does, or, not `as_krasserm`, for weights that DeepMind trained, what the preset says.
+    `config`: the content of config.json, which gives heads and blocks; None: the preset does. By default the model
+    computes what krasserm's does; not `as_krasserm`, for weights that DeepMind trained, what the preset says.
     """
+    # Bring the names into one form: without the prefixes of wrappers around the model.
     names = {name: re.sub(r"^(backend_model|model)\.", "", name) for name in weights}
-    # The wrapper around the decoder's attention is the residual.
+    # The residual wraps the decoder's attention in a module: its name shows if there is one.
     residual = any(name.startswith("1.cross_attn.0.module.") for name in names.values())
     names = {name: re.sub(r"^1\.cross_attn\.0\.(?!module\.)", r"\g<0>module.", short) for name, short in names.items()}
     if len(set(names.values())) < len(names):
         raise ValueError("the same array is there with and without the name of a wrapper")
+    # Fill in what config.json says, then the sizes, and check that both agree.
     family = _family(preset)
     if config is not None:
         preset = changed(preset, krasserm.read_config(family, config, as_krasserm))
@@ -106,11 +114,11 @@ def from_krasserm(
 
 
 def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and the content of config.json; transformers' class computes the same with them.
+    """Return weights and the content of config.json with which a class of transformers computes the same.
 
-    ValueError naming what it would compute otherwise, or cannot say; `huggingface_options` changes the first kind.
-    Its classes of images take pixels as `mean` and `std` leave them (`written_normalisation`). Warns of dropout that
-    it trains without.
+    ValueError naming what the class would compute differently (`huggingface_options` changes that), or what config.json
+    cannot express. Classes of images expect pixels normalised with `mean` and `std` (`written_normalisation`). Warn of
+    dropout that transformers does not have.
     """
     family = _family(preset)
     converted = to_theirs(family, "huggingface", weights)
@@ -126,19 +134,19 @@ def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[
 
 
 def huggingface_options(preset: Preset, activation: str | None = "gelu_erf") -> Preset:
-    """The preset computing as transformers does with the hub's config.json: other GELU, residual, padding, masks, unit.
+    """Return the preset with transformers' options for the hub's config.json: GELU, residual, padding, masks, unit.
 
-    All else is the same; only a text without a single token differs (attention to nothing: theirs is a mean, ours 0).
-    `activation`: that of the hub's config.json; None leaves it as it is, for config.json can say others.
+    All else is the same, except for a text without tokens: attention to nothing is a mean in transformers, 0 here.
+    `activation`: that of the hub's config.json; None keeps the preset's, since a config.json may have others.
     """
     activations: Values = {f"config.{stage}.activation": activation for stage in STAGES} if activation else {}
     return changed(preset, activations | OPTIONS[_family(preset)])
 
 
 def _converted(preset: Preset, family: str, column: Column, arrays: Mapping[str, Any]) -> Converted:
-    found = family_of(arrays, column)
-    if found != family:
-        raise ValueError(f"these are the arrays of the model {found}, the preset is one of {family}")
+    actual = family_of(arrays, column)
+    if actual != family:
+        raise ValueError(f"these are the arrays of the model {actual}, the preset is one of {family}")
     weights = to_ours(family, column, arrays)
     preset = sized(preset, family, weights)
     _check_shapes(preset, family, column, arrays)
@@ -146,7 +154,7 @@ def _converted(preset: Preset, family: str, column: Column, arrays: Mapping[str,
 
 
 def _family(preset: Preset) -> str:
-    # Heads may fit the arrays' widths, not yet the preset's.
+    # One head and one layer: the preset's heads may fit the widths of the arrays, which it does not have yet.
     simple = {f"config.{stage}.num_heads": 1 for stage in STAGES} | {"config.processor.num_layers": 1}
     names = changed(preset, simple).build("meta").state_dict()
     try:
@@ -163,7 +171,7 @@ def _check_shapes(preset: Preset, family: str, column: Column, arrays: Mapping[s
         expected = list(pair.rule.to_theirs(model[pair.ours]).shape)
         if pair.theirs in arrays and (seen := list(arrays[pair.theirs].shape)) != expected:
             raise ValueError(
-                f"{pair.theirs} has shape {seen}; with this preset, beside the other arrays, it should be {expected}"
+                f"{pair.theirs} has shape {seen}; with this preset and the other arrays it should be {expected}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Weights in the files of other PyTorch libraries: plain tensors come in, everything else is refused."""
+"""Weights from the files of other PyTorch libraries: plain tensors are loaded, everything else is refused."""
 
 import pickletools
 import re
@@ -30,7 +30,7 @@ NUMBERS = {
     "Float": torch.float32,
     "Double": torch.float64,
 }
-"""The dtypes that a tensor may have, by the names of their storages."""
+"""Dtypes that a tensor may have, by the names of their storages."""
 
 CHECKPOINT_NAMES = {
     "collections OrderedDict",
@@ -38,25 +38,25 @@ CHECKPOINT_NAMES = {
     "torch._utils _rebuild_tensor_v2",
     *(f"torch {name}Storage" for name in NUMBERS),
 }
-"""What the pickle within a checkpoint may name: less than torch.load allows."""
+"""Globals that the pickle within a checkpoint may name: fewer than torch.load allows."""
 
 CHECKPOINT_FILES = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment)"
 )
-"""What the archive of a checkpoint may hold: no code, no constants."""
+"""Files that the archive of a checkpoint may hold: no code, no constants."""
 
 FILLING = ("REDUCE", "BUILD", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "NEWOBJ")
-"""The opcodes that put values into what lies below them on the stack."""
+"""Opcodes that put values into the value below them on the stack."""
 
 CONTAINERS = ("EMPTY_", "TUPLE", *FILLING)
-"""The opcodes whose value holds others."""
+"""Opcodes whose value holds other values."""
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """Weights of a Hugging Face folder, or of one file of it, on the CPU; ValueError if it holds anything but tensors.
+    """Load the weights of a Hugging Face folder, or of one of its files, on the CPU; ValueError unless all are tensors.
 
-    A folder holds safetensors, whole or in shards, or else a checkpoint that torch.save wrote. The tensors may be views
-    of the file: they are to be copied, not kept.
+    A folder holds safetensors, in one file or in shards, or else a checkpoint of torch.save. The tensors may be views
+    of the file: copy them, do not keep them.
     """
     if not path.is_dir():
         return _read_file(path)
@@ -72,9 +72,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     regular_file(path)
     try:
-        found = load_tensors(path) if path.suffix == ".safetensors" else _load_checkpoint(path)
-        return _checked(found, path.stat().st_size)
-    except Exception as error:  # of every kind: what other parsers make of hostile files is not for us to foresee
+        weights = load_tensors(path) if path.suffix == ".safetensors" else _load_checkpoint(path)
+        return _checked(weights, path.stat().st_size)
+    except Exception as error:  # of any type: hostile files may raise anything in other parsers
         reason = one_line(str(error).removeprefix(f"{path}: "))
         raise ValueError(f"{path}: {reason or type(error).__name__}") from None
 
@@ -82,39 +82,39 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def _load_checkpoint(path: Path) -> object:
     _check_checkpoint(path)
     try:
-        # Not mapped into memory: then torch.load would not compare the sizes of tensors with those of their parts.
+        # No mmap: with it, torch.load would not compare the sizes of tensors with those of their files.
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Without the advice, before and after, to load it all the same.
+        # Strip torch's advice to load the file without weights_only.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
         raise ValueError(f"torch.load refuses it: {reason}") from None
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = read_json(_inside(folder, INDEX))
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+    file_of = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(file_of, dict) or not file_of or not all(isinstance(name, str) for name in file_of.values()):
         raise ValueError(f"{folder / INDEX}: weight_map is not a table of the tensors' files")
     weights: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
-        found = _read_file(_inside(folder, shard))
-        wrong = found.keys() ^ {name for name, place in places.items() if place == shard}
+    for shard in sorted(set(file_of.values())):
+        tensors = _read_file(_inside(folder, shard))
+        wrong = tensors.keys() ^ {name for name, file in file_of.items() if file == shard}
         if wrong:
             name = one_line(min(wrong))
             raise ValueError(f"{folder / INDEX}: {name} is not where it should be; {one_line(shard)} was searched")
-        weights |= found
+        weights |= tensors
     return weights
 
 
 def _inside(folder: Path, name: str) -> Path:
-    # In a cache of the hub, files are links into its folder of blobs.
+    # In the hub's cache, files are links into its folder of blobs.
     if not re.fullmatch(r"\w[\w.-]*\.(safetensors|json|bin)", name, re.ASCII):
         raise ValueError(f"{folder / INDEX}: {one_line(name)!r} is not the name of a file in this folder")
     home = folder.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     try:
         target = (folder / name).resolve(strict=True)
-    except (OSError, RuntimeError):  # the second for links in a circle
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle
         raise ValueError(f"{folder / name} is missing") from None
     if target.parent not in homes or not target.is_file():
         raise ValueError(f"{folder / name}: not a file, or a link out of its folder")
@@ -122,7 +122,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _check_checkpoint(path: Path) -> None:
-    """ValueError unless the file is an archive of whole, uncompressed parts whose pickle names only plain tensors."""
+    """Raise a ValueError unless the file is an archive of stored parts whose pickle names only plain tensors."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         names = [part.filename for part in parts]
@@ -154,20 +154,20 @@ def _check_program(program: bytes) -> None:
 
 
 class _Value(NamedTuple):
-    """A value of a pickle, as far as it is known before it is made."""
+    """A value of a pickle, as far as it is known without unpickling."""
 
     height: int = 0
-    """Depth of the containers that lie in one another."""
+    """Depth of nested containers."""
     single: bool = False
-    """True for a container, which may lie in one place only."""
+    """True for a container, which may be used only once."""
     name: str = ""
     """Name of a global; "" for other values."""
 
 
 class _Values:
-    """The stack of a pickle without its values, so that what it describes is a tree, and no deep one.
+    """The stack of a pickle without its values, to check that it describes a tree, and not a deep one.
 
-    A container that lies in two places of another, and so on, costs a hash or a message 2 ** 30 steps in 500 bytes.
+    A container used twice in another one, and so on, has 2 ** 30 paths in 500 bytes: hashing or printing never ends.
     """
 
     def __init__(self) -> None:
@@ -175,7 +175,7 @@ class _Values:
         self.memo: dict[Any, _Value | None] = {}
 
     def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Do to the stack what an opcode does; ValueError for a container in two places, or too deep."""
+        """Apply an opcode to the stack; ValueError for a container that is used twice or nested too deep."""
         if opcode.name.endswith("BINGET"):
             value = self.memo.get(argument)
             if value is None or value.single:
@@ -211,13 +211,13 @@ class _Values:
         return _Value(height, opcode.name.startswith(CONTAINERS) and not tensor)
 
 
-def _checked(found: object, size: int) -> dict[str, Tensor]:
-    """The same mapping, its tensors without their past; ValueError for one that is not plain, or is too large."""
-    left = 2 * size  # tied tensors are there twice
-    if not isinstance(found, dict):
-        raise ValueError(f"holds a {type(found).__name__}, not a mapping of names to tensors")
+def _checked(weights: object, size: int) -> dict[str, Tensor]:
+    """Return the weights, detached; ValueError for a value that is not a plain tensor, or holds more than the file."""
+    left = 2 * size  # bytes; tied tensors are counted twice
+    if not isinstance(weights, dict):
+        raise ValueError(f"holds a {type(weights).__name__}, not a mapping of names to tensors")
     checked: dict[str, Tensor] = {}
-    for name, value in dict.items(found):
+    for name, value in dict.items(weights):
         if not (isinstance(name, str) and len(name) <= LONGEST_KEY and name.isascii() and name.isprintable()):
             raise ValueError("a key is not the name of a tensor")
         if type(value) not in (Tensor, nn.Parameter):
@@ -226,7 +226,7 @@ def _checked(found: object, size: int) -> dict[str, Tensor]:
             raise ValueError(f"{name} is not a dense tensor")
         if value.dtype not in NUMBERS.values():
             raise ValueError(f"{name} has dtype {value.dtype}, not one of plain numbers")
-        if max(value.shape, default=0) >= LONGEST_AXIS or value.ndim > MOST_AXES:  # the first beside an axis of size 0
+        if max(value.shape, default=0) >= LONGEST_AXIS or value.ndim > MOST_AXES:  # an axis of 0 may hide a long one
             raise ValueError(f"{name} is too long, or has too many axes")
         left -= value.numel() * value.element_size()
         if left < 0:

@@ -1,4 +1,4 @@
-"""Model folders by name: from a folder, from the hub, to both."""
+"""Loading and saving models by name: a folder, or a repository of the Hugging Face hub."""
 
 import hashlib
 import json
@@ -20,17 +20,17 @@ from perceivers.pretrained.model_folder import load_model, savable, save_model
 from perceivers.schema.schema_files import to_yaml
 
 FILES = ["*.json", "*.safetensors", "README.md"]
-"""What is fetched of a hub repository; nothing in it is ever run."""
+"""Files that are downloaded from a hub repository; none of them is ever executed."""
 
 
 LONGEST_NAME = 1000
-"""Characters of the name of a model."""
+"""Largest number of characters of the name of a model."""
 
 
 def from_pretrained(name: str | Path, revision: str | None = None, offline: bool = False) -> PerceiverIO:
-    """The model of a folder, or of a hub repository "owner/name", in evaluation mode.
+    """Load the model of a folder, or of a hub repository "owner/name", in evaluation mode.
 
-    A repository's hashes are recorded when it is first used and must be the same ever after.
+    The hashes of a repository are recorded when it is first used, and must not change afterwards.
     """
     if not isinstance(name, str | Path) or not str(name) or len(str(name)) > LONGEST_NAME:
         raise ValueError(f"name = {name!r:.99} must be a folder, or a hub repository owner/name")
@@ -49,12 +49,12 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, about: str = "") -> None:
-    """Write a model folder, whole or not at all. The model card ends with `about`.
+    """Write a model folder atomically. The model card ends with `about`.
 
-    In a folder that exists, the files of an older model are replaced, everything else stays. ValueError naming a file
-    that has the name of one of ours and is not what was saved there before; a run's checkpoint is not replaced either.
-    ValueError for a model that could not be loaded again: adapted, pruned, quantised, or with weights that are not
-    finite. Of a compiled model the model within is saved.
+    In an existing folder, the files of an older model are replaced and all others stay. A file that would be replaced
+    but was not saved by this function is a ValueError that names it, and so is a run's checkpoint. ValueError for a
+    model that could not be loaded again: adapted, pruned, quantised, or with weights that are not finite. A compiled
+    model is saved without its wrapper.
     """
     target, saved = path_of_folder(folder), savable(model)
 
@@ -66,16 +66,16 @@ def save_pretrained(model: nn.Module, folder: str | Path, about: str = "") -> No
 
 
 def path_of_folder(folder: object) -> Path:
-    """Return the path of a folder to write; ValueError for what is none."""
+    """Return the path of a folder to write; ValueError for any other value."""
     if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
         raise ValueError(f"folder = {folder!r:.99} must be the path of a folder")
     return Path(folder)
 
 
 def push_to_hub(model: nn.Module, name: str, folder: str | Path, token: str | None = None) -> str:
-    """Save to `folder` and upload the saved files, no others, as repository "owner/name"; return its address.
+    """Save to `folder` and upload only the saved files as repository "owner/name"; return its address.
 
-    ValueError, and nothing is saved, for a name that no repository can have and as `save_pretrained` raises.
+    ValueError, and nothing is saved, for a name that no repository can have, and where `save_pretrained` raises one.
     """
     from huggingface_hub import HfApi
 
@@ -90,7 +90,7 @@ def push_to_hub(model: nn.Module, name: str, folder: str | Path, token: str | No
 
 
 def check_repository(name: object) -> None:
-    """ValueError for what is not the name of a hub repository "owner/name"."""
+    """Raise a ValueError unless this is the name of a hub repository "owner/name"."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -103,7 +103,7 @@ def check_repository(name: object) -> None:
 
 
 def model_card(model: PerceiverIO) -> str:
-    """What a model is, for people and for the hub."""
+    """Return the model card: a description of the model for readers and for the hub."""
     count = sum(parameter.numel() for parameter in model.parameters())
     return (
         "---\nlibrary_name: perceivers\nlicense: apache-2.0\n---\n\n"
@@ -114,7 +114,7 @@ def model_card(model: PerceiverIO) -> str:
 
 
 def fetched(name: str, files: list[str], revision: str | None = None, offline: bool = False) -> Path:
-    """The folder that holds these files of a hub repository "owner/name"; fetched only once."""
+    """Return the folder with these files of a hub repository "owner/name"; they are downloaded only once."""
     if name.count("/") != 1:
         raise ValueError(f"{name}: no such folder, and not a hub repository like owner/name")
     try:
@@ -134,8 +134,8 @@ def _check_known(name: str, manifest: Path) -> None:
     except RuntimeError:
         raise ValueError(f"{name}: no home folder to note its hash in: set PERCEIVERS_CACHE to a folder") from None
     known: Mapping[str, Any] = read_json(path) if path.exists() else {}
-    found = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    if known.get(name, found) != found:
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    if known.get(name, digest) != digest:
         raise ValueError(f"{name} has changed since it was first used: remove its line in {path} to accept it")
     if name not in known:
-        write_text(path, json.dumps({**known, name: found}, indent=2) + "\n")
+        write_text(path, json.dumps({**known, name: digest}, indent=2) + "\n")

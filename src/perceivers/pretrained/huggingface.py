@@ -1,4 +1,4 @@
-"""The models of transformers: what their config.json says, which of our models it can say, and how they compute."""
+"""The Perceivers of transformers: reading and writing config.json, and checks of what their classes can express."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, replace
@@ -20,7 +20,7 @@ CLASSES = {
     "optical-flow": "PerceiverForOpticalFlow",
     "multimodal": "PerceiverForMultimodalAutoencoding",
 }
-"""The class of each released model."""
+"""Class of transformers, by released model."""
 
 TOLD_BY_CONFIG = {
     "num_blocks": "config.processor.num_blocks",
@@ -28,7 +28,7 @@ TOLD_BY_CONFIG = {
     "num_cross_attention_heads": "config.encoder.num_heads",
     "use_query_residual": "config.encoder.query_residual",
 }
-"""Keys of config.json that say what shapes do not, beside sizes of pictures and clips."""
+"""Keys of config.json with values that shapes do not determine, apart from sizes of images and clips."""
 
 DEFAULTS: dict[str, Any] = {
     "num_latents": 256,
@@ -58,7 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "image_size": 56,
     "output_shape": [1, 16, 224, 224],
 }
-"""What transformers takes where config.json lacks a key: every key that its classes compute with."""
+"""Defaults of transformers for all keys of config.json that its classes use."""
 
 TOLD_BY_SHAPES = {
     "num_latents": "config.latents.num_latents",
@@ -67,7 +67,7 @@ TOLD_BY_SHAPES = {
     "self_attention_widening_factor": "config.processor.widening_factor",
     "cross_attention_widening_factor": "config.encoder.widening_factor",
 }
-"""Keys that must agree with the arrays."""
+"""Keys that must agree with the shapes of the arrays, in all models."""
 
 CLASSES_KEY = {"num_labels": f"{OUTPUT}label.num_classes"}
 
@@ -87,10 +87,10 @@ TOLD_BY_ITS_SHAPES = {
         "samples_per_patch": f"{INPUT}audio.patch",
     },
 }
-"""The same of one model."""
+"""Keys that must agree with the shapes of the arrays, by model."""
 
 CLIP_KEYS = ("num_frames", "audio_samples_per_frame", "image_size", "output_shape")
-"""Keys that say the sizes of a clip together."""
+"""Keys that give the sizes of a clip together."""
 
 DECODER_HEADS = dict.fromkeys(CLASSES, 1) | {"language": 8}
 
@@ -122,7 +122,7 @@ FIXED: dict[str, Values] = {
         f"{OUTPUT}image.steps": (1, 1, 1),
     },
 }
-"""What the classes hard-code, beside positions and the decoder's widths."""
+"""Values that the classes hard-code, apart from positions and the decoder's widths."""
 
 OPTIONS: dict[str, Values] = {
     "language": {"config.decoder.query_residual": False, f"{OUTPUT}restored.mask_queries": False},
@@ -140,7 +140,7 @@ OPTIONS: dict[str, Values] = {
         f"{OUTPUT}image.coordinate_rule": "exclusive",
     },
 }
-"""How the classes compute, apart from their activation, which config.json says."""
+"""Options with which the classes compute, apart from the activation, which config.json gives."""
 
 HIDDEN_ACTS = {
     "gelu": "gelu_erf",
@@ -155,7 +155,7 @@ HIDDEN_ACTS = {
     "gelu_python_tanh": "gelu_tanh",
     "swish": "silu",
 }
-"""Our activation for each value of hidden_act; the first of those that are the same is written."""
+"""Our activation for each value of hidden_act; of several values for one activation, the first is written."""
 
 SAID = {
     *("num_latents", "channels", "num_heads", "qk_channels", "v_channels", "widening_factor", "activation"),
@@ -163,7 +163,7 @@ SAID = {
     *("share_reads", "output_channels", "channel_alignment", "min_padding", "length", "vocab_size"),
     *("query_channels", "classes", "size", "patch", "embed", "positions"),
 }
-"""Fields that names and shapes of arrays, config.json or `_demands` settle."""
+"""Fields that are determined by names and shapes of arrays, by config.json, or checked in `_demands`."""
 
 WITHOUT_EFFECT = {
     *("key", "of", "kind", "weight", "tokenizer", "value_range", "rate", "crop", "overflow", "further_metrics"),
@@ -180,17 +180,17 @@ WITHOUT_EFFECT = {
         "smoothing",
     ),
 }
-"""Fields that do not change what a trained model makes of raw inputs: reading of data, first weights, training."""
+"""Fields that do not change a trained model's predictions: for loading data, initial weights, training."""
 
 MOST_BLOCKS, LARGEST, LONGEST_NAME = 1000, 2**31, 500
-"""Limits of what config.json may say."""
+"""Limits of the values in config.json."""
 
 
 def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) -> Values:
-    """Return what config.json tells; ValueError if it is absurd, or of another class.
+    """Return the values that config.json gives, by path; ValueError if they are absurd, or of another class.
 
-    `as_huggingface`: how the class computes with it, what is not there as transformers takes it. Otherwise nothing of
-    this: the hub's files say erf GELU, but DeepMind trained with tanh.
+    `as_huggingface`: add the options with which the class computes, and transformers' defaults. Otherwise both are left
+    out, since they are not DeepMind's: the hub's files name the erf GELU, but DeepMind trained with tanh.
     """
     _check_architecture(family, config)
     if config.get("quantization_config"):
@@ -198,6 +198,7 @@ def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) ->
     activation, key = _read_activation(config), "attention_probs_dropout_prob"
     dropout = part_dropped(config, key, DEFAULTS[key])
     values: Values = {"config.decoder.num_heads": DECODER_HEADS[family]}
+    # Options of the class, with defaults for missing keys.
     if as_huggingface:
         config = DEFAULTS | dict(config)
         values |= OPTIONS[family]
@@ -205,6 +206,7 @@ def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) ->
         values |= {f"config.{stage}.attention_dropout": dropout for stage in STAGES}
     elif not activation.startswith("gelu"):
         raise ValueError(f"config.json: hidden_act = {config['hidden_act']!r:.99}: DeepMind's models have gelu")
+    # Numbers of blocks and heads, and sizes.
     for key, path in TOLD_BY_CONFIG.items():
         if key in config:
             values[path] = _flag(config, key) if key == "use_query_residual" else whole_number(config, key)
@@ -220,18 +222,20 @@ def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) ->
 def check_config(
     preset: Preset, family: str, weights: Weights, config: Mapping[str, Any], as_huggingface: bool
 ) -> dict[str, Any]:
-    """Return config.json with the sizes that it lacks; ValueError for the first one that is not that of the arrays.
+    """Return config.json with the sizes that it lacks; ValueError for the first size that contradicts the arrays.
 
-    `as_huggingface`: what it lacks is as transformers takes it; otherwise as the arrays tell.
+    `as_huggingface`: a missing size means transformers' default, otherwise the size of the arrays.
     """
-    told, found = _told_by_shapes(preset, family), dict(config) | _num_labels(config)
-    said = DEFAULTS | told | found
-    for key, value in told.items():
+    # Sizes that are given, or default to those of the arrays.
+    sizes, given = _told_by_shapes(preset, family), dict(config) | _num_labels(config)
+    said = DEFAULTS | sizes | given
+    for key, value in sizes.items():
         if whole_number(said, key) != value:
             source = "" if key in config else " (id2label)"
             raise ValueError(
                 f"config.json: {key} = {said[key]}{source}, but the arrays are those of a model with {value}"
             )
+    # Widths of attention, which several keys determine together.
     if said[WIDTH_RULE] not in ("kv", "q"):
         raise ValueError(f"config.json: {WIDTH_RULE} = {said[WIDTH_RULE]!r:.99} is neither 'kv' nor 'q'")
     for key in ("qk_channels", "v_channels"):
@@ -242,15 +246,16 @@ def check_config(
         if seen != expected[stage]:
             rule = f"qk_channels and v_channels of the {stage} come to {expected[stage]}"
             raise ValueError(f"config.json: {rule}, its arrays have {seen}")
-    for key, value in told.items():
-        if as_huggingface and key not in found and DEFAULTS[key] != value:
+    # Sizes that are missing and so have transformers' default.
+    for key, value in sizes.items():
+        if as_huggingface and key not in given and DEFAULTS[key] != value:
             rule = f"is missing, which means {DEFAULTS[key]} to transformers"
             raise ValueError(f"config.json: {key} {rule}, but the arrays are those of a model with {value}")
     return said
 
 
 def check_shapes(family: str, config: Mapping[str, Any], arrays: Weights) -> None:
-    """ValueError naming the first of their arrays that has another shape than the class of this config.json has."""
+    """Raise a ValueError naming the first array whose shape is not that of the class with this config.json."""
     for name, shape in class_shapes(family, config).items():
         if name in arrays and (seen := tuple(arrays[name].shape)) != shape:
             raise ValueError(
@@ -259,7 +264,7 @@ def check_shapes(family: str, config: Mapping[str, Any], arrays: Weights) -> Non
 
 
 def check_class(preset: Preset, family: str, weights: Weights) -> None:
-    """ValueError naming the first thing that the class of transformers cannot have, or does otherwise."""
+    """Raise a ValueError naming the first value that the class of transformers cannot have, or option it lacks."""
     demands = (*_demands(preset, family, weights), *_unsaid(preset, family))
     for path, seen, needed in demands:
         if seen != needed:
@@ -268,13 +273,13 @@ def check_class(preset: Preset, family: str, weights: Weights) -> None:
             )
     for path, value in OPTIONS[family].items():
         if value_at(preset, path) != value:
-            told = f"{path} = {value}, not {value_at(preset, path)}"
-            raise ValueError(f"transformers computes with {told}: --numbers huggingface (huggingface_options) does so")
+            rule = f"{path} = {value}, not {value_at(preset, path)}"
+            raise ValueError(f"transformers computes with {rule}: --numbers huggingface (huggingface_options) does so")
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of classes, in order; none where config.json has only numbers."""
-    table = config.get("id2label") or {}  # label2id says the same the other way round
+    """Return the names of the labels, in order; none if config.json has only numbers."""
+    table = config.get("id2label") or {}  # label2id is its inverse
     names = [table.get(str(number)) for number in range(len(table))] if isinstance(table, Mapping) else [None]
     if not all(isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable() for name in names):
         raise ValueError("config.json: id2label is not a table of the numbers and names of classes")
@@ -282,18 +287,19 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, Any]:
-    """Return the content of config.json; ValueError as `check_class` raises, for then it would be another model's."""
+    """Return the content of config.json; ValueError for a model that it cannot express (`check_class`)."""
     check_class(preset, family, weights)
     config: dict[str, Any] = {
         "architectures": [CLASSES[family]],
         "model_type": "perceiver",
         "dtype": str(weights["trunk.latents"].dtype).removeprefix("torch."),
-        "hidden_act": next(act for act, own in HIDDEN_ACTS.items() if own == preset.config.encoder.activation),
+        "hidden_act": next(act for act, ours in HIDDEN_ACTS.items() if ours == preset.config.encoder.activation),
         "attention_probs_dropout_prob": preset.config.encoder.attention_dropout,
-        "d_model": widths(weights, "encoder")["asked"],
+        "d_model": widths(weights, "encoder")["token"],
         **_told_by_shapes(preset, family),
         **{key: value_at(preset, path) for key, path in TOLD_BY_CONFIG.items()},
     }
+    # Widths, sizes of images and clips, names of labels.
     config |= _written_widths(family, weights, config)
     if family == "optical-flow":
         config["train_size"] = list(_sizes(preset, f"{INPUT}frames"))
@@ -312,7 +318,7 @@ def _label(number: int) -> str:
 
 
 def _num_labels(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The number of classes, if config.json says one; ValueError if it says two."""
+    """Return the number of labels if config.json gives one; ValueError if it gives two."""
     table, number = config.get("id2label"), config.get("num_labels")
     if table is None:
         return {} if number is None else {"num_labels": number}
@@ -328,7 +334,7 @@ def _flag(config: Mapping[str, Any], key: str) -> bool:
 
 
 def whole_number(config: Mapping[str, Any], key: str) -> int:
-    """Return the number that a key holds; ValueError if it holds none, or an absurd one."""
+    """Return the whole number at a key; ValueError if there is none, or an absurd one."""
     value = config.get(key)
     if type(value) is not int or not 0 < value < LARGEST:
         raise ValueError(f"config.json: {key} = {value!r:.99} is not a whole number from 1 to {LARGEST - 1}")
@@ -336,7 +342,7 @@ def whole_number(config: Mapping[str, Any], key: str) -> int:
 
 
 def whole_numbers(config: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
-    """Return the numbers of a key that holds a list of so many."""
+    """Return the numbers at a key, which holds a list of `count` whole numbers."""
     values = config.get(key)
     if not isinstance(values, list | tuple) or len(values) != count:
         raise ValueError(f"config.json: {key} = {values!r:.99} is not a list of {count} numbers")
@@ -372,8 +378,8 @@ def _check_architecture(family: str, config: Mapping[str, Any]) -> None:
     if names != [CLASSES[family]]:
         known = {name: model for model, name in CLASSES.items()}
         name = names[0] if isinstance(names, list) and isinstance(names[0], str) else names
-        found = f"the model {known[name]}" if isinstance(name, str) and name in known else "none that can be converted"
-        raise ValueError(f"config.json: architectures = {names!r:.99} is {found}; {family} is {CLASSES[family]}")
+        model = f"the model {known[name]}" if isinstance(name, str) and name in known else "none that can be converted"
+        raise ValueError(f"config.json: architectures = {names!r:.99} is {model}; {family} is {CLASSES[family]}")
 
 
 def _read_activation(config: Mapping[str, Any]) -> str:
@@ -384,7 +390,7 @@ def _read_activation(config: Mapping[str, Any]) -> str:
 
 
 def part_dropped(config: Mapping[str, Any], key: str, default: float) -> float:
-    """Return the rate of dropout that a key holds; ValueError if it holds none."""
+    """Return the dropout rate at a key; ValueError if there is none."""
     value = config.get(key, default)
     if type(value) not in (int, float) or not 0 <= value < 1:
         raise ValueError(f"config.json: {key} = {value!r:.99} is not a number from 0 to below 1")
@@ -398,17 +404,18 @@ def _told_by_shapes(preset: Preset, family: str) -> dict[str, int]:
 
 
 def _attention_widths(weights: Weights) -> dict[str, tuple[int, int]]:
-    """Widths of queries and keys, and of values, by stage."""
-    return {stage: (found["qk"], found["v"]) for stage in STAGES for found in [widths(weights, stage)]}
+    """Return (width of projected queries and keys, width of values) by stage."""
+    by_stage = {stage: widths(weights, stage) for stage in STAGES}
+    return {stage: (width["qk"], width["v"]) for stage, width in by_stage.items()}
 
 
 def _outer_widths(weights: Weights) -> tuple[int, int]:
-    """Widths of what the encoder reads, and of the decoder's queries."""
-    return widths(weights, "encoder")["asked"], widths(weights, "decoder")["asking"]
+    """Return the widths of the encoder's tokens and of the decoder's queries."""
+    return widths(weights, "encoder")["token"], widths(weights, "decoder")["query"]
 
 
 def _written_widths(family: str, weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The three keys of widths; ValueError if no choice of them makes those that the arrays have."""
+    """Return the three keys of widths; ValueError if no choice of them results in the widths of the arrays."""
     seen = _attention_widths(weights)
     qk_channels, v_channels = seen["processor"]
     for shape, qk, v in product(("kv", "q"), (None, qk_channels), (None, v_channels)):
@@ -417,12 +424,12 @@ def _written_widths(family: str, weights: Weights, config: Mapping[str, Any]) ->
             return chosen
     raise ValueError(
         f"transformers has one qk_channels and one v_channels for reading and processing, and its own for writing; "
-        f"these are {', '.join(f'{stage} {found}' for stage, found in seen.items())}"
+        f"these are {', '.join(f'{stage} {width}' for stage, width in seen.items())}"
     )
 
 
 def _unsaid(preset: Preset, family: str) -> Iterator[tuple[str, Any, Any]]:
-    """Each field that nothing else settles, as it is and as the class has it: as by default."""
+    """Yield (path, value, default) of each field that nothing else determines: the class has its default."""
     settled = FIXED[family].keys() | OPTIONS[family].keys()
     preprocessed = {"mean", "std"} if family.startswith("imagenet") else set()  # transformers has an image processor
     parts: dict[str, Any] = {"config": preset.config}
@@ -441,7 +448,8 @@ def _default(field: Field) -> Any:
 
 
 def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[str, Any, Any]]:
-    """(what, how it is, how the class has it)."""
+    """Yield (name, value, value that the class has) of all that must agree."""
+    # Config of all models.
     config, decoder = preset.config, widths(weights, "decoder")
     yield "config.encoder.num_reads", config.encoder.num_reads, 1
     if config.processor.num_blocks > 1:
@@ -456,6 +464,7 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
     yield "config.processor.v_channels", widths(weights, "processor")["v"], config.latents.channels
     yield "config.decoder.widening_factor", config.decoder.widening_factor, 1
     yield "config.decoder.num_heads", config.decoder.num_heads, DECODER_HEADS[family]
+    # Inputs and outputs of each model.
     if family == "language":
         yield "decoder queries and keys of width", decoder["qk"], 256
         given, restored = preset.schema.inputs["text"], preset.schema.outputs["restored"]
@@ -464,17 +473,17 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
     for path, needed in FIXED[family].items():
         yield path, value_at(preset, path), needed
     for path, positions in _needed_positions(preset, family).items():
-        found = replace(value_at(preset, f"{path}.positions"), max_resolution=_resolution(preset, path))
-        yield f"{path}.positions", found, positions
+        current = replace(value_at(preset, f"{path}.positions"), max_resolution=_resolution(preset, path))
+        yield f"{path}.positions", current, positions
     if family.startswith("imagenet"):
-        yield f"{OUTPUT}label.query_channels", decoder["asking"], config.latents.channels
+        yield f"{OUTPUT}label.query_channels", decoder["query"], config.latents.channels
     if family == "imagenet-learned":
         height, width = _sizes(preset, f"{INPUT}image")
         yield f"{INPUT}image.size", (height, width), (height, height)
     if family == "multimodal":
-        given, asked = (value_at(preset, f"{end}label") for end in (INPUT, OUTPUT))
-        named = all(isinstance(spec.classes, tuple) for spec in (given, asked))
-        yield f"{INPUT}label.classes", *((x.classes if named else x.num_classes) for x in (given, asked))
+        labels = [value_at(preset, f"{end}label") for end in (INPUT, OUTPUT)]
+        named = all(isinstance(label.classes, tuple) for label in labels)
+        yield f"{INPUT}label.classes", *((label.classes if named else label.num_classes) for label in labels)
         frames = _resolution(preset, f"{INPUT}image")[0]
         (samples,) = _sizes(preset, f"{INPUT}audio")
         yield f"{INPUT}audio.size modulo frames", samples % frames, 0
@@ -501,7 +510,7 @@ def _needed_positions(preset: Preset, family: str) -> dict[str, Fourier]:
 
 
 def _resolution(preset: Preset, path: str) -> tuple[int, ...]:
-    """What the highest frequency of its Fourier positions can tell apart along each axis."""
+    """Return the resolution of the highest frequency of its Fourier positions, along each axis."""
     spec = value_at(preset, path)
     if spec.positions.max_resolution is None:
         return spec.grid if isinstance(spec, Grid) else _sizes(preset, path)

@@ -1,4 +1,4 @@
-"""The models of krasserm's perceiver-io 0.11: what their config.json says, and how they compute."""
+"""The models of krasserm's perceiver-io 0.11: reading and checking config.json, and their options."""
 
 import warnings
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ MODELS = {
     "imagenet-fourier": "perceiver-io-image-classifier",
     "optical-flow": "perceiver-io-optical-flow",
 }
-"""model_type of each model of his that we have."""
+"""model_type, by released model."""
 
 PLACES = {"imagenet-fourier": f"{INPUT}image", "optical-flow": f"{INPUT}frames"}
-"""The input that has a size."""
+"""Path of the input that has a size."""
 
 TOLD_BY_CONFIG = {
     "encoder": {
@@ -28,7 +28,7 @@ TOLD_BY_CONFIG = {
     },
     "decoder": {"num_cross_attention_heads": "config.decoder.num_heads"},
 }
-"""Keys that say what shapes do not."""
+"""Keys with values that shapes do not determine, by part of the configuration."""
 
 TOLD_BY_SHAPES = {
     "": {"num_latents": "config.latents.num_latents", "num_latent_channels": "config.latents.channels"},
@@ -39,7 +39,7 @@ TOLD_BY_SHAPES = {
     },
     "decoder": {"cross_attention_widening_factor": "config.decoder.widening_factor"},
 }
-"""Keys that must agree with the arrays; "": beside encoder and decoder."""
+"""Keys that must agree with the shapes, in all models; "": those outside of encoder and decoder."""
 
 TOLD_BY_ITS_SHAPES: dict[str, dict[str, dict[str, str]]] = {
     "language": {
@@ -65,26 +65,26 @@ TOLD_BY_ITS_SHAPES: dict[str, dict[str, dict[str, str]]] = {
         "decoder": {},
     },
 }
-"""The same of one model; here a key may be missing."""
+"""Keys that must agree with the shapes if they are there, by model."""
 
 FIXED: dict[str, dict[str, Values]] = {
     "language": {"encoder": {}, "decoder": {"num_output_query_channels": None}},
     "imagenet-fourier": {"encoder": {}, "decoder": {"num_output_queries": 1}},
     "optical-flow": {"encoder": {"num_patch_input_channels": 27}, "decoder": {}},
 }
-"""Keys that have one value for the arrays that his model has, if they are there."""
+"""Keys that must have this value if they are there, by model."""
 
 WIDTHS = {
     "encoder": {"num_cross_attention": "encoder", "num_self_attention": "processor"},
     "decoder": {"num_cross_attention": "decoder"},
 }
-"""Stages by the begin of the names of the two keys that say their widths; null: his rule."""
+"""Stages by the prefix of the two keys of their widths; null means a default that depends on the model."""
 
 SHARED = {
     "first_cross_attention_layer_shared": "num_cross_attention_layers",
     "first_self_attention_block_shared": "num_self_attention_blocks",
 }
-"""Keys that must be true where there is more than one layer or block: others have arrays of their own."""
+"""Keys that must be true if there is more than one layer or block: false ones would have further arrays."""
 
 READ_ELSEWHERE = {
     "": {"encoder", "decoder"},
@@ -93,46 +93,48 @@ READ_ELSEWHERE = {
 }
 
 WITHOUT_EFFECT = {"init_scale", "freeze", "params", "activation_checkpointing", "activation_offloading"}
-"""Keys that say how his model is initialised and trained."""
+"""Keys for initialisation and training."""
 
 
 def read_config(family: str, config: Mapping[str, Any], as_krasserm: bool) -> Values:
-    """Return what config.json tells; ValueError if it is absurd, or of another model.
+    """Return the values that config.json gives, by path; ValueError if they are absurd, or of another model.
 
-    `as_krasserm`: how his model computes, too.
+    `as_krasserm`: add the options with which krasserm's model computes.
     """
     if config.get("model_type") != MODELS.get(family):
-        found, wanted = config.get("model_type"), MODELS.get(family, "none of his")
-        raise ValueError(f"config.json: model_type = {found!r:.99}; the model {family} is {wanted}")
+        actual, wanted = config.get("model_type"), MODELS.get(family, "none of his")
+        raise ValueError(f"config.json: model_type = {actual!r:.99}; the model {family} is {wanted}")
     values: Values = {}
     for part, keys in TOLD_BY_CONFIG.items():
         values |= {path: whole_number(_part(config, part), key) for key, path in keys.items()}
     if values["config.processor.num_blocks"] > MOST_BLOCKS:
         raise ValueError(f"config.json: num_self_attention_blocks is more than {MOST_BLOCKS}")
     if values["config.encoder.num_reads"] > 1:
-        values["config.encoder.share_reads"] = "all"  # others have arrays of their own, for which there is no place
+        values["config.encoder.share_reads"] = "all"  # false ones would have further arrays, which are left over
     if family in PLACES:
         values |= _read_places(family, config)
     return values | _numerics(family, config) if as_krasserm else values
 
 
 def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[str, Any]) -> None:
-    """ValueError naming the first thing that config.json says otherwise than the arrays: his model would not load.
+    """Raise a ValueError for the first key that contradicts the arrays: krasserm's model would not load either.
 
-    Warns of keys that nothing is known of.
+    Warn of unknown keys.
     """
+    # Sizes and widths, part by part.
     for part, keys in TOLD_BY_SHAPES.items():
         said = _part(config, part)
-        own = {key: path for key, path in TOLD_BY_ITS_SHAPES[family].get(part, {}).items() if key in said}
-        for key, path in (keys | own).items():
+        optional = {key: path for key, path in TOLD_BY_ITS_SHAPES[family].get(part, {}).items() if key in said}
+        for key, path in (keys | optional).items():
             if whole_number(said, key) != value_at(preset, path):
-                told = value_at(preset, path)
-                raise ValueError(f"config.json: {key} = {said[key]}, but the arrays are those of a model with {told}")
+                actual = value_at(preset, path)
+                raise ValueError(f"config.json: {key} = {said[key]}, but the arrays are those of a model with {actual}")
         for key, value in FIXED[family].get(part, {}).items():
             if said.get(key, value) != value:
                 raise ValueError(f"config.json: {part}: {key} = {said[key]!r:.99}, but the arrays need {value!r}")
         _check_widths(family, part, said, weights)
         _check_known(family, part, said)
+    # Sharing of layers and blocks, and the decoder's residual.
     encoder = _part(config, "encoder")
     for key, count in SHARED.items():
         if encoder[count] > 1 and encoder.get(key, True) is not True:
@@ -143,18 +145,18 @@ def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[
 
 
 def _check_widths(family: str, part: str, said: Mapping[str, Any], weights: Weights) -> None:
-    """ValueError for widths of queries, keys and values that are not those of the arrays."""
+    """Raise a ValueError for widths of queries, keys and values that are not those of the arrays."""
     for begin, stage in WIDTHS.get(part, {}).items():
-        found, wide = widths(weights, stage), stage == "encoder"
-        rules = {
-            "qk": found["asked"] if wide and family in PLACES else found["asking"],
-            "v": found["asked"] if wide and family == "optical-flow" else found["qk"],
+        actual, reads = widths(weights, stage), stage == "encoder"
+        defaults = {
+            "qk": actual["token"] if reads and family in PLACES else actual["query"],
+            "v": actual["token"] if reads and family == "optical-flow" else actual["qk"],
         }
-        for name, rule in rules.items():
+        for name, default in defaults.items():
             key = f"{begin}_{name}_channels"
-            width = found[name] if key not in said else rule if said[key] is None else whole_number(said, key)
-            if width != found[name]:
-                raise ValueError(f"config.json: {part}: {key} comes to {width}, but its arrays have {found[name]}")
+            width = actual[name] if key not in said else default if said[key] is None else whole_number(said, key)
+            if width != actual[name]:
+                raise ValueError(f"config.json: {part}: {key} comes to {width}, but its arrays have {actual[name]}")
 
 
 def _check_known(family: str, part: str, said: Mapping[str, Any]) -> None:
@@ -167,7 +169,7 @@ def _check_known(family: str, part: str, said: Mapping[str, Any]) -> None:
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Encoder or decoder of what his configuration says, or all of it."""
+    """Return the encoder or decoder part of a configuration; all of it for no name."""
     whole = config.get("model_config")
     part = whole.get(name) if name and isinstance(whole, Mapping) else whole
     if not isinstance(part, Mapping):
@@ -176,13 +178,13 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _read_places(family: str, config: Mapping[str, Any]) -> Values:
-    """Sizes of pictures, which are also what his highest frequencies can tell apart."""
+    """Return the size of images, which is also the resolution of the highest frequencies."""
     encoder, path, flow = _part(config, "encoder"), PLACES[family], family == "optical-flow"
     *size, channels = (*_frame(encoder), 3) if flow else whole_numbers(encoder, "image_shape", 3)
     values: Values = {f"{path}.size": tuple(size), f"{path}.positions.max_resolution": tuple(size)}
     if flow and _frame(_part(config, "decoder")) != tuple(size):
         raise ValueError(f"config.json: image_shape of the decoder is not {size}, as that of the encoder")
-    if channels != 3:  # the preset's statistics are not theirs: pictures come as the network takes them
+    if channels != 3:  # the preset's statistics are for 3 channels: such images must come normalised
         values |= {f"{path}.{name}": None for name in ("mean", "std", "value_range")}
         values[f"{path}.channels"] = channels
     return values
@@ -193,7 +195,7 @@ def _frame(part: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _numerics(family: str, config: Mapping[str, Any]) -> Values:
-    """Return the options of his models: those of transformers, with the exact GELU; names tell the residual."""
+    """Return the options of krasserm's models: as transformers, with the erf GELU; the residual is in the names."""
     encoder, decoder = (_part(config, name) for name in ("encoder", "decoder"))
     values = {path: value for path, value in OPTIONS[family].items() if not path.endswith("query_residual")}
     for stage in STAGES:

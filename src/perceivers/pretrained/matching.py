@@ -1,4 +1,4 @@
-"""The arrays of others under our names, and back: each is used exactly once, or an error says which is not."""
+"""Arrays of other libraries under our names, and back: each is used exactly once, or an error names it."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,17 +26,17 @@ class Pair(NamedTuple):
     """One array under two names."""
 
     ours: str
-    """With us."""
+    """Name in this library."""
     theirs: str
-    """With them."""
+    """Name in the other library."""
     layout: str
     """A key of `LAYOUTS`."""
     rule: Rule
-    """How theirs lies beside ours."""
+    """Conversion between the two layouts."""
 
 
 def family_of(names: Iterable[str], column: Column) -> str:
-    """The released model whose names these resemble most; ValueError if they resemble none."""
+    """Return the released model whose names these resemble most; ValueError if they resemble none."""
     given = set(names)
     families = [family for family, rows in FAMILIES.items() if getattr(rows[0], column)]
     expected = {
@@ -50,7 +50,7 @@ def family_of(names: Iterable[str], column: Column) -> str:
 
 
 def count_layers(family: str, column: Column, names: Iterable[str]) -> int:
-    """How many self-attention layers a block has, as these names tell; at least 1."""
+    """Return the number of self-attention layers per block from the names of the arrays; at least 1."""
     (row,) = (row for row in TRUNK if row.kind == "self_attention")
     numbered = re.escape(getattr(row, column).format(encoder=ENCODERS[family], layer="<layer>", _layer="<_layer>"))
     pattern = re.compile(numbered.replace("<layer>", r"(\d+)").replace("<_layer>", r"((?:_\d+)?)") + "[./]")
@@ -58,20 +58,20 @@ def count_layers(family: str, column: Column, names: Iterable[str]) -> int:
 
 
 def pairs(family: str, column: Column, num_layers: int) -> list[Pair]:
-    """Every array of a model with so many layers a block."""
-    found = []
+    """Return all arrays of a model with `num_layers` layers per block, by both names."""
+    result = []
     for row in FAMILIES[family]:
         for filled in _filled(row, family, num_layers):
             for array in _arrays(filled):
                 layout = LAYOUTS[array.kind]
-                found.append(Pair(array.ours, getattr(array, column), array.kind, layout.get(column, layout["ours"])))
-    return found
+                result.append(Pair(array.ours, getattr(array, column), array.kind, layout.get(column, layout["ours"])))
+    return result
 
 
 def to_ours(family: str, column: Column, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Copies of their arrays as ours; ValueError naming the first that is missing, left over or not what it should be.
+    """Copy arrays under our names and in our layout; ValueError naming the first one missing, left over or misfitting.
 
-    Shapes are not compared with those of a model: they tell what the model's are.
+    Shapes are not checked here: the sizes of the model are derived from them.
     """
     given = {name: torch.as_tensor(array) for name, array in arrays.items() if not _is_derived(name, column)}
     table = pairs(family, column, count_layers(family, column, given))
@@ -80,14 +80,14 @@ def to_ours(family: str, column: Column, arrays: Mapping[str, Any]) -> dict[str,
 
 
 def to_theirs(family: str, column: Column, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of our arrays as theirs; ValueError naming the first that is missing or left over."""
+    """Copy our arrays under their names and in their layout; ValueError naming the first missing or left over."""
     num_layers = count_layers(family, "ours", weights)
     check_names(family, pairs(family, "ours", num_layers), weights)
     return {p.theirs: _copy(p.rule.to_theirs(weights[p.ours])) for p in pairs(family, column, num_layers)}
 
 
 def check_names(family: str, table: Iterable[Pair], given: Iterable[str]) -> None:
-    """ValueError naming the first array that is missing or left over; counts of batches may be missing."""
+    """Raise a ValueError naming the first array that is missing or left over; counts of batches may be missing."""
     names, needed = set(given), {pair.theirs: pair.layout for pair in table}
     for name, layout in needed.items():
         if name not in names and layout != "count":

@@ -27,28 +27,28 @@ WEIGHTS = "model.safetensors"
 """File of the weights of a model."""
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""Types of numbers that weights may have: a model may be stored in any of them, and is then run in it."""
+"""Dtypes that weights may have: a model runs in the dtype in which it is stored."""
 
 UNWRAP = "merge adapters (merge_and_unload), remove pruning and parametrisations, unwrap .module, before it is saved"
 
 
 def savable(model: object) -> PerceiverIO:
-    """Return a model that loads as it is, of a compiled one the model within; ValueError naming what would not.
+    """Return a model that can be saved and loaded, unwrapped from torch.compile; ValueError naming what prevents it.
 
-    Its arrays must be those that its schema and config build, plain, finite and each its own.
+    Its arrays must be those that its schema and config build: plain, finite, and none shared.
     """
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, PerceiverIO):
         raise ValueError(f"model is a {type(model).__name__}, not a PerceiverIO: {UNWRAP}")
-    own, places = model.state_dict(), dict[int, str]()
+    arrays, names = model.state_dict(), dict[int, str]()
     built = named("model", Preset(cast(Schema, model.schema), model.config).build, "meta").state_dict()
-    for name in (*own, *built):
+    for name in (*arrays, *built):
         if name not in built:
             raise ValueError(f"model: {name} is none of the arrays that its schema and config build: {UNWRAP}")
-        if name not in own:
+        if name not in arrays:
             raise ValueError(f"model: {name} is missing, which its schema and config build: {UNWRAP}")
-        _check_array(name, own[name], built[name])
-        if own[name].numel() and (other := places.setdefault(own[name].data_ptr(), name)) != name:
+        _check_array(name, arrays[name], built[name])
+        if arrays[name].numel() and (other := names.setdefault(arrays[name].data_ptr(), name)) != name:
             raise ValueError(f"model: {name} and {other} are one tensor, which would load as two: clone one of them")
     return model
 
@@ -85,49 +85,51 @@ def save_description(model: PerceiverIO, folder: Path) -> None:
 
 
 def load_model(folder: Path) -> PerceiverIO:
-    """The model of a folder, in evaluation mode; ValueError naming what is wrong with it."""
+    """Load the model of a folder, in evaluation mode; ValueError naming what is wrong with the folder."""
+    # Read the description, of either format.
     folder = current(folder)
     description = read_json(folder / DESCRIPTION)
-    found = description.get("format") if isinstance(description, dict) else None
-    if found not in (1, FORMAT) or isinstance(found, bool):
-        raise ValueError(f"{folder / DESCRIPTION}: format {found!r}, this version reads 1 and {FORMAT}")
-    description = renamed_description(description) if found == 1 else description
+    written = description.get("format") if isinstance(description, dict) else None
+    if written not in (1, FORMAT) or isinstance(written, bool):
+        raise ValueError(f"{folder / DESCRIPTION}: format {written!r}, this version reads 1 and {FORMAT}")
+    description = renamed_description(description) if written == 1 else description
     source = str(folder / DESCRIPTION)
     schema = from_plain(Schema, description.get("schema"), source)
     config = from_plain(Config, description.get("config"), source)
+    # Read the weights, and build the model that takes them.
     weights = load_shards(folder / WEIGHTS)
-    weights = renamed_weights(weights) if found == 1 else weights
+    weights = renamed_weights(weights) if written == 1 else weights
     blocks = num_attention_blocks(config)
     if blocks > len(weights):
         raise ValueError(f"{source}: {blocks} attention blocks, but {WEIGHTS} has {len(weights)} arrays in all")
-    # Shapes alone: what the file says must not take memory before it has been checked.
+    # On the device meta: a description must not allocate memory before it has been checked against the weights.
     model = named(source, Preset(schema, config).build, "meta")
     load_weights(model, weights, str(folder / WEIGHTS), assign=True)
     return model.eval()
 
 
 def num_attention_blocks(config: Config) -> int:
-    """Return the number of attention blocks with weights of their own, apart from the decoder's."""
+    """Return the number of attention blocks that do not share weights, without the decoder's."""
     encoder, processor = config.encoder, config.processor
     reads = 0 if config.trunk == "transformer" else 1 + shared(encoder.num_reads - 1, encoder.share_reads)
     return reads + processor.num_layers * (1 + shared(processor.num_blocks - 1, processor.share_blocks))
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, assign: bool = False) -> None:
-    """Put weights into a model; ValueError naming the first that is missing, left over or of another shape.
+    """Load weights into a model; ValueError naming the first that is missing, left over, or of another shape or dtype.
 
-    They are copied into the model's own tensors, or `assign`ed in their place, for a model that has shapes alone.
+    They are copied into the tensors of the model, or replace them if `assign`, as for a model on the device meta.
     """
-    own = model.state_dict()
-    for name, tensor in own.items():
+    current = model.state_dict()
+    for name, tensor in current.items():
         if name not in weights:
             raise ValueError(f"{source}: {name} is missing")
-        found = weights[name].dtype
-        if found != tensor.dtype and not (found in FLOATS and tensor.dtype in FLOATS):
-            raise ValueError(f"{source}: {name} is of {found}, the model's of {tensor.dtype}")
+        dtype = weights[name].dtype
+        if dtype != tensor.dtype and not (dtype in FLOATS and tensor.dtype in FLOATS):
+            raise ValueError(f"{source}: {name} is of {dtype}, the model's of {tensor.dtype}")
         if weights[name].shape != tensor.shape:
             raise ValueError(f"{source}: {name} is {list(weights[name].shape)}, the model's is {list(tensor.shape)}")
-    if extra := sorted(set(weights) - set(own)):
+    if extra := sorted(set(weights) - set(current)):
         raise ValueError(f"{source}: {extra[0]} is not in the model")
-    # Copies lie where torch puts tensors: products of numbers that lie otherwise in memory differ in the last bit.
+    # Clones are aligned as torch allocates them: matrix products of otherwise aligned memory differ in the last bit.
     model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=assign)

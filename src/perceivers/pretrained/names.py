@@ -1,7 +1,7 @@
-"""What others call the arrays of the released models, and how theirs lie beside ours: tables for `matching`.
+"""Names and layouts of the released models' arrays in other libraries: tables for `matching`.
 
 Columns: ours; haiku (DeepMind's pickles); huggingface (transformers); krasserm (his perceiver-io 0.11, which has three
-of the models). A row is an array, a layer or a block of layers; the rules for blocks and layers are shared.
+of the models). A row is an array, a layer or a block; the tables of layers and blocks are shared.
 """
 
 from collections.abc import Callable
@@ -15,29 +15,29 @@ Move = Callable[[Tensor], Tensor]
 
 
 class Row(NamedTuple):
-    """A block of layers, a layer or an array, by its names; {layer}, {modality} and the like stand for several."""
+    """A block, a layer or an array, by its names; placeholders such as {layer} and {modality} stand for several."""
 
     kind: str
     """A key of `BLOCKS`, `LAYERS` or `LAYOUTS`."""
     ours: str
-    """In our models."""
+    """Name in this library."""
     haiku: str
-    """In DeepMind's."""
+    """Name in DeepMind's pickles."""
     huggingface: str
-    """In those of transformers."""
+    """Name in transformers."""
     krasserm: str = ""
-    """In krasserm's; "" if he does not have the model."""
+    """Name in krasserm's library; "" if it does not have the model."""
 
 
 class Rule(NamedTuple):
-    """How an array of theirs lies beside ours."""
+    """Conversion of an array between another library's layout and ours."""
 
     axes: int
-    """How many theirs has."""
+    """Number of axes of the other library's array."""
     to_ours: Move
-    """Theirs as ours."""
+    """Converts to our layout."""
     to_theirs: Move
-    """Ours as theirs."""
+    """Converts to the other layout."""
 
 
 def _same(x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ LAYOUTS = {
     "count": _layout(0),
     "vector": _layout(1),
     "table": _layout(2),
-    "matrix": _layout(2, haiku=TRANSPOSED),  # [out, in] with us, [in, out] in haiku
+    "matrix": _layout(2, haiku=TRANSPOSED),  # [out, in] here, [in, out] in haiku
     "kernel": _layout(4, haiku=Rule(4, lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0))),
     "pixelwise": _layout(
         2,  # a 1x1 convolution is a linear map
@@ -65,7 +65,7 @@ LAYOUTS = {
     "row": _layout(1, haiku=ROW, huggingface=ROW),
     "channels": _layout(1, haiku=Rule(4, lambda x: x[0, 0, 0], lambda x: x[None, None, None])),
 }
-"""How arrays lie in each column; a column that is not named has them as we do."""
+"""Layouts of arrays by column; a column that is not named has our layout."""
 
 LAYERS = {
     "linear": [Row("matrix", "weight", "w", "weight", "weight"), Row("vector", "bias", "b", "bias", "bias")],
@@ -308,13 +308,13 @@ MODALITIES = {
     "image": "projection_postprocessor",
     "label": "classification_postprocessor",
 }
-"""What {modality} stands for, and {postprocessor} beside it."""
+"""Values of {modality}, each with its {postprocessor}."""
 
 ENCODERS = dict.fromkeys(FAMILIES, "perceiver_encoder") | {"multimodal": "encoder"}
-"""What {encoder} stands for."""
+"""Value of {encoder}, by model."""
 
 DERIVED = {
     "haiku": ("/~/mean_ema/hidden", "/~/var_ema/hidden", "/~/var_ema/counter"),
     "krasserm": ("input_adapter.position_encoding.position_encoding",),
 }
-"""How the names of arrays end that follow from others: they are not read."""
+"""Suffixes of arrays that can be derived from others, by column: they are ignored."""

@@ -1,4 +1,4 @@
-"""Normalisation of pixels: transformers leaves it to an image processor, our models do it themselves."""
+"""Normalisation of pixels, which transformers leaves to an image processor and our models do themselves."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from perceivers.pretrained.sizes import INPUT, changed, value_at
 from perceivers.schema.preset import Preset
 
 PREPROCESSOR = "preprocessor_config.json"
-"""The file beside config.json that says it."""
+"""File of the image processor, next to config.json."""
 
 IMAGE = f"{INPUT}image"
 
@@ -22,23 +22,24 @@ SIZE = 224
 """Default of its `size`."""
 
 LARGEST_PIXEL, LARGEST_NUMBER = 255, 1e30
-"""Of a pixel; and of what pixels are normalised with, or become (float32 ends at 3e38)."""
+"""Largest pixel, and largest number that normalisation may use or produce (float32 ends at 3e38)."""
 
 BORDER = 32
-"""Pixels by which the central square that is cut is larger than the picture that is made of it, at its size."""
+"""Pixels by which the central crop is larger than the image that it is resized to."""
 
 
 def takes_pictures(preset: Preset) -> bool:
-    """Return whether transformers has an image processor for the model: those of ImageNet."""
+    """Return True if transformers has an image processor for the model: for those of ImageNet."""
     return preset.schema.inputs.keys() == {"image"}
 
 
 def with_normalisation(preset: Preset, config: Mapping[str, Any]) -> Preset:
-    """Return the preset with a processor's mean, standard deviation and size; what is the same stays as it is.
+    """Return the preset with a processor's mean, standard deviation and size; values that are equal stay unchanged.
 
-    Trained positions have a size of their own, which shapes tell. do_resize, do_center_crop, crop_size and resample say
-    how a file becomes a picture of that size: the affair of its reader, not of the model.
+    Trained positions determine the size by their shape. do_resize, do_center_crop, crop_size and resample describe how
+    a file becomes an image of that size, which is up to its reader, not to the model.
     """
+    # Read the statistics.
     _check_type(config)
     scale = _values(config, "rescale_factor", SCALE)[0] if _flag(config, "do_rescale") else 1.0
     mean: tuple[float, ...] = (0.0,) * 3
@@ -50,17 +51,18 @@ def with_normalisation(preset: Preset, config: Mapping[str, Any]) -> Preset:
     if _largest(mean, std, scale) > LARGEST_NUMBER:
         said = f"image_mean = {mean}, image_std = {std} and rescale_factor = {scale}"
         raise ValueError(f"{PREPROCESSOR}: {said} make numbers above {LARGEST_NUMBER:g}, which no model can take")
-    for path, found in ((f"{IMAGE}.mean", mean), (f"{IMAGE}.std", std)):
-        values, own = tuple(x / scale for x in found), value_at(preset, path)
-        if own is None or len(own) != len(values) or not all(map(math.isclose, own, values)):
+    # Change what differs. The preset takes pixels from 0 to 255, so its statistics are not scaled.
+    for path, statistic in ((f"{IMAGE}.mean", mean), (f"{IMAGE}.std", std)):
+        values, current = tuple(x / scale for x in statistic), value_at(preset, path)
+        if current is None or len(current) != len(values) or not all(map(math.isclose, current, values)):
             preset = changed(preset, {path: values})
-    size, own = _size(config), as_sizes(value_at(preset, f"{IMAGE}.size"), 2, "size")
+    size, current_size = _size(config), as_sizes(value_at(preset, f"{IMAGE}.size"), 2, "size")
     trained = isinstance(value_at(preset, f"{IMAGE}.positions"), Learned)
-    return preset if trained or size == own else changed(preset, {f"{IMAGE}.size": size})
+    return preset if trained or size == current_size else changed(preset, {f"{IMAGE}.size": size})
 
 
 def written_normalisation(preset: Preset) -> dict[str, Any]:
-    """The content of the processor's file; it takes pictures in the units in which the model takes them."""
+    """Return the content of the processor's file; it takes images in the same units as the model."""
     height, width = as_sizes(value_at(preset, f"{IMAGE}.size"), 2, f"{IMAGE}.size")
     return {
         "image_processor_type": "PerceiverImageProcessor",
@@ -78,7 +80,7 @@ def _scaled(preset: Preset, name: str, default: float) -> list[float]:
 
 
 def _check_type(config: Mapping[str, Any]) -> None:
-    """ValueError for the processor of another model, whose defaults are others."""
+    """Raise a ValueError for the processor of another model, which has other defaults."""
     for key in ("image_processor_type", "feature_extractor_type"):
         name = config.get(key) or "Perceiver"
         if not isinstance(name, str) or not name.startswith("Perceiver"):
@@ -88,14 +90,14 @@ def _check_type(config: Mapping[str, Any]) -> None:
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:
-    found = config.get(key, True)
-    if found is not None and not isinstance(found, bool):
-        raise ValueError(f"{PREPROCESSOR}: {key} = {found!r:.99} is not true or false")
-    return bool(found)
+    value = config.get(key, True)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{PREPROCESSOR}: {key} = {value!r:.99} is not true or false")
+    return bool(value)
 
 
 def _largest(mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> float:
-    """The largest number that the model would normalise with, or make of a pixel."""
+    """Return the largest number that normalisation would use, or make of a pixel."""
     means, stds = ([x / scale for x in values] for values in (mean, std))
     if not min(stds):
         return math.inf
@@ -103,19 +105,19 @@ def _largest(mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> f
 
 
 def _size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width: of a table, of a list, or of one number for both, as older files have them."""
-    found = config.get("size", SIZE)
-    sides: Any = found if isinstance(found, list | tuple) else (found, found)
-    if isinstance(found, Mapping):
-        sides = found.get("height"), found.get("width")
+    """Return height and width, from a dictionary, a list, or one number for both, as in older files."""
+    size = config.get("size", SIZE)
+    sides: Any = size if isinstance(size, list | tuple) else (size, size)
+    if isinstance(size, Mapping):
+        sides = size.get("height"), size.get("width")
     if len(sides) != 2 or not all(type(x) is int and 0 < x < LARGEST for x in sides):
-        raise ValueError(f"{PREPROCESSOR}: size = {found!r:.99} is not a height and a width, nor one number for both")
+        raise ValueError(f"{PREPROCESSOR}: size = {size!r:.99} is not a height and a width, nor one number for both")
     return sides[0], sides[1]
 
 
 def _values(config: Mapping[str, Any], key: str, default: Any) -> tuple[float, ...]:
-    found = config.get(key, default)
-    values = tuple(found) if isinstance(found, list | tuple) else (found,)
+    value = config.get(key, default)
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
     if len(values) not in (1, 3) or not all(type(x) in (int, float) and math.isfinite(x) for x in values):
-        raise ValueError(f"{PREPROCESSOR}: {key} = {found!r:.99} is not a number, or one for each of 3 channels")
+        raise ValueError(f"{PREPROCESSOR}: {key} = {value!r:.99} is not a number, or one for each of 3 channels")
     return tuple(map(float, values))

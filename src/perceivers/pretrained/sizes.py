@@ -1,4 +1,4 @@
-"""Sizes of a model as the shapes of its arrays tell them. Values are named by their path within a preset."""
+"""Sizes of a model from the shapes of its arrays. Values are named by their path within a preset."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,25 +15,25 @@ from perceivers.schema.preset import Preset
 Weights = Mapping[str, Tensor]
 
 Values = dict[str, Any]
-"""By path, as "config.decoder.num_heads" or "schema.inputs.text.length"."""
+"""Values by path, such as "config.decoder.num_heads" or "schema.inputs.text.length"."""
 
 STAGES = {
     "encoder": "trunk.encoder.0.cross_attention",
     "processor": "trunk.processor.0.layers.0",
     "decoder": "decoder.cross_attention",
 }
-"""The block that tells a stage's widths."""
+"""The block that has the widths of a stage."""
 
 INPUT, OUTPUT = "schema.inputs.", "schema.outputs."
 
 
 def sized(preset: Preset, family: str, weights: Weights) -> Preset:
-    """The preset with every size that shapes tell taken from them; ValueError where they fit no such model."""
+    """Return the preset with the sizes that the arrays' shapes determine; ValueError if they fit no such model."""
     return changed(preset, {**_config(preset, weights), **SIZES[family](preset, weights)})
 
 
 def value_at(preset: Preset, path: str) -> Any:
-    """The value at a path."""
+    """Return the value at a path."""
     node: Any = preset
     for name in path.split("."):
         node = node[name] if isinstance(node, Mapping) else getattr(node, name)
@@ -41,23 +41,23 @@ def value_at(preset: Preset, path: str) -> Any:
 
 
 def changed(preset: Preset, values: Mapping[str, Any]) -> Preset:
-    """The preset with other values at these paths."""
+    """Return the preset with other values at these paths."""
     for path, value in values.items():
         preset = _replaced(preset, path.split("."), value)
     return preset
 
 
 def widths(weights: Weights, stage: str) -> dict[str, int]:
-    """Widths of a stage's block: of what asks, what is asked, queries and keys, values, and within the MLP."""
+    """Return the widths of a stage's block: query vectors, tokens, projected queries and keys, values, MLP."""
     block = STAGES[stage]
-    qk_channels, asking = weights[f"{block}.attention.query.weight"].shape
-    v_channels, asked = weights[f"{block}.attention.value.weight"].shape
+    qk_channels, query = weights[f"{block}.attention.query.weight"].shape
+    v_channels, token = weights[f"{block}.attention.value.weight"].shape
     hidden = len(weights[f"{block}.mlp.hidden.weight"])
-    return {"asking": asking, "asked": asked, "qk": qk_channels, "v": v_channels, "hidden": hidden}
+    return {"query": query, "token": token, "qk": qk_channels, "v": v_channels, "hidden": hidden}
 
 
 def axes_of(spec: Modality) -> int:
-    """How many axes an image, a video, a sound or a pair of frames has."""
+    """Return the number of axes of an image, a video, a sound or a pair of frames."""
     return spec.axes if isinstance(spec, Grid) else 2
 
 
@@ -80,14 +80,14 @@ def _config(preset: Preset, weights: Weights) -> Values:
     }
     for stage in STAGES:
         given, seen = getattr(preset.config, stage), widths(weights, stage)
-        # What the preset leaves to its rule stays there as long as the rule gives what is seen.
-        if (given.qk_channels or seen["asked"]) != seen["qk"]:
+        # A width that the preset leaves open stays open if its default is the width of the arrays.
+        if (given.qk_channels or seen["token"]) != seen["qk"]:
             values[f"config.{stage}.qk_channels"] = seen["qk"]
         if (given.v_channels or seen["qk"]) != seen["v"]:
             values[f"config.{stage}.v_channels"] = seen["v"]
-        if seen["hidden"] % seen["asking"]:
-            raise ValueError(f"{STAGES[stage]}.mlp: {seen['hidden']} is not a multiple of {seen['asking']} channels")
-        values[f"config.{stage}.widening_factor"] = seen["hidden"] // seen["asking"]
+        if seen["hidden"] % seen["query"]:
+            raise ValueError(f"{STAGES[stage]}.mlp: {seen['hidden']} is not a multiple of {seen['query']} channels")
+        values[f"config.{stage}.widening_factor"] = seen["hidden"] // seen["query"]
     return values
 
 
@@ -110,41 +110,41 @@ def _imagenet(preset: Preset, weights: Weights) -> Values:
 
 
 def _imagenet_fourier(preset: Preset, weights: Weights) -> Values:
-    bands = _bands(preset, f"{INPUT}image", widths(weights, "encoder")["asked"], _values_of_patch(preset, "image"))
+    bands = _bands(preset, f"{INPUT}image", widths(weights, "encoder")["token"], _values_of_patch(preset, "image"))
     return _imagenet(preset, weights) | bands
 
 
 def _imagenet_conv(preset: Preset, weights: Weights) -> Values:
     embed, channels = weights["input_adapter.adapters.image.stem.convolutions.0.weight"].shape[:2]
-    bands = _bands(preset, f"{INPUT}image", widths(weights, "encoder")["asked"], embed)
+    bands = _bands(preset, f"{INPUT}image", widths(weights, "encoder")["token"], embed)
     image = {f"{INPUT}image.embed": embed, f"{INPUT}image.channels": channels}
     return _imagenet(preset, weights) | image | bands
 
 
 def _imagenet_learned(preset: Preset, weights: Weights) -> Values:
-    places, channels = weights["input_adapter.adapters.image.positions.source.table"].shape
+    count, channels = weights["input_adapter.adapters.image.positions.source.table"].shape
     given = value_at(preset, f"{INPUT}image")
     values = _imagenet(preset, weights) | {
         f"{INPUT}image.embed": len(weights["input_adapter.adapters.image.stem.weight"]),
         f"{INPUT}image.positions.channels": channels,
         f"{INPUT}image.positions.project": len(weights["input_adapter.adapters.image.positions.projection.weight"]),
     }
-    if math.prod(given.grid) == places:
+    if math.prod(given.grid) == count:
         return values
-    side = math.isqrt(places)
-    if side * side != places or set(given.steps) != {1}:
-        raise ValueError(f"{places} trained positions are not those of an image of {given.grid}, nor of a square one")
+    side = math.isqrt(count)
+    if side * side != count or set(given.steps) != {1}:
+        raise ValueError(f"{count} trained positions are not those of an image of {given.grid}, nor of a square one")
     return values | {f"{INPUT}image.size": side}
 
 
 def _optical_flow(preset: Preset, weights: Weights) -> Values:
     embed = len(weights["input_adapter.adapters.frames.embed.weight"])
-    bands = _bands(preset, f"{INPUT}frames", widths(weights, "encoder")["asked"], embed)
+    bands = _bands(preset, f"{INPUT}frames", widths(weights, "encoder")["token"], embed)
     return {f"{INPUT}frames.embed": embed} | bands
 
 
 def _multimodal(preset: Preset, weights: Weights) -> Values:
-    tokens, queries = widths(weights, "encoder")["asked"], widths(weights, "decoder")["asking"]
+    tokens, queries = widths(weights, "encoder")["token"], widths(weights, "decoder")["query"]
     paddings = {name: len(weights[f"input_adapter.alignment.paddings.{name}"]) for name in preset.schema.inputs}
     query_paddings = {name: len(weights[f"output_query.alignment.paddings.{name}"]) for name in preset.schema.outputs}
     samples = len(weights["output_adapter.adapters.audio.head.weight"])
@@ -173,11 +173,11 @@ SIZES: dict[str, Callable[[Preset, Weights], Values]] = {
     "optical-flow": _optical_flow,
     "multimodal": _multimodal,
 }
-"""What shapes tell of each released model's inputs and outputs."""
+"""Function that returns the sizes of inputs and outputs from the shapes, by released model."""
 
 
 def _label(preset: Preset, path: str, classes: int) -> Values:
-    """Names of classes stay if there are as many."""
+    """Return the number of classes; nothing if the preset has as many, so that their names stay."""
     if classes < 1:
         raise ValueError(f"{path}: its padding is as wide as a token, which leaves no channel for a class")
     return {} if value_at(preset, path).num_classes == classes else {f"{path}.classes": classes}
@@ -189,7 +189,7 @@ def _values_of_patch(preset: Preset, name: str) -> int:
 
 
 def _bands(preset: Preset, path: str, width: int, content: int) -> Values:
-    """Fourier bands from the width of a token or query, whose content is known."""
+    """Return the number of Fourier bands, from the width of a token or query and that of its content."""
     positions = value_at(preset, f"{path}.positions")
     if not isinstance(positions, Fourier):
         raise ValueError(f"{path}.positions must be Fourier positions, as those of the released model are")

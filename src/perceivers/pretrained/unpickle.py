@@ -1,8 +1,8 @@
-"""Reading DeepMind's pickles without unpickling them.
+"""Loading DeepMind's pickles without unpickling them.
 
-A pickle is a program for a small stack machine, and Python's machine imports and calls whatever the program names. The
-machine here knows only the opcodes that arrays in dictionaries need and the names in `NAMES`. It imports nothing and
-calls nothing of the file's choice: a name selects a case in `_called`, which makes a value of ours. There is no switch.
+A pickle is a program for a small stack machine. Python's machine imports and calls whatever the program names. The
+machine here knows only the opcodes that arrays in dictionaries need, and the names in `NAMES`. It imports nothing and
+calls nothing that the file chooses: a name selects a case in `_called`, which builds the value. No option lifts this.
 """
 
 import math
@@ -22,24 +22,24 @@ Arrays = dict[str, np.ndarray]
 
 
 class Name(Enum):
-    """What a name in a pickle stands for."""
+    """The meaning of a global name in a pickle."""
 
     MAPPING = auto()
     """A class of mappings, called with a dictionary or nothing."""
     BYTES = auto()
-    """How protocol 2 writes empty bytes."""
+    """The constructor of bytes, which protocol 2 uses for empty bytes."""
     ENCODE = auto()
-    """How protocol 2 writes other bytes, as text."""
+    """The encoding of text, which protocol 2 uses for other bytes."""
     ARRAY = auto()
     """NumPy's array class, named but never called."""
     DTYPE = auto()
-    """NumPy's class of dtypes."""
+    """NumPy's dtype class."""
     EMPTY = auto()
-    """NumPy's function that makes an array to be filled."""
+    """NumPy's function that makes an empty array, to be filled by its state."""
     SCALAR = auto()
     """NumPy's function that makes a scalar."""
     BUFFER = auto()
-    """NumPy's function that makes an array of a buffer, in protocol 5."""
+    """NumPy's function that makes an array from a buffer, in protocol 5."""
     JAX = auto()
     """JAX's function that makes a device array."""
 
@@ -63,14 +63,14 @@ NAMES = {
     "jax._src.array _reconstruct_array": Name.JAX,
     "jax._src.device_array reconstruct_device_array": Name.JAX,
 }
-"""Every name that a pickle may hold: module, space, name. Old JAX arrays pickle as NumPy's and need none."""
+"""All names that a pickle may hold, as "module name". Old JAX arrays are pickled as NumPy arrays."""
 
 VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1"),
     *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
-"""The opcodes that bring a number, a text or bytes."""
+"""Opcodes that push a number, a text or bytes."""
 
 STEPS = {
     *("PROTO", "FRAME", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "SETITEM", "SETITEMS"),
@@ -78,23 +78,23 @@ STEPS = {
     *("MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
     *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
 }
-"""The opcodes that do something; see `_Machine`."""
+"""Other opcodes; see `_Machine._step`."""
 
 OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in VALUES | STEPS}
-"""Every opcode that a pickle may hold."""
+"""All opcodes that a pickle may hold."""
 
 CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
-"""NumPy's codes of the dtypes that an array may have."""
+"""Codes of the NumPy dtypes that an array may have."""
 
 MOST_OPCODES, MOST_ARRAYS, MOST_AXES, LONGEST_AXIS, LONGEST_KEY = 100_000, 10_000, 32, 2**31, 500
 """Limits. The largest released file needs about a tenth of the opcodes and of the arrays."""
 
 
 def read_haiku(path: Path) -> tuple[Arrays, Arrays]:
-    """Parameters and state of a pickled haiku model, by "module/name"; ValueError if the file holds anything else.
+    """Load parameters and state of a pickled haiku model, by "module/name"; ValueError if the file holds anything else.
 
     The file holds either the parameters, as {module: {name: array}}, or both, as {"params": ..., "state": ...}. Arrays
-    are native and writable; one that the file shares between names stays shared.
+    are writable and in native byte order; an array that the file has under several names stays shared.
     """
     try:
         with regular_file(path).open("rb") as file:
@@ -114,7 +114,7 @@ def read_haiku(path: Path) -> tuple[Arrays, Arrays]:
 
 @dataclass(eq=False)
 class _Dtype:
-    """What becomes a dtype when its byte order comes."""
+    """A dtype whose byte order may still be missing."""
 
     code: str
     order: str | None = None
@@ -122,13 +122,13 @@ class _Dtype:
 
 @dataclass(eq=False)
 class _Array:
-    """What becomes an array when its shape and bytes come."""
+    """An array whose shape and bytes may still be missing."""
 
     value: np.ndarray | None = None
 
 
 class _Reader:
-    """A file that is asked for no more than it holds, so that a length that lies allocates nothing."""
+    """A file from which no more is read than it holds, so that a false length allocates no memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -147,7 +147,7 @@ class _Reader:
 
 
 class _Machine:
-    """Stack, marks and memo of one pickle, and how many more bytes it may turn into values."""
+    """The machine of one pickle: stack, marks, memo, and a budget of bytes that may become values."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -156,8 +156,8 @@ class _Machine:
         self.budget = 0
 
     def run(self, reader: _Reader) -> Any:
-        """The value that a pickle describes: dictionaries, arrays, and what these are made of."""
-        self.budget = 2 * reader.left  # text into bytes, and bytes into arrays
+        """Return the value that a pickle describes: dictionaries, arrays and their parts."""
+        self.budget = 2 * reader.left  # text becomes bytes, and bytes become arrays
         if reader.read(1) != b"\x80" or reader.read(1) not in (b"\2", b"\3", b"\4", b"\5"):
             raise ValueError("not a pickle of protocol 2 to 5")
         for _ in range(MOST_OPCODES):
@@ -178,6 +178,7 @@ class _Machine:
         return self.stack.pop()
 
     def _step(self, opcode: str, argument: Any) -> None:
+        """Apply an opcode to the stack."""
         match opcode:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
@@ -224,6 +225,7 @@ class _Machine:
                 self.stack.append(argument)
 
     def _called(self, function: Any, arguments: Any) -> Any:
+        """Return what the function of this name would return for these arguments, without calling it."""
         match function, arguments:
             case Name.MAPPING, ():
                 return {}
@@ -258,6 +260,7 @@ class _Machine:
         raise ValueError("calls what cannot be called; refused")
 
     def _fill(self, target: Any, state: Any) -> None:
+        """Set the state of an unfinished dtype or array."""
         match target, state:
             case _Dtype(order=None), (3, "<" | ">" | "|" as order, None, None, None, -1, -1, 0):
                 target.order = order
@@ -268,7 +271,7 @@ class _Machine:
 
     def _array(self, data: Any, dtype: _Dtype, shape: Any, order: Any) -> np.ndarray:
         if isinstance(data, str):
-            data = data.encode("latin-1")  # how Python 3 reads what Python 2 wrote
+            data = data.encode("latin-1")  # bytes that Python 2 wrote
         if not isinstance(data, bytes | bytearray) or dtype.order is None:
             raise ValueError("an array has no bytes or an unfinished dtype")
         if not (isinstance(shape, tuple) and len(shape) <= MOST_AXES):
@@ -283,6 +286,7 @@ class _Machine:
         return np.array(value, kind.newbyteorder("="), order="C")
 
     def _pay(self, size: int) -> None:
+        """Subtract bytes from the budget; ValueError where it ends."""
         self.budget -= size
         if self.budget < 0:
             raise ValueError("describes more bytes than it holds")

@@ -1,1 +1,1 @@
-"""What runs any recipe, in a folder of its own: a run. Nothing here knows a published system."""
+"""Runs: training, evaluation, prediction and reports of any recipe in a folder, without knowing published systems."""

@@ -1,4 +1,4 @@
-"""Where the latents look: the attention of the first reading, drawn over the inputs of some rows."""
+"""Attention maps of the latents at the first read, drawn over the inputs of some records."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ from perceivers.training.metrics import inference
 from perceivers.training.plots import subplots
 
 PAGE_ROWS = 12
-"""Rows of a page."""
+"""Number of records on a page."""
 
 
 def attention_page(model: PerceiverIO, records: Sequence[Record], path: Path) -> Path:
-    """Write an HTML page of these records; one that cannot be read says why."""
+    """Write an HTML page with the attention to each input of these records; an unreadable one shows its error."""
     model, page = model.cpu(), Report("Where the model looks")
     page.text(
-        "The mean over latents and heads of the attention of the first reading: the redder, the more. "
-        "The share of an input is what all its tokens get together. Attention says what is read, not what it is used "
-        "for: that is what contributions say."
+        "Attention of the latents at the first read, averaged over latents and heads: the redder, the more. "
+        "The share of an input is the sum over its tokens. Attention shows what is read, not what it is used for: "
+        "that is what attributions show."
     )
     for number, record in enumerate(records, start=1):
         page.heading(record.place if isinstance(record, Row) else f"Record {number}")
@@ -40,12 +40,12 @@ def attention_page(model: PerceiverIO, records: Sequence[Record], path: Path) ->
 
 
 def attention(model: PerceiverIO, raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return [B, M] for each input: each token's part of all attention; the parts of a sample add up to 1."""
+    """Return each token's share of the attention, [B, M] by input; the shares of a sample add up to 1."""
     if not isinstance(model.trunk, Trunk):
         raise ValueError("a transformer does not read into latents: it has no attention of theirs to show")
     with inference(model):
         tokens, _ = model.tokens(raw)
-        return {name: own.mean(dim=(1, 2)) for name, own in model.trunk.attention_map(tokens).items()}
+        return {name: weights.mean(dim=(1, 2)) for name, weights in model.trunk.attention_map(tokens).items()}
 
 
 def _add(page: Report, model: PerceiverIO, sample: Mapping[str, Mapping[str, Any]]) -> None:
@@ -56,6 +56,6 @@ def _add(page: Report, model: PerceiverIO, sample: Mapping[str, Mapping[str, Any
         page.text("The attention is not finite.")
         return
     figure, (axes,) = subplots(1, [f"{name}: {float(weights[name].sum()):.1%}" for name in inputs], side=3.0)
-    for place, name in zip(axes, inputs, strict=True):
-        schema.inputs[name].attention_picture(place, sample_of(inputs[name], 0), weights[name][0].cpu())
+    for axis, name in zip(axes, inputs, strict=True):
+        schema.inputs[name].attention_picture(axis, sample_of(inputs[name], 0), weights[name][0].cpu())
     page.figure(figure, "Each input with its share.")

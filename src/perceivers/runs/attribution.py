@@ -1,9 +1,9 @@
-"""What each input contributes to each output: how a prediction changes when the input is left out.
+"""Attribution of predictions to inputs by ablation: the prediction minus the one without an input, or a part of it.
 
-Left out means as if it were missing: an input that is not there, a cell that is empty, a record that its set lacks.
+Parts are left out as if they were missing: an input that is not given, an empty cell, a record less in a set.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from perceivers.schema import Batch, Schema
 from perceivers.training.metrics import inference
 
 Sample = Mapping[str, Mapping[str, Any]]
-"""A prepared record: {"inputs", "targets"}, None for what it lacks."""
+"""A preprocessed record: {"inputs", "targets"}, with None for missing values."""
 
 
 def attributions(
@@ -28,49 +28,67 @@ def attributions(
     points: Mapping[str, Points],
     whole: Mapping[str, Raw],
 ) -> list[dict[str, Any]]:
-    """Return the contributions to each sample of a batch by column; `whole` is the model's prediction of the batch.
+    """Return the attributions of each sample of a batch, by column; `whole` is the model's prediction of the batch.
 
-    Without a value: an input that is the only one, and an input with which the output asks.
+    There is none for the only input of a sample, and none for an input whose tokens query the output.
     """
     schema, inputs = cast(Schema, model.schema), batch["inputs"]
     rows = [dict[str, Any]() for _ in samples]
     with inference(model):
         encode = _encoder(model, inputs)
-        for source in inputs:
-            asked = [name for name in whole if not _asks_with(schema, name, source)]
-            for part, cases in {"": _whole(source, samples), **schema.inputs[source].ablations(inputs[source])}.items():
-                for case in cases if isinstance(cases, list) else [cases]:
-                    without = model.decode(encode(source, case.raw), points, asked) if case.there.any() else {}
-                    for number in case.there.nonzero()[:, 0].tolist():
-                        for (name, own), change in _changes(schema, whole, without, batch, samples, number).items():
-                            column = _column(name, own, source, part)
-                            before = rows[number].get(column, [])
-                            rows[number][column] = [*before, change] if isinstance(cases, list) else change
+        for source, part, ablation, is_member in _ablations(schema, inputs, samples):
+            if not ablation.there.any():
+                continue
+            # Decode the batch without this part, all outputs but those that are queried with this input.
+            names = [name for name in whole if not _queried_with(schema, name, source)]
+            without = model.decode(encode(source, ablation.raw), points, names)
+            # Note the change in each sample that had the part; the members of a set share a column, as a list.
+            for number in ablation.there.nonzero()[:, 0].tolist():
+                for (output, piece), change in _changes(schema, whole, without, batch, samples, number).items():
+                    column = _column(output, piece, source, part)
+                    if is_member:
+                        rows[number].setdefault(column, []).append(change)
+                    else:
+                        rows[number][column] = change
     return rows
 
 
+def _ablations(
+    schema: Schema, inputs: Mapping[str, Raw], samples: Sequence[Sample]
+) -> Iterator[tuple[str, str, Ablation, bool]]:
+    """Yield all ablations of a batch: input, name of the part ("": all of it), ablation, True for a member of a set."""
+    for source, raw in inputs.items():
+        parts = {"": _whole(source, samples), **schema.inputs[source].ablations(raw)}
+        for part, ablations in parts.items():
+            is_set = isinstance(ablations, list)
+            for ablation in ablations if isinstance(ablations, list) else [ablations]:
+                yield source, part, ablation, is_set
+
+
 def attribution_columns(model: PerceiverIO, blank: Mapping[str, Raw], outputs: Mapping[str, Raw]) -> list[str]:
-    """Return the columns that contributions may have, from blank inputs and their predictions."""
+    """Return the columns that attributions may have, from dummy inputs and their predictions."""
     schema, columns = cast(Schema, model.schema), []
     for name, prediction in outputs.items():
         sample = sample_of(prediction, 0)
-        for own in schema.outputs[name].attribution(sample, sample):
+        for piece in schema.outputs[name].attribution(sample, sample):
             for source, spec in schema.inputs.items():
-                parts = [*([""] if len(schema.inputs) > 1 else []), *spec.ablations(blank[source])]
-                columns += [_column(name, own, source, part) for part in parts if not _asks_with(schema, name, source)]
+                if not _queried_with(schema, name, source):
+                    parts = [*([""] if len(schema.inputs) > 1 else []), *spec.ablations(blank[source])]
+                    columns += [_column(name, piece, source, part) for part in parts]
     return columns
 
 
 def own_part(
     name: str, spec: Modality, prediction: Raw, batch: Batch, samples: Sequence[Sample], number: int
 ) -> Raw | None:
-    """Return a sample of a prediction without the padding of its batch; None where it was not queried."""
+    """Return a sample of a prediction without the padding of its batch; None if the sample has no queries."""
     if asks_in_vain(spec, samples[number]["inputs"]):
         return None
     if isinstance(spec, RowModality):
         return sample_of(prediction, number)
-    asked_by = batch["targets"].get(name, batch["inputs"].get(spec.of or ""))
-    mask = asked_by.get("mask") if isinstance(asked_by, Mapping) else None
+    # The queries come with the targets, or from the input that the output is queried with; so does their mask.
+    queries = batch["targets"].get(name, batch["inputs"].get(spec.of or ""))
+    mask = queries.get("mask") if isinstance(queries, Mapping) else None
     sample = sample_of(prediction, number)
     if mask is None or mask.ndim != 2:
         return sample
@@ -86,14 +104,14 @@ def _changes(
     samples: Sequence[Sample],
     number: int,
 ) -> dict[tuple[str, str], Any]:
-    """Return the contributions to a sample by output and part of the output."""
-    found: dict[tuple[str, str], Any] = {}
+    """Return the attributions of a sample, by output and column of the output."""
+    changes: dict[tuple[str, str], Any] = {}
     for name, prediction in without.items():
         spec = schema.outputs[name]
         before, after = (own_part(name, spec, side, batch, samples, number) for side in (whole[name], prediction))
         if before is not None:
-            found |= {(name, own): change for own, change in spec.attribution(before, after).items()}
-    return found
+            changes |= {(name, piece): change for piece, change in spec.attribution(before, after).items()}
+    return changes
 
 
 def _first(sample: Raw, count: int) -> Raw:
@@ -103,7 +121,10 @@ def _first(sample: Raw, count: int) -> Raw:
 
 
 def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Raw | None], Encoded]:
-    """Return a function that encodes with one input replaced (None: left out); the others are read once if possible."""
+    """Return a function that encodes the inputs with one of them replaced (None: left out).
+
+    A model that reads once reads each input once for all ablations, since reading is a sum over tokens.
+    """
     if not isinstance(model.trunk, Trunk) or model.config.encoder.num_reads > 1:
         return lambda name, raw: model.encode({**inputs, name: raw})
     masked = model.input_adapter.mask_probs
@@ -112,21 +133,21 @@ def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Ra
     def encode(name: str, raw: Raw | None) -> Encoded:
         if raw is None and name not in masked:
             return model.process(reading.without(name))
-        own = model.read({name: raw})
-        return model.process(Reading({**reading.states, **own.states}, {**reading.sources, **own.sources}))
+        other = model.read({name: raw})
+        return model.process(Reading({**reading.states, **other.states}, {**reading.sources, **other.sources}))
 
     return encode
 
 
 def _whole(name: str, samples: Sequence[Sample]) -> Ablation:
-    """Leave this input out, in samples that have it and another one too."""
-    known = [[other for other, value in sample["inputs"].items() if value is not None] for sample in samples]
-    return Ablation(None, torch.tensor([name in own and len(own) > 1 for own in known]))
+    """Return the ablation of an input in the samples that have it and another one too."""
+    given = [[other for other, value in sample["inputs"].items() if value is not None] for sample in samples]
+    return Ablation(None, torch.tensor([name in names and len(names) > 1 for names in given]))
 
 
-def _asks_with(schema: Schema, output: str, source: str) -> bool:
+def _queried_with(schema: Schema, output: str, source: str) -> bool:
     return schema.outputs[output].of == source
 
 
-def _column(output: str, own: str, source: str, part: str) -> str:
-    return ".".join(filter(None, [output, own, "from", source, part]))
+def _column(output: str, piece: str, source: str, part: str) -> str:
+    return ".".join(filter(None, [output, piece, "from", source, part]))

@@ -1,4 +1,4 @@
-"""Scores of a run, and of a model on other data than its own, as MPI Sintel for one that learned from AutoFlow."""
+"""Scores of a run, and of a model on other data sets, such as MPI Sintel for one trained on AutoFlow."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,43 +15,45 @@ from perceivers.schema import Record, Schema, kind_name
 from perceivers.training.metrics import Scores, evaluate
 
 Scorer = Callable[[PerceiverIO, Sequence[Record], Schema], Scores]
-"""Scores a model on records."""
+"""Function that scores a model on records."""
 
 UntrainedBaselines = Callable[[Sequence[Record], Schema], dict[str, Scores]]
-"""Scores baselines that need no training on records, by their names."""
+"""Function that scores baselines that need no training on records, by name."""
 
 
 @dataclass(frozen=True)
 class DataSets:
-    """What a YAML or JSON file of other data holds."""
+    """The content of a YAML or JSON file with other data sets."""
 
     data: Mapping[str, AnyDataSet]
     """Data sets by name."""
 
 
 def scorer_for(data: DataSet, scorers: Mapping[str, Scorer]) -> Scorer:
-    """Return what scores records of a data set: `evaluate`, in batches, unless it names one of the scorers.
+    """Return the scorer of a data set: `evaluate`, in batches, unless the data set names one of the scorers.
 
-    ValueError if it names another one.
+    Raise a ValueError if it names another one.
     """
     if data.scorer is None:
         return evaluate
     if data.scorer not in scorers:
-        raise ValueError(f"{type(data).__name__} is scored in {data.scorer}: pass a scorer of that name")
+        raise ValueError(f"{type(data).__name__} needs the scorer {data.scorer}: pass one of that name")
     return scorers[data.scorer]
 
 
 def evaluate_run(run: Path, scorers: Mapping[str, Scorer] | None = None) -> dict[str, Scores]:
     """Return scores of a run's best checkpoint (without validation, the newest) on held-out records, by evaluation.
 
-    A warning tells if these are not the records that were held out when the run began: it may have learned from some.
+    Warn if these are not the records that were held out when the run began: it may have been trained on some of them.
     """
     recipe, model = load_run(run)
     held_out = read_held_out(recipe.data, recipe.schema)
+    # Compare the held-out records with those of the beginning of the run.
     if kept := read_kept_data(run):
         what = differences(kept["parts"], {"held out": fingerprint(recipe.data, recipe.schema, held_out)})
         if what:
             warnings.warn(f"the data of {run} have changed since it began ({what})", stacklevel=2)
+    # Score them under the recipe's schema and under those of its further evaluations.
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
     score = scorer_for(recipe.data, scorers or {})
@@ -64,9 +66,9 @@ def scores_elsewhere(
     scorers: Mapping[str, Scorer],
     baselines: Mapping[str, UntrainedBaselines],
 ) -> dict[str, Scores]:
-    """Return scores on the held-out records of each data set, and the scores of baselines.
+    """Return scores of a model and of baselines on the held-out records of each data set.
 
-    `baselines` are named by the kind of output that they predict; those of the model's outputs are scored.
+    `baselines` are by modality of the output that they predict; those for the model's outputs are scored.
     """
     schema, scores = cast(Schema, model.schema), dict[str, Scores]()
     kinds = {kind_name(spec) for spec in schema.outputs.values()}
@@ -74,5 +76,5 @@ def scores_elsewhere(
         records = read_held_out(data, schema)
         scores[name] = scorer_for(data, scorers)(model, records, schema)
         for kind in filter(kinds.__contains__, baselines):
-            scores |= {f"{name}, {baseline}": own for baseline, own in baselines[kind](records, schema).items()}
+            scores |= {f"{name}, {baseline}": score for baseline, score in baselines[kind](records, schema).items()}
     return scores

@@ -1,4 +1,4 @@
-"""What a model costs, counted without running it: parameters, operations, memory."""
+"""Costs of a model, counted without running it: parameters, floating-point operations, memory."""
 
 import weakref
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from perceivers.schema.preset import Preset
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
 }
-"""The fused kernel that torch's counter does not know."""
+"""Operation count of the fused kernel that torch's counter does not know."""
 
 STAGES = ("input_adapter", "trunk.encoder", "trunk.processor", "output_query", "decoder", "output_adapter")
 
@@ -28,18 +28,18 @@ class Costs:
     """Costs of one forward pass over one sample of the trained size."""
 
     parameters: int
-    """Numbers that are trained."""
+    """Number of trained numbers."""
     flops: int
     """Floating-point operations of matrix products, two for each multiply-add."""
     peak_bytes: int
     """Largest memory held at once in float32 on a CPU, weights included."""
     stages: dict[str, tuple[int, int]]
-    """Parameters and operations of each part, by name."""
+    """Parameters and operations of each part of the model, by name."""
 
 
 def costs(preset: Preset) -> Costs:
     """Count the costs of a model on tensors that have shapes but no content."""
-    # FakeTensorMode lets torch choose the kernels that it would choose on a CPU.
+    # FakeTensorMode makes torch choose the kernels that it would choose on a CPU.
     model = preset.build("meta").eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model.to_empty(device="cpu")
@@ -50,8 +50,9 @@ def costs(preset: Preset) -> Costs:
             model(raw, points, algorithm="dense")
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     stages = {name: _stage(name, model.get_submodule(name), flops) for name in STAGES}
-    own = sum(parameter.numel() for parameter in model.trunk.parameters(recurse=False))
-    return Costs(count_parameters(model), counter.get_total_flops(), memory.peak, {"trunk.latents": (own, 0), **stages})
+    latents = sum(parameter.numel() for parameter in model.trunk.parameters(recurse=False))
+    stages = {"trunk.latents": (latents, 0), **stages}
+    return Costs(count_parameters(model), counter.get_total_flops(), memory.peak, stages)
 
 
 def training_bytes(preset: Preset, batch_size: int) -> int:
@@ -65,24 +66,24 @@ def training_bytes(preset: Preset, batch_size: int) -> int:
         memory.hold([*model.parameters(), *tree_leaves(raw), *moments])
         with memory:
             outputs = tree_leaves(model(raw, points))
-            torch.stack([output.sum() for output in outputs]).sum().backward()  # as large as any loss
+            torch.stack([output.sum() for output in outputs]).sum().backward()  # any loss takes this memory
     return memory.peak
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Return the number of parameters; shared ones count once."""
+    """Return the number of parameters; shared ones are counted once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _stage(name: str, module: nn.Module, flops: dict[str, int]) -> tuple[int, int]:
-    # The counter names what was called; a list of stages is not called itself, its members are.
+    # The counter knows modules that were called. A ModuleList is not called itself, but its members are.
     prefix = f"{PerceiverIO.__name__}.{name}"
     inside = [f"{prefix}.{child}" for child, _ in module.named_children()] if isinstance(module, nn.ModuleList) else []
     return count_parameters(module), sum(flops.get(key, 0) for key in inside or [prefix])
 
 
 class PeakMemory(TorchDispatchMode):
-    """Follows which tensors are alive while it is on; `peak` is the largest sum of their bytes."""
+    """Tracker of the tensors that are alive within the context; `peak` is the largest sum of their bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,13 +93,13 @@ class PeakMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation and note what it made."""
-        made = function(*args, **(kwargs or {}))
-        self.hold(tree_leaves(made))
-        return made
+        """Run an operation and track the tensors that it makes."""
+        result = function(*args, **(kwargs or {}))
+        self.hold(tree_leaves(result))
+        return result
 
     def hold(self, values: list[Any]) -> None:
-        """Count the storages of these tensors until they are gone."""
+        """Count the storages of these tensors until they are freed."""
         for value in values:
             if isinstance(value, Tensor):
                 self._hold(value.untyped_storage())

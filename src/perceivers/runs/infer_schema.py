@@ -1,4 +1,4 @@
-"""A commented recipe for data that is there, which `perceivers train` takes as it is."""
+"""Proposal of a commented recipe for given data, which `perceivers train` takes without changes."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,33 +18,36 @@ from perceivers.schema.infer import Proposal, propose
 from perceivers.schema.schema_files import yaml_text
 
 LOOKED_AT = 10_000
-"""Rows that a proposal looks at."""
+"""Number of rows that a proposal is made from."""
 
 FEW_ROWS = 10_000
-"""Fewer may be learned by heart in 50 epochs."""
+"""Number of rows below which a model may overfit in 50 epochs, so that a validation part is proposed."""
 
 USUAL = ("label", "target", "class", "y")
-"""Columns that are predicted if none is named; else the last one."""
+"""Names of columns that are predicted if none is given; if there is none of them, the last column is."""
 
 ROW = "row"
-"""The input that numbers, categories and dates make together."""
+"""Name of the input that numbers, categories and dates form together."""
 
 
 def proposed_recipe(data: str, predict: Sequence[str] = ()) -> str:
     """Return a recipe as commented YAML; ValueError if nothing in the data can be read or predicted."""
+    # Read the columns, and propose a modality for each.
     records, files = _records(data)
     names = column_names([record for record in records if isinstance(record, Row)]) or list(records[0])
     predict = check_names("column", predict, names) or [_usual(names)]
     columns = {name: [_cell(record, name) for record in records] for name in names if name != KEY}
-    found = {name: propose(values, name in predict, files) for name, values in columns.items()}
-    outputs = {name: found[name] for name in predict}
+    proposals = {name: propose(values, name in predict, files) for name, values in columns.items()}
+    # Split them into outputs, inputs and columns that are left out.
+    outputs = {name: proposals[name] for name in predict}
     for name, proposal in outputs.items():
         if not proposal.spec or proposal.spec["kind"] == "date":
             raise ValueError(f"column {name!r} cannot be predicted: {proposal.why}; name another with --predict")
-    inputs = {name: proposal for name, proposal in found.items() if name not in predict and proposal.spec}
+    inputs = {name: proposal for name, proposal in proposals.items() if name not in predict and proposal.spec}
     if not inputs:
         raise ValueError(f"{data}: no column is left to predict {', '.join(predict)} from")
-    left_out = {name: p for name, p in found.items() if name not in predict and not p.spec}
+    left_out = {name: p for name, p in proposals.items() if name not in predict and not p.spec}
+    # Write the recipe.
     seen = "" if len(records) < LOOKED_AT else " looked at"
     lines = [
         _comment(f"# Proposed from {data}, {len(records)} rows{seen}. Change what you know better."),
@@ -62,8 +65,8 @@ def proposed_recipe(data: str, predict: Sequence[str] = ()) -> str:
 def _records(data: str) -> tuple[list[Record], Files | None]:
     if data.endswith(ARRAY_FILES):
         return list(read_arrays(data)[:LOOKED_AT]), None
-    found = open_shards(data) if is_shards(data) else read_rows(Path(data))
-    rows = [row for row in islice(found, LOOKED_AT) if isinstance(row, Row) and not row.error]
+    stream = open_shards(data) if is_shards(data) else read_rows(Path(data))
+    rows = [row for row in islice(stream, LOOKED_AT) if isinstance(row, Row) and not row.error]
     if not rows:
         raise ValueError(f"{data}: no row can be read")
     return list(rows), rows[0].files
@@ -87,7 +90,7 @@ def _data(data: str, outputs: Mapping[str, Proposal]) -> dict[str, Any]:
 
 
 def _inputs(inputs: Mapping[str, Proposal], table: bool) -> list[str]:
-    """Write numbers, categories and dates of a table as one input, a token each; all else as inputs of their own."""
+    """Return YAML lines: one input of a table's numbers, categories and dates, a token each; one per other column."""
     fields = {n: p for n, p in inputs.items() if table and p.spec["kind"] in (*OWN_KINDS, "date") and n != "mask"}
     lines = ["inputs:"]
     if fields:
@@ -116,7 +119,7 @@ def _new_name(column: str, taken: dict[str, int]) -> str:
     except ValueError:
         name += "_"
     first, number = name, taken.get(name, 0)
-    while name in taken:  # one name for many columns, as where none has a letter of ASCII: each is numbered once
+    while name in taken:  # many columns may get one name, as without ASCII letters: `taken` holds its last number
         number += 1
         name = f"{first}_{number}"
     taken[first] = number
@@ -125,7 +128,7 @@ def _new_name(column: str, taken: dict[str, int]) -> str:
 
 
 def _training(num_rows: int) -> dict[str, Any]:
-    """Return options for about 50 epochs; of few rows, which may be learned by heart, a tenth is for validation."""
+    """Return options for about 50 epochs; of few rows, which may be overfitted, a tenth is for validation."""
     batch_size = max(8, min(64, 1 << (num_rows // 10).bit_length() >> 1))
     steps = min(max(50 * num_rows // batch_size, 300), 5000)
     return {

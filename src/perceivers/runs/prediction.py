@@ -1,4 +1,4 @@
-"""Predictions of a model on tables, row by row, and scores group by group."""
+"""Predictions of a model as rows of a table, and scores by groups of records."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,10 +28,10 @@ from perceivers.training.devices import device_of
 from perceivers.training.metrics import Scores, evaluate, inference
 
 MOST_ROWS = 2**16
-"""Rows that are predicted at once, whatever is asked for: more are no faster."""
+"""Largest batch of records, whatever batch size is given: larger ones are no faster."""
 
 REASON = "unreadable"
-"""Column that says why a row has no prediction; there where such rows are allowed."""
+"""Column with the reason why a row has no prediction; only written where such rows are allowed."""
 
 
 def predict_rows(
@@ -43,73 +43,74 @@ def predict_rows(
     attribution: bool = False,
     first: int = 0,
 ) -> Iterator[PlainRow]:
-    """Yield a row of plain values for each record, in their order.
+    """Yield a row of plain values for each record, in order: the columns in `keep`, predictions, attributions.
 
-    ValueError past `max_bad_rows` records that cannot be read, or of which something is predicted that is not finite.
-    `attribution` adds what each input contributes to each output; `first` is the number of the first record.
+    More than `max_bad_rows` records that cannot be read, or whose prediction is not finite, are a ValueError.
+    `attribution` adds the attributions of each output to each input; `first` is the number of the first record.
     """
-    columns, asking, bad, stream = (
-        output_columns(model, attribution),
-        asking_outputs(cast(Schema, model.schema)),
-        0,
-        iter(records),
-    )
+    columns, query_outputs = output_columns(model, attribution), asking_outputs(cast(Schema, model.schema))
+    bad_rows, stream = 0, iter(records)
     while batch := list(islice(stream, min(batch_size, MOST_ROWS))):
-        samples = [attempt(model, record, asking) for record in batch]
-        predicted = iter(
-            _predict(model, [sample for sample in samples if not isinstance(sample, str)], asking, attribution)
-        )
+        # Preprocess a batch of records and predict those that can be read. A string says why a record has no cells.
+        samples = [attempt(model, record, query_outputs) for record in batch]
+        readable = [sample for sample in samples if not isinstance(sample, str)]
+        predictions = iter(_predict(model, readable, query_outputs, attribution))
         for number, (record, sample) in enumerate(zip(batch, samples, strict=True), start=first + 1):
-            cells = sample if isinstance(sample, str) else next(predicted)
-            reason = f"{_place(record, number)}: {cells}" if isinstance(cells, str) else None
-            bad += reason is not None
-            if reason and bad > max_bad_rows:
-                raise too_many(reason, bad, max_bad_rows)
+            result = sample if isinstance(sample, str) else next(predictions)
+            # Count the records without a prediction.
+            cells: Mapping[str, Any] = {} if isinstance(result, str) else result
+            reason = f"{_place(record, number)}: {result}" if isinstance(result, str) else None
+            bad_rows += reason is not None
+            if reason is not None and bad_rows > max_bad_rows:
+                raise too_many(reason, bad_rows, max_bad_rows)
+            # Write the row; a column that is kept under the name of a predicted one gets another name.
             row = {f"{name}.given" if name in columns else name: _kept(record, name) for name in keep}
-            row |= {column: None if isinstance(cells, str) else cells.get(column) for column in columns}
+            row |= {column: cells.get(column) for column in columns}
             yield row | ({REASON: reason} if max_bad_rows else {})
         first += len(batch)
 
 
 def too_many(reason: str, bad: int, allowed: int) -> ValueError:
-    """Return the error for a row without a prediction that is one too many."""
+    """Return the error for one row too many without a prediction."""
     return ValueError(f"{reason} (row {bad} that cannot be read; max_bad_rows = {allowed})")
 
 
 def output_columns(model: PerceiverIO, attribution: bool = False) -> list[str]:
-    """Return the columns of the predictions, and of the contributions to them."""
+    """Return the columns of the predictions, and of their attributions."""
     schema = cast(Schema, model.schema)
     raw, points = schema.dummy_input(1, device_of(model))
     with inference(model):
         outputs = model(raw, points)
-    own = [column for name in outputs for column in _cells(name, schema.outputs[name], sample_of(outputs[name], 0))]
-    return own + (attribution_columns(model, raw, outputs) if attribution else [])
+    columns = [column for name in outputs for column in _cells(name, schema.outputs[name], sample_of(outputs[name], 0))]
+    return columns + (attribution_columns(model, raw, outputs) if attribution else [])
 
 
 def group_scores(run: Path, column: str) -> dict[str, Scores]:
-    """Return scores of a run's held-out records, and their number, by value of a column; groups of one are merged."""
+    """Return scores of a run's held-out records and their number, by value of a column; groups of one are merged."""
     recipe, model = load_run(run)
     rows = [row for row in read_held_out(recipe.data, recipe.schema) if isinstance(row, Row)]
     if not rows:
         raise ValueError(f"{run}: the data has no columns to group by: it is no table")
     check_names("column", [column], column_names(rows))
+    # Group the records by value, and merge the groups of one record.
     groups: dict[str, list[Record]] = {}
     for row in rows:
         groups.setdefault(f"{column} = {row.cells.get(column)}", []).append(row)
-    alone = [own[0] for own in groups.values() if len(own) == 1]
-    groups = {name: own for name, own in sorted(groups.items()) if len(own) > 1}
-    if len(alone) > 1:
-        groups[f"other {column}"] = alone
+    single = [group[0] for group in groups.values() if len(group) == 1]
+    groups = {name: group for name, group in sorted(groups.items()) if len(group) > 1}
+    if len(single) > 1:
+        groups[f"other {column}"] = single
     return {
-        name: {"": {"records": float(len(own))}, **evaluate(model, own, recipe.schema)} for name, own in groups.items()
+        name: {"": {"records": float(len(group))}, **evaluate(model, group, recipe.schema)}
+        for name, group in groups.items()
     }
 
 
-def attempt(model: PerceiverIO, record: Record, asking: Sequence[str]) -> Sample | str:
-    """Return a record as a sample, with the targets that hold queries only; or the reason why it cannot be one."""
+def attempt(model: PerceiverIO, record: Record, outputs: Sequence[str]) -> Sample | str:
+    """Preprocess a record, with the targets of these outputs alone; return a sample, or the reason why it has none."""
     schema = cast(Schema, model.schema)
     try:
-        sample = schema.uncorrupted.preprocess(record, np.random.default_rng(0), training=False, outputs=asking)
+        sample = schema.uncorrupted.preprocess(record, np.random.default_rng(0), training=False, outputs=outputs)
         if all(value is None for value in sample["inputs"].values()):
             raise ValueError(f"none of {', '.join(schema.inputs)} is known")
         return sample
@@ -131,44 +132,49 @@ def _kept(record: Record, name: str) -> Any:
 
 
 def asking_outputs(schema: Schema) -> list[str]:
-    """Return the outputs that have no whole: their targets say where they are queried."""
+    """Return the outputs that cannot be decoded everywhere: their targets say at which points."""
     _, points = schema.dummy_input(1, torch.device("meta"))
     return list(points)
 
 
 def _predict(
-    model: PerceiverIO, samples: Sequence[Sample], asking: Sequence[str], attribution: bool
+    model: PerceiverIO, samples: Sequence[Sample], query_outputs: Sequence[str], attribution: bool
 ) -> list[dict[str, Any] | str]:
-    """Return the cells of each sample by column, or what is wrong with them."""
+    """Return the cells of each sample by column, or the error of a sample whose prediction is not finite.
+
+    `query_outputs` are decoded only where the samples hold their points.
+    """
     if not samples:
         return []
     schema, device = cast(Schema, model.schema), device_of(model)
+    # Collate the samples, and decode all outputs for which there are queries in the batch.
     batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, schema.collate(samples))
     points = schema.points(batch["targets"])
-    names = [name for name in schema.outputs if name in points or name not in asking]
+    names = [name for name in schema.outputs if name in points or name not in query_outputs]
     with inference(model):
         encoded = model.encode(batch["inputs"])
         names = [name for name in names if schema.outputs[name].of in (None, *encoded.sources)]
         outputs = model.decode(encoded, points, outputs=names)
+    # Fill the rows: attributions, then the cells of each output.
     rows = attributions(model, samples, batch, points, outputs) if attribution else [dict[str, Any]() for _ in samples]
     for name, prediction in outputs.items():
         spec = schema.outputs[name]
         for number, row in enumerate(rows):
             sample = own_part(name, spec, prediction, batch, samples, number)
             if sample is not None:
-                # What cells are made of is looked at too: there is a most probable class among any numbers.
+                # The raw prediction is checked, not its cells: NaN too have an argmax, so a most probable class.
                 row |= _cells(name, spec, sample) if is_finite(tree_leaves(sample)) else {name: math.nan}
     return [_unsound(row) or row for row in rows]
 
 
 def _unsound(row: Mapping[str, Any]) -> str:
-    """Return what is wrong with the cells of a row; "" if all are finite."""
+    """Return the error of a row with a cell that is not finite; "" if all are finite."""
     bad = [column for column, value in row.items() if not _is_finite(value)]
-    return f"{bad[0]}: what is predicted is not finite" if bad else ""
+    return f"{bad[0]}: the prediction is not finite" if bad else ""
 
 
 def _is_finite(value: Any) -> bool:
-    """Return whether a cell, with all that its lists and dictionaries hold, is free of NaN and infinite numbers."""
+    """Return True if a cell holds no NaN or infinite number, also not in its lists and dictionaries."""
     values = list(value.values()) if isinstance(value, Mapping) else value
     if isinstance(values, list):
         return all(map(_is_finite, values))

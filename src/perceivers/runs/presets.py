@@ -1,4 +1,4 @@
-"""What a published model is, and what the configurations of most of them have in common."""
+"""The description of a published model, and the configuration that most of them share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ class Published:
     """A published model."""
 
     preset: Callable[[], Preset]
-    """Makes its schema and sizes."""
+    """Function that returns its schema and sizes."""
     parameters: int | None
-    """Exact count, measured on the official code or on the released weights; None: only what the paper rounds to."""
+    """Exact count, from the official code or the released weights; None: only the paper's rounded count is known."""
     paper_parameters: str
-    """The paper's count."""
+    """The paper's count of parameters."""
     paper_flops: str
-    """The paper's count of one forward pass."""
+    """The paper's count of operations of one forward pass."""
     released: bool = False
-    """Whether DeepMind released its weights."""
+    """True if DeepMind released its weights."""
 
 
 def published(
     latents: tuple[int, int], layers: int, blocks: int = 1, heads: int = 8, decoder: DecoderConfig | None = None
 ) -> Config:
-    """Return the config of most published models: [N, D] latents, one head to read and to write, widths by padding."""
+    """Return the config of most published models: [N, D] latents, one-head cross-attentions, alignment by padding."""
     return Config(
         latents=LatentsConfig(*latents),
         encoder=EncoderConfig(channel_alignment="pad"),

@@ -1,4 +1,4 @@
-"""Recipes and runs: a recipe holds data, schema, sizes and training; a run is a recipe in a folder."""
+"""Recipes and runs: a recipe holds data, schema, sizes and training settings; a run is a recipe in a folder."""
 
 import dataclasses
 import json
@@ -41,13 +41,13 @@ from perceivers.training.training_config import TrainingConfig
 RECIPE, UNREADABLE, DATA = "recipe.yaml", "unreadable.jsonl", "data.json"
 
 MOST_EVALUATIONS = 256
-"""Evaluations of a recipe: each is a pass over the held-out records."""
+"""Largest number of evaluations of a recipe: each is a pass over the held-out records."""
 
 RESULTS = (LOG, "metrics.json", "command.txt", "report.html")
-"""Other files of a run that are replaced."""
+"""Other files of a run, which are replaced."""
 
 MODEL_FILES = (DESCRIPTION, WEIGHTS, MANIFEST, READY, "README.md")
-"""Files of a model's folder."""
+"""Files of a model folder."""
 
 Fingerprints = dict[str, Fingerprint]
 """Fingerprints of the parts of a data set, by name."""
@@ -55,12 +55,12 @@ Fingerprints = dict[str, Fingerprint]
 
 @with_config(ConfigDict(extra="allow"))
 class KeptData(TypedDict):
-    """What a run keeps of its data."""
+    """The content of a run's data.json: fingerprints of its data."""
 
     parts: Fingerprints
-    """As they are now."""
+    """Current fingerprints."""
     accepted: NotRequired[list[Any]]
-    """What had changed, and at which step, when that was accepted."""
+    """Changes of the data that were accepted, each with its step."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,21 @@ class Recipe:
     """Everything that determines a run."""
 
     data: AnyDataSet
-    """Where records come from."""
+    """The data set."""
     schema: Schema
-    """What goes in and what must come out."""
+    """Inputs and outputs of the model."""
     config: Config | Literal["auto"] = "auto"
-    """Sizes of the model; "auto": those that suit the schema."""
+    """Sizes of the model; "auto": sizes that suit the schema."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """How it learns."""
+    """Settings of the training."""
     evaluations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Further evaluations by name, each with the fields of inputs and outputs to change for it."""
+    """Further evaluations by name, each with the fields of inputs and outputs that it changes."""
     start_from: str | None = None
-    """Model whose weights it starts from, where they fit: folder of a model or of a run, or a hub repository."""
+    """Model to take initial weights from, where they fit: a model folder, a run folder or a hub repository."""
     freeze: tuple[str, ...] = ()
-    """Parts that do not learn: latents, encoder, processor, decoder, input_adapter, ..., or beginnings of names."""
+    """Parts that are frozen: latents, encoder, processor, decoder, input_adapter, ..., or prefixes of names."""
     task: str | None = None
-    """Name of the task that it is a recipe of: knows what else to measure and to show."""
+    """Name of the task that the recipe belongs to, for further scores and the report."""
 
     def __post_init__(self) -> None:
         if self.training.mixup is not None:
@@ -99,12 +99,13 @@ def run_recipe(
     tell: Callable[[str], None] = lambda line: None,
     accept_changed_data: bool = False,
 ) -> None:
-    """Train a recipe in a folder, or continue there; write recipe, log and checkpoints.
+    """Train a recipe in a folder, or resume it there; write recipe, log and checkpoints.
 
-    `tell` is called with what is worth knowing before it starts. A run goes on with the data it began with; others are
-    an error that says what has changed, unless `accept_changed_data`. Only the first process returns.
+    `tell` is called with messages for the user before training starts. A run continues with the data it began with;
+    changed data are an error that names the changes, unless `accept_changed_data`. Only the first process returns.
     """
-    recipe, parts, found = resolved(recipe, run, accept_changed_data)
+    # Build the model, with initial weights of another one if the recipe names it.
+    recipe, parts, prints = resolved(recipe, run, accept_changed_data)
     seed_step(recipe.training.seed)
     model = preset_of(recipe).build()
     freeze(model, recipe.freeze)
@@ -113,9 +114,10 @@ def run_recipe(
         tell(f"loaded from {recipe.start_from}: {', '.join(loaded) or 'nothing'}")
         tell(f"fresh: {', '.join(fresh) or 'nothing'}")
 
+    # Once the folder is locked, check again that it is free for this recipe, then write what the run keeps.
     def claim(step: int) -> None:
         check_claim(run, recipe)
-        kept = kept_data(run, found(), step, accept_changed_data) if has_steps(run) else {"parts": found()}
+        kept = kept_data(run, prints(), step, accept_changed_data) if has_steps(run) else {"parts": prints()}
         if not (run / RECIPE).exists() or read_recipe(run) != recipe:
             write_text(run / RECIPE, to_yaml(recipe))
         write_text(run / DATA, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
@@ -124,44 +126,49 @@ def run_recipe(
             write_text(run / UNREADABLE, "".join(lines))
 
     if not train(model, parts.training, recipe.training, run, claim):
-        raise SystemExit(0)  # what comes is the first process's
+        raise SystemExit(0)  # the other processes of the run end here
 
 
 def resolved(recipe: Recipe, run: Path, accept: bool) -> tuple[Recipe, Parts, Callable[[], Fingerprints]]:
-    """Return a recipe with all that data decide (statistics, vocabularies, sizes), the data, and their fingerprints.
+    """Return a recipe with all that its data decide (statistics, vocabularies, sizes), the data, and fingerprints.
 
-    A run that has begun goes on with what its data decided then; `accept`: although they have changed. ValueError if
-    that is not accepted, or the folder holds something else.
+    A run that has begun keeps what its data decided then, even if they have changed since and `accept` is True.
+    Raise a ValueError if they have changed and `accept` is False, or if the folder holds something else.
     """
+    # Fill in statistics, vocabularies and sizes from the data as they are now.
     parts = read_parts(recipe.data, recipe.schema)
     preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
     whole = dataclasses.replace(recipe, schema=preset.schema, config=preset.config)
-    found = cache(partial(fingerprints, whole, parts))
+    prints = cache(partial(fingerprints, whole, parts))
+    # Prefer those of a run that has begun, if its recipe differs in nothing else.
     if has_steps(run) and (run / RECIPE).is_file() and (run / DATA).exists():
         earlier = read_recipe(run)
         if earlier != whole and _differ_by_data(*map(to_plain, (recipe, whole, earlier))):
-            kept_data(run, found(), 0, accept)
-            return earlier, read_parts(earlier.data, earlier.schema), found
+            kept_data(run, prints(), 0, accept)
+            return earlier, read_parts(earlier.data, earlier.schema), prints
     check_claim(run, whole)
-    return whole, parts, found
+    return whole, parts, prints
 
 
 def check_claim(run: Path, recipe: Recipe) -> None:
-    """Raise a ValueError unless a run of this recipe may begin or go on in a folder.
+    """Raise a ValueError unless a run of this recipe may begin or continue in a folder.
 
-    The recipe of a run that made no step may be replaced; a file that is not of a run may not.
+    The recipe of a run without steps may be replaced; a file that no run has written may not.
     """
+    # The recipe can be written, as JSON in UTF-8.
     path = run / RECIPE
     try:
         json.dumps(to_plain(recipe), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         name = error.object[: error.end].rpartition('"')[2]
         raise ValueError(f"{name!r:.99}: not UTF-8, so no recipe can name it: rename the file") from None
+    # A new folder holds no file that the run would overwrite.
     if not path.exists():
         for name in (UNREADABLE, DATA, *RESULTS):
             if os.path.lexists(run / name):
                 raise ValueError(f"{run / name} is in the way, in a folder that is not a run's: choose another --out")
         return
+    # The recipe that is there is the same, or was written by a run that made no step.
     earlier = read_recipe(run)
     if earlier == recipe:
         return
@@ -172,31 +179,31 @@ def check_claim(run: Path, recipe: Recipe) -> None:
 
 
 def has_steps(run: Path) -> bool:
-    """Return whether a run has made steps that it could go on from, or wrote of some."""
+    """Return True if a run has checkpoints to continue from, or logged steps."""
     return bool(checkpoints(run) or read_log(run))
 
 
 def fingerprints(recipe: Recipe, parts: Parts) -> Fingerprints:
-    """Return the fingerprint of both parts of a recipe's data."""
+    """Return the fingerprints of the training and the held-out part of a recipe's data."""
     sides = {"training": parts.training, "held out": parts.held_out}
     return {side: fingerprint(recipe.data, recipe.schema, records) for side, records in sides.items()}
 
 
-def kept_data(run: Path, found: Fingerprints, step: int, accept: bool) -> KeptData:
-    """Return what a run is to keep of its data; ValueError if they have changed since it began, unless `accept`.
+def kept_data(run: Path, prints: Fingerprints, step: int, accept: bool) -> KeptData:
+    """Return the content of data.json; ValueError if the data have changed since the run began, unless `accept`.
 
-    A run of an older version, which has nothing to compare with, goes on.
+    A run of an older version, which kept no fingerprints, continues.
     """
-    before = read_kept_data(run) or {"parts": found}
-    what = differences(before["parts"], found)
+    before = read_kept_data(run) or {"parts": prints}
+    what = differences(before["parts"], prints)
     if what and not accept:
         raise ValueError(f"the data of {run} have changed since it began ({what}): --accept-changed-data goes on")
     accepted = [*before.get("accepted", []), *([{"step": step, "changed": what}] if what else [])]
-    return {"parts": found, "accepted": accepted} if accepted else {"parts": found}
+    return {"parts": prints, "accepted": accepted} if accepted else {"parts": prints}
 
 
 def read_kept_data(run: Path) -> KeptData | None:
-    """Return what a run kept of its data, or None; ValueError for a file that holds no such thing."""
+    """Return the content of a run's data.json, or None without one; ValueError for a file of other content."""
     if not (run / DATA).exists():
         return None
     try:
@@ -207,7 +214,7 @@ def read_kept_data(run: Path) -> KeptData | None:
 
 
 def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:
-    """Return whether two recipes, `whole` and `earlier`, differ at most in what data filled into the `given` one."""
+    """Return True if the recipes `whole` and `earlier` differ at most where data filled in the `given` one."""
     if given == whole:
         return bool(earlier == whole)
     if isinstance(given, dict) and isinstance(whole, dict) and isinstance(earlier, dict):
@@ -218,12 +225,12 @@ def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:
 
 
 def preset_of(recipe: Recipe) -> Preset:
-    """Return a recipe's preset, its sizes decided."""
+    """Return the preset of a recipe, with sizes that suit the schema for "auto"."""
     return Preset(recipe.schema, auto_config(recipe.schema) if recipe.config == "auto" else recipe.config)
 
 
 def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
-    """Return recipe and best model of a run (the newest, if it has no validation); ValueError if there is none."""
+    """Return the recipe and the best model of a run (without validation, the newest); ValueError if there is none."""
     checkpoint = best_checkpoint(run)
     recipe = read_recipe(run)
     if checkpoint is None:
@@ -235,19 +242,19 @@ def load_run(run: Path) -> tuple[Recipe, PerceiverIO]:
 
 
 def read_recipe(run: Path) -> Recipe:
-    """Return the recipe of a run; ValueError if the folder is none."""
+    """Return the recipe of a run; ValueError if the folder is not a run folder."""
     if not (run / RECIPE).is_file():
         raise ValueError(f"{run} is not the folder of a run: it has no {RECIPE}")
     return from_file(Recipe, run / RECIPE)
 
 
 def find_model(name: str, offline: bool = False) -> PerceiverIO:
-    """Return the model of a run's folder, of a model's folder or of a hub repository."""
+    """Load the model of a run folder, of a model folder or of a hub repository."""
     return load_run(Path(name))[1] if (Path(name) / RECIPE).is_file() else from_pretrained(name, offline=offline)
 
 
 def read_own(source: Path) -> PerceiverIO | None:
-    """Return the model of a run, or of a folder in our own format; None for any other source."""
+    """Load the model of a run or of a model folder; return None for any other source."""
     return find_model(str(source)) if (source / DESCRIPTION).is_file() or data_of(source) else None
 
 
@@ -266,18 +273,18 @@ def own_files(folder: Path) -> list[Path]:
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
     """Return a schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
 
-    A corruption that is named (`drop_prob`, `subsample`, `field_mask_prob`, `mask_words`, `mask_prob`) acts. ValueError
-    for a field
-    that an evaluation does not feel, and for a mask token that the model of the schema lacks.
+    A named corruption (`drop_prob`, `subsample`, `field_mask_prob`, `mask_words`, `mask_prob`) acts in the evaluation.
+    ValueError for a field that has no effect in one, and for a mask token that the schema's model lacks.
     """
     changed = changed_specs(schema, changes)
     return Schema({**schema.inputs, **changed["inputs"]}, {**schema.outputs, **changed["outputs"]})
 
 
 def changed_specs(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> SchemaInFile:
-    """Return the inputs and outputs alone that an evaluation changes, checked as in files."""
+    """Return only the inputs and outputs that an evaluation changes, checked as in files."""
     sides = {"inputs": schema.inputs, "outputs": schema.outputs}
     check_names("input or output", changes, {**schema.inputs, **schema.outputs})
+    # Change the fields in plain values, as a file holds them; then parse and check them like a file.
     plain = {
         side: {
             name: named(name, as_evaluated, to_plain(specs[name]), changes[name]) for name in changes if name in specs

@@ -1,4 +1,4 @@
-"""The report of any run: scores, losses over the steps, and samples as their kinds draw them."""
+"""The HTML report of a run: scores, samples, and losses over the steps."""
 
 import math
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ def report(run: Path) -> Path:
     page = Report(f"Run {run.name}")
     add_scores(page, run)
     batch, predictions = predict(model.cpu(), recipe.schema, read_held_out(recipe.data, recipe.schema)[:SHOWN])
-    page.heading("Samples, held out")
+    page.heading("Held-out samples")
     page.figure(
-        draw_samples(recipe.schema, batch, predictions), "Inputs; then of each output what is true and written."
+        draw_samples(recipe.schema, batch, predictions), "Inputs, then the target and the prediction of each output."
     )
     add_losses(page, run)
     return page.write(run / "report.html")
 
 
 def add_scores(page: Report, run: Path) -> None:
-    """Add a table of every metric of every evaluation."""
+    """Add a table of all metrics: one row per metric, one column per evaluation."""
     scores = read_scores(run)
     page.heading("Scores")
     measured = {(o, m): None for outputs in scores.values() for o, metrics in outputs.items() for m in metrics}
@@ -46,25 +46,25 @@ def add_scores(page: Report, run: Path) -> None:
 
 
 def add_losses(page: Report, run: Path) -> None:
-    """Add curves of each output's training loss over the steps."""
+    """Add curves of the training loss and learned weight of each output over the steps."""
     lines = cast(list[dict[str, Any]], read_log(run))
     curves = {"losses": "training loss", "weights": "learned weight"}
     curves = {key: title for key, title in curves.items() if any(line.get(key) for line in lines)}
     if not curves:
         return
-    figure, (places,) = subplots(1, list(curves.values()), side=5.0)
-    for key, axes in zip(curves, places, strict=True):
+    figure, (row,) = subplots(1, list(curves.values()), side=5.0)
+    for key, axes in zip(curves, row, strict=True):
         for name in dict.fromkeys(name for line in lines for name in line.get(key, ())):
             values = [line.get(key, {}).get(name, torch.nan) for line in lines]
             axes.plot([line["step"] for line in lines], values, label=name)
         axes.set_yscale("log")
         axes.legend()
     page.heading("Losses")
-    page.figure(figure, "Loss of each output under its fixed weight, a batch at a time.")
+    page.figure(figure, "Loss of each output on a training batch, under its fixed weight.")
 
 
 def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return one batch of all these records, and the model's predictions of it."""
+    """Return a batch of all these records, and the predictions of it."""
     batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
     with inference(model):
         return batch, model(batch["inputs"], schema.points(batch["targets"]), masking=masking_of(model, schema))

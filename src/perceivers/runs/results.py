@@ -1,4 +1,4 @@
-"""Scores of runs, kept in their folders, and one table of many runs."""
+"""Scores of runs, kept in their folders, and a table of the scores of many runs."""
 
 import json
 import math
@@ -16,24 +16,24 @@ from perceivers.training.metrics import Scores
 HEADING = """# Results
 
 Written by `perceivers report RUN... --out FILE`. A run's first row is the run itself; below it stand its further
-evaluations and its rivals on the same records. Minutes are wall-clock.
+evaluations and its baselines on the same records. Minutes are wall-clock.
 
 """
-"""What stands above the table in a file."""
+"""Text above the table in a file."""
 
 METRICS, COMMAND = "metrics.json", "command.txt"
 
 PlainScores = dict[str, dict[str, dict[str, float | None]]]
-"""Scores as JSON holds them: by evaluation, output and metric."""
+"""Scores by evaluation, output and metric, as JSON holds them."""
 
 
 def keep_scores(run: Path, scores: dict[str, Scores]) -> None:
-    """Write scores of a run into its folder."""
+    """Write the scores of a run into its folder."""
     write_text(run / METRICS, json.dumps(plain_scores(scores), indent=2, allow_nan=False) + "\n")
 
 
 def plain_scores(scores: Mapping[str, Scores]) -> PlainScores:
-    """Return scores as JSON can hold them: None (null) for a metric that has no finite value."""
+    """Return scores as JSON can hold them: None (null) for a value that is not finite."""
     return {
         evaluation: {
             output: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -44,12 +44,12 @@ def plain_scores(scores: Mapping[str, Scores]) -> PlainScores:
 
 
 def add_scores(run: Path, scores: dict[str, Scores]) -> None:
-    """Write further scores of a run beside those in its folder."""
+    """Add further scores of a run to those in its folder."""
     keep_scores(run, (read_scores(run) if (run / METRICS).exists() else {}) | scores)
 
 
 def read_scores(run: Path) -> dict[str, Scores]:
-    """Return a run's scores by name of the evaluation, NaN where there is none; ValueError if its folder holds none."""
+    """Return the scores of a run by evaluation, NaN for null; ValueError if its folder holds none."""
     kept: PlainScores = read_checked(run / METRICS, PlainScores)
     return {
         evaluation: {
@@ -70,11 +70,11 @@ def score_of(run: Path, evaluation: str, output: str, metric: str) -> float:
 
 def keep_command(run: Path, command: str) -> None:
     """Write the command that made a run into its folder."""
-    write_text(run / COMMAND, printable(command) + "\n")  # names of files need not be in UTF-8
+    write_text(run / COMMAND, printable(command) + "\n")  # file names need not be UTF-8
 
 
 def results_table(runs: Sequence[Path]) -> str:
-    """Return a table in Markdown: a row for each evaluation of each run, with command, seed, steps and time."""
+    """Return a Markdown table with a row for each evaluation of each run, with command, seed, steps and time."""
     lines = [
         "| run | command | seed | steps | minutes | evaluation | scores |",
         "| --- | --- | ---: | ---: | ---: | --- | --- |",
@@ -89,7 +89,7 @@ def results_table(runs: Sequence[Path]) -> str:
 
 
 def run_card(run: Path) -> str:
-    """Return how a run's model was trained and its scores, in Markdown."""
+    """Return the training history and the scores of a run's model, in Markdown."""
     rows = [f"| {evaluation} | {scores} |" for evaluation, scores in _score_rows(run)]
     return "\n".join(
         [
@@ -101,16 +101,16 @@ def run_card(run: Path) -> str:
 
 
 def _history(run: Path) -> list[str]:
-    """Return command, seed, steps and time of a run, after those of the runs that it started from."""
+    """Return command, seed, steps and time of the runs that a run started from, and then its own."""
     lines = []
-    for one in reversed(_ancestry(run)):
-        _, command, seed, steps, minutes = _about(one)
+    for ancestor in reversed(_ancestry(run)):
+        _, command, seed, steps, minutes = _about(ancestor)
         lines += [f"    {command}", "", f"Seed {seed}, {steps} steps, {minutes} minutes.", ""]
     return lines
 
 
 def _ancestry(run: Path) -> list[Path]:
-    """Return a run and those that it started from, the first one last; ValueError if they go round in a circle."""
+    """Return a run and those that it started from, the earliest last; ValueError for a circle."""
     runs = {run.resolve(): run}
     while (earlier := read_recipe(run).start_from) and data_of(Path(earlier)):
         run = Path(earlier)
@@ -129,8 +129,8 @@ def _score_rows(run: Path) -> list[tuple[str, str]]:
 def _texts(outputs: Scores) -> list[str]:
     return [
         f"{output} {metric} {value:.4g}" if math.isfinite(value) else f"{output} {metric} n/a"
-        for output, own in outputs.items()
-        for metric, value in own.items()
+        for output, metrics in outputs.items()
+        for metric, value in metrics.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Schema files: inputs and outputs at the top, then any other part of a recipe. Recipe files are read as well."""
+"""Schema files: inputs and outputs at the top level, and any other part of a recipe. Recipe files are loaded too."""
 
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,30 @@ SIDES = ("inputs", "outputs")
 
 
 def read_declaration(path: str | Path, data: str | None = None) -> Recipe:
-    """Return the recipe that a file declares, on `data` if given; errors name file, line and place."""
+    """Return the recipe that a schema file or recipe file declares, on `data` if given; errors name file and line."""
     plain, lines = read_plain(Path(path))
     if not isinstance(plain, dict):
         plain = {}
     if "schema" not in plain and any(side in plain for side in SIDES):
         schema = from_plain(Schema, {side: plain.pop(side) for side in SIDES if side in plain}, str(path), lines)
         plain["schema"] = to_plain(schema)
-    own = plain.get("data", to_plain(Table()))
-    return from_plain(Recipe, {**plain, "data": _data_at(data, own) if data else own}, str(path), lines)
+    declared = plain.get("data", to_plain(Table()))
+    return from_plain(Recipe, {**plain, "data": _data_at(data, declared) if data else declared}, str(path), lines)
 
 
-def _data_at(path: str, own: Any) -> dict[str, Any]:
-    """Return the data set at a path (table, folder, arrays or shards), with the options of a file of its kind."""
+def _data_at(path: str, declared: Any) -> dict[str, Any]:
+    """Return the data set at a path (table, arrays or shards), with the declared options if they are of that kind."""
     kind, fields = "table", ("file", "held_out_file")
     if path.endswith(ARRAY_FILES):
         kind, fields = "arrays", ("training_file", "held_out_file")
     elif is_shards(path):
         kind, fields = "shards", ("files", "held_out_files")
-    kept = own if isinstance(own, dict) and own.get("kind") == kind else {"kind": kind}
+    kept = declared if isinstance(declared, dict) and declared.get("kind") == kind else {"kind": kind}
     return {**kept, **dict(zip(fields, (path, ""), strict=True))}
 
 
 def declaration_schema() -> dict[str, Any]:
-    """Return the JSON schema of schema files and recipe files, for editors that check what they write."""
+    """Return the JSON schema of schema files and recipe files, for validation in editors."""
     definitions = json_schema(Recipe)["$defs"]
     recipe, sides = definitions.pop("Recipe"), definitions.pop("SchemaInFile")
     rest = {name: value for name, value in recipe["properties"].items() if name != "schema"}

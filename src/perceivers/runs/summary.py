@@ -1,4 +1,4 @@
-"""Summary of a schema's model: its tokens, latents and queries, what they cost, and a picture of them."""
+"""Summary of a schema's model: tokens, latents, queries, costs, and a diagram of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
-"""Kinds of files that a picture is written as."""
+"""Formats of the diagram."""
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """The content of `perceivers schema check`."""
+    """The output of `perceivers schema check`."""
 
     preset: Preset
     """The model."""
@@ -28,11 +28,11 @@ class Wiring:
     outputs: dict[str, Rows]
     """Queries of each output."""
     cost: Costs
-    """Of one sample."""
+    """Costs of one sample."""
     batch_size: int
     """Samples of a training step."""
     training_bytes: int
-    """Memory that such a step takes."""
+    """Memory of a training step."""
 
     @property
     def latents(self) -> Rows:
@@ -48,35 +48,37 @@ def describe(preset: Preset, batch_size: int) -> Wiring:
     return Wiring(preset, inputs, outputs, costs(preset), batch_size, training_bytes(preset, batch_size))
 
 
-def write_picture(found: Wiring, path: Path) -> None:
-    """Draw the dataflow into a file; ValueError for a kind of file that is not written."""
+def write_picture(summary: Wiring, path: Path) -> None:
+    """Draw the dataflow into a file; ValueError for a format that is not supported."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: a picture is written as {', '.join(FORMATS)}")
-    figure = draw(found)
+    figure = draw(summary)
     with whole_file(path) as fresh:
         figure.savefig(fresh, format=path.suffix[1:].lower())
 
 
-def draw(found: Wiring) -> "Figure":
-    """Draw inputs on the left, latents in the middle, outputs on the right, arrows between them."""
+def draw(summary: Wiring) -> "Figure":
+    """Draw inputs on the left, latents in the middle and outputs on the right, with arrows between them."""
     from matplotlib.figure import Figure
 
-    schema, tallest = found.preset.schema, max(len(found.inputs), len(found.outputs))
+    schema, tallest = summary.preset.schema, max(len(summary.inputs), len(summary.outputs))
     figure = Figure(figsize=(10, 1.2 + 0.9 * tallest), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(0, 10), ylim=(0, 1.05))
     axes.set_axis_off()
-    layers = found.preset.config.processor.num_layers * found.preset.config.processor.num_blocks
-    _box(axes, 5.0, 0.5, f"latents\n{found.latents.size} x {found.latents.channels}\n{layers} layers", "#ffe3b3")
+    # Latents, in the middle.
+    layers = summary.preset.config.processor.num_layers * summary.preset.config.processor.num_blocks
+    _box(axes, 5.0, 0.5, f"latents\n{summary.latents.size} x {summary.latents.channels}\n{layers} layers", "#ffe3b3")
     axes.text(1.5, 1.02, "tokens", ha="center")
     axes.text(8.5, 1.02, "queries", ha="center")
-    for specs, rows, x, colour in (
-        (schema.inputs, found.inputs, 1.5, "#cfe3f7"),
-        (schema.outputs, found.outputs, 8.5, "#d6efd0"),
+    # A box for each input and output, with an arrow to or from the latents.
+    for specs, sizes, x, colour in (
+        (schema.inputs, summary.inputs, 1.5, "#cfe3f7"),
+        (schema.outputs, summary.outputs, 8.5, "#d6efd0"),
     ):
-        for number, (name, row) in enumerate(rows.items()):
-            y = 1 - (number + 0.5) / len(rows)
-            _box(axes, x, y, f"{name}: {kind_name(specs[name])}\n{row.size} x {row.channels}", colour)
+        for number, (name, size) in enumerate(sizes.items()):
+            y = 1 - (number + 0.5) / len(sizes)
+            _box(axes, x, y, f"{name}: {kind_name(specs[name])}\n{size.size} x {size.channels}", colour)
             start, end = ((x + 1.2, y), (4.3, 0.5)) if x < 5 else ((5.7, 0.5), (x - 1.2, y))
             axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": "0.4"})
     return figure

@@ -1,4 +1,4 @@
-"""What a published system offers to the command: its models, its recipes, and how their runs are scored and shown."""
+"""Interface of a published system to the command line: models, recipes, scores and reports of their runs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from perceivers.training.metrics import Scores
 
 @dataclass(frozen=True)
 class Task:
-    """What a name on the command line stands for."""
+    """A task: a name on the command line for a recipe and what belongs to it."""
 
     recipe: Callable[[], Recipe]
     """The recipe."""
     baseline_scores: Callable[[Path], dict[str, Scores]] = lambda run: {}
-    """Scores of a run of it beyond those of its outputs' metrics: of baselines on the same records, and its own."""
+    """Function that returns further scores of a run of the recipe: of baselines on the same records, or its own."""
     report: Callable[[Path], Path] = report
-    """Makes the report of a run of it, in its folder."""
+    """Function that writes the report of a run of the recipe into its folder."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class System:
     """A published system."""
 
     recipes: Mapping[str, Callable[[], Recipe]]
-    """Its recipes by their names on the command line."""
+    """Recipes, by their names on the command line."""
     presets: Mapping[str, Published] = field(default_factory=dict)
-    """Its published models by name."""
+    """Published models, by name."""
     baseline_scores: Callable[[Path], dict[str, Scores]] = Task.baseline_scores
-    """Scores of a run of any of its recipes, beyond those of its outputs' metrics."""
+    """Function that returns further scores of a run of any of the recipes (`Task`)."""
     report: Callable[[Path], Path] = Task.report
-    """Makes the report of a run of any of its recipes."""
+    """Function that writes the report of a run of any of the recipes (`Task`)."""
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
-    """Scorers of data sets whose records no batch can hold, by `DataSet.scorer`."""
+    """Scorers of data sets whose records do not fit into batches, by `DataSet.scorer`."""
     untrained_baselines: Mapping[str, UntrainedBaselines] = field(default_factory=dict)
-    """Baselines that need no training, by the kind of output that they predict."""
+    """Baselines that need no training, by the modality of the output that they predict."""
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """Its tasks by name."""
+        """Tasks of the system, by name."""
         return {name: Task(recipe, self.baseline_scores, self.report) for name, recipe in self.recipes.items()}

@@ -1,1 +1,1 @@
-"""One loop for any schema; optimisers and schedules of the paper; checkpoints."""
+"""Training: one loop for every schema, the paper's optimisers and schedules, checkpoints."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing, from outside the architecture."""
+"""Activation checkpointing, added to a model from outside."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from perceivers.core.attention import CrossAttention, SelfAttention
 
 @contextmanager
 def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Make attention blocks keep their inputs alone and run again, with the same dropout, for the gradient.
+    """Make attention blocks store their inputs alone and run again, with the same dropout, in the backward pass.
 
-    Cross-attentions where they are dense; their other orders do so anyway.
+    Of a cross-attention only the dense algorithm is wrapped: the others recompute their blocks anyway.
     """
     blocks = {CrossAttention: "dense", SelfAttention: "forward"}
     layers = [
@@ -29,4 +29,4 @@ def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         for layer, method in layers:
-            delattr(layer, method)  # the class's own again
+            delattr(layer, method)  # uncovers the method of the class

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which there are, which are good, which is the best."""
+"""The checkpoints of a run: listing them, and finding the latest and the best sound one."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from perceivers.files.tensor_files import check_finite
 from perceivers.schema.schema_files import read_checked
 
 KEPT = 2
-"""Number of the newest checkpoints of a run that are kept, in addition to the best."""
+"""Number of newest checkpoints of a run that are kept, in addition to the best."""
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its checkpoints."""
@@ -34,31 +34,31 @@ class State(TypedDict):
 def checkpoints(run: Path) -> list[Path]:
     """Return a run's checkpoints, newest first."""
     folder = run / CHECKPOINTS
-    paths = folder.iterdir() if folder.exists() else ()  # unlike `glob`, it says so where a folder cannot be read
-    found = [path for path in paths if is_place_of_checkpoint(path)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    paths = folder.iterdir() if folder.exists() else ()  # unlike `glob`, raises if it cannot be read
+    folders = [path for path in paths if is_place_of_checkpoint(path)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def is_place_of_checkpoint(folder: Path) -> bool:
-    """Return whether a run would take what is there for one of its checkpoints."""
+    """Return True if a run would take this path for one of its checkpoints."""
     return folder.parent.name == "checkpoints" and re.fullmatch(r"step-\d{8,}", folder.name) is not None
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """Return the newest checkpoint that is whole and finite, or None; others are passed over with a warning.
+    """Return the newest checkpoint that is complete and finite, or None; skip others with a warning.
 
-    UnreadableError or OSError if the system does not let one be read.
+    Raise an UnreadableError or OSError if the system does not let one be read.
     """
     return next(filter(_is_good, checkpoints(run)), None)
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """Return the good checkpoint with the lowest validation loss; the newest one if the run has no validation.
+    """Return the sound checkpoint with the lowest validation loss, or the newest one if the run has no validation.
 
-    UnreadableError or OSError if the system does not let one be read.
+    Raise an UnreadableError or OSError if the system does not let one be read.
     """
     scores = {folder: score_of(folder) for folder in checkpoints(run)}
-    ranked = sorted(scores, key=lambda folder: scores[folder])  # equal ones stay newest first
+    ranked = sorted(scores, key=lambda folder: scores[folder])  # stable: of equal scores the newest comes first
     return next(filter(_is_good, ranked), None)
 
 
@@ -70,17 +70,17 @@ def diverged(step: int, what: str, checkpoint: Path | None) -> ValueError:
 
 def read_state(folder: Path) -> State:
     """Return steps, time and loss scale of a checkpoint; ValueError naming what its file lacks."""
-    found: State = read_checked(folder / STATE, State)
-    return found
+    state: State = read_checked(folder / STATE, State)
+    return state
 
 
 def step_of(folder: Path) -> int:
-    """Return the number of steps of a checkpoint; ValueError if it does not say."""
+    """Return the number of steps of a checkpoint; ValueError if its file does not give one."""
     return read_state(folder)["step"]
 
 
 def score_of(folder: Path) -> float:
-    """Return the validation loss of a checkpoint; infinity, which is never best, if there is no finite one."""
+    """Return the validation loss of a checkpoint, or infinity, which is never the best, if it has no finite one."""
     try:
         score = float(read_json(folder / STATE)["score"])
     except UnreadableError:
@@ -96,7 +96,7 @@ def _is_good(folder: Path) -> bool:
         if STATE not in read_manifest(folder):
             raise ValueError(f"{folder} is a model alone, without the state of a run")
         check_finite(folder)
-    except UnreadableError:  # what cannot be read now may be the best one
+    except UnreadableError:  # a checkpoint that cannot be read now may be the best one
         raise
     except ValueError as error:
         warnings.warn(f"passing over a checkpoint: {error}", stacklevel=4)

@@ -1,4 +1,4 @@
-"""Devices: which this machine has, which one is chosen, and how batches get there."""
+"""Devices: those of this machine, the choice of one, and moving batches to it."""
 
 from typing import Any
 
@@ -6,30 +6,30 @@ import torch
 from torch import nn
 
 INFERENCE = ("cuda",)
-"""Kinds of device that a model runs on unless told otherwise, the fastest first; others run on the CPU."""
+"""Device types that inference uses by default, the fastest first; otherwise the CPU."""
 
 TRAINING = ("cuda", "mps")
-"""The same for training."""
+"""Device types that training uses by default, the fastest first; otherwise the CPU."""
 
 
 def best_device(kinds: tuple[str, ...] = INFERENCE) -> str:
-    """Return the first of these kinds of device that this machine has; "cpu" if it has none."""
+    """Return the first of these device types that this machine has; "cpu" if it has none."""
     here = available_devices()
     return next((kind for kind in kinds if here[kind]), "cpu")
 
 
 def available_devices() -> dict[str, bool]:
-    """Return each kind of device, and whether this machine has one."""
+    """Return for each device type True if this machine has one."""
     return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return where the parameters of a module are."""
+    """Return the device of a module's parameters."""
     return next(module.parameters()).device
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors on this device."""
+    """Move the tensors of a batch to a device."""
     from lightning.fabric.utilities import move_data_to_device  # an extra, and slow to import
 
     return move_data_to_device(batch, device)

@@ -1,4 +1,4 @@
-"""The processes of a run: how they start, what each holds, what they agree on."""
+"""The processes of a run: launching them, sharding the model, agreeing on results."""
 
 import os
 import traceback
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STARTER = "PERCEIVERS_STARTER"
-"""Environment variable by which the process that starts the others of its run tells them its number."""
+"""Environment variable with the process id of the process that starts the others of its run."""
 
 
 @contextmanager
 def launched(config: TrainingConfig) -> Iterator["Fabric"]:
-    """Let the processes of a run work together for the time of a context; afterwards each is alone again.
+    """Launch the processes of a run and yield their Fabric; at the end destroy the process group.
 
-    Nothing made within may hold DDP's reducer on leaving: were it the last holder of its process group, it would wait
-    for gloo's thread while it has Python's lock, which that thread may wait for. The frames of an error let it go here.
+    No reference to the DDP module may survive the context. If DDP's reducer were the last holder of the process group,
+    its destructor would wait for gloo's thread while it holds the GIL, for which that thread may wait: a deadlock.
+    For the same reason the frames of an error, which refer to the module, are cleared.
     """
     fabric = launch(config)
     try:
@@ -48,22 +49,25 @@ def launched(config: TrainingConfig) -> Iterator["Fabric"]:
 
 
 def launch(config: TrainingConfig) -> "Fabric":
-    """Start the processes of a run, or join those that torchrun or SLURM started."""
+    """Start the processes of a run, or join those that torchrun or SLURM started; return their Fabric."""
     from lightning.fabric import Fabric  # an extra, and slow to import
     from lightning.fabric.strategies import ModelParallelStrategy
 
+    # Number of processes, and the device of each.
     local, nodes = started(config.devices)
     world = local * nodes
     config.check_processes(world)
     if config.shard_model and world == 1:
         warnings.warn("shard_model = True has no effect on one process", stacklevel=3)
     device = device_kind(config)
+    # Precision, and the strategy: DDP, or FSDP2 if the model is sharded.
     settings: dict[str, Any] = {"accelerator": device, "devices": local, "num_nodes": nodes}
     settings |= _precision(config.precision, device)
     if world > 1:
         sharded = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
         settings["strategy"] = sharded if config.shard_model else _replicated()
     fabric = Fabric(**settings)
+    # Processes that Fabric starts run this function again, up to here, and find the starter in their environment.
     end_with_starter()
     os.environ[STARTER] = str(os.getpid())
     try:
@@ -74,19 +78,19 @@ def launch(config: TrainingConfig) -> "Fabric":
 
 
 def end_with_starter() -> None:
-    """Make this process end with the one that started it, if that is a process of the same run or torchrun.
+    """Make this process end with its parent, if that is a process of the same run or torchrun.
 
-    Otherwise a process whose run is gone before they found each other would wait half an hour for it.
+    A process whose run died before the process group was formed would otherwise wait for it for half an hour.
     """
     starter = os.environ.pop(STARTER, None)
     if starter is not None or "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     if starter is not None and os.getppid() != int(starter):
-        raise SystemExit(1)  # it is gone already
+        raise SystemExit(1)  # the starter is gone already
 
 
 def started(devices: int) -> tuple[int, int]:
-    """Processes of this machine and number of machines, as torchrun or SLURM says, else `devices` and 1."""
+    """Return the processes on this machine and the number of machines: from torchrun or SLURM, else `devices` and 1."""
     env = os.environ
     if "LOCAL_WORLD_SIZE" in env:
         local = int(env["LOCAL_WORLD_SIZE"])
@@ -98,18 +102,18 @@ def started(devices: int) -> tuple[int, int]:
 
 
 def device_kind(config: TrainingConfig) -> str:
-    """Return the accelerator asked for, or the best there is; ValueError for one that this machine lacks."""
+    """Return the configured accelerator, or the best one for "auto"; ValueError for one that this machine lacks."""
     if config.accelerator != "auto":
-        here = available_devices()
-        if not here[config.accelerator]:
-            there = ", ".join(name for name, is_there in here.items() if is_there)
-            raise ValueError(f"accelerator = {config.accelerator} cannot be used here: auto, {there}")
+        available = available_devices()
+        if not available[config.accelerator]:
+            names = ", ".join(name for name, is_available in available.items() if is_available)
+            raise ValueError(f"accelerator = {config.accelerator} cannot be used here: auto, {names}")
         return config.accelerator
     return best_device(TRAINING)
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
-    """Spread parameters over the processes: those of each attention block together, then the rest."""
+    """Shard the parameters over the processes: each attention block as one group, then the rest."""
     from torch.distributed.fsdp import fully_shard
 
     for layer in module.modules():
@@ -120,24 +124,24 @@ def shard(module: nn.Module, mesh: Any) -> nn.Module:
 
 
 def agreed(fabric: "Fabric", act: Callable[[], T]) -> T:
-    """Return in all processes what the first finds; what it raises of a user's mistake or of files ends all of them."""
-    found: T | Exception | None = None
+    """Call a function in the first process and return its result in all; a ValueError or OSError is raised in all."""
+    result: T | Exception | None = None
     if fabric.is_global_zero:
         try:
-            found = act()
+            result = act()
         except (ValueError, OSError) as error:
-            found = error
-    found = fabric.broadcast(found)
-    if isinstance(found, Exception):
-        raise found
-    return cast(T, found)
+            result = error
+    result = fabric.broadcast(result)
+    if isinstance(result, Exception):
+        raise result
+    return cast(T, result)
 
 
 @contextmanager
 def only_user(run: Path, fabric: "Fabric") -> Iterator[None]:
-    """Keep other trainings from a run folder (ValueError if one uses it), and remove what killed ones left.
+    """Lock a run folder against other trainings and remove the temporary files of killed ones.
 
-    The lock is not passed on to the workers of its holder.
+    Raise a ValueError if another training uses the folder. Worker processes do not inherit the lock.
     """
     make_folder(run / "checkpoints")
     with (run / "checkpoints" / ".lock").open("w") as file:
@@ -154,13 +158,13 @@ def _replicated() -> Any:
     from lightning.fabric.strategies import DDPStrategy
 
     class Replicated(DDPStrategy):
-        """DDP that is not surprised if all parameters are used: one never is, and so it warns of nothing."""
+        """DDP with one parameter that is never used, so that it does not warn if all others are used."""
 
         def setup_module(self, module: nn.Module) -> nn.Module:
             module.never_used = nn.Parameter(torch.zeros((), device=self.root_device))
             return super().setup_module(module)
 
-    # An input or output may be missing from a whole batch: its parameters then have no gradient.
+    # An input or output may be missing from a whole batch: then its parameters have no gradient.
     return Replicated(find_unused_parameters=True)
 
 
@@ -168,13 +172,13 @@ def _precision(name: Any, device: str) -> dict[str, Any]:
     from lightning.fabric.plugins import DoublePrecision, MixedPrecision
 
     class Mixed(MixedPrecision):
-        """Leaves the batch alone: coordinates in 16 bits would be too coarse."""
+        """Mixed precision that does not convert the batch: coordinates in 16 bits would be too coarse."""
 
         def convert_input(self, data: Any) -> Any:
             return data
 
     class Double(DoublePrecision):
-        """Leaves the losses alone: their means over parts and processes are taken in 64 bits too."""
+        """Double precision that does not convert the losses: their means are taken in 64 bits too."""
 
         def convert_output(self, data: Any) -> Any:
             return data

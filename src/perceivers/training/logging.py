@@ -1,4 +1,4 @@
-"""Log of a run: lines of JSON, a progress bar, TensorBoard."""
+"""The log of a run: lines of JSON, a progress bar and TensorBoard."""
 
 import json
 import warnings
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 
 MOST_LOG_BYTES, LONGEST_LOG_LINE = 256 * 2**20, 2**20
-"""Bytes of a log, and of a line of it, that are read: a million lines of several outputs."""
+"""Most bytes that are read of a log and of a line: enough for a million lines with several outputs."""
 
 
 @with_config(ConfigDict(extra="allow"))
 class LogLine(TypedDict):
-    """A line of a log; beside this, rate, norm and seconds."""
+    """A line of a log, which also holds rate, norm and seconds."""
 
     step: Annotated[int, Field(ge=0, lt=2**63)]
     losses: dict[str, float]
@@ -38,7 +38,7 @@ class LogLine(TypedDict):
 
 
 class Log:
-    """The log of a run that has made `step` steps; what an earlier, killed run wrote of later ones is dropped."""
+    """The log of a run that has made `step` steps; lines of later steps, which a killed run wrote, are dropped."""
 
     def __init__(self, run: Path, step: int, config: TrainingConfig, enabled: bool) -> None:
         self.path, self.every, self.enabled = run / LOG, config.log_every, enabled
@@ -60,7 +60,7 @@ class Log:
             self.board.close()
 
     def write(self, step: int, losses: Mapping[str, float], weights: Mapping[str, float], **scalars: float) -> None:
-        """A line every `log_every` steps: losses of outputs by name, their weights if learned, and other scalars."""
+        """Write a line every `log_every` steps: losses by output, their weights if learned, and other scalars."""
         self.report(step)
         if not self.enabled or step % self.every:
             return
@@ -75,13 +75,13 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def picture(self, step: int, figure: "Figure") -> None:
-        """A picture for TensorBoard."""
+        """Write a figure for TensorBoard."""
         if self.board is not None:
             self.board.add_figure("samples", figure, step)
 
 
 def read_log(run: Path) -> list[LogLine]:
-    """Lines of a run's log; a last line that was cut off is left out. ValueError naming any other that is broken."""
+    """Return the lines of a run's log without a last line that was cut off; ValueError naming any other broken line."""
     path, lines = run / LOG, list[LogLine]()
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return lines
@@ -91,12 +91,12 @@ def read_log(run: Path) -> list[LogLine]:
             if len(line) > LONGEST_LOG_LINE:
                 raise ValueError(f"{place}: a line of more than {LONGEST_LOG_LINE:,} bytes")
             try:
-                found = from_json(line.decode())
+                value = from_json(line.decode())
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     break  # the run was killed while it wrote this
                 raise ValueError(f"{place}: not JSON: {one_line(error)}") from None
-            lines.append(checked(LogLine, found, place, strict=True))
+            lines.append(checked(LogLine, value, place, strict=True))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""One training loop for any schema. A resumed run makes the same steps as one that was never stopped."""
+"""The training loop, one for every schema. A resumed run makes the same steps as one that was never stopped."""
 
 import hashlib
 import math
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
 from perceivers.data.splits import random_split
-from perceivers.schema import Batch, Record
+from perceivers.schema import Batch, Record, Schema
 from perceivers.training.activation_checkpointing import recomputed
 from perceivers.training.checkpoints import diverged, latest_checkpoint
 from perceivers.training.devices import device_of, on_device
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 SMALLEST_SCALE = 2.0**-24
-"""Smallest scale of the loss under 16-mixed at which a step may still be skipped."""
+"""Smallest loss scale under 16-mixed at which a step may still be skipped."""
 
 
 def train(
@@ -45,11 +46,12 @@ def train(
     run: Path,
     claim: Callable[[int], None] = lambda step: None,
 ) -> bool:
-    """Train a model, in place, up to `num_steps`, from the run folder's latest checkpoint if it has one.
+    """Train a model in place up to `num_steps`, from the latest checkpoint of the run folder if there is one.
 
-    `claim` is called in the first process alone, with the number of steps made, when the folder is locked, everything
-    is built and nothing was written there: it may refuse to go on (ValueError, then of all processes).
-    True in the first process, which goes on alone. Raises Stopped after a signal and the checkpoint it asks for.
+    The first process calls `claim` with the number of steps made, once the run folder is locked and everything is
+    built, but before anything is written. A ValueError from `claim` ends the run in all processes.
+    Return True in the first process, which alone continues after training. Raise Stopped after a signal, once a
+    checkpoint is saved.
     """
     records, validation = split(records, config)
     model.memory_limit = None if config.memory_limit is None else config.memory_limit * 1_000_000
@@ -74,36 +76,36 @@ def make_steps(
     stop: StopFlag,
     claim: Callable[[int], None],
 ) -> None:
-    """Make the steps of one process, from the latest checkpoint on; at the end the weights are their average.
+    """Make the training steps of one process; at the end the model has the averaged weights, if the run keeps any.
 
-    A function of its own, so that no reference to the model outlives the process group (`launched`).
+    A function, so that no reference to the model outlives the process group (`launched`).
     """
+    # Build the learner (`objective`, wrapped by Fabric), the optimiser and the state that checkpoints save.
     objective = Objective(model, config.weights)
-    learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
-    learner.mark_forward_method("predict")
-    learner.train()
+    learner = build_learner(fabric, objective, config)
     optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
     state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
-    if (latest := agreed(fabric, lambda: latest_checkpoint(run))) is not None:
+
+    # Resume: the first process finds the latest checkpoint, all load it, then the first may refuse to continue.
+    latest = agreed(fabric, lambda: latest_checkpoint(run))
+    if latest is not None:
         state.load(latest)
     agreed(fabric, lambda: claim(state.step))
 
-    share = (fabric.global_rank, fabric.world_size)
-    steps = (state.step, config.num_steps)
-    groups = getattr(records, "groups", ())
-    order = BatchOrder(config.seed, len(records), config.batch_size, *steps, *share, config.shuffle, groups)
-    batches = training_batches(objective.schema, records, order, config.num_workers)
+    batches = remaining_batches(fabric, objective.schema, records, state.step, config)
     with Log(run, state.step, config, enabled=fabric.is_global_zero) as log, workers_let_go():
         started = time.monotonic() - state.seconds
         for batch in fabric.setup_dataloaders(batches, use_distributed_sampler=False):
-            rate = config.rate(state.step)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            # Gradients. What is random in a step depends on its number alone, not on the steps before.
+            rate = set_rate(optimiser, config.rate(state.step))
             seed_step(config.seed, state.step, fabric.global_rank)
             batch = mixed(objective.schema, batch, config.mixup)
-            losses, weights = gradients(fabric, learner, batch, config.accumulate), objective.weights()
+            losses = gradients(fabric, learner, batch, config.accumulate)
+            weights = objective.weights()
             norm = clip(fabric, learner, optimiser, config)
             check_finite(state.step, losses, weights, norm, state.checkpoint)
+
+            # Update of the weights and of their averages.
             optimiser.step()
             optimiser.zero_grad()
             state.step += 1
@@ -112,16 +114,50 @@ def make_steps(
             scalars = {"rate": rate, "norm": norm, "seconds": round(state.seconds, 3)}
             log.write(state.step, objective.unweighed(losses, weights), weights, **scalars)
 
+            # Checkpoint: at regular steps with a validation loss, after a signal to any process without one.
             signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
             due = state.step == config.num_steps or state.step % config.checkpoint_every == 0
             if due or signal:
                 checkpoint = saved(state, learner, batch, validation if due else [], config, run)
-                if due and config.tensorboard:
-                    with state.averaged():
-                        show(log, state.step, learner, validation or records)
+            if due and config.tensorboard:
+                with state.averaged():
+                    show(log, state.step, learner, validation or records)
             if signal:
                 raise Stopped(signal, state.step, checkpoint)
     state.set_parameters(state.average)
+
+
+def build_learner(fabric: "Fabric", objective: Objective, config: TrainingConfig) -> Any:
+    """Return model and losses as one module that Fabric has wrapped (DDP, FSDP, precision), in training mode."""
+    learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
+    learner.mark_forward_method("predict")
+    learner.train()
+    return learner
+
+
+def remaining_batches(
+    fabric: "Fabric", schema: Schema, records: Sequence[Record], step: int, config: TrainingConfig
+) -> DataLoader[Any]:
+    """Return a loader of this process's share of each batch, from `step` to the last step."""
+    sampler = BatchOrder(
+        seed=config.seed,
+        num_records=len(records),
+        batch_size=config.batch_size,
+        first=step,
+        last=config.num_steps,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        shuffle=config.shuffle,
+        groups=getattr(records, "groups", ()),
+    )
+    return training_batches(schema, records, sampler, config.num_workers)
+
+
+def set_rate(optimiser: Any, rate: float) -> float:
+    """Set the learning rate of all parameter groups, and return it."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def saved(
@@ -132,15 +168,19 @@ def saved(
     config: TrainingConfig,
     run: Path,
 ) -> Path:
-    """Save a checkpoint with its validation loss, or with none if there are no such records."""
+    """Save a checkpoint, with its validation loss if there are validation records; return its folder."""
     with state.averaged():
         score = validation_loss(learner, validation, config.batch_size) if validation else None
+        # Without a validation loss, the loss of a part of the last batch shows whether the new weights are sound.
         loss = batch_loss(learner, parts(batch, config.accumulate)[0]) if score is None else score
     return state.save(run, loss, score)
 
 
 def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[Record], Sequence[Record]]:
-    """Records to learn from, and those that choose the best checkpoint; ValueError if none is left to learn from."""
+    """Split records into those to train on and those that choose the best checkpoint.
+
+    Raise a ValueError if none is left to train on.
+    """
     number = round(config.validation_fraction * len(records))
     if number == len(records):
         raise ValueError(f"no records to learn from: of {len(records)}, {number} are for validation")
@@ -149,67 +189,80 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
             text = f"validation_fraction = {config.validation_fraction} has no effect: it is less than half a record"
             warnings.warn(f"{text} of {len(records)}", stacklevel=3)
         return records, []
-    learned_from, validation = random_split(len(records), number, config.seed)
-    return chosen(records, learned_from), chosen(records, validation)
+    training, validation = random_split(len(records), number, config.seed)
+    return chosen(records, training), chosen(records, validation)
 
 
 def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict[str, float]:
-    """Gradients of a batch over all processes, from so many parts of each share; and the losses of its outputs.
+    """Compute the gradients of a batch over all processes, and return the loss of each output that has a target.
 
-    Each part counts as much as it has elements that its losses are means over: as if the batch were in one piece.
+    Each process cuts its share of the batch into `number` parts, one backward pass each, to save memory. A loss is a
+    mean over elements (pixels, tokens, ...), of which a part may have many or none. So a part counts by its elements:
+
+        loss of the batch = sum over processes and parts of  (elements of the part / elements of the batch) * its loss
+
+    which is the loss, and gives the gradient, of the whole batch in one piece.
     """
+    # Count the elements of each output, in each part of this process and in the whole batch: [outputs].
     schema, pieces = learner.schema, parts(batch, number)
-    own = [counts(schema, piece, fabric.device) for piece in pieces]
-    total = fabric.all_reduce(torch.stack(own).sum(dim=0), reduce_op="sum")
-    if not total.any():
+    piece_counts = [counts(schema, piece, fabric.device) for piece in pieces]
+    batch_counts = fabric.all_reduce(torch.stack(piece_counts).sum(dim=0), reduce_op="sum")
+    if not batch_counts.any():
         raise ValueError("no record of the batch has a target")
-    whole = dict(zip(schema.outputs, total.clamp(min=1), strict=True))
-    losses: dict[str, Tensor] = {name: torch.zeros((), device=fabric.device) for name in schema.outputs}
-    for piece, count in zip(pieces, own, strict=True):
-        part = dict(zip(schema.outputs, fabric.world_size * count, strict=True))  # gradients are means over processes
+    in_batch = dict(zip(schema.outputs, batch_counts.clamp(min=1), strict=True))  # 1: no division by 0
+
+    # Add up losses and gradients over the parts.
+    sums: dict[str, Tensor] = {name: torch.zeros((), device=fabric.device) for name in schema.outputs}
+    for piece, count in zip(pieces, piece_counts, strict=True):
+        # Processes average their gradients below; the factor world_size makes the average a sum.
+        in_piece = dict(zip(schema.outputs, fabric.world_size * count, strict=True))
         with fabric.no_backward_sync(learner, enabled=piece is not pieces[-1]):
-            weighted = {name: loss * part[name] / whole[name] for name, loss in learner(piece).items()}
+            weighted = {name: loss * in_piece[name] / in_batch[name] for name, loss in learner(piece).items()}
             fabric.backward(torch.stack(list(weighted.values())).sum())
-        losses |= {name: losses[name] + loss.detach() for name, loss in weighted.items()}
-    means = fabric.all_reduce(torch.stack(list(losses.values())), reduce_op="mean").tolist()
-    return {name: loss for name, loss, there in zip(losses, means, total, strict=True) if there}
+        sums |= {name: sums[name] + loss.detach() for name, loss in weighted.items()}
+
+    # Add up the losses over the processes: a mean, since the factor world_size is in them too.
+    losses = fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="mean").tolist()
+    return {name: loss for name, loss, has_target in zip(sums, losses, batch_counts, strict=True) if has_target}
 
 
 def clip(fabric: "Fabric", learner: Any, optimiser: Any, config: TrainingConfig) -> float:
-    """Clip the gradient to the norm the optimiser allows; its norm before. 0 where 16-mixed skips the step.
+    """Clip the gradient to the optimiser's `max_norm`; return the norm before, or 0 where 16-mixed skips the step.
 
-    It halves its scale at each such step: a gradient that no scale makes finite is not passed over for ever.
+    16-mixed skips a step whose gradient overflows and halves the loss scale. Below SMALLEST_SCALE the norm is returned
+    as it is: a gradient that no scale makes finite must end the run (`check_finite`), not be skipped for ever.
     """
-    limit = config.optimiser.max_norm or math.inf
-    skips = config.precision == "16-mixed" and fabric.strategy.precision.scaler.get_scale() > SMALLEST_SCALE
-    norm = fabric.clip_gradients(learner, optimiser, max_norm=limit, error_if_nonfinite=False)
-    assert norm is not None
-    found = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    return 0.0 if skips and not math.isfinite(found) else found
+    max_norm = config.optimiser.max_norm or math.inf
+    may_skip = config.precision == "16-mixed" and fabric.strategy.precision.scaler.get_scale() > SMALLEST_SCALE
+    clipped = fabric.clip_gradients(learner, optimiser, max_norm=max_norm, error_if_nonfinite=False)
+    assert clipped is not None
+    norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
+    return 0.0 if may_skip and not math.isfinite(norm) else norm
 
 
 def check_finite(
     step: int, losses: Mapping[str, float], weights: Mapping[str, float], norm: float, checkpoint: Path | None
 ) -> None:
-    """Raise a ValueError, in all processes, for a loss or gradient that is not finite, before it spoils a weight."""
+    """Raise a ValueError in all processes for a loss or gradient that is not finite, before it reaches the weights."""
     if vanished := [name for name, weight in weights.items() if weight == 0]:
         raise diverged(step, f"the learned weight of {vanished[0]} is 0", checkpoint)
     what = "loss" if not all(map(math.isfinite, losses.values())) else "" if math.isfinite(norm) else "gradient"
     if what:
-        found = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
-        raise diverged(step, f"the {what} is not finite ({found}, norm {norm:g})", checkpoint)
+        values = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
+        raise diverged(step, f"the {what} is not finite ({values}, norm {norm:g})", checkpoint)
 
 
 def show(log: Log, step: int, learner: Any, records: Sequence[Record]) -> None:
-    """Draw what the model makes of a few records."""
+    """Plot the predictions of a few records for TensorBoard."""
     batch = next(iter(evaluation_batches(learner.schema, records[:SHOWN], SHOWN)))
     with evaluating(learner):
-        found = learner.predict(on_device(batch, device_of(learner)), masking_of(learner.model, learner.schema))
-        predictions = on_device(found, torch.device("cpu"))
+        masking = masking_of(learner.model, learner.schema)
+        predictions = learner.predict(on_device(batch, device_of(learner)), masking)
+        predictions = on_device(predictions, torch.device("cpu"))
     log.picture(step, draw_samples(learner.schema, batch, predictions))
 
 
 def seed_step(*parts: int) -> None:
-    """Seed torch by (seed, step, rank): dropout and masks depend on these alone."""
+    """Seed torch with these numbers, such as (seed, step, rank): dropout and masks depend on nothing else."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,4 +1,4 @@
-"""The losses of a batch, and what each part of it counts."""
+"""The losses of a batch, and the number of elements that each is a mean over."""
 
 import math
 import warnings
@@ -17,11 +17,11 @@ from perceivers.training.masking import Masking
 
 
 class Objective(nn.Module):
-    """A model and the losses of its schema as one module, so that whatever wraps it sees the whole of a step.
+    """A model and the losses of its schema as one module, so that DDP, FSDP and torch.compile wrap a whole step.
 
-    Learned weights (Kendall, Gal and Cipolla 2018, arXiv:1705.07115): a loss L of weight w becomes
-    w (exp(-s) L + s), with a log-variance s of each output that is learned and begins at 0; at its best, exp(s) is L.
-    A loss that is a likelihood already stays as it is.
+    Learned loss weights (Kendall, Gal and Cipolla 2018, arXiv:1705.07115): a loss L with the fixed weight w becomes
+    w (exp(-s) L + s). The log-variance s of each output is learned and starts at 0; its optimum is exp(s) = L.
+    A loss that is a likelihood already is left unchanged.
     """
 
     def __init__(self, model: PerceiverIO, weights: Literal["fixed", "learned"] = "fixed") -> None:
@@ -35,11 +35,11 @@ class Objective(nn.Module):
 
     @property
     def schema(self) -> Schema:
-        """Inputs and outputs of the model."""
+        """The schema of the model."""
         return cast(Schema, self.model.schema)
 
     def train(self, mode: bool = True) -> "Objective":
-        """Training mode, or evaluation mode; frozen batch norms keep their statistics."""
+        """Set training or evaluation mode; frozen batch norms stay in evaluation mode and keep their statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _NormBase) and not any(p.requires_grad for p in module.parameters()):
@@ -47,7 +47,7 @@ class Objective(nn.Module):
         return self
 
     def forward(self, batch: Batch, masking: Masking | None = None) -> dict[str, Tensor]:
-        """The weighted loss of each output, in float32 at least; a batch without targets has one that is 0."""
+        """Return the weighted loss of each output that has targets, in float32 at least; one loss of 0 if none has."""
         predictions, targets = self.predict(batch, masking), batch["targets"]
         with without_autocast(next(self.parameters()).device):
             losses = self.schema.losses(predictions, targets)
@@ -55,26 +55,26 @@ class Objective(nn.Module):
                 for name, variance in zip(self.weighed, self.log_variances, strict=True):
                     if name in losses:
                         losses[name] = (-variance).exp() * losses[name] + self.schema.outputs[name].weight * variance
-        if not losses:  # other processes may have targets: this one's gradient is 0
-            nothing = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
-            return {next(iter(self.schema.outputs)): nothing}
+        if not losses:  # other processes may have targets and wait for gradients: those of this one are 0
+            zero = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
+            return {next(iter(self.schema.outputs)): zero}
         return losses
 
     @property
     def own(self) -> dict[str, nn.Parameter]:
-        """Learned loss weights, by name."""
+        """Parameters that are learned in addition to the model: the log-variances of the losses, by name."""
         return {} if self.log_variances is None else {"log_variances": self.log_variances}
 
     def weights(self) -> dict[str, float]:
-        """Return the learned factor of each loss, by output; its fixed weight comes on top."""
+        """Return the learned weight exp(-s) of each loss, by output; the fixed weight comes on top."""
         if self.log_variances is None:
             return {}
-        found = self.log_variances.detach()
-        whole = found.full_tensor() if isinstance(found, DTensor) else found
-        return dict(zip(self.weighed, (-whole).exp().tolist(), strict=True))
+        variances = self.log_variances.detach()
+        variances = variances.full_tensor() if isinstance(variances, DTensor) else variances
+        return dict(zip(self.weighed, (-variances).exp().tolist(), strict=True))
 
     def unweighed(self, losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-        """Losses of outputs as they are under the fixed weights alone."""
+        """Return the losses under their fixed weights alone: w L, given w (exp(-s) L + s) and the weights exp(-s)."""
         fixed = {name: self.schema.outputs[name].weight for name in losses}
         return {
             name: (loss + fixed[name] * math.log(weights[name])) / weights[name] if name in weights else loss
@@ -82,26 +82,26 @@ class Objective(nn.Module):
         }
 
     def predict(self, batch: Batch, masking: Masking | None = None) -> dict[str, Any]:
-        """Return the predictions at the points of the batch's targets; outside training, `masking` hides tokens."""
+        """Return the predictions at the points of the batch's targets; outside training, `masking` masks tokens."""
         return _precise(self.model(batch["inputs"], self.schema.points(batch["targets"]), masking=masking))
 
 
 def counts(schema: Schema, batch: Batch, device: torch.device) -> Tensor:
-    """Return the number of elements that the loss of each output is a mean over, 0 for one without a target."""
-    found = {name: schema.outputs[name].num_terms(target) for name, target in batch["targets"].items()}
+    """Return the number of elements that the loss of each output is a mean over; 0 for an output without targets."""
+    known = {name: schema.outputs[name].num_terms(target) for name, target in batch["targets"].items()}
     return torch.stack(
-        [found[name].to(device) if name in found else torch.tensor(0, device=device) for name in schema.outputs]
+        [known[name].to(device) if name in known else torch.tensor(0, device=device) for name in schema.outputs]
     )
 
 
 def parts(batch: Batch, number: int) -> Sequence[Batch]:
-    """A batch cut into so many parts of equal size."""
-    return [_rows(batch, part, number) for part in range(number)]
+    """Split a batch along its samples into `number` parts of equal size."""
+    return [_part(batch, part, number) for part in range(number)]
 
 
-def _rows(value: Any, part: int, number: int) -> Any:
+def _part(value: Any, part: int, number: int) -> Any:
     if isinstance(value, Mapping):
-        return {key: _rows(item, part, number) for key, item in value.items()}
+        return {key: _part(item, part, number) for key, item in value.items()}
     return value.tensor_split(number)[part]
 
 

@@ -1,4 +1,4 @@
-"""Which tokens an evaluation masks at random."""
+"""Random masking of tokens in evaluations."""
 
 import zlib
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from torch import Tensor
 
 
 class Masking(NamedTuple):
-    """Random masks that are a function of seed, record, input and token, whatever the batch."""
+    """Random masks that depend on seed, record, input and token alone, not on the batch."""
 
     probs: Mapping[str, float]
-    """Probability of the mask token in each input; 0 where no probability is given."""
+    """Probability that a token is masked, by input; 0 for other inputs."""
     seed: int = 0
     """Seed of the evaluation."""
     first: int = 0
-    """Number of the record that is the first sample."""
+    """Number of the record that is the first sample of the batch."""
 
     @torch.compiler.disable
     def __call__(self, name: str, shape: tuple[int, int], device: torch.device) -> Bool[Tensor, "b m"]:
-        """Return which tokens of an input are masked."""
+        """Return a mask of an input's tokens, `shape` [B, M]: True where the mask token replaces the token."""
         key = zlib.crc32(name.encode())
         draws = [np.random.default_rng((self.seed, self.first + n, key)).random(shape[1]) for n in range(shape[0])]
         return (torch.from_numpy(np.stack(draws)) < self.probs.get(name, 0.0)).to(device)

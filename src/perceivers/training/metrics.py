@@ -1,4 +1,4 @@
-"""Metrics of a model, or of a baseline, over records, as the outputs' kinds define them."""
+"""Metrics of a model or a baseline over records; the modality of each output defines its metrics."""
 
 import math
 from collections import defaultdict
@@ -25,49 +25,49 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 Scores = dict[str, dict[str, float]]
-"""Metric by name, of each output by name."""
+"""Values of metrics, by output and by name of the metric."""
 
 Compared = tuple[Any, ...]
-"""Predictions and truth, as an output's metrics take them."""
+"""Predictions and targets in the form that an output's metrics take."""
 
 
 def evaluate(
     model: PerceiverIO, records: Sequence[Record], schema: Schema | None = None, batch_size: int = 128, seed: int = 0
 ) -> Scores:
-    """Scores over all records; `schema` prepares them (None: the model's own), e.g. with another corruption."""
+    """Return scores over all records, preprocessed by `schema` (None: the model's), e.g. with another corruption."""
     schema = schema or cast(Schema, model.schema)
-    found = scored(schema.outputs, answers(model, schema, records, batch_size, seed))
-    return {name: found.get(name, dict.fromkeys(spec.metrics(), math.nan)) for name, spec in schema.outputs.items()}
+    scores = scored(schema.outputs, answers(model, schema, records, batch_size, seed))
+    return {name: scores.get(name, dict.fromkeys(spec.metrics(), math.nan)) for name, spec in schema.outputs.items()}
 
 
 def answers(
     model: PerceiverIO, schema: Schema, records: Sequence[Record], batch_size: int = 128, seed: int = 0
 ) -> Iterator[tuple[str, Compared]]:
-    """Yield predictions and truth of all records, by output, a batch at a time."""
+    """Yield the name of an output with its predictions and targets, for each output of each batch of the records."""
     masking = masking_of(model, schema, seed)
     for number, batch in enumerate(tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation")):
         batch, first = on_device(batch, device_of(model)), number * batch_size
         with inference(model):
-            written = model(batch["inputs"], schema.points(batch["targets"]), masking=masking._replace(first=first))
-        yield from metric_inputs(schema, batch, written, first)
+            predictions = model(batch["inputs"], schema.points(batch["targets"]), masking=masking._replace(first=first))
+        yield from metric_inputs(schema, batch, predictions, first)
 
 
 def masking_of(model: PerceiverIO, schema: Schema, seed: int = 0) -> Masking:
-    """Return how tokens are masked in an evaluation on this schema; ValueError if the model lacks the mask token."""
+    """Return the masking of an evaluation on this schema; ValueError if the model lacks a mask token that it needs."""
     check_mask_tokens(model.input_adapter.mask_probs, schema.inputs)
     probs = mask_probs(schema.inputs)
     return Masking({name: prob if at_eval else 0.0 for name, (prob, at_eval) in probs.items()}, seed)
 
 
 def check_mask_tokens(known: Collection[str], inputs: Mapping[str, Modality]) -> None:
-    """Raise a ValueError if an evaluation on these inputs masks one without a mask token; `known` have one."""
+    """Raise a ValueError if an evaluation masks an input without a mask token; those in `known` have one."""
     if unknown := [name for name in mask_probs(inputs) if name not in known]:
         raise ValueError(f"{unknown[0]}: cannot be masked in an evaluation, since the model has no mask token of it")
 
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, in which it stays; within, no gradients are computed."""
+    """Put a model into evaluation mode, in which it stays, and compute no gradients within the context."""
     model.eval()
     with torch.no_grad():
         yield
@@ -76,9 +76,9 @@ def inference(model: nn.Module) -> Iterator[None]:
 def metric_inputs(
     schema: Schema, batch: Batch, guesses: Mapping[str, Raw], first: int = 0
 ) -> Iterator[tuple[str, Compared]]:
-    """Yield predictions and targets of each output of a batch that has both.
+    """Yield the name, predictions and targets of each output of a batch that has both.
 
-    ValueError for a guess that is not finite; `first` is the number of the batch's first record.
+    Raise a ValueError for a prediction that is not finite. `first` is the number of the batch's first record.
     """
     for name in guesses.keys() & batch["targets"].keys():
         check_guesses(name, guesses[name], first)
@@ -86,26 +86,26 @@ def metric_inputs(
 
 
 def check_guesses(output: str, guesses: Raw, first: int = 0, what: str = "record") -> None:
-    """Raise a ValueError naming the first sample (a `what`) of a batch whose prediction is not finite."""
+    """Raise a ValueError naming the first sample whose prediction is not finite; `what` is the word for a sample."""
     bad = not_finite(guesses).nonzero()
     if len(bad):
-        raise ValueError(f"{output}: what is predicted of {what} {first + int(bad[0]) + 1} is not finite")
+        raise ValueError(f"{output}: the prediction of {what} {first + int(bad[0]) + 1} is not finite")
 
 
 def not_finite(raw: Raw) -> Bool[Tensor, " b"]:
-    """Return which samples of a raw batch hold NaN or an infinite number."""
+    """Return a mask [B] of the samples of a raw batch that hold NaN or an infinite number."""
     leaves = list(raw.values()) if isinstance(raw, Mapping) else [raw]
     bad = [not_finite(leaf) if isinstance(leaf, Mapping) else ~leaf.isfinite() for leaf in leaves]
     return torch.stack([flags.flatten(1).any(dim=1) if flags.ndim > 1 else flags for flags in bad]).any(dim=0)
 
 
 def guess_scores(schema: Schema, batches: Iterable[Batch], guess: Callable[[Batch], Mapping[str, Raw]]) -> Scores:
-    """Scores of what a baseline guesses of these batches, of the outputs that it knows."""
+    """Return the scores of a baseline on these batches, for the outputs that it predicts."""
     return scored(schema.outputs, (pair for batch in batches for pair in metric_inputs(schema, batch, guess(batch))))
 
 
 def scored(outputs: Mapping[str, Modality], pairs: Iterable[tuple[str, Compared]]) -> Scores:
-    """The metrics of outputs over all pairs of each; an output of which nothing is known has none."""
+    """Return the metrics of each output over all its predictions and targets; none of an output without targets."""
     metrics: dict[str, Mapping[str, Metric]] = {}
     for name, pair in pairs:
         if not len(pair[1]):
@@ -114,22 +114,23 @@ def scored(outputs: Mapping[str, Modality], pairs: Iterable[tuple[str, Compared]
             metrics[name] = {key: metric.to(pair[0].device) for key, metric in outputs[name].metrics().items()}
         for metric in metrics[name].values():
             metric.update(*pair)
-    return {name: {key: float(metric.compute()) for key, metric in own.items()} for name, own in metrics.items()}
+    return {name: {key: float(metric.compute()) for key, metric in each.items()} for name, each in metrics.items()}
 
 
 def gathered(pairs: Iterable[tuple[str, Compared]]) -> dict[str, Compared]:
-    """All pairs of each output as one, tensors of all records on the CPU."""
-    found: dict[str, list[Compared]] = defaultdict(list)
+    """Concatenate the pairs of each output into one pair of tensors of all records, on the CPU."""
+    by_output: dict[str, list[Compared]] = defaultdict(list)
     for name, pair in pairs:
-        found[name].append(pair)
-    return {name: tuple(torch.cat(side).cpu() for side in zip(*own, strict=True)) for name, own in found.items()}
+        by_output[name].append(pair)
+    return {name: tuple(torch.cat(side).cpu() for side in zip(*each, strict=True)) for name, each in by_output.items()}
 
 
 @contextmanager
 def evaluating(learner: nn.Module) -> Iterator[None]:
-    """Put a training module into evaluation mode, without gradients; afterwards its weights are sharded again.
+    """Put a training module into evaluation mode without gradients; then back, with its weights sharded again.
 
-    Only a backward pass would do that: until then parameters are whole tensors, and no state can be saved of them.
+    A forward pass gathers sharded parameters into whole tensors, and only a backward pass would shard them again. Until
+    then no state of them can be saved.
     """
     learner.eval()
     try:
@@ -143,9 +144,9 @@ def evaluating(learner: nn.Module) -> Iterator[None]:
 
 
 def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) -> float:
-    """The training loss over all records, as if they were one batch; in sharded training every process computes it.
+    """Return the training loss over all records, as if they were one batch. In sharded training every process calls it.
 
-    ValueError if no record has a target: a loss of 0 would be the best.
+    Raise a ValueError if no record has a target: its loss of 0 would be the best of all checkpoints.
     """
     schema = learner.schema
     sums = torch.zeros(len(schema.outputs), dtype=torch.double)
@@ -153,18 +154,19 @@ def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) ->
     with evaluating(learner):
         masking = masking_of(learner.model, schema)
         for number, batch in enumerate(evaluation_batches(schema, records, batch_size)):
+            # A loss is a mean over elements: weight each batch with the number of its elements.
             losses = learner(on_device(batch, device_of(learner)), masking._replace(first=number * batch_size))
             count = counts(schema, batch, torch.device("cpu"))
             counted += count
-            for number, name in enumerate(schema.outputs):
-                sums[number] += count[number] * losses[name].item() if name in losses else 0.0
+            for index, name in enumerate(schema.outputs):
+                sums[index] += count[index] * losses[name].item() if name in losses else 0.0
     if not counted.any():
         raise ValueError(f"none of the {len(records)} validation records has a target: change validation_fraction")
     return float((sums / counted.clamp(min=1)).sum())
 
 
 def batch_loss(learner: Any, batch: Batch) -> float:
-    """The loss of a training batch without dropout and the like."""
+    """Return the total loss of a training batch in evaluation mode, so without dropout."""
     with evaluating(learner):
         losses = learner(batch, masking_of(learner.model, learner.schema))
-        return float(sum(own.item() for own in losses.values()))
+        return float(sum(loss.item() for loss in losses.values()))

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: pictures of a batch mixed with one another, and their classes in the same parts (paper A.1)."""
+"""MixUp and CutMix: images of a batch mixed with one another, and their classes in the same proportions (paper A.1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from perceivers.modalities import Image, Label
 from perceivers.schema import Batch, Schema
 
 Weights = Float[Tensor, "b h w 1"]
-"""Weight of the sample's own pixels, in [0, 1]."""
+"""Weight of a sample's pixels against those of the sample that it is mixed with, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Mixup:
-    """Half of each batch is blended (MixUp, arXiv:1710.09412), half gets rectangles of others (CutMix, 1905.04899)."""
+    """MixUp (arXiv:1710.09412) for half of each batch, CutMix (arXiv:1905.04899) for the other half."""
 
     mixup_alpha: float = 0.2
-    """Parameter of the Beta distribution of a blend's weights; a rectangle's area is uniform."""
+    """Parameter of the Beta distribution of the MixUp weights; the area of a CutMix rectangle is uniform."""
 
     def __post_init__(self) -> None:
         if self.mixup_alpha <= 0:
@@ -28,28 +28,30 @@ class Mixup:
 
 
 def check_mixing(schema: Schema) -> None:
-    """Raise a ValueError unless one picture goes in, and nothing but classes comes out."""
-    found = [*schema.inputs.values(), *schema.outputs.values()]
-    if [type(spec) for spec in found] != [Image] + [Label] * len(schema.outputs):
-        kinds = ", ".join(type(spec).__name__ for spec in found)
+    """Raise a ValueError unless the schema has one input, an image, and all outputs are labels."""
+    specs = [*schema.inputs.values(), *schema.outputs.values()]
+    if [type(spec) for spec in specs] != [Image] + [Label] * len(schema.outputs):
+        kinds = ", ".join(type(spec).__name__ for spec in specs)
         raise ValueError(f"training.mixup needs one image in and labels out, not {kinds}: leave it out")
 
 
 def mixed(schema: Schema, batch: Batch, mixing: Mixup | None) -> Batch:
-    """Each sample mixed with the one before it, by torch's random numbers; labels become probabilities.
+    """Mix each sample of a batch with the sample before it, with torch's random numbers; labels become probabilities.
 
-    Officially two batches make one; here each picture is in two samples, which needs no second batch.
+    The official code mixes two batches into one. Here each image is part of two samples, which needs no second batch.
     """
     if mixing is None or not batch["inputs"]:
         return batch
     ((name, raw),) = batch["inputs"].items()
+    # Mix the pixels [B, H, W, C]: the first half of the batch by MixUp, the rest by CutMix.
     values = raw["values"] if isinstance(raw, Mapping) else raw
     count, *size, _ = values.shape
     weights = torch.cat([blends(count // 2, size, mixing.mixup_alpha), rectangles(count - count // 2, size)])
     weights = weights.to(values)
     values = _with_neighbour(values, weights)
-    # A pixel is known where both were: the mean of a number and NaN is NaN.
+    # A pixel is valid if it is in both images: NaN marks the others, and the mean of a number and NaN is NaN.
     image = {"values": values, "mask": values.isfinite().all(dim=-1)} if isinstance(raw, Mapping) else values
+    # Mix the classes in the proportions of the areas [B, 1].
     parts = weights.mean(dim=(1, 2))
     targets: dict[str, Any] = {}
     for output, target in batch["targets"].items():
@@ -58,23 +60,23 @@ def mixed(schema: Schema, batch: Batch, mixing: Mixup | None) -> Batch:
 
 
 def blends(count: int, size: list[int], alpha: float) -> Weights:
-    """The same weight everywhere in a picture."""
+    """Draw MixUp weights: the same for all pixels of an image."""
     weights = torch.distributions.Beta(alpha, alpha).sample((count, 1, 1, 1))
     return weights.expand(count, *size, 1)
 
 
 def rectangles(count: int, size: list[int]) -> Weights:
-    """One within a rectangle of the picture's proportions around any pixel, as far as it is inside; else nothing."""
-    part = torch.rand(count)
-    inside = [_stretch((part.sqrt() * side).int(), side) for side in size]
+    """Draw CutMix weights: 1 in a rectangle with the image's aspect ratio around a random pixel, clipped, else 0."""
+    area = torch.rand(count)
+    inside = [_stretch((area.sqrt() * side).int(), side) for side in size]
     return (inside[0][:, :, None] & inside[1][:, None, :])[..., None].float()
 
 
 def _stretch(length: Tensor, side: int) -> Tensor:
-    """[B, side]: places less than half a length away from any one of them."""
-    middle, places = torch.randint(side, length.shape)[:, None], torch.arange(side)
+    """Return a mask [B, side] of the positions less than half a length away from a random one."""
+    middle, positions = torch.randint(side, length.shape)[:, None], torch.arange(side)
     half = (length // 2)[:, None]
-    return (places >= middle - half) & (places < middle + half)
+    return (positions >= middle - half) & (positions < middle + half)
 
 
 def _with_neighbour(values: Tensor, weights: Tensor) -> Tensor:

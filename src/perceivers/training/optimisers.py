@@ -22,24 +22,24 @@ _LAYERS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttent
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Update rule: what changes the parameters, and how far."""
+    """The optimiser: update rule, learning rate, weight decay, gradient clipping."""
 
     kind: OptimiserKind = "lamb"
     """Update rule: "lamb" (the paper's), "adamw", or "muon" for inner matrices with AdamW for the rest."""
     learning_rate: float = 1e-3
     """Peak learning rate, which the schedule scales."""
     base_batch_size: int | None = None
-    """Batch size that `learning_rate` is meant for; another one scales it linearly (the paper's 256). None: never."""
+    """Batch size that `learning_rate` is meant for; it scales linearly with the actual one. None: no scaling."""
     weight_decay: float = 0.01
     """Decoupled weight decay; norms and biases of layers are exempt."""
     betas: Betas = (0.9, 0.999)
-    """Decay of the running mean of the gradient and of its square."""
+    """Decay rates of the running means of the gradient and of its square."""
     epsilon: float | None = None
-    """Added to the denominator; None is the official 1e-6 for lamb, 1e-8 for AdamW."""
+    """Term added to the denominator; None: the official 1e-6 for lamb, 1e-8 for AdamW."""
     max_norm: float | None = 10.0
-    """Global gradient norm above which the training loop clips before the step; None never clips."""
+    """Global gradient norm to which the training loop clips before the step; None: no clipping."""
     decay_positions: bool = True
-    """Also decay learned positions, latents and queries."""
+    """Apply weight decay to learned positions, latents and queries too."""
 
     def __post_init__(self) -> None:
         _check(self.kind in get_args(OptimiserKind), f"kind={self.kind!r} must be one of {get_args(OptimiserKind)}")
@@ -53,7 +53,7 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Schedule of the learning rate over a run."""
+    """The schedule of the learning rate over a run."""
 
     kind: ScheduleKind = "cosine"
     """Shape: "constant", "constant_cosine" (flat, then cosine), "cosine" (warm-up, then cosine) or "steps"."""
@@ -64,9 +64,9 @@ class ScheduleConfig:
     final_factor: float = 0.0
     """End of the cosine, as a fraction of the peak (cosine and constant_cosine)."""
     constant_fraction: float = 0.5
-    """Part of the run before the cosine starts (constant_cosine only)."""
+    """Fraction of the run before the cosine starts (constant_cosine only)."""
     decay_points: tuple[float, ...] = (0.5, 0.8, 0.95)
-    """Parts of the run after which the rate drops (steps only)."""
+    """Fractions of the run after which the rate drops (steps only)."""
     decay_factor: float = 0.1
     """Factor by which each drop multiplies the rate (steps only)."""
 
@@ -83,7 +83,7 @@ class ScheduleConfig:
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB (arXiv:1904.00962) as optax chains it: every tensor is scaled by its trust ratio, which is not clipped."""
+    """LAMB (arXiv:1904.00962) as in optax: each tensor's update is scaled by its trust ratio, which is not clipped."""
 
     def __init__(
         self, params: ParamsT, lr: float, betas: Betas = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.0
@@ -93,7 +93,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Change every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
@@ -114,7 +114,7 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        # optax corrects in float32, which changes the first updates by 7e-6 of their size; torch and we in float64.
+        # optax corrects the bias in float32, which changes the first updates by 7e-6 of their size; we do in float64.
         steps = [state["step"].add_(1).item() for state in states]
         denominators = torch._foreach_div(squares, [1 - beta2**step for step in steps])
         torch._foreach_sqrt_(denominators)
@@ -126,13 +126,13 @@ class Lamb(torch.optim.Optimizer):
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
         if not state:
-            # Names and types are torch.optim.AdamW's, so that saving and sharding treat both alike.
+            # The names and types of torch.optim.AdamW, so that saving and sharding treat both alike.
             state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param))
         return state
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the matrices of the first group, AdamW for the others: torch's two as one, at AdamW's learning rates."""
+    """Muon for the matrices of the first group, AdamW for the other groups, both at AdamW's learning rates."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: Betas, eps: float) -> None:
         self._muon = torch.optim.Muon(groups[:1], lr=lr, adjust_lr_fn="match_rms_adamw")
@@ -140,8 +140,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Change every parameter that has a gradient."""
-        # Loading a state makes new groups and a new state, so both parts are handed what is valid now.
+        """Update every parameter that has a gradient."""
+        # Loading a state replaces the groups and the state, so both optimisers get the current ones.
         self._muon.state = self._adamw.state = self.state
         self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
         self._muon.step()
@@ -151,9 +151,9 @@ class Muon(torch.optim.Optimizer):
 def build_optimiser(
     model: nn.Module, config: OptimiserConfig, beside: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimiser of what a model learns, in groups: matrices (muon only), decayed parameters, the others.
+    """Build the optimiser of a model, with parameter groups: matrices (muon only), decayed, not decayed.
 
-    `for_plot` is learned too, without decay.
+    `beside`: further parameters to learn, without decay, such as loss weights.
     """
     matrices, decayed, exempt = _groups(model, config)
     rest = [
@@ -167,7 +167,7 @@ def build_optimiser(
 
 
 def _groups(model: nn.Module, config: OptimiserConfig) -> tuple[list[nn.Parameter], ...]:
-    group_of: dict[nn.Parameter, int] = {}  # a shared parameter is decayed if it is anywhere
+    group_of: dict[nn.Parameter, int] = {}  # a shared parameter is decayed if one of its owners says so
     for path, owner in model.named_modules():
         for name, param in owner.named_parameters(recurse=False):
             if config.kind == "muon" and is_matrix(path, owner, name):
@@ -181,29 +181,30 @@ def _groups(model: nn.Module, config: OptimiserConfig) -> tuple[list[nn.Paramete
 
 
 def is_matrix(path: str, owner: nn.Module, name: str) -> bool:
-    """Return whether Muon updates the parameter `name` of the module at `path`; AdamW updates the outer maps."""
+    """Return True if Muon updates the parameter `name` of the module at `path`: weights of the inner linear maps."""
     inner = not path.startswith(("input_adapter.", "output_adapter."))
     return inner and isinstance(owner, nn.Linear) and name == "weight"
 
 
 def is_decayed(owner: nn.Module, name: str, decay_positions: bool) -> bool:
-    """Return whether weight decay applies to the parameter that `owner` holds directly under `name`."""
+    """Return True if weight decay applies to the parameter that `owner` holds directly under `name`."""
     if isinstance(owner, _NORMS):
         return False
     if isinstance(owner, _LAYERS):
         return "bias" not in name
-    # A bias that is not a layer's is an output bias, as the official EmbeddingDecoder's, whose name is not exempt.
+    # A bias outside of a layer is an output bias, as of the official EmbeddingDecoder, which decays it.
     return decay_positions or name == "bias"
 
 
 def learning_rate(step: int, num_steps: int, optimiser: OptimiserConfig, schedule: ScheduleConfig) -> float:
-    """The learning rate of a step (from 0) of a run of `num_steps`; past its end, the final rate."""
+    """Return the learning rate of a step (from 0) in a run of `num_steps`; after the end, the final rate."""
     _check(step >= 0, f"step={step} must be 0 or more")
     _check(num_steps > 0, f"num_steps={num_steps} must be above 0")
     return optimiser.learning_rate * _factor(step, num_steps, schedule)
 
 
 def _factor(step: int, num_steps: int, schedule: ScheduleConfig) -> float:
+    """Return the learning rate of a step as a fraction of the peak."""
     if schedule.kind == "constant":
         return 1.0
     if schedule.kind == "steps":
@@ -218,11 +219,13 @@ def _factor(step: int, num_steps: int, schedule: ScheduleConfig) -> float:
 
 
 def _cosine(step: int, start: int, end: int, final: float) -> float:
+    """Return a cosine that falls from 1 at `start` to `final` at `end`."""
     progress = min(max(step - start, 0) / (end - start), 1.0)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _trust_ratios(params: list[Tensor], updates: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return |parameter| / |update| of each tensor; 1 where either norm is 0."""
     size, change = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
     return torch.where((size == 0) | (change == 0), torch.ones_like(size), size / change).unbind()
 

@@ -1,4 +1,4 @@
-"""Samples as their kinds draw them."""
+"""Plots of samples: inputs, targets and predictions, each drawn by its modality."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 6
-"""Samples of a report."""
+"""Number of samples in a report."""
 
 
 def draw_samples(schema: Schema, batch: Mapping[str, Any], predictions: Mapping[str, Any]) -> "Figure":
-    """A row for each sample: its inputs, then each output's target and prediction."""
+    """Draw one row per sample: the inputs, then the target and the prediction of each output."""
     inputs = [name for name in schema.inputs if name in batch["inputs"]]
     outputs = [name for name in schema.outputs if name in batch["targets"] and name in predictions]
     titles = [*inputs, *(title for name in outputs for title in (f"{name}: true", f"{name}: written"))]
@@ -34,7 +34,7 @@ def draw_samples(schema: Schema, batch: Mapping[str, Any], predictions: Mapping[
 
 
 def subplots(rows: int, titles: Sequence[str], side: float = 1.6) -> "tuple[Figure, Any]":
-    """A figure and its axes [rows, titles], a title above each column; `side` in inches."""
+    """Return a figure and its axes [rows, titles], with a title above each column; `side` of an axis in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(side * len(titles), side * rows), layout="constrained")

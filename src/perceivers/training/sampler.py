@@ -1,6 +1,6 @@
-"""Sampler: which records a step learns from, a function of (seed, step), so that a resumed run continues exactly.
+"""The sampler: the records of a step are a function of (seed, step), so that a resumed run continues exactly.
 
-No worker and no loader holds a state; what is random in a record depends on (seed, epoch, record).
+Workers and loaders hold no state: random preprocessing of a record depends on (seed, epoch, record) alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ from perceivers.schema.memory import check_memory, num_bytes
 from perceivers.training.signals import ignore_stop_signals
 
 WINDOW = 8
-"""Groups of records that are mixed at a time."""
+"""Number of groups whose records are shuffled together."""
 
 Draw = tuple[int, int]
-"""(epoch, number of the record)."""
+"""An (epoch, number of the record) to load."""
 
 
 @dataclass(frozen=True)
 class BatchOrder(Sampler[list[Draw]]):
-    """Batches of draws for steps `first` to `last`, of which process `rank` of `world` takes its share."""
+    """Batches of (epoch, record) for the steps `first` to `last`, as process `rank` of `world` gets them."""
 
     seed: int
     num_records: int
@@ -38,54 +38,56 @@ class BatchOrder(Sampler[list[Draw]]):
     world: int = 1
     shuffle: bool = True
     groups: tuple[int, ...] = ()
-    """Sizes of groups of neighbouring records that are cheap to read together; none: every record stands alone."""
+    """Sizes of groups of neighbouring records that are cheap to read together (shards); empty: no groups."""
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Each epoch is a permutation of its own, or the records as they come; batches run across epochs' borders.
+        """Yield this process's share of each batch.
 
-        Groups are permuted, then the records of each WINDOW groups in a row.
+        Each epoch is a new permutation of the records, or all of them in order. A batch may span two epochs.
         """
         order = lru_cache(maxsize=2)(self._order)
         for step in range(self.first, self.last):
-            places = range(step * self.batch_size, (step + 1) * self.batch_size)
-            drawn = [divmod(place, self.num_records) for place in places[self.rank :: self.world]]
-            yield [(epoch, int(order(epoch)[offset])) for epoch, offset in drawn]
+            # Positions of the batch in the endless sequence of epochs; every `world`-th one is this process's.
+            positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+            draws = [divmod(position, self.num_records) for position in positions[self.rank :: self.world]]
+            yield [(epoch, int(order(epoch)[offset])) for epoch, offset in draws]
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return max(self.last - self.first, 0)
 
     def _order(self, epoch: int) -> np.ndarray:
+        """Return the records of an epoch in order. Groups are shuffled, then records within each WINDOW groups."""
         rng, in_order = np.random.default_rng((self.seed, epoch)), np.arange(self.num_records)
         if not self.shuffle:
             return in_order
         if not self.groups:
             return rng.permutation(self.num_records)
         groups = np.split(in_order, np.cumsum(self.groups)[:-1])
-        mixed = rng.permutation(len(groups))
-        windows = [mixed[first : first + WINDOW] for first in range(0, len(mixed), WINDOW)]
+        shuffled = rng.permutation(len(groups))
+        windows = [shuffled[first : first + WINDOW] for first in range(0, len(shuffled), WINDOW)]
         return np.concatenate([rng.permutation(np.concatenate([groups[i] for i in window])) for window in windows])
 
 
 class RecordError(ValueError):
-    """A record cannot be prepared: in one line, also where a worker met it, to which the loader adds a traceback."""
+    """An error for a record that cannot be preprocessed; one line, without the traceback that a worker adds to it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
 
 
 class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
-    """Records as the schema prepares them."""
+    """Records, preprocessed by the schema."""
 
     def __init__(self, schema: Schema, records: Sequence[Record], seed: int, training: bool) -> None:
         self.schema, self.records, self.seed, self.training = schema, records, seed, training
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Return the number of records."""
         return len(self.records)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, dict[str, Any]]:
-        """A record, prepared with random numbers of its own."""
+        """Return a preprocessed record; its random numbers depend on (seed, epoch, record) alone."""
         epoch, number = draw if isinstance(draw, tuple) else (0, draw)
         rng = np.random.default_rng((self.seed, epoch, number))
         try:
@@ -96,9 +98,9 @@ class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
 
 @contextmanager
 def workers_let_go() -> Iterator[None]:
-    """Make errors that are raised where a batch is made hold on to no loader.
+    """Clear the frames of an error, so that its traceback does not keep the loader and its workers alive.
 
-    Else the process could not exit: it would wait for workers who wait for it, since they ignore what ends them.
+    The process could not exit otherwise: it would wait for its workers, which ignore the signals that end it.
     """
     try:
         yield
@@ -110,7 +112,7 @@ def workers_let_go() -> Iterator[None]:
 def training_batches(
     schema: Schema, records: Sequence[Record], order: BatchOrder, num_workers: int = 0
 ) -> DataLoader[Any]:
-    """Collated training batches in this order; ValueError for batches that no memory holds."""
+    """Return a loader of collated training batches in this order; ValueError for batches that no memory holds."""
     check_memory(
         f"batch_size = {order.batch_size}: the inputs",
         order.batch_size * num_bytes(schema.dummy_input(1, torch.device("meta"))),
@@ -126,9 +128,9 @@ def training_batches(
 
 
 def evaluation_batches(schema: Schema, records: Sequence[Record], batch_size: int, seed: int = 0) -> DataLoader[Any]:
-    """All records once, in their order."""
+    """Return a loader of all records, once and in order."""
     prepared = PreparedRecords(schema, records, seed, training=False)
-    # Some loaders make room for a whole batch at once, also beyond the last record.
+    # Some loaders allocate a whole batch at once, even if it is larger than the data.
     count = max(min(batch_size, len(records)), 1)
-    # Every loader draws a seed, of torch's global generator unless it has one of its own.
+    # A loader draws a seed: a generator of its own keeps it from advancing torch's global one.
     return DataLoader(prepared, batch_size=count, collate_fn=schema.collate, generator=torch.Generator())

@@ -1,4 +1,4 @@
-"""Signals that end a run in good order: it makes a checkpoint at the step it is at, and stops; other work ends."""
+"""Signals: a training run saves a checkpoint after the current step and stops; other work ends at once."""
 
 import ctypes
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 from types import FrameType
 
 EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
-"""Exit codes of the command after each signal; 75 asks a scheduler to start the same command again."""
+"""Exit codes of the command by signal; 75 tells a scheduler to start the same command again."""
 
 SIGNAL_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
+"""PR_SET_PDEATHSIG of prctl on Linux."""
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """A run ended by a signal, with a checkpoint to go on from."""
+    """The end of a run by a signal, with a checkpoint from which it can be resumed."""
 
     def __init__(self, number: int, step: int, checkpoint: Path) -> None:
         name = signal.Signals(number).name
@@ -27,31 +27,31 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 class StopFlag:
-    """The last signal that asked to stop; 0: none has."""
+    """The number of the last stop signal; 0: there was none."""
 
     number = 0
 
     def raise_flag(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler: notes the signal and nothing else, so that it may come at any time."""
+        """Handle a signal: store its number and do nothing else, since it may come at any time."""
         self.number = number
 
 
 class EndSignals:
-    """The signal that ended a command outside of its training steps; `number` 0: none has.
+    """The signal that ended a command outside of its training steps; `number` 0: there was none.
 
-    While modules are loaded there is nothing to put in order, and what is raised may get lost: the process ends at
-    once. Later the work is left by an exception, so that nothing half-written stays behind.
+    While modules are imported, nothing needs cleaning up and exceptions may get lost: the process ends at once.
+    Afterwards an exception unwinds the work, so that no half-written file stays behind.
     """
 
     number, loading, _since = 0, True, 0.0
 
     @property
     def exit_code(self) -> int:
-        """A shell's exit code of a command that this signal ended."""
+        """Exit code of a command that this signal ended, as shells define it."""
         return 128 + self.number
 
     def end(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler. One that comes again within a second (to a group and to its leader) is the same."""
+        """Handle a signal; a second one within a second is the same, sent to the process group and to its leader."""
         if self.loading:
             os._exit(128 + number)
         if self.number and time.monotonic() - self._since < 1:
@@ -64,9 +64,9 @@ class EndSignals:
 
 @contextmanager
 def end_signals() -> Iterator[EndSignals]:
-    """Let SIGINT, SIGTERM and SIGHUP end the command with 128 + their number and no traceback.
+    """Let SIGINT, SIGTERM and SIGHUP end the command with exit code 128 + their number and no traceback.
 
-    One that is ignored from the start, as by nohup, stays so.
+    A signal that is ignored from the start, as with nohup, stays ignored.
     """
     signals = EndSignals()
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -82,7 +82,7 @@ def end_signals() -> Iterator[EndSignals]:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Let signals raise a flag, which is checked between two steps."""
+    """Let stop signals raise a flag, which the training loop checks between two steps."""
     flag = StopFlag()
     numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
     before = {number: signal.signal(number, flag.raise_flag) for number in numbers}
@@ -94,13 +94,13 @@ def stop_signals() -> Iterator[StopFlag]:
 
 
 def end_with_parent() -> None:
-    """Ask the system to kill this process as soon as the one that started it has ended, however that ended (Linux)."""
+    """Make the system kill this process as soon as its parent has ended, for whatever reason (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SIGNAL_WITH_PARENT, signal.SIGKILL)
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Make a process that prepares records end with the training process, not before it."""
+    """Make a worker process that preprocesses records end with the training process, not before it."""
     end_with_parent()
     for name in EXIT_CODES:
         if hasattr(signal, name):

@@ -8,57 +8,57 @@ from perceivers.training.mixup import Mixup
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
 MOST = {"num_steps": 10**12, "batch_size": 10**6, "accumulate": 10**6, "devices": 1024, "num_workers": 1024}
-"""Upper bounds of settings: larger numbers never end, or start more processes than a machine bears."""
+"""Upper bounds of settings: larger runs would never end, or start more processes than a machine can bear."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of training a schema's model."""
+    """Settings of a training run."""
 
     num_steps: int = 1000
-    """Steps in all."""
+    """Number of training steps."""
     batch_size: int = 64
-    """Records of a step, over all processes together."""
+    """Number of records per step, over all processes together."""
     accumulate: int = 1
-    """Parts of a process's share of a batch, one after another: less memory, the same gradient."""
+    """Gradient accumulation: number of parts of a process's share of a batch; less memory, the same gradient."""
     shuffle: bool = True
-    """Each epoch takes the records in an order of its own; without it as they come, as a curriculum wants."""
+    """Shuffle the records anew in each epoch; otherwise take them in their order, as for a curriculum."""
     seed: int = 0
-    """Seed of initial weights, order, augmentation and dropout."""
+    """Seed of the initial weights, shuffling, augmentation, masking and dropout."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    """Update rule."""
+    """The optimiser."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """Learning rate over the steps."""
+    """Schedule of the learning rate."""
     mixup: Mixup | None = None
-    """Pictures of a batch are mixed with one another, and so are their classes; None: they are not."""
+    """MixUp and CutMix of the images of a batch and of their classes; None: neither."""
     weights: Literal["fixed", "learned"] = "fixed"
-    """Weights of the losses: the schema's, or also divided by a learned variance of each output (Kendall 2018)."""
+    """Weights of the losses: those of the schema, or also divided by a learned variance per output (Kendall 2018)."""
     average_decay: float | None = None
-    """Decay of an exponential moving average of the weights (EMA), used by evaluation; None: there is no average."""
+    """Decay of an exponential moving average (EMA) of the weights, used for evaluation; None: no average."""
     validation_fraction: float = 0.0
-    """Part of the training records that is not learned from but chooses the best checkpoint."""
+    """Fraction of the training records that is held out to choose the best checkpoint."""
     log_every: int = 20
     """Steps between two lines of the log."""
     tensorboard: bool = False
-    """Whether scalars and pictures are also written for TensorBoard into the run's folder."""
+    """Write scalars and sample plots for TensorBoard into the run folder too."""
     checkpoint_every: int = 500
-    """Steps between two checkpoints; the last step always makes one."""
+    """Steps between two checkpoints; the last step always saves one."""
     num_workers: int = 0
-    """Processes that prepare records, of each training process; 0: the training process itself."""
+    """Worker processes that preprocess records, per training process; 0: the training process does it."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Kind of device."""
+    """Type of device; "auto": the best that this machine has."""
     devices: int = 1
-    """Training processes, one a device; under torchrun or SLURM as many as were started."""
+    """Number of training processes, one per device; torchrun and SLURM override it."""
     shard_model: bool = False
-    """Weights, gradients and moments are spread over the processes (fully_shard), not copied to each (DDP)."""
+    """Shard weights, gradients and moments over the processes (fully_shard) instead of copying them to each (DDP)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
-    """Numbers of the forward and backward pass."""
+    """Precision of the forward and backward pass."""
     activation_checkpointing: bool = False
-    """Activation checkpointing: self-attention layers run again in the backward pass, to save memory."""
+    """Run attention blocks again in the backward pass instead of storing their activations, to save memory."""
     memory_limit: int | None = None
-    """Megabytes that each reading and writing may take beside inputs, outputs and weights; None: what is fastest."""
+    """Megabytes that each cross-attention may take in addition to inputs, outputs and weights; None: the fastest."""
     compile: bool = False
-    """Use torch.compile: slower to start, then faster."""
+    """Compile with torch.compile: a slower start, then faster steps."""
 
     def __post_init__(self) -> None:
         sizes = ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices")
@@ -75,15 +75,15 @@ class TrainingConfig:
             raise ValueError(f"average_decay = {self.average_decay} must be in [0, 1), or None")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction = {self.validation_fraction} must be in [0, 1)")
-        self.rate(0)  # says now what would be wrong later
+        self.rate(0)  # raises now for a schedule that would fail later
 
     def check_processes(self, number: int) -> None:
-        """Raise a ValueError unless a batch can be shared out to so many processes."""
+        """Raise a ValueError unless a batch can be split over this number of processes and their accumulation parts."""
         if self.batch_size % (number * self.accumulate):
             text = f"{number} processes x accumulate = {self.accumulate}"
             raise ValueError(f"batch_size = {self.batch_size} must be a multiple of {text}")
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step (from 0)."""
+        """Return the learning rate of a step (from 0)."""
         base = self.optimiser.base_batch_size or self.batch_size
         return learning_rate(step, self.num_steps, self.optimiser, self.schedule) * self.batch_size / base

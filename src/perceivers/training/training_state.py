@@ -1,4 +1,4 @@
-"""Everything that a run must remember, in one object, which a checkpoint saves."""
+"""The state of a run, which a checkpoint saves and restores."""
 
 import json
 import math
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 TRAINING = "training.safetensors"
-"""File of a checkpoint with what only training needs: moments, learned loss weights, weights behind averages."""
+"""File of a checkpoint for training alone: moments, learned loss weights, and the weights if averages are kept."""
 
 Tensors = dict[str, Tensor]
 """Tensors by name."""
@@ -32,14 +32,14 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class TrainingState:
-    """State of a run after a step; everything else follows from seed and step."""
+    """The state of a run after a step; everything else follows from seed and step."""
 
     model: PerceiverIO
-    """Model that is trained."""
+    """The model that is trained."""
     optimiser: torch.optim.Optimizer
-    """Update rule, with its moments."""
+    """The optimiser, with its moments."""
     fabric: "Fabric"
-    """The processes; under 16-mixed its precision holds the scale of the loss."""
+    """The processes of the run; under 16-mixed its precision plugin holds the loss scale."""
     beside: Mapping[str, nn.Parameter]
     """Parameters that are learned in addition to the model, by name."""
     average: Tensors
@@ -47,11 +47,11 @@ class TrainingState:
     decay: float = 0.0
     """Decay of the averages."""
     step: int = 0
-    """Steps made."""
+    """Number of steps made."""
     seconds: float = 0.0
-    """Time they took, over all starts."""
+    """Time of these steps, over all starts of the run."""
     checkpoint: Path | None = None
-    """The last checkpoint that was loaded or saved: it is whole, and all of it is finite."""
+    """The last checkpoint that was loaded or saved: it is complete and finite."""
 
     @classmethod
     def start(
@@ -64,7 +64,7 @@ class TrainingState:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the averages towards the weights; faster in the first steps, whose weights are soon to be forgotten."""
+        """Move the averages towards the weights; faster at first, so that the initial weights are forgotten."""
         if self.average:
             decay = min(self.decay, self.step / (self.step + 9))
             weights: list[Tensor] = [parameter for _, parameter in self.model.named_parameters()]
@@ -72,41 +72,41 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Give the model the averaged weights, if there are any, for the time of a context."""
-        own = {name: self.model.get_parameter(name).detach().clone() for name in self.average}
+        """Give the model the averaged weights, if there are any, within the context."""
+        trained = {name: self.model.get_parameter(name).detach().clone() for name in self.average}
         self.set_parameters(self.average)
         try:
             yield
         finally:
-            self.set_parameters(own)
+            self.set_parameters(trained)
 
     @torch.no_grad()
     def set_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Put values into parameters by name."""
-        # Unlike the modules' own attributes, these are the shards even after a forward pass, which gathers them.
-        own = self.model.state_dict(keep_vars=True)
+        """Copy values into parameters, by name."""
+        # A state_dict holds the shards even after a forward pass, while the modules' attributes are gathered then.
+        parameters = self.model.state_dict(keep_vars=True)
         for name, value in values.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
 
     def check_finite(self, loss: float) -> None:
-        """Raise a ValueError in all processes unless the state is finite in each, and its `loss` is."""
-        found = {
+        """Raise a ValueError in all processes unless `loss` and the state are finite in every process."""
+        finite = {
             "loss of the new weights is": math.isfinite(loss),
             "weights are": is_finite(self.model.state_dict().values()),
             "averaged weights are": is_finite(self.average.values()),
             "learned weights of the losses are": is_finite(self.beside.values()),
             "moments of the optimiser are": is_finite(self._moments().values()),
         }
-        bad = torch.tensor([not good for good in found.values()], dtype=torch.int, device=self.fabric.device)
-        for what, processes in zip(found, self.fabric.all_reduce(bad, reduce_op="sum").tolist(), strict=True):
+        bad = torch.tensor([not good for good in finite.values()], dtype=torch.int, device=self.fabric.device)
+        for what, processes in zip(finite, self.fabric.all_reduce(bad, reduce_op="sum").tolist(), strict=True):
             if processes:
                 raise diverged(self.step, f"the {what} not finite", self.checkpoint)
 
     def save(self, run: Path, loss: float, score: float | None = None) -> Path:
-        """Write a checkpoint, also a model folder; then drop all but the newest and the best. Every process calls it.
+        """Write a checkpoint, which is also a model folder; then remove all but the newest and the best ones.
 
-        `score` is the validation loss: the lowest is the best. `loss`: any loss that the weights to be saved give.
-        ValueError, and no checkpoint, if the loss or anything that the checkpoint would hold is not finite.
+        Every process must call it. `score` is the validation loss, of which the lowest is the best; `loss` is any loss
+        of the weights to be saved. ValueError, and no checkpoint, if the loss or the state is not finite.
         """
         self.check_finite(loss)
         target = run / CHECKPOINTS / f"step-{self.step:08d}"
@@ -118,11 +118,11 @@ class TrainingState:
                 (folder / STATE).write_text(json.dumps(state) + "\n")
                 self._write_tensors(self.fabric.broadcast(folder))
 
-            if target.exists():  # it was passed over
+            if target.exists():  # a broken checkpoint, which was skipped on loading
                 remove_folder(target)
             write_folder(target, write)
-            found = checkpoints(run)
-            for folder in set(found[KEPT:]) - {min(found, key=score_of)}:
+            folders = checkpoints(run)
+            for folder in set(folders[KEPT:]) - {min(folders, key=score_of)}:
                 remove_folder(folder)
         else:
             self._write_tensors(self.fabric.broadcast(target))
@@ -133,12 +133,14 @@ class TrainingState:
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint of the same recipe; ValueError if it does not fit."""
         weights, training = load_shards(folder / WEIGHTS), load_shards(folder / TRAINING)
-        own = self.model.state_dict()
+        # Averages and weights. A model folder holds the averages where there are any; the weights are under "weight/".
+        current = self.model.state_dict()
         for name in self.average.keys() & weights.keys():
             self.average[name] = placed(weights[name], self.average[name])
         raw = weights | _under("weight/", training)
-        placed_weights = {name: placed(value, own[name]) if name in own else value for name, value in raw.items()}
-        load_weights(self.model, placed_weights, str(folder))
+        full = {name: placed(value, current[name]) if name in current else value for name, value in raw.items()}
+        load_weights(self.model, full, str(folder))
+        # Learned loss weights and moments, then steps, time and loss scale.
         self._load_beside(_under("beside/", training))
         self._load_moments(_under("moment/", training))
         state = read_state(folder)
@@ -151,7 +153,7 @@ class TrainingState:
         return self.fabric.strategy.precision
 
     def _write_tensors(self, folder: Path) -> None:
-        """Write this process's files of tensors: the first writes all, or each its own pieces of sharded ones."""
+        """Write tensors to files: the first process writes all of them, or each process its shards."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
         raw = self.model.state_dict()
@@ -164,7 +166,7 @@ class TrainingState:
                 whole = {k: v for k, v in tensors.items() if not isinstance(v, DTensor)} if rank == 0 else {}
                 path = shard_name(folder / name, rank, world)
                 save_tensors(path, pieces | whole)
-                to_disk(path)  # by the process that wrote it
+                to_disk(path)  # the process that wrote a file must flush it
             elif rank == 0:
                 save_tensors(folder / name, tensors)
         self.fabric.barrier()
@@ -172,12 +174,13 @@ class TrainingState:
     def _moments(self) -> Tensors:
         names = self._parameter_names()
         state: dict[int, dict[str, Any]] = self.optimiser.state_dict()["state"]
-        return {f"{names[number]}/{key}": value for number, own in state.items() for key, value in own.items()}
+        return {f"{names[number]}/{key}": value for number, moments in state.items() for key, value in moments.items()}
 
     @torch.no_grad()
     def _load_beside(self, values: Tensors) -> None:
         if values.keys() != self.beside.keys():
-            raise ValueError(f"the checkpoint has {sorted(values)} beside the model, the recipe {sorted(self.beside)}")
+            names = f"{sorted(values)}, the recipe {sorted(self.beside)}"
+            raise ValueError(f"the checkpoint has learned loss weights {names}")
         for name, parameter in self.beside.items():
             parameter.copy_(placed(values[name], parameter))
 
@@ -185,9 +188,9 @@ class TrainingState:
         parameters = dict(self._parameters())
         state: dict[int, Tensors] = {}
         for number, name in enumerate(self._parameter_names()):
-            if found := _under(f"{name}/", moments):
+            if of_parameter := _under(f"{name}/", moments):
                 parameter = parameters[name]
-                state[number] = {k: placed(v, parameter) if v.ndim else v for k, v in found.items()}
+                state[number] = {k: placed(v, parameter) if v.ndim else v for k, v in of_parameter.items()}
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
     def _load_scale(self, scale: Mapping[str, float], folder: Path) -> None:
@@ -205,7 +208,7 @@ class TrainingState:
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """Return a whole tensor, spread over the processes as `like` is."""
+    """Return a full tensor, moved to the device of `like` and sharded as `like` is."""
     if not isinstance(like, DTensor):
         return value.to(like.device)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

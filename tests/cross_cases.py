@@ -16,7 +16,7 @@ from perceivers.core.config import BlockConfig
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import CostModel
-from perceivers.core.fast.token_blocks import sample_of
+from perceivers.core.fast.token_blocks import blocks_of, sample_of
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
@@ -162,12 +162,11 @@ class Crossing:
 
     @property
     def algorithms(self) -> list[Algorithm]:
-        """All that are possible, apart from the dense one."""
-        return [
-            algorithm
-            for algorithm in CostModel(self.cross, self.latents, self.segment, self.tail).costs()
-            if algorithm != "dense"
-        ]
+        """All that are possible, apart from the dense one; a test over none would say nothing."""
+        possible = CostModel(self.cross, self.latents, self.segment, self.tail).costs()
+        found = [algorithm for algorithm in possible if algorithm != "dense"]
+        assert found
+        return found
 
     def dense(self) -> Tensor:
         """As attention.py has it."""
@@ -184,6 +183,26 @@ class Crossing:
         state = algorithms.read(self.cross, self.latents, self.segment, algorithm, block_size)
         found = self.cross.attention.output(state.attended().to(self.latents.dtype))
         return self.cross.finish(self.latents, found)
+
+
+def watched_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(number of tokens, number of blocks) of every segment that is computed in blocks from now on."""
+    seen = []
+
+    def watched(tokens: Any, block_size: int) -> Any:
+        blocks = blocks_of(tokens, block_size)
+        seen.append((tokens.segment.num_tokens, len(blocks)))
+        return blocks
+
+    monkeypatch.setattr(algorithms, "blocks_of", watched)
+    return seen
+
+
+def least_limit(call: Callable[[int], Any]) -> int:
+    """The smallest memory limit that a call works with, to a hundredth: it says so itself."""
+    with pytest.raises(ValueError, match="this needs at least") as refused:
+        call(1)
+    return int(1.01e6 * float(str(refused.value).split()[-2]))
 
 
 def through(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:

@@ -293,7 +293,7 @@ def test_rows_of_a_gpu_run_in_its_precision_with_several_samples(name, device):
     setting = Setting(device, torch.bfloat16, batch=3, quick=True)
     _, report = measured(ROWS[name].contenders[OURS](setting), setting)
     assert report.outputs
-    assert all(np.isfinite(x).all() for x in report.outputs.values())
+    assert all(np.isfinite(x).all() and x.std() > 0 for x in report.outputs.values() if x.size > 1)
 
 
 def test_limits_of_a_cpu_are_no_limits_of_a_gpu():

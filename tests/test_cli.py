@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from held_out import accuracy_of
 from perceivers import from_pretrained
 from perceivers.cli.verbs import VERBS
 from perceivers.runs.recipe import load_run
@@ -42,7 +43,7 @@ def run(tmp_path_factory):
 def test_train_prints_scores_and_leaves_a_run(run):
     folder, result = run
     scores = json.loads(result.stdout)
-    assert 0 <= scores["all pixels read"]["label"]["accuracy"] <= 1
+    assert scores["all pixels read"]["label"]["accuracy"] == pytest.approx(accuracy_of(folder, "label"))
     assert {path.name for path in folder.iterdir()} == {
         "recipe.yaml",
         "log.jsonl",

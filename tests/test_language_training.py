@@ -359,12 +359,6 @@ def test_a_vocabulary_needs_documents(tmp_path, command):
     assert not (tmp_path / "t.json").exists()
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_files(name):
-    recipe = RECIPES[name]()
-    assert from_plain(Recipe, to_plain(recipe)) == recipe
-
-
 def test_the_papers_hyperparameters():
     """Table 12 and section F.3."""
     recipe = RECIPES["language-paper"]()

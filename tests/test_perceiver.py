@@ -296,7 +296,10 @@ def test_images_of_any_size_are_read_with_positions_from_end_to_end(size: tuple[
 def test_models_take_images_of_any_size(positions: Fourier | Learned) -> None:
     model = build({"image": dataclasses.replace(IMAGE, positions=positions)}, {"label": LABEL})
     for size in ((11, 13), (3, 2), (1, 1)):
-        assert model(torch.randn(B, *size, 3))["label"].isfinite().all()
+        pixels = torch.randn(B, *size, 3, requires_grad=True)
+        model(pixels)["label"].square().sum().backward()
+        assert pixels.grad.isfinite().all()
+        assert pixels.grad.any(dim=-1).all()  # every pixel is read
 
 
 # Asking.

@@ -14,12 +14,11 @@ from perceivers.data.published import starcraft_replays
 from perceivers.data.published.starcraft_replays import STATISTICS, events_of, snapshots_of
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.flops import CPU_ATTENTION
-from perceivers.runs.recipe import Recipe, run_recipe
+from perceivers.runs.recipe import run_recipe
 from perceivers.runs.results import keep_scores
-from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.starcraft.baselines import baseline_scores, baselines, time_means, type_counts
 from perceivers.systems.starcraft.model import EntityEncoder, PerceiverEntities, TransformerEntities, schema
-from perceivers.systems.starcraft.recipes import RECIPES, small
+from perceivers.systems.starcraft.recipes import small
 from perceivers.systems.starcraft.report import report
 from perceivers.training.loop import TrainingConfig
 
@@ -164,12 +163,6 @@ def test_operations_of_both_encoders():
         flops.append(counter.get_total_flops())
     assert flops[1] == pytest.approx(3.3e9, rel=0.01)
     assert 3.3 < flops[1] / flops[0] < 5.5
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_survive_files(name):
-    recipe = RECIPES[name]()
-    assert from_plain(Recipe, to_plain(recipe)) == recipe
 
 
 def test_a_run_from_end_to_end(games, tmp_path):

@@ -140,7 +140,7 @@ class Crossing:
             positions = replace(positions, tables=tuple(table.to(place) for table in positions.tables))
         else:
             positions = leaf(positions)
-        mask, hidden = (None if x is None else x.to(place) for x in (segment.mask, segment.masked))
+        mask, masked = (None if x is None else x.to(place) for x in (segment.mask, segment.masked))
         changed = replace(
             segment,
             content=leaf(segment.content),
@@ -149,7 +149,7 @@ class Crossing:
             projection=None if segment.projection is None else tuple(leaf(x) for x in segment.projection),
             mask_token=leaf(segment.mask_token),
             mask=mask,
-            masked=hidden,
+            masked=masked,
         )
         tail = None if self.tail is None else tuple(copy.deepcopy(module).to(place, dtype) for module in self.tail)
         latents = leaf(self.latents)
@@ -257,14 +257,14 @@ def segment_of(make: Make, generator: torch.Generator) -> Segment:
             positions = normal(generator, batch, count, 5)
         case "added":
             positions = normal(generator, count, make.content)
-    constant = normal(generator, make.padding) if make.padding else None
-    segment = Segment(content, positions, make.positions == "added", constant)
+    padding = normal(generator, make.padding) if make.padding else None
+    segment = Segment(content, positions, make.positions == "added", padding)
     if make.projected:
         own = segment.raw_channels
         segment = replace(segment, projection=(normal(generator, 7, own) / math.sqrt(own), normal(generator, 7)))
     if make.masked and content is not None:
-        hidden = torch.rand(content_batch, count, generator=generator) < 0.4
-        segment = replace(segment, masked=hidden, mask_token=normal(generator, width_of(segment)))
+        masked = torch.rand(content_batch, count, generator=generator) < 0.4
+        segment = replace(segment, masked=masked, mask_token=normal(generator, width_of(segment)))
     if make.mask != "none":
         mask = torch.rand(batch, count, generator=generator) < 0.6
         mask[0] &= make.mask != "dead"

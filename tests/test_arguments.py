@@ -377,10 +377,10 @@ def test_points_of_other_types_are_taken(model):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-ORDERS = ["dense", "projected", "absorbed"]
+ALGORITHMS = ["dense", "projected", "absorbed"]
 
 
-@pytest.mark.parametrize("algorithm", ORDERS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("positions", [BANDS, Learned(channels=3)], ids=["fourier", "learned"])
 def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch, algorithm, value, positions):
@@ -401,7 +401,7 @@ def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch,
     assert written[:, 1].isnan().all()
 
 
-@pytest.mark.parametrize("algorithm", ORDERS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_query_of_the_caller_is_of_finite_numbers(monkeypatch, algorithm, value):
     """An error names it; NaN where it cannot be refused, as in compiled programs; what a mask leaves out is nothing."""
@@ -440,7 +440,7 @@ def decoded_at(model, raw, places):
         return model({"points": raw}, {name: Coordinates(place) for name, place in places.items()})
 
 
-@pytest.mark.parametrize("algorithm", ORDERS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_padding_holds_matters_neither_to_values_nor_to_gradients(algorithm):
     torch.manual_seed(0)
     model = PerceiverIO(Schema({"points": POINTS}, {"points": POINTS}), SMALL)

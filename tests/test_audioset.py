@@ -1,4 +1,4 @@
-"""Several labels of a clip: AudioSet in its published form, the recipes, windows averaged, and the rival."""
+"""Several labels of a clip: AudioSet in its published form, the recipes, windows averaged, and the baseline."""
 
 from dataclasses import replace
 

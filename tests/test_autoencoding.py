@@ -246,7 +246,7 @@ def little_records(count, seed):
     ]
 
 
-def test_rivals_by_hand():
+def test_baselines_by_hand():
     """PCA with two numbers restores what has two; the mean's PSNR is that of the distance to it."""
     training, held_out = little_records(11, 0), little_records(5, 1)
     scores = baselines(little_schema(), training, held_out, 2)
@@ -328,7 +328,7 @@ def test_an_unseen_label_changes_nothing(tmp_path):
     assert torch.equal(model({**raw, "label": labels[0]})["label"], seen[0])
 
 
-def test_what_has_no_mask_token_cannot_be_hidden():
+def test_what_has_no_mask_token_cannot_be_masked():
     recipe = tiny_recipe("")
     model = PerceiverIO(recipe.schema, recipe.config)
     with pytest.raises(ValueError, match="audio: cannot be masked"):

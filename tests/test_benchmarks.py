@@ -30,6 +30,7 @@ from benchmarks.results import Measured, RowResult, differences, judge, section,
 from benchmarks.stream import stream
 from benchmarks.workloads import CHECKPOINTED, FORWARD, GPU_BATCHES, HF, OURS, ROWS, Count, Target
 from failing_contenders import asks_for_too_much, is_killed, sleeps
+from tiers import few
 
 TINY = Setting(quick=True)
 
@@ -88,7 +89,7 @@ def test_the_hugging_face_model_keeps_what_performance_says():
     assert "30.3 GiB" in program.note
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", few(ROWS, ["imagenet-conv", "language"]))
 def test_every_row_runs_and_outputs_agree(name):
     """Contenders that are not installed are left out."""
     row, reports = ROWS[name], {}
@@ -302,7 +303,8 @@ def test_limits_of_a_cpu_are_no_limits_of_a_gpu():
     assert Work("multimodal").limit("cuda") is None
 
 
-def test_rates_and_orders_of_reading_are_measured(capsys, monkeypatch):
+@pytest.mark.slow
+def test_rates_and_algorithms_of_reading_are_measured(capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.measuring.GEMM", {"cpu": 64, "cuda": 8192})
     found = gpu.measure(device="cpu", batches=(2,), quick=True, repeats=1)
     orders = ["dense", "separable", "absorbed", "projected"]
@@ -360,6 +362,7 @@ def test_the_command_measures_a_row(tmp_path, monkeypatch, capfd):
     assert run_row("video", ROWS["video"], TINY, 2, 60.0).contenders[OURS].seconds
 
 
+@pytest.mark.slow
 def test_a_stream_takes_the_memory_of_its_parts(tmp_path):
     """Far less than the whole, which has 256 MB."""
     assert stream(inputs=4 * 10**6, part=1 << 16, folder=tmp_path)["bytes"] < 100e6

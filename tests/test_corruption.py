@@ -87,17 +87,17 @@ def plain(value):
     return {n: plain(v) for n, v in value.items()} if isinstance(value, dict) else np.asarray(value).tolist()
 
 
-def kinds_of(specs):
+def specs_of(specs):
     return [pytest.param(specs[name], id=name) for name in ("points", "units", "text")]
 
 
-@pytest.mark.parametrize("spec", kinds_of(CORRUPTED))
+@pytest.mark.parametrize("spec", specs_of(CORRUPTED))
 def test_corruption_is_for_training(spec):
     assert plain(prepared(spec, 1, True)) != plain(prepared(spec, 2, True))
     assert plain(prepared(spec, 1, False)) == plain(prepared(spec, 2, False))
 
 
-@pytest.mark.parametrize("spec", kinds_of(EVERYWHERE))
+@pytest.mark.parametrize("spec", specs_of(EVERYWHERE))
 def test_it_acts_in_evaluation_where_the_option_says_so(spec):
     assert plain(prepared(spec, 1, False)) != plain(prepared(spec, 2, False))
     assert plain(prepared(spec.uncorrupted(), 1, False)) == plain(prepared(spec.uncorrupted(), 2, False))

@@ -331,7 +331,7 @@ def test_f1_and_correlation_by_hand():
     assert float(metric.compute()) == pytest.approx(-3 / (42 * 2) ** 0.5)
 
 
-def test_rivals_by_hand(tmp_path):
+def test_baselines_by_hand(tmp_path):
     """Letters tell the class: bytes find it, the most frequent answer is right for what is most frequent."""
     files = {
         "SST-2/train.tsv": [f"{'good' if n % 3 else 'bad'} film {n}\t{int(n % 3 > 0)}" for n in range(30)],

@@ -49,6 +49,7 @@ def test_quantiles_rise_and_deviations_are_positive():
         assert (found.diff(dim=-1) >= 0).all() if spec.quantiles else (found[..., 1] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantiles", [(), (0.1587, 0.5, 0.8413)])
 def test_known_noise_is_learned(quantiles):
     """The noise grows with x; its deviation, or the distance of the quantiles that are one deviation off, is found."""

@@ -82,7 +82,7 @@ def test_config_errors_name_the_place():
         Config(encoder=EncoderConfig(channel_alignment="pad", input_channels=5))
 
 
-def test_json_schema_lists_every_kind():
+def test_json_schema_lists_every_modality():
     text = json.dumps(json_schema(Schema))
     assert all(f'"{kind}"' in text for kind in ("image", "pointset", "records", "text", "flow", "vectors"))
 

@@ -1,4 +1,4 @@
-"""A model is scored on other data than its own; optical flow in tiles, from coarse to fine, beside rivals."""
+"""A model is scored on other data than its own; optical flow in tiles, from coarse to fine, beside baselines."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_no_level_is_refused():
         estimate_flow(model, frame, frame, levels=0)
 
 
-def test_flow_is_scored_in_tiles_beside_the_rivals(command, tmp_path):
+def test_flow_is_scored_in_tiles_beside_the_baselines(command, tmp_path):
     recipe = replace(side_by_side("conv"), data=FlowScenes(size=(8, 8), num_training=4, num_held_out=3), training=STEPS)
     run_recipe(recipe, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").write_text('{"held out": {"flow": {"epe": 1.5}}}')

@@ -1,4 +1,4 @@
-"""StarCraft II: units followed through events by hand, what is hidden, the entity encoder, and what guessing gives."""
+"""StarCraft II: units followed through events by hand, what is masked, the entity encoder, and what guessing gives."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -84,7 +84,7 @@ def test_units_are_followed_through_events():
 
 
 def test_what_is_hidden_is_told_once_only(games):
-    """A type is either in the input or in the target; other ones are hidden each time, about as many as asked for."""
+    """A type is either in the input or in the target; other ones are masked each time, about as many as asked for."""
     records = games.training()
     fitted = schema().fit(records)
     hidden = []
@@ -193,7 +193,7 @@ def test_guesses_by_hand(games):
 
 
 def test_the_others_of_a_player_tell(games):
-    """Ten probes of player 1, nine gateways of player 2: whichever is hidden, the others of its player are right."""
+    """Ten probes of player 1, nine gateways of player 2: whichever is masked, the others of its player are right."""
     units = {"type": np.array(["Probe"] * 10 + ["Gateway"] * 9, object), "owner": np.array([1] * 10 + [2] * 9)}
     units |= {name: np.zeros(19, np.float32) for name in ("x", "y", "age")}
     records = [{**games.training()[0], "units": units}] * 5

@@ -47,20 +47,20 @@ def make_series(example, name, channels):
     source.mkdir()
     for part in ("TRAIN", "TEST"):
         write_ts(source / f"Name_{part}.ts", rng, channels, (13, 7, 19, 11, 23))
-    example("series").preprocess(source, Path(name))
+    example("series").prepare(source, Path(name))
 
 
 def make_co2(example):
     times = [f"{year}{month:02d}11,{300 + year - 1986 + month}" for year in range(1986, 1994) for month in range(1, 13)]
     times[7] = "19860811,"
     Path("co2.csv").write_text("\n".join(["date,co2", *times]))
-    example("forecasting").preprocess(Path("co2.csv"), Path("co2"))
+    example("forecasting").prepare(Path("co2.csv"), Path("co2"))
 
 
 def make_sunspots(example):
     years = [f"{year},{50 + 50 * np.sin(2 * np.pi * year / 11)}" for year in range(1880, 2000)]
     Path("sunspots.csv").write_text("\n".join(['"YEAR","SUNACTIVITY"', *years]))
-    example("forecasting").preprocess(Path("sunspots.csv"), Path("sunspots"))
+    example("forecasting").prepare(Path("sunspots.csv"), Path("sunspots"))
 
 
 def idx(array):
@@ -74,7 +74,7 @@ def make_fashion(example):
         images, labels = rng.integers(0, 256, (7, 5, 3), np.uint8), np.arange(7, dtype=np.uint8)
         (source / f"{part}-images-idx3-ubyte.gz").write_bytes(idx(images))
         (source / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
-    example("points").preprocess(source, Path("fashion"))
+    example("points").prepare(source, Path("fashion"))
 
 
 def make_spoken(example):
@@ -83,7 +83,7 @@ def make_spoken(example):
     for number in range(7):
         path = source / f"{number % 3}_{'ab'[number % 2]}_{number + 2}.wav"
         write_audio(path, np.sin(np.arange(700 + 113 * number) / 5, dtype=np.float32)[:, None], 8000)
-    example("spoken").preprocess(source, Path("spoken"))
+    example("spoken").prepare(source, Path("spoken"))
 
 
 TETRAHEDRON = "OFF\n4 4 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"
@@ -91,11 +91,11 @@ TETRAHEDRON = "OFF\n4 4 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n\n3 0 2 1\n3 0 1 3\n3 0 3
 
 def make_cow(example):
     Path("cow.off").write_text(TETRAHEDRON)
-    example("field").preprocess(Path("cow.off"), Path("cow"), train=3, test=2)
+    example("field").prepare(Path("cow.off"), Path("cow"), train=3, test=2)
 
 
 def make_units(example):
-    example("starcraft").preprocess(Path("replays"), Path("units"), every=1)
+    example("starcraft").prepare(Path("replays"), Path("units"), every=1)
 
 
 MAKERS = {
@@ -212,7 +212,7 @@ def test_photographed_pairs_have_the_flow_of_their_disparity_and_of_their_plane(
     (source / "H1to3p.xml").write_text(
         "<opencv_storage><data>\n 2. 0. 1.\n 0. 1. -1. 0. 0. 2. </data></opencv_storage>"
     )
-    example("flow_pairs").preprocess(source, source, tmp_path / "pairs")
+    example("flow_pairs").prepare(source, source, tmp_path / "pairs")
 
     sets = from_file(DataSets, tmp_path / "pairs" / "pairs.yaml").data
     flows = {name: next(iter(data.held_out()))["flow"] for name, data in sets.items()}

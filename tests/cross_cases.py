@@ -16,7 +16,7 @@ from perceivers.core.config import BlockConfig
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import CostModel
-from perceivers.core.fast.token_blocks import sample_of
+from perceivers.core.fast.token_blocks import blocks_of, sample_of
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
@@ -140,7 +140,7 @@ class Crossing:
             positions = replace(positions, tables=tuple(table.to(place) for table in positions.tables))
         else:
             positions = leaf(positions)
-        mask, hidden = (None if x is None else x.to(place) for x in (segment.mask, segment.masked))
+        mask, masked = (None if x is None else x.to(place) for x in (segment.mask, segment.masked))
         changed = replace(
             segment,
             content=leaf(segment.content),
@@ -149,7 +149,7 @@ class Crossing:
             projection=None if segment.projection is None else tuple(leaf(x) for x in segment.projection),
             mask_token=leaf(segment.mask_token),
             mask=mask,
-            masked=hidden,
+            masked=masked,
         )
         tail = None if self.tail is None else tuple(copy.deepcopy(module).to(place, dtype) for module in self.tail)
         latents = leaf(self.latents)
@@ -162,12 +162,11 @@ class Crossing:
 
     @property
     def algorithms(self) -> list[Algorithm]:
-        """All that are possible, apart from the dense one."""
-        return [
-            algorithm
-            for algorithm in CostModel(self.cross, self.latents, self.segment, self.tail).costs()
-            if algorithm != "dense"
-        ]
+        """All that are possible, apart from the dense one; a test over none would say nothing."""
+        possible = CostModel(self.cross, self.latents, self.segment, self.tail).costs()
+        found = [algorithm for algorithm in possible if algorithm != "dense"]
+        assert found
+        return found
 
     def dense(self) -> Tensor:
         """As attention.py has it."""
@@ -184,6 +183,26 @@ class Crossing:
         state = algorithms.read(self.cross, self.latents, self.segment, algorithm, block_size)
         found = self.cross.attention.output(state.attended().to(self.latents.dtype))
         return self.cross.finish(self.latents, found)
+
+
+def watched_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(number of tokens, number of blocks) of every segment that is computed in blocks from now on."""
+    seen = []
+
+    def watched(tokens: Any, block_size: int) -> Any:
+        blocks = blocks_of(tokens, block_size)
+        seen.append((tokens.segment.num_tokens, len(blocks)))
+        return blocks
+
+    monkeypatch.setattr(algorithms, "blocks_of", watched)
+    return seen
+
+
+def least_limit(call: Callable[[int], Any]) -> int:
+    """The smallest memory limit that a call works with, to a hundredth: it says so itself."""
+    with pytest.raises(ValueError, match="this needs at least") as refused:
+        call(1)
+    return int(1.01e6 * float(str(refused.value).split()[-2]))
 
 
 def through(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
@@ -238,14 +257,14 @@ def segment_of(make: Make, generator: torch.Generator) -> Segment:
             positions = normal(generator, batch, count, 5)
         case "added":
             positions = normal(generator, count, make.content)
-    constant = normal(generator, make.padding) if make.padding else None
-    segment = Segment(content, positions, make.positions == "added", constant)
+    padding = normal(generator, make.padding) if make.padding else None
+    segment = Segment(content, positions, make.positions == "added", padding)
     if make.projected:
         own = segment.raw_channels
         segment = replace(segment, projection=(normal(generator, 7, own) / math.sqrt(own), normal(generator, 7)))
     if make.masked and content is not None:
-        hidden = torch.rand(content_batch, count, generator=generator) < 0.4
-        segment = replace(segment, masked=hidden, mask_token=normal(generator, width_of(segment)))
+        masked = torch.rand(content_batch, count, generator=generator) < 0.4
+        segment = replace(segment, masked=masked, mask_token=normal(generator, width_of(segment)))
     if make.mask != "none":
         mask = torch.rand(batch, count, generator=generator) < 0.6
         mask[0] &= make.mask != "dead"

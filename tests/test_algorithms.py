@@ -244,7 +244,7 @@ def test_gradients_are_those_of_finite_differences(crossing: Crossing, device: s
 @every_device
 @pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("algorithm", [algorithm for algorithm in get_args(Algorithm) if algorithm != "dense"])
-def test_released_models_agree_in_every_order(name: str, algorithm: Algorithm, device: str) -> None:
+def test_released_models_agree_in_every_algorithm(name: str, algorithm: Algorithm, device: str) -> None:
     """An algorithm that is not possible somewhere leaves the choice to the plan."""
     model = built(*converted(name)).to(device, torch.float64)
     given = {
@@ -299,7 +299,7 @@ MUTATIONS: list[tuple[Algorithm, str, Any, str, int | None]] = [
     ("projected", "writing", epilogue, "through", None),
     ("absorbed", "reading", SoftmaxState, "attended", None),
 ]
-"""Order, where, what, which of its results."""
+"""Algorithm, where, what, which of its results."""
 
 
 @pytest.mark.parametrize(("algorithm", "where", "owner", "name", "part"), MUTATIONS)
@@ -318,15 +318,16 @@ def test_a_thousandth_more_is_found(
             assert_agreement(crossing, algorithm, 8)
 
 
-@pytest.mark.parametrize("join", ["pad", "project"])
+@pytest.mark.parametrize("alignment", ["pad", "project"])
 @pytest.mark.parametrize("scale", [1.0, 6e4, 1e6, 1e15])
-def test_large_values_are_read_alike_in_half_precision(scale: float, join: Any) -> None:
+def test_large_values_are_read_alike_in_half_precision(scale: float, alignment: Any) -> None:
     torch.manual_seed(0)
     positions = Fourier(num_bands=2)
     image = Image(size=(7, 5), channels=2, positions=positions)
     schema = Schema({"image": image}, {"map": Image(size=(5, 3), channels=2, positions=positions)})
     config = Config(
-        LatentsConfig(num_latents=11, channels=16, init_std=1.0), EncoderConfig(num_heads=2, channel_alignment=join)
+        LatentsConfig(num_latents=11, channels=16, init_std=1.0),
+        EncoderConfig(num_heads=2, channel_alignment=alignment),
     )
     model = PerceiverIO(schema, config).eval()
     raw = scale * torch.randn(2, 7, 5, 2)
@@ -343,11 +344,11 @@ READ = {"image": Image(size=(7, 5), channels=2, positions=POSITIONS)}
 WRITTEN = {"map": Image(size=(5, 3), channels=2, positions=POSITIONS)}
 
 
-def small_model(inputs: Any, outputs: Any, join: Any = "pad", residual: bool = True) -> PerceiverIO:
+def small_model(inputs: Any, outputs: Any, alignment: Any = "pad", residual: bool = True) -> PerceiverIO:
     torch.manual_seed(0)
     latents = LatentsConfig(num_latents=11, channels=16, init_std=1.0)
     encoder, decoder = (
-        EncoderConfig(num_heads=2, channel_alignment=join),
+        EncoderConfig(num_heads=2, channel_alignment=alignment),
         DecoderConfig(num_heads=1, query_residual=residual),
     )
     return PerceiverIO(Schema(inputs, outputs), Config(latents, encoder, decoder=decoder)).eval()
@@ -378,11 +379,11 @@ def test_a_query_made_of_what_is_no_number_finds_none(value: float) -> None:
         assert torch.equal(found[0], exact[0])
 
 
-@pytest.mark.parametrize("join", ["pad", "project"])
+@pytest.mark.parametrize("alignment", ["pad", "project"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e25])
-def test_what_a_mask_token_hides_does_not_matter(value: float, join: Any) -> None:
-    hidden = {"image": replace(READ["image"], mask_prob=1.0, mask_at_eval=True), "n": Numbers(mean=(0.0,), std=(1.0,))}
-    model = small_model(hidden, WRITTEN, join)
+def test_what_a_mask_token_hides_does_not_matter(value: float, alignment: Any) -> None:
+    masked = {"image": replace(READ["image"], mask_prob=1.0, mask_at_eval=True), "n": Numbers(mean=(0.0,), std=(1.0,))}
+    model = small_model(masked, WRITTEN, alignment)
     raw = torch.randn(2, 7, 5, 2)
     hole = raw.clone()
     hole[0, 3, 2] = value
@@ -406,12 +407,12 @@ TOO_LARGE = {
 }
 
 
-@pytest.mark.parametrize("join", ["pad", "project"])
+@pytest.mark.parametrize("alignment", ["pad", "project"])
 @pytest.mark.parametrize("name", TOO_LARGE)
-def test_values_that_a_norm_cannot_take_make_nan_and_others_are_exact(name: str, join: Any) -> None:
+def test_values_that_a_norm_cannot_take_make_nan_and_others_are_exact(name: str, alignment: Any) -> None:
     """A sample is right, or NaN, alike in every algorithm."""
     spec, raw = TOO_LARGE[name]
-    model, double = (small_model({"x": spec}, WRITTEN, join) for _ in range(2))
+    model, double = (small_model({"x": spec}, WRITTEN, alignment) for _ in range(2))
     double.double()
     beyond = set()
     for scale in (1e9, 1e14, 1e16, 1e18, 1e19, 1e20, 1e30, 1e37):
@@ -426,9 +427,9 @@ def test_values_that_a_norm_cannot_take_make_nan_and_others_are_exact(name: str,
     assert {1e20, 1e30} <= beyond <= {1e16, 1e18, 1e19, 1e20, 1e30, 1e37}
 
 
-@pytest.mark.parametrize("join", ["pad", "project"])
-def test_large_values_are_read_alike_under_autocast(join: Any) -> None:
-    model = small_model(READ, WRITTEN, join)
+@pytest.mark.parametrize("alignment", ["pad", "project"])
+def test_large_values_are_read_alike_under_autocast(alignment: Any) -> None:
+    model = small_model(READ, WRITTEN, alignment)
     raw = 1e6 * torch.randn(2, 7, 5, 2)
     with torch.no_grad():
         exact = model(raw)["map"]

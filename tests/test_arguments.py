@@ -51,7 +51,7 @@ SMALL = Config(
 BANDS = Fourier(num_bands=3, max_resolution=11)
 POINTS = PointSet(axes=3, channels=2, positions=BANDS)
 FIELDS = {"type": CategoryField(classes=5, channels=3), "health": NumberField()}
-MODALITIES = {
+SPECS = {
     "image": Image(size=(5, 7), positions=Fourier(num_bands=3), mean=(127.0,), std=(63.0,)),
     "series": Series(size=11, channels=2, positions=Learned(channels=3)),
     "text": Text(length=13, channels=5, tied=False),
@@ -67,7 +67,7 @@ MODALITIES = {
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return PerceiverIO(Schema(MODALITIES, MODALITIES), SMALL).eval()
+    return PerceiverIO(Schema(SPECS, SPECS), SMALL).eval()
 
 
 def whole():
@@ -320,7 +320,7 @@ def test_arguments_of_wrong_types_are_refused_where_nothing_checks_types():
 
 
 def check_wrong_types():
-    model = PerceiverIO(Schema(MODALITIES, MODALITIES), SMALL).eval()
+    model = PerceiverIO(Schema(SPECS, SPECS), SMALL).eval()
     for call, message in WRONG_TYPES:
         with pytest.raises(ValueError, match=re.escape(message)):
             call(model)
@@ -377,10 +377,10 @@ def test_points_of_other_types_are_taken(model):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-ORDERS = ["dense", "projected", "absorbed"]
+ALGORITHMS = ["dense", "projected", "absorbed"]
 
 
-@pytest.mark.parametrize("algorithm", ORDERS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("positions", [BANDS, Learned(channels=3)], ids=["fourier", "learned"])
 def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch, algorithm, value, positions):
@@ -401,13 +401,13 @@ def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch,
     assert written[:, 1].isnan().all()
 
 
-@pytest.mark.parametrize("algorithm", ORDERS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_query_of_the_caller_is_of_finite_numbers(monkeypatch, algorithm, value):
     """An error names it; NaN where it cannot be refused, as in compiled programs; what a mask leaves out is nothing."""
     torch.manual_seed(0)
     small = replace(SMALL, decoder=replace(SMALL.decoder, query_residual=False))
-    model = PerceiverIO(Schema({"vectors": MODALITIES["vectors"]}, {"vectors": MODALITIES["vectors"]}), small).eval()
+    model = PerceiverIO(Schema({"vectors": SPECS["vectors"]}, {"vectors": SPECS["vectors"]}), small).eval()
     raw, queries, mask = {"vectors": whole()["vectors"]}, torch.randn(2, 3, 3), torch.ones(2, 3, dtype=torch.bool)
     queries[1, 2, 0], mask[1, 2] = value, False
     with pytest.raises(ValueError, match="output 'vectors': numbers of query 2 of sample 1 are not finite numbers"):
@@ -440,7 +440,7 @@ def decoded_at(model, raw, places):
         return model({"points": raw}, {name: Coordinates(place) for name, place in places.items()})
 
 
-@pytest.mark.parametrize("algorithm", ORDERS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_padding_holds_matters_neither_to_values_nor_to_gradients(algorithm):
     torch.manual_seed(0)
     model = PerceiverIO(Schema({"points": POINTS}, {"points": POINTS}), SMALL)

@@ -141,6 +141,7 @@ def test_of_one_input_alone_the_fields_contribute():
     assert abs(row["weight.from.row.height"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_known_function_is_found():
     """y = 3 a, with b beside it: a contributes three times itself, b nothing."""
     schema = Schema(
@@ -186,7 +187,7 @@ def test_a_known_function_is_found():
         ),
     ],
 )
-def test_contributions_by_hand(kind, whole, without, expected):
+def test_attributions_by_hand(kind, whole, without, expected):
     tensors = [
         {name: torch.tensor(value) for name, value in side.items()} if isinstance(side, dict) else torch.tensor(side)
         for side in (whole, without)

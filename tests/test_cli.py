@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from held_out import accuracy_of
 from perceivers import from_pretrained
 from perceivers.cli.verbs import VERBS
 from perceivers.runs.recipe import load_run
@@ -42,7 +43,7 @@ def run(tmp_path_factory):
 def test_train_prints_scores_and_leaves_a_run(run):
     folder, result = run
     scores = json.loads(result.stdout)
-    assert 0 <= scores["all pixels read"]["label"]["accuracy"] <= 1
+    assert scores["all pixels read"]["label"]["accuracy"] == pytest.approx(accuracy_of(folder, "label"))
     assert {path.name for path in folder.iterdir()} == {
         "recipe.yaml",
         "log.jsonl",
@@ -100,6 +101,7 @@ def test_runs_that_start_from_one_another_in_a_circle_are_told(command, run, tmp
     assert f"a circle: {' -> '.join(map(str, [*folders, folders[0]]))}: correct" in err
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_documentation_trains_on_own_files(tmp_path):
     """docs/recipes.md as a user would follow it; the speed is the slope of the signal, so it can be learned."""
     text = (ROOT / "docs" / "recipes.md").read_text()
@@ -147,9 +149,13 @@ def test_wrong_input_gets_one_line_and_exit_code_2(command, arguments, message, 
     ("arguments", "message"),
     [
         (["nonsense"], "nonsense"),
-        (["train", "digits"], "--out"),
-        (["flow", "--bogus", "3"], "--bogus"),
-        (["fill-mask", "hi", "--random-weights", "0", "--memory-limit", "0"], "memory limit = 0 must be"),
+        pytest.param(["train", "digits"], "--out", marks=pytest.mark.slow),
+        pytest.param(["flow", "--bogus", "3"], "--bogus", marks=pytest.mark.slow),
+        pytest.param(
+            ["fill-mask", "hi", "--random-weights", "0", "--memory-limit", "0"],
+            "memory limit = 0 must be",
+            marks=pytest.mark.slow,
+        ),
         (["plan", "language", "--batch-size", "0"], "batch_size = 0 must be a whole number, at least 1"),
     ],
 )

@@ -46,6 +46,7 @@ def test_workers_give_what_one_process_gives(folder):
     assert shared == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_rows_are_counted_over_all_workers(folder, allowed):
     pytest.importorskip("ray", reason="Ray is not installed: pip install perceivers[cluster]")
@@ -65,6 +66,7 @@ def test_without_ray_it_says_what_is_missing(command, folder, monkeypatch):
     assert "several workers need Ray: pip install perceivers[cluster]" in err
 
 
+@pytest.mark.slow
 def test_predictions_that_are_not_finite_are_told_by_workers_too(folder):
     pytest.importorskip("ray", reason="Ray is not installed: pip install perceivers[cluster]")
     large = [{**row, "height": 1e38 if n == 17 else row["height"]} for n, row in enumerate(rows_of(23))]

@@ -202,6 +202,7 @@ def failures(folder, number=None, errors=ERRORS):
     return [fault for case in cases for fault in fail(work, *case, reference)], len(cases)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_at_some_calls(tmp_path):
     found, number = failures(tmp_path, 3)
     assert (found, number) == ([], 3)

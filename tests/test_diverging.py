@@ -271,7 +271,7 @@ def test_such_a_row_keeps_its_place_and_changes_no_other(tmp_path, model):
     assert {value for name, value in found[1][4].items() if name != "unreadable"} == {None}
 
 
-def test_every_kind_of_prediction_is_looked_at(model):
+def test_predictions_of_every_modality_are_looked_at(model):
     """One whose cells hide it: a class is the largest of any numbers. Records of arrays are numbered."""
     records = [{"curve": np.zeros(5)} for _ in range(5)]
     with torch.no_grad():

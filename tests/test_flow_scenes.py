@@ -122,7 +122,7 @@ def test_a_record_depends_on_seed_part_and_number_alone():
     assert len(one[2:5]) == 3
 
 
-def test_records_are_as_the_kinds_take_them():
+def test_records_are_as_the_modalities_take_them():
     record = FlowScenes(size=SIZE).held_out()[0]
     assert record["frames"].shape == (2, *SIZE, 3)
     assert record["frames"].dtype == np.float32

@@ -123,7 +123,9 @@ def locked(name):
 def test_every_locked_package_has_hashes_and_the_version_of_the_constraints(name):
     lines = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
     pinned = {canonicalize_name(package): number for package, number in lines}
-    for package, (number, hashes) in locked(name).items():
+    packages = locked(name)
+    assert packages
+    for package, (number, hashes) in packages.items():
         assert hashes, package
         assert pinned.get(package, number) == number.removesuffix("+cpu"), package
 
@@ -157,7 +159,9 @@ def needs(package, project):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
 def test_the_tests_that_a_page_names_are_there(page):
-    for command in re.findall(r"`pytest (tests/[^`]*)`", (ROOT / page).read_text()):
+    commands = re.findall(r"`pytest (tests/[^`]*)`", (ROOT / page).read_text())
+    assert commands
+    for command in commands:
         paths, _, words = command.partition(" -k ")
         sources = [(ROOT / path).read_text() for path in paths.split()]
         names = re.findall(r"^def (test_\w+)", "".join(sources), re.MULTILINE)

@@ -1,5 +1,6 @@
 """GLUE: its files as they are published, the three ways to ask for a task, scores by hand, runs from end to end."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +16,14 @@ from perceivers.pretrained.model_folder import save_model
 from perceivers.pretrained.transfer import transfer
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.prediction import predict_rows
-from perceivers.runs.recipe import Recipe, run_recipe
+from perceivers.runs.recipe import run_recipe
 from perceivers.runs.results import keep_scores, read_scores
 from perceivers.schema import Schema
-from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.schema.preset import Preset
 from perceivers.systems import TASKS
 from perceivers.systems.glue.baselines import bag_of_bytes, baselines, file_scores, glue_scores, told
 from perceivers.systems.glue.model import glue_schema
-from perceivers.systems.glue.recipes import EXAMPLES, RECIPES, paper, small
+from perceivers.systems.glue.recipes import EXAMPLES, paper, small
 from perceivers.systems.glue.report import report
 from perceivers.training.loop import TrainingConfig
 from perceivers.training.losses import Objective
@@ -232,7 +232,10 @@ def test_other_texts_of_a_batch_change_nothing(variant):
     alone = model(schema.collate(samples[:1])["inputs"])
     for name in schema.outputs:
         torch.testing.assert_close(together[name][:1], alone[name])
-    assert all(output.isfinite().all() for output in together.values())
+    others = model(schema.collate(samples[1:])["inputs"])
+    for name in schema.outputs:
+        torch.testing.assert_close(together[name][1:], others[name])
+        assert not torch.allclose(together[name][2], together[name][0])
     sum(output[:2].sum() for output in together.values()).backward()
     prefix = model.input_adapter.adapters["text"].prefix
     assert prefix is None or prefix.grad.abs().min() > 0
@@ -328,7 +331,7 @@ def test_f1_and_correlation_by_hand():
     assert float(metric.compute()) == pytest.approx(-3 / (42 * 2) ** 0.5)
 
 
-def test_rivals_by_hand(tmp_path):
+def test_baselines_by_hand(tmp_path):
     """Letters tell the class: bytes find it, the most frequent answer is right for what is most frequent."""
     files = {
         "SST-2/train.tsv": [f"{'good' if n % 3 else 'bad'} film {n}\t{int(n % 3 > 0)}" for n in range(30)],
@@ -355,13 +358,6 @@ def test_classes_that_are_never_seen_have_no_probability():
     assert probabilities.argmax(dim=1).tolist() == [1, 0]
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(2))
     assert not probabilities[:, 2].any()
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_survive_files(name):
-    assert name in TASKS
-    recipe = RECIPES[name]()
-    assert from_plain(Recipe, to_plain(recipe)) == recipe
 
 
 def test_the_papers_recipes_are_the_papers():
@@ -393,7 +389,7 @@ def test_the_paper_takes_a_step(official):
     losses = Objective(model)(schema.collate([sample]))
     losses["cola"].backward()
     optimiser.step()
-    assert losses["cola"].isfinite()
+    assert math.log(2) / 4 < losses["cola"] < 4 * math.log(2)  # of two classes, guessed
     assert not torch.equal(model.trunk.latents, latents)
 
 

@@ -66,10 +66,12 @@ def check(found):
     assert min(at_random["in a save"], at_random["in a step"]) >= at_random.total() / 3, at_random
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_kills(tmp_path):
     check(campaign(tmp_path, 20, every=10))
 
 
+@pytest.mark.slow
 def test_a_kill_of_one_process_of_two(tmp_path):
     """The other ends, and its workers; what they saved is whole, and they go on from there."""
     tally = kills.kills_of_one(tmp_path, 3, workers=2, shard_model=True)
@@ -130,6 +132,7 @@ def test_all_kills(tmp_path):
     check(found)
 
 
+@pytest.mark.slow
 @pytest.mark.prints_warnings  # of the checkpoints that it damages
 def test_a_planted_bug_is_found(tmp_path, monkeypatch):
     """The suite turns red if checkpoints are written in their place, over the old ones."""

@@ -150,7 +150,7 @@ def test_settings_that_cannot_be_are_refused():
         Texts(sources={"c4": 0.0})
 
 
-def test_words_are_hidden_whole_and_as_often_as_the_paper_says(corpus):
+def test_words_are_masked_whole_and_as_often_as_the_paper_says(corpus):
     recipe = replace(small(), data=corpus)
     hidden, words = 0, 0
     for number, record in enumerate(corpus.training()):
@@ -165,7 +165,7 @@ def test_words_are_hidden_whole_and_as_often_as_the_paper_says(corpus):
 
 
 def test_surroundings_by_hand():
-    """In "ab cd e" with "ab" hidden: of c, the space before it, nothing further; behind its word, a space and e."""
+    """In "ab cd e" with "ab" masked: of c, the space before it, nothing further; behind its word, a space and e."""
     ids, words = bytes_and_words("ab cd e")
     hidden = np.array([True, True, *[False] * 5])
     found = surroundings(ids, words, hidden)
@@ -196,7 +196,7 @@ def test_sides_together_by_hand():
 
 
 def test_five_grams_know_what_counting_can_tell():
-    """After "q" always "u", before "x" always "z"; hidden words of one byte between them."""
+    """After "q" always "u", before "x" always "z"; masked words of one byte between them."""
     rng = np.random.default_rng(0)
     documents = [" ".join(rng.choice(["q u x y", "k z x k", "m u m m"], size=200)) for _ in range(5)]
     asked = [HiddenText("q u x", np.array([False, False, True, False, False]))]
@@ -208,8 +208,8 @@ def test_five_grams_know_what_counting_can_tell():
         np.testing.assert_allclose(guess.sum(axis=1), 1)
 
 
-def test_no_rival_sees_what_is_hidden():
-    """Other bytes in hidden words change nothing of what is beside them."""
+def test_no_baseline_sees_what_is_masked():
+    """Other bytes in masked words change nothing of what is beside them."""
     hidden = np.array([False, False, True, True, False, True, True, True, False, False])
     for one, other in (("a bc def g", "a xy zzz g"), ("a bc def g", "a   def g"[:2] + "pq" + " def g")):
         first, second = (hidden_surroundings(HiddenText(text, hidden)) for text in (one, other))
@@ -218,7 +218,7 @@ def test_no_rival_sees_what_is_hidden():
 
 
 def test_scores_by_hand():
-    """Two words hidden, "é" (two bytes) right and "ab" half right, with probabilities 1/2 and 1/4 of the true bytes."""
+    """Two words masked, "é" (two bytes) right and "ab" half right, with probabilities 1/2 and 1/4 of the true bytes."""
     text = "é ab c"
     ids = ByteTokenizer().encode(text)
     hidden = np.array([True, True, False, True, True, False, False])
@@ -230,7 +230,7 @@ def test_scores_by_hand():
 
 
 def test_bits_and_accuracy_by_hand():
-    """Of three tokens two are hidden: true probabilities 1/2 and 1/8."""
+    """Of three tokens two are masked: true probabilities 1/2 and 1/8."""
     spec = Text(vocab_size=4, length=3)
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25, 1e-9], [0.1, 0.2, 0.3, 0.4], [0.5, 0.25, 0.125, 0.125]]]))
     target = {
@@ -246,7 +246,7 @@ def test_bits_and_accuracy_by_hand():
 
 
 def test_visible_tokens_count_as_little_as_asked():
-    """One hidden token of 1 bit and two visible ones of 2 bits, at a quarter: (1 + 2 x 0.25 x 2) / 1.5 bits."""
+    """One masked token of 1 bit and two unmasked ones of 2 bits, at a quarter: (1 + 2 x 0.25 x 2) / 1.5 bits."""
     spec = Text(vocab_size=4, length=4, of="text", unmasked_loss_weight=0.25)
     logits = torch.log(torch.tensor([[[0.5, 0.5, 1e-9, 1e-9], [0.25] * 4, [0.25] * 4, [1e-9, 1e-9, 1e-9, 1.0]]]))
     target = {"ids": torch.tensor([[0, 1, 2, 0]]), "mask": torch.tensor([[True, True, True, False]])}
@@ -294,7 +294,7 @@ def test_only_what_is_as_wide_can_be_aligned():
 
 
 def test_tokens_and_bytes_hide_the_same_words(corpus, tmp_path):
-    """So that rivals which guess bytes are asked what the model is asked."""
+    """So that baselines which guess bytes are asked what the model is asked."""
     path = str(tmp_path / "tokenizer.json")
     recipe = tokens_recipe(corpus, path)
     fit_tokenizer(recipe, Path(path))
@@ -332,7 +332,7 @@ def test_a_vocabulary_is_of_the_training_part(corpus, tmp_path):
 
 @pytest.mark.parametrize("name", ["language", "language-tokens"])
 def test_small_recipes_run_on_the_command_line(name, tmp_path, monkeypatch, command):
-    """Vocabulary, training, scores of model and rivals on the same bytes, and a report with what was written."""
+    """Vocabulary, training, scores of model and baselines on the same bytes, and a report with what was written."""
     monkeypatch.chdir(tmp_path)
     folder = f"data.folder={write_corpus(tmp_path / 'corpus')}"
     settings = [folder, "data.held_out_every=4", "data.num_held_out=5", "training.num_steps=3"]
@@ -357,12 +357,6 @@ def test_a_vocabulary_needs_documents(tmp_path, command):
     assert code == 2
     assert "no input 'text'" in error
     assert not (tmp_path / "t.json").exists()
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_files(name):
-    recipe = RECIPES[name]()
-    assert from_plain(Recipe, to_plain(recipe)) == recipe
 
 
 def test_the_papers_hyperparameters():

@@ -12,6 +12,7 @@ import soundfile
 
 from perceivers.media.audio_files import read_audio, to_mono, to_rate, write_audio
 from test_media_image import COUNTS, complaint, memory, read_damaged, refuse_what_is_no_file
+from tiers import few
 
 PLAIN = {"WAV": 0, "WAVEX": 0, "RF64": 0, "W64": 0, "AIFF": 0, "AU": 0, "CAF": 0, "FLAC": 0, "OGG": 0.02}
 """Kinds that libsndfile writes, and how far what is read may be from 16 bits of what was written."""
@@ -76,7 +77,7 @@ def test_what_is_no_sound_is_not_written(samples: np.ndarray, rate: int, tmp_pat
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_modalities(kind: str, tmp_path: Path) -> None:
+def test_formats(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.raw").write_bytes(with_libsndfile(tmp_path / "a", kind))  # the name says nothing
     samples, rate = read_audio(tmp_path / "a.raw")
     assert (samples.shape, rate) == ((7000, 2), 16_000)
@@ -84,7 +85,7 @@ def test_modalities(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
-def test_sample_kinds(subtype: str, tmp_path: Path) -> None:
+def test_sample_formats(subtype: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tones(), 16_000, subtype=subtype)
     samples, _ = read_audio(tmp_path / "a.wav")
     assert np.abs(samples - tones()).max() <= {"PCM_U8": 0.01, "ULAW": 0.02}.get(subtype, 1e-7)
@@ -93,7 +94,7 @@ def test_sample_kinds(subtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "codec"), [("m4a", "aac"), ("mp3", "libmp3lame"), ("mka", "flac"), ("mov", "pcm_s16le")]
 )
-def test_kinds_of_ffmpeg(suffix: str, codec: str, tmp_path: Path) -> None:
+def test_formats_of_ffmpeg(suffix: str, codec: str, tmp_path: Path) -> None:
     with_ffmpeg(tmp_path / f"a.{suffix}", codec, tones())
     samples, rate = read_audio(tmp_path / f"a.{suffix}")
     assert (rate, samples.shape[1], samples.dtype) == (16_000, 2, np.float32)
@@ -172,7 +173,7 @@ def test_cut_files_of_ffmpeg_are_refused(suffix: str, codec: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("kind", ["WAV", "AIFF", "FLAC", "OGG", "CAF"])
+@pytest.mark.parametrize("kind", few(["WAV", "AIFF", "FLAC", "OGG", "CAF"], ["WAV", "OGG"]))
 def test_damaged_files(kind: str, count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a"
     read_damaged(lambda path: read_audio(path)[0], with_libsndfile(path, kind), path, count)
@@ -180,7 +181,7 @@ def test_damaged_files(kind: str, count: int, tmp_path: Path, capfd: pytest.Capt
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize(("suffix", "codec"), [("m4a", "aac"), ("mp3", "libmp3lame")])
+@pytest.mark.parametrize(("suffix", "codec"), few([("m4a", "aac"), ("mp3", "libmp3lame")], [("m4a", "aac")]))
 def test_damaged_files_of_ffmpeg(
     suffix: str, codec: str, count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from perceivers.media.image_files import image_size, read_image, write_image
 from perceivers.media.png16 import read_png16, write_png16
 from perceivers.media.resampling import imagenet_crop, resize
+from tiers import few
 
 COUNTS = [20, pytest.param(200, marks=pytest.mark.slow)]
 """Damaged files of each kind, in the normal and in the long run."""
@@ -63,14 +64,20 @@ def one_line_about(path: Path, error: ValueError) -> str:
 
 
 def read_damaged(read: Callable[[Path], np.ndarray], good: bytes, path: Path, count: int) -> None:
-    """Every damaged file is read as a whole array or refused in one line, and nothing else lies about after it."""
+    """Every damaged file is read as a whole array or refused in one line, and nothing else lies about after it.
+
+    Some are refused: the damage is none that nobody sees.
+    """
+    refused = 0
     for data in damaged(good, count):
         path.write_bytes(data)
         try:
             assert read(path).size
         except ValueError as error:
             one_line_about(path, error)
+            refused += 1
         assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert refused
 
 
 def refuse_what_is_no_file(read: Callable[[Path], object], folder: Path, suffix: str) -> None:
@@ -344,14 +351,16 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     refuse_what_is_no_file(read_png16, tmp_path, ".16.png")
 
 
-def test_kinds_that_are_not_read(tmp_path: Path) -> None:
+def test_formats_that_are_not_read(tmp_path: Path) -> None:
     for kind in ("TIFF", "PPM", "ICO", "EPS", "PDF", "TGA"):
         (tmp_path / f"{kind}.png").write_bytes(encoded(Image.fromarray(photo()), kind))
         assert "PNG, JPEG" in complaint(read_image, tmp_path / f"{kind}.png")
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "progressive", "WEBP", "BMP", "GIF", "16 bits"])
+@pytest.mark.parametrize(
+    "kind", few(["PNG", "JPEG", "progressive", "WEBP", "BMP", "GIF", "16 bits"], ["PNG", "JPEG", "GIF"])
+)
 def test_damaged_files(kind: str, count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if kind == "16 bits":
         good = write_png16(tmp_path / "a.png", photo().astype(np.uint16) * 257).read_bytes()

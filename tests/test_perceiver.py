@@ -58,7 +58,7 @@ VECTORS = Vectors(channels=5, query_channels=3)
 NUMBERS = Numbers(count=3, query_channels=7)
 FRAMES = FramePair(size=(5, 7), embed=11, positions=Fourier(num_bands=3))
 
-both_joins = pytest.mark.parametrize("config", [SMALL, PADDED], ids=["project", "pad"])
+both_alignments = pytest.mark.parametrize("config", [SMALL, PADDED], ids=["project", "pad"])
 
 
 def build(inputs: dict[str, Modality], outputs: dict[str, Modality], config: Config = SMALL) -> PerceiverIO:
@@ -199,7 +199,7 @@ def test_a_bfloat16_model_is_near(everything: PerceiverIO, raw: dict[str, Any]) 
 # The order and number of tokens.
 
 
-@both_joins
+@both_alignments
 def test_the_order_of_points_does_not_matter(config: Config) -> None:
     model = build({"points": POINTS}, {"label": LABEL}, config)
     raw = point_set()
@@ -222,7 +222,7 @@ def padded_array(raw: Tensor, filling: float = 100.0) -> dict[str, Tensor]:
     return {"values": values, "mask": (torch.arange(values.shape[1]) < raw.shape[1]).expand(values.shape[:2])}
 
 
-@both_joins
+@both_alignments
 @pytest.mark.parametrize(
     ("spec", "given", "pad"),
     [
@@ -243,7 +243,7 @@ def test_padding_does_not_matter(config: Config, spec: Modality, given: Any, pad
     assert relative_error(model({"given": pad(given)})["label"], expected) <= TOLERANCE
 
 
-@both_joins
+@both_alignments
 def test_ragged_batches_are_their_samples(config: Config) -> None:
     """Several inputs, each of another length in each sample; one sample has no points, another no series."""
     model = build({"points": POINTS, "series": SERIES}, {"label": LABEL}, config)
@@ -296,7 +296,10 @@ def test_images_of_any_size_are_read_with_positions_from_end_to_end(size: tuple[
 def test_models_take_images_of_any_size(positions: Fourier | Learned) -> None:
     model = build({"image": dataclasses.replace(IMAGE, positions=positions)}, {"label": LABEL})
     for size in ((11, 13), (3, 2), (1, 1)):
-        assert model(torch.randn(B, *size, 3))["label"].isfinite().all()
+        pixels = torch.randn(B, *size, 3, requires_grad=True)
+        model(pixels)["label"].square().sum().backward()
+        assert pixels.grad.isfinite().all()
+        assert pixels.grad.any(dim=-1).all()  # every pixel is read
 
 
 # Asking.
@@ -307,7 +310,7 @@ def chunks(count: int) -> list[Tensor]:
     return list(torch.randperm(count).split(11))
 
 
-@both_joins
+@both_alignments
 @pytest.mark.parametrize(
     "spec",
     [
@@ -331,7 +334,7 @@ def test_decoding_in_chunks_is_decoding_whole(config: Config, spec: Image | Vide
         assert relative_error(part["label"], whole["label"]) <= TOLERANCE
 
 
-@both_joins
+@both_alignments
 def test_flow_in_chunks_is_flow_whole(config: Config) -> None:
     model = build({"frames": FRAMES}, {"flow": Flow(of="frames")}, config)
     encoded = model.encode(torch.randn(B, 2, 3, 11, 3))
@@ -532,7 +535,7 @@ def test_an_output_that_asks_with_a_missing_input_is_left_out_or_says_which() ->
 
 
 @pytest.mark.parametrize("name", ["image_2", "values", "type", "keys", "training", "copy", "get", "ä"])
-@both_joins
+@both_alignments
 def test_every_name_works_or_is_refused(name: str, config: Config) -> None:
     """A record's fields are not ours to choose, but torch keeps parts by name among a module's own attributes."""
     inputs = {name: dataclasses.replace(IMAGE, mask_prob=0.5), "numbers": NUMBERS}
@@ -551,7 +554,7 @@ def test_the_only_input_needs_no_name() -> None:
 # Missing and masked inputs.
 
 
-@both_joins
+@both_alignments
 def test_missing_inputs_are_left_out(config: Config) -> None:
     """None is as good as nothing, and a sample whose tokens are all masked as good as one without the input."""
     model = build({"image": IMAGE, "series": SERIES}, {"label": LABEL}, config)
@@ -575,7 +578,7 @@ MASKABLE = {
 }
 
 
-@both_joins
+@both_alignments
 @pytest.mark.parametrize("kind", MASKABLE)
 def test_a_missing_input_is_its_mask_token(config: Config, kind: str) -> None:
     """As many tokens as it usually has, whatever they hold: as if all of it had been masked."""
@@ -626,7 +629,7 @@ OTHER_SIZES = {
 }
 
 
-@both_joins
+@both_alignments
 @pytest.mark.parametrize("kind", OTHER_SIZES)
 def test_an_input_missing_from_a_batch_of_another_size_has_as_many_mask_tokens_as_alone(
     config: Config, kind: str
@@ -1042,7 +1045,7 @@ def tied_texts() -> dict[str, Any]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("algorithm", ["projected", "absorbed"])
-def test_every_order_gives_a_tied_head_its_gradient(algorithm: Algorithm, recompute: bool) -> None:
+def test_every_algorithm_gives_a_tied_head_its_gradient(algorithm: Algorithm, recompute: bool) -> None:
     """Latents are made of the same embeddings: both ways lead to them, in each block."""
     torch.manual_seed(0)
     model = PerceiverIO(TIED, SMALL).double().train()

@@ -111,7 +111,7 @@ def test_too_small_a_limit_is_one_error_that_names_the_least(crossing: Crossing)
 
 
 @every_crossing
-def test_orders_can_be_forced(crossing: Crossing) -> None:
+def test_algorithms_can_be_forced(crossing: Crossing) -> None:
     case = case_of(crossing)
     for algorithm in case.costs():
         assert choose(case, Plan(algorithm=algorithm), dense=True).algorithm == algorithm
@@ -120,7 +120,7 @@ def test_orders_can_be_forced(crossing: Crossing) -> None:
 
 
 @every_crossing
-def test_dropout_of_weights_leaves_the_dense_order_alone(crossing: Crossing) -> None:
+def test_dropout_of_weights_leaves_the_dense_algorithm_alone(crossing: Crossing) -> None:
     dropping = crossing.to(torch.float32)
     dropping.cross.attention.dropout = 0.1
     dropping.cross.train()
@@ -154,7 +154,7 @@ SCHEMAS: dict[str, tuple[Schema, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_other_orders_are_taken_where_they_are_cheaper(name: str) -> None:
+def test_other_algorithms_are_taken_where_they_are_cheaper(name: str) -> None:
     schema, raw, where = SCHEMAS[name]
     config = replace(WIDE, encoder=EncoderConfig(channel_alignment="pad")) if "read" in where else WIDE
     with torch.device("meta"):

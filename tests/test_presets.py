@@ -52,5 +52,5 @@ def test_full_size_makes_a_forward_pass(name):
     raw = {name: spec.dummy_input(1, torch.device("cpu")) for name, spec in preset.schema.inputs.items()}
     with torch.no_grad():
         outputs = model.decode(model.encode(raw), memory_limit=1 << 30)
-    assert outputs
+    assert outputs.keys() == preset.schema.outputs.keys()
     assert all(output.isfinite().all() for output in outputs.values())

@@ -49,6 +49,7 @@ def test_quantiles_rise_and_deviations_are_positive():
         assert (found.diff(dim=-1) >= 0).all() if spec.quantiles else (found[..., 1] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantiles", [(), (0.1587, 0.5, 0.8413)])
 def test_known_noise_is_learned(quantiles):
     """The noise grows with x; its deviation, or the distance of the quantiles that are one deviation off, is found."""
@@ -95,7 +96,11 @@ def test_quantiles_must_rise(quantiles):
 def test_what_is_estimated_gets_a_score():
     schema = Schema({"x": Numbers()}, {"y": ProbabilisticRegression()})
     records = [{"x": 1.0, "y": float(n)} for n in range(7)]
-    scores = evaluate(PerceiverIO(schema.fit(records), SMALL), records)["y"]
-    assert 0 <= scores["coverage"] <= 1
-    assert scores["mae"] > 0
+    model = PerceiverIO(schema.fit(records), SMALL)
+    scores = evaluate(model, records)["y"]
+    mean, deviation = model({"x": torch.tensor([[1.0]])})["y"][0, 0].tolist()
+    distances = [abs(n - mean) for n in range(7)]
+    assert scores["coverage"] == pytest.approx(sum(distance <= deviation for distance in distances) / 7)
+    assert 0 < scores["coverage"] < 1
+    assert scores["mae"] == pytest.approx(sum(distances) / 7, rel=1e-4)
     assert math.isnan(evaluate(PerceiverIO(schema.fit(records), SMALL), [{"x": 1.0}] * 3)["y"]["mae"])

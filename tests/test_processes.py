@@ -48,7 +48,7 @@ SCHEMA = Schema(
     },
 )
 SETTINGS = {"precision": "64-true", "batch_size": 8, "schema": SCHEMA, "config": CONFIG, "average_decay": 0.9}
-MODALITIES = ["adamw", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lamb", "muon"))]
+OPTIMISERS = ["adamw", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lamb", "muon"))]
 EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-12}, {"rtol": 2e-3, "atol": 1e-5}
 """Muon makes its update orthogonal in bfloat16: of a sharded matrix it sums in another order."""
 
@@ -92,7 +92,7 @@ def losses_of(run):
 
 
 @pytest.mark.parametrize("shard_model", [False, True])
-@pytest.mark.parametrize("kind", MODALITIES)
+@pytest.mark.parametrize("kind", OPTIMISERS)
 def test_two_processes_make_the_steps_of_one(records, tmp_path, kind, shard_model):
     """In float64, with missing inputs and targets: losses to 1e-9, and the weights."""
     settings = SETTINGS | {"optimiser": OptimiserConfig(kind=kind, learning_rate=3e-3)}
@@ -123,7 +123,7 @@ def test_two_processes_learn_the_weights_of_one(records, tmp_path, shard_model):
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", MODALITIES)
+@pytest.mark.parametrize("kind", OPTIMISERS)
 def test_a_sharded_run_goes_on_in_any_number_of_processes(records, tmp_path, kind):
     """Two, then one, then two again: as in one process alone, but for rounding."""
     settings = SETTINGS | {"optimiser": OptimiserConfig(kind=kind, learning_rate=3e-3), "checkpoint_every": 2}

@@ -107,7 +107,7 @@ def records(output):
 
 
 def simple(output):
-    """Kinds without options that matter here."""
+    """Modalities without options that matter here."""
     count = 2
     texts = ["a", "Grüße", "", "two words"]
     pairs = [
@@ -183,8 +183,20 @@ RELAXED = {
 
 @pytest.mark.filterwarnings("ignore:Do not use the .random. module")  # beartype draws which items it checks
 @given(task=tasks)
-@settings(max_examples=200, **RELAXED)
+@settings(max_examples=20, **RELAXED)
 def test_any_schema_is_built_learns_is_kept_and_answers(tmp_path_factory, task):
+    check(tmp_path_factory.mktemp("model"), task)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Do not use the .random. module")
+@given(task=tasks)
+@settings(max_examples=200, **RELAXED)
+def test_many_schemas_are_built_learn_are_kept_and_answer(tmp_path_factory, task):
+    check(tmp_path_factory.mktemp("model"), task)
+
+
+def check(folder, task):
     schema, rows = schema_and_rows(**task)
     assert from_plain(Schema, yaml.safe_load(to_yaml(schema))) == schema
     torch.manual_seed(0)
@@ -201,7 +213,6 @@ def test_any_schema_is_built_learns_is_kept_and_answers(tmp_path_factory, task):
     for algorithm in ("projected", "separable-folded"):
         assert_equal(model.decode(encoded, points, outputs=names, algorithm=algorithm), whole, rtol=1e-4, atol=1e-5)
 
-    folder = tmp_path_factory.mktemp("model")
     save_model(model, folder)
     again = load_model(folder)
     assert_equal(again.decode(again.encode(batch["inputs"]), points, outputs=names), whole, rtol=0, atol=0)

@@ -8,10 +8,9 @@ import pytest
 from perceivers.core.config import Config, EncoderConfig
 from perceivers.modalities import Flow, Image, Label, PointSet
 from perceivers.modalities.position_encodings import Fourier
-from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
 from perceivers.schema.plain_values import from_plain, json_schema, to_plain
-from perceivers.schema.schema_files import from_file, to_json, to_yaml
+from perceivers.schema.schema_files import from_file
 from perceivers.systems import TASKS
 
 TEXT = """\
@@ -41,14 +40,6 @@ def test_yaml_means_what_python_means(path):
         },
         outputs={"label": Label(classes=10)},
     )
-
-
-@pytest.mark.parametrize("write", [to_yaml, to_json])
-def test_recipe_survives_files(write, tmp_path):
-    recipe = TASKS["digits"].recipe()
-    file = tmp_path / "recipe.txt"
-    file.write_text(write(recipe))
-    assert from_file(Recipe, file) == recipe
 
 
 @pytest.mark.parametrize(
@@ -91,7 +82,7 @@ def test_config_errors_name_the_place():
         Config(encoder=EncoderConfig(channel_alignment="pad", input_channels=5))
 
 
-def test_json_schema_lists_every_kind():
+def test_json_schema_lists_every_modality():
     text = json.dumps(json_schema(Schema))
     assert all(f'"{kind}"' in text for kind in ("image", "pointset", "records", "text", "flow", "vectors"))
 

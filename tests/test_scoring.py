@@ -1,4 +1,4 @@
-"""A model is scored on other data than its own; optical flow in tiles, from coarse to fine, beside rivals."""
+"""A model is scored on other data than its own; optical flow in tiles, from coarse to fine, beside baselines."""
 
 import json
 from dataclasses import replace
@@ -14,11 +14,11 @@ from perceivers.media.image_files import write_image
 from perceivers.modalities import Labels, Numbers
 from perceivers.pretrained.model_folder import save_model
 from perceivers.runs.evaluate import DataSets, evaluate_run, scorer_for
-from perceivers.runs.recipe import preset_of, run_recipe
+from perceivers.runs.recipe import load_run, preset_of, run_recipe
 from perceivers.runs.results import keep_scores
 from perceivers.schema.schema_files import to_yaml
 from perceivers.systems import SCORERS
-from perceivers.systems.optical_flow.baselines import no_motion, score_in_tiles, scores_of
+from perceivers.systems.optical_flow.baselines import as_bytes, no_motion, score_in_tiles, scores_of
 from perceivers.systems.optical_flow.inference import estimate_flow, levels_for
 from perceivers.systems.optical_flow.recipes import side_by_side
 from perceivers.systems.optical_flow.report import report
@@ -46,7 +46,7 @@ def test_no_level_is_refused():
         estimate_flow(model, frame, frame, levels=0)
 
 
-def test_flow_is_scored_in_tiles_beside_the_rivals(command, tmp_path):
+def test_flow_is_scored_in_tiles_beside_the_baselines(command, tmp_path):
     recipe = replace(side_by_side("conv"), data=FlowScenes(size=(8, 8), num_training=4, num_held_out=3), training=STEPS)
     run_recipe(recipe, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").write_text('{"held out": {"flow": {"epe": 1.5}}}')
@@ -85,8 +85,14 @@ def test_a_run_on_pairs_of_several_sizes_is_scored_and_drawn(tmp_path):
     assert len({record["flow"].shape for record in data.held_out()}) == 2
     recipe = replace(side_by_side("3x3"), data=data, training=replace(STEPS, batch_size=1))
     run_recipe(recipe, tmp_path / "run")
-    assert evaluate_run(tmp_path / "run", SCORERS)["held out"]["flow"]["epe"] >= 0
-    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run", SCORERS))
+    scores, model = evaluate_run(tmp_path / "run", SCORERS), load_run(tmp_path / "run")[1]
+    distances = []
+    for record in data.held_out():
+        found = estimate_flow(model, *as_bytes(record["frames"]), levels=None)
+        distances.append(np.linalg.norm(found - record["flow"], axis=-1).ravel())
+    expected = np.nanmean(np.concatenate(distances))
+    assert scores["held out"]["flow"]["epe"] == pytest.approx(expected, rel=1e-4)
+    keep_scores(tmp_path / "run", scores)
     assert report(tmp_path / "run").read_text().count("<img") >= 2
 
 

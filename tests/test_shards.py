@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from held_out import accuracy_of
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.formats import webdataset
 from perceivers.data.shards import Shards, open_shards
@@ -304,7 +305,8 @@ def test_the_command_learns_from_shards_and_predicts_them(command, tars, tmp_pat
     (tmp_path / "mine.yaml").write_text(RECIPE)
     code, out, err = command("train", tmp_path / "mine.yaml", "--data", tars, "--out", tmp_path / "run", "--json")
     assert code == 0, err
-    assert 0 <= json.loads(out)["held out"]["kind"]["accuracy"] <= 1
+    accuracy = json.loads(out)["held out"]["kind"]["accuracy"]
+    assert accuracy == pytest.approx(accuracy_of(tmp_path / "run", "kind"))
     code, _, err = command("predict", tmp_path / "run", tars, "-o", tmp_path / "out.csv", "--keep", "__key__")
     assert code == 0, err
     lines = (tmp_path / "out.csv").read_text().splitlines()

@@ -48,6 +48,7 @@ def test_a_text_has_an_end_if_there_is_room():
     ]
 
 
+@pytest.mark.slow
 def test_numbers_are_learned_to_be_spelled():
     """From a class, all letters at once; the end included."""
     schema = Schema(

@@ -1,4 +1,4 @@
-"""StarCraft II: units followed through events by hand, what is hidden, the entity encoder, and what guessing gives."""
+"""StarCraft II: units followed through events by hand, what is masked, the entity encoder, and what guessing gives."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,12 +14,11 @@ from perceivers.data.published import starcraft_replays
 from perceivers.data.published.starcraft_replays import STATISTICS, events_of, snapshots_of
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.flops import CPU_ATTENTION
-from perceivers.runs.recipe import Recipe, run_recipe
+from perceivers.runs.recipe import run_recipe
 from perceivers.runs.results import keep_scores
-from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.starcraft.baselines import baseline_scores, baselines, time_means, type_counts
 from perceivers.systems.starcraft.model import EntityEncoder, PerceiverEntities, TransformerEntities, schema
-from perceivers.systems.starcraft.recipes import RECIPES, small
+from perceivers.systems.starcraft.recipes import small
 from perceivers.systems.starcraft.report import report
 from perceivers.training.loop import TrainingConfig
 
@@ -85,7 +84,7 @@ def test_units_are_followed_through_events():
 
 
 def test_what_is_hidden_is_told_once_only(games):
-    """A type is either in the input or in the target; other ones are hidden each time, about as many as asked for."""
+    """A type is either in the input or in the target; other ones are masked each time, about as many as asked for."""
     records = games.training()
     fitted = schema().fit(records)
     hidden = []
@@ -166,12 +165,6 @@ def test_operations_of_both_encoders():
     assert 3.3 < flops[1] / flops[0] < 5.5
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_survive_files(name):
-    recipe = RECIPES[name]()
-    assert from_plain(Recipe, to_plain(recipe)) == recipe
-
-
 def test_a_run_from_end_to_end(games, tmp_path):
     """Training, evaluation, and baselines on the same records; with one type only, guessing it is always right."""
     recipe = replace(
@@ -200,7 +193,7 @@ def test_guesses_by_hand(games):
 
 
 def test_the_others_of_a_player_tell(games):
-    """Ten probes of player 1, nine gateways of player 2: whichever is hidden, the others of its player are right."""
+    """Ten probes of player 1, nine gateways of player 2: whichever is masked, the others of its player are right."""
     units = {"type": np.array(["Probe"] * 10 + ["Gateway"] * 9, object), "owner": np.array([1] * 10 + [2] * 9)}
     units |= {name: np.zeros(19, np.float32) for name in ("x", "y", "age")}
     records = [{**games.training()[0], "units": units}] * 5

@@ -15,7 +15,7 @@ from perceivers.schema import Schema
 from perceivers.training.losses import Objective
 
 CONFIG = Config(LatentsConfig(num_latents=5, channels=12), processor=ProcessorConfig(num_layers=1, num_heads=2))
-MODALITIES = {
+SPECS = {
     "sound": Audio(size=14, channels=1, patch=2, positions=Fourier(2, 7), coordinate_rule="exclusive"),
     "picture": Image(size=(3, 2), channels=2, positions=Fourier(2, (3, 2))),
     "film": Video(size=(2, 2, 2), channels=1, positions=Fourier(2, (2, 2, 2)), loss_kind="l1"),
@@ -25,9 +25,9 @@ PLACES = {"sound": 7, "picture": 6, "film": 8}
 
 def schema_with(num_points):
     """An autoencoder of three grids and a class."""
-    changed = {name: type(kind)(**{**vars(kind), "num_points": num_points}) for name, kind in MODALITIES.items()}
+    changed = {name: type(kind)(**{**vars(kind), "num_points": num_points}) for name, kind in SPECS.items()}
     label = {"label": Label(classes=3, query_channels=5)}
-    return Schema(MODALITIES | label, changed | label)
+    return Schema(SPECS | label, changed | label)
 
 
 def gradient_of(losses, model):
@@ -65,7 +65,7 @@ def batch_at(records, chosen):
     return batch
 
 
-@pytest.mark.parametrize("name", MODALITIES)
+@pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_mean_over_all_subsets_is_the_loss_of_the_whole(records, model, name, size):
     """Enumerated: every subset of one or two places is as probable as any other. Losses and gradients, to rounding."""
@@ -94,13 +94,13 @@ def test_places_are_drawn_evenly(records):
         spread = 4 * math.sqrt(draws * probability * (1 - probability))
         assert np.abs(np.bincount(np.concatenate(chosen), minlength=places) - draws * probability).max() < spread
     evaluated = schema.preprocess(records[0], np.random.default_rng(0), False)["targets"]
-    assert not any(isinstance(evaluated[name], dict) for name in MODALITIES)
+    assert not any(isinstance(evaluated[name], dict) for name in SPECS)
 
 
 def test_values_stand_where_they_were_chosen(records):
     """The values of a subset are those of the whole at these places."""
     prepared = schema_with(3).preprocess(records[1], np.random.default_rng(5), True)["targets"]
-    for name in MODALITIES:
+    for name in SPECS:
         index = prepared[name]["index"]
         expected = batch_at(records, {name: index.tolist()})["targets"][name]["values"][1]
         np.testing.assert_allclose(prepared[name]["values"], expected, rtol=1e-6)

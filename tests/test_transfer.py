@@ -108,6 +108,7 @@ def test_nothing_to_freeze_is_an_error():
         freeze(model, ["head"])
 
 
+@pytest.mark.slow
 def test_the_command_starts_from_a_run(command, tmp_path):
     """From one run to another with a wider output; both lists are printed, and the recipe says it all."""
     quick = [

@@ -44,7 +44,7 @@ def schema_with(**inputs):
     return Schema(inputs, {"label": Label(classes=3)})
 
 
-def test_wiring_counts_tokens_and_queries():
+def test_the_summary_counts_tokens_and_queries():
     fields = {"a": NumberField(), "b": CategoryField(classes=3), "c": NumberField()}
     inputs = {
         "image": Image(size=(6, 10), patch=2, positions=None),
@@ -87,7 +87,7 @@ def test_a_training_step_in_blocks_is_counted():
     assert 16 * costs(preset).parameters < training_bytes(preset, 3)
 
 
-def test_check_prints_the_wiring(command, file, tmp_path):
+def test_check_prints_the_summary(command, file, tmp_path):
     picture = tmp_path / "wiring.svg"
     code, out, _ = command("schema", "check", file, "--json", "--picture", picture)
     assert code == 0

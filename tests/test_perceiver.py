@@ -415,7 +415,7 @@ def test_upsampling_by_convolution_is_decoded_whole_or_not_at_all() -> None:
     model = build({"image": spec}, {"image": spec})
     encoded = model.encode(torch.randn(B, 20, 28, 3))
     assert model.decode(encoded)["image"].shape == (B, 20, 28, 3)
-    with pytest.raises(ValueError, match="mixes neighbouring places by convolution"):
+    with pytest.raises(ValueError, match="mixes neighbouring pixels by convolution"):
         model.decode(encoded, {"image": Indices(torch.tensor([0]))})
 
 

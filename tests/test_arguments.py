@@ -191,7 +191,7 @@ REFUSED = {
         (lambda x: Part(x, (5,)), "a part begins at (5,)"),
         (lambda x: Part(x, (0.0, 0.0)), "a part begins at (0.0, 0.0)"),
         (lambda x: Part(x, 0), "a part begins at 0"),
-        (lambda x: Part(x, (10**18, 0), (10**19, 7)), "at most 2^53 places"),
+        (lambda x: Part(x, (10**18, 0), (10**19, 7)), "at most 2^53 positions"),
         (lambda x: Part(x, (1, 0)), "reaches beyond the whole"),
     ],
     "series": [

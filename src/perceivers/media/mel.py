@@ -1,6 +1,6 @@
-"""Log-mel spectrograms, with HTK's mel scale, 2595 log10(1 + f / 700), and triangles of height 1 linear in Hz.
+"""Log-mel spectrograms: log(max(bank |stft|^2, FLOOR)).
 
-    log_mel = log(max(bank |stft|^2, FLOOR))
+The mel scale is HTK's, 2595 log10(1 + f / 700); the bands are triangles of height 1, linear in Hz.
 """
 
 import math

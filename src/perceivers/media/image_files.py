@@ -30,7 +30,7 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     path = regular_file(path, most_bytes(max_pixels))
     with opened_picture(path, max_pixels) as image:
         wide = image.format == "PNG" and png_header(path).depth == 16
-        pixels = _narrowed(path, image) if wide else _decoded(path, image, own=True)
+        pixels = _narrowed(path, image) if wide else _decoded(path, image, exclusive=True)
         orientation = _orientation(path, image)
     del image  # free its memory: turning may copy the pixels
     return _upright(pixels, orientation)
@@ -70,14 +70,14 @@ def write_image(path: Path | str, pixels: np.ndarray) -> Path:
     return path
 
 
-def _decoded(path: Path, image: Any, own: bool = False) -> np.ndarray:
+def _decoded(path: Path, image: Any, exclusive: bool = False) -> np.ndarray:
     """Decode a Pillow image to uint8 [H, W, 3], in bands of rows: each step of the conversion makes another image.
 
-    `own`: the image is used nowhere else, so that its pixels may be taken away from it.
+    `exclusive`: the image is used nowhere else, so that its pixels may be taken away from it.
     """
     pillow = library("PIL.Image")
     try:
-        if own and image.format == "WEBP":
+        if exclusive and image.format == "WEBP":
             image = _webp(image)
         image.load()
         pixels = np.empty((image.height, image.width, 3), np.uint8)

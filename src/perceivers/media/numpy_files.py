@@ -29,7 +29,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 _DEFLATE_RATIO = 1032  # most bytes that a deflated byte can unpack to
 _LARGEST_ITEM = 1 << 20  # most bytes of an item (text) of an array
 
-Found = TypeVar("Found")
+Loaded = TypeVar("Loaded")
 
 
 def read_npy(path: Path | str) -> np.ndarray:
@@ -40,7 +40,7 @@ def read_npy(path: Path | str) -> np.ndarray:
         with path.open("rb") as file:
             return _array(file, os.fstat(file.fileno()).st_size)
 
-    return _told_of(path, "a .npy file of plain numbers", read)
+    return _with_one_line_errors(path, "a .npy file of plain numbers", read)
 
 
 def read_npz(path: Path | str) -> dict[str, np.ndarray]:
@@ -55,10 +55,10 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
                 _check_members(path, members)
                 return {member.filename.removesuffix(".npy"): _member(archive, member) for member in members}
 
-    return _told_of(path, "an .npz file of plain arrays", read)
+    return _with_one_line_errors(path, "an .npz file of plain arrays", read)
 
 
-def _told_of(path: Path, what: str, read: Callable[[], Found]) -> Found:
+def _with_one_line_errors(path: Path, what: str, read: Callable[[], Loaded]) -> Loaded:
     """Call `read`; turn the many exceptions of NumPy and zipfile on broken files into a ValueError of one line."""
     try:
         return read()

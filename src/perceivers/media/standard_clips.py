@@ -48,11 +48,11 @@ def window(
     frames, side = size
     seconds = frames / FPS
     start = place * max(len(clip.frames) / clip.fps - seconds, 0.0)
-    film = squares_at(clip, start + np.arange(frames) / FPS, side).astype(np.float32) / 255
+    pictures = squares_at(clip, start + np.arange(frames) / FPS, side).astype(np.float32) / 255
     if clip.sound is None or clip.rate is None:
-        return film, np.zeros((samples, 1), np.float32)
+        return pictures, np.zeros((samples, 1), np.float32)
     # The sound of the same time.
     first = round(start * clip.rate)
     heard = Clip(clip.frames, clip.fps, clip.sound[first : first + round(seconds * clip.rate)], clip.rate)
     sound = standard_sound(heard, Fraction(samples * FPS, frames))[:samples]
-    return film, np.pad(sound, ((0, samples - len(sound)), (0, 0)))
+    return pictures, np.pad(sound, ((0, samples - len(sound)), (0, 0)))

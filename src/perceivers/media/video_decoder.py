@@ -69,11 +69,11 @@ def _serve() -> None:
         try:
             _limit(job["seconds"], job["size"])
             with open(job["path"], "rb") as file:
-                header = _film(file, job, out) if job["what"] == "film" else _whole_sound(file, job, out)
+                header = _video(file, job, out) if job["what"] == "video" else _whole_sound(file, job, out)
         except _UnreadableError as error:
             header = {"error": str(error)}
         except MemoryError:
-            header = {"error": "needs more memory to decode than a film may"}
+            header = {"error": "needs more memory to decode than is allowed"}
         except Exception as error:  # the parent must get one line for any error
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             header = {"error": f"cannot be decoded: {' '.join(reason.split())[:200]}"}
@@ -134,7 +134,7 @@ class _Timing:
     """Time stamp of the last picture, in seconds."""
 
 
-def _film(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
+def _video(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
     """Write frames, then sound; return the header."""
     _check_trailer(file)
     # First pass over the packets, without decoding: the timing.
@@ -151,7 +151,7 @@ def _film(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
     with _container(file) as container:
         stream = _stream(container, "audio")
         if stream is not None:
-            samples = _film_sound(container, stream, began, job["start"] / timing.rate, shape[0] / timing.rate)
+            samples = _video_sound(container, stream, began, job["start"] / timing.rate, shape[0] / timing.rate)
             out.write(bytes(-out.tell() % 16))
             out.write(samples.data)
             header |= {"rate": stream.rate, "arrays": [("uint8", shape), ("float32", samples.shape)]}
@@ -185,7 +185,7 @@ def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
         end = max(ends.get(stream.index, 0.0), last + float(1 / rate))  # packets may have no durations
         _check_end(_declared(container, stream), end, 0.75 / float(rate), "pictures")
         if _promises(container):
-            _check_end((container.duration or 0) / 1e6, max(ends.values(), default=0.0), 0.2, "film")
+            _check_end((container.duration or 0) / 1e6, max(ends.values(), default=0.0), 0.2, "video")
     return _Timing(rate, even, last)
 
 
@@ -341,7 +341,7 @@ def _pixels(picture: Any) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _film_sound(container: Any, stream: Any, began: float, start: Fraction, length: Fraction) -> np.ndarray:
+def _video_sound(container: Any, stream: Any, began: float, start: Fraction, length: Fraction) -> np.ndarray:
     """Return float32 [n, channels], `length` seconds from `start` seconds after time stamp `began`; 0 in gaps."""
     # Sample `begin` after `began` is the first of `count`.
     channels, hertz = stream.channels, stream.rate

@@ -56,7 +56,7 @@ def read_video(
     if start < 0 or (frames is not None and frames < 1):
         raise ValueError(f"start {start} and frames {frames}, expected at least 0 and 1")
     job = {"start": start, "frames": frames, "max_frames": max_frames, "max_pixels": max_pixels}
-    header, arrays = _decoded(path, {"what": "film", **job}, max_seconds, 3 * max_pixels + 4 * MAX_VALUES)
+    header, arrays = _decoded(path, {"what": "video", **job}, max_seconds, 3 * max_pixels + 4 * MAX_VALUES)
     sound, rate = (arrays[1], header["rate"]) if len(arrays) == 2 else (None, None)
     return Clip(arrays[0], header["fps"], sound, rate)
 
@@ -132,7 +132,7 @@ def _check_clip(path: Path, clip: Clip) -> None:
     """Raise a ValueError unless the clip can be written."""
     frames, sound = clip.frames, clip.sound
     if path.suffix.lower() != ".mp4":
-        raise ValueError(f"{path}: films are written as .mp4")
+        raise ValueError(f"{path}: videos are written as .mp4")
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"{path}: frames {frames.dtype} {frames.shape}, expected uint8 (T, H, W, 3)")
     if not 0.01 <= clip.fps <= 1000:
@@ -153,11 +153,11 @@ def _encode(av: Any, container: Any, clip: Clip) -> None:
     rate = Fraction(clip.fps).limit_denominator(1001)
     frames = np.pad(clip.frames, ((0, 0), (0, clip.frames.shape[1] % 2), (0, clip.frames.shape[2] % 2), (0, 0)), "edge")
     x264 = "libx264" in av.codecs_available
-    film = container.add_stream("libx264" if x264 else "mpeg4", rate=rate)
-    film.height, film.width, film.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-    film.codec_context.time_base = 1 / rate
-    film.codec_context.colorspace = 6  # BT.601, declared in the file, so that all players show the same colours
-    film.options = {"crf": "18", "preset": "veryfast"} if x264 else {"qscale": "3"}
+    video = container.add_stream("libx264" if x264 else "mpeg4", rate=rate)
+    video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+    video.codec_context.time_base = 1 / rate
+    video.codec_context.colorspace = 6  # BT.601, declared in the file, so that all players show the same colours
+    video.options = {"crf": "18", "preset": "veryfast"} if x264 else {"qscale": "3"}
     # The audio stream.
     blocks: Iterator[Any] = iter(())
     if clip.sound is not None and clip.rate is not None:
@@ -168,10 +168,10 @@ def _encode(av: Any, container: Any, clip: Clip) -> None:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
         picture.pts, picture.time_base = number, 1 / rate
-        container.mux(film.encode(picture))
+        container.mux(video.encode(picture))
         for block in islice(blocks, 1):
             container.mux(block)
-    container.mux(film.encode(None))
+    container.mux(video.encode(None))
     for block in blocks:
         container.mux(block)
 

@@ -70,7 +70,7 @@ class FieldType(ABC):
         """E: how many decoded numbers make one value."""
 
     @abstractmethod
-    def arrange(self, rows: Float[Tensor, "b m e"]) -> Tensor:
+    def arrange(self, decoded: Float[Tensor, "b m e"]) -> Tensor:
         """Return the raw output from the decoded numbers."""
 
     @abstractmethod
@@ -151,9 +151,9 @@ class NumberField(FieldType):
         """Convert numbers from the data's units to the network's."""
         return normalised(values, self.mean, self.std)
 
-    def arrange(self, rows: Float[Tensor, "b m 1"]) -> Float[Tensor, "b m"]:
+    def arrange(self, decoded: Float[Tensor, "b m 1"]) -> Float[Tensor, "b m"]:
         """Return the numbers in the data's units."""
-        return denormalised(rows[..., 0], self.mean, self.std)
+        return denormalised(decoded[..., 0], self.mean, self.std)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
         """Return the squared difference in units of `std`; 0 where the target is unknown."""
@@ -223,9 +223,9 @@ class CategoryField(FieldType):
         """Build the encoding: an embedding of the class."""
         return CategoryEncoding(self)
 
-    def arrange(self, rows: Float[Tensor, "b m e"]) -> Float[Tensor, "b m e"]:
+    def arrange(self, decoded: Float[Tensor, "b m e"]) -> Float[Tensor, "b m e"]:
         """Return the logits as they are."""
-        return rows
+        return decoded
 
     def loss(self, prediction: Float[Tensor, "b m e"], target: Int[Tensor, "b m"]) -> Float[Tensor, "b m"]:
         """Return the cross entropy."""

@@ -244,11 +244,11 @@ class FlowOutput(OutputAdapter):
         # The paper does not say where the weights of the convex combination come from: from the same head (our choice).
         self.head = plain_linear(channels, 2 if shrink == 1 else 2 + 9 * shrink**2, zero=True)
 
-    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *grid 2"]:
+    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *grid 2"]:
         """Return [B, H, W, 2], or [B, O, 2] if only some pixels were decoded."""
         if queries.grid is None:
-            return rows * self.unit
-        grid = rows.unflatten(1, queries.grid)
+            return x * self.unit
+        grid = x.unflatten(1, queries.grid)
         flow = grid[..., :2] * self.unit
         return flow if self.shrink == 1 else convex_upsample(flow, grid[..., 2:], self.shrink)
 

@@ -4,7 +4,7 @@ A raw batch is [B, *size, C] in the data's units (bytes of a picture stay 0 to 2
 it is {"values": [B, *size, C], "mask": [B, *size]}, True where there is a value. In a target, NaN and infinite values
 are unknown.
 
-    input    [B, *size, C] -> patches [B, *grid, K] -> tokens [B, M, K], positions beside them: a `Segment`
+    input    [B, *size, C] -> patches [B, *grid, K] -> tokens [B, M, K], with their positions: a `Segment`
     output   decoded queries [B, O, E] -> head -> patches [B, *grid, values of a patch] -> [B, *size, C]
 
 Letters: B batch, C channels, M tokens (the patches of a grid), K width of a token's content, O queries.
@@ -342,7 +342,7 @@ class GridInput(InputAdapter):
         places = self._places(grid, part, tokens.device)
         segment = self._segment(rows_of(tokens), places, self._token_mask(values, mask))
         if mask is not None and self.spec.mask_prob is not None:
-            segment = self._with_room(segment, places)
+            segment = self._padded_for_missing(segment, places)
         return segment if part is None else replace(segment, extent=part.extent())
 
     def absent(self, device: torch.device) -> Segment:
@@ -392,7 +392,7 @@ class GridInput(InputAdapter):
             raise ValueError(f"a part of {grid} patches from patch {first} reaches beyond the whole of {span}")
         return GridPlaces(grid, span, first, device=device)
 
-    def _with_room(self, segment: Segment, places: GridPlaces) -> Segment:
+    def _padded_for_missing(self, segment: Segment, places: GridPlaces) -> Segment:
         """Pad the tokens to the trained number if a sample of the batch is missing.
 
         A missing sample gets mask tokens (`absent`): as many in this batch as it would get alone.
@@ -431,11 +431,11 @@ class GridOutput(OutputAdapter):
         else:
             self.head = plain_linear(channels, spec.channels * math.prod(spec.steps))
 
-    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *size c"]:
+    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *size c"]:
         """Return [B, *size, C] if the whole grid was decoded; else [B, O, values of a patch]."""
         if queries.grid is None:
-            return self.spec.denormalise(rows)
-        tokens = rows.unflatten(1, queries.grid)
+            return self.spec.denormalise(x)
+        tokens = x.unflatten(1, queries.grid)
         if self.upsample is not None:
             return self.spec.denormalise(self.upsample(tokens))
         return self.spec.denormalise(depth_to_space(tokens, self.spec.steps))

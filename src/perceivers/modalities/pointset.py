@@ -257,6 +257,6 @@ class PointSetOutput(OutputAdapter):
         self.spec = spec
         self.head = plain_linear(channels, spec.channels)
 
-    def forward(self, rows: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
+    def forward(self, x: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
         """Return the values in the order of the queries."""
-        return denormalised(rows, self.spec.mean, self.spec.std)
+        return denormalised(x, self.spec.mean, self.spec.std)

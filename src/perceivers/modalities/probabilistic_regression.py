@@ -147,11 +147,11 @@ class EstimateOutput(OutputAdapter):
         super().__init__()
         self.spec, self.head = spec, head
 
-    def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b n k"]:
+    def forward(self, x: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b n k"]:
         """Return [B, n, 2 or Q] in the data's units."""
-        rows = precise(rows)
-        first, rest = rows[:, 0].unflatten(-1, (self.spec.count, -1)).tensor_split([1], dim=-1)
-        mean, std = (rows.new_tensor(unit)[:, None] for unit in (self.spec.mean or (0.0,), self.spec.std or (1.0,)))
+        x = precise(x)
+        first, rest = x[:, 0].unflatten(-1, (self.spec.count, -1)).tensor_split([1], dim=-1)
+        mean, std = (x.new_tensor(unit)[:, None] for unit in (self.spec.mean or (0.0,), self.spec.std or (1.0,)))
         # Positive: a standard deviation, or the distances from one quantile to the next.
         above = F.softplus(rest)
         if not self.spec.quantiles:

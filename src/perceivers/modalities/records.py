@@ -379,9 +379,9 @@ class RecordsOutput(OutputAdapter):
         self.widths = [field.num_outputs for field in spec.fields.values()]
         self.head = plain_linear(channels, sum(self.widths))
 
-    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> dict[str, Tensor]:
+    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> dict[str, Tensor]:
         """Return [B, O] or [B, O, classes] by field."""
-        parts = zip(self.spec.fields.items(), rows.split(self.widths, dim=-1), strict=True)
+        parts = zip(self.spec.fields.items(), x.split(self.widths, dim=-1), strict=True)
         return {name: field.arrange(part) for (name, field), part in parts}
 
 

@@ -50,9 +50,9 @@ class RowOutput(OutputAdapter):
         self.head = head
         self.mean, self.std = mean, std
 
-    def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
+    def forward(self, x: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
         """Return [B, e]."""
-        return denormalised(rows[:, 0], self.mean, self.std) if self.mean or self.std else rows[:, 0]
+        return denormalised(x[:, 0], self.mean, self.std) if self.mean or self.std else x[:, 0]
 
 
 def stack_known(values: Sequence[np.ndarray | None]) -> Tensor:

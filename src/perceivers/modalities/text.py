@@ -378,9 +378,9 @@ class TextOutput(OutputAdapter):
         """Return the head, with the input's embedding where logits are tied."""
         return self.head if self.tied_to is None else bound_to_embedding(self.head, self.tied_to, inputs)
 
-    def forward(self, rows: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
+    def forward(self, x: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
         """Return the logits of each position: the head has made them."""
-        return rows
+        return x
 
 
 def _text(value: Any) -> str:

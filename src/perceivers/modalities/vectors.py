@@ -140,6 +140,6 @@ class VectorsOutput(OutputAdapter):
         super().__init__()
         self.head = plain_linear(channels, width)
 
-    def forward(self, rows: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
+    def forward(self, x: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
         """Return the vectors: the head has made them."""
-        return rows
+        return x

@@ -191,7 +191,7 @@ REFUSED = {
         (lambda x: Part(x, (5,)), "a part begins at (5,)"),
         (lambda x: Part(x, (0.0, 0.0)), "a part begins at (0.0, 0.0)"),
         (lambda x: Part(x, 0), "a part begins at 0"),
-        (lambda x: Part(x, (10**18, 0), (10**19, 7)), "at most 2^53 places"),
+        (lambda x: Part(x, (10**18, 0), (10**19, 7)), "at most 2^53 positions"),
         (lambda x: Part(x, (1, 0)), "reaches beyond the whole"),
     ],
     "series": [
@@ -262,7 +262,7 @@ WRONG_TYPES = [
     (lambda m: m.decode(whole()), "decoding takes an Encoded"),
     (lambda m: m.process(whole()), "processing takes a Reading"),
     (lambda m: decoded(m, outputs=3), "names must come in a list"),
-    (lambda m: decoded(m, points={"label": torch.tensor([0])}, outputs=["label"]), "asked at Tensor: give Indices"),
+    (lambda m: decoded(m, points={"label": torch.tensor([0])}, outputs=["label"]), "of type Tensor: give Indices"),
     (lambda m: decoded(m, outputs=["label"], share=(0.0, 2)), "share = (0.0, 2)"),
 ]
 """Calls that the tests' own checks of types would refuse already."""
@@ -337,8 +337,8 @@ def test_parts_and_sets_are_read_in_chunks(model):
 ASKED = [
     ("image", Coordinates(torch.zeros(1, 2, device="meta")), "meta has no values"),
     ("image", Indices(torch.zeros(1, device="meta").long()), "meta has no values"),
-    ("image", Indices(torch.tensor([0, 35])), "index 35 is outside the 35 places"),
-    ("image", Indices(torch.tensor([[-1, 3]])), "index -1 is outside the 35 places"),
+    ("image", Indices(torch.tensor([0, 35])), "index 35 is outside the 35 queries"),
+    ("image", Indices(torch.tensor([[-1, 3]])), "index -1 is outside the 35 queries"),
     ("image", Indices(torch.tensor([0.0])), "index of type torch.float32"),
     ("image", Indices(torch.tensor([True])), "index of type torch.bool"),
     ("image", Indices(torch.zeros(3, 4).long()), "image has 3 samples"),
@@ -350,7 +350,7 @@ ASKED = [
     ("image", Coordinates(torch.zeros(4, 2) + 1j), "complex64"),
     ("points", Coordinates(torch.full((B, 1, 3), torch.inf)), "coordinates of point 0 of sample 0 are not finite"),
     ("points", Coordinates(torch.zeros(4, 2)), "expected 3 of them at the end"),
-    ("label", Indices(torch.zeros(2, 0).long()), "asked at no place"),
+    ("label", Indices(torch.zeros(2, 0).long()), "no indices, but this output has one query"),
     ("points", None, "values at free coordinates have no whole"),
     ("vectors", Queries(torch.zeros(3)), "queries of shape (3,)"),
     ("vectors", Queries(torch.zeros(3, 4)), "queries have 4 channels, expected 3"),

@@ -315,7 +315,7 @@ def test_files_that_name_others_are_not_followed(tmp_path: Path) -> None:
     }
     for name, text in lists.items():
         (tmp_path / name).write_text(text)
-        assert "no film or sound" in complaint(read_video, tmp_path / name)
+        assert "no video or sound" in complaint(read_video, tmp_path / name)
 
 
 def test_odd_names(tmp_path: Path) -> None:

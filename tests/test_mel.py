@@ -64,7 +64,7 @@ def test_what_cannot_be_is_refused():
         mel_bank(RATE, 101, WINDOW)
     with pytest.raises(ValueError, match="channels = 2"):
         Spectrogram(channels=2)
-    with pytest.raises(ValueError, match=r"shape \(700, 2\) is no sound of one channel"):
+    with pytest.raises(ValueError, match=r"shape \(700, 2\), expected one channel of sound"):
         Spectrogram().preprocess(np.zeros((700, 2)), np.random.default_rng(0), False)
 
 

@@ -418,7 +418,7 @@ def test_upsampling_by_convolution_is_decoded_whole_or_not_at_all() -> None:
     model = build({"image": spec}, {"image": spec})
     encoded = model.encode(torch.randn(B, 20, 28, 3))
     assert model.decode(encoded)["image"].shape == (B, 20, 28, 3)
-    with pytest.raises(ValueError, match="mixes neighbouring places by convolution"):
+    with pytest.raises(ValueError, match="mixes neighbouring pixels by convolution"):
         model.decode(encoded, {"image": Indices(torch.tensor([0]))})
 
 
@@ -478,7 +478,7 @@ def made_or_refused(make: Callable[[], Any], word: str) -> Any:
 def test_places_outside_an_output_are_errors(
     everything: PerceiverIO, raw: dict[str, Any], output: str, index: int
 ) -> None:
-    with pytest.raises(ValueError, match=f"index {index} is outside the 35 places"):
+    with pytest.raises(ValueError, match=f"index {index} is outside the 35 queries"):
         everything(raw, {output: Indices(torch.tensor([0, index]))})
 
 
@@ -530,7 +530,7 @@ def test_an_output_that_asks_with_a_missing_input_is_left_out_or_says_which() ->
     model = build({"frames": FRAMES, "image": IMAGE}, {"flow": Flow(of="frames"), "label": LABEL})
     encoded = model.encode({"image": image()})
     assert list(model.decode(encoded)) == ["label"]
-    with pytest.raises(ValueError, match="asks with input 'frames', which was not given"):
+    with pytest.raises(ValueError, match="tokens of input 'frames', which was not given"):
         model.decode(encoded, outputs=["flow"])
 
 

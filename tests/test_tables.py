@@ -359,7 +359,7 @@ def test_series_come_in_whole_patches_and_are_written_at_one_length():
     assert batch["mask"].sum(1).tolist() == [4, 7]
     target = spec.collate([spec.target(np.ones(n), rng, {}, training=True) for n in (4, 7)])
     assert spec.loss(torch.zeros(2, 9, 1), target) == 1.0
-    with pytest.raises(ValueError, match="10 steps where 9 are written"):
+    with pytest.raises(ValueError, match="10 steps are more than size = 9"):
         spec.target(np.ones(10), rng, {}, training=False)
 
 

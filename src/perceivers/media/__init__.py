@@ -1,1 +1,1 @@
-"""Files to raw arrays and back, and how to look at them."""
+"""Media files, loaded as raw arrays and written, and drawing of arrays."""

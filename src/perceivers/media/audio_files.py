@@ -1,4 +1,4 @@
-"""Sound: files to float32 [n, channels] and back, rate and channels changed."""
+"""Audio files: loading and writing samples, float32 [n, channels]; resampling and mixing."""
 
 import os
 import re
@@ -14,22 +14,22 @@ from perceivers.media.extra import library
 from perceivers.media.video_decoder import MAX_VALUES, RATES, check_sound, sound_within
 from perceivers.media.video_files import read_sound
 
-# The kinds that libsndfile reads here; all others, MP3 too, are decoded by FFmpeg in a process of its own.
+# Formats that libsndfile loads; all others, MP3 too, are decoded by FFmpeg in a child process.
 _PLAIN = re.compile(rb"RIFF....WAVE|RF64....WAVE|riff\x2e\x91\xcf\x11|FORM....AIF[FC]|\.snd|caff|fLaC|OggS", re.DOTALL)
 
-# libsndfile reads what is there of a file cut short, and says so only in its log: "data : 120000 (should be 59978)".
+# libsndfile loads the rest of a file that is cut short. Only its log says so: "data : 120000 (should be 59978)".
 _SHORTENED = re.compile(r"^\s*(data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-# A program that writes to a pipe does not know the size when it writes the header, and puts one of these.
+# A program that writes to a pipe does not know the size when it writes the header, and writes one of these.
 _UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)
 
 _BLOCK = 1 << 16
 
 
 def read_audio(path: Path | str, max_values: int = MAX_VALUES) -> tuple[np.ndarray, int]:
-    """float32 [n, channels] from -1 to 1, and samples a second, of a sound file or of the sound of a film.
+    """Load an audio file, or the sound of a video file; return float32 [n, channels] from -1 to 1, and the rate in Hz.
 
-    WAV, AIFF, AU, CAF, FLAC and Ogg through libsndfile; MP3, M4A, AAC and films through FFmpeg. `max_values` counts
-    all channels. Values beyond -1 and 1, which lossy codecs make, are clipped.
+    libsndfile loads WAV, AIFF, AU, CAF, FLAC and Ogg; FFmpeg MP3, M4A, AAC and video. `max_values` limits the samples
+    of all channels. Values beyond -1 and 1, which lossy codecs make, are clipped.
     """
     path = regular_file(path)
     with path.open("rb") as file:
@@ -38,13 +38,13 @@ def read_audio(path: Path | str, max_values: int = MAX_VALUES) -> tuple[np.ndarr
         soundfile = library("soundfile")
         try:
             _check_ogg(file)
-            # By descriptor, since a name may end in .raw, or not be UTF-8.
+            # By descriptor, not by name: a name may end in .raw, which soundfile takes for a format, or not be UTF-8.
             os.lseek(file.fileno(), 0, os.SEEK_SET)
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
                 return _samples(sound, max_values), sound.samplerate
         except soundfile.SoundFileError as error:
             reason = re.sub(r"^(Error opening .*?: |Error : )*", "", one_line(error))
-            raise ValueError(f"{path}: damaged, or of a kind that is not read here: {reason}") from None
+            raise ValueError(f"{path}: damaged, or in an unsupported format: {reason}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -74,7 +74,7 @@ def write_audio(path: Path | str, samples: np.ndarray, rate: int) -> Path:
 
 
 def to_rate(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """float32 [n, channels] at `rate` Hz as [round(n * wanted / rate), channels] at `wanted` Hz, band-limited."""
+    """Resample [n, channels] from `rate` to `wanted` Hz: float32 [round(n * wanted / rate), channels], band-limited."""
     _check_samples(samples)
     for value in (rate, wanted):
         if not RATES[0] <= value <= RATES[1]:
@@ -85,17 +85,17 @@ def to_rate(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def to_mono(samples: np.ndarray) -> np.ndarray:
-    """[n, channels] to float32 [n, 1]: the mean of all channels, whatever they are.
+    """Mix [n, channels] to float32 [n, 1], the mean of all channels.
 
-    It needs no knowledge of which channel is which and never leaves -1 to 1. Of 5.1 sound the bass channel counts as
-    one of six, and speech, mostly in the centre, comes out weaker than a film player's mix would make it.
+    The mean does not depend on the layout of the channels, and stays within -1 to 1. In 5.1 sound the bass channel
+    counts as one of six, and speech, mostly in the centre, becomes weaker than in a video player's mix.
     """
     _check_samples(samples)
     return samples.mean(axis=1, dtype=np.float32, keepdims=True)
 
 
 def _check_ogg(file: BinaryIO) -> None:
-    """Raise a ValueError for an Ogg file without its last page: it does not say anywhere how long it is."""
+    """Raise a ValueError for an Ogg file without its last page: its length is stored nowhere else."""
     file.seek(0)
     if file.read(4) == b"OggS":
         file.seek(-min(1 << 17, os.fstat(file.fileno()).st_size), os.SEEK_END)  # a page has at most half of this
@@ -106,10 +106,11 @@ def _check_ogg(file: BinaryIO) -> None:
 
 
 def _samples(sound: Any, max_values: int) -> np.ndarray:
-    """All of an open SoundFile; ValueError if that is less than it declares."""
+    """Load the samples of an open SoundFile; ValueError if there are fewer than it declares."""
+    # Compare the sizes in the header with those of the file.
     check_sound(sound.channels, sound.samplerate)
     for name, declared, found in _SHORTENED.findall(sound.extra_info):
-        # Sizes of whole files, unlike those of the sound in them, are often off by a header.
+        # The declared size of a whole file, unlike that of its sound, is often wrong by the size of a header.
         slack = 16 if name.lower().startswith("riff") else 0
         if int(declared) - int(found) > slack and int(declared) not in _UNKNOWN_SIZES:
             raise ValueError(f"cut short: {found} bytes of the {declared} that its header declares")
@@ -117,7 +118,8 @@ def _samples(sound: Any, max_values: int) -> np.ndarray:
         raise ValueError(f"announces {sound.frames:,} samples of {sound.channels} channels, of at most {max_values:,}")
     if sound.frames < 1:
         raise ValueError("holds no sound")
-    samples = np.empty((sound.frames, sound.channels), np.float32)  # no memory is taken for what is not written
+    # Load in blocks: memory is only used for what the file really holds.
+    samples = np.empty((sound.frames, sound.channels), np.float32)
     count = 0
     while count < len(samples) and len(block := sound.read(out=samples[count : count + _BLOCK])):
         count += len(block)

@@ -1,4 +1,4 @@
-"""Arrays on a figure's axes."""
+"""Drawing of arrays and text on the axes of a matplotlib figure."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def show_image(axes: "Axes", pixels: np.ndarray, value_range: tuple[float, float] | None = None) -> None:
-    """Draw [H, W, C]: colours if C is 3, else the mean over C in grey. NaN stays white."""
+    """Draw an image [H, W, C], in colour if C is 3, else the mean over C in grey. NaN is white."""
     known = np.nan_to_num(pixels)
     low, high = value_range or (float(known.min()), float(known.max()))
     scaled = np.clip((pixels - low) / max(high - low, 1e-12), 0, 1)
@@ -21,7 +21,7 @@ def show_image(axes: "Axes", pixels: np.ndarray, value_range: tuple[float, float
 
 
 def show_heat(axes: "Axes", heat: np.ndarray) -> None:
-    """Draw [h, w] of any size over what a picture's axes show, the more opaque the higher."""
+    """Draw a heat map [h, w] of any size over the image on the axes; higher values are more opaque."""
     left, right, bottom, top = (*axes.get_xlim(), *axes.get_ylim())
     share = heat / max(float(heat.max()), 1e-12)
     extent, aspect = (left, right, bottom, top), axes.get_aspect()
@@ -30,11 +30,11 @@ def show_heat(axes: "Axes", heat: np.ndarray) -> None:
 
 
 ROOM = 84.0
-"""Points of a side of small axes."""
+"""Side of small axes, in points."""
 
 
 def drawable(text: str, family: str = "sans") -> str:
-    """Return a text for a figure: lines stay, what the font lacks is replaced, and nothing is read as a formula."""
+    """Return a text for a figure: characters that the font lacks are replaced, and $ starts no formula."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont(family))
@@ -43,10 +43,10 @@ def drawable(text: str, family: str = "sans") -> str:
 
 
 def show_text(axes: "Axes", text: str) -> None:
-    """Write plain text from the upper left corner, small enough to fit; what the font lacks is replaced."""
+    """Draw plain text from the upper left corner, small enough to fit; characters that the font lacks are replaced."""
     drawn = drawable(text, "monospace")
     lines = drawn.split("\n")
     size = min(8.0, ROOM / (1.2 * len(lines)), ROOM / (0.6 * max(map(len, lines)) or 1))
     written = axes.text(0, 1, drawn, family="monospace", fontsize=max(size, 3.0), va="top", parse_math=False)
-    written.set_in_layout(False)  # long text would leave no room for anything
+    written.set_in_layout(False)  # otherwise long text would shrink everything else
     axes.set_axis_off()

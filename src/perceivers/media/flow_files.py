@@ -1,4 +1,4 @@
-"""Optical flow: files to float32 [H, W, 2] in pixels, (right, down), NaN where unknown, and back."""
+"""Files of optical flow, loaded and written as float32 [H, W, 2] in pixels, (right, down), NaN where unknown."""
 
 import struct
 from pathlib import Path
@@ -13,17 +13,17 @@ from perceivers.media.png16 import read_png16, write_png16
 MAGIC = 202021.25
 """First number of a Middlebury file."""
 
-_UNKNOWN, _UNKNOWN_FROM = 1e10, 1e9  # what Middlebury writes, and what its readers take for unknown
+_UNKNOWN, _UNKNOWN_FROM = 1e10, 1e9  # Middlebury's value for unknown, and the limit above which its readers take it so
 
 
 def read_flow(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """float32 [H, W, 2] of a Middlebury .flo or a KITTI .png of 16 bits, NaN where unknown."""
+    """Load a Middlebury .flo or a KITTI .png of 16 bits as float32 [H, W, 2], NaN where unknown."""
     path = regular_file(path)
     return _read_kitti(path, max_pixels) if _is_kitti(path) else _read_middlebury(path, max_pixels)
 
 
 def write_flow(path: Path | str, flow: np.ndarray) -> Path:
-    """Write [H, W, 2], NaN where unknown: .flo as it is, .png in steps of 1/64 pixel from -512 to just below 512."""
+    """Write [H, W, 2], NaN where unknown: .flo exactly, .png in steps of 1/64 pixel from -512 to just below 512."""
     path = Path(path)
     write = _write_kitti if _is_kitti(path) else _write_middlebury
     if flow.ndim != 3 or flow.shape[2] != 2 or 0 in flow.shape or not np.issubdtype(flow.dtype, np.floating):
@@ -35,7 +35,7 @@ def write_flow(path: Path | str, flow: np.ndarray) -> Path:
 
 
 def _is_kitti(path: Path) -> bool:
-    """Return whether a file is a KITTI one, not a Middlebury one, by its suffix."""
+    """Return whether a file is in KITTI's format, not Middlebury's, by its suffix."""
     if path.suffix.lower() not in (".flo", ".png"):
         raise ValueError(f"{path}: flow is kept in .flo or .png files")
     return path.suffix.lower() == ".png"

@@ -1,4 +1,4 @@
-"""Pillow's pictures, opened only if their content and header say what is read here."""
+"""Pictures opened with Pillow, after checks of their format, their size and the work that decoding them takes."""
 
 import io
 import mmap
@@ -14,40 +14,42 @@ from perceivers.files.messages import one_line
 from perceivers.files.opening import MOST_TEXT_BYTES
 from perceivers.media.extra import library
 
-# Never all that Pillow knows: EPS runs Ghostscript, FITS, PDF and JPEG 2000 have been bombs, libtiff prints on stderr.
+# Not all that Pillow supports: EPS runs Ghostscript, FITS, PDF and JPEG 2000 have been bombs, libtiff prints on stderr.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-"""Kinds of files that `read_image` reads, told by their content, not by their name."""
+"""Formats that `read_image` supports, detected by content, not by name."""
 
 MAX_PIXELS = 50_000_000
-"""Height times width that readers accept unless told otherwise."""
+"""Default limit of height times width for readers."""
 
 _MOST_SCANNED = 100 * MAX_PIXELS  # pixels of all scans of a JPEG together; progressive ones have about ten scans
-_MOST_SEGMENTS = 50_000  # of a JPEG; a colour profile and its scans are some hundred
-_MOST_COPIED = 1 << 35  # bytes before each piece of a header, added up; of 10 MB of segments of a JPEG half of it
-_EXIF, _MOST_EXIF = b"Exif\0\0", 1 << 20  # how Exif begins in a JPEG; bytes of overlapping entries
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # with a length behind it, but for the end of a picture
-_LONGEST_RUN_LENGTHS = 2048  # side of a BMP of run lengths in pixels: Pillow unpacks it a pixel at a time, in Python
+_MOST_SEGMENTS = 50_000  # of a JPEG; a colour profile and the scans have about a hundred
+_MOST_COPIED = 1 << 35  # bytes in front of each read of a header, summed; 10 MB of JPEG segments reach half of this
+_EXIF, _MOST_EXIF = b"Exif\0\0", 1 << 20  # start of Exif in a JPEG; bytes of overlapping entries
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # a length follows, except after the end of a picture
+_LONGEST_RUN_LENGTHS = 2048  # largest side of a run-length BMP: Pillow unpacks it pixel by pixel, in Python
 
 
 class TooManyPixelsError(ValueError):
-    """A picture has more pixels than are accepted, or none."""
+    """Error for a picture with no pixels, or more than the limit."""
 
 
 @contextmanager
 def opened_picture(path: Path, max_pixels: int) -> Iterator[Any]:
-    """A Pillow image whose header says what is read here."""
+    """Open a context with a Pillow image whose header is checked; its pixels are not decoded yet."""
     pillow = library("PIL.Image")
     scans = _scans(path)
     with warnings.catch_warnings(), _Opening(path) as file:
-        warnings.simplefilter("ignore")  # Pillow warns of odd tags; a picture is read or refused
+        # Open the header.
+        warnings.simplefilter("ignore")  # Pillow warns of odd tags
         try:
             image = pillow.open(file, formats=FORMATS)
         except pillow.UnidentifiedImageError:
-            raise ValueError(f"{path}: not a picture that is read here ({', '.join(FORMATS)})") from None
+            raise ValueError(f"{path}: not a picture of a supported format ({', '.join(FORMATS)})") from None
         except pillow.DecompressionBombError:
             raise TooManyPixelsError(f"{path}: over {max_pixels:,} pixels") from None
         except Exception as error:  # a broken header raises nearly anything
             raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
+        # Check it; from here on reads are not counted.
         file.left = None
         with image:
             check_size(path, image.width, image.height, max_pixels)
@@ -56,9 +58,10 @@ def opened_picture(path: Path, max_pixels: int) -> Iterator[Any]:
 
 
 class _Opening(io.BufferedReader):
-    """A file as Pillow opens it, which appends each comment and each part of Exif to those before it, in a copy.
+    """A file that limits Pillow's work on a header of many pieces.
 
-    ValueError if that may copy more than `_MOST_COPIED` bytes.
+    Pillow appends each comment and each part of Exif to the earlier ones, in a copy. A read raises a ValueError if the
+    copies may have more than `_MOST_COPIED` bytes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,14 +77,14 @@ class _Opening(io.BufferedReader):
             self.left -= self.seen
             if self.left < 0:
                 raise ValueError("its header is in very many pieces")
-            if data.startswith(_EXIF):  # of a JPEG Pillow takes it apart at once
+            if data.startswith(_EXIF):  # Pillow parses the Exif of a JPEG at once
                 self.exif += data.removeprefix(_EXIF)
                 check_exif(self.exif)
         return data
 
 
 def exif_of(image: Any) -> bytes:
-    """Exif of a Pillow image, from where Pillow's `getexif` takes it; empty if there is none."""
+    """Return the Exif bytes of a Pillow image, from where Pillow's `getexif` takes them; empty if there are none."""
     if (exif := image.info.get("exif")) is not None:
         return bytes(exif).removeprefix(_EXIF)
     try:
@@ -91,32 +94,32 @@ def exif_of(image: Any) -> bytes:
 
 
 def check_exif(exif: bytes) -> None:
-    """Raise a ValueError if entries hold far more bytes together than there are: Pillow copies those of each."""
+    """Raise a ValueError if the entries overlap so much that Pillow's copies of them are far larger than the Exif."""
     order = "<" if exif[:2] == b"II" else ">"
-    with suppress(struct.error):  # an end within an entry
+    with suppress(struct.error):  # the last entry may be cut short
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (count,) = struct.unpack_from(f"{order}H", exif, start)
         left = _MOST_EXIF + 4 * len(exif)
-        for place in range(start + 2, start + 2 + 12 * count, 12):
-            _, _, items, offset = struct.unpack_from(f"{order}HHII", exif, place)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            _, _, items, offset = struct.unpack_from(f"{order}HHII", exif, entry)
             left -= max(min(8 * items, len(exif) - offset), 0)
             if left < 0:
                 raise ValueError("Exif of entries that overlap")
 
 
 def most_bytes(max_pixels: int) -> int:
-    """Bytes of a file of so many pixels: four channels of 16 bits, and as much again for what else is in it."""
+    """Return the largest size of a file: `max_pixels` of four channels of 16 bits, twice, and some metadata."""
     return 16 * max_pixels + MOST_TEXT_BYTES
 
 
 def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
-    """Raise a TooManyPixelsError for a picture of no pixels, or of more than `max_pixels`."""
+    """Raise a TooManyPixelsError for a picture with no pixels, or more than `max_pixels`."""
     if not 0 < width * height <= max_pixels:
         raise TooManyPixelsError(f"{path}: {width} x {height} pixels, expected 1 to {max_pixels:,}")
 
 
 def _check_work(path: Path, image: Any, scans: int) -> None:
-    """Raise a ValueError for a picture that takes far more time than its pixels are worth."""
+    """Raise a ValueError for a picture that takes far more time to decode than others of its size."""
     if scans * image.width * image.height > _MOST_SCANNED:
         raise ValueError(f"{path}: {image.width} x {image.height} pixels in {scans} scans, expected a few")
     run_lengths = any(part.codec_name == "bmp_rle" for part in image.tile)
@@ -130,17 +133,17 @@ def _check_work(path: Path, image: Any, scans: int) -> None:
 def _scans(path: Path) -> int:
     """Return the number of scans of the first picture of a JPEG, 0 for other files; each scan covers all pixels.
 
-    ValueError for very many segments, of which Pillow makes a list. Only markers at which a segment begins count:
-    thumbnails lie within segments, and further pictures or a film may follow the first.
+    ValueError for very many segments: Pillow makes a list of them. Segments are skipped by their lengths, so that
+    thumbnails inside them do not count; other pictures or a video may follow the first picture.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found, first = 0, 2
+        scans, first = 0, 2
         if content[:2] != b"\xff\xd8":
             return 0
         for _ in range(_MOST_SEGMENTS):
             marker = _JPEG_MARKER.search(content, first)
             if not marker or marker[0] == b"\xff\xd9":
-                return found
-            found += marker[0] == b"\xff\xda"
+                return scans
+            scans += marker[0] == b"\xff\xda"
             first = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
     raise ValueError(f"{path}: damaged picture: a JPEG of more than {_MOST_SEGMENTS:,} segments")

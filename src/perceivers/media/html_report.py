@@ -1,4 +1,4 @@
-"""Reports: one HTML page with text, tables and pictures, nothing outside it."""
+"""Reports: a single HTML page with text, tables and figures, which needs no other file."""
 
 import base64
 import html
@@ -23,26 +23,26 @@ th, td:first-child { text-align: left; } td { text-align: right; font-variant-nu
 
 
 class Report:
-    """Gathers parts in the order they are added."""
+    """A report, built from parts in the order in which they are added."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.parts: list[str] = []
 
     def heading(self, text: str) -> None:
-        """A section begins."""
+        """Begin a section."""
         self.parts.append(f"<h2>{_escaped(text)}</h2>")
 
     def text(self, text: str) -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self.parts.append(f"<p>{_escaped(text)}</p>")
 
     def verbatim(self, text: str) -> None:
-        """Text as it is, with its spaces and lines."""
+        """Add preformatted text."""
         self.parts.append(f"<pre>{_escaped(text)}</pre>")
 
     def table(self, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
-        """A table; the first column holds the rows' names."""
+        """Add a table; its first column holds the names of the rows."""
         head = "".join(f"<th>{_escaped(column)}</th>" for column in columns)
         body = "".join(
             "<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in (name, *cells)) + "</tr>"
@@ -51,7 +51,7 @@ class Report:
         self.parts.append(f"<table><tr>{head}</tr>{body}</table>")
 
     def figure(self, figure: "Figure", caption: str) -> None:
-        """A matplotlib figure, held in the page itself."""
+        """Add a matplotlib figure, embedded in the page."""
         png = io.BytesIO()
         figure.savefig(png, dpi=130, bbox_inches="tight")
         data = base64.b64encode(png.getvalue()).decode()
@@ -59,7 +59,7 @@ class Report:
         self.parts.append(f'<img alt="{caption}" src="data:image/png;base64,{data}"><p class="note">{caption}</p>')
 
     def html(self) -> str:
-        """The page."""
+        """Return the page."""
         title = _escaped(self.title)
         head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         return head + f"<h1>{title}</h1>" + "\n".join(self.parts) + "</html>\n"

@@ -1,4 +1,4 @@
-"""Picture files to uint8 [H, W, 3] and back."""
+"""Image files, loaded as uint8 [H, W, 3] and written."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -19,22 +19,25 @@ _SETTINGS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossl
 SWAPPED = (5, 6, 7, 8)
 """EXIF orientations in which rows and columns are swapped."""
 
-_BAND = 1 << 17  # pixels of 8 bits that are converted at a time
+_BAND = 1 << 17  # number of pixels of 8 bits that are converted at a time
 
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 [H, W, 3], upright as its EXIF says, transparency over white, 16 bits scaled; the first of several."""
+    """Load an image as uint8 [H, W, 3]; of several in a file the first.
+
+    It is turned upright as its EXIF says, transparency is over white, 16 bits are scaled to 8.
+    """
     path = regular_file(path, most_bytes(max_pixels))
     with opened_picture(path, max_pixels) as image:
         wide = image.format == "PNG" and png_header(path).depth == 16
-        pixels = _narrowed(path, image) if wide else _decoded(path, image, own=True)
+        pixels = _narrowed(path, image) if wide else _decoded(path, image, exclusive=True)
         orientation = _orientation(path, image)
-    del image  # as large as the pixels, which may have to be copied
+    del image  # free its memory: turning may copy the pixels
     return _upright(pixels, orientation)
 
 
 def picture_pixels(picture: Any) -> np.ndarray:
-    """Return uint8 [H, W, 3] of a picture of Pillow, as `read_image` gives of its file."""
+    """Return uint8 [H, W, 3] of a picture of Pillow, the same as `read_image` of its file."""
     if picture.mode in ("I", "F"):
         raise ValueError(f"a picture of mode {picture.mode}, whose range is not known: give an array [H, W, C]")
     if picture.mode.startswith("I;16"):
@@ -45,7 +48,7 @@ def picture_pixels(picture: Any) -> np.ndarray:
 
 
 def image_size(path: Path | str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width of a picture as `read_image` gives it; only its header is read."""
+    """Return height and width of an image as `read_image` loads it, from its header."""
     path = regular_file(path)
     with opened_picture(path, max_pixels) as image:
         return (image.width, image.height) if _orientation(path, image) in SWAPPED else (image.height, image.width)
@@ -62,19 +65,19 @@ def write_image(path: Path | str, pixels: np.ndarray) -> Path:
     with whole_file(path) as fresh:
         try:
             pillow.fromarray(pixels).save(fresh, format=kind, **_SETTINGS.get(kind, {}))
-        except ValueError as error:  # as of a WebP, which has at most 16,383 pixels each way
+        except ValueError as error:  # for example of a WebP, which has at most 16,383 pixels each way
             raise ValueError(f"{path}: cannot be written: {one_line(error)}") from None
     return path
 
 
-def _decoded(path: Path, image: Any, own: bool = False) -> np.ndarray:
-    """uint8 [H, W, 3] of a Pillow image; in bands, as Pillow makes an image of each step.
+def _decoded(path: Path, image: Any, exclusive: bool = False) -> np.ndarray:
+    """Decode a Pillow image to uint8 [H, W, 3], in bands of rows: each step of the conversion makes another image.
 
-    `own`: nobody else uses the image, whose pixels may be taken out of it.
+    `exclusive`: the image is used nowhere else, so that its pixels may be taken away from it.
     """
     pillow = library("PIL.Image")
     try:
-        if own and image.format == "WEBP":
+        if exclusive and image.format == "WEBP":
             image = _webp(image)
         image.load()
         pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -91,40 +94,40 @@ def _decoded(path: Path, image: Any, own: bool = False) -> np.ndarray:
 
 
 def _webp(image: Any) -> Any:
-    """A Pillow image with the pixels of a WebP; Pillow's own would be a copy, beside its decoder with two more."""
+    """Return a WebP's image without Pillow's copies of the pixels: one in its image, two in its decoder."""
     content, _, _ = image._get_next()
     image._decoder = None
     return library("PIL.Image").frombuffer(image.rawmode, image.size, content, "raw", image.rawmode, 0, 1)
 
 
 def _eight_bits(values: np.ndarray, transparent: Any = None) -> np.ndarray:
-    """[H, W, 1 to 4] of 16 bits, an even number of channels ending in alpha, to uint8 [H, W, 3] over white."""
+    """Convert [H, W, 1 to 4] of 16 bits to uint8 [H, W, 3] over white; the last of two or four channels is alpha."""
     channels = values.shape[2]
     colours: np.ndarray = values[:, :, : channels - 1 + channels % 2].astype(np.float32)
     if channels % 2 == 0:
         colours = 65535 - (65535 - colours) * (values[:, :, -1:] / np.float32(65535))
-    if isinstance(transparent, int | tuple):  # one colour that stands for nothing
+    if isinstance(transparent, int | tuple):  # a single colour that is transparent
         colours[(values == np.array(transparent)).all(axis=-1)] = 65535
     return np.broadcast_to(np.rint(colours / 257).astype(np.uint8), (*values.shape[:2], 3)).copy()
 
 
 def _orientation(path: Path, image: Any) -> int:
-    """EXIF orientation 1 to 8, 1 where there is none that can be read."""
-    with suppress(Exception):  # the picture is sound even where its tags are not
+    """Return the EXIF orientation, 1 to 8; 1 if there is none, or if it is damaged."""
+    with suppress(Exception):  # the image is good even if its tags are damaged
         if image.format == "PNG" and "exif" not in image.info:
-            image.load()  # it may stand behind the pixels
+            image.load()  # the EXIF of a PNG may come after the pixels
     try:
         check_exif(exif_of(image))
     except ValueError as error:
         raise ValueError(f"{path}: damaged picture: {error}") from None
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # as above
+    except Exception:  # damaged tags
         return 1
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo EXIF orientation: from 5 on rows and columns are swapped; then flips."""
+    """Turn an image upright: undo the swap of rows and columns, then the flips of its EXIF orientation."""
     pixels = pixels.swapaxes(0, 1) if orientation in SWAPPED else pixels
     pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
     pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
@@ -132,7 +135,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _as_bytes(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] or [H, W] of pixels to write; ValueError for other shapes and values."""
+    """Return pixels to write as uint8 [H, W, 3] or [H, W]; ValueError for other shapes and values."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or 0 in pixels.shape:
@@ -148,7 +151,7 @@ def _as_bytes(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def _narrowed(path: Path, image: Any) -> np.ndarray:
-    """uint8 [H, W, 3] of a PNG of 16 bits; Pillow alone would drop the low bytes of three channels."""
+    """Load a PNG of 16 bits as uint8 [H, W, 3], rounded; Pillow would drop the low bytes of three channels."""
     pixels = np.empty((image.height, image.width, 4 if png_header(path).colour == 6 else 3), np.uint8)
     for tile, wide in wide_tiles(path, pixels):
         pixels[tile][..., :3] = _eight_bits(wide, image.info.get("transparency"))

@@ -1,4 +1,7 @@
-"""Log-mel spectrograms: HTK's mel scale (2595 log10(1 + f / 700)), triangles of height 1 that are straight in Hz."""
+"""Log-mel spectrograms: log(max(bank |stft|^2, FLOOR)).
+
+The mel scale is HTK's, 2595 log10(1 + f / 700); the bands are triangles of height 1, linear in Hz.
+"""
 
 import math
 from functools import lru_cache
@@ -9,15 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 FLOOR = 1e-6
-"""Least power, before the logarithm; full scale is near a quarter of the window's length squared."""
+"""Smallest power in the logarithm; full scale is near a quarter of the window's length squared."""
 
 
 def log_mel(
     samples: Float[np.ndarray, " n"], rate: int, num_bands: int, hop: int, window: int
 ) -> Float[np.ndarray, "steps bands"]:
-    """Natural logarithm of the power in each band, from 0 Hz to half the rate, of Hann windows `hop` samples apart.
+    """Return the natural logarithm of the power of Hann windows in each band, from 0 Hz to half the rate.
 
-    Step k looks at `window` samples around the middle of its own `hop` samples; beyond the ends there is silence.
+    Step k has `window` samples around the middle of the samples from k `hop` to (k + 1) `hop`; beyond the ends there
+    is silence.
     """
     if not 1 <= hop <= window:
         raise ValueError(f"hop = {hop} must be from 1 to window = {window}, or samples would be left out")
@@ -33,7 +37,7 @@ def log_mel(
 
 @lru_cache
 def mel_bank(rate: int, num_bands: int, window: int) -> Float[Tensor, "bands frequencies"]:
-    """Weights of the frequencies of a Fourier transform in each band; ValueError where a band has none."""
+    """Return the weights of the frequencies of a Fourier transform in each band; ValueError for an empty band."""
     corners = hertz(np.linspace(0, mels(rate / 2), num_bands + 2))
     low, middle, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     frequencies = np.arange(window // 2 + 1) * rate / window
@@ -44,10 +48,10 @@ def mel_bank(rate: int, num_bands: int, window: int) -> Float[Tensor, "bands fre
 
 
 def mels(frequency: float) -> float:
-    """Hz to mels."""
+    """Convert Hz to mels."""
     return 2595 * math.log10(1 + frequency / 700)
 
 
 def hertz(mel: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Mels to Hz."""
+    """Convert mels to Hz."""
     return 700 * (10 ** (mel / 2595) - 1)

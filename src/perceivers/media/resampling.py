@@ -1,4 +1,4 @@
-"""Pictures in other sizes: resizing as the official code does, and central crops."""
+"""Resizing of images as in the official code, and central crops."""
 
 import math
 from typing import Literal
@@ -6,13 +6,16 @@ from typing import Literal
 import numpy as np
 
 CENTRE = 224 / 256
-"""Part of the short side that ImageNet's evaluation looks at."""
+"""Side of ImageNet's evaluation crop as a fraction of the short side."""
 
 
 def resize(
     image: np.ndarray, size: tuple[int, int], kind: Literal["bicubic", "bilinear", "area"] = "bicubic"
 ) -> np.ndarray:
-    """[H, W, C] to float32 [*size, C]: half-pixel centres, no antialiasing (but "area"), overshoot not clamped."""
+    """Resize [H, W, C] to float32 [*size, C].
+
+    Pixel centres are at halves, overshoot is not clamped, and only "area" has antialiasing.
+    """
     if image.ndim != 3 or 0 in image.shape:
         raise ValueError(f"image of shape {image.shape}, expected (H, W, C)")
     if min(size) < 1:
@@ -23,57 +26,61 @@ def resize(
 
 
 def imagenet_crop(image: np.ndarray, size: int = 224) -> np.ndarray:
-    """Evaluation crop of the official ImageNet models: central 7/8 of the short side, float32 [size, size, C] 0..255.
+    """Return the evaluation crop of the official ImageNet models, float32 [size, size, C] from 0 to 255.
 
-    The cubic overshoots below 0 and above 255, as in training (official dataset.py).
+    It is the central square of 7/8 of the short side. Cubic interpolation overshoots below 0 and above 255, as in
+    training (official dataset.py).
     """
     return resize(centre_crop(image, CENTRE), (size, size))
 
 
 def centre_crop(pixels: np.ndarray, part: float = 1.0, rounding: Literal["up", "down"] = "up") -> np.ndarray:
-    """Return the central square of [..., H, W, C], its side this part of the short side.
+    """Return the central square of [..., H, W, C]; its side is a fraction `part` of the short side.
 
-    An offset of half a pixel is rounded up for pictures (official dataset.py), down for films (official notebook).
+    An offset of half a pixel is rounded up for images (official dataset.py), down for video (official notebook).
     """
     height, width = pixels.shape[-3:-1]
     side = int(min(height, width) * part)
     if side < 1:
         raise ValueError(f"image of {height} x {width} pixels, expected at least 2 x 2")
-    more = 1 if rounding == "up" else 0
-    top, left = (height - side + more) // 2, (width - side + more) // 2
+    added = 1 if rounding == "up" else 0
+    top, left = (height - side + added) // 2, (width - side + added) // 2
     return pixels[..., top : top + side, left : left + side, :]
 
 
 def _taps(length: int, wanted: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Input places [wanted, K] and their weights [wanted, K] for each output pixel; none outside the image.
+    """Return K input pixels [wanted, K] and their weights [wanted, K] for each output pixel along an axis.
 
-    Centres in float32 and 1,024 steps of the cubic, as TensorFlow's resize_bicubic_op.cc has them.
+    Centres are float32 and the cubic has 1,024 steps, as in TensorFlow's resize_bicubic_op.cc.
     """
     weights: np.ndarray
+    # "area": the overlap of an output pixel with each input pixel.
     if kind == "area":
         scale = length / wanted
         starts = np.arange(wanted)[:, None] * scale
-        places = np.floor(starts).astype(np.int64) + np.arange(math.ceil(scale) + 1)
-        weights = (np.minimum(starts + scale, places + 1) - np.maximum(starts, places)).clip(0)
+        pixels = np.floor(starts).astype(np.int64) + np.arange(math.ceil(scale) + 1)
+        weights = (np.minimum(starts + scale, pixels + 1) - np.maximum(starts, pixels)).clip(0)
+    # Others: interpolation between the input pixels around the output pixel's centre.
     else:
         half = np.float32(0.5)
         centres = (np.arange(wanted, dtype=np.float32) + half) * (np.float32(length) / np.float32(wanted)) - half
         first = np.floor(centres)
         offset = centres - first
         if kind == "bicubic":
-            places = first.astype(np.int64)[:, None] + np.arange(-1, 3)
+            pixels = first.astype(np.int64)[:, None] + np.arange(-1, 3)
             weights = _keys(np.rint(offset * 1024) / 1024)
         elif kind == "bilinear":
-            places = first.astype(np.int64)[:, None] + np.arange(2)
+            pixels = first.astype(np.int64)[:, None] + np.arange(2)
             weights = np.stack([1 - offset, offset], axis=1)
         else:
             raise ValueError(f"kind {kind!r}, expected 'bicubic', 'bilinear' or 'area'")
-    weights = np.where((places >= 0) & (places < length), weights, 0)
-    return places.clip(0, length - 1), (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    # Pixels outside the image have no weight.
+    weights = np.where((pixels >= 0) & (pixels < length), weights, 0)
+    return pixels.clip(0, length - 1), (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _keys(offset: np.ndarray) -> np.ndarray:
-    """Weights [n, 4] of Keys' cubic with a = -0.5 at the pixels from -1 to 2, for offsets [n] from pixel 0."""
+    """Return the weights [n, 4] of Keys' cubic (a = -0.5) at the pixels -1 to 2, for offsets [n] from pixel 0."""
     a = -0.5
     distance = np.abs(offset[:, None] - np.arange(-1, 3))
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
@@ -81,9 +88,9 @@ def _keys(offset: np.ndarray) -> np.ndarray:
     return np.where(distance <= 1, near, far)
 
 
-def _weighted_rows(image: np.ndarray, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """float32 [n, W, C]: row i is the sum of rows `places[i]` of [H, W, C], weighted."""
-    total = np.zeros((len(places), *image.shape[1:]), np.float32)
-    for place, weight in zip(places.T, weights.T, strict=True):
-        total += weight[:, None, None] * image[place].astype(np.float32)
+def _weighted_rows(image: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return float32 [n, W, C]: row i is the weighted sum of the rows `rows[i]` of an image [H, W, C]."""
+    total = np.zeros((len(rows), *image.shape[1:]), np.float32)
+    for row, weight in zip(rows.T, weights.T, strict=True):
+        total += weight[:, None, None] * image[row].astype(np.float32)
     return total

@@ -1,4 +1,4 @@
-"""Clips as models of video take them: square frames, 25 a second, and one channel of sound of the same time."""
+"""Clips in the form that video models take: square frames at 25 frames a second, and one channel of sound."""
 
 from fractions import Fraction
 
@@ -11,17 +11,17 @@ from perceivers.media.resampling import centre_crop, resize
 from perceivers.media.video_files import Clip
 
 FPS = 25
-"""Frames a second that the published models were trained on."""
+"""Frames a second of the training data of the published models."""
 
 
 def standard_frames(clip: Clip, side: int) -> UInt8[np.ndarray, "t side side 3"]:
-    """All frames at 25 a second, the nearest in time, as squares."""
+    """Return the frames of a clip at 25 frames a second (the nearest in time), as squares."""
     count = max(round(len(clip.frames) * FPS / clip.fps), 1)
     return squares_at(clip, np.arange(count) / FPS, side)
 
 
 def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
-    """One channel at the model's rate; a silent film has silence."""
+    """Return one channel of sound at the model's rate; zeros for a clip without sound."""
     wanted = int(rate)
     if clip.sound is None or clip.rate is None:
         return np.zeros((round(len(clip.frames) / clip.fps * wanted), 1), np.float32)
@@ -29,7 +29,7 @@ def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
 
 
 def squares_at(clip: Clip, times: Float[np.ndarray, " t"], side: int) -> UInt8[np.ndarray, "t side side 3"]:
-    """The frames nearest to these times [s], the centre square of each resized (official notebook)."""
+    """Return the frames nearest to these times in seconds, the centre square of each resized (official notebook)."""
     nearest = np.minimum(np.round(times * clip.fps).astype(int), len(clip.frames) - 1)
     cut = centre_crop(clip.frames, rounding="down")
     small = {n: np.clip(np.round(resize(cut[n], (side, side), "bilinear")), 0, 255) for n in np.unique(nearest)}
@@ -39,18 +39,20 @@ def squares_at(clip: Clip, times: Float[np.ndarray, " t"], side: int) -> UInt8[n
 def window(
     clip: Clip, place: float, size: tuple[int, int], samples: int
 ) -> tuple[Float[np.ndarray, "t s s 3"], Float[np.ndarray, "n 1"]]:
-    """Cut a window out of a clip: frames [T, S, S, 3] from 0 to 1, `size` = (T, S), and the sound in `samples`.
+    """Cut a window out of a clip: T frames [T, S, S, 3] from 0 to 1, `size` = (T, S), and `samples` samples of sound.
 
-    `place` from 0 to 1 says which part of the clip: its beginning, its end or between. Of a shorter clip all, the last
-    frame standing still in silence until the end.
+    `place` is the position of the window, from 0, the beginning of the clip, to 1, its end. A clip that is shorter than
+    the window is padded: its last frame is repeated, in silence.
     """
+    # The frames.
     frames, side = size
     seconds = frames / FPS
     start = place * max(len(clip.frames) / clip.fps - seconds, 0.0)
-    film = squares_at(clip, start + np.arange(frames) / FPS, side).astype(np.float32) / 255
+    pictures = squares_at(clip, start + np.arange(frames) / FPS, side).astype(np.float32) / 255
     if clip.sound is None or clip.rate is None:
-        return film, np.zeros((samples, 1), np.float32)
+        return pictures, np.zeros((samples, 1), np.float32)
+    # The sound of the same time.
     first = round(start * clip.rate)
     heard = Clip(clip.frames, clip.fps, clip.sound[first : first + round(seconds * clip.rate)], clip.rate)
     sound = standard_sound(heard, Fraction(samples * FPS, frames))[:samples]
-    return film, np.pad(sound, ((0, samples - len(sound)), (0, 0)))
+    return pictures, np.pad(sound, ((0, samples - len(sound)), (0, 0)))

@@ -1,7 +1,11 @@
-"""The program that decodes films: a child process of limited memory and time.
+"""The program that decodes video files: a child process with limits of memory and time.
 
-A broken or hostile file can crash nothing but that. It is run as it lies, without the package, so it imports nothing of
-ours: NumPy and av start in a fifth of a second, torch would take two.
+A broken or hostile file can crash only this process. The file is run as a script and imports nothing of the package:
+NumPy and av start in a fifth of a second, torch would take two.
+
+It reads a job as JSON from its command line and writes to its standard output, a file: HEADER bytes of JSON that
+describe the arrays, or an error; then uint8 frames [T, H, W, 3]; then, at a multiple of 16 bytes, float32 sound
+[n, channels]. Time stamps are in seconds, or in units of a stream's time_base where the name is `stamp`.
 """
 
 import json
@@ -17,26 +21,26 @@ from typing import Any, BinaryIO
 import numpy as np
 
 FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif", "aac", "mp3", "ac3", "amr")
-"""FFmpeg's names of the kinds of files that are read, told by content; none of them names other files or addresses."""
+"""FFmpeg's names of the supported formats, detected by content; none of these can refer to other files."""
 
 MAX_CHANNELS = 16
-"""Channels of sound that readers accept."""
+"""Most channels of sound that readers accept."""
 
 RATES = (1_000, 384_000)
-"""Lowest and highest rate of sound that readers accept, in Hz."""
+"""Lowest and highest sampling rate that readers accept, in Hz."""
 
 MAX_VALUES = 200_000_000
-"""Samples times channels that readers of sound accept unless told otherwise: 35 minutes of stereo at 48 kHz."""
+"""Default limit of samples times channels for readers of sound: 35 minutes of stereo at 48 kHz."""
 
 HEADER = 4096
-"""Bytes before the arrays in what it writes; they hold a description of them as JSON."""
+"""Size in bytes of the JSON description in front of the arrays."""
 
-_MEMORY = 4 << 30  # bytes of address space; frames do not gather there but in a file
-_STAMPS = 10_000  # pictures whose time stamps decide whether the rate varies
+_MEMORY = 4 << 30  # bytes of address space; frames are not held there but written to a file
+_STAMPS = 10_000  # number of pictures whose time stamps decide whether the frame rate varies
 
 
 def sound_within(samples: np.ndarray) -> np.ndarray:
-    """float32 samples, those beyond -1 and 1 clipped as a player does; ValueError if they are no sound at all."""
+    """Clip float32 samples to -1 to 1 as a player does; ValueError if they are far beyond, or NaN."""
     peak = float(np.abs(samples).max(initial=0.0))
     if not peak <= 10:  # lossy codecs overshoot by a little, integers stored as floats by far; NaN fails too
         raise ValueError(f"samples up to {peak:g}, expected -1 to 1")
@@ -44,7 +48,7 @@ def sound_within(samples: np.ndarray) -> np.ndarray:
 
 
 def check_sound(channels: int, rate: int) -> None:
-    """Raise a ValueError unless sound of so many channels and such a rate is read here."""
+    """Raise a ValueError if readers do not accept this number of channels or this rate."""
     if not 1 <= channels <= MAX_CHANNELS:
         raise ValueError(f"{channels} channels of sound, expected 1 to {MAX_CHANNELS}")
     if not RATES[0] <= rate <= RATES[1]:
@@ -52,32 +56,34 @@ def check_sound(channels: int, rate: int) -> None:
 
 
 class _UnreadableError(ValueError):
-    """A complaint about the file that is fit for the user."""
+    """Error about the file, with a message for the user."""
 
 
 def _serve() -> None:
-    """Do the job named on the command line; leave a header and arrays in the file that is standard output."""
+    """Do the job of the command line; write the header and the arrays to the file that is standard output."""
     job = json.loads(sys.argv[1])
     with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # what libraries print must not come between the pixels
+        os.dup2(2, 1)  # libraries that print must not write between the pixels
         out.write(bytes(HEADER))
+        # Write the arrays; keep their description, or an error.
         try:
             _limit(job["seconds"], job["size"])
             with open(job["path"], "rb") as file:
-                found = _film(file, job, out) if job["what"] == "film" else _whole_sound(file, job, out)
+                header = _video(file, job, out) if job["what"] == "video" else _whole_sound(file, job, out)
         except _UnreadableError as error:
-            found = {"error": str(error)}
+            header = {"error": str(error)}
         except MemoryError:
-            found = {"error": "needs more memory to decode than a film may"}
-        except Exception as error:  # the parent must get a line, whatever it is
+            header = {"error": "needs more memory to decode than is allowed"}
+        except Exception as error:  # the parent must get one line for any error
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            found = {"error": f"cannot be decoded: {' '.join(reason.split())[:200]}"}
+            header = {"error": f"cannot be decoded: {' '.join(reason.split())[:200]}"}
+        # Write the header in front of the arrays.
         out.seek(0)
-        out.write(json.dumps(found).encode()[:HEADER])
+        out.write(json.dumps(header).encode()[:HEADER])
 
 
 def _limit(seconds: float, size: int) -> None:
-    """Bound memory, processor time and file size, where the system can; no core files."""
+    """Limit memory, processor time and file size where the system supports it; forbid core files."""
     try:
         import resource
     except ImportError:
@@ -91,12 +97,12 @@ def _limit(seconds: float, size: int) -> None:
     for kind, limit in limits.items():
         try:
             resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):  # a lower limit is set already, or the system has none of this kind
+        except (ValueError, OSError):  # a lower limit is set already, or the system does not support this one
             continue
 
 
 def _container(file: BinaryIO) -> Any:
-    """The opened container, from its beginning; only kinds that cannot lead to other files."""
+    """Open a container at its beginning; only formats that cannot refer to other files."""
     import av
 
     file.seek(0)
@@ -104,51 +110,60 @@ def _container(file: BinaryIO) -> Any:
         return av.open(file, container_options={"format_whitelist": ",".join(FORMATS)}, metadata_errors="ignore")
     except av.FFmpegError:
         names = "mp4, mov, mkv, webm, avi, mpeg, ts, flv, wmv, ogg, gif, m4a, mp3, aac, ac3, amr"
-        raise _UnreadableError(f"damaged, or no film or sound of a kind that is read here ({names})") from None
+        raise _UnreadableError(f"damaged, or no video or sound of a supported format ({names})") from None
 
 
 def _stream(container: Any, kind: str) -> Any:
-    """The first stream of a kind, cover pictures aside; None if there is none."""
+    """Return the first stream of a kind ("video", "audio") that is no cover picture; None if there is none."""
     covers = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC
     streams = [s for s in container.streams if s.type == kind and not int(s.disposition) & covers]
     if streams and streams[0].codec_context is None:
-        raise _UnreadableError(f"{kind} of a kind that is not decoded here")
+        raise _UnreadableError(f"{kind} in an unsupported codec")
     return streams[0] if streams else None
 
 
 @dataclass(frozen=True)
 class _Timing:
+    """The timing of the pictures of a video stream. A picture is stored in the file; frames have a constant rate."""
+
     rate: Fraction
     """Frames a second."""
     even: bool
-    """Picture k is simply frame k: not so where the rate varies."""
+    """True if picture k is frame k; False if the rate of the pictures varies."""
     last: float
     """Time stamp of the last picture, in seconds."""
 
 
-def _film(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
-    """Write frames, then sound; what the parent must know of both."""
+def _video(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
+    """Write frames, then sound; return the header."""
     _check_trailer(file)
+    # First pass over the packets, without decoding: the timing.
     with _container(file) as container:
         stream = _stream(container, "video")
         if stream is None:
             raise _UnreadableError("sound without pictures" if _stream(container, "audio") else "no pictures")
         index, timing = stream.index, _timing(container, stream, whole=job["frames"] is None)
+    # Second pass: the frames.
     with _container(file) as container:
         shape, began = _write_frames(container, container.streams[index], timing, job, out)
-    found = {"fps": float(timing.rate), "arrays": [("uint8", shape)]}
+    header = {"fps": float(timing.rate), "arrays": [("uint8", shape)]}
+    # Third pass: the sound of the same time.
     with _container(file) as container:
         stream = _stream(container, "audio")
         if stream is not None:
-            samples = _film_sound(container, stream, began, job["start"] / timing.rate, shape[0] / timing.rate)
+            samples = _video_sound(container, stream, began, job["start"] / timing.rate, shape[0] / timing.rate)
             out.write(bytes(-out.tell() % 16))
             out.write(samples.data)
-            found |= {"rate": stream.rate, "arrays": [("uint8", shape), ("float32", samples.shape)]}
-    return found
+            header |= {"rate": stream.rate, "arrays": [("uint8", shape), ("float32", samples.shape)]}
+    return header
 
 
 def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
-    """When pictures are shown, from the file's packets, without decoding; complains of a whole file cut short."""
+    """Return the timing of the pictures, from the packets, without decoding.
+
+    `whole`: the whole file will be decoded; raise an error if it is cut short.
+    """
+    # Collect (pts, dts) of the stream's first pictures, and the end of every stream.
     stamps: list[tuple[int | None, int | None]] = []
     ends: dict[int, float] = {}
     last = 0.0
@@ -164,27 +179,29 @@ def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
                 stamps.append((packet.pts, packet.dts))
             elif not whole:
                 break
+    # The rate; then compare the ends with the lengths that the header declares.
     rate, even = _rate(stream, stamps)
     if whole:
-        end = max(ends.get(stream.index, 0.0), last + float(1 / rate))  # packets may say nothing of their durations
+        end = max(ends.get(stream.index, 0.0), last + float(1 / rate))  # packets may have no durations
         _check_end(_declared(container, stream), end, 0.75 / float(rate), "pictures")
         if _promises(container):
-            _check_end((container.duration or 0) / 1e6, max(ends.values(), default=0.0), 0.2, "film")
+            _check_end((container.duration or 0) / 1e6, max(ends.values(), default=0.0), 0.2, "video")
     return _Timing(rate, even, last)
 
 
 def _rate(stream: Any, stamps: list[tuple[int | None, int | None]]) -> tuple[Fraction, bool]:
-    """Frames a second, and whether they are even, from the time stamps of display and of decoding of some pictures.
+    """Return frames a second, and whether the rate is constant, from time stamps (pts, dts) of some pictures.
 
-    An AVI has only those of decoding; what headers say of the rate is often wrong.
+    The rate in the header is often wrong, so it is only taken if the time stamps agree. An AVI has only dts.
     """
     declared = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= 240]
     simplest = sorted(declared, key=lambda rate: rate.denominator)  # 17 rather than 16.9999999
     stamped = False
-    for given in zip(*stamps, strict=True):
-        if len(given) < 2 or None in given:
+    for column in zip(*stamps, strict=True):  # all pts, then all dts
+        if len(column) < 2 or None in column:
             continue
-        ordered = sorted(given)[: -32 if len(given) == _STAMPS else None]  # those of display may stop at a gap
+        # Find a rate whose frame times k / rate are close to the sorted stamps: a declared one, else their mean.
+        ordered = sorted(column)[: -32 if len(column) == _STAMPS else None]  # the last pts may have gaps
         times = np.array([float((stamp - ordered[0]) * stream.time_base) for stamp in ordered])
         mean = Fraction((len(times) - 1) / max(times[-1], 1e-9)).limit_denominator(1001)
         for rate, slack in (*((rate, 0.25) for rate in simplest), (mean, 0.5)):
@@ -200,19 +217,21 @@ def _rate(stream: Any, stamps: list[tuple[int | None, int | None]]) -> tuple[Fra
 def _write_frames(
     container: Any, stream: Any, timing: _Timing, job: dict[str, Any], out: BinaryIO
 ) -> tuple[tuple[int, ...], float]:
-    """Write the frames asked for; their shape, and the time stamp of the film's first picture in seconds."""
+    """Write the frames of a job; return their shape, and the time stamp of the first picture in seconds."""
+    # Refuse too many frames before decoding.
     start, wanted = job["start"], job["frames"]
     limit = _frame_limit(stream, job)
     if (wanted or (stream.frames - start if timing.even else 0)) > limit:
         raise _too_long(limit)
+    # Open the decoder. Pictures may be larger than the header says; FFmpeg counts their pixels with wide margins.
     context = stream.codec_context
     context.thread_count = 1
-    # What is inside may be of another size than the header's. FFmpeg counts pixels with wide margins.
     context.options = {"max_pixels": str(2 * (context.width + 256) * (context.height + 256))}
     pictures = container.decode(stream)
     first = next(pictures, None)
     if first is None:
         raise _UnreadableError("no picture can be decoded")
+    # Write each picture as often as frames show it, from frame `start` on.
     began, end, count, size = first.time or 0.0, 0, 0, (first.width, first.height)
     for picture, begin, end in _shown(chain([first], pictures), began, timing):
         stop = end if wanted is None else min(end, start + wanted)
@@ -230,14 +249,14 @@ def _write_frames(
     else:
         _check_end(timing.last, began + float((end - 1) / timing.rate), 1.25 / float(timing.rate), "pictures")
     if count < (wanted or 1):
-        raise _UnreadableError(f"{end} frames, asked for {wanted or 'those'} from frame {start} on")
+        raise _UnreadableError(f"{end} frames, expected {wanted or 'more'} from frame {start} on")
     return (count, *pixels.shape), began
 
 
 def _frame_limit(stream: Any, job: dict[str, Any]) -> int:
-    """Frames that may be read."""
+    """Return the most frames that may be decoded."""
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height == 0:  # FFmpeg's word for sizes that it takes for nonsense
+    if width * height == 0:  # FFmpeg sets 0 for impossible sizes
         raise _UnreadableError("frames of no size, or of an impossible one")
     if width * height > job["max_pixels"]:
         raise _UnreadableError(
@@ -251,28 +270,29 @@ def _too_long(limit: int) -> _UnreadableError:
 
 
 def _shown(pictures: Iterator[Any], began: float, timing: _Timing) -> Iterator[tuple[Any, int, int]]:
-    """Each picture with the frame it is first shown at, and the frame that shows another."""
-    held, place = None, 0
+    """Yield each picture with the first frame that shows it, and the first frame that shows the next picture."""
+    # A picture is held until the next one is due: its last frame is known only then.
+    held, first = None, 0
     for number, picture in enumerate(pictures):
         time = None if timing.even else picture.time
-        here = number if time is None else round((time - began) * float(timing.rate))
-        if here < place:  # its time is past
+        frame = number if time is None else round((time - began) * float(timing.rate))
+        if frame < first:  # too late: the held picture is newer
             continue
-        if held is not None and here > place:
-            yield held, place, here
-        held, place = picture, here
+        if held is not None and frame > first:
+            yield held, first, frame
+        held, first = picture, frame
     if held is not None:
         seconds = 0 if timing.even or not held.duration else held.duration * held.time_base
-        yield held, place, place + max(1, round(seconds * timing.rate))
+        yield held, first, first + max(1, round(seconds * timing.rate))
 
 
 def _promises(container: Any) -> bool:
-    """Return whether this kind of file declares its length at its beginning; others guess it from their size."""
+    """Return whether the header of this format declares the length; for others FFmpeg guesses it from the size."""
     return container.format.name.split(",")[0] in ("mov", "matroska", "avi", "flv", "asf")
 
 
 def _declared(container: Any, stream: Any) -> float:
-    """Seconds that the file promises of a stream; 0 if it does not."""
+    """Return the length of a stream that the file declares, in seconds; 0 if it declares none."""
     if not _promises(container):
         return 0.0
     if container.format.name == "avi" and stream.type == "video":  # its duration is guessed anew for a file cut short
@@ -284,20 +304,20 @@ def _declared(container: Any, stream: Any) -> float:
 
 
 def _check_end(declared: float, end: float, slack: float, what: str) -> None:
-    """Complain if something ends before the file says."""
+    """Raise an error if something ends more than `slack` seconds before its declared end."""
     if declared - end > slack:
         raise _UnreadableError(f"cut short or damaged: {end:.2f} of {declared:.2f} seconds of {what}")
 
 
 def _counts_frames(file: BinaryIO) -> bool:
-    """Return whether an MP3 begins with the count of its frames; else its duration is guessed from its size."""
+    """Return whether an MP3 begins with the number of its frames; otherwise FFmpeg guesses its length from its size."""
     file.seek(0)
     start = file.read(1 << 18)
     return b"Xing" in start or b"Info" in start
 
 
 def _check_trailer(file: BinaryIO) -> None:
-    """Complain of a GIF without its last byte: it does not say how long it is."""
+    """Raise an error for a GIF without its last byte: only that shows that it is complete."""
     file.seek(0)
     if file.read(3) == b"GIF":
         file.seek(-min(1024, os.fstat(file.fileno()).st_size), os.SEEK_END)
@@ -306,7 +326,7 @@ def _check_trailer(file: BinaryIO) -> None:
 
 
 def _pixels(picture: Any) -> np.ndarray:
-    """uint8 [H, W, 3], upright as the file's display matrix says."""
+    """Return the pixels of a picture, uint8 [H, W, 3], turned by the file's display matrix."""
     if picture.is_corrupt:
         raise _UnreadableError("damaged: a picture is decoded only in part")
     pixels = picture.to_ndarray(format="rgb24", threads=1)
@@ -321,8 +341,9 @@ def _pixels(picture: Any) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _film_sound(container: Any, stream: Any, began: float, start: Fraction, length: Fraction) -> np.ndarray:
-    """float32 [n, channels] of `length` seconds from `start`, counted from time stamp `began`; silence in gaps."""
+def _video_sound(container: Any, stream: Any, began: float, start: Fraction, length: Fraction) -> np.ndarray:
+    """Return float32 [n, channels], `length` seconds from `start` seconds after time stamp `began`; 0 in gaps."""
+    # Sample `begin` after `began` is the first of `count`.
     channels, hertz = stream.channels, stream.rate
     check_sound(channels, hertz)
     begin = round(start * hertz)
@@ -330,17 +351,19 @@ def _film_sound(container: Any, stream: Any, began: float, start: Fraction, leng
     if count * channels > MAX_VALUES:
         raise _UnreadableError(f"{count} samples of {channels} channels, expected at most {MAX_VALUES:,} in all")
     samples = np.zeros((count, channels), np.float32)
+    # Copy each block to its position in `samples`; positions may be negative or beyond the end.
     end = first = None
     for frame, block in _blocks(container, stream):
-        place = end if frame.time is None else round((frame.time - began) * hertz) - begin
-        # Time stamps are rounded: blocks are set end to end unless they are 20 ms apart.
-        place = end if end is not None and abs((place or 0) - end) * 50 < hertz else place or 0
-        first = place if first is None else first
-        end = place + len(block)
-        samples[max(place, 0) : max(end, 0)] = block[max(-place, 0) :][: max(count - max(place, 0), 0)]
+        position = end if frame.time is None else round((frame.time - began) * hertz) - begin
+        # Time stamps are rounded: a block follows the last one directly unless they are 20 ms apart.
+        position = end if end is not None and abs((position or 0) - end) * 50 < hertz else position or 0
+        first = position if first is None else first
+        end = position + len(block)
+        samples[max(position, 0) : max(end, 0)] = block[max(-position, 0) :][: max(count - max(position, 0), 0)]
         if end >= count:
             break
     else:
+        # All of the sound was decoded: is it as long as declared?
         if end is None:
             raise _UnreadableError("its sound cannot be decoded")
         seconds = max(end - (first or 0), end + begin) / hertz
@@ -349,7 +372,7 @@ def _film_sound(container: Any, stream: Any, began: float, start: Fraction, leng
 
 
 def _whole_sound(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
-    """Write all sound; what the parent must know of it."""
+    """Write all sound; return the header."""
     with _container(file) as container:
         stream = _stream(container, "audio")
         if stream is None:
@@ -372,7 +395,7 @@ def _whole_sound(file: BinaryIO, job: dict[str, Any], out: BinaryIO) -> dict[str
 
 
 def _blocks(container: Any, stream: Any) -> Iterator[tuple[Any, np.ndarray]]:
-    """Decoded frames of sound, each with its float32 [n, channels] from -1 to 1."""
+    """Yield the decoded frames of sound, each with its samples, float32 [n, channels] from -1 to 1."""
     channels, hertz = stream.channels, stream.rate
     for frame in _sound_frames(container, stream):
         if len(frame.layout.channels) != channels or frame.sample_rate != hertz:
@@ -387,18 +410,18 @@ def _blocks(container: Any, stream: Any) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def _sound_frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; a first packet without its beginning is passed over, as films cut from longer ones have it."""
+    """Yield the decoded frames. Broken packets before the first frame are skipped, as cut videos begin with one."""
     import av
 
-    found = False
+    begun = False
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            if found:
+            if begun:
                 raise
             continue
-        found = found or bool(frames)
+        begun = begun or bool(frames)
         yield from frames
 
 

@@ -1,4 +1,4 @@
-"""Kinds of structure that can go in or come out, one file each."""
+"""Modalities: the types of inputs and outputs that a model can have, one file each."""
 
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.image import Image, Video
@@ -17,4 +17,4 @@ MODALITIES = (
     *(PointSet, Records, Text, Vectors),
     *(Label, Labels, Numbers, ProbabilisticRegression),
 )
-"""Every kind that a file may name, by its field `kind`."""
+"""All modalities; a file names one by its field `kind`."""

@@ -1,4 +1,4 @@
-"""What training does to a picture before it is resized: a random crop, a flip, RandAugment (paper A.1)."""
+"""Augmentation of images in training, before they are resized: random crop, flip, RandAugment (paper A.1)."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,25 +10,25 @@ from perceivers.media.resampling import CENTRE, centre_crop
 from perceivers.modalities.randaugment import RandAugment, distorted
 
 COVERED = 0.1
-"""Part of the picture that a crop has at least, whatever `area` says (official `min_object_covered`)."""
+"""Least fraction of the image that a crop has, for any `area` (official `min_object_covered`)."""
 
 Pixels = Shaped[np.ndarray, "h w c"]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Every number is the paper's or its code's."""
+    """Settings of the augmentation; the defaults are those of the paper or its code."""
 
     area: tuple[float, float] | None = (0.08, 1.0)
-    """Least and greatest part of the picture that a crop has; None: pictures stay whole."""
+    """Least and greatest area of a crop, as a fraction of the image; None: no crop."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width of a crop over its height."""
+    """Least and greatest ratio of a crop's width to its height."""
     attempts: int = 10
-    """Crops that are tried; if none fits, it is the central square, as in evaluation."""
+    """Number of crops that are tried; if none fits, the central square is taken, as in evaluation."""
     flip_prob: float = 0.5
     """Probability of mirroring left and right."""
     rand_augment: RandAugment | None = field(default_factory=RandAugment)
-    """Operations on colours and places, for bytes of three colours; None: none."""
+    """Colour and geometric operations, for bytes of three colours; None: none."""
 
     def __post_init__(self) -> None:
         for name, bounds, top in (("area", self.area or (1.0, 1.0), 1.0), ("aspect", self.aspect, math.inf)):
@@ -38,7 +38,7 @@ class Augmentation:
 
 
 def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
-    """A crop of a picture, perhaps mirrored, distorted; everything random comes from `rng`."""
+    """Return a crop of an image, mirrored with `flip_prob`, distorted; all random draws come from `rng`."""
     pixels = random_crop(pixels, config, rng)
     if rng.random() < config.flip_prob:
         pixels = pixels[:, ::-1]
@@ -50,19 +50,21 @@ def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) ->
 
 
 def random_crop(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
-    """A window of random aspect, height and place, as TensorFlow's `sample_distorted_bounding_box` draws it."""
+    """Return a crop of random aspect, height and position, drawn as TensorFlow's `sample_distorted_bounding_box`."""
     if config.area is None:
         return pixels
     height, width = pixels.shape[:2]
     least, most = (part * height * width for part in config.area)
     for _ in range(config.attempts):
+        # Draw the size of the crop: its aspect, then its height.
         aspect = rng.uniform(*config.aspect)
         low, high = (round(math.sqrt(area / aspect)) for area in (least, most))
         rows = int(rng.integers(low, max(low, min(high, height, int((width + 0.5) / aspect))) + 1))
         columns = round(rows * aspect)
+        # Draw its position if it fits. The official code takes a crop of the whole image for a failure.
         fits = rows <= height and columns <= width and max(least, COVERED * height * width) <= rows * columns <= most
         if fits and (rows, columns) == (height, width):
-            break  # which the official code takes for a failure
+            break
         if fits:
             top, left = (int(rng.integers(0, room + 1)) for room in (height - rows, width - columns))
             return pixels[top : top + rows, left : left + columns]

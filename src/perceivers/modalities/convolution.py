@@ -1,4 +1,4 @@
-"""Convolutional stems and upsamplers with the official padding; channels are last at their borders.
+"""Convolutional stems and upsamplers with the official padding; channels come last in inputs and outputs.
 
 Source: `Conv2DDownsample`, `Conv2DUpsample`, `Conv3DUpsample` of the official io_processors.py.
 """
@@ -19,10 +19,10 @@ ConvPadding = Literal["same", "symmetric"]
 
 
 class ConvStem(nn.Module):
-    """Layers of 7x7 convolution, batch norm, ReLU and 3x3 max-pool, each four times smaller along both axes.
+    """Layers of 7x7 convolution, batch norm, ReLU and 3x3 max-pool; each makes both axes four times smaller.
 
-    "same": as JAX pads, the odd element behind. "symmetric": as transformers pads, 3 elements on either side of the
-    convolution's input and none around the pool's, so that 224 x 224 places become 55 x 55 instead of 56 x 56.
+    "same" pads as JAX, an odd element at the end. "symmetric" pads as transformers, 3 elements on either side of the
+    convolution's input and none around the pool's: 224 x 224 pixels become 55 x 55 tokens instead of 56 x 56.
     """
 
     def __init__(self, in_channels: int, channels: int, downsample: int, padding: ConvPadding = "same") -> None:
@@ -36,7 +36,7 @@ class ConvStem(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1) for _ in range(num_layers))
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x k"]:
-        """Features of an image."""
+        """Return the features of an image."""
         x = x.movedim(-1, 1)
         same = self.padding == "same"
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
@@ -46,7 +46,7 @@ class ConvStem(nn.Module):
 
 
 def stem_layers(downsample: int) -> int:
-    """How many layers of a convolutional stem make an image that much smaller; ValueError if none do."""
+    """Return how many layers of a stem make an image `downsample` times smaller; ValueError for other factors."""
     num_layers = round(math.log(downsample, 4))
     if num_layers < 1 or 4**num_layers != downsample:
         raise ValueError(f"a convolutional stem makes images 4, 16, 64, ... times smaller, not {downsample}")
@@ -54,14 +54,14 @@ def stem_layers(downsample: int) -> int:
 
 
 def symmetric_size(size: int, downsample: int) -> int:
-    """Places along an axis behind a stem with symmetric padding."""
+    """Return the size of an axis after a stem with symmetric padding."""
     for _ in range(stem_layers(downsample)):
         size = ((size + 1) // 2 - 1) // 2
     return size
 
 
 class ConvUpsample(nn.Module):
-    """Transposed convolutions of 4 along each axis with ReLU between, until each axis is `factors` times as large."""
+    """Transposed convolutions of width 4 with ReLU between them, which make the axes `factors` times as large."""
 
     def __init__(self, in_channels: int, channels: int, factors: Sequence[int]) -> None:
         super().__init__()
@@ -79,12 +79,12 @@ class ConvUpsample(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b *tokens c"]) -> Float[Tensor, "b *size k"]:
-        """Values of a larger grid."""
+        """Return the values of the larger grid."""
         x = x.movedim(-1, 1)
         for number, (convolution, stride) in enumerate(zip(self.convolutions, self.strides, strict=True)):
             size = [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
             x = convolution(x.relu() if number else x)
-            # "SAME" with stride 1 leaves out the last place, which torch's symmetric padding keeps.
+            # With stride 1 torch's symmetric padding gives one element more than "SAME": cut it off.
             x = x[(slice(None), slice(None), *map(slice, size))]
         return x.movedim(1, -1)
 

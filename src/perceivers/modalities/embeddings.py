@@ -12,14 +12,14 @@ from perceivers.core.layers import linear, truncated_normal_
 
 
 def embedding(num_embeddings: int, channels: int) -> nn.Embedding:
-    """Return a trained vector for each number, started as haiku's hk.Embed."""
+    """Return a trained vector for each number, initialised as haiku's hk.Embed."""
     layer = nn.Embedding(num_embeddings, channels)
     truncated_normal_(layer.weight, 1.0)
     return layer
 
 
 class TiedHead(nn.Module):
-    """Logits: products with an input's embeddings, and a trained bias (official `EmbeddingDecoder`)."""
+    """Head whose logits are products with an input's embeddings plus a trained bias (official `EmbeddingDecoder`)."""
 
     def __init__(self, source: str, size: tuple[int, int]) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ class TiedHead(nn.Module):
 
 
 def bound_to_embedding(head: nn.Module, source: str, inputs: Any) -> BoundHead:
-    """Return a head with the embedding that an input has now; ValueError if it has none."""
-    found = getattr(inputs[source], "embedding", None)
-    if not isinstance(found, nn.Module):
+    """Return a head bound to the present embedding of an input; ValueError if the input has none."""
+    module = getattr(inputs[source], "embedding", None)
+    if not isinstance(module, nn.Module):
         raise ValueError(f"input {source!r} has no embedding any more, and output logits are tied to it")
-    return BoundHead(head, (found,))
+    return BoundHead(head, (module,))
 
 
 def _table(module: nn.Module, count: int, device: torch.device) -> Tensor:
-    """Return the vector that an embedding gives for each of `count` ids now: its weight, or what a call gives."""
+    """Return the present vectors of `count` ids: the weight of a plain embedding, else the result of a call."""
     plain = type_before_parametrizations(module) is nn.Embedding and "forward" not in module.__dict__
     if plain and all(type(x) in (Tensor, nn.Parameter) for x in (*module.parameters(), *module.buffers())):
         weight = module.weight

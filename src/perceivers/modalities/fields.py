@@ -1,4 +1,4 @@
-"""Types of a record's fields: numbers and categories, on their way in and out."""
+"""Types of the fields of a record: numbers, categories and dates."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,90 +24,90 @@ from perceivers.modalities.scalars import UNKNOWN, class_numbers, class_value, s
 from perceivers.modalities.table_cells import number
 
 DAY = 86_400
-"""Seconds."""
+"""Seconds of a day."""
 
 ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
-"""A Saturday; where days are counted from."""
+"""Day 0, a Saturday."""
 
 CYCLES = (365.2425, 7.0, 1.0)
-"""Days of a year, a week, a day."""
+"""Lengths of a year, a week and a day, in days."""
 
 Column = Sequence[Any] | np.ndarray
-"""A field's values of several records, as a data set holds them."""
+"""Values of one field in several records, as a data set holds them."""
 
 
 class FieldType(ABC):
-    """What a field of a record answers."""
+    """The interface of a field's type. Shapes: B samples, M records, E numbers decoded for a value."""
 
     @property
     @abstractmethod
     def is_fitted(self) -> bool:
-        """Whether there is nothing left to learn from data before training."""
+        """True if nothing remains to be fitted to data."""
 
     @abstractmethod
     def read(self, cell: Any) -> Any:
-        """A table's cell, never None, as a value; ValueError if it is none of this type."""
+        """Parse a cell of a table, never None; ValueError if it does not fit the type."""
 
     @abstractmethod
     def fit(self, values: Sequence[Any]) -> "FieldType":
-        """Itself with what these known values tell filled in."""
+        """Return the type with statistics or classes fitted to known values."""
 
     @abstractmethod
     def preprocess(self, values: Column) -> np.ndarray:
-        """[M] as `known` and the encoding take it; None and NaN are unknown."""
+        """Return [M] raw values, as `known` and the encoding take them; None and NaN are unknown."""
 
     @abstractmethod
     def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
-        """True where a raw value is known."""
+        """Return True where a raw value is known."""
 
     @abstractmethod
     def build_encoding(self) -> "FieldEncoding":
-        """Raw values to features."""
+        """Build the module that turns raw values into features."""
 
     @property
     @abstractmethod
     def num_outputs(self) -> int:
-        """Numbers of a decoder's row that make one value."""
+        """E: how many decoded numbers make one value."""
 
     @abstractmethod
-    def arrange(self, rows: Float[Tensor, "b m e"]) -> Tensor:
-        """Those numbers to the raw output."""
+    def arrange(self, decoded: Float[Tensor, "b m e"]) -> Tensor:
+        """Return the raw output from the decoded numbers."""
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
-        """Of each record; finite where the target is unknown."""
+        """Return the loss of each record; finite where the target is unknown."""
 
     @abstractmethod
     def cell(self, prediction: Tensor) -> Any:
-        """One predicted value as a plain one for a table."""
+        """Return one predicted value as a plain value of a table."""
 
     @abstractmethod
     def attribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
-        """What each predicted value owes to a part of the inputs: its change from `without` it."""
+        """Return the change of each predicted value: the prediction minus the one `without` part of the inputs."""
 
     @abstractmethod
     def show(self, value: Tensor) -> str:
-        """One raw or predicted value in a few characters."""
+        """Format one raw or predicted value in a few characters."""
 
 
 class FieldEncoding(nn.Module, ABC):
-    """Raw values [B, M] of one field to features [B, M, channels]."""
+    """Encoding of the raw values [B, M] of one field as features [B, M, channels]."""
 
     channels: int
 
     @abstractmethod
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
-        """Features of known and of unknown values; what the mask hides is unknown."""
+        """Return finite features, of unknown values too; values are unknown where the mask is False."""
 
 
 @dataclass(frozen=True)
 class NumberField(FieldType):
-    """A number: goes in as itself beside a one where it is known, comes out as itself."""
+    """A number: encoded as itself and a one where it is known, decoded as itself."""
 
     mean: float | None = None
-    """Subtracted on the way in, added on the way out. Fitted if None."""
+    """Mean for normalisation. Fitted if None."""
     std: float | None = None
-    """Divides on the way in, multiplies on the way out. Fitted if None."""
+    """Standard deviation for normalisation. Fitted if None."""
     kind: Literal["number"] = "number"
     """Name in files."""
 
@@ -116,7 +116,7 @@ class NumberField(FieldType):
 
     @property
     def is_fitted(self) -> bool:
-        """Mean and standard deviation are known."""
+        """True if mean and standard deviation are known."""
         return self.mean is not None and self.std is not None
 
     @property
@@ -125,62 +125,62 @@ class NumberField(FieldType):
         return 1
 
     def read(self, cell: Any) -> float:
-        """A number."""
+        """Parse a number."""
         return number(cell)
 
     def fit(self, values: Sequence[Any]) -> "NumberField":
-        """Mean and standard deviation."""
+        """Fit mean and standard deviation."""
         numbers = as_float32([_parsed(value) for value in values if not is_missing(value)]).astype(np.float64)
         mean = numbers.mean() if self.mean is None else self.mean
         std = unit_std(numbers.std()) if self.std is None else self.std
         return replace(self, mean=float(mean), std=float(std))
 
     def preprocess(self, values: Column) -> np.ndarray:
-        """As float32; None becomes NaN."""
+        """Return the numbers as float32; None becomes NaN."""
         return as_float32([_parsed(value) for value in values])
 
     def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
-        """Finite."""
+        """Return True where a number is finite."""
         return values.isfinite()
 
     def build_encoding(self) -> "NumberEncoding":
-        """In units of `std`, and whether it is known."""
+        """Build the encoding: the number in units of `std`, and a one where it is known."""
         return NumberEncoding(self)
 
     def normalise(self, values: Tensor) -> Tensor:
-        """Data's units to the network's."""
+        """Convert numbers from the data's units to the network's."""
         return normalised(values, self.mean, self.std)
 
-    def arrange(self, rows: Float[Tensor, "b m 1"]) -> Float[Tensor, "b m"]:
-        """In the data's units."""
-        return denormalised(rows[..., 0], self.mean, self.std)
+    def arrange(self, decoded: Float[Tensor, "b m 1"]) -> Float[Tensor, "b m"]:
+        """Return the numbers in the data's units."""
+        return denormalised(decoded[..., 0], self.mean, self.std)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Float[Tensor, "b m"]:
-        """Squared difference in units of `std`."""
+        """Return the squared difference in units of `std`; 0 where the target is unknown."""
         true = torch.where(self.known(target), floats(target), prediction)
         return (self.normalise(prediction) - self.normalise(true)) ** 2
 
     def cell(self, prediction: Tensor) -> Any:
-        """The number."""
+        """Return the number."""
         return rounded(prediction)
 
     def attribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
-        """Of the number."""
+        """Return the change of each number."""
         return whole - without
 
     def show(self, value: Tensor) -> str:
-        """Four digits."""
+        """Format the number with four digits."""
         return f"{float(value):.4g}" if bool(self.known(value)) else "?"
 
 
 @dataclass(frozen=True)
 class CategoryField(FieldType):
-    """One class of several; a value that is none of them is unknown, since new ones turn up after training."""
+    """One of several classes; a value of no class is unknown, since new ones turn up after training."""
 
     classes: int | tuple[str, ...] = ()
-    """How many there are, or their names. Fitted (sorted) if empty."""
+    """Number of classes, or their names. Fitted (sorted) if empty."""
     channels: int = 16
-    """As an input: width of the trained vector of each class, and of the one that says unknown."""
+    """As an input: width of the embedding of each class, and of the embedding for unknown values."""
     kind: Literal["category"] = "category"
     """Name in files."""
 
@@ -191,58 +191,58 @@ class CategoryField(FieldType):
 
     @property
     def is_fitted(self) -> bool:
-        """Classes are known."""
+        """True if the classes are known."""
         return bool(self.classes)
 
     @property
     def num_outputs(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         count = self.classes if isinstance(self.classes, int) else len(self.classes)
         if not count:
             raise ValueError("a category without classes: give classes=, or fit the schema to data first")
         return count
 
     def read(self, cell: Any) -> str:
-        """Its name, also where the table holds a number."""
+        """Return the name of the class; a number as text."""
         return str(cell)
 
     def fit(self, values: Sequence[Any]) -> "CategoryField":
-        """The names that occur, sorted; whole numbers stay numbers."""
+        """Fit the classes: the names that occur, sorted; whole numbers stay numbers (`Label.fit`)."""
         return replace(self, classes=Label(classes=self.classes).fit(values).classes)
 
     def preprocess(self, values: Column) -> np.ndarray:
-        """Class numbers."""
-        names = {} if isinstance(self.classes, int) else {name: place for place, name in enumerate(self.classes)}
+        """Return class numbers, -1 where unknown."""
+        names = {} if isinstance(self.classes, int) else {name: index for index, name in enumerate(self.classes)}
         return np.array([self._number(value, names) for value in values], np.int64)
 
     def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
-        """A class; not -1 or -100."""
+        """Return True for a class number, False for -1 and -100."""
         return class_numbers(values, self.num_outputs)[1]
 
     def build_encoding(self) -> "CategoryEncoding":
-        """A trained vector for each class."""
+        """Build the encoding: an embedding of the class."""
         return CategoryEncoding(self)
 
-    def arrange(self, rows: Float[Tensor, "b m e"]) -> Float[Tensor, "b m e"]:
-        """Logits."""
-        return rows
+    def arrange(self, decoded: Float[Tensor, "b m e"]) -> Float[Tensor, "b m e"]:
+        """Return the logits as they are."""
+        return decoded
 
     def loss(self, prediction: Float[Tensor, "b m e"], target: Int[Tensor, "b m"]) -> Float[Tensor, "b m"]:
-        """Cross entropy."""
+        """Return the cross entropy."""
         numbers, _ = class_numbers(target, self.num_outputs)
         return F.cross_entropy(rearrange(prediction, "b m e -> b e m"), numbers, reduction="none")
 
     def cell(self, prediction: Tensor) -> str:
-        """The most probable class."""
+        """Return the most probable class."""
         return self.show(prediction)
 
     def attribution(self, whole: Tensor, without: Tensor) -> Float[Tensor, " m"]:
-        """Of the log-probability of the class that is predicted from everything."""
+        """Return the change of the log-probability of the class that is predicted from all inputs."""
         change = whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1)
         return change.gather(-1, whole.argmax(dim=-1, keepdim=True))[..., 0]
 
     def show(self, value: Tensor) -> str:
-        """Name of the class, of the most probable one for logits."""
+        """Return the name of the class; of logits, of the most probable class."""
         number = int(value.argmax() if value.ndim else value)
         if number < 0:
             return "?"
@@ -259,13 +259,13 @@ class CategoryField(FieldType):
 
 @dataclass(frozen=True)
 class DateField(NumberField):
-    """A moment, to about a minute: ISO text, a date or its days since 2000; goes in with its place in cycles too."""
+    """A moment, to about a minute: ISO text, a date or days since 2000. Encoded with its phase in cycles."""
 
     kind: Literal["date"] = "date"  # type: ignore[assignment]
     """Name in files."""
 
     def read(self, cell: Any) -> float:
-        """Days since the beginning of 2000 UTC; a moment without a zone is taken for UTC."""
+        """Return days since the beginning of 2000 UTC; a moment without a time zone is taken for UTC."""
         cell = scalar(cell)
         if isinstance(cell, int | float):
             return number(cell)
@@ -277,25 +277,25 @@ class DateField(NumberField):
         return (moment - ORIGIN).total_seconds() / DAY
 
     def fit(self, values: Sequence[Any]) -> "DateField":
-        """Mean and standard deviation of the days."""
+        """Fit mean and standard deviation of the days."""
         fitted = super().fit([self.read(value) for value in values])
         assert isinstance(fitted, DateField)
         return fitted
 
     def preprocess(self, values: Column) -> np.ndarray:
-        """Days as float32; None becomes NaN."""
+        """Return days as float32; None becomes NaN."""
         return np.asarray([None if is_missing(value) else self.read(value) for value in values], np.float32)
 
     def build_encoding(self) -> "DateEncoding":
-        """In units of `std`, whether it is known, and its place in the year, the week and the day."""
+        """Build the encoding: that of a number, and the phase in the year, the week and the day."""
         return DateEncoding(self)
 
     def cell(self, prediction: Tensor) -> str:
-        """ISO text, to the second."""
+        """Return ISO text, to the second."""
         return self.show(prediction)
 
     def show(self, value: Tensor) -> str:
-        """ISO text, to the second."""
+        """Format the moment as ISO text, to the second; "?" if it is unknown."""
         with suppress(OverflowError, ValueError):
             return (ORIGIN + timedelta(days=float(value))).strftime("%Y-%m-%dT%H:%M:%S")
         return "?"
@@ -305,7 +305,7 @@ Field = NumberField | CategoryField | DateField
 
 
 class NumberEncoding(FieldEncoding):
-    """The number in units of its deviation, 0 where unknown; then a one where it is known."""
+    """Encoding of a number: the number in units of `std`, 0 where unknown; then a one where it is known."""
 
     channels = 2
 
@@ -314,26 +314,26 @@ class NumberEncoding(FieldEncoding):
         self.field = field
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m 2"]:
-        """Finite, whatever the values."""
+        """Return features [B, M, 2], finite for any values."""
         number, known = known_units(_unless(mask, floats(values), torch.nan), self.field.mean, self.field.std)
         return torch.stack([number, known.to(number.dtype)], dim=-1)
 
 
 class DateEncoding(NumberEncoding):
-    """As a number; then sine and cosine of its place in each cycle, 0 where unknown."""
+    """Encoding of a date: that of a number; then sine and cosine of its phase in each cycle, 0 where unknown."""
 
     channels = 2 + 2 * 3
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m 8"]:
-        """Finite, whatever the values."""
+        """Return features [B, M, 8], finite for any values."""
         values = _unless(mask, precise(floats(values)), torch.nan)
-        turns = [2 * torch.pi * values.nan_to_num(0.0, 0.0, 0.0) / days for days in CYCLES]
-        waves = torch.stack([wave for turn in turns for wave in (turn.sin(), turn.cos())], dim=-1)
+        phases = [2 * torch.pi * values.nan_to_num(0.0, 0.0, 0.0) / days for days in CYCLES]
+        waves = torch.stack([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=-1)
         return torch.cat([super().forward(values), waves * self.field.known(values)[..., None]], dim=-1)
 
 
 class CategoryEncoding(FieldEncoding):
-    """A trained vector for each class; the first one says unknown."""
+    """Encoding of a category: an embedding of each class; the first embedding is for unknown values."""
 
     def __init__(self, field: CategoryField) -> None:
         super().__init__()
@@ -347,10 +347,10 @@ class CategoryEncoding(FieldEncoding):
 
 
 def _unless(mask: Bool[Tensor, "b m"] | None, values: Tensor, unknown: int | float) -> Tensor:
-    """Return values where the mask says that there are any, and the unknown one elsewhere."""
+    """Return the values where the mask is True, and `unknown` elsewhere."""
     return values if mask is None else torch.where(mask, values, torch.full_like(values, unknown))
 
 
 def _parsed(value: Any) -> Any:
-    """Return a number, also of text; NaN where it is unknown."""
+    """Return a number, parsed if it is text; NaN where it is unknown."""
     return float("nan") if is_missing(value := scalar(value)) else number(value)

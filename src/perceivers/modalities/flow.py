@@ -1,7 +1,7 @@
-"""Two frames in, the displacement of each pixel of the first out.
+"""Optical flow: the input is two frames, the output the displacement of each pixel of the first frame.
 
-Raw: frames [B, 2, H, W, C] from -1 to 1, or {"values": those, "mask": [B]}; flow [B, H, W, 2] in pixels, (right, down),
-NaN where unknown.
+A raw input is frames [B, 2, H, W, C] from -1 to 1, or {"values": frames, "mask": [B]}. A raw flow is [B, H, W, 2] in
+pixels, (right, down), NaN where unknown.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,80 +34,80 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 RESCALE = 100
-"""What the official decoder divides the network's output by."""
+"""Divisor of the network's output in the official decoder."""
 
 SHRINK = 4
-"""How many times smaller than the frames the grid behind a convolutional stem is, along each axis."""
+"""Factor by which a convolutional stem shrinks the frames, along each axis."""
 
 BAD_PIXELS, BAD_PART = 3.0, 0.05
-"""Fl counts a pixel whose error is above both this many pixels and this part of the true displacement (KITTI 2015)."""
+"""Fl counts pixels with an error above both BAD_PIXELS and BAD_PART of the true displacement (KITTI 2015)."""
 
 
 @dataclass(frozen=True)
 class FramePair(Modality):
-    """Two frames, a token for each pixel: its surroundings in both, and its place (variants: paper section H)."""
+    """Two frames with a token for each pixel: the patches around it, and its position (variants: paper section H)."""
 
     size: int | tuple[int, int] = (368, 496)
-    """Height and width it is trained at; inputs may have any other."""
+    """Height and width in training; inputs may have any other."""
     channels: int = 3
     """Values of a pixel."""
     patch: int = 3
-    """Side of the surroundings of a pixel that its token holds, of each frame; zeros beyond the border."""
+    """Side of the patch around a pixel that its token holds, of each frame; zeros beyond the border."""
     embed: int | None = 64
-    """Width of a linear map of the surroundings, or of the convolutional stem; None: no map, or 64."""
+    """Width of a linear map of the patches, or of the convolutional stem; None: no map, or 64."""
     stem: Literal["patches", "conv"] = "patches"
-    """What becomes a token: a pixel's surroundings, or convolution and max-pool, on a grid four times smaller."""
+    """Content of a token: the patches around a pixel, or convolution and max-pool, on a grid four times smaller."""
     separate: bool = False
-    """A token for each pixel of each frame, placed in time too; otherwise one token holds both frames."""
+    """A token for each pixel of each frame, with a position in time too; otherwise one token holds both frames."""
     positions: PositionConfig = field(default_factory=lambda: Fourier(num_bands=64))
     """Position features of the tokens."""
     kind: Literal["frame_pair"] = "frame_pair"
     """Name in files."""
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """[2, H, W, C] as float32."""
+        """Return [2, H, W, C] as float32."""
         frames = as_float32(value)
         if frames.ndim != 4 or len(frames) != 2 or frames.shape[-1] != self.channels:
             raise ValueError(f"frames of shape {frames.shape}, expected (2, H, W, {self.channels})")
         return frames
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Pairs of one size stacked; with a missing one {"values", "mask" [B]}."""
+        """Stack pairs of one size; if one is missing, return {"values", "mask"}."""
         frames = stack_grids(values)
         if all(value is not None for value in values):
             return frames
         return {"values": frames.nan_to_num(0.0), "mask": torch.tensor([value is not None for value in values])}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """Zeros."""
+        """Return zeros."""
         return torch.zeros(batch_size, 2, *as_sizes(self.size, 2, "size"), self.channels, device=device)
 
     def build_input(self) -> "FramePairInput":
-        """A token for each pixel."""
+        """Build the adapter with a token for each pixel."""
         return FramePairInput(self)
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """Both frames side by side."""
+        """Draw both frames side by side."""
         frames = sample["values"] if isinstance(sample, Mapping) else sample
         show_image(axes, torch.cat(list(frames), dim=1).cpu().numpy(), (-1.0, 1.0))
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[FramePair, list[Any]]":
-        """Five by seven; one pair is missing."""
+        """Return pairs of five by seven pixels; one is missing."""
         return cls(size=(5, 7), embed=11, positions=Fourier(num_bands=3)), [rng.normal(size=(2, 5, 7, 3)), None]
 
 
 @dataclass(frozen=True)
 class Flow(Modality):
-    """Displacement of each pixel of the first frame, asked for with that frame's own tokens.
+    """Displacement of each pixel of the first frame; the queries are that frame's tokens.
 
-    Behind a convolutional stem each pixel is a convex combination of its nine nearest tokens' answers, as in RAFT.
+    After a convolutional stem the flow of a pixel is a convex combination of its nine nearest tokens', as in RAFT.
     """
 
     of: str = "frames"
-    """The frame pair."""
+    """Name of the frame pair's input."""
     scale: float = 20.0
-    """Pixels of one unit of the official decoder's output (official notebook); 1 gives what transformers gives."""
+    """Pixels in one unit of the official decoder's output (official notebook); 1 gives the outputs of transformers."""
     kind: Literal["flow"] = "flow"
     """Name in files."""
 
@@ -117,53 +117,53 @@ class Flow(Modality):
             raise ValueError(f"scale = {self.scale} must be above 0")
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """[H, W, 2] as float32."""
+        """Return [H, W, 2] as float32."""
         flow = as_float32(value)
         if flow.ndim != 3 or flow.shape[-1] != 2:
             raise ValueError(f"flow of shape {flow.shape}, expected (H, W, 2)")
         return flow
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Stacked; NaN where missing."""
+        """Stack flows of one size; NaN where missing."""
         return stack_grids(values)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """The first frame's tokens."""
+        """Build the queries: the first frame's tokens."""
         return FirstFrameQuery(self.of, _frame_pair(inputs, self.of))
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "FlowOutput":
-        """Pixels."""
+        """Build the adapter from decoded queries to displacements in pixels."""
         coarse = _frame_pair(inputs, self.of).spec.stem == "conv"
         return FlowOutput(channels, self.scale / RESCALE, SHRINK if coarse else 1)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean distance in network units (neither paper nor code states the loss: a choice of ours)."""
+        """Return the mean end-point error in network units (our choice: neither paper nor code states the loss)."""
         known = same_shape(target, prediction.shape).isfinite().all(dim=-1)
         difference = (prediction - finite(target)) / (self.scale / RESCALE)
         return mean_where(torch.linalg.vector_norm(difference, dim=-1), known)
 
     def metrics(self) -> "dict[str, Metric]":
-        """Mean end-point error in pixels, and the part of pixels where it is large (KITTI's Fl)."""
+        """Return the mean end-point error in pixels, and the fraction of pixels where it is large (KITTI's Fl)."""
         return {"epe": _mean_of(end_point_error), "fl": _mean_of(is_bad)}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Displacements of known pixels [P, 2]."""
+        """Return predicted and true displacements [P, 2] of the known pixels."""
         known = same_shape(target, prediction.shape).isfinite().all(dim=-1)
         return prediction[known], target[known]
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """Hue is direction, saturation is distance."""
+        """Draw the flow in colours: hue is direction, saturation is distance."""
         axes.imshow(flow_colours(sample.detach().cpu().float().numpy()))
         axes.set_axis_off()
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Flow, list[Any]]":
-        """Five by seven; one is missing."""
+        """Return flows of five by seven pixels; one is missing."""
         return cls(), [rng.normal(size=(5, 7, 2)), None]
 
 
 class FramePairInput(InputAdapter):
-    """A token for each pixel, or place of a coarser grid, of both frames together or of each."""
+    """Adapter with a token for each pixel (or position of a coarser grid) of both frames together, or of each."""
 
     def __init__(self, spec: FramePair) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class FramePairInput(InputAdapter):
         self.channels = width + self.positions.channels
 
     def forward(self, raw: Raw) -> Segment:
-        """Tokens row-major, the first frame's first; a missing pair has none."""
+        """Return the tokens, row-major, the first frame's first; a missing pair has no valid token."""
         raw = raw if isinstance(raw, Mapping) else {"values": raw}
         check_keys(raw, ["values"], ["mask"])
         frames, mask = floats(raw["values"]), raw.get("mask")
@@ -200,6 +200,7 @@ class FramePairInput(InputAdapter):
         return Segment(content, positions, mask=mask, grid=grid)
 
     def _content(self, frames: Float[Tensor, "b 2 h w c"]) -> Float[Tensor, "b t y x k"]:
+        """Return the content of the tokens; t is 2 if they are separate, else 1: frames are joined along channels."""
         joined = (lambda x: x) if self.spec.separate else (lambda x: rearrange(x, "b t h w c -> b 1 h w (t c)"))
         if self.stem is not None:
             if any(n % SHRINK for n in frames.shape[2:4]):
@@ -213,7 +214,7 @@ class FramePairInput(InputAdapter):
 
 
 class FirstFrameQuery(OutputQuery):
-    """The tokens of a frame pair that belong to the first frame; all of them where a token holds both."""
+    """Queries from the tokens of the first frame of a pair; from all tokens if a token holds both frames."""
 
     def __init__(self, source: str, frames: FramePairInput) -> None:
         super().__init__()
@@ -222,9 +223,9 @@ class FirstFrameQuery(OutputQuery):
         self.query = InputQuery(source, frames.channels)
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """One query for each token, or those at Indices."""
+        """Return one query for each token, or those at Indices."""
         if self.whole and points is not None:
-            raise ValueError("convex upsampling mixes neighbouring places: decode the whole flow, without points")
+            raise ValueError("convex upsampling mixes neighbouring pixels: decode the whole flow, without points")
         tokens = self.query(encoded, None)
         if self.separate and tokens.grid is not None:
             first = torch.arange(tokens.num_tokens // 2, device=tokens.device)
@@ -233,21 +234,21 @@ class FirstFrameQuery(OutputQuery):
 
 
 class FlowOutput(OutputAdapter):
-    """Two numbers a pixel, in pixels; the network starts at no motion."""
+    """Adapter from decoded queries to the flow in pixels; at initialisation the flow is 0."""
 
     def __init__(self, channels: int, unit: float, shrink: int) -> None:
         super().__init__()
-        self.unit = unit  # pixels of one unit of the head's output
+        self.unit = unit  # pixels in one unit of the head's output
         self.shrink = shrink
         self.mixes_neighbours = shrink > 1
-        # The paper does not say where the weights of the combination come from: beside the flow, our choice.
+        # The paper does not say where the weights of the convex combination come from: from the same head (our choice).
         self.head = plain_linear(channels, 2 if shrink == 1 else 2 + 9 * shrink**2, zero=True)
 
-    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *grid 2"]:
-        """[B, H, W, 2], or rows [B, O, 2] if only some pixels were asked for."""
+    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *grid 2"]:
+        """Return [B, H, W, 2], or [B, O, 2] if only some pixels were decoded."""
         if queries.grid is None:
-            return rows * self.unit
-        grid = rows.unflatten(1, queries.grid)
+            return x * self.unit
+        grid = x.unflatten(1, queries.grid)
         flow = grid[..., :2] * self.unit
         return flow if self.shrink == 1 else convex_upsample(flow, grid[..., 2:], self.shrink)
 
@@ -255,7 +256,10 @@ class FlowOutput(OutputAdapter):
 def convex_upsample(
     coarse: Float[Tensor, "b y x c"], logits: Float[Tensor, "b y x k"], factor: int
 ) -> Float[Tensor, "b h w c"]:
-    """A grid `factor` times finer: each place weighs the 3 x 3 coarse ones around it, 0 beyond the border (RAFT)."""
+    """Return a grid `factor` times finer: convex combinations of the 3 x 3 coarse values around each position (RAFT).
+
+    Values beyond the border are 0; `logits` of each coarse position hold 9 factor^2 weights.
+    """
     weights = rearrange(logits, "b y x (n p q) -> b y x n p q", n=9, p=factor).softmax(dim=3)
     around = rearrange(surrounding_patches(coarse[:, None], 3), "b 1 y x (n c) -> b y x n c", n=9)
     fine = torch.einsum("byxnpq,byxnc->bypxqc", weights, around)
@@ -263,12 +267,12 @@ def convex_upsample(
 
 
 def end_point_error(prediction: Float[Tensor, "*b 2"], target: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b"]:
-    """Distance of displacements in pixels."""
+    """Return the distance of displacements, in pixels."""
     return torch.linalg.vector_norm(prediction - target, dim=-1)
 
 
 def is_bad(prediction: Float[Tensor, "*b 2"], target: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b"]:
-    """1 where Fl counts a pixel, else 0."""
+    """Return 1 for the pixels that Fl counts, else 0."""
     error, size = end_point_error(prediction, target), torch.linalg.vector_norm(target, dim=-1)
     return ((error > BAD_PIXELS) & (error > BAD_PART * size)).to(error.dtype)
 
@@ -291,7 +295,7 @@ def _frame_pair(inputs: Mapping[str, InputAdapter], name: str) -> FramePairInput
 
 
 def stack_grids(values: Sequence[np.ndarray | None]) -> Tensor:
-    """Arrays of one shape; NaN for None; ValueError where sizes differ."""
+    """Stack arrays of one shape, NaN for None; ValueError if shapes differ."""
     shapes = {value.shape for value in values if value is not None}
     if len(shapes) > 1:
         raise ValueError(f"one batch holds sizes {sorted(shapes)}: crop or resize them to one")

@@ -1,7 +1,13 @@
-"""Values on an n-dimensional grid: what images, video, audio and series have in common.
+"""Values on an n-dimensional grid: the base of images, video, audio and series.
 
-A raw batch is [B, *size, C] in the data's units (bytes of a picture stay 0 to 255), channels last, or {"values": that,
-"mask": [B, *size]}, True where there is a value. As a target, NaN and infinite values are unknown.
+A raw batch is [B, *size, C] in the data's units (bytes of a picture stay 0 to 255), channels last. With missing values
+it is {"values": [B, *size, C], "mask": [B, *size]}, True where there is a value. In a target, NaN and infinite values
+are unknown.
+
+    input    [B, *size, C] -> patches [B, *grid, K] -> tokens [B, M, K], with their positions: a `Segment`
+    output   decoded queries [B, O, E] -> head -> patches [B, *grid, values of a patch] -> [B, *size, C]
+
+Letters: B batch, C channels, M tokens (the patches of a grid), K width of a token's content, O queries.
 """
 
 import math
@@ -47,46 +53,46 @@ if TYPE_CHECKING:
 
 
 MOST_PLACES = 2**53
-"""Places of an axis that coordinates, of float64, tell apart."""
+"""Largest size of an axis: float64 coordinates distinguish the positions of no longer one."""
 
 
 @dataclass(frozen=True)
 class Grid(Modality, ABC):
-    """Values on a grid of `axes` axes; coordinates to ask at count its query places along each axis, from 0."""
+    """Values on a grid of `axes` axes. Coordinates to decode at count the queries along each axis, from 0."""
 
     axes: ClassVar[int]
     """Number of axes."""
     stretched: ClassVar[bool] = True
-    """Positions span any grid from end to end; else steps keep the length they had at the trained size."""
+    """True: positions span a grid of any size from end to end. False: their step is that of the trained size."""
 
     size: int | tuple[int, ...] = 32
-    """Size it is trained at, along each axis; inputs may have any other."""
+    """Size of the grid in training, along each axis; inputs may have any other."""
     channels: int = 1
-    """Values at each place."""
+    """Number of values at each position of the grid."""
     patch: int | tuple[int, ...] = 1
-    """Places along each axis that make one token."""
+    """Size of a patch, which makes one token, along each axis."""
     stem: Literal["patches", "strided", "conv"] = "patches"
-    """How a patch becomes a token: all its values; its first place (inputs); convolutions (outputs: upsampling)."""
+    """Content of a token: all values of its patch; the first position (inputs); convolutions (outputs: upsampling)."""
     embed: int | None = None
     """Width of a linear map (or, for "conv", of the convolutions) that makes the content of a token; None: no map."""
     positions: PositionConfig | None = field(default_factory=Fourier)
     """Position features of tokens and queries; None: none."""
     add_positions: bool = False
-    """Add positions to the content instead of putting them behind it."""
+    """Add positions to the content instead of concatenating them."""
     coordinate_rule: CoordinateRule = "inclusive"
     """As an output: whether coordinates reach both ends of the grid; "exclusive" for the released video model."""
     noise: float = 0.0
     """As an input, in training: standard deviation of added noise, in units of `std`."""
     num_points: int | None = None
-    """As an output, in training: random places of each sample that the loss looks at; None: all."""
+    """As an output, in training: number of random patches of each sample that the loss is computed on; None: all."""
     loss_kind: Literal["mse", "l1"] = "mse"
     """As an output: squared or absolute differences, in units of `std`."""
     mean: tuple[float, ...] | None = None
-    """Subtracted on the way in, added on the way out; of each channel or of all. Fitted if None."""
+    """Mean for normalisation, of each channel or of all together. Fitted if None."""
     std: tuple[float, ...] | None = None
-    """Divided by on the way in, multiplied on the way out; of each channel or of all. Fitted if None."""
+    """Standard deviation for normalisation, of each channel or of all together. Fitted if None."""
     value_range: tuple[float, float] | None = None
-    """Lowest and highest value, for PSNR and pictures. Fitted if None."""
+    """Lowest and highest value, for PSNR and plots. Fitted if None."""
     conv_padding: ConvPadding = "same"
     """As an input with stem "conv": padding as in JAX, where the models were trained; or as in transformers."""
 
@@ -102,7 +108,7 @@ class Grid(Modality, ABC):
 
     @property
     def reads_parts(self) -> bool:
-        """Whether an input may be read as a Part: not behind convolutions, whose tokens depend on their neighbours."""
+        """True if the input can be read as a Part: after convolutions a token depends on its neighbours."""
         return self.stem != "conv"
 
     @property
@@ -111,7 +117,7 @@ class Grid(Modality, ABC):
         return self.grid_of(as_sizes(self.size, self.axes, "size"))
 
     def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Grid of tokens of an input of this size."""
+        """Return the grid of tokens for an input of this size."""
         if self.conv_padding == "symmetric":
             return tuple(n if p == 1 else symmetric_size(n, p) for n, p in zip(size, self.steps, strict=True))
         return token_grid(size, self.steps)
@@ -122,26 +128,27 @@ class Grid(Modality, ABC):
         return as_sizes(self.patch, self.axes, "patch")
 
     def read(self, cell: Any, files: Files) -> np.ndarray:
-        """Numbers in lists, or the path of a file of them (.npy) or of what the kind is."""
+        """Parse a cell: numbers in lists, the path of a .npy file, or the path of a file of this modality."""
         if not holds_file(cell) and (not isinstance(cell, str) or cell.lstrip().startswith("[")):
             return numbers(cell)
         with files.file(cell) as path:
             return array_file(path) if path.suffix.lower() == ".npy" else self.read_file(path)
 
     def read_file(self, path: Path) -> np.ndarray:
-        """[*size, C] of a file that is not .npy; ValueError if there are none of this kind."""
+        """Load a file that is not .npy as [*size, C]; ValueError for a modality without files of its own."""
         raise ValueError(f"{path}: a {type(self).__name__.lower()} is read from lists of numbers or a .npy file")
 
     def fit(self, values: Iterable[Any]) -> "Grid":
-        """Mean and standard deviation of each channel, and the range of values; nothing is read if all are given."""
+        """Fit the mean and standard deviation of each channel, and the range of values, where they are not given."""
         if None not in (self.mean, self.std, self.value_range):
-            return self
+            return self  # without loading any value
+        # Accumulate sums in one pass: the values of a data set may not fit into memory.
         count, total, squares, low, high = 0, np.zeros(self.channels), np.zeros(self.channels), math.inf, -math.inf
         for value in values:
-            rows = self._array(value).reshape(-1, self.channels).astype(np.float64)
-            rows = rows[np.isfinite(rows).all(axis=-1)]
-            count, total, squares = count + len(rows), total + rows.sum(0), squares + (rows**2).sum(0)
-            low, high = min(low, rows.min(initial=math.inf)), max(high, rows.max(initial=-math.inf))
+            pixels = self._array(value).reshape(-1, self.channels).astype(np.float64)
+            pixels = pixels[np.isfinite(pixels).all(axis=-1)]
+            count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
+            low, high = min(low, pixels.min(initial=math.inf)), max(high, pixels.max(initial=-math.inf))
         if not count:
             return self
         mean = total / count
@@ -154,91 +161,96 @@ class Grid(Modality, ABC):
         )
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """[*size, C] as float32; a missing axis of one channel is added."""
+        """Return [*size, C] as float32; an array without an axis of channels gets one if there is one channel."""
         return self._array(value)
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """The grid; in training with `num_points` a random choice of its places: {"values", "index"}.
+        """Return the grid; in training with `num_points`, random patches of the grid as {"values", "index"}.
 
-        A series is written at one length: what a shorter one lacks is unknown, a longer one is a ValueError.
+        A series is decoded at the length `size`: steps that a shorter one lacks are unknown, a longer one is a
+        ValueError.
         """
         grid = self._array(value)
         if self.axes == 1:
             (size,) = as_sizes(self.size, 1, "size")
             if len(grid) > size:
-                raise ValueError(f"{len(grid)} steps where {size} are written: raise size, or ask a pointset")
+                raise ValueError(f"{len(grid)} steps are more than size = {size}: raise size, or use a pointset")
             grid = np.pad(grid, ((0, size - len(grid)), (0, 0)), constant_values=np.nan)
         if not training or self.num_points is None:
             return grid
-        rows = rows_of(space_to_depth(torch.from_numpy(grid)[None], self.steps))[0].numpy()
-        index = rng.choice(len(rows), min(self.num_points, len(rows)), replace=False)
-        return {"values": rows[index], "index": index}
+        patches = rows_of(space_to_depth(torch.from_numpy(grid)[None], self.steps))[0].numpy()
+        index = rng.choice(len(patches), min(self.num_points, len(patches)), replace=False)
+        return {"values": patches[index], "index": index}
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Grids of one size stacked; series padded to the longest, to whole patches; a missing one is masked (NaN)."""
+        """Stack grids of one size; pad series to the longest, in whole patches. Missing values are NaN and masked."""
         known = next(value for value in values if value is not None)
+        # Targets that are random patches: a missing sample gets as many patches, unknown.
         if isinstance(known, dict):
-            rows = [np.full_like(known["values"], np.nan) if v is None else v["values"] for v in values]
+            patches = [np.full_like(known["values"], np.nan) if v is None else v["values"] for v in values]
             index = [np.zeros_like(known["index"]) if v is None else v["index"] for v in values]
-            return {"values": torch.from_numpy(np.stack(rows)), "index": torch.from_numpy(np.stack(index))}
+            return {"values": torch.from_numpy(np.stack(patches)), "index": torch.from_numpy(np.stack(index))}
+        # The common size; a series has one patch at least, which is unknown if no sample has a step.
         sizes = {value.shape for value in values if value is not None}
         if len(sizes) > 1 and self.axes > 1:
             raise ValueError(f"one batch holds sizes {sorted(s[:-1] for s in sizes)}: crop or resize them to one")
         size = np.max([shape[:-1] for shape in sizes], axis=0)
         if self.axes == 1:
-            size = np.maximum(size + -size % self.steps, self.steps)  # without a step it is all unknown
-        whole = {(*size.tolist(), self.channels)} == sizes
-        if whole and all(value is not None and np.isfinite(value).all() for value in values):
+            size = np.maximum(size + -size % self.steps, self.steps)
+        # Complete grids need no mask.
+        same_size = {(*size.tolist(), self.channels)} == sizes
+        if same_size and all(value is not None and np.isfinite(value).all() for value in values):
             return torch.from_numpy(np.stack(values))
+        # Others are padded with NaN.
         batch = np.full((len(values), *size, self.channels), np.nan, np.float32)
-        for row, value in enumerate(values):
+        for sample, value in enumerate(values):
             if value is not None:
-                batch[row][tuple(map(slice, value.shape[:-1]))] = value
+                batch[sample][tuple(map(slice, value.shape[:-1]))] = value
         tensor = torch.from_numpy(batch)
         return {"values": tensor, "mask": tensor.isfinite().all(dim=-1)}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """Zeros."""
+        """Return zeros."""
         return torch.zeros(batch_size, *as_sizes(self.size, self.axes, "size"), self.channels, device=device)
 
     def build_input(self) -> "GridInput":
-        """Tokens of patches with their positions."""
+        """Build the adapter from a grid to tokens of patches with their positions."""
         return GridInput(self)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """A query for each patch, from its position."""
+        """Build one query for each patch, from its position."""
         if self.positions is None:
-            raise ValueError("an output on a grid is asked by position: give it positions")
+            raise ValueError("the queries of an output on a grid are positions: give it positions")
         query = PositionQuery(self.grid, self.positions, self.coordinate_rule)
         return WholeQuery(query) if self.stem == "conv" else query
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "GridOutput":
-        """Rows to patches to a grid."""
+        """Build the adapter from decoded queries to patches to a grid."""
         return GridOutput(self, channels)
 
     @property
     def target_parts(self) -> tuple[str, ...]:
-        """Values, if it comes in a dictionary."""
+        """Name of the array of a raw target."""
         return ("values",)
 
     def checked_target(self, target: Any, device: torch.device) -> Raw:
-        """As a dictionary; a tensor is all of it."""
+        """Return a raw target as a dictionary; a tensor is taken for its values."""
         return super().checked_target(target if isinstance(target, Mapping) else {"values": target}, device)
 
     def points(self, target: Raw) -> Points | None:
-        """The places that `target` chose."""
+        """Return the indices of the patches that `target` drew; None: the whole grid."""
         return Indices(target["index"]) if isinstance(target, Mapping) and "index" in target else None
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean difference in units of `std`, over values that are there."""
+        """Return the mean difference over known values, in units of `std`."""
         values = target["values"] if isinstance(target, Mapping) else target
         values = same_shape(values, prediction.shape)
-        # Unknown values must not reach the difference: a gradient through NaN is NaN, whatever hides it afterwards.
+        # Unknown values must not reach the difference: a gradient through NaN is NaN, even where it is masked later.
         difference = self.normalise(prediction) - self.normalise(finite(floats(values)))
         return mean_where(difference.abs() if self.loss_kind == "l1" else difference**2, values.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
-        """PSNR where the range of values is known; else the root of the mean squared error."""
+        """Return PSNR if the range of values is known, else the root mean squared error."""
         from torchmetrics import MeanSquaredError
         from torchmetrics.image import PeakSignalNoiseRatio
 
@@ -247,21 +259,21 @@ class Grid(Modality, ABC):
         return {"psnr": PeakSignalNoiseRatio(data_range=self.value_range)}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Values that are there, flat."""
+        """Return predictions and targets of the known values, flat."""
         values = target["values"] if isinstance(target, Mapping) else target
         valid = same_shape(values, prediction.shape).isfinite()
         return prediction[valid], values[valid]
 
     def normalise(self, values: Tensor) -> Tensor:
-        """Data's units to the network's; the channels may repeat within a row (patches)."""
+        """Convert values from the data's units to the network's; the last axis may hold whole patches."""
         return values if not (self.mean or self.std) else normalised(values, self.mean, self.std)
 
     def denormalise(self, values: Tensor) -> Tensor:
-        """The network's units to the data's."""
+        """Convert values from the network's units to the data's."""
         return values if not (self.mean or self.std) else denormalised(values, self.mean, self.std)
 
     def heat(self, sample: Raw, weights: Tensor) -> np.ndarray:
-        """Weights of a sample's tokens on their grid."""
+        """Return the attention weights of a sample's tokens, arranged on their grid."""
         grid = self.grid_of(values_of(sample).shape[:-1])
         return weights.detach().cpu().float().numpy()[: math.prod(grid)].reshape(grid)
 
@@ -280,7 +292,7 @@ class Grid(Modality, ABC):
 
 
 class GridInput(InputAdapter):
-    """Tokens of a grid: each patch's content, and its position."""
+    """Adapter from a grid to tokens: the content of each patch, and its position."""
 
     def __init__(self, spec: Grid) -> None:
         super().__init__()
@@ -307,7 +319,8 @@ class GridInput(InputAdapter):
         self.channels = content_channels + (0 if spec.add_positions else position_channels)
 
     def forward(self, raw: Raw | Part) -> Segment:
-        """Tokens row-major."""
+        """Return the tokens, row-major."""
+        # Unpack and check: values [B, *size, C], mask [B, *size] or None.
         raw, part = (raw.values, raw) if isinstance(raw, Part) else (raw, None)
         raw = raw if isinstance(raw, Mapping) else {"values": raw}
         check_keys(raw, ["values"], ["mask"])
@@ -317,26 +330,29 @@ class GridInput(InputAdapter):
             sizes = ", ".join(f"n{axis + 1}" for axis in range(self.spec.axes))
             expected = f"[B, {sizes}, {self.spec.channels}]{self.spec._moved(shape[1:])}"
             raise ValueError(f"input of shape {shape}, expected {expected}{' and a mask without C' * wrong_mask}")
+        # Normalise; an unknown value in a patch that is partly known becomes the mean.
         x = self.spec.normalise(values)
-        if mask is not None:  # an unknown value in a patch that is partly known is the mean
+        if mask is not None:
             x = torch.where(mask[..., None], x, torch.zeros_like(x))
         if self.training and self.spec.noise:
             x = x + self.spec.noise * torch.randn_like(x)
+        # Tokens [B, *grid, K], then as a segment with their positions and mask.
         tokens = self._tokens(x)
         grid = tuple(tokens.shape[1:-1])
         places = self._places(grid, part, tokens.device)
         segment = self._segment(rows_of(tokens), places, self._token_mask(values, mask))
         if mask is not None and self.spec.mask_prob is not None:
-            segment = self._with_room(segment, places)
+            segment = self._padded_for_missing(segment, places)
         return segment if part is None else replace(segment, extent=part.extent())
 
     def absent(self, device: torch.device) -> Segment:
-        """Tokens of the trained size."""
+        """Return as many tokens as an input of the trained size has."""
         grid = self.spec.grid
         content = torch.zeros(1, math.prod(grid), self.content_channels, device=device)
         return self._segment(content, self._places(grid, None, device), None)
 
     def _tokens(self, x: Float[Tensor, "b *size c"]) -> Float[Tensor, "b *tokens k"]:
+        """Return the content of the tokens on their grid."""
         spec, x = self.spec, x if self.stem is None else x.to(dtype_of(self.stem))
         if isinstance(self.stem, ConvStem):
             frames = x.flatten(0, -4)
@@ -347,10 +363,11 @@ class GridInput(InputAdapter):
     def _token_mask(self, values: Tensor, mask: Bool[Tensor, " b *size"] | None) -> Bool[Tensor, "b m"] | None:
         if mask is None:
             return None
-        some = mask[..., None]
+        mask = mask[..., None]
         if self.spec.stem == "strided":
-            return rows_of(strided(some, self.spec.steps))[..., 0]
-        return reduce(rows_of(space_to_depth(some, self.spec.steps)), "b m p -> b m", "any")
+            return rows_of(strided(mask, self.spec.steps))[..., 0]
+        # A patch is a token if any of its values is known.
+        return reduce(rows_of(space_to_depth(mask, self.spec.steps)), "b m p -> b m", "any")
 
     def _places(self, grid: tuple[int, ...], part: Part | None, device: torch.device) -> GridPlaces:
         if part is None:
@@ -366,22 +383,27 @@ class GridInput(InputAdapter):
             raise ValueError(f"a part begins at {part.start}: it must begin with a patch, at multiples of {spec.steps}")
         if max(*whole, *start) > MOST_PLACES:
             raise ValueError(
-                f"a part at {part.start} of a whole of {whole}: a whole has at most 2^53 places on an axis"
+                f"a part at {part.start} of a whole of {whole}: a whole has at most 2^53 positions on an axis"
             )
+        # In patches: the span of the positions, and the first patch of the part.
         span = token_grid(whole, spec.steps) if spec.stretched else spec.grid
-        first = tuple(place // step for place, step in zip(part.start, spec.steps, strict=True))
+        first = tuple(n // step for n, step in zip(part.start, spec.steps, strict=True))
         if spec.stretched and any(at + n > m for at, n, m in zip(first, grid, span, strict=True)):
             raise ValueError(f"a part of {grid} patches from patch {first} reaches beyond the whole of {span}")
         return GridPlaces(grid, span, first, device=device)
 
-    def _with_room(self, segment: Segment, places: GridPlaces) -> Segment:
-        """Return tokens of a batch, with places behind them if a sample needs as many mask tokens as it has alone."""
+    def _padded_for_missing(self, segment: Segment, places: GridPlaces) -> Segment:
+        """Pad the tokens to the trained number if a sample of the batch is missing.
+
+        A missing sample gets mask tokens (`absent`): as many in this batch as it would get alone.
+        """
         assert segment.content is not None
         assert segment.mask is not None
-        mask, size, usual = segment.mask, places.size, math.prod(self.spec.grid)
-        if segment.num_tokens >= usual or not may_hold(~mask.any(dim=1)):
+        mask, size, trained = segment.mask, places.size, math.prod(self.spec.grid)
+        if segment.num_tokens >= trained or not may_hold(~mask.any(dim=1)):
             return segment
-        longer = replace(places, size=(-(-usual // math.prod(size[1:])), *size[1:]), span=places.span or size)
+        # Lengthen the first axis until the grid holds the trained number of tokens.
+        longer = replace(places, size=(-(-trained // math.prod(size[1:])), *size[1:]), span=places.span or size)
         more = math.prod(longer.size) - segment.num_tokens
         return self._segment(F.pad(segment.content, (0, 0, 0, more)), longer, F.pad(mask, (0, more)))
 
@@ -391,7 +413,7 @@ class GridInput(InputAdapter):
 
 
 class GridOutput(OutputAdapter):
-    """Rows to patches, patches to a grid, in the data's units."""
+    """Adapter from decoded queries to patches, and from patches to a grid in the data's units."""
 
     def __init__(self, spec: Grid, channels: int) -> None:
         super().__init__()
@@ -409,31 +431,31 @@ class GridOutput(OutputAdapter):
         else:
             self.head = plain_linear(channels, spec.channels * math.prod(spec.steps))
 
-    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *size c"]:
-        """[B, *size, C] if everything was asked for; else rows [B, O, values of a patch]."""
+    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *size c"]:
+        """Return [B, *size, C] if the whole grid was decoded; else [B, O, values of a patch]."""
         if queries.grid is None:
-            return self.spec.denormalise(rows)
-        tokens = rows.unflatten(1, queries.grid)
+            return self.spec.denormalise(x)
+        tokens = x.unflatten(1, queries.grid)
         if self.upsample is not None:
             return self.spec.denormalise(self.upsample(tokens))
         return self.spec.denormalise(depth_to_space(tokens, self.spec.steps))
 
 
 class WholeQuery(OutputQuery):
-    """Queries of an output that mixes neighbours: all or nothing."""
+    """Queries of an output that mixes neighbours: it can only be decoded whole."""
 
     def __init__(self, query: PositionQuery) -> None:
         super().__init__()
         self.query, self.channels = query, query.channels
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """The whole grid."""
+        """Return the queries of the whole grid."""
         if points is not None:
-            raise ValueError("this output mixes neighbouring places by convolution: decode it whole, without points")
+            raise ValueError("this output mixes neighbouring pixels by convolution: decode it whole, without points")
         return self.query(encoded, None)
 
 
 def values_of(sample: Raw) -> np.ndarray:
-    """What a sample of a raw batch holds, without its mask."""
+    """Return the values of one sample of a raw batch, without its mask."""
     values = sample["values"] if isinstance(sample, Mapping) else sample
     return values.detach().cpu().float().numpy()

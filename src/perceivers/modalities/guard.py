@@ -1,4 +1,4 @@
-"""The guard of a model: what a caller gives becomes tensors, or is refused in one line."""
+"""The guard of a model: turns a caller's arguments into tensors, or raises a ValueError of one line."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from perceivers.modalities.raw import given, is_picture
 
 @dataclass(frozen=True)
 class Guard:
-    """Checks of the calls of a model, from the modalities of its inputs and outputs."""
+    """Checks of the arguments of a model's calls, by the modalities of its inputs and outputs."""
 
     inputs: Mapping[str, Any]
     """Modality of each input."""
@@ -27,9 +27,9 @@ class Guard:
     """Modality of each output."""
 
     def tensors(self, raw: Any, device: torch.device) -> dict[str, Any]:
-        """Return the inputs that are given, by name: tensors must be on the device; arrays, lists, pictures go there.
+        """Return the inputs as tensors, by name. Arrays, lists and pictures go to the device; tensors must be there.
 
-        `raw` is a dictionary, in which None is an input that is not given, or the only input as it is.
+        `raw` is a dictionary, in which None stands for a missing input, or the value of the only input.
         """
         if not isinstance(raw, Mapping):
             if len(self.inputs) != 1:
@@ -40,36 +40,36 @@ class Guard:
         return {name: about("input", name, _tensors, self.inputs[name], x, device) for name, x in present.items()}
 
     def comes_in_parts(self, raw: Any) -> bool:
-        """Return whether inputs come chunk after chunk: an iterable of what would be read by itself."""
+        """Return whether inputs come chunk after chunk: as an iterable of chunks, each a valid input."""
         if isinstance(raw, Mapping | Tensor | np.ndarray | str) or is_picture(raw) or not isinstance(raw, Iterable):
             return False
         return not isinstance(raw, list | tuple) or all(isinstance(chunk, Mapping | Tensor) for chunk in raw)
 
     def points(self, points: Any, device: torch.device) -> dict[str, Points]:
-        """Return the points of outputs by name, as tensors on the device; None: everywhere, in all or in one."""
+        """Return the points by output, as tensors on the device. None: everywhere, for all outputs or for one."""
         points = {} if points is None else points
         if not isinstance(points, Mapping):
             raise ValueError(f"points of type {type(points).__name__}: give a dictionary of {', '.join(self.outputs)}")
         check_names("output", points, self.outputs)
-        asked = {name: value for name, value in points.items() if value is not None}
-        return {name: about("output", name, given_points, value, device) for name, value in asked.items()}
+        present = {name: value for name, value in points.items() if value is not None}
+        return {name: about("output", name, given_points, value, device) for name, value in present.items()}
 
     def output_names(self, names: Iterable[str] | None) -> list[str] | None:
-        """Return names of outputs; ValueError for one that there is not. None: all."""
+        """Return the names of outputs; ValueError for an unknown one. None: all."""
         return None if names is None else check_names("output", names, self.outputs)
 
     def tokens(self, tokens: Tokens, dtype: torch.dtype) -> Tokens:
-        """Return tokens with NaN for numbers that are too large to be normed in this precision."""
+        """Return the tokens with NaN for numbers that are too large for layer norm in this precision."""
         return in_range(tokens, dtype)
 
     def written(self, written: Mapping[str, Float[Tensor, "b _ _"]], queries: Tokens) -> dict[str, Tensor]:
-        """Return decoded outputs with NaN where a query is NaN or too large."""
+        """Return the decoded outputs with NaN where a query is NaN or too large."""
         return nan_where_out_of_range(written, queries)
 
     def share(self, queries: Tokens, share: Any, adapters: Mapping[str, Any] | Any) -> Tokens:
         """Return the queries of one of several processes, share = (rank, world); None: all queries.
 
-        ValueError for an output that has to be decoded whole.
+        ValueError for an output that can only be decoded whole.
         """
         if share is None:
             return queries
@@ -78,7 +78,7 @@ class Guard:
             raise ValueError(f"share = {share!r:.99} must be (rank, world), whole numbers with 0 <= rank < world")
         for name in queries.segments:
             if adapters[name].mixes_neighbours:
-                raise ValueError(f"output {name!r} mixes neighbouring places: decode it whole, on one process")
+                raise ValueError(f"output {name!r} mixes neighbouring positions: decode it whole, on one process")
         shares = {name: share_of(segment, rank, world) for name, segment in queries.segments.items()}
         return Tokens({name: segment for name, segment in shares.items() if segment.num_tokens})
 
@@ -87,5 +87,5 @@ def _tensors(spec: Any, value: Any, device: torch.device) -> Any:
     if not isinstance(value, Part):
         return given(value, device)
     if not spec.reads_parts:
-        raise ValueError("it is no grid of independent tokens: give it whole, not as a Part")
+        raise ValueError("only a grid of independent tokens can be read in parts: give the whole input")
     return replace(value, values=given(value.values, device))

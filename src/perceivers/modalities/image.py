@@ -1,4 +1,4 @@
-"""Pictures and films."""
+"""Images and video."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Image(Grid):
-    """Pictures [H, W, C], channels last; a record holds one, a picture of Pillow, or the path of a file."""
+    """An image [H, W, C]; a record holds an array, a picture of Pillow, or the path of a file."""
 
     axes: ClassVar[int] = 2
     channels: int = 3
-    """Values at each pixel."""
+    """Number of values of a pixel."""
     crop: float | None = None
-    """As an input: part of the short side that a central square keeps, which is resized to `size`; None: as it is."""
+    """As an input: side of a central crop as a fraction of the short side; it is resized to `size`. None: no crop."""
     augmentation: Augmentation | None = None
-    """As an input, in training, in place of that: random crops, resized to `size`, flips, distortions."""
+    """As an input, in training, in place of `crop`: random crops, resized to `size`, flips, distortions."""
     kind: Literal["image"] = "image"
     """Name in files."""
 
@@ -43,13 +43,13 @@ class Image(Grid):
             raise ValueError(f"crop = {self.crop} must be above 0 and at most 1, or None")
 
     def read_file(self, path: Path) -> np.ndarray:
-        """A picture, values 0 to 255, brought to `size`, of one channel in shades of grey; whole if it will be cut."""
+        """Load a picture, values 0 to 255, in grey for one channel; resized to `size` unless `crop` does that later."""
         if self.crop is not None:
             return _shades(read_image(path), self.channels)
         return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """[*size, C] as float32, cut and resized if the spec says so; otherwise as large as it is."""
+        """Return the image as float32, cropped and resized to `size` if the spec says so, otherwise in its own size."""
         if training and self.augmentation is not None:
             pixels = augmented(self._array(value, None), self.augmentation, rng)
         elif self.crop is not None:
@@ -60,11 +60,11 @@ class Image(Grid):
         return resize(pixels, (height, width))
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """The picture."""
+        """Draw the image."""
         show_image(axes, values_of(sample), self.value_range)
 
     def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
-        """Attention laid over the picture."""
+        """Draw the attention over the image."""
         self.picture(axes, sample)
         show_heat(axes, self.heat(sample, weights))
 
@@ -75,36 +75,36 @@ class Image(Grid):
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Image, list[Any]]":
-        """Five by seven, three channels; the second is missing."""
+        """Return images of five by seven pixels; the second is missing."""
         return cls(size=(5, 7), positions=Fourier(num_bands=3)), [rng.normal(size=(5, 7, 3)), None]
 
 
 @dataclass(frozen=True)
 class Video(Grid):
-    """Frames [T, H, W, C]."""
+    """A video, frames [T, H, W, C]."""
 
     axes: ClassVar[int] = 3
     size: int | tuple[int, ...] = (16, 32, 32)
-    """Size it is trained at, along each axis; inputs may have any other."""
+    """Frames, height and width in training; inputs may have any other size."""
     channels: int = 3
-    """Values at each pixel."""
+    """Number of values of a pixel."""
     kind: Literal["video"] = "video"
     """Name in files."""
 
     def read_file(self, path: Path) -> np.ndarray:
-        """Frames of a film at equal distances from first to last, values 0 to 255, brought to `size`."""
+        """Load equidistant frames of a video, the first and the last included, values 0 to 255, resized to `size`."""
         count, *size = as_sizes(self.size, 3, "size")
         frames = read_video(path).frames
         chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
-        return np.stack([_sized(frames[place], tuple(size), self.channels) for place in chosen])
+        return np.stack([_sized(frames[number], tuple(size), self.channels) for number in chosen])
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """Four frames side by side."""
+        """Draw four frames side by side."""
         values = values_of(sample)
         show_image(axes, np.concatenate(list(values[_shown(len(values))]), axis=1), self.value_range)
 
     def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
-        """Attention laid over the frames."""
+        """Draw the attention over the frames."""
         self.picture(axes, sample)
         heat = self.heat(sample, weights)
         chosen = _shown(len(values_of(sample))) // self.steps[0]
@@ -112,13 +112,13 @@ class Video(Grid):
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Video, list[Any]]":
-        """Two frames of six by five in patches of 1 x 2 x 5."""
+        """Return two frames of six by five pixels, in patches of 1 x 2 x 5; one video is missing."""
         spec = cls(size=(2, 6, 5), patch=(1, 2, 5), positions=Fourier(num_bands=2))
         return spec, [rng.normal(size=(2, 6, 5, 3)), rng.normal(size=(2, 6, 5, 3)), None]
 
 
 def _sized(pixels: np.ndarray, size: tuple[int, ...], channels: int) -> np.ndarray:
-    """[H, W, 3] to float32 [*size, channels]; areas are averaged where both sides shrink."""
+    """Resize [H, W, 3] to float32 [*size, channels], averaging over areas if both sides shrink."""
     pixels = _shades(pixels, channels)
     height, width = size
     if pixels.shape[:2] == size:
@@ -132,5 +132,5 @@ def _shades(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _shown(num_frames: int) -> np.ndarray:
-    """The frames of a film that are drawn."""
+    """Return the numbers of the frames that are drawn."""
     return np.linspace(0, num_frames - 1, min(4, num_frames)).astype(int)

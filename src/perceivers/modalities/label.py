@@ -1,7 +1,7 @@
-"""What a whole sample is: one class, or several labels.
+"""Classes of a whole sample: one class, or several labels.
 
-A raw batch is [B] class numbers (-1 and -100: unknown), or [B, classes] zeros and ones. A target of one class may also
-be the probabilities of all, [B, classes]. NaN is unknown there.
+A raw batch is [B] class numbers (-1 and -100: unknown), or for several labels [B, classes] zeros and ones. A target of
+one class may also be probabilities [B, classes]. NaN is unknown.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,11 +34,11 @@ TRUTH = ("False", "True")
 """Names of the classes of truth values, in the order of their numbers."""
 
 FEW_OF = 10
-"""Whole numbers are names (years, keys) where not even one in so many up to the largest occurs."""
+"""Whole numbers are names (years, keys) if less than one in FEW_OF of the numbers up to the largest occurs."""
 
 
 def f1(count: int) -> "Metric":
-    """F1 of the last class: of two, the positive one."""
+    """Return F1 of the last of `count` classes: of two, the positive one."""
     from torchmetrics.classification import BinaryF1Score
     from torchmetrics.wrappers import LambdaInputTransformer
 
@@ -49,7 +49,7 @@ def f1(count: int) -> "Metric":
 
 
 def matthews(count: int) -> "Metric":
-    """Matthews' correlation, 0 for guessing; also where one class alone is written (torchmetrics has a little more)."""
+    """Return Matthews' correlation, 0 for guessing; also if only one class is predicted, unlike torchmetrics."""
     from torchmetrics.classification import MulticlassMatthewsCorrCoef
 
     class Matthews(MulticlassMatthewsCorrCoef):
@@ -61,15 +61,15 @@ def matthews(count: int) -> "Metric":
 
 
 FURTHER_METRICS: "dict[str, Callable[[int], Metric]]" = {"f1": f1, "matthews": matthews}
-"""Metrics of a label that are computed where they are asked for; of so many classes."""
+"""Optional metrics of a label, each made from the number of classes."""
 
 
 @dataclass(frozen=True)
 class Label(RowModality):
-    """One class of several; a record holds its name or its number."""
+    """One of several classes; a record holds the name or the number of the class."""
 
     classes: int | tuple[str, ...] = ()
-    """How many there are, or their names. Fitted (sorted) if empty."""
+    """Number of classes, or their names. Fitted (sorted) if empty."""
     smoothing: float = 0.0
     """As an output: label smoothing of the loss."""
     further_metrics: tuple[Literal["f1", "matthews"], ...] = ()
@@ -79,86 +79,88 @@ class Label(RowModality):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
     def read(self, cell: Any, files: Files) -> str:
-        """Its name, also where the table holds a number."""
+        """Return the name of the class; a number as text."""
         return str(cell)
 
     def fit(self, values: Iterable[Any]) -> "Label":
-        """The names that occur, sorted; truth values are "False" and "True".
+        """Fit the classes: the names that occur, sorted; "False" and "True" for truth values.
 
-        Whole numbers stay numbers, unless hardly any below the largest occurs.
+        Whole numbers stay numbers, unless hardly any below the largest occurs (`FEW_OF`).
         """
         if self.classes:
             return self
-        found = {known for value in values if (known := class_value(value)) is not None}
-        if found and all(isinstance(value, bool) for value in found):
+        # Truth values and names.
+        distinct = {known for value in values if (known := class_value(value)) is not None}
+        if distinct and all(isinstance(value, bool) for value in distinct):
             return replace(self, classes=TRUTH)
-        if not all(isinstance(value, int) for value in found):
-            return replace(self, classes=tuple(sorted(map(str, found))))
-        numbers = sorted(map(int, found))
+        if not all(isinstance(value, int) for value in distinct):
+            return replace(self, classes=tuple(sorted(map(str, distinct))))
+        # Whole numbers: the number of classes, or names.
+        numbers = sorted(map(int, distinct))
         if numbers and numbers[0] < 0:
             raise ValueError(
                 f"class {numbers[0]}: classes are counted from 0; give None for unknown, or text for a name"
             )
         count = max(numbers, default=-1) + 1
-        if count > FEW_OF * (len(found) + 1):
+        if count > FEW_OF * (len(distinct) + 1):
             return replace(self, classes=tuple(map(str, numbers)))
         return replace(self, classes=count)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:
-        """Its number; None (missing) for a class that is none of these, since new ones turn up after training."""
+        """Return the class number; None (missing) for an unknown class, since new ones turn up after training."""
         try:
             return class_number(value, self.classes)
         except ValueError:
             return None
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> int | None:
-        """Its number; None where it is unknown; ValueError if there is no such class."""
+        """Return the class number; None where it is unknown; ValueError if there is no such class."""
         return class_number(value, self.classes)
 
     def collate(self, values: Sequence[Any]) -> Tensor:
-        """[B] numbers, -1 where unknown."""
+        """Return [B] class numbers, -1 where unknown."""
         return torch.tensor([UNKNOWN if value is None else value for value in values])
 
     def to_row(self, sample: Raw) -> dict[str, Any]:
-        """The most probable class, and its probability."""
+        """Return the most probable class, and its probability."""
         ((name, probability),) = self.ranking(sample.float().softmax(dim=-1), 1)
         return {"": name, "probability": rounded(probability)}
 
     def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
-        """Change of the log-probability of the class that is predicted from everything."""
+        """Return the change of the log-probability of the class that is predicted from all inputs."""
         change = whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1)
         return {"": rounded(change[whole.argmax()])}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """Class 0."""
+        """Return class 0."""
         return torch.zeros(batch_size, dtype=torch.long, device=device)
 
     def build_input(self) -> "OneHotInput":
-        """One token that holds a one in the place of its class (official `OneHotPreprocessor`)."""
+        """Build the adapter with one token, the one-hot class (official `OneHotPreprocessor`)."""
         return OneHotInput(fitted_count(self.num_classes))
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
-        """Logits [B, classes]."""
+        """Build the adapter from the decoded query to logits [B, classes]."""
         return RowOutput(self.build_head(channels, fitted_count(self.num_classes)))
 
     def probabilities(self, target: Tensor) -> Float[Tensor, "b k"]:
-        """A target of class numbers as probabilities of all classes; NaN where unknown."""
+        """Return a target of class numbers as probabilities of all classes; NaN where unknown."""
         numbers, known = class_numbers(target, fitted_count(self.num_classes))
         return torch.where(known[:, None], F.one_hot(numbers, self.num_classes).float(), torch.nan)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Cross entropy over samples whose class, or the probabilities of all classes, is known."""
+        """Return the mean cross entropy over samples whose class, or all of whose probabilities, are known."""
         target, known = self._known(target)
         target = target.to(prediction.dtype) if target.ndim == 2 else target
         loss = F.cross_entropy(prediction, target, reduction="none", label_smoothing=self.smoothing)
         return mean_where(loss, known)
 
     def metrics(self) -> "dict[str, Metric]":
-        """Fraction of right classes; expected calibration error, the mean distance of confidence from accuracy."""
+        """Return accuracy, expected calibration error (mean gap of confidence and accuracy), `further_metrics`."""
         from torchmetrics import classification
 
         count = max(self.num_classes, 2)
@@ -169,13 +171,13 @@ class Label(RowModality):
         }
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Probabilities [n, classes] (of two at least) and true classes of known samples."""
+        """Return probabilities [n, classes] (of two classes at least) and true classes of the known samples."""
         target, known = self._known(target)
         target = target.argmax(dim=-1) if target.ndim == 2 else target
         return F.pad(prediction[known].softmax(dim=-1), (0, max(2 - self.num_classes, 0))), target[known]
 
     def ranking(self, probabilities: Float[Tensor, " classes"], count: int) -> list[tuple[str, float]]:
-        """Names and probabilities of the `count` most probable classes; ValueError for fewer than one."""
+        """Return names and probabilities of the `count` most probable classes; ValueError for a count below 1."""
         check_positive("count", count)
         top = probabilities.topk(min(count, len(probabilities)))
         return [(self.name_of(int(i)), float(p)) for i, p in zip(top.indices, top.values, strict=True)]
@@ -190,11 +192,11 @@ class Label(RowModality):
         return chances, known.all(dim=-1)
 
     def name_of(self, number: int) -> str:
-        """Name of a class."""
+        """Return the name of a class."""
         return str(number) if isinstance(self.classes, int) else self.classes[number]
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """Its name; of logits, the three most probable classes as bars."""
+        """Draw the name of the class; of logits, the three most probable classes as bars."""
         if sample.ndim == 0:
             name = drawable(self.name_of(int(sample))) if int(sample) >= 0 else "?"
             axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=14)
@@ -208,7 +210,7 @@ class Label(RowModality):
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Label, list[Any]]":
-        """Three named classes; one sample is unknown."""
+        """Return three named classes; one sample is unknown."""
         return cls(classes=("cat", "dog", "eel"), query_channels=11), ["dog", "cat", None]
 
 
@@ -217,27 +219,27 @@ class Labels(RowModality):
     """Any number of classes at once; a record holds a list of their names or numbers."""
 
     classes: int | tuple[str, ...] = ()
-    """How many there are, or their names. Fitted (sorted) if empty."""
+    """Number of classes, or their names. Fitted (sorted) if empty."""
     kind: Literal["labels"] = "labels"
     """Name in files."""
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
     def read(self, cell: Any, files: Files) -> list[str]:
-        """A list of names; one alone stands for a list of one."""
+        """Parse a list of names; a single name is a list of one."""
         value = plain(cell)
         return [str(name) for name in (value if isinstance(value, list) else [value])]
 
     def fit(self, values: Iterable[Any]) -> "Labels":
-        """The names that occur, sorted."""
+        """Fit the classes: the names that occur, sorted."""
         fitted = Label(classes=self.classes).fit(name for value in values for name in _several(value))
         return replace(self, classes=fitted.classes)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """Ones in the places of its classes."""
+        """Return [classes] zeros, with ones for the classes of the sample."""
         hot = np.zeros(self.num_classes, np.float32)
         for name in _several(value):
             if (number := class_number(name, self.classes)) is None:
@@ -246,64 +248,64 @@ class Labels(RowModality):
         return hot
 
     def collate(self, values: Sequence[Any]) -> Tensor:
-        """[B, classes], NaN where unknown."""
+        """Return [B, classes], NaN where unknown."""
         return stack_known(values)
 
     def to_row(self, sample: Raw) -> dict[str, Any]:
-        """The classes more probable than not, and the probability of each class."""
+        """Return the classes more probable than not, and the probability of each class."""
         probabilities = sample.float().sigmoid()
         names = [str(i) for i in range(self.classes)] if isinstance(self.classes, int) else self.classes
         chosen = [name for name, p in zip(names, probabilities, strict=True) if p > 0.5]
         return {"": chosen, "probabilities": rounded(probabilities)}
 
     def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
-        """Change of the log-probability of the choice that is made from everything: of each class, whether or not."""
+        """Return the change of the log-probability of the set of classes that is predicted from all inputs."""
         side = torch.where(whole > 0, 1.0, -1.0)
         return {"": rounded((F.logsigmoid(side * whole) - F.logsigmoid(side * without)).sum())}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """No class."""
+        """Return samples without any class."""
         return torch.zeros(batch_size, self.num_classes, device=device)
 
     def build_input(self) -> "OneHotInput":
-        """One token that holds ones in the places of its classes."""
+        """Build the adapter with one token that holds ones for the classes of the sample."""
         return OneHotInput(fitted_count(self.num_classes))
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
-        """Logits [B, classes]."""
+        """Build the adapter from the decoded query to logits [B, classes]."""
         return RowOutput(self.build_head(channels, fitted_count(self.num_classes)))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Binary cross entropy over known samples."""
+        """Return the mean binary cross entropy over known labels."""
         target, known = class_chances(target, self.num_classes, "labels")
         loss = F.binary_cross_entropy_with_logits(prediction, target.to(prediction.dtype), reduction="none")
         return mean_where(loss, known)
 
     def metrics(self) -> "dict[str, Metric]":
-        """Mean average precision over the classes."""
+        """Return the mean average precision over the classes."""
         return {"mAP": mean_average_precision()}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Probabilities and classes of known samples."""
+        """Return probabilities and true labels of the known samples."""
         target, parts = class_chances(target, self.num_classes, "labels")
         known = parts.all(dim=-1)
         return prediction[known].float().sigmoid(), target[known].long()
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Labels, list[Any]]":
-        """Five numbered classes; one sample has none, one is unknown."""
+        """Return five numbered classes; one sample has none, one is unknown."""
         return cls(classes=5, query_channels=7), [[0, 3], [], None]
 
 
 class OneHotInput(InputAdapter):
-    """One token that is as wide as there are classes; no position."""
+    """Adapter with one token, whose width is the number of classes; it has no position."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.channels = num_classes
 
     def forward(self, raw: Raw) -> Segment:
-        """From class numbers [B] or from ones and zeros [B, classes]."""
+        """Return the token, from class numbers [B] or from zeros and ones [B, classes]."""
         if not isinstance(raw, Tensor) or raw.ndim not in (1, 2):
             raise ValueError(f"{shown(raw)}, expected class numbers [B], or zeros and ones [B, {self.channels}]")
         if raw.ndim == 1:
@@ -313,29 +315,31 @@ class OneHotInput(InputAdapter):
         return Segment(hot[:, None], mask=parts.all(dim=-1, keepdim=True))
 
     def absent(self, device: torch.device) -> Segment:
-        """One token."""
+        """Return one token."""
         return Segment(torch.zeros(1, 1, self.channels, device=device))
 
 
 def fitted_count(num_classes: int) -> int:
-    """The number of classes; ValueError if there is none yet."""
+    """Return the number of classes; ValueError if it is not fitted yet."""
     if not num_classes:
         raise ValueError("a label without classes: give classes=, or fit the schema to data first")
     return num_classes
 
 
 def class_number(value: Any, classes: int | tuple[str, ...]) -> int | None:
-    """Number of a class given by name or number; None where it is unknown; ValueError if there is no such class."""
+    """Return the number of a class given by name or number; None if unknown; ValueError if there is no such class."""
     if (known := class_value(value)) is None:
         return None
     if isinstance(classes, int):
         return counted(known, classes)
-    for name in (str(known), str(value)):  # models of before have whole numbers as "1.0"
+    # A name.
+    for name in (str(known), str(value)):  # models of earlier versions name whole numbers "1.0"
         if name in classes:
             return classes.index(name)
     if isinstance(known, str) and known in map(str.lower, classes) and known in ("true", "false"):
         return TRUTH.index(known.title())
-    numbered = any(name.removeprefix("-").isdigit() for name in classes)  # a number is a name then, no place
+    # A number, unless names are numbers themselves.
+    numbered = any(name.removeprefix("-").isdigit() for name in classes)
     if isinstance(known, int) and 0 <= known < len(classes) and not numbered and (known < 2 or classes != TRUTH):
         return int(known)
     raise ValueError(f"class {known!r} is not one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}")
@@ -349,7 +353,7 @@ def check_classes(classes: Any) -> None:
 
 
 def counted(value: bool | int | str, count: int) -> int:
-    """Return the number of a class of `count` that have no names; ValueError if there is none."""
+    """Return the number of one of `count` classes without names; ValueError if there is no such class."""
     with suppress(ValueError):
         number = float(value)
         if number.is_integer() and 0 <= number < count and not (isinstance(value, bool) and count != 2):

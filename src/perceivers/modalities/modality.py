@@ -1,4 +1,4 @@
-"""What every modality answers, as an input and as an output. A new one is one file and one line in MODALITIES."""
+"""The interface of a modality, as an input and as an output. A new one is one file and one line in MODALITIES."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Raw = Any
-"""A batch as the model takes or gives it: a tensor with the batch first, or a dictionary of such tensors."""
+"""A batch as the model takes or returns it: a tensor with the batch first, or a dictionary of such tensors."""
 
 NOMINAL = 64
-"""Elements of a blank set: sets have no size of their own."""
+"""Number of elements of a dummy set: a set has no fixed size."""
 
 
 AT_EVAL = {
@@ -38,10 +38,10 @@ AT_EVAL = {
     "mask_words": "mask_at_eval",
     "mask_prob": "mask_at_eval",
 }
-"""Corruptions of inputs, and the options that let them act in evaluation too."""
+"""Corruptions of inputs, and the options that apply them in evaluation too."""
 
 TRAINING_ALONE = ("weight", "noise", "num_points", "augmentation", "smoothing")
-"""Fields that no evaluation feels."""
+"""Fields that act in training only: an evaluation does not depend on them."""
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -50,30 +50,30 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("channels", "query_channels", "hidden_channels", "embed", "vocab_size", "num_points"), SIZE),
     **dict.fromkeys(("axes", "count", "max_records", "rate", "hop", "window", "patch"), SIZE),
 }
-"""Ranges of the numbers by which any kind is declared."""
+"""Ranges of the numbers in the declaration of any modality."""
 
 
 class Ablation(NamedTuple):
     """A raw batch without one of its parts."""
 
     raw: Raw
-    """The rest; None: nothing is left."""
+    """The batch without the part; None: nothing is left."""
     there: Bool[Tensor, " b"]
-    """Which samples had that part."""
+    """True for the samples that had the part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Modality(ABC):
-    """A declared input or output. The methods stand in the order in which data meets them."""
+    """A declared input or output. The methods come in the order in which data passes through them."""
 
     key: str | None = None
-    """Field of a record it is read from; None: its own name."""
+    """Field of a record that holds the value; None: the name of the input or output."""
     weight: float = 1.0
     """As an output: weight of its loss."""
     drop_prob: float = 0.0
-    """As an input, in training: probability that a sample goes without it."""
+    """As an input, in training: probability that the input is dropped from a sample."""
     drop_at_eval: bool = False
-    """As an input: drop in evaluation too; in prediction never."""
+    """As an input: drop it in evaluation too; in prediction never."""
     mask_prob: float | None = None
     """As an input: probability that a token is replaced by the trained mask token; None: there is no mask token."""
     mask_at_eval: bool = False
@@ -84,85 +84,85 @@ class Modality(ABC):
 
     @property
     def of(self) -> str | None:
-        """As an output: the input that it asks with; None: it has queries of its own."""
+        """Name of the input whose tokens are the queries of this output; None: the output has its own queries."""
         return None
 
     def read(self, cell: Any, files: Files) -> Any:
-        """A table's cell, never None, as a record's value; ValueError if it is none of this kind."""
+        """Parse a cell of a table, never None, to a record's value; ValueError if it does not fit the modality."""
         return plain(cell)
 
     def fit(self, values: Iterable[Any]) -> "Modality":
-        """Itself with the statistics or the vocabulary of the training part filled in."""
+        """Return the spec with statistics or a vocabulary fitted to the values of the training records."""
         return self
 
     def uncorrupted(self) -> "Modality":
-        """Return the spec as a prediction takes it: with all that it is given, the same each time."""
-        options: dict[str, Any] = {own.name: False for own in fields(self) if own.name.endswith("_at_eval")}
+        """Return the spec for a prediction, which is deterministic and uses the whole inputs."""
+        options: dict[str, Any] = {option.name: False for option in fields(self) if option.name.endswith("_at_eval")}
         return replace(self, **options)
 
     @abstractmethod
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> Any:
-        """One record's value, in the data's units, as `collate` takes it; all that is random comes from `rng`.
+        """Return the value of one record in the data's units, ready for `collate`; all random draws come from `rng`.
 
         Nothing is random outside training, unless an option whose name ends in "_at_eval" is true.
         """
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """The same as an output: never corrupted. `prepared` holds the record's prepared inputs."""
+        """Return the value of one record as an output: never corrupted. `prepared` holds the preprocessed inputs."""
         return self.preprocess(value, rng, training=False)
 
     @abstractmethod
     def collate(self, values: Sequence[Any]) -> Raw:
-        """A batch; None stands for a sample without it. Never called with None alone."""
+        """Return a raw batch; None stands for a missing value. At least one value is not None."""
 
     def to_row(self, sample: Raw) -> dict[str, Any]:
-        """A sample of a prediction as plain values for a table: "" is the output's own column, others stand beside."""
+        """Return one predicted sample as plain values of a table: "" is the output's column, others are extra ones."""
         return {"": rounded(sample)}
 
     def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
-        """What a sample of a prediction owes to a part of the inputs: its change from `without` it; as `to_row`.
+        """Return what part of the inputs contributes: the prediction minus the one `without` that part, as `to_row`.
 
-        A signed change where a number or the probability of what is predicted can tell; here how far all values
-        moved, the root of the mean squared difference.
+        Modalities that predict a number or a probability return a signed change. The default is the root mean
+        squared difference over all values.
         """
         return {"": rounded((whole - without).square().mean().sqrt())}
 
     def ablations(self, raw: Raw) -> Mapping[str, Ablation | list[Ablation]]:
-        """As an input: a batch without each of its named parts, or (a list) without each member of a set."""
+        """Return the input batch without each of its named parts, or (a list) without each member of a set."""
         return {}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """A raw input of the trained size (a set of NOMINAL elements), its content irrelevant."""
+        """Return a raw input of the trained size (a set of NOMINAL elements) with arbitrary content."""
         raise ValueError(f"{type(self).__name__} cannot be an input")
 
     def dummy_points(self, batch_size: int, device: torch.device) -> Points | None:
-        """Where an output that has no whole is asked, NOMINAL times; None: it has a whole."""
+        """Return NOMINAL arbitrary points for an output that can only be decoded at points; None for any other."""
         return None
 
     @property
     def reads_parts(self) -> bool:
-        """Whether an input may be read as a Part: no token depends on its neighbours, and each knows its place."""
+        """True if the input can be read as a Part: each token has a position and is independent of its neighbours."""
         return False
 
     def build_input(self) -> InputAdapter:
-        """Raw batch to tokens."""
+        """Build the adapter that turns a raw batch into tokens."""
         raise ValueError(f"{type(self).__name__} cannot be an input")
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """Points to queries."""
+        """Build the module that turns points into queries."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
-        """Rows of the decoder, E channels wide, to a raw batch."""
+        """Build the adapter that turns decoded queries, E = `channels` wide, into a raw batch."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
     @property
     def target_parts(self) -> tuple[str, ...]:
-        """Names of the arrays of a raw target; none: it is a tensor."""
+        """Names of the arrays of a raw target; empty if the target is a tensor."""
         return ()
 
     def checked_target(self, target: Any, device: torch.device) -> Raw:
-        """Return a raw target as tensors; ValueError for another structure than the loss takes."""
+        """Return a raw target as tensors; ValueError if the structure is not the one that the loss takes."""
         target, parts = given(target, device), self.target_parts
         if isinstance(target, Mapping) != bool(parts):
             raise ValueError(f"a target is {shown(target)}, expected {', '.join(parts) or 'a tensor'}")
@@ -171,30 +171,30 @@ class Modality(ABC):
         return target
 
     def points(self, target: Raw) -> Points | None:
-        """Where a batch of targets was measured; None: everywhere."""
+        """Return the points at which a batch of targets is known; None: everywhere."""
         return None
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean loss of a batch over what is there; 0 where nothing is."""
+        """Return the mean loss over the known elements of a batch; 0 if there are none."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
     @property
     def is_likelihood(self) -> bool:
-        """Whether its loss is a likelihood that may fall below 0: then it weighs itself."""
+        """True if the loss is a negative log-likelihood, which may fall below 0: it takes no learned weight."""
         return False
 
     def num_terms(self, target: Raw) -> Tensor:
-        """How many elements (to a constant factor) the loss of a batch is a mean over; so that parts can be weighed."""
+        """Return the number of elements (up to a factor) that the loss averages over: the weight of part of a batch."""
         if isinstance(target, Mapping):
             return target["mask"].sum() if "mask" in target else target["values"].isfinite().sum()
         return target.isfinite().sum() if target.is_floating_point() else (target >= 0).sum()
 
     def metrics(self) -> "dict[str, Metric]":
-        """New metrics by name; each is updated with `metric_inputs(prediction, target)`."""
+        """Return new metrics by name; each is updated with `metric_inputs(prediction, target)`."""
         return {}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Predictions and targets of what is there, as the metrics take them."""
+        """Return predictions and targets of the known elements, as the metrics take them."""
         raise ValueError(f"{type(self).__name__} cannot be an output")
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
@@ -203,48 +203,49 @@ class Modality(ABC):
         axes.set_axis_off()
 
     def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
-        """Draw one sample of an input and how much attention each of its tokens gets."""
+        """Draw one sample of an input and the attention that each of its tokens gets."""
         self.picture(axes, sample)
 
     def for_plot(self, prediction: Raw, target: Raw) -> Raw:
-        """A prediction as `picture` draws it, with what only the target knows of it (places, masks)."""
+        """Merge a prediction with its target's coordinates and masks, for `picture`."""
         return prediction
 
     @classmethod
     @abstractmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Modality, list[Any]]":
-        """A small spec and at least two values for it: odd sizes, something missing, ragged where it can be."""
+        """Return a small spec and two or more values: odd sizes, one missing, ragged where the modality allows it."""
 
 
 def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
-    """The input that an output refers to; ValueError if there is none of that name."""
+    """Return the input that an output refers to; ValueError if no input has that name."""
     return inputs[check_names("input", [name], inputs)[0]]
 
 
 def asks_in_vain(spec: Modality, inputs: Mapping[str, Any]) -> bool:
-    """Return whether an output asks with an input that a sample lacks: then it has no target and no prediction."""
+    """Return whether a sample lacks the input whose tokens query this output: then it has no target or prediction."""
     return spec.of is not None and inputs.get(spec.of) is None
 
 
 def as_evaluated(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a spec as an evaluation changes them; ValueError for one that it would not feel.
+    """Return the fields of a spec (`own`) with the `changes` of an evaluation; ValueError for one without effect.
 
-    A corruption that it names acts, and of those that share an option with it only what acts without that change.
+    A changed corruption acts in the evaluation: its option (`AT_EVAL`) is switched on. Other corruptions that share
+    the option, and did not act before, are set to 0.
     """
-    if unfelt := [name for name in changes if name in TRAINING_ALONE]:
-        raise ValueError(f"{unfelt[0]} has no effect in an evaluation: leave it out")
-    found = {**own, **changes}
+    if without_effect := [name for name in changes if name in TRAINING_ALONE]:
+        raise ValueError(f"{without_effect[0]} has no effect in an evaluation: leave it out")
+    changed = {**own, **changes}
     switched = {at_eval for name, at_eval in AT_EVAL.items() if name in changes and not own.get(at_eval)} - set(changes)
     for name, at_eval in AT_EVAL.items():
         if at_eval in switched:
-            found[at_eval] = True
+            changed[at_eval] = True
             if name not in changes and own.get(name):
-                found[name] = 0.0
-    return found
+                changed[name] = 0.0
+    return changed
 
 
 def named(name: str, function: Callable[..., T], *arguments: Any) -> T:
-    """What the function gives; its errors say what they are about."""
+    """Call a function; the message of a TypeError or ValueError begins with the name."""
     try:
         return function(*arguments)
     except (TypeError, ValueError) as error:
@@ -252,13 +253,13 @@ def named(name: str, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def mean_where(loss: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid elements; 0 without any (a target may be absent in a whole batch)."""
+    """Return the mean over the valid elements; 0 without any (a target may be absent in a whole batch)."""
     loss = torch.where(valid, loss, torch.zeros_like(loss))
     return loss.sum() / valid.sum().clamp(min=1)
 
 
 def statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each column of [n, C] over its finite values; 0 and 1 where there is nothing."""
+    """Return mean and standard deviation of each column of [n, C] over its finite values; 0 and 1 without any."""
     known = np.isfinite(rows)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, rows, 0.0).sum(axis=0) / count
@@ -267,19 +268,19 @@ def statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def unit_std(std: np.ndarray | np.float64) -> np.ndarray:
-    """Return standard deviations found in data, 1 where the data are constant."""
+    """Return the standard deviations, with 1 where the data are constant: they divide the data."""
     return np.where(std >= SMALLEST, std, 1.0)
 
 
 Unit = float | Sequence[float] | None
-"""Mean or standard deviation of what is normalised: of all, or of each of the numbers at the end (channels)."""
+"""Mean or standard deviation for normalisation: one for all values, or one for each channel (the last axis)."""
 
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-"""Magnitudes that float32 has."""
+"""Smallest and largest magnitude of float32 (normal numbers)."""
 
 
 def check_units(mean: Unit, std: Unit, count: int = 1, what: str = "channels") -> None:
-    """Raise a ValueError for a mean or a standard deviation that `count` numbers cannot be normalised with."""
+    """Raise a ValueError for a mean or a standard deviation that cannot normalise `count` channels."""
     for name, unit, least in (("mean", mean, -LARGEST), ("std", std, SMALLEST)):
         if unit is None:
             continue
@@ -292,8 +293,8 @@ def check_units(mean: Unit, std: Unit, count: int = 1, what: str = "channels") -
 
 
 def normalised(values: Tensor, mean: Unit, std: Unit) -> Tensor:
-    """Return values in units of `std`, in at least float32; those that are unknown, or overflow, are not finite."""
-    if mean is None and std is None:  # a copy of a large input would be felt
+    """Return values in units of `std`, in at least float32; values that are unknown or overflow are not finite."""
+    if mean is None and std is None:  # no copy: the input may be large
         return values
     values = precise(values)
     return (values - _unit(mean, 0.0, values)) / _unit(std, 1.0, values)
@@ -306,7 +307,7 @@ def known_units(values: Tensor, mean: Unit, std: Unit) -> tuple[Tensor, Bool[Ten
 
 
 def denormalised(values: Tensor, mean: Unit, std: Unit) -> Tensor:
-    """Return values in the data's units, in at least float32, which near a large mean is no less exact."""
+    """Return values in the data's units, in at least float32: a large mean would cost half precision its digits."""
     if mean is None and std is None:
         return values
     values = precise(values)
@@ -314,7 +315,7 @@ def denormalised(values: Tensor, mean: Unit, std: Unit) -> Tensor:
 
 
 def _unit(unit: Unit, default: float, like: Tensor) -> Tensor | float:
-    """Return what a mean or a standard deviation is of each number at the end; channels may repeat (patches)."""
+    """Return a mean or a standard deviation for each number of the last axis, where channels may repeat (patches)."""
     if not isinstance(unit, Sequence):
         return default if unit is None else unit
     each = like.new_tensor(unit)
@@ -322,20 +323,23 @@ def _unit(unit: Unit, default: float, like: Tensor) -> Tensor | float:
 
 
 def pad_sequences(values: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
-    """Arrays [n_i, ...] to [B, max n, ...] and a mask [B, max n], True where there is something; None has nothing."""
+    """Pad arrays [n_i, ...] with zeros; return [B, max n, ...] and a mask [B, max n], True for elements of an array.
+
+    None stands for an array without elements.
+    """
     known = next(value for value in values if value is not None)
     longest = max(max(0 if value is None else len(value) for value in values), 1)
     batch = np.zeros((len(values), longest, *known.shape[1:]), known.dtype)
     mask = np.zeros(batch.shape[:2], bool)
-    for row, value in enumerate(values):
+    for sample, value in enumerate(values):
         if value is not None:
-            batch[row, : len(value)] = value
-            mask[row, : len(value)] = True
+            batch[sample, : len(value)] = value
+            mask[sample, : len(value)] = True
     return torch.from_numpy(batch), torch.from_numpy(mask)
 
 
 def rounded(values: Any) -> Any:
-    """Numbers of a tensor as plain ones in seven digits, which is what float32 holds; in lists, in dictionaries."""
+    """Return numbers rounded to seven digits, the precision of float32; tensors as lists, dictionaries as such."""
     if isinstance(values, Mapping):
         return {name: rounded(value) for name, value in values.items()}
     plain_values = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
@@ -345,21 +349,21 @@ def rounded(values: Any) -> Any:
 
 
 def same_shape(target: Tensor, expected: Sequence[int]) -> Tensor:
-    """Return a target of real numbers of this shape; ValueError for others, which might spread over a prediction."""
+    """Return a target of real numbers; ValueError for another shape, which might broadcast to the prediction."""
     if tuple(target.shape) != tuple(expected) or target.is_complex():
         raise ValueError(f"a target of shape {tuple(target.shape)} and {target.dtype}, expected {tuple(expected)}")
     return floats(target)
 
 
 def shown(raw: Any) -> str:
-    """Return what a raw batch is, in a few words, for a message."""
+    """Describe a raw batch in a few words, for an error message."""
     if isinstance(raw, Tensor):
         return f"input of shape {tuple(raw.shape)}"
     return f"a dictionary of {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else f"a {type(raw).__name__}"
 
 
 def sample_of(batch: Raw, index: int) -> Raw:
-    """One sample of a raw batch."""
+    """Return one sample of a raw batch."""
     if isinstance(batch, Mapping):
         return {name: sample_of(value, index) for name, value in batch.items()}
     return batch[index]

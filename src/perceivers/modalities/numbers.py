@@ -1,6 +1,6 @@
-"""Numbers that a whole sample has.
+"""Numbers of a whole sample.
 
-A raw batch is [B, n], NaN (or infinite) where unknown.
+A raw batch is [B, n], n = `count` numbers of each sample, NaN or infinite where unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,13 +39,13 @@ class Numbers(RowModality):
     """Numbers that belong to the whole sample; a record holds one, or a list of them."""
 
     count: int = 1
-    """How many."""
+    """Number of numbers."""
     mean: tuple[float, ...] | None = None
-    """Subtracted on the way in, added on the way out. Fitted if None."""
+    """Mean for normalisation. Fitted if None."""
     std: tuple[float, ...] | None = None
-    """Divides on the way in, multiplies on the way out. Fitted if None."""
+    """Standard deviation for normalisation. Fitted if None."""
     further_metrics: tuple[Literal["pearson"], ...] = ()
-    """As an output: Pearson's correlation with the truth, of all numbers together."""
+    """As an output: Pearson's correlation with the targets, over all numbers together."""
     kind: Literal["numbers"] = "numbers"
     """Name in files."""
 
@@ -54,12 +54,12 @@ class Numbers(RowModality):
         check_units(self.mean, self.std, self.count, "numbers")
 
     def read(self, cell: Any, files: Files) -> list[float]:
-        """A number, or a list of them."""
+        """Parse a number, or a list of numbers."""
         value = plain(cell)
         return [number(one) for one in (value if isinstance(value, list) else [value])]
 
     def fit(self, values: Iterable[Any]) -> "Numbers":
-        """Mean and standard deviation of each, over known numbers."""
+        """Fit mean and standard deviation of each number, over its known values."""
         if None not in (self.mean, self.std):
             return self
         table = np.array([self._array(value) for value in values], np.float64).reshape(-1, self.count)
@@ -67,51 +67,51 @@ class Numbers(RowModality):
         return replace(self, mean=self.mean or mean, std=self.std or std)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """[count] as float32."""
+        """Return [count] numbers as float32."""
         return self._array(value)
 
     def collate(self, values: Sequence[Any]) -> Tensor:
-        """[B, count], NaN where unknown."""
+        """Return [B, count], NaN where unknown."""
         return stack_known(values)
 
     def to_row(self, sample: Raw) -> dict[str, Any]:
-        """The number, or a list of them."""
+        """Return the number, or a list of numbers."""
         return {"": rounded(sample if self.count > 1 else sample[0])}
 
     def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
-        """Change of the number, or of each."""
+        """Return the change of the number, or of each number."""
         return Numbers.to_row(self, whole - without)
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """Zeros."""
+        """Return zeros."""
         return torch.zeros(batch_size, self.count, device=device)
 
     def build_input(self) -> "NumbersInput":
-        """One token that holds the numbers, and for each whether it is known."""
+        """Build the adapter with one token: the numbers, and for each whether it is known."""
         return NumbersInput(self)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
-        """Numbers [B, count]."""
+        """Build the adapter from the decoded query to numbers [B, count]."""
         return RowOutput(self.build_head(channels, self.count), self.mean, self.std)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean squared difference in units of `std`, over known numbers."""
+        """Return the mean squared difference in units of `std`, over known numbers."""
         std = prediction.new_tensor(self.std or (1.0,))
         target = same_shape(target, prediction.shape)
         return mean_where(((prediction - finite(target)) / std) ** 2, target.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
-        """Mean absolute error in the data's units, and the share of variance explained."""
+        """Return mean absolute error in the data's units, R2 (explained variance), and `further_metrics`."""
         from torchmetrics import MeanAbsoluteError
 
         return {"mae": MeanAbsoluteError(), "r2": correlation("r2"), **self.correlations()}
 
     def correlations(self) -> "dict[str, Metric]":
-        """The further metrics."""
+        """Return the `further_metrics` by name."""
         return {name: correlation(name) for name in self.further_metrics}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Known numbers, flat."""
+        """Return predictions and targets of the known numbers, flat."""
         target = same_shape(target, prediction.shape)
         known = target.isfinite()
         return prediction[known], target[known]
@@ -129,19 +129,19 @@ class Numbers(RowModality):
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Numbers, list[Any]]":
-        """Three numbers, one of them unknown; one sample is unknown."""
+        """Return samples of three numbers, one of them unknown; one sample is missing."""
         return cls(count=3, query_channels=7), [[1.0, 2.0, -3.0], [0.5, float("nan"), 1.0], None]
 
 
 class NumbersInput(InputAdapter):
-    """One token: the numbers in units of their deviation, 0 where unknown, then ones where they are known."""
+    """Adapter with one token: the numbers in units of `std`, 0 where unknown, then ones where they are known."""
 
     def __init__(self, spec: Numbers) -> None:
         super().__init__()
         self.spec, self.channels = spec, 2 * spec.count
 
     def forward(self, raw: Raw) -> Segment:
-        """A sample without one known number has no token."""
+        """Return the token; it is masked for a sample without any known number."""
         if not isinstance(raw, Tensor) or raw.ndim != 2 or raw.shape[1] != self.spec.count:
             raise ValueError(f"{shown(raw)}, expected [B, {self.spec.count}]")
         numbers, known = known_units(floats(raw), self.spec.mean, self.spec.std)
@@ -149,5 +149,5 @@ class NumbersInput(InputAdapter):
         return Segment(token[:, None], mask=known.any(dim=-1, keepdim=True))
 
     def absent(self, device: torch.device) -> Segment:
-        """One token."""
+        """Return one token."""
         return Segment(torch.zeros(1, 1, self.channels, device=device))

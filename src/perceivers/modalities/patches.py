@@ -1,4 +1,4 @@
-"""Cutting grids into patches and putting them together again; channels are last everywhere.
+"""Grids to patches and back; channels come last everywhere.
 
 Source: `space_to_depth`, `reverse_space_to_depth`, `extract_patches`, `patches_for_flow` of the official
 io_processors.py.
@@ -16,7 +16,7 @@ from perceivers.core.checks import is_whole
 
 
 def space_to_depth(x: Shaped[Tensor, "b *size c"], patch: Sequence[int]) -> Shaped[Tensor, "b *tokens pc"]:
-    """Blocks of a grid become channels, ordered (block axis 1, ..., block axis n, channel)."""
+    """Rearrange the blocks of a grid into channels, ordered (block axis 1, ..., block axis n, channel)."""
     batch, *size, channels = x.shape
     for n, p in zip(size, patch, strict=True):
         if n % p:
@@ -28,7 +28,7 @@ def space_to_depth(x: Shaped[Tensor, "b *size c"], patch: Sequence[int]) -> Shap
 
 
 def depth_to_space(x: Shaped[Tensor, "b *tokens pc"], patch: Sequence[int]) -> Shaped[Tensor, "b *size c"]:
-    """The inverse of `space_to_depth`."""
+    """Rearrange channels into the blocks of a grid: the inverse of `space_to_depth`."""
     batch, *tokens, _ = x.shape
     count = len(tokens)
     order = [axis for pair in zip(range(1, 1 + count), range(1 + count, 1 + 2 * count), strict=True) for axis in pair]
@@ -43,7 +43,7 @@ def extract_patches(
     rate: Sequence[int] = (1, 1),
     padding: str = "VALID",
 ) -> Shaped[Tensor, "b y x pc"]:
-    """Patches around places of an image, ordered (row in patch, column, channel), as tf.image.extract_patches."""
+    """Extract patches of an image, each ordered (row in patch, column, channel), as tf.image.extract_patches."""
     reach = [(k - 1) * r + 1 for k, r in zip(size, rate, strict=True)]
     if padding == "SAME":
         x = pad_same(x.movedim(-1, 1), reach, stride).movedim(1, -1)
@@ -52,7 +52,7 @@ def extract_patches(
 
 
 def surrounding_patches(frames: Shaped[Tensor, "b t h w c"], size: int) -> Shaped[Tensor, "b t h w pc"]:
-    """The size x size patch around each pixel of each frame, zeros beyond the border (official `patches_for_flow`)."""
+    """Extract the size x size patch around each pixel of frames, 0 beyond the border (official `patches_for_flow`)."""
     low = (size - 1) // 2
     padded = F.pad(frames.flatten(0, 1), (0, 0, low, size - 1 - low, low, size - 1 - low))
     return extract_patches(padded, (size, size)).unflatten(0, frames.shape[:2])
@@ -61,7 +61,7 @@ def surrounding_patches(frames: Shaped[Tensor, "b t h w c"], size: int) -> Shape
 def pad_same(
     x: Shaped[Tensor, "b c *size"], kernel: Sequence[int], stride: Sequence[int], value: float = 0.0
 ) -> Shaped[Tensor, "b c *padded"]:
-    """Padding of TensorFlow's and JAX's "SAME": the odd element goes behind, unlike PyTorch's symmetric padding."""
+    """Pad as "SAME" in TensorFlow and JAX: an odd element goes to the end, unlike in PyTorch's symmetric padding."""
     pads: list[int] = []
     for n, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max((-(-n // s) - 1) * s + k - n, 0)
@@ -70,12 +70,12 @@ def pad_same(
 
 
 def strided(x: Shaped[Tensor, "b *size c"], stride: Sequence[int]) -> Shaped[Tensor, "b *tokens c"]:
-    """Every s-th place along each axis."""
+    """Take every s-th position along each axis."""
     return x[(slice(None), *(slice(None, None, s) for s in stride))]
 
 
 def as_sizes(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
-    """One number for all axes or one for each; ValueError for another count or sizes below 1."""
+    """Return the size along each axis, from one number for all or one for each; ValueError for others."""
     several = isinstance(value, Iterable) and not isinstance(value, str)
     sizes: tuple[Any, ...] = tuple(value) if several else (value,) * axes  # type: ignore[arg-type]
     if len(sizes) != axes or not all(map(is_whole, sizes)) or min(sizes) < 1:
@@ -84,10 +84,10 @@ def as_sizes(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...
 
 
 def token_grid(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
-    """How many steps of `patch` cover `size`."""
+    """Return how many patches cover the size, along each axis."""
     return tuple(-(-n // p) for n, p in zip(size, patch, strict=True))
 
 
 def rows_of(x: Shaped[Tensor, "b *tokens c"]) -> Shaped[Tensor, "b m c"]:
-    """A grid of tokens row-major."""
+    """Flatten a grid of tokens, row-major."""
     return torch.flatten(x, 1, -2)

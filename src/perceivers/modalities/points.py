@@ -1,4 +1,7 @@
-"""Points: where an output is decoded. Parts: which piece of an input is read."""
+"""Points: where an output is decoded. Parts: pieces of an input that are read one by one.
+
+Letters: B batch, O queries, F query width.
+"""
 
 import math
 from collections.abc import Mapping
@@ -16,51 +19,51 @@ from perceivers.modalities.raw import as_mask, as_tensor, check_index
 
 @dataclass(frozen=True)
 class Indices:
-    """Ask for some of an output's places, counted row-major."""
+    """Points by the numbers of an output's queries, row-major."""
 
     index: Int[Tensor, "*b o"] | Any
     """[O] for the whole batch, or [B, O]; a tensor, an array or a list."""
     mask: Bool[Tensor, "b o"] | Any = None
-    """True where a place is asked for; None: all are."""
+    """True where a point is valid; None: all are."""
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Ask at any coordinates, in the units of the data."""
+    """Points at any coordinates, in the units of the data."""
 
     coordinates: Float[Tensor, "*b o axes"] | Any
     """[O, axes] for the whole batch, or [B, O, axes]; finite numbers in a tensor, an array or lists."""
     mask: Bool[Tensor, "b o"] | Any = None
-    """True where a place is asked for; None: all are."""
+    """True where a point is valid; None: all are."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Ask with query vectors of the caller's own."""
+    """Query vectors that the caller provides."""
 
     queries: Float[Tensor, "*b o f"] | Any
     """[O, F] for the whole batch, or [B, O, F]; a tensor, an array or lists."""
     mask: Bool[Tensor, "b o"] | Any = None
-    """True where a query exists; None: all do."""
+    """True where a query is valid; None: all are."""
 
 
 Points = Indices | Coordinates | Queries
-"""How an output is asked; None in its place means everything."""
+"""Points at which an output is decoded; None in place of them means everywhere."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring values of an input on a grid, to be read apart from the others."""
+    """A block of an input on a grid, to be read apart from the rest."""
 
     values: Any
-    """As the whole input would be given."""
+    """Values of the block, in the form of a whole input."""
     start: tuple[int, ...] | Any
-    """Where along each axis of the whole they begin."""
+    """First position of the block along each axis of the whole input."""
     size: tuple[int, ...] | None = None
-    """Size of the whole; None: the size it is trained at."""
+    """Size of the whole input; None: the size in training."""
 
     def extent(self) -> "Extent":
-        """Return which part of the input it is."""
+        """Return the extent of the block within the whole input."""
         values = self.values["values"] if isinstance(self.values, Mapping) else self.values
         stop = tuple(at + n for at, n in zip(self.start, values.shape[1:], strict=False))
         return Extent(tuple(self.start), stop, self.size)
@@ -68,14 +71,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Extent:
-    """Which part of an input on a grid was read."""
+    """The extent of a part of an input on a grid."""
 
     start: tuple[int, ...]
-    """First place along each axis."""
+    """First position along each axis."""
     stop: tuple[int, ...]
-    """The place behind the last along each axis."""
+    """Position after the last along each axis."""
     size: tuple[int, ...] | None
-    """Size of the whole; None: the size it is trained at."""
+    """Size of the whole input; None: the size in training."""
 
     def check_apart(self, name: str, other: "Extent") -> None:
         """Raise a ValueError unless both are parts of the same whole that do not overlap."""
@@ -92,20 +95,21 @@ def at_points(segment: Segment, points: Points | None) -> Segment:
     if points is None:
         return segment
     if not isinstance(points, Indices):
-        raise ValueError(f"this output can be asked at Indices only, not at {type(points).__name__}")
-    check_index(points.index, segment.num_tokens, "index", "places of this output")
+        raise ValueError(f"this output can be decoded at Indices only, not at {type(points).__name__}")
+    check_index(points.index, segment.num_tokens, "index", "queries of this output")
     if segment.num_tokens == 1 and not points.index.shape[-1]:
-        raise ValueError("asked at no place, but this output has one row: leave it out of outputs=")
-    rows = segment.rows(points.index)
+        raise ValueError("no indices, but this output has one query: leave it out of outputs=")
+    queries = segment.rows(points.index)
     if points.mask is None:
-        return rows
-    return replace(rows, mask=points.mask if rows.mask is None else rows.mask & points.mask)
+        return queries
+    return replace(queries, mask=points.mask if queries.mask is None else queries.mask & points.mask)
 
 
 def given_points(points: Any, device: torch.device) -> Points:
-    """Return the points that a caller asks at, as tensors of the type and the rank that they must have."""
+    """Return a caller's points as tensors on the device, checked for their type and number of axes."""
     if not isinstance(points, Points):
-        raise ValueError(f"asked at {type(points).__name__}: give Indices, Coordinates or Queries")
+        raise ValueError(f"points of type {type(points).__name__}: give Indices, Coordinates or Queries")
+    # `rank` counts the axes without the batch.
     name = {Indices: "index", Coordinates: "coordinates", Queries: "queries"}[type(points)]
     x, rank = as_tensor(getattr(points, name), device), 1 if isinstance(points, Indices) else 2
     if x.ndim not in (rank, rank + 1) or (x.ndim > rank and not x.shape[0]):
@@ -113,21 +117,22 @@ def given_points(points: Any, device: torch.device) -> Points:
     if not isinstance(points, Indices):
         x = floats(x)
     elif x.numel() and (x.is_floating_point() or x.dtype == torch.bool):
-        raise ValueError(f"index of type {x.dtype}, expected whole numbers, each a place")
+        raise ValueError(f"index of type {x.dtype}, expected whole numbers, each of a query")
     else:
         x = x.long()
+    # The mask is [B, O] or [1, O], with the points' O and batch.
     mask = None if points.mask is None else as_mask(as_tensor(points.mask, device))
     if mask is not None:
         mask, count = mask if mask.ndim > 1 else mask[None], x.shape[x.ndim - rank]
         batches = {len(mask), len(x) if x.ndim > rank else 1} - {1}
         if mask.ndim != 2 or mask.shape[1] != count or len(batches) > 1:
             raise ValueError(f"mask of shape {tuple(mask.shape)}, but {name} of shape {tuple(x.shape)}")
-    own: Points = type(points)(x, mask)
-    return own
+    checked: Points = type(points)(x, mask)
+    return checked
 
 
 def share_of(segment: Segment, rank: int, world: int) -> Segment:
-    """Return the queries of one of `world` processes: neighbouring ones; of a grid, slices of its first axis."""
+    """Return the queries of process `rank` of `world`: a contiguous block; of a grid, slices of its first axis."""
     grid = segment.grid
     size, inside = (segment.num_tokens, 1) if grid is None else (grid[0], math.prod(grid[1:]))
     first, last = (size * number // world for number in (rank, rank + 1))

@@ -1,6 +1,7 @@
-"""Values at free coordinates: point clouds, pixels at random, sensors.
+"""Values at free coordinates: point clouds, random pixels, sensors.
 
-A raw batch is {"coordinates": [B, M, axes], "values": [B, M, C], "mask": [B, M]}, all in the data's units.
+A raw batch is {"coordinates": [B, M, axes], "values": [B, M, C], "mask": [B, M]}: B samples of up to M points, in the
+data's units. The mask is True where there is a point.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,25 +46,25 @@ if TYPE_CHECKING:
 class PointSet(Modality):
     """A set of points; a record holds {"coordinates": [M, axes], "values": [M, channels]}, M may differ.
 
-    Or one array [M, axes + channels], in which values may be left out where they are not known.
+    A record may also be one array [M, axes + channels], or [M, axes] if the values are unknown.
     """
 
     axes: int = 2
-    """Coordinates of a point."""
+    """Number of coordinates of a point."""
     channels: int = 1
-    """Values of a point; 0: its place is all."""
+    """Number of values of a point; 0: a point has only its coordinates."""
     bounds: tuple[tuple[float, float], ...] | None = None
-    """Lowest and highest coordinate along each axis, brought to -1 and 1. Fitted if None."""
+    """Lowest and highest coordinate along each axis, mapped to -1 and 1. Fitted if None."""
     positions: Fourier = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
-    """Position features; max_resolution is how many places along each axis they can tell apart."""
+    """Position features; they resolve `max_resolution` positions along each axis."""
     subsample: tuple[float, float] = (1.0, 1.0)
-    """As an input, in training: fraction of the points that is read, drawn between these for each sample; not none."""
+    """As an input, in training: a random fraction of the points, drawn between these for each sample; at least one."""
     subsample_at_eval: bool = False
-    """As an input: read a random part in evaluation too (never in prediction)."""
+    """As an input: subsample in evaluation too (never in prediction)."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from values on the way in, added on the way out. Fitted if None."""
+    """Mean of the values for normalisation. Fitted if None."""
     std: tuple[float, ...] | None = None
-    """Divides values on the way in, multiplies on the way out. Fitted if None."""
+    """Standard deviation of the values for normalisation. Fitted if None."""
     kind: Literal["pointset"] = "pointset"
     """Name in files."""
 
@@ -78,31 +79,26 @@ class PointSet(Modality):
             raise ValueError(f"subsample = {self.subsample} must be two rising fractions between 0 and 1")
 
     def read(self, cell: Any, files: Files) -> dict[str, Any]:
-        """{"coordinates", "values"}, or a list of points, each its coordinates and then its values (if known)."""
+        """Parse {"coordinates", "values"}, or a list of points, each its coordinates and then its values (if known)."""
         value = plain(cell)
         if isinstance(value, Mapping):
             return {name: numbers(value.get(name)) for name in ("coordinates", "values")}
         return self._split(numbers(value))
 
     def fit(self, values: Iterable[Any]) -> "PointSet":
-        """Bounds of the coordinates, mean and standard deviation of the values."""
+        """Fit the bounds of the coordinates, and mean and standard deviation of the values."""
         if None not in (self.bounds, self.mean, self.std):
-            return self  # without making all points
-        points = [self._arrays(value) for value in values]
-        places = np.concatenate([point["coordinates"] for point in points]) if points else np.empty((0, self.axes))
-        if not len(places):
+            return self  # without loading any point
+        sets = [self._arrays(value) for value in values]
+        points = np.concatenate([each["coordinates"] for each in sets]) if sets else np.empty((0, self.axes))
+        if not len(points):
             return self
-        mean, std = statistics(np.concatenate([point["values"] for point in points]).astype(np.float64))
-        bounds = tuple((float(low), float(high)) for low, high in zip(places.min(0), places.max(0), strict=True))
-        return replace(
-            self,
-            bounds=self.bounds or bounds,
-            mean=self.mean or mean,
-            std=self.std or std,
-        )
+        mean, std = statistics(np.concatenate([each["values"] for each in sets]).astype(np.float64))
+        bounds = tuple((float(low), float(high)) for low, high in zip(points.min(0), points.max(0), strict=True))
+        return replace(self, bounds=self.bounds or bounds, mean=self.mean or mean, std=self.std or std)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
-        """Coordinates and values as float32; in training, or under `subsample_at_eval`, a random part of them."""
+        """Return coordinates and values as float32; in training, or under `subsample_at_eval`, of random points."""
         points = self._arrays(value)
         total = len(points["coordinates"])
         if not (training or self.subsample_at_eval) or self.subsample == (1.0, 1.0) or not total:
@@ -112,36 +108,36 @@ class PointSet(Modality):
         return {name: array[chosen] for name, array in points.items()}
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """All points."""
+        """Return all points."""
         return self._arrays(value)
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Padded to the largest set."""
+        """Return a batch, padded to the largest set."""
         coordinates, mask = pad_sequences([None if value is None else value["coordinates"] for value in values])
         numbers, _ = pad_sequences([None if value is None else value["values"] for value in values])
         return {"coordinates": coordinates, "values": numbers, "mask": mask}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """Points at the origin."""
+        """Return points at the origin."""
         coordinates, values = (
             torch.zeros(batch_size, NOMINAL, width, device=device) for width in (self.axes, self.channels)
         )
         return {"coordinates": coordinates, "values": values}
 
     def dummy_points(self, batch_size: int, device: torch.device) -> Points:
-        """At the origin."""
+        """Return coordinates at the origin."""
         return Coordinates(torch.zeros(batch_size, NOMINAL, self.axes, device=device))
 
     def build_input(self) -> "PointSetInput":
-        """A token for each point: its values and its position."""
+        """Build the adapter with a token for each point: its values and its position."""
         return PointSetInput(self)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """A query for each place asked at."""
+        """Build a query for each point to decode at, from its position."""
         return CoordinateQuery(self.axes, self.positions, self.to_unit)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "PointSetOutput":
-        """Rows to values."""
+        """Build the adapter from decoded queries to values."""
         return PointSetOutput(self, channels)
 
     @property
@@ -150,59 +146,63 @@ class PointSet(Modality):
         return ("coordinates", "values", "mask")
 
     def points(self, target: Raw) -> Points:
-        """Where the target was measured."""
+        """Return the coordinates of the target."""
         return Coordinates(target["coordinates"], target["mask"])
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean squared difference in units of `std`, over points that exist."""
+        """Return the mean squared difference in units of `std`, over known values of valid points."""
         std, values = prediction.new_tensor(self.std or (1.0,)), same_shape(target["values"], prediction.shape)
         difference = (prediction - finite(values)) / std
         return mean_where(difference**2, target["mask"][..., None] & values.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
-        """Root of the mean squared error, in the data's units."""
+        """Return the root mean squared error, in the data's units."""
         from torchmetrics import MeanSquaredError
 
         return {"rmse": MeanSquaredError(squared=False)}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Known values of points that exist, flat."""
+        """Return predictions and targets of known values of valid points, flat."""
         known = target["mask"][..., None] & target["values"].isfinite()
         return prediction[known], target["values"][known]
 
     def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
-        """The data's coordinates to -1 to 1."""
+        """Scale coordinates of the data to -1 to 1, by `bounds`."""
         low, high = coordinates.new_tensor(self.bounds or ((-1.0, 1.0),) * self.axes).unbind(dim=-1)
-        span = torch.where(high > low, high - low, torch.ones_like(low))  # an axis of one place has no length
+        span = torch.where(high > low, high - low, torch.ones_like(low))  # coordinates may all be equal
         return -1 + 2 * (coordinates - low) / span
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """Values over one coordinate; or points by the first two, the first downwards, grey by value, on blue."""
-        where = sample["coordinates"][sample["mask"]].detach().cpu().numpy()
+        """Plot values over one coordinate; else points by the first two, the first downwards, grey by value."""
+        points = sample["coordinates"][sample["mask"]].detach().cpu().numpy()
         values = sample["values"][sample["mask"]].detach().float().cpu().numpy()
+        # One coordinate: a plot of the values.
         if self.axes == 1 and self.channels:
-            axes.plot(where[:, 0], values, ".", markersize=3)
+            axes.plot(points[:, 0], values, ".", markersize=3)
             return
-        across = where[:, 1] if self.axes > 1 else np.zeros(len(where))
-        axes.scatter(across, where[:, 0], c=values.mean(-1) if self.channels else None, cmap="gray", s=24, marker="s")
+        # Two and more: an image, whose background is blue so that every grey stands out.
+        across = points[:, 1] if self.axes > 1 else np.zeros(len(points))
+        axes.scatter(across, points[:, 0], c=values.mean(-1) if self.channels else None, cmap="gray", s=24, marker="s")
         (top, bottom), (left, right) = (self.bounds or ((-1.0, 1.0),) * 2)[:2] if self.axes > 1 else ((-1, 1), (-1, 1))
         axes.set(xlim=(left - 0.5, right + 0.5), ylim=(bottom + 0.5, top - 0.5), xticks=[], yticks=[])
         axes.set_facecolor("#33507a")
         axes.set_aspect("equal")
 
     def for_plot(self, prediction: Raw, target: Raw) -> Raw:
-        """At the target's places."""
+        """Return the predicted values at the target's coordinates."""
         return {**target, "values": prediction}
 
     def _split(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        """Split an array [M, axes + channels] into coordinates and values, NaN if it has none."""
         points = points.reshape(0, self.axes) if points.shape == (0,) else points
         if points.ndim != 2:
             raise ValueError(f"points of shape {points.shape}, expected (M, {self.axes} + {self.channels})")
-        places, known = points[:, : self.axes], points[:, self.axes :]
+        coordinates, values = points[:, : self.axes], points[:, self.axes :]
         unknown = np.full((len(points), self.channels), np.nan, np.float32)
-        return {"coordinates": places, "values": known if known.size else unknown}
+        return {"coordinates": coordinates, "values": values if values.size else unknown}
 
     def _arrays(self, value: Any) -> dict[str, np.ndarray]:
+        """Return the points of a record as checked arrays of float32."""
         value = value if isinstance(value, Mapping) else self._split(as_float32(value))
         if missing := [name for name in ("coordinates", "values") if name not in value]:
             raise ValueError(f'points without {" and ".join(missing)}: give {{"coordinates", "values"}}')
@@ -217,13 +217,13 @@ class PointSet(Modality):
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[PointSet, list[Any]]":
-        """Ragged, two values at three coordinates; one set is missing."""
+        """Return ragged sets with two values at three coordinates; one set is missing."""
         values = [{"coordinates": rng.normal(size=(n, 3)), "values": rng.normal(size=(n, 2))} for n in (5, 7)]
         return cls(axes=3, channels=2, positions=Fourier(num_bands=3, max_resolution=7)), [*values, None]
 
 
 class PointSetInput(InputAdapter):
-    """A token for each point: its values and its position."""
+    """Adapter with a token for each point: its values and its position."""
 
     is_set = True
 
@@ -234,7 +234,7 @@ class PointSetInput(InputAdapter):
         self.channels = spec.channels + self.positions.channels
 
     def forward(self, raw: Raw) -> Segment:
-        """Tokens in the order of the points."""
+        """Return the tokens in the order of the points."""
         if not isinstance(raw, Mapping):
             raise ValueError(f'{shown(raw)}, expected {{"coordinates", "values", "mask"}}')
         check_keys(raw, ["coordinates", "values"], ["mask"])
@@ -250,13 +250,13 @@ class PointSetInput(InputAdapter):
 
 
 class PointSetOutput(OutputAdapter):
-    """Rows to values in the data's units."""
+    """Adapter from decoded queries to values in the data's units."""
 
     def __init__(self, spec: PointSet, channels: int) -> None:
         super().__init__()
         self.spec = spec
         self.head = plain_linear(channels, spec.channels)
 
-    def forward(self, rows: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
-        """In the order asked."""
-        return denormalised(rows, self.spec.mean, self.spec.std)
+    def forward(self, x: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
+        """Return the values in the order of the queries."""
+        return denormalised(x, self.spec.mean, self.spec.std)

@@ -1,7 +1,9 @@
-"""Where a token is: Fourier features or learned vectors, on any grid and at any coordinates.
+"""Position encodings: Fourier features or learned vectors, on any grid and at any coordinates.
 
-Coordinates here run from -1 to 1 along each axis; the axes come in the order of the array (row, then column).
-Source: the official position_encoding.py.
+    fourier(x) = [x, sin(pi f x) for each axis and frequency f, cos(pi f x) likewise],  f from 1 to max_resolution / 2
+
+Coordinates run from -1 to 1 along each axis; the axes come in the order of the array (row, then column). M positions
+of a grid have P features each. Source: the official position_encoding.py.
 """
 
 import itertools
@@ -23,17 +25,17 @@ from perceivers.core.positions import AxisTables, PositionFeatures
 CoordinateRule = Literal["inclusive", "exclusive"]
 
 PLACES_AT_ONCE = 256
-"""Places whose features are made at once."""
+"""Number of positions of an axis whose features are computed at once."""
 
 
 @dataclass(frozen=True)
 class Fourier:
-    """Sines and cosines of each coordinate, at frequencies from 1 to half the resolution, beside the coordinates."""
+    """The coordinates, and their sines and cosines at frequencies from 1 to half the resolution."""
 
     num_bands: int = 32
-    """Frequencies of each axis."""
+    """Number of frequencies of each axis."""
     max_resolution: int | tuple[int, ...] | None = None
-    """Samples along each axis that the highest frequency can tell apart; None: the size of the grid."""
+    """Samples along each axis that the highest frequency resolves; None: the size of the grid."""
     sine_only: bool = False
     """Leave the cosines out."""
     with_coordinates: bool = True
@@ -41,7 +43,7 @@ class Fourier:
     project: int | None = None
     """Width of a linear map of the features; None: no map."""
     num_residual_layers: int = 0
-    """Residual linear layers after that, ReLU between them (official `n_extra_pos_mlp`)."""
+    """Residual linear layers after the map, ReLU between them (official `n_extra_pos_mlp`)."""
     kind: Literal["fourier"] = "fourier"
     """Name in files."""
 
@@ -51,14 +53,14 @@ class Fourier:
 
 @dataclass(frozen=True)
 class Learned:
-    """One trained vector for each place of a grid; interpolated linearly at other places and on other grids."""
+    """A trained vector for each position of a grid; interpolated linearly in between and on other grids."""
 
     channels: int = 64
     """Width of the vectors."""
     project: int | None = None
     """Width of a linear map of the vectors; None: no map."""
     num_residual_layers: int = 0
-    """Residual linear layers after that, ReLU between them (official `n_extra_pos_mlp`)."""
+    """Residual linear layers after the map, ReLU between them (official `n_extra_pos_mlp`)."""
     kind: Literal["learned"] = "learned"
     """Name in files."""
 
@@ -69,13 +71,13 @@ class Learned:
 PositionConfig = Fourier | Learned
 
 MOST_BANDS, MOST_RESIDUAL_LAYERS = 100_000, 1000
-"""Upper bounds of the bands of Fourier features and of the residual layers behind positions."""
+"""Upper bounds of `num_bands` and `num_residual_layers`."""
 
 
 def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:
-    """Coordinates from places counted along an axis of `span` places, 0 to span - 1, fractions allowed.
+    """Return coordinates from -1 to 1 for positions 0 to span - 1 of an axis; fractions are allowed.
 
-    "inclusive": from -1 to 1 with both ends. "exclusive": without the upper one (official rule for subsampled points).
+    "inclusive": both ends are reached. "exclusive": 1 is not reached (official rule for subsampled points).
     """
     return -1 + 2 * place / (max(span - 1, 1) if rule == "inclusive" else span)
 
@@ -90,10 +92,10 @@ def sound_coordinates(
 
 
 def sound_vectors(x: Float[Tensor, "*b m c"], mask: Bool[Tensor, "b m"] | None, what: str) -> Float[Tensor, "*b m c"]:
-    """Return vectors of finite numbers: 0 where the mask says that there is nothing.
+    """Return vectors of finite numbers, 0 where the mask is False; ValueError for the first that is not finite.
 
-    ValueError for the first one that is not finite; where values are not looked at (compiled programs), its numbers
-    become NaN, in every algorithm.
+    Where values cannot be checked (compiled programs), numbers that are not finite become NaN: every attention
+    algorithm gives NaN for these queries.
     """
     if mask is not None:
         x = torch.where(mask[..., None], x, torch.zeros_like(x))
@@ -103,45 +105,45 @@ def sound_vectors(x: Float[Tensor, "*b m c"], mask: Bool[Tensor, "b m"] | None, 
 
 
 def _first_false(holds: Bool[Tensor, "*b"]) -> str:
-    place = (~holds).nonzero()[0].tolist()
-    return f"{place[-1]}" + (f" of sample {place[0]}" if len(place) > 1 else "")
+    index = (~holds).nonzero()[0].tolist()
+    return f"{index[-1]}" + (f" of sample {index[0]}" if len(index) > 1 else "")
 
 
 @dataclass(frozen=True)
 class GridPlaces:
-    """The places of a grid and their coordinates along each axis."""
+    """The positions of a grid, with their coordinates along each axis."""
 
     size: tuple[int, ...]
-    """Places along each axis."""
+    """Number of positions along each axis."""
     span: tuple[int, ...] | None = None
-    """How many places reach from -1 to 1; None: all of them, whatever the size."""
+    """Number of positions that reach from -1 to 1; None: `size`."""
     start: tuple[int, ...] | None = None
-    """Number of the first place along each axis; None: 0."""
+    """Number of the first position along each axis; None: 0."""
     rule: CoordinateRule = "inclusive"
-    """Whether both ends belong to it."""
+    """Whether coordinates reach both ends (`to_unit`)."""
     device: torch.device | None = None
-    """Where coordinates are made."""
+    """Device of the coordinates."""
 
     def axes(self) -> list[Float[Tensor, " n"]]:
-        """Coordinates of the places along each axis."""
-        # Phases reach 5e4 radians for audio: float64 where there is one. A table of an axis is small.
+        """Return the coordinates of the positions along each axis."""
+        # float64 where the device has it: phases reach 5e4 radians for audio. The table of an axis is small.
         dtype = torch.float32 if self.device is not None and self.device.type == "mps" else torch.float64
         spans, starts = self.span or self.size, self.start or (0,) * len(self.size)
-        places = [
+        numbers = [
             torch.arange(start, start + n, device=self.device, dtype=dtype)
             for start, n in zip(starts, self.size, strict=True)
         ]
-        return [to_unit(place, span, self.rule) for place, span in zip(places, spans, strict=True)]
+        return [to_unit(number, span, self.rule) for number, span in zip(numbers, spans, strict=True)]
 
     def coordinates(self) -> Float[Tensor, "m axes"]:
-        """Coordinates of every place, row-major."""
+        """Return the coordinates of every position, row-major."""
         return torch.stack(torch.meshgrid(*self.axes(), indexing="ij"), dim=-1).flatten(0, -2)
 
 
 def fourier_features(
     coordinates: Float[Tensor, "*b axes"], max_resolution: Sequence[int], config: Fourier
 ) -> Float[Tensor, "*b p"]:
-    """[coordinates, sines by axis then band, cosines likewise] (official `generate_fourier_features`)."""
+    """Return [coordinates, sines by axis then band, cosines likewise] (official `generate_fourier_features`)."""
     bands = [
         torch.linspace(1.0, resolution / 2, config.num_bands, dtype=coordinates.dtype, device=coordinates.device)
         for resolution in max_resolution
@@ -154,41 +156,41 @@ def fourier_features(
 
 @dataclass(frozen=True)
 class FourierAxis:
-    """Fourier features of the places of an axis, made when they are asked for."""
+    """Fourier features of the positions of an axis, computed on demand."""
 
     coordinates: Float[Tensor, " n"]
-    """Of the places, in the precision of the features."""
+    """Coordinates of the positions, in the precision of the features."""
     resolution: int
-    """Samples that the highest frequency can tell apart."""
+    """Samples that the highest frequency resolves."""
     config: Fourier
-    """Which features."""
+    """Configuration of the features."""
 
     @property
     def device(self) -> torch.device:
-        """Where they are made."""
+        """Device of the features."""
         return self.coordinates.device
 
     def __len__(self) -> int:
         return len(self.coordinates)
 
     def part(self, first: int, last: int) -> "FourierAxis":
-        """Of neighbouring places."""
+        """Return the features of neighbouring positions."""
         return replace(self, coordinates=self.coordinates[first:last])
 
     def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
-        """Of places by number; of each once where more are asked for than there are."""
+        """Return the features of positions by number. If there are more numbers than positions, all are computed."""
         if torch.compiler.is_compiling() or places.numel() > len(self):
             return torch.cat([*self.parts(self.coordinates.dtype)])[places]
         return fourier_features(self.coordinates[places][..., None], [self.resolution], self.config)
 
     def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
-        """Of all places, a few at a time: on the way they take several times their size."""
+        """Yield the features of all positions, a few at a time: computing them takes several times their memory."""
         for part in [self.coordinates] if torch.compiler.is_compiling() else self.coordinates.split(PLACES_AT_ONCE):
             yield fourier_features(part[:, None], [self.resolution], self.config).to(dtype)
 
 
 class PlaceFeatures(nn.Module, ABC):
-    """Position features. Whichever way it is asked, the module is called, so that hooks on it act."""
+    """Base of the position features. `on_grid` and `at` call the module, so that its hooks run."""
 
     def on_grid(self, places: GridPlaces) -> Any:
         """Return the features of a whole grid."""
@@ -196,8 +198,8 @@ class PlaceFeatures(nn.Module, ABC):
 
     def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Return the features at any coordinates."""
-        found: Tensor = self(coordinates)
-        return found
+        features: Tensor = self(coordinates)
+        return features
 
     def forward(self, places: GridPlaces | Tensor) -> PositionFeatures:
         """Return the features of a grid, or at coordinates [..., axes]."""
@@ -211,7 +213,7 @@ class PlaceFeatures(nn.Module, ABC):
 
 
 class FourierPositions(PlaceFeatures):
-    """Fourier features of `axes` coordinates; no parameters."""
+    """Fourier features of `axes` coordinates, without parameters."""
 
     def __init__(self, axes: int, grid: Sequence[int] | None, config: Fourier) -> None:
         super().__init__()
@@ -227,7 +229,7 @@ class FourierPositions(PlaceFeatures):
         self.channels = axes * ((1 if config.sine_only else 2) * config.num_bands + config.with_coordinates)
 
     def _on_grid(self, places: GridPlaces) -> AxisTables:
-        """Features of a grid, a table for each axis."""
+        """Return the features of a grid, as a table for each axis."""
         tables = [
             FourierAxis(axis, resolution, self.config)
             for axis, resolution in zip(places.axes(), self.max_resolution, strict=True)
@@ -235,10 +237,11 @@ class FourierPositions(PlaceFeatures):
         return AxisTables(tuple(tables), tuple(self._channels_of(axis) for axis in range(self.axes)))
 
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
-        """Features at any coordinates; computed in at least float32."""
+        """Return the features at any coordinates, computed in at least float32."""
         return fourier_features(precise(coordinates), self.max_resolution, self.config)
 
     def _channels_of(self, axis: int) -> tuple[int, ...]:
+        """Return the channels that depend on one axis: its coordinate, sines and cosines."""
         bands, first = self.config.num_bands, self.axes * self.config.with_coordinates
         blocks = range(1 if self.config.sine_only else 2)
         starts = [first + (block * self.axes + axis) * bands for block in blocks]
@@ -247,7 +250,7 @@ class FourierPositions(PlaceFeatures):
 
 
 class LearnedPositions(PlaceFeatures):
-    """A trained vector for each place of a grid (official `TrainablePositionEncoding`)."""
+    """A trained vector for each position of a grid (official `TrainablePositionEncoding`)."""
 
     def __init__(self, grid: Sequence[int], channels: int) -> None:
         super().__init__()
@@ -255,7 +258,8 @@ class LearnedPositions(PlaceFeatures):
         self.table = trained_vector(math.prod(grid), channels)
 
     def _on_grid(self, places: GridPlaces) -> Tensor:
-        """Vectors [M, P] of a grid: the trained ones on their own grid, interpolated on another."""
+        """Return vectors [M, P] of a grid: the trained ones on the trained grid, interpolated ones on another."""
+        # The trained grid, or a part of it: the vectors themselves.
         if places.size == self.grid and places.span in (None, self.grid) and not any(places.start or ()):
             return self.table
         starts = places.start or (0,) * len(self.grid)
@@ -265,12 +269,14 @@ class LearnedPositions(PlaceFeatures):
         return self._at(replace(places, rule="inclusive").coordinates())
 
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
-        """Linear interpolation between the 2^d trained vectors around each place; constant outside the grid."""
+        """Interpolate linearly between the 2^d trained vectors around each point; constant outside the grid."""
         coordinates = precise(coordinates)
         sizes = torch.tensor(self.grid, device=coordinates.device)
-        places = ((coordinates + 1) / 2 * (sizes - 1)).clamp(min=torch.zeros_like(sizes), max=sizes - 1)
-        low = places.nan_to_num(0.0).floor().long()  # NaN is no place; through the fraction it stays NaN
-        fraction = (places - low).to(self.table.dtype)
+        # Points in units of the grid's steps, from 0; the corner below and the fraction of a step beyond it.
+        points = ((coordinates + 1) / 2 * (sizes - 1)).clamp(min=torch.zeros_like(sizes), max=sizes - 1)
+        low = points.nan_to_num(0.0).floor().long()  # NaN has no corner; its fraction, and so its vector, is NaN
+        fraction = (points - low).to(self.table.dtype)
+        # Sum over the 2^d corners of weight x vector.
         result = torch.zeros(*coordinates.shape[:-1], self.channels, dtype=self.table.dtype, device=self.table.device)
         for corner in itertools.product((0, 1), repeat=len(self.grid)):
             step = torch.tensor(corner, device=coordinates.device)
@@ -281,7 +287,7 @@ class LearnedPositions(PlaceFeatures):
 
 
 class Positions(PlaceFeatures):
-    """Position features as configured: Fourier or learned, then perhaps projected and refined."""
+    """Position features as configured: Fourier or learned, then optionally a linear map and residual layers."""
 
     def __init__(self, axes: int, grid: Sequence[int] | None, config: PositionConfig) -> None:
         super().__init__()
@@ -303,16 +309,17 @@ class Positions(PlaceFeatures):
         )
 
     def _on_grid(self, places: GridPlaces) -> PositionFeatures:
-        """Features of a whole grid, kept as tables of its axes where they are functions of one axis each."""
+        """Return the features of a whole grid; as tables of its axes if each feature depends on one axis only."""
         return self._refine(self.source.on_grid(places))
 
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
-        """Features at any coordinates."""
+        """Return the features at any coordinates."""
         features = self._refine(self.source.at(coordinates))
         assert isinstance(features, Tensor)
         return features
 
     def _refine(self, features: PositionFeatures) -> PositionFeatures:
+        """Apply the linear map and the residual layers."""
         if self.projection is None and not self.residual_layers:
             return features
         dtype = next(self.parameters()).dtype
@@ -324,8 +331,9 @@ class Positions(PlaceFeatures):
         return x
 
 
-def _ravel(places: Int[Tensor, "*b axes"], grid: Sequence[int]) -> Int[Tensor, "*b"]:
-    index = torch.zeros_like(places[..., 0])
+def _ravel(index: Int[Tensor, "*b axes"], grid: Sequence[int]) -> Int[Tensor, "*b"]:
+    """Return the row-major number of each position of a grid from its index along each axis."""
+    number = torch.zeros_like(index[..., 0])
     for axis, size in enumerate(grid):
-        index = index * size + places[..., axis]
-    return index
+        number = number * size + index[..., axis]
+    return number

@@ -1,4 +1,4 @@
-"""The queries of an output: trained, positions, the tokens of an input, the caller's own."""
+"""The queries of an output: trained vectors, positions, the tokens of an input, or the caller's vectors."""
 
 from collections.abc import Callable, Sequence
 
@@ -31,16 +31,16 @@ class LearnedQuery(OutputQuery):
         self.table = trained_vector(num_queries, channels)
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """Return all of them, or those at Indices."""
+        """Return all queries, or those at Indices."""
         return at_points(Segment(content=self.table[None]), points)
 
     def without_channels(self) -> OutputQuery:
-        """Return the only query without content, for a decoder that averages; ValueError if there are more."""
+        """Return a query without content, for a decoder that averages; ValueError if there are several queries."""
         return NoQuery() if len(self.table) == 1 else super().without_channels()
 
 
 class PositionQuery(OutputQuery):
-    """Positions of a grid: all of it, some of its places, or any place in between."""
+    """Queries made of the positions of a grid: all of them, some of them, or any coordinates in between."""
 
     def __init__(self, grid: Sequence[int], config: PositionConfig, rule: CoordinateRule = "inclusive") -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class PositionQuery(OutputQuery):
         self.channels = self.positions.channels
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """Coordinates count places of the grid along each axis, from 0, fractions allowed."""
+        """Return the queries at points; coordinates count the grid's positions along each axis, from 0."""
         if isinstance(points, Coordinates):
             coordinates = sound_coordinates(points.coordinates, points.mask, len(self.grid))
             unit = [to_unit(x, n, self.rule) for x, n in zip(coordinates.unbind(-1), self.grid, strict=True)]
@@ -59,7 +59,7 @@ class PositionQuery(OutputQuery):
 
 
 class CoordinateQuery(OutputQuery):
-    """Positions of free coordinates; it must be told which."""
+    """Queries made of the positions of free coordinates, which the caller must give."""
 
     def __init__(self, axes: int, config: PositionConfig, to_unit: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -69,24 +69,24 @@ class CoordinateQuery(OutputQuery):
         self.to_unit = to_unit
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """`to_unit` brings the data's coordinates to -1 to 1."""
+        """Return a query for each of the coordinates, which `to_unit` scales to -1 to 1."""
         if not isinstance(points, Coordinates):
-            raise ValueError("values at free coordinates have no whole: ask with points={name: Coordinates(...)}")
+            raise ValueError("values at free coordinates have no whole: give points={name: Coordinates(...)}")
         coordinates = sound_coordinates(points.coordinates, points.mask, self.axes)
         return Segment(positions=self.positions.at(self.to_unit(coordinates)), mask=points.mask)
 
 
 class InputQuery(OutputQuery):
-    """The tokens of an input, features and positions (official `FlowDecoder`), or one of them alone."""
+    """Queries made of the tokens of an input, content and positions (official `FlowDecoder`), or of one token."""
 
     def __init__(self, source: str, channels: int, place: int | None = None) -> None:
         super().__init__()
         self.source, self.channels, self.place = source, channels, place
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """One query for each token of the input, or those at Indices."""
+        """Return a query for each token of the input, or those at Indices."""
         if self.source is None or self.source not in encoded.sources:
-            raise ValueError(f"this output asks with input {self.source!r}, which was not given")
+            raise ValueError(f"the queries of this output are the tokens of input {self.source!r}, which was not given")
         tokens = encoded.sources[self.source]
         if self.place is None:
             return at_points(tokens, points)
@@ -96,16 +96,16 @@ class InputQuery(OutputQuery):
 
 
 class GivenQuery(OutputQuery):
-    """Queries that the caller brings."""
+    """Queries that the caller provides."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """Only Queries."""
+        """Return the vectors of `Queries`; ValueError for other points."""
         if not isinstance(points, Queries):
-            raise ValueError("this output has no queries of its own: ask with points={name: Queries(...)}")
+            raise ValueError("the caller provides the queries of this output: give points={name: Queries(...)}")
         if points.queries.shape[-1] != self.channels:
             raise ValueError(f"queries have {points.queries.shape[-1]} channels, expected {self.channels}")
         queries = sound_vectors(_batched(points.queries), points.mask, "numbers of query")
@@ -113,12 +113,12 @@ class GivenQuery(OutputQuery):
 
 
 class NoQuery(OutputQuery):
-    """One row that asks nothing, of no width, for decoders that need no queries."""
+    """One query of width 0, for decoders that need no queries."""
 
     channels = 0
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """Nothing to choose."""
+        """Return the query; points can only select or mask it."""
         return at_points(Segment(content=encoded.latents.new_empty(1, 1, 0)), points)
 
 

@@ -1,7 +1,7 @@
-"""RandAugment: random operations of one strength on pictures (arXiv:1909.13719; official autoaugment.py).
+"""RandAugment: random operations of one strength on images (arXiv:1909.13719; official autoaugment.py).
 
-The official code draws a probability for each operation and then applies it always; so it is here. At the paper's
-magnitude of 5 the four enhancements have a factor of 1 and change nothing, there and here.
+As in the official code, every drawn operation is applied (that code draws a probability, but ignores it). At the
+paper's magnitude of 5 the four enhancements have a factor of 1 and change nothing, there as here.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from jaxtyping import UInt8
 from perceivers.media.extra import library
 
 FILL = (128, 128, 128)
-"""Colour of what is cut out, and of places that nothing moved to."""
+"""Colour of pixels that are cut out, or that no pixel moved to."""
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """How many operations, and how strong; every number is the paper's or its code's."""
+    """Number and strength of the operations; the defaults are those of the paper or its code."""
 
     num_layers: int = 4
-    """Operations, one after the other, each drawn anew."""
+    """Number of operations, drawn independently and applied one after the other."""
     magnitude: float = 5.0
     """Strength, from 0 to 10."""
     translation: int = 100
-    """Pixels that a picture moves at magnitude 10."""
+    """Distance in pixels of a translation at magnitude 10."""
     cutout: int = 40
-    """Half the side in pixels of what is cut out at magnitude 10."""
+    """Half the side in pixels of a cutout square at magnitude 10."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.magnitude <= 10:
@@ -41,13 +41,13 @@ class RandAugment:
 
 
 Operation = Callable[[Any, RandAugment, np.random.Generator], Any]
-"""A Pillow image to another of the same size."""
+"""Function from a Pillow image to another of the same size."""
 
 
 def distorted(
     pixels: UInt8[np.ndarray, "h w 3"], config: RandAugment, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture after `num_layers` random operations."""
+    """Apply `num_layers` random operations to an image."""
     image = library("PIL.Image").fromarray(pixels)
     operations = list(OPERATIONS.values())
     for _ in range(config.num_layers):
@@ -56,24 +56,24 @@ def distorted(
 
 
 def signed(value: float, rng: np.random.Generator) -> float:
-    """The value or its negative."""
+    """Return the value or its negative, with equal probability."""
     return value if rng.random() < 0.5 else -value
 
 
 def moved(image: Any, shear_x: float = 0.0, shear_y: float = 0.0, right: float = 0.0, down: float = 0.0) -> Any:
-    """The pixel at (x, y) comes from (x + shear_x y + right, shear_y x + y + down), nearest, counted from the first."""
-    # Pillow counts from the corner of the first pixel, not from its middle.
+    """Move pixels: the new one at (x, y) is the old one nearest to (x + shear_x y + right, shear_y x + y + down)."""
+    # Coordinates here count from the centre of the first pixel, Pillow's from its corner: hence the halves.
     matrix = (1, shear_x, right - shear_x / 2, shear_y, 1, down - shear_y / 2)
     return image.transform(image.size, library("PIL.Image").Transform.AFFINE, matrix, fillcolor=FILL)
 
 
 def enhanced(image: Any, kind: str, config: RandAugment) -> Any:
-    """Pillow's enhancement of this kind."""
+    """Apply an enhancement of Pillow (`kind`: its class)."""
     return getattr(library("PIL.ImageEnhance"), kind)(image).enhance(1.8 * config.strength + 0.1)
 
 
 def cut_out(image: Any, config: RandAugment, rng: np.random.Generator) -> Any:
-    """A square around any pixel, as much of it as lies inside, is filled."""
+    """Fill a square around a random pixel, as far as it lies inside the image."""
     half = int(config.strength * config.cutout)
     x, y = (int(rng.integers(0, side)) for side in image.size)
     pixels = np.array(image)
@@ -82,9 +82,9 @@ def cut_out(image: Any, config: RandAugment, rng: np.random.Generator) -> Any:
 
 
 def solarize_add(image: Any, config: RandAugment, rng: np.random.Generator) -> Any:
-    """Values below 128 grow by up to 110."""
-    grown = int(config.strength * 110)
-    return image.point([min(value + grown, 255) if value < 128 else value for value in range(256)] * 3)
+    """Add up to 110 to values below 128."""
+    added = int(config.strength * 110)
+    return image.point([min(value + added, 255) if value < 128 else value for value in range(256)] * 3)
 
 
 def _ops() -> Any:
@@ -109,7 +109,7 @@ OPERATIONS: dict[str, Operation] = {
     "cutout": cut_out,
     "solarize_add": solarize_add,
 }
-"""The sixteen of the official code, by name."""
+"""The sixteen operations of the official code, by name."""
 
 
 def _distance(config: RandAugment, rng: np.random.Generator) -> float:

@@ -1,4 +1,4 @@
-"""Raw values of any library become tensors or arrays of real numbers, or are refused in one line."""
+"""Conversion of raw values of any library to tensors or arrays of real numbers, or a ValueError of one line."""
 
 import math
 import numbers
@@ -17,19 +17,19 @@ NUMBERS = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
 )
-"""Types of numbers that torch calculates with."""
+"""Types that torch calculates with."""
 
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-"""Types of whole numbers that torch can hold, but not calculate with."""
+"""Types of whole numbers that torch stores but cannot calculate with."""
 
 
 def may_hold(conditions: Bool[Tensor, " n"]) -> bool:
-    """Return whether one of the conditions on values holds; True where values are not looked at."""
+    """Return whether one of the conditions on values holds; True if there are no values to read (`has_values`)."""
     return not has_values(conditions) or bool(conditions.any())
 
 
 def check_numbers(x: Tensor) -> Tensor:
-    """Return a dense tensor of real numbers as it is, unsigned ones of 16 bits and more as int64; ValueError else."""
+    """Return a dense tensor of real numbers, unsigned 16 to 64 bits as int64; ValueError for any other tensor."""
     if x.layout != torch.strided or x.is_nested or x.dtype not in (*NUMBERS, *UNSIGNED):
         what = f"a nested tensor of type {x.dtype}" if x.is_nested else f"a tensor of type {x.dtype} and {x.layout}"
         raise ValueError(f"{what}, expected a dense one of real numbers that torch calculates with, as of .float()")
@@ -42,12 +42,12 @@ def check_numbers(x: Tensor) -> Tensor:
 
 
 def finite(x: Tensor) -> Tensor:
-    """Put 0 in place of NaN and of infinite numbers, which stand for unknown ones."""
+    """Replace NaN and infinite numbers, which stand for unknown ones, by 0."""
     return torch.where(x.isfinite(), x, torch.zeros_like(x))
 
 
 def given(value: Any, device: torch.device | None) -> Any:
-    """Return what a caller gives for an input as tensors of at least one sample; in a dictionary if it comes in one."""
+    """Return the raw value of an input or target as a tensor, or a dictionary of tensors, of at least one sample."""
     if isinstance(value, Mapping):
         return _with_mask({name: as_tensor(part, device) for name, part in value.items() if part is not None})
     x = as_tensor(value, device)
@@ -67,7 +67,7 @@ def as_tensor(value: Any, device: torch.device | None) -> Tensor:
 
 
 def check_values(x: Tensor) -> None:
-    """Raise a ValueError for a tensor that has a shape alone."""
+    """Raise a ValueError for a tensor that has a shape but no values."""
     if x.is_meta:
         raise ValueError("a tensor on the device meta has no values: give one on the device of the model")
 
@@ -95,6 +95,7 @@ def as_array(value: Any) -> np.ndarray:
         return _of_picture(value)
     if isinstance(value, np.ma.MaskedArray):
         return np.where(np.ma.getmaskarray(value), np.nan, as_array(value.data))
+    # Lists may hold tensors and pictures.
     if isinstance(value, list | tuple):
         value = [as_array(one) if isinstance(one, Tensor) or is_picture(one) else one for one in value]
     try:
@@ -109,7 +110,7 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def as_float32(value: Any) -> np.ndarray:
-    """Return real numbers as an array of float32; raise a ValueError for one that float32 does not reach."""
+    """Return real numbers as an array of float32; raise a ValueError for one beyond its range."""
     array = as_array(value)
     if array.dtype.kind != "f" or array.dtype.itemsize <= 4:
         return array.astype(np.float32, copy=False)
@@ -122,7 +123,7 @@ def as_float32(value: Any) -> np.ndarray:
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a single value is unknown: None, NaN, infinite, masked, or what pandas and NumPy have for that."""
+    """Return whether a single value is unknown: None, NaN, infinite, masked, or NA and NaT of pandas and NumPy."""
     if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
         return True
     if isinstance(value, np.datetime64 | np.timedelta64):
@@ -131,7 +132,7 @@ def is_missing(value: Any) -> bool:
 
 
 def is_picture(value: Any) -> bool:
-    """Return whether a value is a picture of Pillow, without importing it."""
+    """Return whether a value is a picture of Pillow, without importing Pillow."""
     return hasattr(value, "__array_interface__") and hasattr(value, "getbands") and hasattr(value, "convert")
 
 
@@ -143,7 +144,7 @@ def check_index(index: Tensor, count: int, what: str, of: str) -> None:
 
 
 def check_keys(raw: Mapping[str, Any], needed: Sequence[str], allowed: Sequence[str] = ()) -> None:
-    """Raise a ValueError for a dictionary that lacks an array, or has one that nothing reads."""
+    """Raise a ValueError for a dictionary that lacks a needed array, or has an unknown one."""
     known = [*needed, *allowed]
     for name in raw:
         if name not in known:
@@ -157,14 +158,14 @@ def as_mask(mask: Tensor) -> Bool[Tensor, "*b"]:
     if mask.dtype == torch.bool:
         return mask
     if mask.is_floating_point():
-        raise ValueError(f"a mask of type {mask.dtype}, expected booleans, True where something is, or 0 and 1")
+        raise ValueError(f"a mask of type {mask.dtype}, expected booleans, True where valid, or 0 and 1")
     low_or_high = (mask == 0) | (mask == 1)
     require(low_or_high.all(), lambda: f"a mask holds {int(mask[~low_or_high][0])}, expected booleans, or 0 and 1")
     return mask.bool()
 
 
 def _with_mask(parts: dict[str, Any]) -> dict[str, Any]:
-    """Return a dictionary with its mask as booleans; raise a ValueError if it is of other elements than the rest."""
+    """Return a dictionary with its mask as booleans; raise a ValueError if the mask does not fit the other arrays."""
     if empty := [name for name, x in parts.items() if not x.ndim or not x.shape[0]]:
         shape = tuple(parts[empty[0]].shape)
         raise ValueError(f"{empty[0]} of shape {shape}: a batch of at least one sample is needed")
@@ -180,7 +181,7 @@ def _with_mask(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_picture(picture: Any) -> np.ndarray:
-    """Return [H, W, 1] of shades of grey, [H, W, 3] of colours."""
+    """Return the pixels of a picture of Pillow: [H, W, 1] shades of grey or [H, W, 3] colours."""
     if picture.mode not in ("L", "RGB"):
         raise ValueError(f"a picture of mode {picture.mode}: convert it to RGB or L first")
     pixels = np.asarray(picture)
@@ -188,7 +189,7 @@ def _of_picture(picture: Any) -> np.ndarray:
 
 
 def _of_objects(array: np.ndarray) -> np.ndarray:
-    """Return objects that are real numbers or None (NaN) as float64."""
+    """Return an array of objects, real numbers or None (NaN), as float64."""
     known = np.array([not is_missing(value) for value in array.flat], bool).reshape(array.shape)
     for value in array[known]:
         imaginary = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)

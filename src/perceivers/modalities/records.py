@@ -1,7 +1,7 @@
 """Sets of typed records: units of a game, rows of a table.
 
-A raw batch is {field: [B, M], ..., "mask": [B, M]}: numbers in the data's units (NaN: unknown) or class numbers (-1:
-unknown) of each field, and True where there is a record.
+A raw batch is {field: [B, M], ..., "mask": [B, M]}, B samples of up to M records. A field holds numbers in the data's
+units (NaN: unknown) or class numbers (-1: unknown). The mask is True where there is a record.
 """
 
 import dataclasses
@@ -43,34 +43,34 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 LINES = 12
-"""Of a picture of records."""
+"""Most lines in a plot of records."""
 
 
 @dataclass(frozen=True)
 class Records(Modality):
     """A set of records: a list of dictionaries, a dictionary of columns, or one of single values (a set of one).
 
-    A value that is None, NaN or not there is unknown.
+    A value that is None, NaN or absent is unknown.
     """
 
     fields: dict[str, Field]
-    """Each field's type, by name."""
+    """Type of each field, by name."""
     tokens: Literal["record", "field"] = "record"
-    """As an input: a token for each record, or for each field of each record (fields do not tell whose they are)."""
+    """As an input: a token for each record, or for each field of each record (without a link to the record)."""
     channels: int = 64
     """As an input, under "field": width of a token."""
     max_records: int | None = None
     """Most records that a set can have; None: as an input, and as an output with `of`, any number, otherwise one."""
     of: str | None = None
-    """As an output: the records input whose tokens ask, each for its own record; None: trained queries, in order."""
+    """As an output: the records input whose tokens are the queries, one for each record; None: trained queries."""
     query_channels: int = 256
     """As an output without `of`: width of the trained queries."""
     field_mask_prob: dict[str, float] = dataclasses.field(default_factory=dict)
-    """As an input, in training: probability that a value of a field is hidden, as if unknown."""
+    """As an input, in training: probability that a value of a field is masked, which makes it unknown."""
     field_mask_at_eval: bool = False
-    """As an input: hide values in evaluation too (never in prediction)."""
+    """As an input: mask values in evaluation too (never in prediction)."""
     hidden_only: bool = False
-    """As an output with `of`: only values that are unknown to the input count."""
+    """As an output with `of`: only values that are unknown in the input count in the loss and the metrics."""
     kind: Literal["records"] = "records"
     """Name in files."""
 
@@ -79,18 +79,18 @@ class Records(Modality):
         if not self.fields:
             raise ValueError("records need at least one field, e.g. fields={'health': NumberField()}")
         if "mask" in self.fields:
-            raise ValueError("a field cannot be called 'mask', which says where records are: give it another name")
+            raise ValueError("a field cannot be called 'mask', the name of the records' mask: give it another name")
         check_names("field in field_mask_prob:", list(self.field_mask_prob), self.fields)
         if self.hidden_only and self.of is None:
-            raise ValueError("hidden_only needs `of`, the input that hides values")
+            raise ValueError("hidden_only needs `of`, the input whose values are masked")
 
     def read(self, cell: Any, files: Files) -> dict[str, list[Any]]:
-        """A list of objects or an object of lists; under the key "*" the whole row is a set of one."""
+        """Parse a list of objects, an object of lists, or (under the key "*") a whole row as a set of one record."""
         columns = self._columns(plain(cell))
         return {name: [self._read(name, one) for one in columns[name]] for name in self.fields}
 
     def fit(self, values: Iterable[Any]) -> "Records":
-        """Each field's statistics or classes; ValueError for a field whose values are all unknown."""
+        """Fit the statistics or classes of each field; ValueError for a field whose values are all unknown."""
         sets = [self._columns(value) for value in values]
         if not sets:
             return self
@@ -98,7 +98,7 @@ class Records(Modality):
         return replace(self, fields=fitted)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
-        """A column [M] for each field: float32 or class numbers."""
+        """Return a column [M] for each field: float32 or class numbers."""
         columns = self._columns(value)
         prepared = {
             name: named(f"field {name!r}", field.preprocess, columns[name]) for name, field in self.fields.items()
@@ -106,52 +106,58 @@ class Records(Modality):
         count = _count(prepared)
         if self.max_records is not None and count > self.max_records:
             raise ValueError(f"{count} records are more than max_records = {self.max_records}: raise it, or give fewer")
+        # Mask values.
         for name, probability in self.field_mask_prob.items() if training or self.field_mask_at_eval else ():
             prepared[name] = self._without(name, prepared[name], rng.random(count) < probability)
         return prepared
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """All records; with `of`, one for each of the input's (None without the input)."""
+        """Return all records; with `of`, one for each record of the input (None without the input)."""
         target = replace(self, field_mask_prob={}).preprocess(value, rng, training=False)
+        # Trained queries: at most as many records as there are queries.
         if self.of is None:
             if _count(target) > self._num_queries:
-                raise ValueError(f"{_count(target)} records where {self._num_queries} can be asked: set max_records")
+                raise ValueError(f"{_count(target)} records, but {self._num_queries} queries: raise max_records")
             return target
+        # The input's tokens as queries: the input must have the same records.
         source = prepared.get(self.of)
         if source is not None and _count(source) != _count(target):
-            raise ValueError(f"{_count(target)} records, but {_count(source)} of input {self.of!r} ask for one each")
+            raise ValueError(f"{_count(target)} records, but {_count(source)} in input {self.of!r}, their queries")
         if source is None or not self.hidden_only:
             return None if source is None else target
-        shown = {name: field.known(torch.from_numpy(source[name])).numpy() for name, field in self.fields.items()}
-        return {name: self._without(name, target[name], shown[name]) for name in self.fields}
+        # Values that the input knows do not count: they become unknown.
+        known = {name: field.known(torch.from_numpy(source[name])).numpy() for name, field in self.fields.items()}
+        return {name: self._without(name, target[name], known[name]) for name in self.fields}
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Padded to the largest set."""
+        """Return a batch, padded to the largest set."""
         batch = {}
         for name in self.fields:
             batch[name], mask = pad_sequences([None if value is None else value[name] for value in values])
         return {**batch, "mask": mask}
 
     def to_row(self, sample: Raw) -> dict[str, Any]:
-        """A list of records; the fields of a set of one stand beside."""
+        """Return a list of records; for a set of one, its fields as columns."""
         count = _count(sample)
         records = [{name: field.cell(sample[name][i]) for name, field in self.fields.items()} for i in range(count)]
         return records[0] if self.of is None and self._num_queries == 1 else {"": records}
 
     def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
-        """Of each field, of each record: change of the number, or of the log-probability of the predicted class."""
+        """Return the change of each number, or of the log-probability of each predicted class, by field."""
         changes = {name: rounded(field.attribution(whole[name], without[name])) for name, field in self.fields.items()}
         single = self.of is None and self._num_queries == 1
         return {name: change[0] for name, change in changes.items()} if single else changes
 
     def ablations(self, raw: Raw) -> Mapping[str, Ablation | list[Ablation]]:
-        """Of a set of one each field, as if unknown; else each record, under "each"."""
+        """Return the batch with each field unknown for a set of one; else without each record, under "each"."""
         columns = {name: raw[name] for name in self.fields}
         first = next(iter(columns.values()))
         mask = raw["mask"] if "mask" in raw else torch.ones_like(first, dtype=torch.bool)
+        # Without each record: its mask is False.
         if self.max_records != 1 and self.key != WHOLE_ROW:
             others = ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
             return {"each": [Ablation({**raw, "mask": mask & rest}, mask[:, i]) for i, rest in enumerate(others)]}
+        # Without each field: its values are unknown.
         unknown = {name: torch.from_numpy(field.preprocess([None])) for name, field in self.fields.items()}
         there = {name: (self.fields[name].known(columns[name]) & mask).any(dim=1) for name in columns}
         return {
@@ -159,17 +165,17 @@ class Records(Modality):
         }
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """Records of which nothing is known, `max_records` or NOMINAL."""
+        """Return `max_records` or NOMINAL records whose fields are all unknown."""
         size = (batch_size, self.max_records or NOMINAL)
         unknown = {name: torch.from_numpy(field.preprocess([None])) for name, field in self.fields.items()}
         return {name: value.to(device).repeat(size) for name, value in unknown.items()}
 
     def build_input(self) -> InputAdapter:
-        """A token for each record, or for each field of each."""
+        """Build the adapter that gives a token for each record, or for each field of each record."""
         return RecordsInput(self) if self.tokens == "record" else FieldsInput(self)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """The input's tokens, or a trained query for each record."""
+        """Build the queries: the input's tokens, or a trained query for each record."""
         if self.of is None:
             return LearnedQuery(self._num_queries, self.query_channels)
         source = input_of(inputs, self.of)
@@ -178,7 +184,7 @@ class Records(Modality):
         return InputQuery(self.of, source.channels)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "RecordsOutput":
-        """A row to the fields of a record."""
+        """Build the adapter from decoded queries to the fields of records."""
         return RecordsOutput(self, channels)
 
     @property
@@ -187,23 +193,26 @@ class Records(Modality):
         return (*self.fields, "mask")
 
     def points(self, target: Raw) -> Points | None:
-        """As many records as the largest target has; with `of`, everywhere: the queries follow the input."""
+        """Return the first queries, as many as the largest target has records; with `of` None: all queries."""
         mask = target["mask"]
         return Indices(torch.arange(mask.shape[1], device=mask.device)) if self.of is None else None
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean over the fields of their means over known values: cross entropy, squared difference in units of std."""
+        """Return the mean over the fields of each field's mean loss over its known values.
+
+        The loss of a category is its cross entropy, that of a number the squared difference in units of `std`.
+        """
         losses = []
         for name, field in self.fields.items():
-            written = _beside(prediction[name], target)
-            if target[name].shape != written.shape[:2]:
-                raise ValueError(f"{name} of shape {tuple(target[name].shape)}, expected {tuple(written.shape[:2])}")
-            loss = field.loss(written, target[name])
+            predicted = _at_target(prediction[name], target)
+            if target[name].shape != predicted.shape[:2]:
+                raise ValueError(f"{name} of shape {tuple(target[name].shape)}, expected {tuple(predicted.shape[:2])}")
+            loss = field.loss(predicted, target[name])
             losses.append(mean_where(loss, self._known(name, target)))
         return torch.stack(losses).mean()
 
     def metrics(self) -> "dict[str, Metric]":
-        """Fraction of right classes in all categories together; without any, root mean square error in units of std."""
+        """Return the accuracy over all categories together; without categories the RMSE, in units of `std`."""
         from torchmetrics import MeanSquaredError
         from torchmetrics.classification import MulticlassAccuracy
 
@@ -213,24 +222,24 @@ class Records(Modality):
         return {"accuracy": MulticlassAccuracy(num_classes=max(most, 2), average="micro")}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Known values of all categories, else of all numbers in units of std, flat."""
-        pairs = [self._compared(name, prediction, target) for name in self._categories or self.fields]
+        """Return the known values of all categories, else of all numbers in units of `std`, flat."""
+        pairs = [self._metric_inputs_of(name, prediction, target) for name in self._categories or self.fields]
         return torch.cat([predicted for predicted, _ in pairs]), torch.cat([true for _, true in pairs])
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """A table, records downwards; of one record alone, fields downwards. What does not fit is counted."""
+        """Draw a table with a row for each record, or for each field of a single record; at most LINES rows."""
         exists = sample["mask"].tolist() if "mask" in sample else [True] * _count(sample)
-        table = [
+        columns = [
             [name, *(field.show(value) for value, there in zip(sample[name], exists, strict=True) if there)]
             for name, field in self.fields.items()
         ]
-        rows = table if sum(exists) == 1 else list(zip(*table, strict=True))
+        rows = columns if sum(exists) == 1 else list(zip(*columns, strict=True))
         widths = [max(map(len, column)) for column in zip(*rows[:LINES], strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)) for row in rows[:LINES]]
         show_text(axes, "\n".join([*lines, f"and {len(rows) - LINES} more"] if len(rows) > LINES else lines))
 
     def for_plot(self, prediction: Raw, target: Raw) -> Raw:
-        """Records that the target has."""
+        """Return the predicted records that the target has, with its mask."""
         count = len(target["mask"])
         return {**{name: values[:count] for name, values in prediction.items()}, "mask": target["mask"]}
 
@@ -243,6 +252,7 @@ class Records(Modality):
         return [name for name, field in self.fields.items() if isinstance(field, CategoryField)]
 
     def _columns(self, value: Any) -> dict[str, Column]:
+        """Return the values of each field, from any of the forms that a set of records may have."""
         if isinstance(value, Mapping):
             lengths = {name: len(value[name]) for name in self.fields if name in value and np.ndim(value[name]) == 1}
             if lengths:
@@ -259,9 +269,9 @@ class Records(Modality):
     def _checked_columns(self, value: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Column]:
         single = [name for name in self.fields if name not in lengths and value.get(name) is not None]
         if single or len(set(lengths.values())) > 1:
-            found = [f"{name} has {length}" for name, length in lengths.items()]
-            found += [f"{name} is a single value" for name in single]
-            raise ValueError(f"columns must be equally long: {', '.join(found)}")
+            sizes = [f"{name} has {length}" for name, length in lengths.items()]
+            sizes += [f"{name} is a single value" for name in single]
+            raise ValueError(f"columns must be equally long: {', '.join(sizes)}")
         count = next(iter(lengths.values()))
         return {name: value[name] if name in lengths else [None] * count for name in self.fields}
 
@@ -269,6 +279,7 @@ class Records(Modality):
         return None if is_missing(cell) else named(f"field {name!r}", self.fields[name].read, cell)
 
     def _without(self, name: str, column: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """Return the column of a field with the unknown value where `where` is True."""
         return np.where(where, self.fields[name].preprocess([None]), column)
 
     def _fitted(self, name: str, columns: Sequence[Column]) -> Field:
@@ -281,24 +292,24 @@ class Records(Modality):
     def _known(self, name: str, target: Raw) -> Bool[Tensor, "b m"]:
         return self.fields[name].known(target[name]) & target["mask"]
 
-    def _compared(self, name: str, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
+    def _metric_inputs_of(self, name: str, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         field, known = self.fields[name], self._known(name, target)
-        predicted, true = _beside(prediction[name], target)[known], target[name][known]
+        predicted, true = _at_target(prediction[name], target)[known], target[name][known]
         if isinstance(field, CategoryField):
             return predicted.argmax(dim=-1), true
         return field.normalise(predicted), field.normalise(true)
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Records, list[Any]]":
-        """Ragged, as dictionaries and as columns, with unknown values; one set is missing."""
-        kinds = CategoryField(classes=("probe", "stalker", "zealot"), channels=5)
+        """Return ragged sets, as dictionaries and as columns, with unknown values; one set is missing."""
+        types = CategoryField(classes=("probe", "stalker", "zealot"), channels=5)
         units = [{"type": "probe", "health": 20.0}, {"type": "zealot"}, {"type": None, "health": 45.0}]
         columns = {"type": ["stalker", "probe"], "health": [80.0, float("nan")]}
-        return cls({"type": kinds, "health": NumberField()}, max_records=3, query_channels=7), [units, columns, None]
+        return cls({"type": types, "health": NumberField()}, max_records=3, query_channels=7), [units, columns, None]
 
 
 class RecordsInput(InputAdapter):
-    """A token for each record: its fields' features side by side."""
+    """Adapter with a token for each record: the features of its fields, concatenated."""
 
     is_set = True
 
@@ -308,12 +319,12 @@ class RecordsInput(InputAdapter):
         self.channels = sum(self.encodings.widths)
 
     def forward(self, raw: Raw) -> Segment:
-        """Tokens in the order of the records, which tells the model nothing."""
+        """Return the tokens in the order of the records, which the model does not see."""
         return Segment(torch.cat(self.encodings(raw), dim=-1), mask=raw.get("mask"))
 
 
 class FieldsInput(InputAdapter):
-    """A token for each field of each record: its features through a linear map, plus a vector that says which field."""
+    """Adapter with a token for each field of each record: a linear map of its features plus the field's embedding."""
 
     is_set = True
 
@@ -325,7 +336,7 @@ class FieldsInput(InputAdapter):
         self.names = trained_vector(len(spec.fields), spec.channels)
 
     def forward(self, raw: Raw) -> Segment:
-        """Tokens record by record, in each the fields in their order."""
+        """Return the tokens record by record, within a record in the order of the fields."""
         features = zip(self.maps, self.encodings(raw), strict=True)
         tokens = torch.stack([linear(x.to(self.names.dtype)) for linear, x in features], dim=2) + self.names
         mask = raw.get("mask")
@@ -334,18 +345,18 @@ class FieldsInput(InputAdapter):
 
 
 class FieldEncodings(nn.Module):
-    """All fields: raw columns by name to the features of each."""
+    """Encodings of all fields: raw columns by name to the features of each."""
 
     def __init__(self, spec: Records) -> None:
         super().__init__()
         self.names = list(spec.fields)
-        # A list: names may hold dots or be those of methods, which modules by name cannot.
+        # A list, no ModuleDict: a field's name may hold dots or be the name of a method.
         encodings = [field.build_encoding() for field in spec.fields.values()]
         self.fields = nn.ModuleList(encodings)
         self.widths = [encoding.channels for encoding in encodings]
 
     def forward(self, raw: Raw) -> list[Float[Tensor, "b m _"]]:
-        """In the order of the fields; ValueError if one is not there."""
+        """Return the features in the order of the fields; ValueError if a field is absent."""
         if not isinstance(raw, Mapping):
             raise ValueError(f"{shown(raw)}, expected a dictionary of {', '.join(self.names)} and mask, each [B, M]")
         check_keys(raw, self.names, ["mask"])
@@ -360,7 +371,7 @@ class FieldEncodings(nn.Module):
 
 
 class RecordsOutput(OutputAdapter):
-    """A row to the fields of a record: numbers in the data's units, logits of classes."""
+    """Adapter from decoded queries to the fields of records: numbers in the data's units, logits of classes."""
 
     def __init__(self, spec: Records, channels: int) -> None:
         super().__init__()
@@ -368,9 +379,9 @@ class RecordsOutput(OutputAdapter):
         self.widths = [field.num_outputs for field in spec.fields.values()]
         self.head = plain_linear(channels, sum(self.widths))
 
-    def forward(self, rows: Float[Tensor, "b o e"], queries: Segment) -> dict[str, Tensor]:
-        """[B, O] or [B, O, classes] by field."""
-        parts = zip(self.spec.fields.items(), rows.split(self.widths, dim=-1), strict=True)
+    def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> dict[str, Tensor]:
+        """Return [B, O] or [B, O, classes] by field."""
+        parts = zip(self.spec.fields.items(), x.split(self.widths, dim=-1), strict=True)
         return {name: field.arrange(part) for (name, field), part in parts}
 
 
@@ -378,6 +389,6 @@ def _count(columns: Mapping[str, Any]) -> int:
     return len(next(iter(columns.values())))
 
 
-def _beside(prediction: Float[Tensor, "b o ..."], target: Mapping[str, Tensor]) -> Float[Tensor, "b m ..."]:
-    # The largest input set of a batch may be one without a target.
+def _at_target(prediction: Float[Tensor, "b o ..."], target: Mapping[str, Tensor]) -> Float[Tensor, "b m ..."]:
+    # The largest input of a batch may belong to a sample without a target: then there are more queries than records.
     return prediction[:, : target["mask"].shape[1]]

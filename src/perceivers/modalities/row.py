@@ -1,4 +1,4 @@
-"""What every output of one row has in common: how it is asked, and its head."""
+"""The base of outputs that are decoded from one query: the query and the head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ from perceivers.modalities.queries import InputQuery, LearnedQuery
 
 @dataclass(frozen=True, kw_only=True)
 class RowModality(Modality):
-    """As an output, one row of the decoder that tells something of the whole sample."""
+    """A property of the whole sample; as an output it is decoded from one query."""
 
     query_channels: int = 256
-    """As an output: width of its trained query."""
+    """As an output: width of the trained query."""
     of: str | None = None
-    """As an output: the input that it asks with one token of, as BERT does with CLS; None: with a trained query."""
+    """As an output: the input one of whose tokens is the query, as BERT's CLS; None: a trained query."""
     token: int = 0
-    """As an output with `of`: which token of that input."""
+    """As an output with `of`: number of the token."""
     hidden_channels: int | None = None
-    """As an output: width of a layer with tanh before the last (GLUE: paper F.4); None: the last layer is the only."""
+    """As an output: width of a layer with tanh before the last (GLUE: paper F.4); None: the last layer only."""
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """One trained query, or a token."""
+        """Build the query: a trained vector, or a token of an input."""
         if self.of is None:
             return LearnedQuery(1, self.query_channels)
         return InputQuery(self.of, input_of(inputs, self.of).channels, self.token)
 
     def build_head(self, channels: int, width: int) -> nn.Module:
-        """From a row to its numbers."""
+        """Build the head: `channels` decoded numbers to `width`."""
         if self.hidden_channels is None:
             return plain_linear(channels, width)
         first, last = plain_linear(channels, self.hidden_channels), plain_linear(self.hidden_channels, width)
@@ -43,19 +43,19 @@ class RowModality(Modality):
 
 
 class RowOutput(OutputAdapter):
-    """The one row of an output that has one query."""
+    """Adapter of an output with one query: the head's numbers, in the data's units if they have a mean or std."""
 
     def __init__(self, head: nn.Module, mean: Unit = None, std: Unit = None) -> None:
         super().__init__()
         self.head = head
         self.mean, self.std = mean, std
 
-    def forward(self, rows: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
-        """[B, e]."""
-        return denormalised(rows[:, 0], self.mean, self.std) if self.mean or self.std else rows[:, 0]
+    def forward(self, x: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
+        """Return [B, e]."""
+        return denormalised(x[:, 0], self.mean, self.std) if self.mean or self.std else x[:, 0]
 
 
 def stack_known(values: Sequence[np.ndarray | None]) -> Tensor:
-    """[B, n]; NaN for None."""
+    """Stack arrays of one shape; NaN for None."""
     known = next(value for value in values if value is not None)
     return torch.from_numpy(np.stack([np.full_like(known, np.nan) if value is None else value for value in values]))

@@ -1,4 +1,4 @@
-"""Single values: the same value, whichever library it comes from, and the class that it names."""
+"""Single values of any library as Python's own, and the classes that they name."""
 
 from enum import Enum
 from typing import Any
@@ -17,7 +17,7 @@ IGNORED = -100
 """Number that PyTorch's losses ignore: an unknown class too."""
 
 ROUNDING = 1e-3
-"""Tolerance by which a probability may lie outside of 0 to 1, as mixed ones do."""
+"""Tolerance by which a probability may lie outside of 0 to 1: mixed labels are rounded."""
 
 
 def scalar(value: Any) -> Any:
@@ -37,9 +37,9 @@ def scalar(value: Any) -> Any:
 
 
 def class_value(value: Any) -> bool | int | str | None:
-    """Return what a value says of a class: a whole number, a name or a truth value; None where it is unknown.
+    """Return a class as a whole number, a name or a truth value; None where it is unknown.
 
-    ValueError for what is no single value.
+    ValueError for a value that is not single, as a list.
     """
     if is_missing(value := scalar(value)):
         return None
@@ -55,9 +55,9 @@ def class_value(value: Any) -> bool | int | str | None:
 
 
 def class_numbers(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return class numbers with 0 in place of unknown ones, and True where they are known.
+    """Return class numbers with 0 in place of unknown ones, and a mask that is True where they are known.
 
-    Unknown are -1 and -100; ValueError for any other number that is not one of `count` classes.
+    -1 and -100 are unknown; ValueError for any other number that is not one of `count` classes.
     """
     if numbers.is_floating_point() or numbers.is_complex():
         raise ValueError(f"class numbers of type {numbers.dtype}, expected whole numbers")
@@ -73,9 +73,9 @@ def class_numbers(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def class_chances(chances: Tensor, count: int, what: str) -> tuple[Tensor, Tensor]:
-    """Return probabilities of `count` classes with 0 in place of unknown ones, and True where they are known.
+    """Return probabilities of `count` classes with 0 in place of unknown ones, and a mask that is True where known.
 
-    Unknown is NaN; ValueError for a number that is no probability.
+    NaN is unknown; ValueError for a number that is not a probability.
     """
     if chances.shape[-1] != count or chances.is_complex():
         raise ValueError(f"{what} of shape {tuple(chances.shape)}, expected {count} at the end, one for each class")

@@ -1,4 +1,4 @@
-"""Metrics that are NaN where they have no value: too few samples, or samples that are all alike."""
+"""Metrics that are NaN where they are undefined: for too few samples, or samples that are all alike."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def correlation(kind: Literal["r2", "pearson"]) -> "Metric":
-    """Return R2 or Pearson's correlation, NaN where the truth (of Pearson's also what is predicted) does not vary."""
+    """Return R2 or Pearson's correlation, NaN if the targets (for Pearson's also the predictions) do not vary."""
     import torchmetrics
 
     base: type = {"r2": torchmetrics.R2Score, "pearson": torchmetrics.PearsonCorrCoef}[kind]
@@ -39,9 +39,9 @@ def correlation(kind: Literal["r2", "pearson"]) -> "Metric":
 
 
 def mean_average_precision() -> "Metric":
-    """Return the mean of the average precision of all classes that some samples have and others have not.
+    """Return the mean of the average precision over classes that some samples have and others lack.
 
-    Of a class that none has, or all have, any ranking is as good as another.
+    It is undefined for the other classes: any ranking is as good as another.
     """
     from torchmetrics import Metric
     from torchmetrics.functional.classification import binary_average_precision
@@ -60,7 +60,7 @@ def mean_average_precision() -> "Metric":
         def compute(self) -> Tensor:
             chances, truth = dim_zero_cat(self.chances), dim_zero_cat(self.truth)
             ranked = ((truth > 0).any(0) & (truth == 0).any(0)).nonzero().flatten().tolist()
-            found = [binary_average_precision(chances[:, number], truth[:, number]) for number in ranked]
-            return torch.stack(found).mean() if found else torch.tensor(torch.nan)
+            precisions = [binary_average_precision(chances[:, number], truth[:, number]) for number in ranked]
+            return torch.stack(precisions).mean() if precisions else torch.tensor(torch.nan)
 
     return MeanAveragePrecision()

@@ -1,4 +1,4 @@
-"""Values over time: series and sound."""
+"""Values over time: series and audio."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Series(Grid):
-    """Channels over time [n, C], of any length; a step of time is the same in short and long ones."""
+    """Channels over time [n, C], of any length; the distance between positions does not depend on the length."""
 
     axes: ClassVar[int] = 1
     stretched: ClassVar[bool] = False
     size: int | tuple[int, ...] = 256
-    """Length it is trained at; inputs may have any other."""
+    """Length in training; inputs may have any other."""
     kind: Literal["series"] = "series"
     """Name in files."""
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """A line for each channel."""
+        """Draw a line for each channel."""
         axes.plot(values_of(sample), linewidth=0.8)
 
     def attention_picture(self, axes: "Axes", sample: Raw, weights: Float[Tensor, " m"]) -> None:
-        """Attention behind the lines."""
+        """Draw the attention behind the lines."""
         values, heat = values_of(sample), self.heat(sample, weights)
         axes.set(xlim=(0, len(values)), ylim=(np.nanmin(values), np.nanmax(values)))
         show_heat(axes, heat[None])
@@ -43,32 +43,32 @@ class Series(Grid):
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Series, list[Any]]":
-        """Ragged, two channels; one is missing."""
+        """Return ragged series of two channels; one is missing."""
         values = [rng.normal(size=(7, 2)), rng.normal(size=(11, 2)), None]
         return cls(size=11, channels=2, positions=Fourier(num_bands=3)), values
 
 
 @dataclass(frozen=True)
 class Audio(Series):
-    """Samples over time [n, C], several to a token."""
+    """Audio samples over time [n, C], several to a token."""
 
     size: int | tuple[int, ...] = 4096
-    """Samples it is trained at; inputs may have any other number, a multiple of `patch`."""
+    """Number of samples in training; inputs may have any other multiple of `patch`."""
     patch: int | tuple[int, ...] = 16
-    """Samples that make one token."""
+    """Number of samples that make one token."""
     rate: int | None = None
-    """Samples a second that sound files are brought to; None: they stay as they are."""
+    """Sampling rate in Hz to which audio files are resampled; None: they are not."""
     kind: Literal["audio"] = "audio"  # type: ignore[assignment]
     """Name in files."""
 
     @staticmethod
     def file_length(path: Path) -> tuple[int, int]:
-        """Number of samples of a sound's file, and how many a second has."""
+        """Return the number of samples of an audio file, and its sampling rate in Hz."""
         samples, rate = read_audio(path)
         return len(samples), rate
 
     def read_file(self, path: Path) -> np.ndarray:
-        """The first `size` samples of a sound, or all with silence behind them to whole tokens; one channel: mixed."""
+        """Load the first `size` samples of an audio file, padded with zeros to whole tokens; mixed if C = 1."""
         samples, rate = read_audio(path)
         samples = to_mono(samples) if self.channels == 1 else samples
         samples = samples if self.rate is None else to_rate(samples, rate, self.rate)
@@ -77,5 +77,5 @@ class Audio(Series):
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Audio, list[Any]]":
-        """Ragged, in patches of five."""
+        """Return ragged audio in patches of five; one is missing."""
         return cls(size=35, patch=5, positions=Fourier(num_bands=3)), [rng.normal(size=35), rng.normal(size=20), None]

@@ -1,4 +1,4 @@
-"""Sound as a picture: the log-mel spectrogram of its samples."""
+"""The log-mel spectrogram of audio, which is read like an image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spectrogram(Grid):
-    """Log-mel power [steps, bands, 1] of one channel of sound; a record holds the samples, [n] or [n, 1]."""
+    """Log-mel power [steps, bands, 1] of one channel of audio; a record holds the samples, [n] or [n, 1]."""
 
     axes: ClassVar[int] = 2
     size: int | tuple[int, ...] = (64, 40)
-    """Steps of time it is trained at, and bands."""
+    """Number of time steps in training, and of bands."""
     rate: int = 16_000
-    """Samples a second; sound files are brought to it."""
+    """Sampling rate in Hz; audio files are resampled to it."""
     hop: int = 160
-    """Samples from one step to the next."""
+    """Number of samples from one step to the next."""
     window: int = 400
-    """Samples that a step looks at."""
+    """Number of samples in the window of a step."""
     kind: Literal["spectrogram"] = "spectrogram"
     """Name in files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels != 1:
-            raise ValueError(f"channels = {self.channels}: a spectrogram is of one channel of sound")
+            raise ValueError(f"channels = {self.channels}: a spectrogram has one channel of sound")
 
     def read_file(self, path: Path) -> np.ndarray:
-        """The first samples of a sound, enough for `size`, with silence behind them if need be."""
+        """Load the first samples of an audio file, as many as `size` needs, padded with zeros."""
         samples, rate = read_audio(path)
         samples = to_rate(to_mono(samples), rate, self.rate)
         wanted = as_sizes(self.size, 2, "size")[0] * self.hop
         return np.pad(samples[:wanted], ((0, max(wanted - len(samples), 0)), (0, 0)))
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """Time to the right, high above low."""
+        """Draw the spectrogram, time to the right and frequency upwards."""
         values = sample["values"] if isinstance(sample, dict) else sample
         axes.imshow(values[..., 0].detach().cpu().T, origin="lower", aspect="auto", cmap="magma")
         axes.set_axis_off()
@@ -57,11 +57,11 @@ class Spectrogram(Grid):
         if samples.ndim == 2 and samples.shape[1] == 1:
             samples = samples[:, 0]
         if samples.ndim != 1:
-            raise ValueError(f"shape {samples.shape} is no sound of one channel: [n] or [n, 1]")
+            raise ValueError(f"samples of shape {samples.shape}, expected one channel of sound: [n] or [n, 1]")
         return log_mel(samples, self.rate, as_sizes(self.size, 2, "size")[1], self.hop, self.window)[..., None]
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Spectrogram, list[Any]]":
-        """Five steps of seven bands; the second is missing."""
+        """Return five steps of seven bands; the second sample is missing."""
         spec = cls(size=(5, 7), hop=53, window=101, rate=1009, positions=Fourier(num_bands=3))
         return spec, [rng.normal(size=5 * 53), None]

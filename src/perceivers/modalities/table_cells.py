@@ -1,4 +1,4 @@
-"""A table's cells: text of a CSV, values of Parquet and JSON, paths of files beside the table."""
+"""Cells of a table: text of a CSV, values of Parquet and JSON, paths of files next to the table."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,27 +14,27 @@ from perceivers.files.messages import one_line
 from perceivers.media.numpy_files import read_npy
 
 WHOLE_ROW = "*"
-"""The key that stands for all cells of a row together."""
+"""Key that stands for all cells of a row together."""
 
 MOST_VALUES = 10**7
-"""Numbers, texts and lists that a cell, or a row of JSON, may hold."""
+"""Most numbers, texts and lists in a cell, or a row of JSON."""
 
 
 LONGEST_SUFFIX = 16
-"""Characters of the end of a file's name that tells its kind."""
+"""Most characters of a file's suffix."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the files lie that cells name."""
+    """The files that cells name."""
 
     folder: Path
-    """Paths are relative to it."""
+    """Folder that paths are relative to."""
     outside: bool = False
-    """Whether files outside of it are read too."""
+    """Allow files outside of the folder."""
 
     def path(self, text: Any) -> Path:
-        """The path of a cell; ValueError if it leads out of the folder (and that is not allowed)."""
+        """Return the path that a cell names; ValueError if it leads out of the folder and that is not allowed."""
         if not isinstance(text, str):
             raise ValueError(f"a path must be text, not {_shown(text)}")
         path = self.folder / text
@@ -48,7 +48,10 @@ class Files:
 
     @contextmanager
     def file(self, cell: Any) -> Iterator[Path]:
-        """Within: the file of a cell, which is its path, or {"bytes": content, "path": name} as hubs keep files."""
+        """Open a context with the path of a cell's file. The cell is a path, or {"bytes": content, "path": name}.
+
+        Hubs keep files in the second form; a temporary file holds the content while the context is open.
+        """
         if not holds_file(cell):
             yield self.path(cell)
             return
@@ -59,39 +62,39 @@ class Files:
 
 
 def holds_file(cell: Any) -> bool:
-    """Whether a cell is the content of a file, beside its name."""
+    """Return whether a cell holds the content of a file."""
     return isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes)
 
 
 def suffix_of(name: Any) -> str:
-    """Return the suffix of a file's name; empty if it has none that a file can have."""
+    """Return the suffix of a file's name; empty if it has none, or one that is not usable."""
     suffix = PurePath(name).suffix if isinstance(name, str) else ""
     return suffix if suffix.isprintable() and suffix.isascii() and len(suffix) <= LONGEST_SUFFIX else ""
 
 
 class Row(Mapping[str, Any]):
-    """A table's row: its cells by column, as the file holds them; under WHOLE_ROW all of them."""
+    """A row of a table: its cells by column, as the file holds them; under WHOLE_ROW all of them."""
 
     def __init__(self, place: str, cells: Mapping[str, Any], files: Files, error: str = "") -> None:
         self.place, self.cells, self.files, self.error = place, cells, files, error
 
     def __getitem__(self, column: str) -> Any:
-        """A cell; ValueError if the row as a whole could not be read."""
+        """Return a cell; ValueError if the row could not be loaded."""
         if self.error:
             raise ValueError(self.error)
         return self.cells if column == WHOLE_ROW else self.cells[column]
 
     def __iter__(self) -> Iterator[str]:
-        """Names of the columns."""
+        """Iterate over the names of the columns."""
         return iter(self.cells)
 
     def __len__(self) -> int:
-        """Number of cells."""
+        """Return the number of cells."""
         return len(self.cells)
 
 
 def plain(cell: Any) -> Any:
-    """A cell's value: text that begins like a list or an object of JSON as what it says, all else as it is."""
+    """Return the value of a cell: text that begins like a JSON list or object is parsed, anything else stays."""
     if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "{")):
         return cell
     try:
@@ -101,7 +104,7 @@ def plain(cell: Any) -> Any:
 
 
 def number(cell: Any) -> float:
-    """A cell's number; NaN for None; ValueError if it is none that 32 bits hold."""
+    """Parse a number; NaN for None; ValueError if it is no number or does not fit float32."""
     try:
         value = float("nan") if cell is None else float(cell)
         with np.errstate(over="raise"):
@@ -114,7 +117,7 @@ def number(cell: Any) -> float:
 
 
 def numbers(cell: Any) -> np.ndarray:
-    """A cell's array of numbers, lists in lists for several axes; ValueError if it is none."""
+    """Parse an array of numbers, nested lists for several axes; ValueError for anything else."""
     value = plain(cell)
     try:
         with np.errstate(over="raise"):

@@ -1,7 +1,8 @@
 """Text, as UTF-8 bytes or through a tokenizer.
 
-A raw batch is {"ids": [B, M], "mask": [B, M], "masked": [B, M]}, True where there is a token and where a word was
-masked; as an input also plain ids [B, M]. Logits [B, M, vocabulary] come out.
+A raw batch is {"ids": [B, M], "mask": [B, M], "masked": [B, M]}, B texts of up to M tokens. `mask` is True where there
+is a token, `masked` where a word was masked. An input may also be ids [B, M] alone. A prediction is logits
+[B, M, vocabulary].
 """
 
 import math
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 CHARACTERS = 64
-"""Characters of a text that are looked at for each of its `length` tokens, unless it is cropped."""
+"""A text is cut after this many characters for each of its `length` tokens before it is tokenized, unless cropped."""
 
 MOST_CROPPED = 2**24
-"""Characters of a text that a random part is taken of."""
+"""Most characters of a text that can be cropped: the whole text is tokenized."""
 
 
 @dataclass(frozen=True)
@@ -51,34 +52,34 @@ class Text(Modality):
     """A text; a record holds a string."""
 
     length: int = 2048
-    """Most tokens that it can have; shorter texts stay short."""
+    """Largest number of tokens; shorter texts are not padded to it."""
     tokenizer: str = "bytes"
     """"bytes", or the path of a JSON file of the tokenizers library."""
     vocab_size: int | None = None
-    """How many ids there are; None: as many as the tokenizer has. Fitted if None."""
+    """Number of ids; None: that of the tokenizer. Fitted if None."""
     channels: int = 256
     """As an input: width of the embeddings and of the positions, which are added."""
     prefix: int = 0
-    """As an input: trained tokens before the text, as BERT's CLS, for outputs that ask with them."""
+    """As an input: number of trained tokens before the text, as BERT's CLS, which outputs can use as queries."""
     sines: bool = False
-    """Positions (as an output with `of`: queries) begin as sines of their places, otherwise at random (official)."""
+    """Positions (as an output with `of`: queries) are initialised as sinusoids, otherwise at random (official)."""
     overflow: Literal["error", "truncate", "crop"] = "error"
     """Treatment of a longer text: an error; its beginning; in training a random part, else its beginning.
 
-    A text of more than 64 characters a token counts as longer; one of more than 16 million is not cropped.
+    A text of more than 64 characters a token counts as longer; one of more than 16 million cannot be cropped.
     """
     mask_words: float = 0.0
     """As an input, in training: probability that a word (between white space) is masked, all its tokens at once."""
     of: str | None = None
-    """As an output: the text input that it restores, token by token; None: a text of its own, from its start."""
+    """As an output: the text input that it restores, token by token; None: a new text, decoded from its start."""
     query_channels: int = 256
-    """As an output: width of its trained queries, one for each of `length` places."""
+    """As an output: width of the trained queries, one for each of `length` positions."""
     tied: bool = True
     """As an output with `of`: logits from the input's embeddings and a trained bias; otherwise from a linear map."""
     unmasked_loss_weight: float = 0.0
-    """As an output with `of`: how much a token that was not masked counts in the loss, beside one that was."""
+    """As an output with `of`: weight in the loss of a token that was not masked; a masked token has weight 1."""
     mask_queries: bool = True
-    """As an output with `of`: places where the input has no token find nothing; otherwise they ask (transformers)."""
+    """As an output with `of`: mask the queries where the input has no token; False as in transformers."""
     kind: Literal["text"] = "text"
     """Name in files."""
 
@@ -93,21 +94,21 @@ class Text(Modality):
 
     @property
     def num_ids(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         return self.vocab_size or tokenizer_of(self.tokenizer).vocab_size
 
     def read(self, cell: Any, files: Files) -> str:
-        """The text, also where the table holds a number."""
+        """Return the text; a number as text."""
         return str(cell)
 
     def fit(self, values: Iterable[Any]) -> "Text":
-        """The tokenizer's number of ids, so that the model can be built without its file."""
+        """Store the tokenizer's number of ids, so that the model can be built without the tokenizer's file."""
         return replace(self, vocab_size=self.num_ids)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, Any]:
-        """Ids with words masked, where they were masked, and the token of the text that is the first of them.
+        """Return ids with words masked, the mask, the number of the first token kept and the number of characters.
 
-        Words are masked outside training too under `mask_at_eval`; always by MASK alone (paper F.3).
+        Words are masked outside training too under `mask_at_eval`. A masked token always becomes MASK (paper F.3).
         """
         value = self._within(value)
         ids, characters = self._tokens(value)
@@ -115,20 +116,22 @@ class Text(Modality):
         ids, masked = ids[part], np.zeros(len(ids[part]), bool)
         if self.mask_words and (training or self.mask_at_eval):
             words = word_numbers(value, characters[part])
-            # The last place is that of -1: white space is never masked.
+            # One draw for each word. White space has number -1, which indexes the appended False: it is never masked.
             masked = np.append(rng.random(words.max(initial=-1) + 1) < self.mask_words, False)[words]
             ids = np.where(masked, tokenizer_of(self.tokenizer).mask_id, ids)
         return {"ids": ids, "masked": masked, "start": part.start, "characters": len(value)}
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """True ids; with `of`, of the part that the input shows, and where it was masked (None without the input).
+        """Return the true ids; with `of`, those of the input's part of the text, and its mask (None without the input).
 
-        Without `of` a padding follows that is written too, so that the text has an end, if `length` leaves room for it.
+        Without `of` one padding token follows, if `length` leaves room: the model predicts it too, as the text's end.
         """
+        # A new text, with its end.
         if self.of is None:
             ids = replace(self, mask_words=0.0).preprocess(value, rng, training=False)["ids"]
             ids = np.append(ids, tokenizer_of(self.tokenizer).pad_id)[: self.length]
             return {"ids": ids, "masked": np.zeros(len(ids), bool), "start": 0}
+        # The input's text: the same number of characters and the same tokens, unmasked.
         source = prepared.get(self.of)
         if source is None:
             return None
@@ -142,31 +145,31 @@ class Text(Modality):
         return {**source, "ids": ids}
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Padded to the longest text."""
+        """Return a batch, padded to the longest text."""
         ids, mask = pad_sequences([None if value is None else value["ids"] for value in values])
         masked, _ = pad_sequences([None if value is None else value["masked"] for value in values])
         return {"ids": ids.masked_fill(~mask, tokenizer_of(self.tokenizer).pad_id), "mask": mask, "masked": masked}
 
     def to_row(self, sample: Raw) -> dict[str, Any]:
-        """The most probable text, up to its first padding."""
+        """Return the most probable text, up to its first padding token."""
         return {"": tokenizer_of(self.tokenizer).decode(self._written(sample))}
 
     def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
-        """Change of the log-probability of the text that is predicted from everything."""
+        """Return the change of the log-probability of the text that is predicted from all inputs."""
         ids = whole.new_tensor(self._written(whole), dtype=torch.long)
         change = (whole.float().log_softmax(dim=-1) - without.float().log_softmax(dim=-1))[: len(ids)]
         return {"": rounded(change.gather(1, ids[:, None]).sum())}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """The first id, everywhere."""
+        """Return `length` tokens of id 0."""
         return torch.zeros(batch_size, self.length, dtype=torch.long, device=device)
 
     def build_input(self) -> "TextInput":
-        """A token for each id: its embedding plus its position."""
+        """Build the adapter with a token for each id: its embedding plus its position."""
         return TextInput(self)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """A trained query for each place; as many as the input has tokens, or all."""
+        """Build a trained query for each position; with `of`, as many are used as the input has tokens."""
         if self.of is None:
             return LearnedQuery(self.length, self.query_channels)
         self._source(inputs)
@@ -175,13 +178,13 @@ class Text(Modality):
         return TextQuery(self.of, table, self.mask_queries)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "TextOutput":
-        """Rows to logits."""
+        """Build the adapter from decoded queries to logits."""
         if self.of is None or not self.tied:
             return TextOutput(plain_linear(channels, self.num_ids))
         width = self._source(inputs).channels
         if width != channels:
             raise ValueError(
-                f"tied logits need rows of the decoder as wide as the embeddings of input {self.of!r}, {width}, not "
+                f"tied logits need a decoder as wide as the embeddings of input {self.of!r}, {width}, not "
                 f"{channels}: set decoder.query_channels = {width} (under decoder.channel_alignment = pad: "
                 f"query_channels = {width} of this output), or tied = false"
             )
@@ -193,7 +196,7 @@ class Text(Modality):
         return ("ids", "mask", "masked")
 
     def points(self, target: Raw) -> Points | None:
-        """As many places as the longest target has; with `of`, everywhere: the queries follow the input."""
+        """Return the first positions, as many as the longest target has; with `of` None: the input's positions."""
         ids = target["ids"]
         return Indices(torch.arange(ids.shape[1], device=ids.device)) if self.of is None else None
 
@@ -202,65 +205,64 @@ class Text(Modality):
         target, shape = _known(target, prediction.shape[-1]), target["ids"].shape
         if len(shape) != 2 or shape[0] != prediction.shape[0] or shape[1] > prediction.shape[1]:
             raise ValueError(f"ids of shape {tuple(shape)}, expected {tuple(prediction.shape[:2])} at most")
-        logits = rearrange(_beside(prediction, target), "b m v -> b v m")
+        logits = rearrange(_at_target(prediction, target), "b m v -> b v m")
         losses = F.cross_entropy(logits, target["ids"], reduction="none")
         if not self.unmasked_loss_weight:
-            return mean_where(losses, _asked(target))
-        shares = self._shares(target).to(losses.dtype)
-        return (losses * shares).sum() / shares.sum().clamp(min=1)
+            return mean_where(losses, _to_predict(target))
+        weights = self._loss_weights(target).to(losses.dtype)
+        return (losses * weights).sum() / weights.sum().clamp(min=1)
 
     def num_terms(self, target: Raw) -> Tensor:
-        """Tokens that the loss looks at, each as much as it counts."""
+        """Return the sum of the weights that the tokens have in the loss."""
         target = _known(target, self.num_ids)
-        return self._shares(target).sum() if self.unmasked_loss_weight else _asked(target).sum()
+        return self._loss_weights(target).sum() if self.unmasked_loss_weight else _to_predict(target).sum()
 
     def metrics(self) -> "dict[str, Metric]":
-        """Fraction of right tokens; mean of the true tokens' bits, minus the logarithm to base 2 of the probability."""
+        """Return accuracy and bits per token: the mean of -log2(probability of the true token)."""
         from torchmetrics import MeanMetric
         from torchmetrics.classification import MulticlassAccuracy
         from torchmetrics.wrappers import LambdaInputTransformer
 
         accuracy = MulticlassAccuracy(num_classes=self.num_ids, average="micro")
         return {
-            "accuracy": LambdaInputTransformer(accuracy, lambda rows: rows[:, 0].long()),
-            "bits_per_token": LambdaInputTransformer(MeanMetric(), lambda rows: rows[:, 1], torch.ones_like),
+            "accuracy": LambdaInputTransformer(accuracy, lambda tokens: tokens[:, 0].long()),
+            "bits_per_token": LambdaInputTransformer(MeanMetric(), lambda tokens: tokens[:, 1], torch.ones_like),
         }
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Of the tokens that the loss looks at: most probable ids and the true ids' bits, [n, 2]; true ids."""
+        """Return, of the tokens to predict, [n, 2] the most probable id and the bits of the true id; the true ids."""
         target = _known(target, prediction.shape[-1])
-        asked = _asked(target)
-        logits, ids = _beside(prediction, target)[asked].float(), target["ids"][asked]
+        to_predict = _to_predict(target)
+        logits, ids = _at_target(prediction, target)[to_predict].float(), target["ids"][to_predict]
         bits = F.cross_entropy(logits, ids, reduction="none") / math.log(2)
         return torch.stack([logits.argmax(dim=-1), bits], dim=-1), ids
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
-        """The text, masked words in brackets; of logits, the most probable ids."""
+        """Draw the text, masked words in brackets; of logits, the most probable text."""
         show_text(axes, textwrap.fill(self.marked(sample), 60))
 
     def marked(self, sample: Raw) -> str:
-        """The text of a sample, masked words in brackets; of logits, the most probable ids."""
+        """Return the text of a sample, masked words in brackets; of logits, the most probable text."""
         if isinstance(sample, Mapping):
             ids, masked = sample["ids"][sample["mask"]], sample["masked"][sample["mask"]]
         else:
             ids = sample.argmax(dim=-1) if sample.ndim == 2 else sample
             masked = torch.zeros_like(ids, dtype=torch.bool)
         pieces = []
-        for hidden, run in groupby(zip(masked.tolist(), ids.tolist(), strict=True), key=itemgetter(0)):
+        for is_masked, run in groupby(zip(masked.tolist(), ids.tolist(), strict=True), key=itemgetter(0)):
             text = tokenizer_of(self.tokenizer).decode([number for _, number in run])
-            pieces.append(f"[{text or '...'}]" if hidden else text)
+            pieces.append(f"[{text or '...'}]" if is_masked else text)
         return "".join(pieces)
 
     def for_plot(self, prediction: Raw, target: Raw) -> Raw:
-        """Most probable ids of the target's tokens."""
+        """Return the target with the most probable ids in place of its own."""
         return {**target, "ids": prediction[: len(target["ids"])].argmax(dim=-1)}
 
-    def _shares(self, target: Raw) -> Float[Tensor, "b m"]:
-        asked = _asked(target)
-        return torch.where(asked, 1.0, self.unmasked_loss_weight * target["mask"])
+    def _loss_weights(self, target: Raw) -> Float[Tensor, "b m"]:
+        return torch.where(_to_predict(target), 1.0, self.unmasked_loss_weight * target["mask"])
 
     def _within(self, value: Any) -> str:
-        """As much of a text as its tokens can come from; ValueError for one that is far too long."""
+        """Return the part of a text that is tokenized; ValueError for a text that is far too long."""
         value, most = _text(value), CHARACTERS * self.length
         if self.overflow == "truncate" or len(value) <= most:
             return value[:most]
@@ -280,6 +282,7 @@ class Text(Modality):
         return ids, characters
 
     def _part(self, count: int, rng: np.random.Generator, training: bool) -> slice:
+        """Return which of `count` tokens are kept."""
         beyond = max(count - self.length, 0)
         if beyond and self.overflow == "error":
             raise ValueError(
@@ -294,9 +297,9 @@ class Text(Modality):
         if not isinstance(source, TextInput):
             raise ValueError(f"of = {self.of!r} must name a text input; that one is read by {type(source).__name__}")
         for name in ("tokenizer", "num_ids", "length"):
-            theirs, own = getattr(source.spec, name), getattr(self, name)
-            if theirs != own:
-                raise ValueError(f"{name} = {own!r} must be that of the input it restores, {self.of!r}: {theirs!r}")
+            expected, value = getattr(source.spec, name), getattr(self, name)
+            if value != expected:
+                raise ValueError(f"{name} = {value!r} must be that of the input it restores, {self.of!r}: {expected!r}")
         if source.spec.prefix:
             raise ValueError(f"input {self.of!r} has prefix = {source.spec.prefix}: only a text alone can be restored")
         return source
@@ -307,12 +310,12 @@ class Text(Modality):
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Text, list[Any]]":
-        """Ragged, with characters of several bytes; one is missing."""
+        """Return ragged texts with characters of several bytes; one is missing."""
         return cls(length=23, channels=11, query_channels=7, mask_words=0.5), ["Grüße aus Köln", "π ≈ 3", None]
 
 
 class TextInput(InputAdapter):
-    """A token for each id: its embedding plus a trained vector for its place; before them those of the prefix."""
+    """Adapter with a token for each id: its embedding plus a trained position; the prefix's tokens come first."""
 
     def __init__(self, spec: Text) -> None:
         super().__init__()
@@ -324,7 +327,8 @@ class TextInput(InputAdapter):
             self.positions.table = sines(spec.length, spec.length, spec.channels)
 
     def forward(self, raw: Raw) -> Segment:
-        """Tokens in the order of the text; without a mask all of them count, padding too."""
+        """Return the tokens in the order of the text; without a mask all of them are valid, padding too."""
+        # Unpack and check: ids [B, M], mask [B, M] or None.
         raw = raw if isinstance(raw, Mapping) else {"ids": raw}
         check_keys(raw, ["ids"], ["mask", "masked"])
         ids, mask = raw["ids"], raw.get("mask")
@@ -337,6 +341,7 @@ class TextInput(InputAdapter):
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
+        # Embeddings and positions, after those of the prefix, which has no positions.
         content = self.embedding(ids.long())
         positions = self.positions.on_grid(GridPlaces((count,), (self.spec.length,), device=ids.device))
         if self.prefix is not None:
@@ -347,23 +352,23 @@ class TextInput(InputAdapter):
 
 
 class TextQuery(OutputQuery):
-    """A trained query for each place of a text input, counted from the start, where the input has a token."""
+    """A trained query for each token of a text input, by its position in the text."""
 
     def __init__(self, source: str, table: nn.Parameter, masked: bool = True) -> None:
         super().__init__()
         self.source, self.channels, self.masked = source, table.shape[1], masked
         self.table = table
-        self.asked = InputQuery(source, self.channels)
+        self.asked = InputQuery(source, self.channels)  # the input's tokens: their number and their mask
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """As many as the input has tokens, or those at Indices; the input's mask is theirs, if they are masked."""
+        """Return as many queries as the input has tokens, or those at Indices, with the input's mask if `masked`."""
         tokens = self.asked(encoded, None)
         mask = tokens.mask if self.masked else None
         return at_points(Segment(content=self.table[None, : tokens.num_tokens], mask=mask), points)
 
 
 class TextOutput(OutputAdapter):
-    """Rows to logits."""
+    """Adapter from decoded queries to logits."""
 
     def __init__(self, head: nn.Module, tied_to: str | None = None) -> None:
         super().__init__()
@@ -373,9 +378,9 @@ class TextOutput(OutputAdapter):
         """Return the head, with the input's embedding where logits are tied."""
         return self.head if self.tied_to is None else bound_to_embedding(self.head, self.tied_to, inputs)
 
-    def forward(self, rows: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
-        """One row for each place."""
-        return rows
+    def forward(self, x: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
+        """Return the logits of each position: the head has made them."""
+        return x
 
 
 def _text(value: Any) -> str:
@@ -389,16 +394,17 @@ def _any(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
 
 
 def _known(target: Raw, count: int) -> dict[str, Tensor]:
-    """Return a target in which ids that are unknown (-1, -100) are padding; padding may be any number."""
+    """Return a target in which unknown ids (-1, -100) are padding; ids of padding may be any number."""
     ids, known = class_numbers(torch.where(target["mask"], target["ids"], UNKNOWN), count)
     return {"ids": ids, "mask": known, "masked": as_mask(target["masked"])}
 
 
-def _asked(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:
+def _to_predict(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:
+    """Return True for the masked tokens; for all tokens, if none in the batch is masked."""
     masked = target["masked"] & target["mask"]
     return torch.where(masked.any(), masked, target["mask"])
 
 
-def _beside(prediction: Float[Tensor, "b o v"], target: Mapping[str, Tensor]) -> Float[Tensor, "b m v"]:
-    # The longest input of a batch may be one without a target.
+def _at_target(prediction: Float[Tensor, "b o v"], target: Mapping[str, Tensor]) -> Float[Tensor, "b m v"]:
+    # The longest input of a batch may belong to a sample without a target: then there are more queries than tokens.
     return prediction[:, : target["ids"].shape[1]]

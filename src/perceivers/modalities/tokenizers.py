@@ -19,22 +19,22 @@ from perceivers.files.messages import one_line
 from perceivers.files.opening import MOST_TEXT_BYTES, read_text
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
-"""Ids of the byte vocabulary that are no bytes (official `bytes_tokenizer`)."""
+"""Special ids of the byte vocabulary (official `bytes_tokenizer`)."""
 FIRST_BYTE = 6
 """Id of byte 0."""
 MOST_IDS = 10_000_000
-"""Ids of a tokenizer file; the largest published ones have a quarter of a million."""
+"""Most ids of a tokenizer file; the largest published ones have a quarter of a million."""
 
 MOST_VALUES = 10**7
-"""Pieces, merges and settings of a tokenizer file; the largest published ones have a million."""
+"""Most pieces, merges and settings of a tokenizer file; the largest published ones have a million."""
 LONGEST_PIECE = 10_000
-"""Characters of a piece of text with an id."""
+"""Most characters of a piece of text with an id."""
 MOST_STEPS, MOST_GROWTH = 100, 256
-"""Steps before and behind the model of a tokenizer file, and how many times as long they may make a text."""
+"""Most steps before or after the model of a tokenizer file, and the largest factor by which they lengthen a text."""
 LONGEST_ADDED = 100
-"""Characters that a step may put before a text."""
+"""Most characters that a step may prepend to a text."""
 LONGEST_PATTERN, MOST_REPEATS = 2000, 3
-"""Characters of a regular expression, and repeats without end in each of its alternatives."""
+"""Most characters of a regular expression, and most unbounded repeats in each of its alternatives."""
 TRIAL = "Some words, 0123 \u00e9\u00c4 \u4e2d\u6587 \ufdfa\u2026 aaaa\n\t\U0001f600"
 """A text that is encoded when a file is opened."""
 
@@ -43,25 +43,25 @@ class Tokenizer(ABC):
     """Text to ids and back."""
 
     vocab_size: int
-    """How many ids there are."""
+    """Number of ids."""
     pad_id: int
-    """What fills places without a token; no mask lets it be seen."""
+    """Id of padding, which is always masked."""
 
     @property
     @abstractmethod
     def mask_id(self) -> int:
-        """What stands in the place of a masked token; ValueError if there is no such id."""
+        """Id that replaces a masked token; ValueError if the tokenizer has none."""
 
     @abstractmethod
     def tokens(self, text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
-        """Ids, and the characters that each stands for: the first, and the one behind the last."""
+        """Return the ids, and the range of characters of each: the first, and the one after the last."""
 
     @abstractmethod
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text; ids that stand for no text are left out."""
+        """Return the text; special ids are left out."""
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Ids; nothing is put before or behind the text."""
+        """Return the ids, without special tokens before or after the text."""
         return self.tokens(text)[0]
 
 
@@ -73,23 +73,23 @@ class ByteTokenizer(Tokenizer):
 
     @property
     def mask_id(self) -> int:
-        """MASK."""
+        """The id MASK."""
         return MASK
 
     def tokens(self, text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
-        """Bytes, and the character that each belongs to."""
+        """Return the ids of the bytes, and the character that each byte belongs to."""
         data = np.frombuffer(text.encode(), np.uint8)
-        begins = data & 0b11000000 != 0b10000000  # any other byte continues a character
+        begins = data & 0b11000000 != 0b10000000  # bytes 10xxxxxx continue a character
         character = np.cumsum(begins) - 1
         return data.astype(np.int64) + FIRST_BYTE, np.stack([character, character + 1], axis=-1)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text; broken UTF-8 becomes replacement characters."""
+        """Return the text; broken UTF-8 becomes replacement characters."""
         return bytes(number - FIRST_BYTE for number in map(index, ids) if number >= FIRST_BYTE).decode(errors="replace")
 
 
 class UnknownTextError(ValueError):
-    """A text has what a tokenizer has no id for."""
+    """Error for a text that a tokenizer has no ids for."""
 
 
 class FileTokenizer(Tokenizer):
@@ -98,7 +98,8 @@ class FileTokenizer(Tokenizer):
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer as Loaded
 
-        if not os.path.exists(path):  # False also for a name that no system has
+        # Load the file, and refuse one that could take very long to use.
+        if not os.path.exists(path):  # False, too, for a name that is invalid on this system
             raise ValueError(f"no tokenizer file {path!r:.99}: give the path of a tokenizer.json, or 'bytes'")
         text = read_text(path, MOST_TEXT_BYTES)
         self.path = path
@@ -107,59 +108,62 @@ class FileTokenizer(Tokenizer):
             self.loaded = Loaded.from_str(text)
         with self._errors("is refused"):
             _check_steps(described)
-        # A file may ask for both; length and padding are matters of the spec and of the batch.
+        # Turn off truncation and padding: the spec sets the length, the batch the padding.
         self.loaded.no_truncation()
         self.loaded.no_padding()
+        # Check the vocabulary: an embedding has `vocab_size` vectors.
         vocabulary = self.loaded.get_vocab()
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        if self.vocab_size > MOST_IDS:  # a table of as many rows would be made
+        if self.vocab_size > MOST_IDS:
             raise ValueError(f"{path!r} has an id of {self.vocab_size - 1:,}, expected less than {MOST_IDS:,}")
         if max(map(len, vocabulary), default=0) > LONGEST_PIECE:
             raise ValueError(f"{path!r} has a piece of more than {LONGEST_PIECE:,} characters")
         self.pad_id = self._find("[PAD]", "<pad>") or 0
-        with _quiet(), suppress(UnknownTextError):  # a vocabulary need not know all texts
+        # Try it: a damaged file fails here. A vocabulary need not know all texts.
+        with _quiet(), suppress(UnknownTextError):
             self.decode(self.encode(TRIAL))
 
     @property
     def mask_id(self) -> int:
         """Id of [MASK] or <mask>."""
-        found = self._find("[MASK]", "<mask>")
-        if found is None:
+        number = self._find("[MASK]", "<mask>")
+        if number is None:
             raise ValueError(f"tokenizer {self.path!r} has neither [MASK] nor <mask>, which masked words need")
-        return found
+        return number
 
     def tokens(self, text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
-        """Ids without special tokens, and their characters."""
+        """Return the ids, without special tokens, and the range of characters of each."""
         with self._errors("cannot encode a text", UnknownTextError):
             encoded = self.loaded.encode(text, add_special_tokens=False)
         return np.array(encoded.ids, np.int64), np.array(encoded.offsets, np.int64).reshape(-1, 2)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text without special tokens."""
+        """Return the text, without special tokens."""
         with self._errors("cannot decode ids", UnknownTextError):
             return self.loaded.decode(list(map(index, ids)), skip_special_tokens=True)
 
     @contextmanager
     def _errors(self, what: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
+        """Open a context in which errors of the tokenizers library become a ValueError of one line."""
         try:
             yield
         except Exception as error:  # the library raises nothing more specific
             raise kind(f"{self.path!r} {what}: {one_line(error)}") from None
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, at a mistake of the library about a damaged file
+            if type(error).__name__ != "PanicException":  # Rust code of the library panics at some damaged files
                 raise
             raise ValueError(f"{self.path!r} is damaged: {one_line(error)}") from None
 
     def _find(self, *names: str) -> int | None:
-        return next((found for name in names if (found := self.loaded.token_to_id(name)) is not None), None)
+        return next((number for name in names if (number := self.loaded.token_to_id(name)) is not None), None)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing written to the process's error stream within, where Rust reports its panics."""
+    """Open a context in which nothing is written to the process's error stream, where Rust reports its panics."""
     try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
+        stream = os.dup(2)
+    except OSError:  # the error stream is closed
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -167,13 +171,13 @@ def _quiet() -> Iterator[None]:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stream, 2)
+        os.close(stream)
         os.close(nowhere)
 
 
 def _check_steps(described: Any) -> None:
-    """ValueError for steps of a tokenizer file that make a short text very long, or may not end."""
+    """Raise a ValueError for steps of a tokenizer file that make a short text very long, or may not end."""
     before = [step for name in ("normalizer", "pre_tokenizer") for step in _steps(described.get(name))]
     for steps in (before, list(_steps(described.get("decoder")))):
         if len(steps) > MOST_STEPS:
@@ -183,18 +187,18 @@ def _check_steps(described: Any) -> None:
 
 
 def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of a sequence, of sequences of them, or of one."""
+    """Yield a step, or the steps of a nested sequence."""
     if isinstance(step, Mapping):
-        within = [step[name] for name in ("normalizers", "pretokenizers", "decoders") if name in step]
-        if not within:
+        sequences = [step[name] for name in ("normalizers", "pretokenizers", "decoders") if name in step]
+        if not sequences:
             yield step
-        for part in within:
-            for inner in part:
+        for sequence in sequences:
+            for inner in sequence:
                 yield from _steps(inner)
 
 
 def _growth(step: Mapping[str, Any]) -> float:
-    """Return how many times as long a step makes a text at most; ValueError for one that may not end."""
+    """Return the largest factor by which a step lengthens a text; ValueError for a step that may not end."""
     kind, pattern = step.get("type"), step.get("pattern") or {}
     if len(step.get("prepend", "")) > LONGEST_ADDED:
         raise ValueError(f"{kind} adds {len(step['prepend']):,} characters, expected at most {LONGEST_ADDED}")
@@ -210,10 +214,12 @@ def _growth(step: Mapping[str, Any]) -> float:
 
 
 def _check_pattern(pattern: str) -> None:
-    """ValueError for a regular expression that may take more than polynomial time, or a large power of the length."""
+    """Raise a ValueError for a regular expression that may take more than a small power of a text's length."""
+    # Replace escapes and classes of characters by a letter; references to groups stay.
     plain, before = re.sub(r"\\([pPx]\{[^{}]*\}|[^1-9kg])", "x", pattern, flags=re.DOTALL), ""
     while plain != before:
         plain, before = re.sub(r"\[[^\[\]]*\]", "x", plain), plain
+    # Refuse many repeats in a row, repeated groups, references to groups, large counts and unknown kinds of groups.
     repeats = (len(re.findall(r"[*+][+?]?|\{\d*,\}", part)) for part in plain.split("|"))
     if (
         len(pattern) > LONGEST_PATTERN
@@ -224,7 +230,7 @@ def _check_pattern(pattern: str) -> None:
 
 
 def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
-    """A JSON file of the tokenizers library: SentencePiece's unigram pieces, at most so many, of these texts."""
+    """Train at most `vocab_size` unigram pieces (as SentencePiece); return a JSON file of the tokenizers library."""
     if not 0 < vocab_size < 2**31:
         raise ValueError(f"vocab_size = {vocab_size} must be a number of pieces, at least 1")
     from tokenizers import Tokenizer as Built
@@ -243,15 +249,18 @@ def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
 
 @lru_cache
 def tokenizer_of(name: str) -> Tokenizer:
-    """The tokenizer called "bytes", or that of a file."""
+    """Return the tokenizer "bytes", or the one of a file."""
     return ByteTokenizer() if name == "bytes" else FileTokenizer(name)
 
 
 def word_numbers(text: str, characters: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
-    """The word, counted between white space, that each token belongs to; -1 for white space and for nothing at all."""
-    word_of = np.full(len(text) + 1, -1)  # one more: a token without characters may stand at the end
+    """Return the number of the word of each token, words being split at white space.
+
+    Tokens of white space, and tokens without characters, have -1.
+    """
+    word_of = np.full(len(text) + 1, -1)  # one more: a token without characters may be at the end
     for number, match in enumerate(re.finditer(r"\S+", text)):
         word_of[match.start() : match.end()] = number
-    first, behind = characters.T
-    # Some tokenizers put the space before a word into its first token: the end that lies in a word tells.
-    return np.where(behind > first, np.maximum(word_of[first], word_of[behind - 1]), -1)
+    first, stop = characters.T
+    # Some tokenizers put the space before a word into its first token: take the end that lies in a word.
+    return np.where(stop > first, np.maximum(word_of[first], word_of[stop - 1]), -1)

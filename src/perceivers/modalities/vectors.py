@@ -1,4 +1,7 @@
-"""Plain vectors, for tokens and queries that the caller makes. A raw input is [B, M, C], or {"values", "mask"}."""
+"""Plain vectors, for tokens and queries that the caller makes.
+
+A raw input is [B, M, C] or {"values": [B, M, C], "mask": [B, M]}; a raw output is [B, O, C].
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Vectors(Modality):
-    """Vectors in any order and number; as an output, one for each query that the caller brings."""
+    """A set of vectors; as an output, one vector for each query that the caller provides."""
 
     channels: int = 64
     """Width of a vector."""
@@ -34,14 +37,14 @@ class Vectors(Modality):
     """Name in files."""
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """[M, channels] as float32."""
+        """Return [M, channels] as float32."""
         vectors = as_float32(value)
         if vectors.ndim != 2 or vectors.shape[1] != self.channels:
             raise ValueError(f"vectors of shape {vectors.shape}, expected (M, {self.channels})")
         return vectors
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """{"queries": [O, query_channels], "values": [O, channels]}."""
+        """Return {"queries": [O, query_channels], "values": [O, channels]}."""
         if not isinstance(value, Mapping) or not {"queries", "values"} <= value.keys():
             raise ValueError('a target must be {"queries": [O, query_channels], "values": [O, channels]}')
         queries, values = as_float32(value["queries"]), self.preprocess(value["values"], rng, training=False)
@@ -50,7 +53,7 @@ class Vectors(Modality):
         return {"queries": queries, "values": values}
 
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Padded to the largest set."""
+        """Return a batch, padded to the largest set."""
         known = next(value for value in values if value is not None)
         names = ("queries", "values") if isinstance(known, Mapping) else ("values",)
         batch = {}
@@ -60,23 +63,23 @@ class Vectors(Modality):
         return batch
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """Zeros."""
+        """Return zeros."""
         return torch.zeros(batch_size, NOMINAL, self.channels, device=device)
 
     def dummy_points(self, batch_size: int, device: torch.device) -> Points:
-        """Queries of zeros."""
+        """Return queries of zeros."""
         return Queries(torch.zeros(batch_size, NOMINAL, self.query_channels, device=device))
 
     def build_input(self) -> "VectorsInput":
-        """The vectors as they are."""
+        """Build the adapter that takes the vectors as tokens."""
         return VectorsInput(self.channels)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """The caller's queries."""
+        """Build the queries: those of the caller."""
         return GivenQuery(self.query_channels)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "VectorsOutput":
-        """A linear map."""
+        """Build the adapter from decoded queries to vectors: a linear map."""
         return VectorsOutput(channels, self.channels)
 
     @property
@@ -85,34 +88,34 @@ class Vectors(Modality):
         return ("queries", "values", "mask")
 
     def points(self, target: Raw) -> Points:
-        """The queries that stand beside the values."""
+        """Return the target's queries."""
         return Queries(target["queries"], target["mask"])
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Mean squared difference of known numbers."""
+        """Return the mean squared difference over known numbers."""
         values = same_shape(target["values"], prediction.shape)
         known = target["mask"][..., None] & values.isfinite()
         return mean_where((prediction - finite(values)) ** 2, known)
 
     def metrics(self) -> "dict[str, Metric]":
-        """Root of the mean squared error."""
+        """Return the root mean squared error."""
         from torchmetrics import MeanSquaredError
 
         return {"rmse": MeanSquaredError(squared=False)}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Known numbers of vectors that exist, flat."""
+        """Return predictions and targets of the known numbers of valid vectors, flat."""
         known = target["mask"][..., None] & target["values"].isfinite()
         return prediction[known], target["values"][known]
 
     @classmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Vectors, list[Any]]":
-        """Ragged; one is missing."""
+        """Return ragged sets; one is missing."""
         return cls(channels=5, query_channels=3), [rng.normal(size=(7, 5)), rng.normal(size=(2, 5)), None]
 
 
 class VectorsInput(InputAdapter):
-    """The vectors as they are."""
+    """Adapter that takes the vectors as tokens."""
 
     is_set = True
 
@@ -121,7 +124,7 @@ class VectorsInput(InputAdapter):
         self.channels = channels
 
     def forward(self, raw: Raw) -> Segment:
-        """Tokens in the order given."""
+        """Return the tokens in the order of the vectors."""
         raw = raw if isinstance(raw, Mapping) else {"values": raw}
         check_keys(raw, ["values"], ["mask"])
         values, mask = raw["values"], raw.get("mask")
@@ -131,12 +134,12 @@ class VectorsInput(InputAdapter):
 
 
 class VectorsOutput(OutputAdapter):
-    """A linear map of each row."""
+    """Adapter with a linear map from each decoded query to a vector."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.head = plain_linear(channels, width)
 
-    def forward(self, rows: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
-        """One for each query."""
-        return rows
+    def forward(self, x: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
+        """Return the vectors: the head has made them."""
+        return x

@@ -115,7 +115,7 @@ def test_a_folder_without_recordings_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected one at 8000"):
         SpokenDigits(folder=str(tmp_path)).training()
     only = write_recordings(tmp_path / "only", (7,))
-    with pytest.raises(ValueError, match="are held out"):
+    with pytest.raises(ValueError, match="holds no held-out recordings"):
         SpokenDigits(folder=only).held_out()
     with pytest.raises(ValueError, match="side = 15"):
         SpokenDigits(side=15)

@@ -564,6 +564,7 @@ def test_what_transformers_computes_otherwise_is_refused_unless_it_is_wanted(nam
         ("multimodal", {"schema.inputs.image.size": (16, 112, 112)}, "schema.outputs.image.size = "),
     ],
 )
+@pytest.mark.filterwarnings("ignore:trunk. transformer reads no latents")
 def test_a_field_that_config_json_has_no_key_for_is_as_by_default(name, values, message):
     preset = huggingface_options(PRESETS[name].preset())
     weights = preset.build("meta").state_dict()

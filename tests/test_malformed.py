@@ -343,6 +343,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:trunk. transformer reads no latents")
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_wrong_value_at_any_place_of_a_config_is_one_line(config):
     """A config that is taken makes a model that runs, here without memory for its numbers (device meta)."""

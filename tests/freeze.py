@@ -1,4 +1,4 @@
-"""Wrote tests/reference/frozen-1, a model folder of format 1 with inputs and outputs; it is loaded for ever."""
+"""Writes a model folder, its inputs and its outputs; tests/reference has one of each format, loaded for ever."""
 
 import sys
 from pathlib import Path

@@ -13,7 +13,7 @@ from perceivers import from_pretrained, push_to_hub, save_pretrained
 from perceivers.files.tensor_files import load_tensors
 from reference_files import REFERENCE, relative_error, under
 
-FROZEN = REFERENCE / "frozen-1"
+FROZEN = REFERENCE / "frozen-2"
 
 
 @pytest.fixture
@@ -40,9 +40,13 @@ def hub(monkeypatch, tmp_path):
     return repository, asked
 
 
-def test_the_frozen_model_computes_what_it_did():
-    recorded = load_tensors(FROZEN.with_suffix(".safetensors"))
-    model = from_pretrained(FROZEN)
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_frozen_models_compute_what_they_did(number):
+    """A model folder of each format is loaded for ever."""
+    frozen = REFERENCE / f"frozen-{number}"
+    assert f'"format": {number},' in (frozen / "model.json").read_text()
+    recorded = load_tensors(frozen.with_suffix(".safetensors"))
+    model = from_pretrained(frozen)
     with torch.no_grad():
         outputs = model({"points": under("in:", recorded)})
     expected = under("out:", recorded)

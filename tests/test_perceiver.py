@@ -765,6 +765,13 @@ def test_padding_takes_the_widest() -> None:
     assert {name: len(x) for name, x in model.output_query.alignment.paddings.items()} == {"label": 2, "vectors": 12}
 
 
+def test_a_schema_that_is_replaced_checks_the_calls() -> None:
+    model = build({"vectors": VECTORS, "image": IMAGE}, {"label": LABEL})
+    model.schema = Schema({"vectors": VECTORS}, {"label": LABEL})
+    with pytest.raises(ValueError, match="unknown input 'image'; there are vectors"):
+        model({"image": torch.zeros(1, *IMAGE.size, 3)})
+
+
 # Stages.
 
 

@@ -24,7 +24,7 @@ RANGES = {
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What attention blocks have in common, wherever they stand."""
+    """Settings that all attention blocks have."""
 
     num_heads: int = 1
     """Attention heads; must divide the widths of queries-and-keys and of values."""
@@ -59,7 +59,7 @@ class LatentsConfig:
     init_std: float = INIT_STD
     """Standard deviation of their truncated normal start."""
     sinusoidal_length: int | None = None
-    """They begin as sines of places spread evenly over so many (a text's length); None: at random (official)."""
+    """Length of the text over which initial sines and cosines are spread; None: a random start (official)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -75,13 +75,13 @@ class EncoderConfig(BlockConfig):
     query_residual: bool = True
     """Add what was read to the latents."""
     channel_alignment: ChannelAlignmentRule = "project"
-    """How inputs come to one width: a linear map each, or padding with a trained vector (released models)."""
+    """Map of inputs to one width: a linear map each, or padding with a trained vector (released models)."""
     input_channels: int | None = None
     """C under "project"; None: the latents' width."""
     min_padding: int = 0
     """Under "pad": trained channels behind the widest input."""
     num_reads: int = 1
-    """How often the inputs are read, each time before a processor block; more than 1 is the original Perceiver."""
+    """Number of reads, each before a processor block; more than 1 is the original Perceiver."""
     share_reads: Sharing = "all_but_first"
     """Which reads have the same weights."""
 
@@ -109,7 +109,7 @@ class DecoderConfig(BlockConfig):
     query_residual: bool = False
     """Add what was found to the queries."""
     channel_alignment: ChannelAlignmentRule = "project"
-    """How queries come to one width: a linear map each, or padding with a trained vector (released models)."""
+    """Map of queries to one width: a linear map each, or padding with a trained vector (released models)."""
     query_channels: int | None = None
     """F under "project"; None: the latents' width."""
     min_padding: int = 0

@@ -1,4 +1,4 @@
-"""What a modality provides: the adapter of an input; the query and the adapter of an output."""
+"""Interfaces that a modality implements: the adapter of an input; the query and the adapter of an output."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class OutputAdapter(nn.Module, ABC):
     head: nn.Module
     """Applied by the decoder: [B, O, E] to [B, O, e]."""
     mixes_neighbours: bool = False
-    """Whether a value depends on several queries: then it is decoded whole."""
+    """True if a value depends on several queries: then the output is decoded whole."""
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Any:

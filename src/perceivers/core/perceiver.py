@@ -39,7 +39,7 @@ class PerceiverIO(nn.Module):
     def __init__(self, schema: Any, config: Config | None = None) -> None:
         super().__init__()
         config = config or Config()
-        self.schema, self.guard, self.config = schema, schema.guard, config
+        self.schema, self.config = schema, config
         encoder, decoder, d = config.encoder, config.decoder, config.latents.channels
 
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
@@ -89,10 +89,10 @@ class PerceiverIO(nn.Module):
     ) -> Encoded:
         """Read and process the inputs; chunk after chunk if they come as an iterable of parts of them.
 
-        Beside inputs and model, each reading takes `memory_limit` bytes at most; `algorithm` forces how attention is
-        computed (`Algorithm`). Both change the time and the last bits alone. `masking`: what an evaluation masks.
+        Each reading takes at most `memory_limit` bytes in addition to inputs and model. `algorithm` forces an algorithm
+        of attention. Both change only the time and the last bits. `masking` tells what an evaluation masks.
         """
-        if self.guard.comes_in_parts(raw):
+        if self.schema.guard.comes_in_parts(raw):
             if masking is not None:
                 raise ValueError("masking draws for whole inputs: give them whole, not in parts")
             return self.process(self._read_parts(raw, memory_limit, algorithm))
@@ -103,10 +103,10 @@ class PerceiverIO(nn.Module):
     def tokens(
         self, raw: Any, missing: Iterable[str] | None = None, masking: Masking | None = None
     ) -> tuple[Tokens, dict[str, Segment]]:
-        """Return the tokens of all inputs, aligned and masked, and each input's own, before that."""
+        """Return the tokens of all inputs, aligned and masked, and those of each input before that."""
         weight = next(self.parameters())
-        tokens, own = self.input_adapter(self.guard.tensors(raw, weight.device), missing, masking)
-        return self.guard.tokens(tokens, token_dtype(weight.dtype)), own
+        tokens, own = self.input_adapter(self.schema.guard.tensors(raw, weight.device), missing, masking)
+        return self.schema.guard.tokens(tokens, token_dtype(weight.dtype)), own
 
     def read(self, raw: Any, memory_limit: int | None = None, algorithm: str | None = None) -> Reading:
         """Return what the latents take from these inputs alone, to be added to what they take from others.
@@ -141,13 +141,13 @@ class PerceiverIO(nn.Module):
         its first axis.
         """
         self._check_encoded(encoded)
-        points, names = self.guard.points(points, encoded.latents.device), self.guard.output_names(outputs)
-        queries = self.output_query(encoded, points, names)
-        queries = self.guard.share(queries, share, self.output_adapter.adapters)
+        guard = self.schema.guard
+        points, names = guard.points(points, encoded.latents.device), guard.output_names(outputs)
+        queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters)
         plan = plan_attention(self._limit(memory_limit), algorithm)
         heads = self.output_adapter.heads(self.input_adapter.adapters)
         written = self.decoder(queries, encoded.latents, heads, plan, encoded.mask)
-        return self.output_adapter(self.guard.written(written, queries), queries)
+        return self.output_adapter(guard.written(written, queries), queries)
 
     def attention_maps(self, raw: Any, points: Mapping[str, Any] | None = None) -> dict[str, dict[str, Tensor]]:
         """Return under "encoder" [B, H, N, M] by input at the first read, under "decoder" [B, H, O, N] by output.
@@ -160,7 +160,7 @@ class PerceiverIO(nn.Module):
             maps["encoder"] = self.trunk.attention_map(tokens)
         if isinstance(self.decoder, Decoder):
             encoded = Encoded(self.trunk(tokens), own, self._mask(tokens))
-            queries = self.output_query(encoded, self.guard.points(points, encoded.latents.device))
+            queries = self.output_query(encoded, self.schema.guard.points(points, encoded.latents.device))
             array, mask = queries.dense(token_dtype(encoded.latents.dtype)), Mask(encoded.mask, queries.mask())
             found = attention_map(self.decoder.cross_attention, array, encoded.latents, mask)
             maps["decoder"] = queries.split(found, dim=-2)

@@ -1,4 +1,4 @@
-"""What reading leaves behind. Reading is a sum over tokens: states of different tokens can be added, in any order.
+"""The result of reading, a sum over tokens: states of different tokens can be added, in any order.
 
 For scores s and values v of some tokens: max_score = max s, sum_exp = sum exp(s - max_score),
 weighted_values = sum exp(s - max_score) v; attention is weighted_values / sum_exp. B batch, H heads, N latents.
@@ -78,7 +78,7 @@ def _all_reduced(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the latents take from each input. Add readings, leave inputs out, put others in; then process them."""
+    """The softmax state of each input. Add readings, leave inputs out, put others in; then process them."""
 
     states: Mapping[str, SoftmaxState] = field(default_factory=dict)
     """Softmax state by input."""

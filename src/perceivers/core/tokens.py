@@ -19,7 +19,7 @@ from perceivers.core.layers import in_own_range, linear
 
 @dataclass(frozen=True)
 class Segment:
-    """M tokens of one input or queries of one output, as their parts. There are content, positions or padding at least.
+    """M tokens of one input, or queries of one output, as their parts: at least content or positions.
 
     A batch of 1 (or positions without a batch) stands for "the same for every sample".
     """
@@ -39,11 +39,11 @@ class Segment:
     grid: tuple[int, ...] | None = None
     """The grid that the M tokens form, row-major; None: they form none."""
     mask_token: Float[Tensor, " width"] | None = None
-    """What replaces a masked token, in the full width."""
+    """Vector that replaces a masked token, in the full width."""
     masked: Bool[Tensor, "#b m"] | None = None
     """True where the mask token replaces the token."""
     extent: Any = None
-    """Which part of its input this is, with `check_apart(name, other)`; None: all of it."""
+    """Part of the input that this is, with `check_apart(name, other)`; None: all of it."""
 
     @property
     def num_tokens(self) -> int:

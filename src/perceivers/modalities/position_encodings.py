@@ -120,7 +120,7 @@ class GridPlaces:
     start: tuple[int, ...] | None = None
     """Number of the first position along each axis; None: 0."""
     rule: CoordinateRule = "inclusive"
-    """Whether coordinates reach both ends (`to_unit`)."""
+    """Rule by which coordinates reach both ends or one (`to_unit`)."""
     device: torch.device | None = None
     """Device of the coordinates."""
 

@@ -103,10 +103,10 @@ def check_repository(name: object) -> None:
 
 
 def model_card(model: PerceiverIO) -> str:
-    """Return the model card: a description of the model for readers and for the hub."""
+    """Return the model card, for readers and for the hub. The licence is for whoever publishes the model to state."""
     count = sum(parameter.numel() for parameter in model.parameters())
     return (
-        "---\nlibrary_name: perceivers\nlicense: apache-2.0\n---\n\n"
+        "---\nlibrary_name: perceivers\n---\n\n"
         f"A Perceiver IO of {count:,} parameters.\n\n"
         '```python\nfrom perceivers import from_pretrained\n\nmodel = from_pretrained("this folder")\n```\n\n'
         f"```yaml\n{to_yaml(model.schema)}\n{to_yaml(model.config)}```\n"

@@ -1,4 +1,4 @@
-"""The same numbers as the dense model, in less time and memory. `core/layers.py` has the seam to this folder."""
+"""Algorithms that give the dense model's numbers in less time and memory; `core/layers.py` has the seam to them."""
 
 from perceivers.core.fast.fused import attend
 from perceivers.core.fast.hooks import check_unhooked

@@ -1,4 +1,4 @@
-"""The exact algorithms of a cross-attention, beside the dense one.
+"""The exact algorithms of a cross-attention.
 
 With x = (t - mean t) / std t, a token behind its layer norm, whose scale g and shift b fold into the next linear map:
 
@@ -54,10 +54,10 @@ from perceivers.core.reading import NO_SCORE, SoftmaxState
 from perceivers.core.tokens import Segment
 
 Algorithm = Literal["dense", "projected", "absorbed", "separable", "absorbed-folded", "separable-folded"]
-"""How a cross-attention is computed; all give the same. Only writing can be folded."""
+"""Names of the algorithms; all give the same numbers. Only writing can be folded."""
 
 HEADROOM = 8.0
-"""How far a score may exceed max_score before that is raised: exp(8) times any sum is still in range."""
+"""Excess of a score over max_score at which max_score is raised: exp(8) times any sum is still in range."""
 
 TOGETHER = ("cuda",)
 """Devices on which all samples are read at once in the separable algorithm, by a kernel where there is one."""
@@ -66,7 +66,7 @@ Writer = Callable[[dict[str, Tensor], Block], Float[Tensor, "m e"]]
 """Decodes the queries of a block from their slice of the tensors."""
 
 BlockResult = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-"""What was computed of a block, and the gradients of that."""
+"""The tensors computed of a block, and their gradients."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -137,9 +137,9 @@ def triton_kernels() -> ModuleType | None:
 
 
 class _Written(torch.autograd.Function):
-    """What `writer` decodes of all blocks, concatenated.
+    """The decoded blocks of `writer`, concatenated.
 
-    `others`: leaves that the writer uses beside the tensors of `queries`; their sources are the last of `tensors`.
+    `others`: further leaves that the writer uses; their sources are the last of `tensors`.
     """
 
     @staticmethod

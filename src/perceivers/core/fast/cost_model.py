@@ -34,7 +34,7 @@ ONE_HOT = 8
 """Rows of a block of the separable algorithm, about; their one-hot code is part of a product."""
 
 GRADIENT = 3
-"""How many times the memory a block takes when it is computed again for its gradient."""
+"""Memory of a block that is computed again for its gradient, relative to the block alone."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class CostModel:
         if algorithm == "dense":
             held = count.held + stored * shape.query_columns
             return Cost(work, multiply_adds, item * samples * held, 0, tokens)
-        # Block by block: the blocks' own time, and memory of a block and beside it.
+        # Block by block: the overhead of the blocks, the memory of one block and that of what all share.
         together, at_once, kernels = (
             self.together(algorithm),
             self.default_block(algorithm),

@@ -50,7 +50,7 @@ class SharedParameters:
     leaves: tuple[Tensor, ...]
     """In the graph of a block: parameters, and tensors with nothing behind them."""
     sources: tuple[Tensor, ...]
-    """What each is in the graph of the model."""
+    """The same tensors in the graph of the model."""
 
     @classmethod
     def detached(cls, *tensors: Tensor) -> "SharedParameters":

@@ -1,4 +1,4 @@
-"""Whether calling a module does more than its class says."""
+"""Hooks, and other ways in which a call of a module does more than its class says."""
 
 from torch import nn
 from torch.nn.modules import module as torch_module

@@ -52,10 +52,10 @@ def matmul(x: Float[Tensor, "... m i"], y: Float[Tensor, "... i n"]) -> Float[Te
 
 
 def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN makes the product: float32 on a CPU, large; without a compiler, transforms or special tensors."""
+    """Return whether oneDNN makes the product: large, float32, on a CPU; no compiler, transform or special tensor."""
     return (
         AVAILABLE
-        and not torch.compiler.is_compiling()  # first: a compiler would note what is asked of sizes
+        and not torch.compiler.is_compiling()  # first: a compiler would guard every comparison of sizes
         and x.numel() * len(weight) >= LEAST_WORK
         and len(weight) >= LEAST_COLUMNS
         and x.device.type == "cpu"
@@ -73,13 +73,13 @@ def is_transformed() -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What PyTorch's compiler makes of a linear layer; not public, and without a gradient."""
+    """Return the linear layer by the operator of PyTorch's compiler, which is not public and has no gradient."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return result
 
 
 class _OneDNN(torch.autograd.Function):
-    """The same with gradients, and theirs."""
+    """The product with its gradients, and the gradients of these."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -103,7 +103,7 @@ def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
 
 
 def _is_available() -> bool:
-    """Whether this PyTorch has all that is not public as it is used here."""
+    """Return whether this PyTorch has the functions used here that are not public."""
     x = torch.eye(2, device="cpu", dtype=torch.float32)
     try:
         if torch.ops.mkldnn._linear_pointwise not in flop_registry:
@@ -114,4 +114,4 @@ def _is_available() -> bool:
 
 
 AVAILABLE = _is_available()
-"""Whether there is oneDNN."""
+"""True if there is oneDNN."""

@@ -24,13 +24,13 @@ class DeviceRates:
     exponential: int
     """An exponential, where scores are in memory."""
     block: int
-    """A block, beside its work."""
+    """Overhead of a block."""
     numbers: int
     """Scores and channels of a block where no limit asks for fewer: they fit into a cache, or fill a device."""
     score: int | None = None
     """All but the products of a score that a fused kernel does not materialise; None: there are no such kernels."""
     half: int = 1
-    """How many times as fast the products of a fused kernel are in half precision."""
+    """Speed of a fused kernel's products in half precision, relative to float32."""
 
 
 RATES = {
@@ -46,7 +46,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Cost:
-    """What an algorithm takes for one segment."""
+    """Work and memory of an algorithm for one segment."""
 
     work: int
     """Multiply-adds of its products, and everything else as the multiply-adds that take as long."""
@@ -60,7 +60,7 @@ class Cost:
     """Tokens of the smallest block."""
 
     def bytes(self, block_size: int) -> int:
-        """Return the memory beside inputs and outputs."""
+        """Return the memory taken in addition to inputs and outputs."""
         return self.fixed_bytes + max(block_size, self.unit) * self.token_bytes
 
 
@@ -114,7 +114,7 @@ class AttentionShape:
     width: int
     """Columns of the grid in the separable algorithm; 0 where there is none."""
     is_projected: bool
-    """Whether tokens are behind a projection."""
+    """True if tokens are behind a projection."""
 
     def scoring(self, algorithm: Algorithm) -> OpCount:
         """Return the count of tokens and their scores, softmax included."""

@@ -1,4 +1,4 @@
-"""What a model would do with an input, without running it: the algorithm of each cross-attention, and all costs."""
+"""The plan of a model for an input, without running it: the algorithm of each cross-attention, and all costs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def attention_plan(
         raise ValueError("a transformer has one algorithm of attention, the dense one: there is nothing to plan")
     # Tokens; a batch norm in training mode would move its statistics.
     buffers = {name: buffer.clone() for name, buffer in model.input_adapter.named_buffers()}
-    tensors = model.guard.tensors(raw, next(model.parameters()).device)
+    tensors = model.schema.guard.tensors(raw, next(model.parameters()).device)
     tokens, own = functional_call(model.input_adapter, buffers, (tensors,))
     # Reading.
     latents = model.trunk.latents[None]
@@ -64,7 +64,7 @@ def attention_plan(
     batch = max(segment.batch_size for segment in tokens.segments.values())
     if isinstance(decoder := model.decoder, Decoder):
         latents = torch.empty_like(latents.expand(batch, -1, -1))
-        queries = model.output_query(Encoded(latents, own), model.guard.points(points, latents.device))
+        queries = model.output_query(Encoded(latents, own), model.schema.guard.points(points, latents.device))
         heads = model.output_adapter.heads(model.input_adapter.adapters)
         tails = {name: (decoder.output, heads[name]) for name in queries.segments}
         choices = choose_for_writing(decoder.cross_attention, latents, queries, tails, plan)

@@ -33,10 +33,10 @@ Tails = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How the cross-attentions of a call are computed: densely, or segment by segment, each by its own algorithm."""
+    """Plan of the cross-attentions of a call: dense, or segment by segment, each by its own algorithm."""
 
     memory_limit: int | None = None
-    """Bytes that an attention may take beside its inputs and outputs; None: the fastest algorithm."""
+    """Bytes that an attention may take in addition to its inputs and outputs; None: the fastest algorithm."""
     algorithm: Algorithm | None = None
     """Algorithm of every attention that it is possible for; None: the cheapest."""
 
@@ -128,7 +128,7 @@ def _states(
 
 @dataclass(frozen=True)
 class Choice:
-    """How a cross-attention processes the tokens of one segment."""
+    """The algorithm that a cross-attention takes for one segment."""
 
     algorithm: Algorithm
     """The algorithm taken."""
@@ -144,7 +144,7 @@ class Choice:
 
     @property
     def bytes(self) -> int:
-        """Memory taken beside inputs and outputs."""
+        """Memory taken in addition to inputs and outputs."""
         return self.cost.bytes(self.block_size)
 
 

@@ -28,7 +28,7 @@ from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
 Seen = tuple[Tensor, Tensor, Tensor]
-"""Of a block: the compact left factor [*b, m, k], r [*b, y, x, 1], features of the rows [y, p]."""
+"""The compact left factor of a block [*b, m, k], r [*b, y, x, 1], features of the rows [y, p]."""
 
 
 class SeparableBlocks(TokenBlocks):

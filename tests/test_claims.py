@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import select
 import re
 import shutil
 import tarfile
@@ -382,7 +383,10 @@ def test_a_bar_is_drawn_on_a_terminal():
         with progress("training", 10, console=console) as report:
             report(7, "label 0.5")
         file.flush()
-        drawn = os.read(leader, 100_000).decode()
+        drawn = ""
+        # A terminal hands over what was written piece by piece; ten seconds without any mean that nothing follows.
+        while not ("7/10" in drawn and "label 0.5" in drawn) and select.select([leader], [], [], 10)[0]:
+            drawn += os.read(leader, 100_000).decode(errors="replace")
     os.close(leader)
     assert "7/10" in drawn
     assert "label 0.5" in drawn

@@ -5,8 +5,8 @@ import io
 import json
 import multiprocessing
 import os
-import select
 import re
+import select
 import shutil
 import tarfile
 import time

@@ -1,6 +1,6 @@
 """A solid body as a field that can be evaluated at any point: inside or outside of a closed mesh. With baselines.
 
-`prepare MESH.off OUT` samples points, `rivals OUT` prints scores of nearest neighbours, `score OUT` prints scores of
+`prepare MESH.off OUT` samples points, `baselines OUT` prints scores of nearest neighbours, `score OUT` prints scores of
 predictions, `draw OUT` draws a slice. docs/field.md is the guide.
 """
 
@@ -80,7 +80,7 @@ def middle(corners: np.ndarray) -> np.ndarray:
     return points
 
 
-def rivals(data: Path, /) -> None:
+def baselines(data: Path, /) -> None:
     """Print scores of the baselines: the nearest, the five and the twenty nearest training points."""
     train, test = (points_of(data / f"{part}.jsonl") for part in ("train", "test"))
     for count in (1, 5, 20):
@@ -112,4 +112,4 @@ def tell(name: str, predicted: np.ndarray, true: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "rivals": rivals, "score": score, "draw": draw})
+    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "baselines": baselines, "score": score, "draw": draw})

@@ -1,6 +1,6 @@
 """Forecasts at any time: windows of co2.csv or sunspots.csv of statsmodels, with baselines.
 
-`prepare FILE OUT` writes the windows, `rivals OUT` prints errors of baselines. docs/forecasting.md is the guide.
+`prepare FILE OUT` writes the windows, `baselines OUT` prints their errors. docs/forecasting.md is the guide.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ def between(ahead: np.ndarray, plan: Plan) -> np.ndarray:
     return (ahead > 0) & (ahead <= plan.future)
 
 
-def rivals(data: Path, /) -> None:
+def baselines(data: Path, /) -> None:
     """Print the root mean square errors of the baselines at the same times."""
     (plan,) = (Plan(**row.cells) for row in read_rows(data / "plan.jsonl"))
     train, test = (list(read_rows(data / f"{part}.jsonl")) for part in ("train", "test"))
@@ -125,4 +125,4 @@ def regression(train: list, plan: Plan) -> Callable[[np.ndarray, np.ndarray], np
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "rivals": rivals})
+    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "baselines": baselines})

@@ -1,6 +1,6 @@
 """Pictures as sets of points, most of which may be missing: Fashion-MNIST as arrays, with baselines.
 
-`prepare FOLDER OUT` reads the four IDX files, `rivals OUT` prints accuracies of baselines. docs/points.md is the guide.
+`prepare FOLDER OUT` reads the four IDX files, `baselines OUT` prints their accuracies. docs/points.md is the guide.
 """
 
 import gzip
@@ -41,7 +41,7 @@ def as_points(images: np.ndarray) -> np.ndarray:
     return np.concatenate([positions, images[..., None]], -1).reshape(len(images), -1, 3)
 
 
-def rivals(data: Path, /) -> None:
+def baselines(data: Path, /) -> None:
     """Print accuracies of the baselines, which get pictures whose unknown pixels are 0."""
     (train, train_labels), (test, test_labels) = (read(data / f"{part}.npz") for part in ("train", "test"))
     rng = np.random.default_rng(0)
@@ -70,4 +70,4 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "rivals": rivals})
+    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "baselines": baselines})

@@ -1,6 +1,6 @@
 """Classification of series of varying length: .ts files of the UCR and UEA archives as JSON Lines, with baselines.
 
-`prepare FOLDER OUT` reads NAME_TRAIN.ts and NAME_TEST.ts, `rivals OUT` prints accuracies of baselines. docs/series.md
+`prepare FOLDER OUT` reads NAME_TRAIN.ts and NAME_TEST.ts, `baselines OUT` prints their accuracies. docs/series.md
 is the guide.
 """
 
@@ -60,7 +60,7 @@ def standardised(series: np.ndarray) -> np.ndarray:
     return (series - series.mean(0)) / (series.std(0) + TINY)
 
 
-def rivals(data: Path, /) -> None:
+def baselines(data: Path, /) -> None:
     """Print accuracies of the baselines on the held-out series, as they are and each standardised."""
     (train, train_labels), (test, test_labels) = (read(data / f"{part}.jsonl") for part in ("train", "test"))
     mean, std = np.concatenate(train).mean(0), np.concatenate(train).std(0)
@@ -142,4 +142,4 @@ def rocket(series: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "rivals": rivals})
+    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "baselines": baselines})

@@ -1,7 +1,7 @@
 """Sound, picture and table of the same digit, any of which may be missing. With baselines.
 
 `prepare FOLDER OUT` reads the Free Spoken Digit Dataset and pairs each spoken digit with a handwritten one of
-scikit-learn; `rivals OUT` prints accuracies of baselines. docs/spoken.md is the guide.
+scikit-learn; `baselines OUT` prints their accuracies. docs/spoken.md is the guide.
 """
 
 import itertools
@@ -73,7 +73,7 @@ def noisy(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def rivals(data: Path, /) -> None:
+def baselines(data: Path, /) -> None:
     """Print accuracies of the baselines: a classifier of each part, and all combinations of these."""
     train, test = (list(read_rows(data / f"{part}.csv")) for part in ("train", "test"))
     labels, true = (np.array([row["label"] for row in rows]) for rows in (train, test))
@@ -108,4 +108,4 @@ def cells(data: Path, rows: Sequence[PlainRow]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "rivals": rivals})
+    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "baselines": baselines})

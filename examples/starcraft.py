@@ -1,6 +1,6 @@
 """Sets of records with several outputs: snapshots of StarCraft II games as JSON Lines, with baselines.
 
-`prepare FOLDER OUT` reads .SC2Replay files, `rivals RUN` prints scores of baselines on the held-out records of a run.
+`prepare FOLDER OUT` reads .SC2Replay files, `baselines RUN` prints their scores on the held-out records of a run.
 docs/records.md is the guide. Needs `pip install perceivers[starcraft]`.
 """
 
@@ -19,7 +19,7 @@ from perceivers.data import StarCraft
 from perceivers.data.formats.writers import PlainRow, write_rows
 from perceivers.modalities import Records
 from perceivers.modalities.fields import NumberField
-from perceivers.runs.recipe import read_recipe
+from perceivers.runs.run import Run
 from perceivers.schema import Record
 from perceivers.systems import starcraft
 
@@ -37,14 +37,14 @@ def as_row(snapshot: Record) -> PlainRow:
     return {**snapshot, "units": {name: column.tolist() for name, column in snapshot["units"].items()}}
 
 
-def rivals(run: Path, /) -> None:
+def baselines(folder: Path, /) -> None:
     """Print scores of the baselines, by the metrics of the run."""
+    run = Run(folder)
     for baseline, outputs in starcraft.baseline_scores(run).items():
         for output, metrics in outputs.items():
             print(f"{baseline}: {', '.join(f'{output} {name} {value:.3f}' for name, value in metrics.items())}")
-    recipe = read_recipe(run)
-    train, test = recipe.data.training(), recipe.data.held_out()
-    spec = recipe.schema.outputs["statistics"]
+    train, test = run.training, run.held_out
+    spec = run.recipe.schema.outputs["statistics"]
     assert isinstance(spec, Records)
     deviations = np.array([field.std for field in spec.fields.values() if isinstance(field, NumberField)])
     predicted, true = ridge(train, test, lambda row: [row["statistics"][name] for name in spec.fields])
@@ -76,4 +76,4 @@ def both(row: Record) -> tuple[list[str], list[int]]:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "rivals": rivals})
+    tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "baselines": baselines})

@@ -1,14 +1,13 @@
 """Scores of a run, made again from its predictions as a user has them."""
 
-from perceivers.data.validation import read_parts
 from perceivers.runs.prediction import predict_rows
-from perceivers.runs.recipe import load_run
+from perceivers.runs.run import Run
 
 
 def accuracy_of(run, output):
     """Share of the held-out records whose label is predicted as it is; unknown ones do not count."""
-    recipe, model = load_run(run)
-    records = list(read_parts(recipe.data, recipe.schema).held_out)
+    run = Run(run)
+    model, records = run.model, list(run.held_out)
     spec = model.schema.outputs[output]
     right = []
     for row, record in zip(predict_rows(model.eval(), records, 7), records, strict=True):

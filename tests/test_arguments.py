@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_refused_with_the_name_of_the_input(model, name, ch
 
 WRONG_TYPES = [
     (lambda m: m({"numbers": torch.randn(B, 3)}, Indices(torch.tensor([0]))), "points of type Indices"),
-    (lambda m: m({"numbers": torch.randn(B, 3)}, memory_limit="200MB"), "memory_limit = '200MB'"),
+    (lambda m: m({"numbers": torch.randn(B, 3)}, memory_limit="200 parsecs"), "memory_limit = '200 parsecs'"),
     (lambda m: m({"numbers": torch.randn(B, 3)}, memory_limit=1e9), "memory_limit = 1000000000.0"),
     (lambda m: m({"numbers": torch.randn(B, 3)}, algorithm="denser"), "unknown algorithm 'denser'; there are dense"),
     (lambda m: m({"image": Part(whole()["image"], (0, 0), "ab")}), "size of the whole = 'ab' must"),
@@ -473,7 +473,7 @@ output(Label(classes=2, query_channels=0)); output(Label(classes=2, hidden_chann
 output(Numbers(mask_prob=-1)); output(Numbers(drop_prob=3)); output(Numbers(count=0))
 output(Image(size=(8, 8), channels=-1)); output(Image(size=(8, 8), positions="fourier"))
 output(Audio(size=64, rate=-1)); model.decode(encoded, share=1); model.decode(encoded, share=(0, 1, 2))
-model.decode(encoded, share="01"); attention_plan(model, [[1.0]], memory_limit="1"); resampler(tokens[:0])
+model.decode(encoded, share="01"); attention_plan(model, [[1.0]], memory_limit="1 parsec"); resampler(tokens[:0])
 resampler(tokens[0]); resampler(tokens[..., :4]); resampler(tokens.cfloat()); resampler(None)
 resampler(tokens, torch.full((2, 7), 2)); resampler(tokens, torch.ones(2)); resampler(tokens, torch.ones(2, 6).bool())
 """

@@ -11,8 +11,9 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AudioSet, SpokenDigits
 from perceivers.modalities import Spectrogram
 from perceivers.runs.evaluate import evaluate_run
-from perceivers.runs.recipe import run_recipe
 from perceivers.runs.results import keep_scores
+from perceivers.runs.run import Run
+from perceivers.runs.train import run_recipe
 from perceivers.systems import TASKS
 from perceivers.systems.audioset.baselines import by_clip, label_frequency, label_scores
 from perceivers.systems.audioset.model import audioset
@@ -167,11 +168,11 @@ def test_a_run_on_audioset_from_end_to_end(tmp_path):
     schema = schema.changed("labels", classes=3)
     training = TrainingConfig(num_steps=2, batch_size=3, log_every=1, accelerator="cpu")
     run_recipe(replace(recipe, data=data, schema=schema, config=TINY, training=training), tmp_path / "run")
-    scores = evaluate_run(tmp_path / "run") | TASKS["audioset-paper"].baseline_scores(tmp_path / "run")
+    scores = evaluate_run(Run(tmp_path / "run")) | TASKS["audioset-paper"].baseline_scores(Run(tmp_path / "run"))
     assert 0 < scores["whole clips"]["labels"]["mAP"] <= 1
     assert scores["frequency of labels"]["labels"]["mAP"] == pytest.approx((0.5 + 0.5) / 2)  # no clip has the third
     keep_scores(tmp_path / "run", scores)
-    page = report(tmp_path / "run").read_text()
+    page = report(Run(tmp_path / "run")).read_text()
     assert "Gush, splash" in page
     assert page.count("<img") >= 2
 
@@ -184,6 +185,6 @@ def test_a_run_on_spoken_digits_from_end_to_end(mel, tmp_path):
     schema = recipe.schema.changed("audio", **sound).changed("image", size=(2, 16, 16))
     training = TrainingConfig(num_steps=2, batch_size=4, log_every=1, accelerator="cpu")
     run_recipe(replace(recipe, data=data, schema=schema, config=TINY, training=training), tmp_path / "run")
-    scores = TASKS["sounds"].baseline_scores(tmp_path / "run")
+    scores = TASKS["sounds"].baseline_scores(Run(tmp_path / "run"))
     assert {"mAP", "speaker, accuracy"} < set(scores["whole clips"]["labels"])
     assert scores["frequency of labels"]["labels"]["digit said, accuracy"] == pytest.approx(0.1)

@@ -17,8 +17,10 @@ from perceivers.media.video_files import Clip, read_video, write_video
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.runs.evaluate import evaluate_run
-from perceivers.runs.recipe import changed_schema, load_run, run_recipe
+from perceivers.runs.recipe import changed_schema
 from perceivers.runs.results import keep_scores
+from perceivers.runs.run import Run
+from perceivers.runs.train import run_recipe
 from perceivers.schema import Schema
 from perceivers.systems import TASKS
 from perceivers.systems.multimodal.baselines import baselines, grids_of, rows_of
@@ -287,7 +289,7 @@ def tiny_recipe(folder):
     )
     schema = recipe.schema.changed("audio", **audio).changed("image", **image)
     outputs = {name: replace(schema.outputs[name], num_points=3) for name in ("audio", "image")}
-    training = TrainingConfig(num_steps=2, batch_size=4, log_every=1, accelerator="cpu", memory_limit=50)
+    training = TrainingConfig(num_steps=2, batch_size=4, log_every=1, accelerator="cpu", memory_limit="50MB")
     return replace(
         recipe, data=data, schema=Schema(schema.inputs, {**schema.outputs, **outputs}), config=TINY, training=training
     )
@@ -297,14 +299,14 @@ def test_a_run_from_end_to_end(tmp_path):
     """Train, evaluate with the label seen and unseen, compare, write clips that can be played."""
     run = tmp_path / "run"
     run_recipe(tiny_recipe(write_recordings(tmp_path / "digits")), run)
-    scores = evaluate_run(run)
-    assert load_run(run)[1].memory_limit == 50_000_000
+    scores = evaluate_run(Run(run))
+    assert Run(run).model.memory_limit == "50MB"
     assert set(scores) == {"held out", UNSEEN}
     assert set(scores[UNSEEN]) == {"audio", "image", "label"}
-    scores |= TASKS["autoencode"].baseline_scores(run)
+    scores |= TASKS["autoencode"].baseline_scores(Run(run))
     assert "PCA, 8 numbers" in scores
     keep_scores(run, scores)
-    page = report(run).read_text()
+    page = report(Run(run)).read_text()
     assert "mean clip" in page
     assert page.count("<img") >= 2
     clip = read_video(run / "reconstructed" / "0-true.mp4")

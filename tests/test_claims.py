@@ -24,8 +24,10 @@ from perceivers.data.validation import read_parts
 from perceivers.media.image_files import write_image
 from perceivers.modalities import Image, Label, Numbers
 from perceivers.progress import progress
-from perceivers.runs import recipe
-from perceivers.runs.recipe import Recipe, preset_of, read_recipe, run_recipe
+from perceivers.runs import train as runs_train
+from perceivers.runs.recipe import Recipe, preset_of
+from perceivers.runs.run import read_recipe
+from perceivers.runs.train import run_recipe
 from perceivers.schema import Schema
 from perceivers.training.checkpoints import latest_checkpoint
 from perceivers.training.distributed import launch
@@ -292,7 +294,7 @@ def test_two_starts_at_once_do_not_mix(table, monkeypatch, steps):
         both.wait()
         return train(*arguments)
 
-    monkeypatch.setattr(recipe, "train", together_with_the_other)
+    monkeypatch.setattr(runs_train, "train", together_with_the_other)
     schema = Schema({"a": Numbers()}, {"b": Label()})
     for seed in (0, 1):
         pids.append(os.fork())

@@ -147,11 +147,13 @@ def test_recomputing_keeps_less(records, schema):
 
 
 def test_a_memory_limit_reaches_the_model(tmp_path):
-    """In megabytes; what it does there is tested in test_plan.py."""
-    model = trained(small_records(), tmp_path, 1, memory_limit=3)
-    assert model.memory_limit == 3_000_000
-    with pytest.raises(ValueError, match="memory_limit = 0 must be at least 1 megabyte"):
+    """What it does there is tested in test_plan.py."""
+    for limit in (3_000_000, "3MB"):
+        assert trained(small_records(), tmp_path / str(limit), 1, memory_limit=limit).memory_limit == limit
+    with pytest.raises(ValueError, match="memory_limit = 0 must be a whole number of bytes, at least 1, text such as"):
         TrainingConfig(memory_limit=0)
+    with pytest.raises(ValueError, match="memory_limit = 200 is in bytes: for megabytes write 200MB"):
+        TrainingConfig(memory_limit=200)
 
 
 @pytest.mark.slow

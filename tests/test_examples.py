@@ -12,8 +12,9 @@ from perceivers.data.published import starcraft_replays
 from perceivers.media.audio_files import write_audio
 from perceivers.media.image_files import write_image
 from perceivers.runs.evaluate import DataSets, evaluate_run
-from perceivers.runs.recipe import run_recipe
+from perceivers.runs.run import Run
 from perceivers.runs.schema_file import read_declaration
+from perceivers.runs.train import run_recipe
 from perceivers.schema.schema_files import from_file, with_settings
 from perceivers.systems import PRESETS
 from test_starcraft import some_game
@@ -131,7 +132,7 @@ def test_a_schema_file_checks_and_trains(name, example, command, tmp_path, monke
     assert command("schema", "check", file)[0] == 0
     recipe = with_settings(read_declaration(file), [*QUICK, *narrow(file)])
     run_recipe(recipe, Path("run"))
-    assert evaluate_run(Path("run")).keys() == {"held out", *recipe.evaluations}
+    assert evaluate_run(Run(Path("run"))).keys() == {"held out", *recipe.evaluations}
     if isinstance(recipe.data, Table):
         code, _, errors = command("predict", "run", recipe.data.held_out_file, "--out", "out.jsonl")
         assert code == 0, errors

@@ -12,8 +12,9 @@ from perceivers.data import FlowPairs, FlowScenes
 from perceivers.modalities.flow import convex_upsample
 from perceivers.modalities.points import Indices
 from perceivers.runs.evaluate import evaluate_run
-from perceivers.runs.recipe import run_recipe
 from perceivers.runs.results import keep_scores
+from perceivers.runs.run import Run
+from perceivers.runs.train import run_recipe
 from perceivers.systems import TASKS
 from perceivers.systems.optical_flow.baselines import as_bytes, baselines, no_motion, scores_of
 from perceivers.systems.optical_flow.inference import estimate_flow, fetched_back
@@ -180,11 +181,11 @@ def test_a_run_from_end_to_end(tmp_path):
         training=TrainingConfig(num_steps=2, batch_size=4, log_every=1, accelerator="cpu"),
     )
     run_recipe(recipe, tmp_path)
-    scores = evaluate_run(tmp_path) | TASKS["flow-conv"].baseline_scores(tmp_path)
+    scores = evaluate_run(Run(tmp_path)) | TASKS["flow-conv"].baseline_scores(Run(tmp_path))
     assert set(scores["held out"]["flow"]) == {"epe", "fl"}
     assert scores["no motion"]["flow"]["epe"] > 0
     keep_scores(tmp_path, scores)
-    page = report(tmp_path).read_text()
+    page = report(Run(tmp_path)).read_text()
     assert "no motion" in page
     assert page.count("<img") >= 2
 

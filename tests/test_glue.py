@@ -16,8 +16,9 @@ from perceivers.pretrained.model_folder import save_model
 from perceivers.pretrained.transfer import transfer
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.prediction import predict_rows
-from perceivers.runs.recipe import run_recipe
 from perceivers.runs.results import keep_scores, read_scores
+from perceivers.runs.run import Run
+from perceivers.runs.train import run_recipe
 from perceivers.schema import Schema
 from perceivers.schema.preset import Preset
 from perceivers.systems import TASKS
@@ -416,13 +417,13 @@ def test_a_run_from_end_to_end(official, tmp_path, variant):
     assert "text.embedding" in lines[0] or "input_adapter" in lines[0]
     assert "output_adapter" in lines[1]
     task = TASKS["glue-cola"]
-    keep_scores(tmp_path / "run", evaluate_run(tmp_path / "run") | task.baseline_scores(tmp_path / "run"))
+    keep_scores(tmp_path / "run", evaluate_run(Run(tmp_path / "run")) | task.baseline_scores(Run(tmp_path / "run")))
     scores = read_scores(tmp_path / "run")
     assert scores["dev_matched.tsv"]["mnli"].keys() == {"accuracy", "ece"}
     assert scores["GLUE"].keys() == {"cola", "mnli", "sts", "average"}
     assert scores["most frequent"]["mnli"]["accuracy"] == 0
     assert scores["bag of bytes"]["sts"]["mae"] > 0
-    page = report(tmp_path / "run").read_text()
+    page = report(Run(tmp_path / "run")).read_text()
     assert "&quot;Who?&quot; she said." in page
     assert "most frequent" in page
     examples.cache_clear()

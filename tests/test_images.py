@@ -20,8 +20,10 @@ from perceivers.data.published.idx import read_idx
 from perceivers.media.image_files import write_image
 from perceivers.modalities import Image, Label
 from perceivers.runs.evaluate import evaluate_run
-from perceivers.runs.recipe import preset_of, run_recipe
+from perceivers.runs.recipe import preset_of
 from perceivers.runs.results import keep_scores
+from perceivers.runs.run import Run
+from perceivers.runs.train import run_recipe
 from perceivers.schema import Schema
 from perceivers.schema.schema_files import to_yaml
 from perceivers.systems import TASKS
@@ -221,12 +223,12 @@ def test_a_run_from_end_to_end(features, tmp_path):
     )
     run = tmp_path / "run"
     run_recipe(recipe, run)
-    scores = evaluate_run(run) | TASKS["images"].baseline_scores(run)
+    scores = evaluate_run(Run(run)) | TASKS["images"].baseline_scores(Run(run))
     assert {"held out", "20 x 20", "36 x 36", "56 x 56"} < scores.keys()
     assert scores["logistic regression"]["label"]["accuracy"] == 1  # the classes are written into the pictures
     assert scores["most frequent class"]["label"]["accuracy"] == pytest.approx(2 / 11)
     keep_scores(run, scores)
-    page = report(run).read_text()
+    page = report(Run(run)).read_text()
     assert "logistic regression" in page
     assert page.count("<img") >= 3
 
@@ -243,14 +245,14 @@ def test_a_run_on_pictures_of_any_size(tmp_path):
     )
     run = tmp_path / "run"
     run_recipe(recipe, run)
-    scores = evaluate_run(run)
+    scores = evaluate_run(Run(run))
     keep_scores(run, scores)
     assert set(scores) == {"held out", "32 x 32", "64 x 64", "96 x 96"}
     assert scores["held out"]["label"]["accuracy"] == pytest.approx(accuracy_of(run, "label"))
     num_held_out = len(recipe.data.held_out())
     for own in scores.values():
         assert own["label"]["accuracy"] * num_held_out == pytest.approx(round(own["label"]["accuracy"] * num_held_out))
-    assert report(run).read_text().count("<img") >= 3
+    assert report(Run(run)).read_text().count("<img") >= 3
 
 
 def test_guesses_by_hand():

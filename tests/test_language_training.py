@@ -18,7 +18,8 @@ from perceivers.data.formats.documents import documents_of
 from perceivers.files.budgets import read_json
 from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import ByteTokenizer, tokenizer_of
-from perceivers.runs.recipe import Recipe, preset_of, run_recipe
+from perceivers.runs.recipe import Recipe, preset_of
+from perceivers.runs.train import run_recipe
 from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.language.baselines import (
     NUM_IDS,

@@ -19,9 +19,10 @@ from perceivers.data.formats.writers import write_rows
 from perceivers.data.validation import read_parts
 from perceivers.modalities import MODALITIES, FramePair, Label, Numbers, PointSet, Records, Series, Text
 from perceivers.modalities.fields import CategoryField, DateField, NumberField
-from perceivers.runs.recipe import kept_data, preset_of
+from perceivers.runs.recipe import preset_of
 from perceivers.runs.results import read_scores, score_of
 from perceivers.runs.schema_file import read_declaration
+from perceivers.runs.train import kept_data
 from perceivers.schema import Schema
 from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.digits.recipes import EVERYTHING

@@ -14,8 +14,10 @@ from perceivers.media.image_files import write_image
 from perceivers.modalities import Labels, Numbers
 from perceivers.pretrained.model_folder import save_model
 from perceivers.runs.evaluate import DataSets, evaluate_run, scorer_for
-from perceivers.runs.recipe import load_run, preset_of, run_recipe
+from perceivers.runs.recipe import preset_of
 from perceivers.runs.results import keep_scores
+from perceivers.runs.run import Run
+from perceivers.runs.train import run_recipe
 from perceivers.schema.schema_files import to_yaml
 from perceivers.systems import SCORERS
 from perceivers.systems.optical_flow.baselines import as_bytes, no_motion, score_in_tiles, scores_of
@@ -85,7 +87,7 @@ def test_a_run_on_pairs_of_several_sizes_is_scored_and_drawn(tmp_path):
     assert len({record["flow"].shape for record in data.held_out()}) == 2
     recipe = replace(side_by_side("3x3"), data=data, training=replace(STEPS, batch_size=1))
     run_recipe(recipe, tmp_path / "run")
-    scores, model = evaluate_run(tmp_path / "run", SCORERS), load_run(tmp_path / "run")[1]
+    scores, model = evaluate_run(Run(tmp_path / "run"), SCORERS), Run(tmp_path / "run").model
     distances = []
     for record in data.held_out():
         found = estimate_flow(model, *as_bytes(record["frames"]), levels=None)
@@ -93,7 +95,7 @@ def test_a_run_on_pairs_of_several_sizes_is_scored_and_drawn(tmp_path):
     expected = np.nanmean(np.concatenate(distances))
     assert scores["held out"]["flow"]["epe"] == pytest.approx(expected, rel=1e-4)
     keep_scores(tmp_path / "run", scores)
-    assert report(tmp_path / "run").read_text().count("<img") >= 2
+    assert report(Run(tmp_path / "run")).read_text().count("<img") >= 2
 
 
 def test_a_model_without_a_run_is_scored_on_a_table(command, tmp_path):

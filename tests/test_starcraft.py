@@ -14,8 +14,9 @@ from perceivers.data.published import starcraft_replays
 from perceivers.data.published.starcraft_replays import STATISTICS, events_of, snapshots_of
 from perceivers.runs.evaluate import evaluate_run
 from perceivers.runs.flops import CPU_ATTENTION
-from perceivers.runs.recipe import run_recipe
 from perceivers.runs.results import keep_scores
+from perceivers.runs.run import Run
+from perceivers.runs.train import run_recipe
 from perceivers.systems.starcraft.baselines import baseline_scores, baselines, time_means, type_counts
 from perceivers.systems.starcraft.model import EntityEncoder, PerceiverEntities, TransformerEntities, schema
 from perceivers.systems.starcraft.recipes import small
@@ -171,14 +172,14 @@ def test_a_run_from_end_to_end(games, tmp_path):
         small(), data=games, config=TINY, training=TrainingConfig(num_steps=2, batch_size=4, accelerator="cpu")
     )
     run_recipe(recipe, tmp_path)
-    guesses = baseline_scores(tmp_path)
-    keep_scores(tmp_path, evaluate_run(tmp_path) | guesses)
-    scores = evaluate_run(tmp_path)["held out"]
+    guesses = baseline_scores(Run(tmp_path))
+    keep_scores(tmp_path, evaluate_run(Run(tmp_path)) | guesses)
+    scores = evaluate_run(Run(tmp_path))["held out"]
     assert 0 <= scores["hidden"]["accuracy"] <= 1
     assert scores["statistics"]["rmse"] > 0
     assert 0 <= guesses["most frequent type of the player's others"]["hidden"]["accuracy"] <= 1
     assert guesses["means at the same time"]["statistics"]["rmse"] == pytest.approx(0)  # all games are alike
-    page = report(tmp_path).read_text()
+    page = report(Run(tmp_path)).read_text()
     assert "means at the same time" in page
     assert "Snapshot 6" in page
 

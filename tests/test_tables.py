@@ -390,8 +390,9 @@ def test_arrays_are_read_from_safetensors_and_split(tmp_path):
 def run(tmp_path_factory):
     """A run of SCHEMA on a table with two bad rows, made by the command's own functions."""
     from perceivers.runs.evaluate import evaluate_run
-    from perceivers.runs.recipe import run_recipe
+    from perceivers.runs.run import Run
     from perceivers.runs.schema_file import read_declaration
+    from perceivers.runs.train import run_recipe
 
     folder = tmp_path_factory.mktemp("own")
     rows = rows_of(41)
@@ -401,7 +402,7 @@ def run(tmp_path_factory):
     (folder / "mine.yaml").write_text(text)
     recipe = read_declaration(folder / "mine.yaml", str(folder / "mine.csv"))
     run_recipe(recipe, folder / "run")
-    return folder, evaluate_run(folder / "run")
+    return folder, evaluate_run(Run(folder / "run"))
 
 
 def test_training_on_a_table_leaves_a_run_that_lists_its_bad_rows(run):

@@ -10,8 +10,8 @@ from perceivers.core.arguments import check_names
 from perceivers.files.outputs import check_outputs
 from perceivers.pretrained.checkpoint_files import is_theirs, read_checkpoint, write_huggingface
 from perceivers.pretrained.hub import save_pretrained
-from perceivers.runs.recipe import data_of, own_files, read_own
 from perceivers.runs.results import run_card
+from perceivers.runs.run import data_of, own_files, read_own
 from perceivers.schema.preset import Preset
 from perceivers.systems import PRESETS
 from perceivers.training.checkpoints import is_place_of_checkpoint

@@ -21,7 +21,7 @@ from perceivers.media.flow_files import write_flow
 from perceivers.media.image_files import read_image, write_image
 from perceivers.media.video_files import Clip, read_video, write_video
 from perceivers.progress import tracked
-from perceivers.runs.recipe import own_files
+from perceivers.runs.run import own_files
 from perceivers.systems.imagenet import classify as classify_images
 from perceivers.systems.language import fill_mask as fill_text
 from perceivers.systems.multimodal import autoencode as autoencode_clip

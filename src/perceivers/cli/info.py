@@ -10,6 +10,7 @@ from perceivers.cli.tables import MEMORY, in_units, show
 from perceivers.core.arguments import check_names, check_positive
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.plan_report import attention_plan
+from perceivers.core.memory_limits import check_given_limit
 from perceivers.pretrained.hub import from_pretrained
 from perceivers.progress import tracked
 from perceivers.runs.flops import Costs, costs
@@ -68,7 +69,7 @@ def plan(
     model: Annotated[str, tyro.conf.Positional],
     /,
     batch_size: int = 1,
-    memory_limit: int | None = None,
+    memory_limit: str | None = None,
     algorithm: Algorithm | None = None,
     training: bool = False,
     json: bool = False,
@@ -78,19 +79,19 @@ def plan(
     Args:
         model: Name of a published model, or a model folder.
         batch_size: Number of samples in the batch.
-        memory_limit: Megabytes that an attention may allocate, inputs and outputs not counted.
+        memory_limit: Memory that an attention may take on top of its inputs and outputs, e.g. 200MB.
         algorithm: Force this algorithm wherever it applies.
         training: Plan for a training step, with gradients.
         json: Print as JSON.
     """
     check_positive("batch_size", batch_size)
+    check_given_limit(memory_limit)
     # Plan on the meta device: shapes suffice, and no weights are allocated.
     built = PRESETS[model].preset().build("meta") if model in PRESETS else from_pretrained(model).to("meta")
     inputs = cast(Schema, built.schema).inputs
     raw = {name: spec.dummy_input(batch_size, torch.device("meta")) for name, spec in inputs.items()}
-    limit = None if memory_limit is None else memory_limit * 1_000_000
     with torch.set_grad_enabled(training):
-        plans = attention_plan(built.train(training), raw, memory_limit=limit, algorithm=algorithm)
+        plans = attention_plan(built.train(training), raw, memory_limit=memory_limit, algorithm=algorithm)
     # For each attention: first the chosen algorithm, then the others by increasing work.
     rows = [
         (

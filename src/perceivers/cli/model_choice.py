@@ -8,8 +8,9 @@ import torch
 
 from perceivers.core.arguments import check_names
 from perceivers.core.layers import truncated_normal_
+from perceivers.core.memory_limits import check_given_limit
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.runs.recipe import find_model
+from perceivers.runs.run import find_model
 from perceivers.systems import PRESETS
 from perceivers.training.devices import best_device
 from perceivers.training.loop import seed_step
@@ -29,17 +30,16 @@ class ModelChoice:
     """Device to run on."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Precision of the computation."""
-    memory_limit: int | None = None
-    """Megabytes that reading or writing may allocate, on top of model, inputs and outputs; by default no limit."""
+    memory_limit: str | None = None
+    """Memory that reading or writing may take on top of model, inputs and outputs, e.g. 200MB; by default no limit."""
 
     def __post_init__(self) -> None:
-        if self.memory_limit is not None and self.memory_limit < 1:
-            raise ValueError(f"memory limit = {self.memory_limit} must be at least 1 megabyte")
+        check_given_limit(self.memory_limit)
 
     def load(self, published: str) -> PerceiverIO:
         """Return the model, ready to use; `published` names the model that random weights are drawn for by default."""
         model = self._model(published).eval().requires_grad_(False)
-        model.memory_limit = None if self.memory_limit is None else self.memory_limit * 1_000_000
+        model.memory_limit = self.memory_limit
         device = best_device() if self.device == "auto" else self.device
         try:
             return model.to(device, getattr(torch, self.dtype))

@@ -21,7 +21,7 @@ from perceivers.modalities.table_cells import Row
 from perceivers.runs.attention_report import PAGE_ROWS, attention_page
 from perceivers.runs.prediction import predict_rows
 from perceivers.runs.ray_predict import predict_over_cluster
-from perceivers.runs.recipe import data_of, own_files
+from perceivers.runs.run import data_of, own_files
 from perceivers.schema import Record
 
 

@@ -16,10 +16,12 @@ from perceivers.files.durable import write_text
 from perceivers.files.outputs import check_outputs
 from perceivers.runs.evaluate import DataSets, evaluate_run, scores_elsewhere
 from perceivers.runs.prediction import group_scores
-from perceivers.runs.recipe import Recipe, data_of, find_model, own_files, read_recipe, run_recipe
+from perceivers.runs.recipe import Recipe
 from perceivers.runs.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
+from perceivers.runs.run import Run, data_of, find_model, own_files, read_recipe
 from perceivers.runs.schema_file import read_declaration
 from perceivers.runs.system import Task
+from perceivers.runs.train import run_recipe
 from perceivers.schema.schema_files import from_file, with_settings
 from perceivers.systems import SCORERS, TASKS, UNTRAINED_BASELINES
 from perceivers.training.metrics import Scores
@@ -58,10 +60,10 @@ def train(
     task_of(chosen)
     if chosen.data.reads_whole_folder:
         check_outputs([out], chosen.data.source_files())
-    run_recipe(chosen, out, lambda line: print(line, file=sys.stderr), accept_changed_data)
+    run = run_recipe(chosen, out, lambda line: print(line, file=sys.stderr), accept_changed_data)
     keep_command(out, shlex.join(["perceivers", *sys.argv[1:]]))
-    show_scores(_evaluate(out), json)
-    print(f"Report: {_task(out).report(out)}", file=sys.stderr if json else sys.stdout)
+    show_scores(_evaluate(run), json)
+    print(f"Report: {task_of(run.recipe).report(run)}", file=sys.stderr if json else sys.stdout)
 
 
 def evaluate(
@@ -75,15 +77,15 @@ def evaluate(
         on: YAML file of other data sets, `data: {NAME: {kind: ...}}`, to score on their held-out records instead.
         json: Print the scores as JSON.
     """
-    run = Path(model)
     if on is None:
+        run = Run(Path(model))
         show_scores(_evaluate(run) | (group_scores(run, by) if by else {}), json)
         return
     if by is not None:
         raise ValueError("--by groups the records of the run, --on uses others: leave one of them out")
     scores = scores_elsewhere(find_model(model), from_file(DataSets, on).data, SCORERS, UNTRAINED_BASELINES)
-    if data_of(run) is not None:
-        add_scores(run, scores)
+    if data_of(Path(model)) is not None:
+        add_scores(Path(model), scores)
     show_scores(scores, json)
 
 
@@ -100,8 +102,8 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
         sources = [(*own_files(run), *read_recipe(run).data.source_files()) for run in runs]
         check_outputs([out], itertools.chain(*sources))
     table = results_table(runs)
-    for run in runs:
-        print(f"Report: {_task(run).report(run)}", file=sys.stderr)
+    for run in map(Run, runs):
+        print(f"Report: {task_of(run.recipe).report(run)}", file=sys.stderr)
     if out is None:
         print(table, end="")
     else:
@@ -124,13 +126,9 @@ def task_of(recipe: Recipe) -> Task:
     return TASKS[recipe.task]
 
 
-def _task(run: Path) -> Task:
-    return task_of(read_recipe(run))
-
-
-def _evaluate(run: Path) -> dict[str, Scores]:
-    scores = evaluate_run(run, SCORERS) | _task(run).baseline_scores(run)
-    keep_scores(run, scores)
+def _evaluate(run: Run) -> dict[str, Scores]:
+    scores = evaluate_run(run, SCORERS) | task_of(run.recipe).baseline_scores(run)
+    keep_scores(run.folder, scores)
     return scores
 
 

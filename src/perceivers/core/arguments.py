@@ -43,16 +43,6 @@ def has_values(x: Tensor) -> bool:
     )
 
 
-def floats(x: Tensor) -> Tensor:
-    """Return floating-point numbers as they are; whole numbers and booleans become float32."""
-    return x if x.is_floating_point() else x.float()
-
-
-def precise(x: Tensor) -> Tensor:
-    """Return floating-point numbers in at least float32: in half precision, what is made of them would overflow."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Return the names if all are known; else raise a ValueError with the nearest known one."""
     if isinstance(names, str) or not isinstance(names, Iterable):

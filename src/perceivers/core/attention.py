@@ -104,7 +104,7 @@ def attend(
     return F.dropout(attention_weights(q, k, *Mask.rules(mask)), dropout) @ v
 
 
-def plan_attention(memory_limit: int | None = None, algorithm: str | None = None) -> Any:
+def plan_attention(memory_limit: int | str | None = None, algorithm: str | None = None) -> Any:
     """Return how cross-attentions are computed, a `fast.Plan` (in bytes); None: densely. The seam to `core/fast`."""
     if layers.fast is not None:
         return layers.fast.Plan(memory_limit, algorithm)

@@ -26,6 +26,9 @@ from perceivers.core.reading import Encoded, Reading
 from perceivers.core.tokens import Segment, Tokens, token_dtype
 from perceivers.core.trunk import Transformer, Trunk
 
+Limit = int | str | None
+"""A memory limit: bytes, or text such as "200MB"; None: the fastest algorithm."""
+
 
 class PerceiverIO(nn.Module):
     """One model for what a schema declares (`schema.Schema`): `model(raw)` gives raw outputs by name.
@@ -33,8 +36,8 @@ class PerceiverIO(nn.Module):
     Arrays, lists and pictures of Pillow are taken in place of tensors; what does not fit is a ValueError.
     """
 
-    memory_limit: int | None = None
-    """Bytes that reading and writing may take where a call gives no limit; None: the fastest algorithm."""
+    memory_limit: Limit = None
+    """What reading and writing may take, each in addition to inputs and model, where a call gives no limit."""
 
     def __init__(self, schema: Any, config: Config | None = None) -> None:
         super().__init__()
@@ -76,7 +79,7 @@ class PerceiverIO(nn.Module):
         self,
         raw: Mapping[str, Any] | Any,
         points: Mapping[str, Any] | None = None,
-        memory_limit: int | None = None,
+        memory_limit: Limit = None,
         algorithm: str | None = None,
         masking: Masking | None = None,
     ) -> dict[str, Any]:
@@ -85,19 +88,19 @@ class PerceiverIO(nn.Module):
         return self.decode(encoded, points, None, memory_limit, algorithm)
 
     def encode(
-        self, raw: Any, memory_limit: int | None = None, algorithm: str | None = None, masking: Masking | None = None
+        self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None, masking: Masking | None = None
     ) -> Encoded:
         """Read and process the inputs; chunk after chunk if they come as an iterable of parts of them.
 
-        Each reading takes at most `memory_limit` bytes in addition to inputs and model. `algorithm` forces an algorithm
-        of attention. Both change only the time and the last bits. `masking` tells what an evaluation masks.
+        Each reading takes at most `memory_limit` in addition to inputs and model. `algorithm` forces an algorithm of
+        attention. Both change only the time and the last bits. `masking` tells what an evaluation masks.
         """
         if self.schema.guard.comes_in_parts(raw):
             if masking is not None:
                 raise ValueError("masking draws for whole inputs: give them whole, not in parts")
             return self.process(self._read_parts(raw, memory_limit, algorithm))
         tokens, own = self.tokens(raw, None, masking)
-        latents = self.trunk(tokens, plan_attention(self._limit(memory_limit), algorithm))
+        latents = self.trunk(tokens, self._plan(memory_limit, algorithm))
         return Encoded(latents, self._sources(own), self._mask(tokens))
 
     def tokens(
@@ -108,12 +111,12 @@ class PerceiverIO(nn.Module):
         tokens, own = self.input_adapter(self.schema.guard.tensors(raw, weight.device), missing, masking)
         return self.schema.guard.tokens(tokens, token_dtype(weight.dtype)), own
 
-    def read(self, raw: Any, memory_limit: int | None = None, algorithm: str | None = None) -> Reading:
+    def read(self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None) -> Reading:
         """Return what the latents take from these inputs alone, to be added to what they take from others.
 
         An input given as None is read as missing. ValueError if the model reads more than once.
         """
-        trunk, plan = self._trunk(), plan_attention(self._limit(memory_limit), algorithm)
+        trunk, plan = self._trunk(), self._plan(memory_limit, algorithm)
         missing = [name for name in raw if raw[name] is None] if isinstance(raw, Mapping) else []
         tokens, own = self.tokens(raw, missing)
         adapters: Any = self.input_adapter.adapters
@@ -131,7 +134,7 @@ class PerceiverIO(nn.Module):
         encoded: Encoded,
         points: Mapping[str, Any] | None = None,
         outputs: Iterable[str] | None = None,
-        memory_limit: int | None = None,
+        memory_limit: Limit = None,
         algorithm: str | None = None,
         share: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
@@ -144,9 +147,8 @@ class PerceiverIO(nn.Module):
         guard = self.schema.guard
         points, names = guard.points(points, encoded.latents.device), guard.output_names(outputs)
         queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters)
-        plan = plan_attention(self._limit(memory_limit), algorithm)
         heads = self.output_adapter.heads(self.input_adapter.adapters)
-        written = self.decoder(queries, encoded.latents, heads, plan, encoded.mask)
+        written = self.decoder(queries, encoded.latents, heads, self._plan(memory_limit, algorithm), encoded.mask)
         return self.output_adapter(guard.written(written, queries), queries)
 
     def attention_maps(self, raw: Any, points: Mapping[str, Any] | None = None) -> dict[str, dict[str, Tensor]]:
@@ -174,10 +176,10 @@ class PerceiverIO(nn.Module):
     def _mask(self, tokens: Tokens) -> Tensor | None:
         return tokens.mask() if isinstance(self.trunk, Transformer) else None
 
-    def _limit(self, memory_limit: int | None) -> int | None:
-        return self.memory_limit if memory_limit is None else memory_limit
+    def _plan(self, memory_limit: Limit, algorithm: str | None) -> Any:
+        return plan_attention(self.memory_limit if memory_limit is None else memory_limit, algorithm)
 
-    def _read_parts(self, chunks: Iterable[Any], memory_limit: int | None, algorithm: str | None) -> Reading:
+    def _read_parts(self, chunks: Iterable[Any], memory_limit: Limit, algorithm: str | None) -> Reading:
         reading = Reading()
         for chunk in chunks:
             reading = reading + self.read(chunk, memory_limit, algorithm)

@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import floats
 from perceivers.core.config import Config, DecoderConfig
-from perceivers.core.overflow import in_range
+from perceivers.core.precision import floats, in_range
 from perceivers.core.tokens import Segment, Tokens, token_dtype, zero_where_absent
 from perceivers.core.trunk import Trunk
 

@@ -33,6 +33,11 @@ class DataSet(ABC):
         return False
 
     @property
+    def fitted_to(self) -> int | None:
+        """Number of training records, from the first, that statistics and vocabularies are fitted to; None: all."""
+        return None
+
+    @property
     def records_per_clip(self) -> int:
         """Number of consecutive records that are windows of one clip."""
         return 1
@@ -59,10 +64,6 @@ class DataSet(ABC):
     @abstractmethod
     def held_out(self) -> Sequence[Record]:
         """Return the records that training never sees."""
-
-    def fit_records(self, training: Sequence[Record]) -> Sequence[Record]:
-        """Return the training records that statistics and vocabularies are fitted to."""
-        return training
 
     def record_files(self) -> Iterable[str | Path]:
         """Return paths or URLs of the files that its `LazyRecords` are read from; empty if no files are read."""

@@ -5,7 +5,7 @@ Parquet with its row group. So training treats shards like any other data: proce
 records, and a resumed run continues with the same ones.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -24,7 +24,6 @@ from perceivers.data.splits import check_held_out_fraction, random_split
 from perceivers.files.messages import one_line
 from perceivers.files.opening import regular_file
 from perceivers.modalities.table_cells import Files, Row
-from perceivers.schema import Record
 
 KEPT_GROUPS = 16
 """Decoded row groups cached in each process; more than the sampler mixes at a time."""
@@ -69,10 +68,6 @@ class Shards(DataSet):
     def record_files(self) -> Iterable[str]:
         """Return all shards of both parts."""
         return [url for files in (self.files, self.held_out_files) if files for url in _matching(files)]
-
-    def fit_records(self, training: Sequence[Record]) -> Sequence[Record]:
-        """Return the first `fitted_to` training records."""
-        return training[: self.fitted_to]
 
     @cached_property
     def _parts(self) -> tuple[LazyRecords, LazyRecords]:

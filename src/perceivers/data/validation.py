@@ -15,6 +15,7 @@ from perceivers.modalities import Records
 from perceivers.modalities.table_cells import WHOLE_ROW, Row
 from perceivers.progress import tracked
 from perceivers.schema import Record, Schema
+from perceivers.schema.preprocessing import Fitting
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,30 @@ class Parts:
 def read_parts(data: DataSet, schema: Schema) -> Parts:
     """Return both parts, validated if `tries(data)`; ValueError if too many records are unreadable."""
     training, held_out = data.training(), data.held_out()
-    fitted_to = data.fit_records(training)
+    fitted_to = training if data.fitted_to is None else training[: data.fitted_to]
     # Misspelled columns are reported before anything is read.
     if isinstance(data, Table | Shards):
         rows = [*fitted_to, *(held_out if isinstance(data, Table) else ())]
         check_columns(schema, [row for row in rows if isinstance(row, Row)])
     if not tries(data):
         return Parts(schema.fit(fitted_to), training, held_out)
-    # Fit the schema to the records that can be read, then preprocess every record of both parts once.
-    readable, bad = sift(fitted_to, schema.read)
-    check_positive(bad, data.max_bad_rows)
-    schema = schema.fit(readable)
-    training, bad = sift(training, preparing(schema))
-    held_out, others = sift(held_out, preparing(schema))
-    check_positive([*bad, *others], data.max_bad_rows)
-    return Parts(schema, training, held_out, [*bad, *others])
+    # Read each record once: those that the schema is fitted to, the rest of the training part, and the held-out part.
+    fitting = Fitting(schema.inputs, schema.outputs, check=True)
+    fitted, bad = sift(fitted_to, fitting.add)
+    check_count(bad, data.max_bad_rows)
+    schema = Schema(*fitting.fitted())
+    rest = np.arange(len(fitted_to), len(training))
+    good, unreadable = sift(chosen(training, rest), preprocessing(schema))
+    training = chosen(training, np.concatenate([fitted, rest[good]]))
+    good, others = sift(held_out, preprocessing(schema))
+    check_count([*bad, *unreadable, *others], data.max_bad_rows)
+    return Parts(schema, training, chosen(held_out, good), [*bad, *unreadable, *others])
 
 
 def read_held_out(data: DataSet, schema: Schema) -> Sequence[Record]:
     """Return the held-out records that a fitted schema can read."""
     held_out = data.held_out()
-    return sift(held_out, preparing(schema))[0] if tries(data) else held_out
+    return chosen(held_out, sift(held_out, preprocessing(schema))[0]) if tries(data) else held_out
 
 
 def tries(data: DataSet) -> TypeGuard[Table | Shards]:
@@ -72,25 +76,26 @@ def tries(data: DataSet) -> TypeGuard[Table | Shards]:
     return isinstance(data, Table) or (isinstance(data, Shards) and data.max_bad_rows > 0)
 
 
-def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[Sequence[Record], list[Unreadable]]:
-    """Return the records for which the attempt succeeds, and the others with their errors."""
+def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[np.ndarray, list[Unreadable]]:
+    """Return the indices of the records for which the attempt succeeds, and the other records with their errors."""
     good: list[int] = []
     bad: list[Unreadable] = []
-    for number, row in enumerate(tracked(rows, "checking rows")):
+    for number in tracked(range(len(rows)), "checking rows"):
+        row = rows[number]
         try:
             attempt(row)
             good.append(number)
         except ValueError as error:
             bad.append(Unreadable(row.place if isinstance(row, Row) else f"record {number + 1}", str(error)))
-    return chosen(rows, np.array(good, int)), bad
+    return np.array(good, int), bad
 
 
-def preparing(schema: Schema) -> Callable[[Record], Any]:
+def preprocessing(schema: Schema) -> Callable[[Record], Any]:
     """Return a function that preprocesses a record, as an attempt for `sift`."""
     return lambda record: schema.preprocess(record, np.random.default_rng(0), training=False)
 
 
-def check_positive(unreadable: Sequence[Unreadable], allowed: int) -> None:
+def check_count(unreadable: Sequence[Unreadable], allowed: int) -> None:
     """Raise a ValueError naming the first unreadable record if there are more than allowed."""
     if len(unreadable) > allowed:
         first = unreadable[0]

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import floats, precise
 from perceivers.core.checks import SIZE, check_fields, check_ranges
+from perceivers.core.precision import floats, precise
 from perceivers.modalities.embeddings import embedding
 from perceivers.modalities.label import Label, check_classes, counted
 from perceivers.modalities.modality import check_units, denormalised, known_units, normalised, rounded, unit_std

@@ -14,9 +14,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceivers.core.arguments import floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import dtype_of, plain_linear
+from perceivers.core.precision import floats
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import show_image

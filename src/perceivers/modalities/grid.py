@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import floats
 from perceivers.core.checks import is_whole
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import dtype_of, plain_linear
+from perceivers.core.precision import floats
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.modalities.convolution import ConvPadding, ConvStem, ConvUpsample, symmetric_size
@@ -57,6 +57,22 @@ MOST_PLACES = 2**53
 
 
 @dataclass(frozen=True)
+class Moments:
+    """What a grid's statistics are fitted to, of one value."""
+
+    count: int
+    """Number of elements whose channels are all finite."""
+    total: np.ndarray
+    """Their sum, [C]."""
+    squares: np.ndarray
+    """The sum of their squares, [C]."""
+    low: float
+    """Their lowest channel."""
+    high: float
+    """Their highest channel."""
+
+
+@dataclass(frozen=True)
 class Grid(Modality, ABC):
     """Values on a grid of `axes` axes. Coordinates to decode at count the queries along each axis, from 0."""
 
@@ -64,6 +80,7 @@ class Grid(Modality, ABC):
     """Number of axes."""
     stretched: ClassVar[bool] = True
     """True: positions span a grid of any size from end to end. False: their step is that of the trained size."""
+    preprocess_needs_fit: ClassVar[bool] = False
 
     size: int | tuple[int, ...] = 32
     """Size of the grid in training, along each axis; inputs may have any other."""
@@ -138,17 +155,29 @@ class Grid(Modality, ABC):
         """Load a file that is not .npy as [*size, C]; ValueError for a modality without files of its own."""
         raise ValueError(f"{path}: a {type(self).__name__.lower()} is read from lists of numbers or a .npy file")
 
+    @property
+    def is_fitted(self) -> bool:
+        """True if mean, standard deviation and range are known."""
+        return None not in (self.mean, self.std, self.value_range)
+
+    def summary(self, value: Any) -> Moments:
+        """Return the moments of the elements whose channels are all finite."""
+        if isinstance(value, Moments):
+            return value
+        pixels = self._array(value).reshape(-1, self.channels).astype(np.float64)
+        pixels = pixels[np.isfinite(pixels).all(axis=-1)]
+        low, high = pixels.min(initial=math.inf), pixels.max(initial=-math.inf)
+        return Moments(len(pixels), pixels.sum(0), (pixels**2).sum(0), low, high)
+
     def fit(self, values: Iterable[Any]) -> "Grid":
         """Fit the mean and standard deviation of each channel, and the range of values, where they are not given."""
-        if None not in (self.mean, self.std, self.value_range):
+        if self.is_fitted:
             return self  # without loading any value
         # Accumulate sums in one pass: the values of a data set may not fit into memory.
         count, total, squares, low, high = 0, np.zeros(self.channels), np.zeros(self.channels), math.inf, -math.inf
-        for value in values:
-            pixels = self._array(value).reshape(-1, self.channels).astype(np.float64)
-            pixels = pixels[np.isfinite(pixels).all(axis=-1)]
-            count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
-            low, high = min(low, pixels.min(initial=math.inf)), max(high, pixels.max(initial=-math.inf))
+        for one in map(self.summary, values):
+            count, total, squares = count + one.count, total + one.total, squares + one.squares
+            low, high = min(low, one.low), max(high, one.high)
         if not count:
             return self
         mean = total / count

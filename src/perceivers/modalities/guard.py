@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perceivers.core.arguments import check_names
 from perceivers.core.checks import about, is_whole
-from perceivers.core.overflow import in_range, nan_where_out_of_range
+from perceivers.core.precision import in_range, nan_where_out_of_range
 from perceivers.core.tokens import Tokens
 from perceivers.modalities.points import Part, Points, given_points, share_of
 from perceivers.modalities.raw import given, is_picture
@@ -35,7 +35,7 @@ class Guard:
             if len(self.inputs) != 1:
                 raise ValueError(f"several inputs: give a dictionary of {', '.join(self.inputs)}")
             raw = {next(iter(self.inputs)): raw}
-        check_names("input", raw, self.inputs)
+        check_names("input", list(raw), self.inputs)
         present = {name: value for name, value in raw.items() if value is not None}
         return {name: about("input", name, _tensors, self.inputs[name], x, device) for name, x in present.items()}
 
@@ -50,7 +50,7 @@ class Guard:
         points = {} if points is None else points
         if not isinstance(points, Mapping):
             raise ValueError(f"points of type {type(points).__name__}: give a dictionary of {', '.join(self.outputs)}")
-        check_names("output", points, self.outputs)
+        check_names("output", list(points), self.outputs)
         present = {name: value for name, value in points.items() if value is not None}
         return {name: about("output", name, given_points, value, device) for name, value in present.items()}
 

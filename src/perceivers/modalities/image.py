@@ -34,6 +34,7 @@ class Image(Grid):
     """As an input: side of a central crop as a fraction of the short side; it is resized to `size`. None: no crop."""
     augmentation: Augmentation | None = None
     """As an input, in training, in place of `crop`: random crops, resized to `size`, flips, distortions."""
+    read_fields: ClassVar[tuple[str, ...]] = ("size", "channels", "crop")
     kind: Literal["image"] = "image"
     """Name in files."""
 
@@ -88,6 +89,7 @@ class Video(Grid):
     """Frames, height and width in training; inputs may have any other size."""
     channels: int = 3
     """Number of values of a pixel."""
+    read_fields: ClassVar[tuple[str, ...]] = ("size", "channels")
     kind: Literal["video"] = "video"
     """Name in files."""
 

@@ -7,7 +7,7 @@ one class may also be probabilities [B, classes]. NaN is unknown.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -74,6 +74,7 @@ class Label(RowModality):
     """As an output: label smoothing of the loss."""
     further_metrics: tuple[Literal["f1", "matthews"], ...] = ()
     """As an output: F1 of the last class (of two, the positive one), Matthews' correlation."""
+    read_fields: ClassVar[tuple[str, ...]] = ()
     kind: Literal["label"] = "label"
     """Name in files."""
 
@@ -86,12 +87,17 @@ class Label(RowModality):
         """Return the name of the class; a number as text."""
         return str(cell)
 
+    @property
+    def is_fitted(self) -> bool:
+        """True if the classes are known."""
+        return bool(self.classes)
+
     def fit(self, values: Iterable[Any]) -> "Label":
         """Fit the classes: the names that occur, sorted; "False" and "True" for truth values.
 
         Whole numbers stay numbers, unless hardly any below the largest occurs (`FEW_OF`).
         """
-        if self.classes:
+        if self.is_fitted:
             return self
         # Truth values and names.
         distinct = {known for value in values if (known := class_value(value)) is not None}
@@ -220,6 +226,7 @@ class Labels(RowModality):
 
     classes: int | tuple[str, ...] = ()
     """Number of classes, or their names. Fitted (sorted) if empty."""
+    read_fields: ClassVar[tuple[str, ...]] = ()
     kind: Literal["labels"] = "labels"
     """Name in files."""
 
@@ -232,6 +239,11 @@ class Labels(RowModality):
         """Parse a list of names; a single name is a list of one."""
         value = plain(cell)
         return [str(name) for name in (value if isinstance(value, list) else [value])]
+
+    @property
+    def is_fitted(self) -> bool:
+        """True if the classes are known."""
+        return bool(self.classes)
 
     def fit(self, values: Iterable[Any]) -> "Labels":
         """Fit the classes: the names that occur, sorted."""

@@ -4,16 +4,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceivers.core.arguments import check_names, floats, precise
+from perceivers.core.arguments import check_names
 from perceivers.core.checks import COUNT, FRACTION, SIZE, check_ranges
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
+from perceivers.core.precision import floats, precise
 from perceivers.modalities.points import Points
 from perceivers.modalities.raw import check_keys, given
 from perceivers.modalities.table_cells import Files, plain
@@ -79,6 +80,11 @@ class Modality(ABC):
     mask_at_eval: bool = False
     """As an input: mask in evaluation too; in prediction only what is always masked (released video model)."""
 
+    read_fields: ClassVar[tuple[str, ...] | None] = None
+    """Names of the fields that `read` depends on; None: all."""
+    preprocess_needs_fit: ClassVar[bool] = True
+    """False if `preprocess` and `target` do not depend on what is fitted, so that values can be checked before."""
+
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
 
@@ -91,8 +97,23 @@ class Modality(ABC):
         """Parse a cell of a table, never None, to a record's value; ValueError if it does not fit the modality."""
         return plain(cell)
 
+    def reads_like(self, other: "Modality") -> bool:
+        """Return whether `read` gives the same value as that of another modality, for any cell."""
+        if type(self) is not type(other) or self.read_fields is None:
+            return self == other
+        return all(getattr(self, name) == getattr(other, name) for name in self.read_fields)
+
+    @property
+    def is_fitted(self) -> bool:
+        """True if `fit` would change nothing, so that no value is read for it."""
+        return type(self).fit is Modality.fit
+
+    def summary(self, value: Any) -> Any:
+        """Return what `fit` needs of a value, which it takes in place of the value: large values are not kept."""
+        return value
+
     def fit(self, values: Iterable[Any]) -> "Modality":
-        """Return the spec with statistics or a vocabulary fitted to the values of the training records."""
+        """Return the spec with statistics or a vocabulary fitted to values of the training records, or summaries."""
         return self
 
     def uncorrupted(self) -> "Modality":

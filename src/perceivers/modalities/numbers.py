@@ -5,14 +5,14 @@ A raw batch is [B, n], n = `count` numbers of each sample, NaN or infinite where
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from perceivers.core.arguments import floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
+from perceivers.core.precision import floats
 from perceivers.core.tokens import Segment
 from perceivers.modalities.modality import (
     Raw,
@@ -46,6 +46,8 @@ class Numbers(RowModality):
     """Standard deviation for normalisation. Fitted if None."""
     further_metrics: tuple[Literal["pearson"], ...] = ()
     """As an output: Pearson's correlation with the targets, over all numbers together."""
+    read_fields: ClassVar[tuple[str, ...]] = ()
+    preprocess_needs_fit: ClassVar[bool] = False
     kind: Literal["numbers"] = "numbers"
     """Name in files."""
 
@@ -58,9 +60,19 @@ class Numbers(RowModality):
         value = plain(cell)
         return [number(one) for one in (value if isinstance(value, list) else [value])]
 
+    @property
+    def is_fitted(self) -> bool:
+        """True if mean and standard deviation are known."""
+        return None not in (self.mean, self.std)
+
+    def summary(self, value: Any) -> Any:
+        """Return the numbers as float32; one alone as a Python number, which is smaller than an array."""
+        numbers = self._array(value)
+        return numbers.item() if self.count == 1 else numbers
+
     def fit(self, values: Iterable[Any]) -> "Numbers":
         """Fit mean and standard deviation of each number, over its known values."""
-        if None not in (self.mean, self.std):
+        if self.is_fitted:
             return self
         table = np.array([self._array(value) for value in values], np.float64).reshape(-1, self.count)
         mean, std = statistics(table)

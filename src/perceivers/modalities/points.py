@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.arguments import floats
+from perceivers.core.precision import floats
 from perceivers.core.tokens import Segment
 from perceivers.modalities.raw import as_mask, as_tensor, check_index
 

@@ -6,16 +6,16 @@ data's units. The mask is True where there is a point.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
+from perceivers.core.precision import floats
 from perceivers.core.tokens import Segment, zero_where_absent
 from perceivers.modalities.modality import (
     LARGEST,
@@ -65,6 +65,8 @@ class PointSet(Modality):
     """Mean of the values for normalisation. Fitted if None."""
     std: tuple[float, ...] | None = None
     """Standard deviation of the values for normalisation. Fitted if None."""
+    read_fields: ClassVar[tuple[str, ...]] = ("axes",)
+    preprocess_needs_fit: ClassVar[bool] = False
     kind: Literal["pointset"] = "pointset"
     """Name in files."""
 
@@ -85,9 +87,14 @@ class PointSet(Modality):
             return {name: numbers(value.get(name)) for name in ("coordinates", "values")}
         return self._split(numbers(value))
 
+    @property
+    def is_fitted(self) -> bool:
+        """True if bounds, mean and standard deviation are known."""
+        return None not in (self.bounds, self.mean, self.std)
+
     def fit(self, values: Iterable[Any]) -> "PointSet":
         """Fit the bounds of the coordinates, and mean and standard deviation of the values."""
-        if None not in (self.bounds, self.mean, self.std):
+        if self.is_fitted:
             return self  # without loading any point
         sets = [self._arrays(value) for value in values]
         points = np.concatenate([each["coordinates"] for each in sets]) if sets else np.empty((0, self.axes))

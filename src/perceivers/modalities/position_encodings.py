@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from perceivers.core.arguments import precise, require
+from perceivers.core.arguments import require
 from perceivers.core.checks import COUNT, SIZE, check_ranges
 from perceivers.core.layers import plain_linear, trained_vector
 from perceivers.core.positions import AxisTables, PositionFeatures
+from perceivers.core.precision import precise
 
 CoordinateRule = Literal["inclusive", "exclusive"]
 

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.arguments import precise
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
+from perceivers.core.precision import precise
 from perceivers.core.tokens import Segment
 from perceivers.modalities.modality import Raw, mean_where, rounded, same_shape
 from perceivers.modalities.numbers import Numbers

@@ -7,7 +7,7 @@ units (NaN: unknown) or class numbers (-1: unknown). The mask is True where ther
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -71,6 +71,8 @@ class Records(Modality):
     """As an input: mask values in evaluation too (never in prediction)."""
     hidden_only: bool = False
     """As an output with `of`: only values that are unknown in the input count in the loss and the metrics."""
+    read_fields: ClassVar[tuple[str, ...]] = ("fields",)
+    preprocess_needs_fit: ClassVar[bool] = False
     kind: Literal["records"] = "records"
     """Name in files."""
 
@@ -88,6 +90,11 @@ class Records(Modality):
         """Parse a list of objects, an object of lists, or (under the key "*") a whole row as a set of one record."""
         columns = self._columns(plain(cell))
         return {name: [self._read(name, one) for one in columns[name]] for name in self.fields}
+
+    @property
+    def is_fitted(self) -> bool:
+        """True if all fields are fitted."""
+        return all(field.is_fitted for field in self.fields.values())
 
     def fit(self, values: Iterable[Any]) -> "Records":
         """Fit the statistics or classes of each field; ValueError for a field whose values are all unknown."""

@@ -27,6 +27,7 @@ class Series(Grid):
     stretched: ClassVar[bool] = False
     size: int | tuple[int, ...] = 256
     """Length in training; inputs may have any other."""
+    read_fields: ClassVar[tuple[str, ...]] = ()
     kind: Literal["series"] = "series"
     """Name in files."""
 
@@ -58,6 +59,7 @@ class Audio(Series):
     """Number of samples that make one token."""
     rate: int | None = None
     """Sampling rate in Hz to which audio files are resampled; None: they are not."""
+    read_fields: ClassVar[tuple[str, ...]] = ("size", "channels", "patch", "rate")
     kind: Literal["audio"] = "audio"  # type: ignore[assignment]
     """Name in files."""
 

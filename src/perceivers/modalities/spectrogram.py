@@ -31,6 +31,7 @@ class Spectrogram(Grid):
     """Number of samples from one step to the next."""
     window: int = 400
     """Number of samples in the window of a step."""
+    read_fields: ClassVar[tuple[str, ...]] = ("size", "rate", "hop")
     kind: Literal["spectrogram"] = "spectrogram"
     """Name in files."""
 

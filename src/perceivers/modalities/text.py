@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -80,6 +80,8 @@ class Text(Modality):
     """As an output with `of`: weight in the loss of a token that was not masked; a masked token has weight 1."""
     mask_queries: bool = True
     """As an output with `of`: mask the queries where the input has no token; False as in transformers."""
+    read_fields: ClassVar[tuple[str, ...]] = ()
+    preprocess_needs_fit: ClassVar[bool] = False
     kind: Literal["text"] = "text"
     """Name in files."""
 
@@ -100,6 +102,15 @@ class Text(Modality):
     def read(self, cell: Any, files: Files) -> str:
         """Return the text; a number as text."""
         return str(cell)
+
+    @property
+    def is_fitted(self) -> bool:
+        """True if the number of ids is known."""
+        return self.vocab_size is not None
+
+    def summary(self, value: Any) -> str:
+        """Return no text: `fit` looks at the tokenizer alone."""
+        return ""
 
     def fit(self, values: Iterable[Any]) -> "Text":
         """Store the tokenizer's number of ids, so that the model can be built without the tokenizer's file."""

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import floats
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
+from perceivers.core.precision import floats
 from perceivers.core.tokens import Segment, zero_where_absent
 from perceivers.modalities.modality import NOMINAL, Modality, Raw, mean_where, pad_sequences, same_shape
 from perceivers.modalities.points import Points, Queries

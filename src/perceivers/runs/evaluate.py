@@ -3,14 +3,14 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import AnyDataSet, DataSet
 from perceivers.data.fingerprint import differences, fingerprint
 from perceivers.data.validation import read_held_out
-from perceivers.runs.recipe import changed_schema, load_run, read_kept_data
+from perceivers.runs.recipe import changed_schema
+from perceivers.runs.run import Run, read_kept_data
 from perceivers.schema import Record, Schema, kind_name
 from perceivers.training.metrics import Scores, evaluate
 
@@ -41,23 +41,22 @@ def scorer_for(data: DataSet, scorers: Mapping[str, Scorer]) -> Scorer:
     return scorers[data.scorer]
 
 
-def evaluate_run(run: Path, scorers: Mapping[str, Scorer] | None = None) -> dict[str, Scores]:
+def evaluate_run(run: Run, scorers: Mapping[str, Scorer] | None = None) -> dict[str, Scores]:
     """Return scores of a run's best checkpoint (without validation, the newest) on held-out records, by evaluation.
 
     Warn if these are not the records that were held out when the run began: it may have been trained on some of them.
     """
-    recipe, model = load_run(run)
-    held_out = read_held_out(recipe.data, recipe.schema)
-    # Compare the held-out records with those of the beginning of the run.
-    if kept := read_kept_data(run):
+    recipe, held_out = run.recipe, run.held_out
+    # Compare the held-out records with those of the beginning of the run, unless it was trained a moment ago.
+    if run.parts is None and (kept := read_kept_data(run.folder)):
         what = differences(kept["parts"], {"held out": fingerprint(recipe.data, recipe.schema, held_out)})
         if what:
-            warnings.warn(f"the data of {run} have changed since it began ({what})", stacklevel=2)
+            warnings.warn(f"the data of {run.folder} have changed since it began ({what})", stacklevel=2)
     # Score them under the recipe's schema and under those of its further evaluations.
     schemas = {"held out": recipe.schema}
     schemas |= {name: changed_schema(recipe.schema, changes) for name, changes in recipe.evaluations.items()}
     score = scorer_for(recipe.data, scorers or {})
-    return {name: score(model, held_out, schema) for name, schema in schemas.items()}
+    return {name: score(run.model, held_out, schema) for name, schema in schemas.items()}
 
 
 def scores_elsewhere(

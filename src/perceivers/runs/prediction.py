@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +16,11 @@ from perceivers.core.arguments import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.formats.readers import column_names
 from perceivers.data.formats.writers import PlainRow
-from perceivers.data.validation import read_held_out
 from perceivers.files.tensor_files import is_finite
 from perceivers.modalities.modality import Modality, rounded, sample_of
 from perceivers.modalities.table_cells import Row, holds_file
 from perceivers.runs.attribution import Sample, attribution_columns, attributions, own_part
-from perceivers.runs.recipe import load_run
+from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.training.devices import device_of
 from perceivers.training.metrics import Scores, evaluate, inference
@@ -85,12 +83,11 @@ def output_columns(model: PerceiverIO, attribution: bool = False) -> list[str]:
     return columns + (attribution_columns(model, raw, outputs) if attribution else [])
 
 
-def group_scores(run: Path, column: str) -> dict[str, Scores]:
+def group_scores(run: Run, column: str) -> dict[str, Scores]:
     """Return scores of a run's held-out records and their number, by value of a column; groups of one are merged."""
-    recipe, model = load_run(run)
-    rows = [row for row in read_held_out(recipe.data, recipe.schema) if isinstance(row, Row)]
+    rows = [row for row in run.held_out if isinstance(row, Row)]
     if not rows:
-        raise ValueError(f"{run}: the data has no columns to group by: it is no table")
+        raise ValueError(f"{run.folder}: the data has no columns to group by: it is no table")
     check_names("column", [column], column_names(rows))
     # Group the records by value, and merge the groups of one record.
     groups: dict[str, list[Record]] = {}
@@ -101,7 +98,7 @@ def group_scores(run: Path, column: str) -> dict[str, Scores]:
     if len(single) > 1:
         groups[f"other {column}"] = single
     return {
-        name: {"": {"records": float(len(group))}, **evaluate(model, group, recipe.schema)}
+        name: {"": {"records": float(len(group))}, **evaluate(run.model, group, run.recipe.schema)}
         for name, group in groups.items()
     }
 

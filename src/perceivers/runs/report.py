@@ -8,10 +8,9 @@ from typing import Any, cast
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.data.validation import read_held_out
 from perceivers.media.html_report import Report
-from perceivers.runs.recipe import load_run
 from perceivers.runs.results import read_scores
+from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.training.logging import read_log
 from perceivers.training.metrics import inference, masking_of
@@ -19,23 +18,21 @@ from perceivers.training.plots import SHOWN, draw_samples, subplots
 from perceivers.training.sampler import evaluation_batches
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write report.html into the folder of a run that has been evaluated."""
-    recipe, model = load_run(run)
-    page = Report(f"Run {run.name}")
+    schema = run.recipe.schema
+    page = Report(f"Run {run.folder.name}")
     add_scores(page, run)
-    batch, predictions = predict(model.cpu(), recipe.schema, read_held_out(recipe.data, recipe.schema)[:SHOWN])
+    batch, predictions = predict(run.model.cpu(), schema, run.held_out[:SHOWN])
     page.heading("Held-out samples")
-    page.figure(
-        draw_samples(recipe.schema, batch, predictions), "Inputs, then the target and the prediction of each output."
-    )
+    page.figure(draw_samples(schema, batch, predictions), "Inputs, then the target and the prediction of each output.")
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")
 
 
-def add_scores(page: Report, run: Path) -> None:
+def add_scores(page: Report, run: Run) -> None:
     """Add a table of all metrics: one row per metric, one column per evaluation."""
-    scores = read_scores(run)
+    scores = read_scores(run.folder)
     page.heading("Scores")
     measured = {(o, m): None for outputs in scores.values() for o, metrics in outputs.items() for m in metrics}
     rows = {
@@ -45,9 +42,9 @@ def add_scores(page: Report, run: Path) -> None:
     page.table(["output, metric", *scores], rows)
 
 
-def add_losses(page: Report, run: Path) -> None:
+def add_losses(page: Report, run: Run) -> None:
     """Add curves of the training loss and learned weight of each output over the steps."""
-    lines = cast(list[dict[str, Any]], read_log(run))
+    lines = cast(list[dict[str, Any]], read_log(run.folder))
     curves = {"losses": "training loss", "weights": "learned weight"}
     curves = {key: title for key, title in curves.items() if any(line.get(key) for line in lines)}
     if not curves:

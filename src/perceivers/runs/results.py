@@ -8,7 +8,7 @@ from pathlib import Path
 from perceivers.files.durable import write_text
 from perceivers.files.messages import printable
 from perceivers.files.opening import read_text
-from perceivers.runs.recipe import data_of, read_recipe
+from perceivers.runs.run import data_of, read_recipe
 from perceivers.schema.schema_files import read_checked, to_yaml
 from perceivers.training.checkpoints import best_checkpoint, read_state
 from perceivers.training.metrics import Scores

@@ -8,6 +8,7 @@ from perceivers.runs.evaluate import Scorer, UntrainedBaselines
 from perceivers.runs.presets import Published
 from perceivers.runs.recipe import Recipe
 from perceivers.runs.report import report
+from perceivers.runs.run import Run
 from perceivers.training.metrics import Scores
 
 
@@ -17,9 +18,9 @@ class Task:
 
     recipe: Callable[[], Recipe]
     """The recipe."""
-    baseline_scores: Callable[[Path], dict[str, Scores]] = lambda run: {}
+    baseline_scores: Callable[[Run], dict[str, Scores]] = lambda run: {}
     """Function that returns further scores of a run of the recipe: of baselines on the same records, or its own."""
-    report: Callable[[Path], Path] = report
+    report: Callable[[Run], Path] = report
     """Function that writes the report of a run of the recipe into its folder."""
 
 
@@ -31,9 +32,9 @@ class System:
     """Recipes, by their names on the command line."""
     presets: Mapping[str, Published] = field(default_factory=dict)
     """Published models, by name."""
-    baseline_scores: Callable[[Path], dict[str, Scores]] = Task.baseline_scores
+    baseline_scores: Callable[[Run], dict[str, Scores]] = Task.baseline_scores
     """Function that returns further scores of a run of any of the recipes (`Task`)."""
-    report: Callable[[Path], Path] = Task.report
+    report: Callable[[Run], Path] = Task.report
     """Function that writes the report of a run of any of the recipes (`Task`)."""
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     """Scorers of data sets whose records do not fit into batches, by `DataSet.scorer`."""

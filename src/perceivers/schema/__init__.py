@@ -19,13 +19,10 @@ from perceivers.core.checks import check_fields
 from perceivers.modalities import MODALITIES
 from perceivers.modalities.guard import Guard
 from perceivers.modalities.label import check_classes
-from perceivers.modalities.modality import Modality, Raw, asks_in_vain, named
+from perceivers.modalities.modality import Modality, Raw, named
 from perceivers.modalities.points import Points
-from perceivers.modalities.table_cells import Row
 from perceivers.schema.memory import check_memory, num_bytes
-
-Record = Mapping[str, Any]
-"""A sample of a data set: fields by name."""
+from perceivers.schema.preprocessing import Fitting, Record, preprocessed, values_of
 
 Batch = Mapping[str, Mapping[str, Any]]
 """A collated batch: raw values by name, under "inputs" and under "targets"."""
@@ -81,22 +78,15 @@ class Schema:
 
     def read(self, record: Record) -> dict[str, Any]:
         """Return a record's values as {"inputs", "targets"}, None where missing; ValueError if one is unreadable."""
-        sides = {"inputs": self.inputs, "targets": self.outputs}
-        return {
-            side: {name: _value(record, name, spec) for name, spec in specs.items()} for side, specs in sides.items()
-        }
+        values, sides = values_of(record), {"inputs": self.inputs, "targets": self.outputs}
+        return {side: {name: values(name, spec) for name, spec in specs.items()} for side, specs in sides.items()}
 
     def fit(self, records: Sequence[Record]) -> "Schema":
         """Return the schema with statistics and vocabularies fitted to the training records."""
-        if all(type(spec).fit is Modality.fit for spec in (*self.inputs.values(), *self.outputs.values())):
-            return self  # nothing to fit: do not read all records
-
-        def fitted(name: str, spec: Modality) -> Modality:
-            values = (_value(record, name, spec) for record in records)
-            return named(name, spec.fit, (value for value in values if value is not None))
-
-        inputs = {name: fitted(name, spec) for name, spec in self.inputs.items()}
-        return type(self)(inputs, {name: fitted(name, spec) for name, spec in self.outputs.items()})
+        fitting = Fitting(self.inputs, self.outputs)
+        for record in records if fitting.is_needed else ():
+            fitting.add(record)
+        return type(self)(*fitting.fitted())
 
     def preprocess(
         self, record: Record, rng: np.random.Generator, training: bool, outputs: Collection[str] | None = None
@@ -106,18 +96,7 @@ class Schema:
         A value is None where the record lacks it, where an input is dropped, and for targets that are not in `outputs`
         (None: all). All random numbers come from `rng`.
         """
-        inputs: dict[str, Any] = {}
-        for name, spec in self.inputs.items():
-            value = _value(record, name, spec)
-            # Draw for every record, so that later draws do not depend on which values are missing.
-            dropped = rng.random() < spec.drop_prob and (training or spec.drop_at_eval)
-            inputs[name] = None if value is None or dropped else named(name, spec.preprocess, value, rng, training)
-        targets = {}
-        for name, spec in self.outputs.items():
-            left_out = asks_in_vain(spec, inputs) or not (outputs is None or name in outputs)
-            value = None if left_out else _value(record, name, spec)
-            targets[name] = None if value is None else named(name, spec.target, value, rng, inputs, training)
-        return {"inputs": inputs, "targets": targets}
+        return preprocessed(self.inputs, self.outputs, values_of(record), rng, training, outputs)
 
     def collate(self, samples: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Raw]]:
         """Collate preprocessed records into a batch; names that no sample has a value for are left out."""
@@ -185,11 +164,6 @@ def _check_spec(spec: Any) -> None:
         raise ValueError(f"{spec!r:.99} is no declared structure, such as Numbers(count=3)")
     check_fields(spec)
     check_classes(getattr(spec, "classes", ()))
-
-
-def _value(record: Record, name: str, spec: Modality) -> Any:
-    value = record.get(spec.key or name)
-    return named(name, spec.read, value, record.files) if isinstance(record, Row) and value is not None else value
 
 
 def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:

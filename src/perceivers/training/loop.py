@@ -54,7 +54,7 @@ def train(
     checkpoint is saved.
     """
     records, validation = split(records, config)
-    model.memory_limit = None if config.memory_limit is None else config.memory_limit * 1_000_000
+    model.memory_limit = config.memory_limit
     with (
         launched(config) as fabric,
         only_user(run, fabric),
@@ -99,7 +99,8 @@ def make_steps(
             # Gradients. What is random in a step depends on its number alone, not on the steps before.
             rate = set_rate(optimiser, config.rate(state.step))
             seed_step(config.seed, state.step, fabric.global_rank)
-            batch = mixed(objective.schema, batch, config.mixup)
+            if config.mixup is not None:
+                batch = mixed(objective.schema, batch, config.mixup)
             losses = gradients(fabric, learner, batch, config.accumulate)
             weights = objective.weights()
             norm = clip(fabric, learner, optimiser, config)

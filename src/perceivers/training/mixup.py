@@ -35,12 +35,12 @@ def check_mixing(schema: Schema) -> None:
         raise ValueError(f"training.mixup needs one image in and labels out, not {kinds}: leave it out")
 
 
-def mixed(schema: Schema, batch: Batch, mixing: Mixup | None) -> Batch:
+def mixed(schema: Schema, batch: Batch, mixing: Mixup) -> Batch:
     """Mix each sample of a batch with the sample before it, with torch's random numbers; labels become probabilities.
 
     The official code mixes two batches into one. Here each image is part of two samples, which needs no second batch.
     """
-    if mixing is None or not batch["inputs"]:
+    if not batch["inputs"]:
         return batch
     ((name, raw),) = batch["inputs"].items()
     # Mix the pixels [B, H, W, C]: the first half of the batch by MixUp, the rest by CutMix.

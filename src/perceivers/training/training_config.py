@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from perceivers.core.checks import COUNT, SIZE, check_ranges
+from perceivers.core.memory_limits import check_given_limit
 from perceivers.training.mixup import Mixup
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
@@ -55,8 +56,8 @@ class TrainingConfig:
     """Precision of the forward and backward pass."""
     activation_checkpointing: bool = False
     """Run attention blocks again in the backward pass instead of storing their activations, to save memory."""
-    memory_limit: int | None = None
-    """Megabytes that each cross-attention may take in addition to inputs, outputs and weights; None: the fastest."""
+    memory_limit: int | str | None = None
+    """Bytes, or text such as "200MB", that a cross-attention may take on top of inputs, outputs and weights."""
     compile: bool = False
     """Compile with torch.compile: a slower start, then faster steps."""
 
@@ -66,8 +67,7 @@ class TrainingConfig:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at most {most}")
-        if self.memory_limit is not None and self.memory_limit < 1:
-            raise ValueError(f"memory_limit = {self.memory_limit} must be at least 1 megabyte, or None")
+        check_given_limit(self.memory_limit)
         if self.weights == "learned" and self.optimiser.kind == "lamb":
             raise ValueError("weights = learned needs the optimiser adamw or muon: lamb hardly moves what begins at 0")
         self.check_processes(self.devices)

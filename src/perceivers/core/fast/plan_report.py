@@ -38,7 +38,7 @@ def attention_plan(
     model: PerceiverIO,
     raw: Mapping[str, Any] | Tensor,
     points: Mapping[str, Any] | None = None,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     algorithm: Algorithm | None = None,
 ) -> list[PlannedAttention]:
     """Return what `model(raw, points, memory_limit, algorithm)` would do.

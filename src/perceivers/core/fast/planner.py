@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from perceivers.core.arguments import check_names
 from perceivers.core.attention import CrossAttention, Mask
-from perceivers.core.checks import is_whole
 from perceivers.core.decoder import apply_heads
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
@@ -24,6 +23,7 @@ from perceivers.core.fast.cost_model import CostModel
 from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.fast.onednn import is_transformed
 from perceivers.core.fast.op_counts import Cost
+from perceivers.core.memory_limits import limit_in_bytes
 from perceivers.core.reading import SoftmaxState
 from perceivers.core.tokens import Tokens, token_dtype
 
@@ -35,17 +35,15 @@ Tails = Mapping[str, Sequence[Any]]
 class Plan:
     """Plan of the cross-attentions of a call: dense, or segment by segment, each by its own algorithm."""
 
-    memory_limit: int | None = None
-    """Bytes that an attention may take in addition to its inputs and outputs; None: the fastest algorithm."""
+    memory_limit: Any = None  # bytes, once it is checked
+    """Bytes, or text such as "200MB", that an attention may take on top of its inputs and outputs; None: any number."""
     algorithm: Algorithm | None = None
     """Algorithm of every attention that it is possible for; None: the cheapest."""
 
     def __post_init__(self) -> None:
         if self.algorithm is not None:
             check_names("algorithm", [self.algorithm], get_args(Algorithm))
-        limit = self.memory_limit
-        if limit is not None and (not is_whole(limit) or limit < 1):
-            raise ValueError(f"memory_limit = {limit!r} must be a whole number of bytes, at least 1, or None")
+        object.__setattr__(self, "memory_limit", limit_in_bytes(self.memory_limit))
 
     @property
     def always_dense(self) -> bool:

@@ -1,7 +1,6 @@
 """Scores of whole clips, and a baseline that ignores the inputs: the frequency of each label."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +9,8 @@ from torch import Tensor
 from perceivers.data import DataSet
 from perceivers.data.dataset import evenly
 from perceivers.modalities import Labels
-from perceivers.runs.recipe import Recipe, load_run
+from perceivers.runs.recipe import Recipe
+from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.training.metrics import Scores, answers, gathered, scored
 from perceivers.training.sampler import evaluation_batches
@@ -22,10 +22,10 @@ COUNTED = 500
 """Number of training records, evenly spaced, in which labels are counted."""
 
 
-def baseline_scores(run: Path) -> dict[str, Scores]:
+def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return scores of whole clips, averaged over their windows, and of the frequency of labels."""
-    recipe, model = load_run(run)
-    training, held_out = recipe.data.training(), recipe.data.held_out()
+    recipe, model = run.recipe, run.model
+    training, held_out = run.training, run.held_out
     logits, fitting = gathered(answers(model, recipe.schema, held_out))["labels"]
     chances, truth = by_clip(recipe.data, logits.sigmoid(), fitting)
     frequency = label_frequency(recipe.schema, training).expand_as(chances)

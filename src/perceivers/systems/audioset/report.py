@@ -4,18 +4,18 @@ from pathlib import Path
 
 from perceivers.data.dataset import evenly
 from perceivers.media.html_report import Report
-from perceivers.runs.recipe import load_run
 from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
+from perceivers.runs.run import Run
 from perceivers.systems.audioset.baselines import label_names
 from perceivers.training.plots import draw_samples
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write scores, and some held-out clips with their true and their most probable labels."""
-    recipe, model = load_run(run)
-    page = Report(f"Sounds and pictures to labels: run {run.name}")
+    recipe, model = run.recipe, run.model
+    page = Report(f"Sounds and pictures to labels: run {run.folder.name}")
     add_scores(page, run)
-    held_out, names = recipe.data.held_out(), label_names(recipe)
+    held_out, names = run.held_out, label_names(recipe)
     batch, predictions = predict(model.cpu(), recipe.schema, evenly(held_out, SHOWN))
     page.heading("Held-out clips")
     page.figure(draw_samples(recipe.schema, {**batch, "targets": {}}, {}), "Sound and pictures of the clips.")
@@ -27,4 +27,4 @@ def report(run: Path) -> Path:
         rows[f"clip {number + 1}"] = [", ".join(names[n] for n in true), ", ".join(predicted)]
     page.table(["", "true labels", "most probable labels"], rows)
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")

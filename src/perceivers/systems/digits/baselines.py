@@ -1,26 +1,26 @@
 """Baselines for pixels that are no input: the mean image, and the nearest input pixel."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from perceivers.runs.recipe import changed_schema, load_run
+from perceivers.runs.recipe import changed_schema
 from perceivers.runs.report import predict
+from perceivers.runs.run import Run
 from perceivers.schema import Record
 from perceivers.systems.digits.model import SIDE
 from perceivers.systems.digits.recipes import QUARTER
 from perceivers.training.metrics import Scores
 
 
-def baseline_scores(run: Path) -> dict[str, Scores]:
+def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return the PSNR of the other pixels when a quarter is the input, of the model and of both baselines."""
-    recipe, model = load_run(run)
+    recipe, model = run.recipe, run.model
     quarter = changed_schema(recipe.schema, recipe.evaluations[QUARTER])
-    batch, predictions = predict(model.cpu(), quarter, recipe.data.held_out())
-    unread = psnr_of_unread(recipe.data.training(), batch, predictions["image"])
+    batch, predictions = predict(model.cpu(), quarter, run.held_out)
+    unread = psnr_of_unread(run.training, batch, predictions["image"])
     return {f"unread pixels, {QUARTER}": {"image": {f"psnr of {name}": value for name, value in unread.items()}}}
 
 

@@ -10,9 +10,10 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.html_report import Report
 from perceivers.modalities.modality import sample_of
 from perceivers.modalities.points import Coordinates
-from perceivers.runs.recipe import changed_schema, load_run
+from perceivers.runs.recipe import changed_schema
 from perceivers.runs.report import add_losses, predict
 from perceivers.runs.results import score_of
+from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.systems.digits.baselines import baseline_scores
 from perceivers.systems.digits.model import SIDE
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write scores, digits with their input and decoded pixels, and attention maps."""
     # The scores of the run, and the model's predictions from a quarter of the pixels.
     right, psnr = (
-        [score_of(run, evaluation, *score) for evaluation in (EVERYTHING, QUARTER)]
+        [score_of(run.folder, evaluation, *score) for evaluation in (EVERYTHING, QUARTER)]
         for score in (("label", "accuracy"), ("image", "psnr"))
     )
-    recipe, model = load_run(run)
+    recipe, model = run.recipe, run.model
     quarter = changed_schema(recipe.schema, recipe.evaluations[QUARTER])
-    batch, predictions = predict(model.cpu(), quarter, recipe.data.held_out())
+    batch, predictions = predict(model.cpu(), quarter, run.held_out)
     # The page: scores, unread pixels against baselines, pictures, attention.
     page = Report("Perceiver IO decodes the class and the whole picture of a digit from some of its pixels")
     page.text("One model, trained on random subsets of pixels as sets of (position, value). These digits are held out.")
@@ -51,11 +52,11 @@ def report(run: Path) -> Path:
     page.figure(draw_samples(model, quarter, batch, predictions), "Each row is a digit; squares mark the input pixels.")
     page.heading("Attention of the latents")
     page.figure(
-        draw_attention(model, recipe.schema, recipe.data.held_out()),
+        draw_attention(model, recipe.schema, run.held_out),
         "Attention of each of eight latents to each pixel at the first read, as the mean over heads; bright is high.",
     )
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")
 
 
 def draw_samples(model: PerceiverIO, schema: Schema, batch: dict[str, Any], predictions: dict[str, Any]) -> "Figure":

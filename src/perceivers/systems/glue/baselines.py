@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from perceivers.data.published.glue_tables import RATING
 from perceivers.modalities import Label, Numbers
 from perceivers.modalities.label import class_number
 from perceivers.modalities.modality import Modality
-from perceivers.runs.recipe import load_run
+from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.training.metrics import Compared, Scores, answers, gathered, scored
 
@@ -24,14 +23,12 @@ METRICS = {"cola": "matthews", "sts": "pearson"}
 """Metric of a task in GLUE's average; "accuracy" for the other tasks (paper F.4)."""
 
 
-def baseline_scores(run: Path) -> dict[str, Scores]:
+def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return scores by file for tasks with several files, GLUE's average, and scores of the baselines."""
-    recipe, model = load_run(run)
-    schema, data = recipe.schema, recipe.data
-    held_out = data.held_out()
-    answered = gathered(answers(model, schema, held_out))
+    schema, held_out = run.recipe.schema, run.held_out
+    answered = gathered(answers(run.model, schema, held_out))
     by_file = file_scores(schema, answered, held_out)
-    return by_file | {"GLUE": glue_scores(schema, answered, by_file)} | baselines(schema, data, held_out)
+    return by_file | {"GLUE": glue_scores(schema, answered, by_file)} | baselines(schema, run.recipe.data, held_out)
 
 
 def file_scores(schema: Schema, answered: Mapping[str, Compared], records: Sequence[Record]) -> dict[str, Scores]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from perceivers.media.html_report import Report
 from perceivers.modalities import Label
 from perceivers.modalities.modality import Modality
-from perceivers.runs.recipe import load_run
 from perceivers.runs.report import add_losses, add_scores, subplots
+from perceivers.runs.run import Run
 from perceivers.schema import Record
 from perceivers.training.metrics import Compared, answers, gathered
 
@@ -24,17 +24,17 @@ BATCH, SHOWN = 128, 12
 """Number of records in an evaluation batch; number of sentences of a task in the report."""
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write scores with those of the baselines, and for each output sentences, and true against predicted values."""
-    recipe, model = load_run(run)
-    page = Report(f"GLUE: run {run.name}")
+    recipe, model = run.recipe, run.model
+    page = Report(f"GLUE: run {run.folder.name}")
     add_scores(page, run)
-    held_out = recipe.data.held_out()
+    held_out = run.held_out
     for name, compared in gathered(answers(model, recipe.schema, held_out)).items():
         records = [record for record in held_out if name in record]
         add_answers(page, name, recipe.schema.outputs[name], records, compared)
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")
 
 
 def add_answers(page: Report, name: str, spec: Modality, records: Sequence[Record], compared: Compared) -> None:

@@ -2,14 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from perceivers.modalities import Image, Label
-from perceivers.runs.recipe import load_run
+from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema, find_kind
 from perceivers.systems.imagenet.recipes import PAPER
 from perceivers.training.metrics import Scores, scored
@@ -19,12 +18,11 @@ BATCH = 128
 """Number of pictures in an evaluation batch."""
 
 
-def baseline_scores(run: Path) -> dict[str, Scores]:
+def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return scores of both baselines on the held-out records of a run; none for the paper's recipes."""
-    recipe, _ = load_run(run)
-    if recipe.task in PAPER:
+    if run.recipe.task in PAPER:
         return {}
-    return baselines(recipe.schema, recipe.data.training(), recipe.data.held_out())
+    return baselines(run.recipe.schema, run.training, run.held_out)
 
 
 def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:

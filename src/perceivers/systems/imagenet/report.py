@@ -13,9 +13,9 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.drawing import drawable
 from perceivers.media.html_report import Report
 from perceivers.modalities import Image, Label
-from perceivers.runs.recipe import Recipe, load_run
 from perceivers.runs.report import add_losses, add_scores, predict
-from perceivers.schema import Record, Schema, find_kind
+from perceivers.runs.run import Run
+from perceivers.schema import Batch, Record, Schema, find_kind
 from perceivers.training.metrics import answers, gathered
 from perceivers.training.mixup import mixed
 from perceivers.training.plots import SHOWN, draw_samples, subplots
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write scores with those of the baselines, augmented pictures, samples, and the confusion matrix."""
-    recipe, model = load_run(run)
-    page = Report(f"Image classification: run {run.name}")
+    recipe, model = run.recipe, run.model
+    page = Report(f"Image classification: run {run.folder.name}")
     add_scores(page, run)
     page.heading("Training pictures")
-    page.figure(draw_training(recipe), "Pictures of the training part as augmented, with their target classes.")
+    page.figure(draw_training(run), "Pictures of the training part as augmented, with their target classes.")
     page.heading("Samples, held out")
-    held_out = recipe.data.held_out()
+    held_out = run.held_out
     batch, predictions = predict(model.cpu(), recipe.schema, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
     page.figure(draw_samples(recipe.schema, batch, predictions), "Picture; true class; the three most probable ones.")
     page.heading("Confusion matrix")
@@ -43,16 +43,18 @@ def report(run: Path) -> Path:
         "Held-out pictures of each true class (row) by predicted class (column), in percent of the row.",
     )
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")
 
 
-def draw_training(recipe: Recipe, count: int = 8) -> "Figure":
+def draw_training(run: Run, count: int = 8) -> "Figure":
     """Draw some training pictures as a training step gets them."""
-    schema, training = recipe.schema, recipe.data.training()
+    recipe, schema, training = run.recipe, run.recipe.schema, run.training
     prepared = PreparedRecords(schema, training, recipe.training.seed, training=True)
     chosen = np.random.default_rng(recipe.training.seed).permutation(len(training))[:count]
     torch.manual_seed(recipe.training.seed)
-    batch = mixed(schema, schema.collate([prepared[int(number)] for number in chosen]), recipe.training.mixup)
+    batch: Batch = schema.collate([prepared[int(number)] for number in chosen])
+    if recipe.training.mixup is not None:
+        batch = mixed(schema, batch, recipe.training.mixup)
     (name, image), (output, label) = find_kind(schema.inputs, Image), find_kind(schema.outputs, Label)
     titles = [_title(label, target) for target in batch["targets"][output]]
     figure, (row,) = subplots(1, titles, side=2.0)

@@ -12,7 +12,6 @@ k is the number of distinct bytes that occur in the context. Letters: n bytes, v
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Text
 from perceivers.modalities.tokenizers import ByteTokenizer, Tokenizer, tokenizer_of, word_numbers
-from perceivers.runs.recipe import load_run
+from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.systems.language.recipes import INPUT, OUTPUT, some_documents, text_of
 from perceivers.training.devices import device_of, on_device
@@ -200,10 +199,10 @@ def taken(whole: Surroundings, chosen: Bool[np.ndarray, " n"]) -> Surroundings:
     return Surroundings(*(getattr(whole, name)[chosen] for name in ("ids", "place", "left", "right")))
 
 
-def baseline_scores(run: Path) -> dict[str, Scores]:
+def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return bits per byte and accuracy on the masked words, of the model and of the baselines."""
-    recipe, model = load_run(run)
-    text, records = text_of(recipe.schema), recipe.data.held_out()
+    recipe, model = run.recipe, run.model
+    text, records = text_of(recipe.schema), run.held_out
     scores = {"hidden words": hidden_scores(tokenizer_of(text.tokenizer), model_cases(model, recipe.schema, records))}
     # The baselines predict bytes, whatever tokens the model has.
     texts = list(hidden_texts(text, records))

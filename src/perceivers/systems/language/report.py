@@ -7,20 +7,20 @@ import torch
 from perceivers.media.html_report import Report
 from perceivers.modalities import Text
 from perceivers.modalities.modality import sample_of
-from perceivers.runs.recipe import load_run
 from perceivers.runs.report import add_losses, add_scores, predict
+from perceivers.runs.run import Run
 from perceivers.systems.language.recipes import INPUT, OUTPUT
 
 SHOWN = 8
 """Number of texts in a report."""
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write scores with those of the baselines, and some held-out texts: true, masked, and predicted."""
-    recipe, model = load_run(run)
-    page = Report(f"Masked language modelling: run {run.name}")
+    recipe, model = run.recipe, run.model
+    page = Report(f"Masked language modelling: run {run.folder.name}")
     add_scores(page, run)
-    batch, predictions = predict(model.cpu(), recipe.schema, recipe.data.held_out()[:SHOWN])
+    batch, predictions = predict(model.cpu(), recipe.schema, run.held_out[:SHOWN])
     page.heading("Held-out texts: true, masked, predicted")
     spec = recipe.schema.outputs[OUTPUT]
     assert isinstance(spec, Text)
@@ -32,4 +32,4 @@ def report(run: Path) -> Path:
         samples = {"true": target, "masked": masked, "predicted": {**target, "ids": predicted}}
         page.verbatim("\n\n".join(f"{name}:\n{spec.marked(sample)}" for name, sample in samples.items()))
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")

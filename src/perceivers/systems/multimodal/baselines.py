@@ -1,7 +1,6 @@
 """Baselines of reconstruction: the mean clip, and PCA with as many components as the latents have numbers."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from perceivers.core.config import Config
 from perceivers.data.dataset import evenly
 from perceivers.modalities import Label
 from perceivers.modalities.grid import Grid
-from perceivers.runs.recipe import load_run
+from perceivers.runs.run import Run
 from perceivers.schema import Batch, Record, Schema
 from perceivers.training.metrics import Scores, guess_scores
 from perceivers.training.sampler import evaluation_batches
@@ -34,12 +33,12 @@ Values = Mapping[str, Any]
 """Raw outputs by name."""
 
 
-def baseline_scores(run: Path) -> dict[str, Scores]:
+def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return scores of both baselines on the held-out clips of a run."""
-    recipe, _ = load_run(run)
+    recipe = run.recipe
     assert isinstance(recipe.config, Config)
     numbers = recipe.config.latents.num_latents * recipe.config.latents.channels
-    return baselines(recipe.schema, recipe.data.training(), recipe.data.held_out(), numbers)
+    return baselines(recipe.schema, run.training, run.held_out, numbers)
 
 
 def baselines(

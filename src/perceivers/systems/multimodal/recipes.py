@@ -53,7 +53,7 @@ def paper(num_latents: int = 784) -> Recipe:
             optimiser=OptimiserConfig(kind="lamb", learning_rate=1e-3, weight_decay=0.1, max_norm=10.0),
             schedule=ScheduleConfig(kind="cosine"),
             num_workers=16,
-            memory_limit=2000,
+            memory_limit="2GB",
         ),
         evaluations=EVALUATIONS,
     )

@@ -11,8 +11,9 @@ from perceivers.media.audio_files import write_audio
 from perceivers.media.drawing import show_image
 from perceivers.media.html_report import Report
 from perceivers.media.video_files import Clip, write_video
-from perceivers.runs.recipe import changed_schema, load_run
+from perceivers.runs.recipe import changed_schema
 from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
+from perceivers.runs.run import Run
 from perceivers.schema import Schema
 from perceivers.systems.multimodal.baselines import Values
 from perceivers.systems.multimodal.recipes import UNSEEN
@@ -24,20 +25,20 @@ PLAYED_SIDE = 128
 """Side in pixels that smaller films are enlarged to."""
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write scores with those of the baselines, and held-out clips with reconstructions, also as files to play."""
-    recipe, model = load_run(run)
-    page = Report(f"Video, sound and label: run {run.name}")
+    recipe, model = run.recipe, run.model
+    page = Report(f"Video, sound and label: run {run.folder.name}")
     add_scores(page, run)
     unseen = changed_schema(recipe.schema, recipe.evaluations[UNSEEN])
-    shown = evenly(recipe.data.held_out(), SHOWN)
+    shown = evenly(run.held_out, SHOWN)
     batch, predictions = predict(model.cpu(), unseen, shown)
-    folder = write_clips(run / "reconstructed", recipe.data, batch["targets"], predictions)
+    folder = write_clips(run.folder / "reconstructed", recipe.data, batch["targets"], predictions)
     page.heading("Held-out clips, the label unseen")
     drawn = draw_clips(unseen, batch["targets"], predictions)
     page.figure(drawn, f"True frames and sound above, reconstructed ones below; class. Files to play: {folder.name}/.")
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")
 
 
 def draw_clips(schema: Schema, true: Values, written: Values) -> "Figure":

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from jaxtyping import Float, UInt8
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Flow
 from perceivers.progress import tracked
-from perceivers.runs.recipe import load_run
+from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema, find_kind
 from perceivers.systems.optical_flow.inference import estimate_flow
 from perceivers.training.metrics import Compared, Scores, check_guesses, masking_of, scored
@@ -98,7 +97,7 @@ def as_bytes(frames: Float[np.ndarray, "2 h w 3"]) -> FramesU8:
     return np.rint((frames + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
-def baseline_scores(run: Path) -> dict[str, Scores]:
+def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return the scores of all available baselines on the held-out records of a run."""
-    recipe, _ = load_run(run)
-    return untrained_baseline_scores(recipe.data.held_out(), recipe.schema)
+    recipe = run.recipe
+    return untrained_baseline_scores(run.held_out, recipe.schema)

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from perceivers.media.drawing import show_image
 from perceivers.media.flow_colours import colour_wheel, flow_colours
 from perceivers.media.html_report import Report
-from perceivers.runs.recipe import load_run
 from perceivers.runs.report import SHOWN, add_losses, add_scores, subplots
+from perceivers.runs.run import Run
 from perceivers.schema import Record
 from perceivers.systems.optical_flow.baselines import as_bytes, baselines, by_model, no_motion
 
@@ -19,19 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write scores with those of the baselines, and held-out pairs with true and predicted flow."""
-    recipe, model = load_run(run)
-    page = Report(f"Optical flow: run {run.name}")
+    page = Report(f"Optical flow: run {run.folder.name}")
     add_scores(page, run)
-    records = recipe.data.held_out()[:SHOWN]
+    records = run.held_out[:SHOWN]
     page.heading("Held-out pairs")
     page.figure(
-        draw_flows(records, [by_model(model, as_bytes(record["frames"])) for record in records]),
+        draw_flows(records, [by_model(run.model, as_bytes(record["frames"])) for record in records]),
         "Hue is direction, as on the wheel; saturation is distance, 1 at the largest true distance of each row.",
     )
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")
 
 
 def draw_flows(records: Sequence[Record], flows: Sequence[Float[np.ndarray, "_ _ 2"]]) -> "Figure":

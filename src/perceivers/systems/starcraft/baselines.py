@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from perceivers.data.published.starcraft_replays import PLAYERS
 from perceivers.modalities import Records
-from perceivers.runs.recipe import load_run
+from perceivers.runs.run import Run
 from perceivers.schema import Batch, Record, Schema
 from perceivers.training.metrics import Scores, guess_scores
 from perceivers.training.sampler import evaluation_batches
@@ -22,10 +21,10 @@ BATCH = 128
 """Number of records in an evaluation batch."""
 
 
-def baseline_scores(run: Path) -> dict[str, Scores]:
+def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return scores of type frequencies, and of mean statistics at each time, on the held-out records of a run."""
-    recipe, _ = load_run(run)
-    return baselines(recipe.schema, recipe.data.training(), recipe.data.held_out())
+    recipe = run.recipe
+    return baselines(recipe.schema, run.training, run.held_out)
 
 
 def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:

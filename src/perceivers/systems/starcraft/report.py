@@ -4,16 +4,16 @@ from pathlib import Path
 
 from perceivers.media.html_report import Report
 from perceivers.modalities import Records
-from perceivers.runs.recipe import load_run
 from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
+from perceivers.runs.run import Run
 
 
-def report(run: Path) -> Path:
+def report(run: Run) -> Path:
     """Write scores with those of the baselines, and the predictions for the masked types of some snapshots."""
-    recipe, model = load_run(run)
-    page = Report(f"StarCraft II: run {run.name}")
+    recipe, model = run.recipe, run.model
+    page = Report(f"StarCraft II: run {run.folder.name}")
     add_scores(page, run)
-    held_out = recipe.data.held_out()
+    held_out = run.held_out
     batch, predictions = predict(model.cpu(), recipe.schema, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
     page.heading("Masked types: true, predicted")
     spec = recipe.schema.outputs["hidden"]
@@ -26,4 +26,4 @@ def report(run: Path) -> Path:
         line = "; ".join(f"{field.show(true)}, {field.show(predicted)}" for true, predicted in pairs)
         page.text(f"Snapshot {number}: {line}")
     add_losses(page, run)
-    return page.write(run / "report.html")
+    return page.write(run.folder / "report.html")

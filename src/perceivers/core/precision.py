@@ -1,4 +1,7 @@
-"""Numbers too large to be normed become NaN, which is NaN in every algorithm: a norm would silently make 0 of them."""
+"""Precision and range of numbers: conversion to floating point, and NaN in place of what a norm cannot take.
+
+A norm would silently make 0 of numbers that are too large; NaN is NaN in every algorithm.
+"""
 
 import math
 from collections.abc import Mapping
@@ -10,8 +13,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceivers.core.arguments import has_values, precise
+from perceivers.core.arguments import has_values
 from perceivers.core.tokens import Segment, Tokens
+
+
+def floats(x: Tensor) -> Tensor:
+    """Return floating-point numbers as they are; whole numbers and booleans become float32."""
+    return x if x.is_floating_point() else x.float()
+
+
+def precise(x: Tensor) -> Tensor:
+    """Return floating-point numbers in at least float32: in half precision, what is made of them would overflow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def in_range(tokens: Tokens, dtype: torch.dtype) -> Tokens:

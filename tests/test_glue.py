@@ -22,7 +22,7 @@ from perceivers.runs.train import run_recipe
 from perceivers.schema import Schema
 from perceivers.schema.preset import Preset
 from perceivers.systems import TASKS
-from perceivers.systems.glue.baselines import bag_of_bytes, baselines, file_scores, glue_scores, told
+from perceivers.systems.glue.baselines import bag_of_bytes, baselines, file_scores, glue_scores, labelled_texts
 from perceivers.systems.glue.model import glue_schema
 from perceivers.systems.glue.recipes import EXAMPLES, paper, small
 from perceivers.systems.glue.report import report
@@ -353,7 +353,9 @@ def test_baselines_by_hand(tmp_path):
 
 def test_classes_that_are_never_seen_have_no_probability():
     spec = glue_schema(("mnli",), TEXT).outputs["mnli"]
-    texts, targets = told(spec, "mnli", [{"text": t, "mnli": n} for t, n in (("a", "neutral"), ("b", "entailment"))])
+    texts, targets = labelled_texts(
+        spec, "mnli", [{"text": t, "mnli": n} for t, n in (("a", "neutral"), ("b", "entailment"))]
+    )
     assert targets.tolist() == [1, 0]
     probabilities = bag_of_bytes(spec, texts, targets, [b"a", b"b"])
     assert probabilities.argmax(dim=1).tolist() == [1, 0]

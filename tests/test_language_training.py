@@ -24,14 +24,14 @@ from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.language.baselines import (
     NUM_IDS,
     TRUST,
-    HiddenText,
+    MaskedText,
     baseline_guesses,
     both_sides,
     bytes_and_words,
     counted,
-    hidden_scores,
-    hidden_surroundings,
-    hidden_texts,
+    masked_scores,
+    masked_surroundings,
+    masked_texts,
     surroundings,
 )
 from perceivers.systems.language.recipes import RECIPES, fit_tokenizer, small, small_tokens, with_text
@@ -200,7 +200,7 @@ def test_five_grams_know_what_counting_can_tell():
     """After "q" always "u", before "x" always "z"; masked words of one byte between them."""
     rng = np.random.default_rng(0)
     documents = [" ".join(rng.choice(["q u x y", "k z x k", "m u m m"], size=200)) for _ in range(5)]
-    asked = [HiddenText("q u x", np.array([False, False, True, False, False]))]
+    asked = [MaskedText("q u x", np.array([False, False, True, False, False]))]
     guesses = baseline_guesses(documents, asked, share=0.15)
     right = {name: float(guess[0, ord("u") + 6]) for name, guess in guesses.items()}
     assert right["5-grams, both sides"] > 0.9 > right["unigram"]
@@ -213,7 +213,7 @@ def test_no_baseline_sees_what_is_masked():
     """Other bytes in masked words change nothing of what is beside them."""
     hidden = np.array([False, False, True, True, False, True, True, True, False, False])
     for one, other in (("a bc def g", "a xy zzz g"), ("a bc def g", "a   def g"[:2] + "pq" + " def g")):
-        first, second = (hidden_surroundings(HiddenText(text, hidden)) for text in (one, other))
+        first, second = (masked_surroundings(MaskedText(text, hidden)) for text in (one, other))
         for name in ("place", "left", "right"):
             np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
@@ -226,7 +226,7 @@ def test_scores_by_hand():
     logs = np.full((4, NUM_IDS), -9.0)
     logs[np.arange(4), ids[hidden]] = np.log([0.5, 0.5, 0.5, 0.25])
     logs[3, 0] = math.log(0.3)
-    scores = hidden_scores(ByteTokenizer(), [(text, hidden, logs)])
+    scores = masked_scores(ByteTokenizer(), [(text, hidden, logs)])
     assert scores == {"bits_per_byte": pytest.approx(5 / 4), "tokens_right": 0.75, "words_right": 0.5}
 
 
@@ -302,12 +302,12 @@ def test_tokens_and_bytes_hide_the_same_words(corpus, tmp_path):
     records = corpus.held_out()
     text = recipe.schema.inputs["text"]
     (batch,) = evaluation_batches(recipe.schema, records, len(records))
-    for number, asked in enumerate(hidden_texts(text, records)):
+    for number, asked in enumerate(masked_texts(text, records)):
         ids, characters = tokenizer_of(path).tokens(records[number]["text"])
         masked = batch["targets"]["restored"]["masked"][number, : len(ids)].numpy()
         hidden = "".join(asked.text[first:behind] for first, behind in characters[masked]).split()
         data = asked.text.encode()
-        theirs = bytes(byte if h else 32 for byte, h in zip(data, asked.hidden, strict=True)).decode()
+        theirs = bytes(byte if h else 32 for byte, h in zip(data, asked.masked, strict=True)).decode()
         assert "".join(theirs.split()) == "".join(hidden)
 
 
@@ -344,11 +344,11 @@ def test_small_recipes_run_on_the_command_line(name, tmp_path, monkeypatch, comm
         settings += sizes
     assert command("train", name, "--out", "run", "--set", *settings)[0] == 0
     scores = read_json(tmp_path / "run" / "metrics.json")
-    assert scores.keys() == {"held out", "hidden words", "unigram", "5-gram, left", "5-grams, both sides"}
+    assert scores.keys() == {"held out", "masked words", "unigram", "5-gram, left", "5-grams, both sides"}
     assert all(0 < own["restored"]["bits_per_byte"] < 50 for name, own in scores.items() if name != "held out")
     if name == "language":
         assert scores["held out"]["restored"]["bits_per_token"] == pytest.approx(
-            scores["hidden words"]["restored"]["bits_per_byte"], rel=1e-5
+            scores["masked words"]["restored"]["bits_per_byte"], rel=1e-5
         )
     assert "d\N{LATIN SMALL LETTER O WITH DIAERESIS}c" in (tmp_path / "run" / "report.html").read_text()
 

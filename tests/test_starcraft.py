@@ -32,7 +32,7 @@ def born(second, index, name, owner, x, y, kind="UnitBornEvent"):
     return SimpleNamespace(**event, x=x, y=y)
 
 
-def told(second, pid, workers):
+def player_stats(second, pid, workers):
     statistics = dict.fromkeys(STATISTICS.values(), 0) | {"workers_active_count": workers}
     return SimpleNamespace(name="PlayerStatsEvent", second=second, pid=pid, **statistics)
 
@@ -44,18 +44,18 @@ def some_game(number):
         born(0, 1, "BeaconArmy", 1, 0, 0),
         born(0, 2, "Drone", 1, 10 + number, 20),
         born(4, 3, "Probe", 2, 30, 40),
-        told(10, 1, 12),
-        told(10, 2, 13),
+        player_stats(10, 1, 12),
+        player_stats(10, 2, 13),
         SimpleNamespace(name="UnitTypeChangeEvent", second=11, unit_id_index=2, unit_type_name="Egg"),
         SimpleNamespace(name="UnitPositionsEvent", second=12, positions=[(2, (11, 21)), (99, (1, 1))]),
         born(13, 5, "Gateway", 2, 31, 41, kind="UnitInitEvent"),
         SimpleNamespace(name="UnitOwnerChangeEvent", second=14, unit_id_index=3, control_pid=1),
-        told(20, 1, 14),
-        told(20, 2, 15),
+        player_stats(20, 1, 14),
+        player_stats(20, 2, 15),
         SimpleNamespace(name="UnitDiedEvent", second=21, unit_id_index=2),
         born(22, 2, "Zergling", 2, 1, 2),
-        told(30, 1, 16),
-        told(30, 2, 17),
+        player_stats(30, 1, 16),
+        player_stats(30, 2, 17),
     ]
 
 

@@ -11,7 +11,7 @@ from perceivers.files.outputs import check_outputs
 from perceivers.pretrained.checkpoint_files import is_theirs, read_checkpoint, write_huggingface
 from perceivers.pretrained.hub import save_pretrained
 from perceivers.runs.results import run_card
-from perceivers.runs.run import data_of, own_files, read_own
+from perceivers.runs.run import data_of, files_of, load_local
 from perceivers.schema.preset import Preset
 from perceivers.systems import PRESETS
 from perceivers.training.checkpoints import is_place_of_checkpoint
@@ -46,10 +46,10 @@ def convert(
         raise ValueError(f"{dest} exists: choose another folder, or remove it")
     if is_place_of_checkpoint(Path(os.path.realpath(dest))):
         raise ValueError(f"{dest}: a run keeps its checkpoints there, not models: choose another folder")
-    check_outputs([dest], own_files(source))
+    check_outputs([dest], files_of(source))
     # Read the model: one of perceivers as it is, a foreign checkpoint with a preset and settings.
     theirs = is_theirs(source) if numbers is None else numbers == "huggingface"
-    ours = read_own(source)
+    ours = load_local(source)
     if ours is not None and (model or set or (numbers and (to, numbers) != ("huggingface", "huggingface"))):
         raise ValueError(f"{source} is a model of ours: model, set and numbers have no effect on it; leave them out")
     converted = ours or read_checkpoint(source, _preset(model), set, theirs)

@@ -21,7 +21,7 @@ from perceivers.media.flow_files import write_flow
 from perceivers.media.image_files import read_image, write_image
 from perceivers.media.video_files import Clip, read_video, write_video
 from perceivers.progress import tracked
-from perceivers.runs.run import own_files
+from perceivers.runs.run import files_of
 from perceivers.systems.imagenet import classify as classify_images
 from perceivers.systems.language import fill_mask as fill_text
 from perceivers.systems.multimodal import autoencode as autoencode_clip
@@ -166,7 +166,7 @@ def _flow_film(film: Path, out: Path, choice: ModelChoice, full: float, levels: 
 
 def _check_outputs(outputs: Iterable[Path], files: Iterable[Path], choice: ModelChoice) -> None:
     """Raise a ValueError if an output is one of these files or one of the model's files."""
-    check_outputs(outputs, [*files, *(own_files(Path(choice.model)) if choice.model else [])])
+    check_outputs(outputs, [*files, *(files_of(Path(choice.model)) if choice.model else [])])
 
 
 def _range(text: str) -> tuple[int, int]:

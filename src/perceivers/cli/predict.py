@@ -21,7 +21,7 @@ from perceivers.modalities.table_cells import Row
 from perceivers.runs.attention_report import PAGE_ROWS, attention_page
 from perceivers.runs.prediction import predict_rows
 from perceivers.runs.ray_predict import predict_over_cluster
-from perceivers.runs.run import data_of, own_files
+from perceivers.runs.run import data_of, files_of
 from perceivers.schema import Record
 
 
@@ -73,7 +73,7 @@ def predict(
     if max_bad_rows < 0:
         raise ValueError(f"max_bad_rows = {max_bad_rows} must be 0 or more")
     check_writable(out)
-    check_outputs([out, attention], [*_files(data), *own_files(Path(model))])
+    check_outputs([out, attention], [*_files(data), *files_of(Path(model))])
     # Rows are read as they are needed: a table may be larger than the memory.
     records = _records(data, model)
     records = _with_columns(keep, records, data) if keep else records

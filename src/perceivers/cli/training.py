@@ -18,7 +18,7 @@ from perceivers.runs.evaluate import DataSets, evaluate_run, scores_elsewhere
 from perceivers.runs.prediction import group_scores
 from perceivers.runs.recipe import Recipe
 from perceivers.runs.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
-from perceivers.runs.run import Run, data_of, find_model, own_files, read_recipe
+from perceivers.runs.run import Run, data_of, files_of, find_model, read_recipe
 from perceivers.runs.schema_file import read_declaration
 from perceivers.runs.system import Task
 from perceivers.runs.train import run_recipe
@@ -99,7 +99,7 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path
     if not runs:
         raise ValueError("name at least one folder of a run")
     if out is not None:
-        sources = [(*own_files(run), *read_recipe(run).data.source_files()) for run in runs]
+        sources = [(*files_of(run), *read_recipe(run).data.source_files()) for run in runs]
         check_outputs([out], itertools.chain(*sources))
     table = results_table(runs)
     for run in map(Run, runs):

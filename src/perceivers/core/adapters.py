@@ -68,31 +68,31 @@ class InputAdapters(nn.Module):
     def forward(
         self, raw: Mapping[str, Any], missing: Iterable[str] | None = None, masking: Masking | None = None
     ) -> tuple[Tokens, dict[str, Segment]]:
-        """Return all tokens in one width, and each input's own, before they were aligned and masked.
+        """Return all tokens in one width, and those of each input before they were aligned and masked.
 
         An input that is not given is left out; one that has a mask token is masked instead, also in single samples
         that lack it. With `missing`, of those not given only these are masked, and no sample of a part of an input,
         since another part may have what this one lacks. Outside training, only `masking` masks tokens at random.
         """
-        # Each input's own tokens.
-        own = {name: about("input", name, adapter, raw[name]) for name, adapter in self.adapters.items() if name in raw}
-        if not own and not missing:
+        # The tokens of each input, in its own width.
+        given = {n: about("input", n, adapter, raw[n]) for n, adapter in self.adapters.items() if n in raw}
+        if not given and not missing:
             raise ValueError(f"no input given: the model reads {', '.join(self.adapters)}")
-        check_batches("inputs", {name: segment.batch_size for name, segment in own.items()})
+        check_batches("inputs", {name: segment.batch_size for name, segment in given.items()})
         # All inputs in one width, mask tokens in place of what is masked or missing.
         aligned = {}
         for name in self.adapters:
-            segment = own.get(name)
+            segment = given.get(name)
             if segment is None and (missing is None or name in missing):
                 segment = self._absent(name)
             if segment is None:
                 continue
             aligned[name] = self.alignment(name, segment)
             if name in self.mask_probs:
-                aligned[name] = self._mask(name, aligned[name], name not in own, masking)
+                aligned[name] = self._mask(name, aligned[name], name not in given, masking)
                 if missing is None or segment.extent is None:
                     aligned[name] = self._mask_lacking(name, aligned[name])
-        return Tokens(aligned), own
+        return Tokens(aligned), given
 
     def _absent(self, name: str) -> Segment | None:
         adapter: Any = self.adapters[name]
@@ -137,9 +137,9 @@ class OutputQueries(nn.Module):
         """Return queries for these points of these outputs, in one width; None: all whose source was given."""
         if names is None:
             names = [name for name, query in self.queries.items() if query.source in (None, *encoded.sources)]
-        own = {name: about("output", name, self.queries[name], encoded, points.get(name)) for name in names}
-        check_batches("points", {"latents": encoded.latents.shape[0]} | {n: own[n].batch_size for n in own})
-        return Tokens({name: self.alignment(name, segment) for name, segment in own.items()})
+        queries = {name: about("output", name, self.queries[name], encoded, points.get(name)) for name in names}
+        check_batches("points", {"latents": encoded.latents.shape[0]} | {n: queries[n].batch_size for n in queries})
+        return Tokens({name: self.alignment(name, segment) for name, segment in queries.items()})
 
 
 class OutputAdapters(nn.Module):

@@ -99,17 +99,17 @@ class PerceiverIO(nn.Module):
             if masking is not None:
                 raise ValueError("masking draws for whole inputs: give them whole, not in parts")
             return self.process(self._read_parts(raw, memory_limit, algorithm))
-        tokens, own = self.tokens(raw, None, masking)
+        tokens, segments = self.tokens(raw, None, masking)
         latents = self.trunk(tokens, self._plan(memory_limit, algorithm))
-        return Encoded(latents, self._sources(own), self._mask(tokens))
+        return Encoded(latents, self._sources(segments), self._mask(tokens))
 
     def tokens(
         self, raw: Any, missing: Iterable[str] | None = None, masking: Masking | None = None
     ) -> tuple[Tokens, dict[str, Segment]]:
         """Return the tokens of all inputs, aligned and masked, and those of each input before that."""
         weight = next(self.parameters())
-        tokens, own = self.input_adapter(self.schema.guard.tensors(raw, weight.device), missing, masking)
-        return self.schema.guard.tokens(tokens, token_dtype(weight.dtype)), own
+        tokens, segments = self.input_adapter(self.schema.guard.tensors(raw, weight.device), missing, masking)
+        return self.schema.guard.tokens(tokens, token_dtype(weight.dtype)), segments
 
     def read(self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None) -> Reading:
         """Return what the latents take from these inputs alone, to be added to what they take from others.
@@ -118,10 +118,10 @@ class PerceiverIO(nn.Module):
         """
         trunk, plan = self._trunk(), self._plan(memory_limit, algorithm)
         missing = [name for name in raw if raw[name] is None] if isinstance(raw, Mapping) else []
-        tokens, own = self.tokens(raw, missing)
+        tokens, segments = self.tokens(raw, missing)
         adapters: Any = self.input_adapter.adapters
-        parts = {n: (own[n].extent if n in own else None,) for n in tokens.segments if not adapters[n].is_set}
-        return Reading(trunk.read(tokens, plan), self._sources(own), parts)
+        parts = {n: (segments[n].extent if n in segments else None,) for n in tokens.segments if not adapters[n].is_set}
+        return Reading(trunk.read(tokens, plan), self._sources(segments), parts)
 
     def process(self, reading: Reading) -> Encoded:
         """Return what `encode` gives for all that was read."""
@@ -156,12 +156,12 @@ class PerceiverIO(nn.Module):
 
         A transformer has no map under "encoder", a decoder that averages none under "decoder".
         """
-        tokens, own = self.tokens(raw)
+        tokens, segments = self.tokens(raw)
         maps = {}
         if isinstance(self.trunk, Trunk):
             maps["encoder"] = self.trunk.attention_map(tokens)
         if isinstance(self.decoder, Decoder):
-            encoded = Encoded(self.trunk(tokens), own, self._mask(tokens))
+            encoded = Encoded(self.trunk(tokens), segments, self._mask(tokens))
             queries = self.output_query(encoded, self.schema.guard.points(points, encoded.latents.device))
             array, mask = queries.dense(token_dtype(encoded.latents.dtype)), Mask(encoded.mask, queries.mask())
             found = attention_map(self.decoder.cross_attention, array, encoded.latents, mask)
@@ -191,9 +191,9 @@ class PerceiverIO(nn.Module):
         states = dict(reading.states)
         for name, extents in reading.parts.items():
             if name in self.input_adapter.mask_probs and any(extents):
-                own, missing = states[name], self.read({name: None}).states.get(name)
+                state, missing = states[name], self.read({name: None}).states.get(name)
                 if missing is not None:
-                    states[name] = own + missing.where(own.sum_exp == 0)
+                    states[name] = state + missing.where(state.sum_exp == 0)
         return replace(reading, states=states)
 
     def _check_encoded(self, encoded: Encoded) -> None:
@@ -205,5 +205,5 @@ class PerceiverIO(nn.Module):
         if encoded.latents.ndim != 3 or encoded.latents.shape[-1] != self.config.latents.channels or other:
             raise ValueError(f"latents {tuple(encoded.latents.shape)} of another model: decode what this one encoded")
 
-    def _sources(self, own: Mapping[str, Segment]) -> dict[str, Segment]:
-        return {name: segment for name, segment in own.items() if name in self._source_names}
+    def _sources(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
+        return {name: segment for name, segment in segments.items() if name in self._source_names}

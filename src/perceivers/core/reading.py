@@ -62,8 +62,8 @@ class SoftmaxState:
         """
         common = self.max_score.clone()
         dist.all_reduce(common, dist.ReduceOp.MAX, group=group)
-        own = self.relative_to(common)
-        parts = torch.cat([own.sum_exp[..., None], own.weighted_values], -1)
+        rescaled = self.relative_to(common)
+        parts = torch.cat([rescaled.sum_exp[..., None], rescaled.weighted_values], -1)
         if parts.requires_grad:
             parts.register_hook(lambda gradient: _all_reduced(gradient, group))
         sums = _all_reduced(parts.detach(), group) + (parts - parts.detach())  # plus 0, which has the gradient
@@ -114,7 +114,7 @@ class Reading:
         if unknown := [name for name in names if name not in self.states]:
             raise ValueError(f"{', '.join(unknown)} was not read; there are {', '.join(self.states)}")
         kept: Any = (
-            {k: v for k, v in own.items() if k not in names} for own in (self.states, self.sources, self.parts)
+            {k: v for k, v in entries.items() if k not in names} for entries in (self.states, self.sources, self.parts)
         )
         return Reading(*kept)
 
@@ -128,7 +128,7 @@ class Reading:
         """Return the part of each latent's attention that goes to each input; they add up to 1 if anything was read."""
         total = self.total()
         whole = torch.where(total.sum_exp > 0, total.sum_exp, 1)
-        return {name: own.relative_to(total.max_score).sum_exp / whole for name, own in self.states.items()}
+        return {name: state.relative_to(total.max_score).sum_exp / whole for name, state in self.states.items()}
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Reading":
         """Return the sum of the readings of all processes of a group, each of which has read a part of the inputs."""

@@ -73,15 +73,15 @@ def write_audio(path: Path | str, samples: np.ndarray, rate: int) -> Path:
     return path
 
 
-def to_rate(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Resample [n, channels] from `rate` to `wanted` Hz: float32 [round(n * wanted / rate), channels], band-limited."""
+def to_rate(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Resample [n, channels] to `new_rate` Hz, band-limited: float32 [round(n * new_rate / rate), channels]."""
     _check_samples(samples)
-    for value in (rate, wanted):
+    for value in (rate, new_rate):
         if not RATES[0] <= value <= RATES[1]:
             raise ValueError(f"{value} Hz, expected {RATES[0]} to {RATES[1]}")
-    if rate == wanted:
+    if rate == new_rate:
         return samples.astype(np.float32)
-    return library("soxr").resample(samples.astype(np.float32), rate, wanted)
+    return library("soxr").resample(samples.astype(np.float32), rate, new_rate)
 
 
 def to_mono(samples: np.ndarray) -> np.ndarray:

@@ -48,22 +48,23 @@ def centre_crop(pixels: np.ndarray, part: float = 1.0, rounding: Literal["up", "
     return pixels[..., top : top + side, left : left + side, :]
 
 
-def _taps(length: int, wanted: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return K input pixels [wanted, K] and their weights [wanted, K] for each output pixel along an axis.
+def _taps(length: int, new_length: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return K input pixels [new_length, K] and their weights [new_length, K] for each output pixel along an axis.
 
     Centres are float32 and the cubic has 1,024 steps, as in TensorFlow's resize_bicubic_op.cc.
     """
     weights: np.ndarray
     # "area": the overlap of an output pixel with each input pixel.
     if kind == "area":
-        scale = length / wanted
-        starts = np.arange(wanted)[:, None] * scale
+        scale = length / new_length
+        starts = np.arange(new_length)[:, None] * scale
         pixels = np.floor(starts).astype(np.int64) + np.arange(math.ceil(scale) + 1)
         weights = (np.minimum(starts + scale, pixels + 1) - np.maximum(starts, pixels)).clip(0)
     # Others: interpolation between the input pixels around the output pixel's centre.
     else:
         half = np.float32(0.5)
-        centres = (np.arange(wanted, dtype=np.float32) + half) * (np.float32(length) / np.float32(wanted)) - half
+        scale_32 = np.float32(length) / np.float32(new_length)
+        centres = (np.arange(new_length, dtype=np.float32) + half) * scale_32 - half
         first = np.floor(centres)
         offset = centres - first
         if kind == "bicubic":

@@ -22,10 +22,10 @@ def standard_frames(clip: Clip, side: int) -> UInt8[np.ndarray, "t side side 3"]
 
 def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
     """Return one channel of sound at the model's rate; zeros for a clip without sound."""
-    wanted = int(rate)
+    whole_rate = int(rate)
     if clip.sound is None or clip.rate is None:
-        return np.zeros((round(len(clip.frames) / clip.fps * wanted), 1), np.float32)
-    return to_rate(rearrange(to_mono(clip.sound), "... -> (...) 1"), clip.rate, wanted).astype(np.float32)
+        return np.zeros((round(len(clip.frames) / clip.fps * whole_rate), 1), np.float32)
+    return to_rate(rearrange(to_mono(clip.sound), "... -> (...) 1"), clip.rate, whole_rate).astype(np.float32)
 
 
 def squares_at(clip: Clip, times: Float[np.ndarray, " t"], side: int) -> UInt8[np.ndarray, "t side side 3"]:

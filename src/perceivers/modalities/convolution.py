@@ -68,13 +68,13 @@ class ConvUpsample(nn.Module):
         doublings = [round(math.log2(factor)) for factor in factors]
         if max(doublings) < 1 or [2**n for n in doublings] != list(factors):
             raise ValueError(f"patch {tuple(factors)} of a convolutional output must be powers of two, not all 1")
-        kind: Any = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(doublings)]
+        layer: Any = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(doublings)]
         num_layers = max(doublings)
         widths = [in_channels] + [channels * 2 ** (num_layers - 1 - layer) for layer in range(num_layers)]
         # An axis that is already large enough keeps its size: stride 1.
         self.strides = [[2 if layer < n else 1 for n in doublings] for layer in range(num_layers)]
         self.convolutions = nn.ModuleList(
-            convolution_(kind(c_in, c_out, 4, stride=tuple(stride), padding=1))
+            convolution_(layer(c_in, c_out, 4, stride=tuple(stride), padding=1))
             for (c_in, c_out), stride in zip(itertools.pairwise(widths), self.strides, strict=True)
         )
 

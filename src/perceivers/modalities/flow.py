@@ -23,7 +23,7 @@ from perceivers.media.drawing import show_image
 from perceivers.media.flow_colours import flow_colours
 from perceivers.modalities.convolution import ConvStem
 from perceivers.modalities.modality import Modality, Raw, input_of, mean_where, same_shape
-from perceivers.modalities.patches import as_sizes, rows_of, surrounding_patches, token_grid
+from perceivers.modalities.patches import as_sizes, flattened_grid, surrounding_patches, token_grid
 from perceivers.modalities.points import Points, at_points
 from perceivers.modalities.position_encodings import Fourier, GridPlaces, PositionConfig, Positions
 from perceivers.modalities.queries import InputQuery
@@ -193,7 +193,7 @@ class FramePairInput(InputAdapter):
         content = self._content(frames)
         grid = tuple(content.shape[1:-1]) if self.spec.separate else tuple(content.shape[2:-1])
         positions = self.positions.on_grid(GridPlaces(grid, device=frames.device))
-        content = rows_of(content)
+        content = flattened_grid(content)
         if mask is not None and mask.ndim != 1:
             raise ValueError(f"mask of shape {tuple(mask.shape)}, expected [B], True where there is a pair")
         mask = None if mask is None else mask[:, None].expand(-1, content.shape[1])

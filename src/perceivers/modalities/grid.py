@@ -41,7 +41,7 @@ from perceivers.modalities.modality import (
     same_shape,
     unit_std,
 )
-from perceivers.modalities.patches import as_sizes, depth_to_space, rows_of, space_to_depth, strided, token_grid
+from perceivers.modalities.patches import as_sizes, depth_to_space, flattened_grid, space_to_depth, strided, token_grid
 from perceivers.modalities.points import Indices, Part, Points
 from perceivers.modalities.position_encodings import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
 from perceivers.modalities.queries import PositionQuery
@@ -207,7 +207,7 @@ class Grid(Modality, ABC):
             grid = np.pad(grid, ((0, size - len(grid)), (0, 0)), constant_values=np.nan)
         if not training or self.num_points is None:
             return grid
-        patches = rows_of(space_to_depth(torch.from_numpy(grid)[None], self.steps))[0].numpy()
+        patches = flattened_grid(space_to_depth(torch.from_numpy(grid)[None], self.steps))[0].numpy()
         index = rng.choice(len(patches), min(self.num_points, len(patches)), replace=False)
         return {"values": patches[index], "index": index}
 
@@ -369,7 +369,7 @@ class GridInput(InputAdapter):
         tokens = self._tokens(x)
         grid = tuple(tokens.shape[1:-1])
         places = self._places(grid, part, tokens.device)
-        segment = self._segment(rows_of(tokens), places, self._token_mask(values, mask))
+        segment = self._segment(flattened_grid(tokens), places, self._token_mask(values, mask))
         if mask is not None and self.spec.mask_prob is not None:
             segment = self._padded_for_missing(segment, places)
         return segment if part is None else replace(segment, extent=part.extent())
@@ -394,9 +394,9 @@ class GridInput(InputAdapter):
             return None
         mask = mask[..., None]
         if self.spec.stem == "strided":
-            return rows_of(strided(mask, self.spec.steps))[..., 0]
+            return flattened_grid(strided(mask, self.spec.steps))[..., 0]
         # A patch is a token if any of its values is known.
-        return reduce(rows_of(space_to_depth(mask, self.spec.steps)), "b m p -> b m", "any")
+        return reduce(flattened_grid(space_to_depth(mask, self.spec.steps)), "b m p -> b m", "any")
 
     def _places(self, grid: tuple[int, ...], part: Part | None, device: torch.device) -> GridPlaces:
         if part is None:

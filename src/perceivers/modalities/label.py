@@ -21,9 +21,9 @@ from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import drawable
 from perceivers.modalities.modality import Raw, mean_where, rounded, shown
-from perceivers.modalities.row import RowModality, RowOutput, stack_known
 from perceivers.modalities.scalars import UNKNOWN, class_chances, class_numbers, class_value
 from perceivers.modalities.scores import mean_average_precision
+from perceivers.modalities.single_query import SingleQueryModality, SingleQueryOutput, stack_known
 from perceivers.modalities.table_cells import Files, plain
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ FURTHER_METRICS: "dict[str, Callable[[int], Metric]]" = {"f1": f1, "matthews": m
 
 
 @dataclass(frozen=True)
-class Label(RowModality):
+class Label(SingleQueryModality):
     """One of several classes; a record holds the name or the number of the class."""
 
     classes: int | tuple[str, ...] = ()
@@ -151,7 +151,7 @@ class Label(RowModality):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Build the adapter from the decoded query to logits [B, classes]."""
-        return RowOutput(self.build_head(channels, fitted_count(self.num_classes)))
+        return SingleQueryOutput(self.build_head(channels, fitted_count(self.num_classes)))
 
     def probabilities(self, target: Tensor) -> Float[Tensor, "b k"]:
         """Return a target of class numbers as probabilities of all classes; NaN where unknown."""
@@ -221,7 +221,7 @@ class Label(RowModality):
 
 
 @dataclass(frozen=True)
-class Labels(RowModality):
+class Labels(SingleQueryModality):
     """Any number of classes at once; a record holds a list of their names or numbers."""
 
     classes: int | tuple[str, ...] = ()
@@ -285,7 +285,7 @@ class Labels(RowModality):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Build the adapter from the decoded query to logits [B, classes]."""
-        return RowOutput(self.build_head(channels, fitted_count(self.num_classes)))
+        return SingleQueryOutput(self.build_head(channels, fitted_count(self.num_classes)))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Return the mean binary cross entropy over known labels."""

@@ -242,25 +242,26 @@ def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
     return inputs[check_names("input", [name], inputs)[0]]
 
 
-def asks_in_vain(spec: Modality, inputs: Mapping[str, Any]) -> bool:
+def lacks_source(spec: Modality, inputs: Mapping[str, Any]) -> bool:
     """Return whether a sample lacks the input whose tokens query this output: then it has no target or prediction."""
     return spec.of is not None and inputs.get(spec.of) is None
 
 
-def as_evaluated(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a spec (`own`) with the `changes` of an evaluation; ValueError for one without effect.
+def as_evaluated(spec_fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a spec with the `changes` of an evaluation; ValueError for one without effect.
 
     A changed corruption acts in the evaluation: its option (`AT_EVAL`) is switched on. Other corruptions that share
     the option, and did not act before, are set to 0.
     """
     if without_effect := [name for name in changes if name in TRAINING_ALONE]:
         raise ValueError(f"{without_effect[0]} has no effect in an evaluation: leave it out")
-    changed = {**own, **changes}
-    switched = {at_eval for name, at_eval in AT_EVAL.items() if name in changes and not own.get(at_eval)} - set(changes)
+    changed = {**spec_fields, **changes}
+    acting = {at_eval for at_eval in AT_EVAL.values() if spec_fields.get(at_eval)}
+    switched = {at_eval for name, at_eval in AT_EVAL.items() if name in changes} - acting - set(changes)
     for name, at_eval in AT_EVAL.items():
         if at_eval in switched:
             changed[at_eval] = True
-            if name not in changes and own.get(name):
+            if name not in changes and spec_fields.get(name):
                 changed[name] = 0.0
     return changed
 

@@ -25,9 +25,9 @@ from perceivers.modalities.modality import (
     statistics,
 )
 from perceivers.modalities.raw import as_float32, finite
-from perceivers.modalities.row import RowModality, RowOutput, stack_known
 from perceivers.modalities.scalars import scalar
 from perceivers.modalities.scores import correlation
+from perceivers.modalities.single_query import SingleQueryModality, SingleQueryOutput, stack_known
 from perceivers.modalities.table_cells import Files, number, plain
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Numbers(RowModality):
+class Numbers(SingleQueryModality):
     """Numbers that belong to the whole sample; a record holds one, or a list of them."""
 
     count: int = 1
@@ -104,7 +104,7 @@ class Numbers(RowModality):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Build the adapter from the decoded query to numbers [B, count]."""
-        return RowOutput(self.build_head(channels, self.count), self.mean, self.std)
+        return SingleQueryOutput(self.build_head(channels, self.count), self.mean, self.std)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Return the mean squared difference in units of `std`, over known numbers."""

@@ -88,6 +88,6 @@ def token_grid(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
     return tuple(-(-n // p) for n, p in zip(size, patch, strict=True))
 
 
-def rows_of(x: Shaped[Tensor, "b *tokens c"]) -> Shaped[Tensor, "b m c"]:
+def flattened_grid(x: Shaped[Tensor, "b *tokens c"]) -> Shaped[Tensor, "b m c"]:
     """Flatten a grid of tokens, row-major."""
     return torch.flatten(x, 1, -2)

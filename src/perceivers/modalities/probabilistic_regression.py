@@ -66,7 +66,7 @@ class ProbabilisticRegression(Numbers):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Build the adapter from the decoded query to means and standard deviations, or to quantiles."""
-        return EstimateOutput(self, self.build_head(channels, self.count * (len(self.quantiles) or 2)))
+        return ProbabilisticOutput(self, self.build_head(channels, self.count * (len(self.quantiles) or 2)))
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Return the mean negative log-likelihood or pinball loss, in units of `std`, over known numbers."""
@@ -140,7 +140,7 @@ class ProbabilisticRegression(Numbers):
         return cls(count=2, query_channels=7, quantiles=(0.1, 0.5, 0.9)), [[1.0, -3.0], [0.5, float("nan")], None]
 
 
-class EstimateOutput(OutputAdapter):
+class ProbabilisticOutput(OutputAdapter):
     """Adapter from the decoded query to means and positive standard deviations, or to rising quantiles."""
 
     def __init__(self, spec: ProbabilisticRegression, head: nn.Module) -> None:

@@ -44,8 +44,8 @@ class Spectrogram(Grid):
         """Load the first samples of an audio file, as many as `size` needs, padded with zeros."""
         samples, rate = read_audio(path)
         samples = to_rate(to_mono(samples), rate, self.rate)
-        wanted = as_sizes(self.size, 2, "size")[0] * self.hop
-        return np.pad(samples[:wanted], ((0, max(wanted - len(samples), 0)), (0, 0)))
+        length = as_sizes(self.size, 2, "size")[0] * self.hop
+        return np.pad(samples[:length], ((0, max(length - len(samples), 0)), (0, 0)))
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Draw the spectrogram, time to the right and frequency upwards."""

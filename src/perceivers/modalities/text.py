@@ -369,11 +369,11 @@ class TextQuery(OutputQuery):
         super().__init__()
         self.source, self.channels, self.masked = source, table.shape[1], masked
         self.table = table
-        self.asked = InputQuery(source, self.channels)  # the input's tokens: their number and their mask
+        self.source_query = InputQuery(source, self.channels)  # the input's tokens: their number and their mask
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
         """Return as many queries as the input has tokens, or those at Indices, with the input's mask if `masked`."""
-        tokens = self.asked(encoded, None)
+        tokens = self.source_query(encoded, None)
         mask = tokens.mask if self.masked else None
         return at_points(Segment(content=self.table[None, : tokens.num_tokens], mask=mask), points)
 

@@ -143,12 +143,12 @@ class FileTokenizer(Tokenizer):
             return self.loaded.decode(list(map(index, ids)), skip_special_tokens=True)
 
     @contextmanager
-    def _errors(self, what: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
+    def _errors(self, what: str, error_type: type[ValueError] = ValueError) -> Iterator[None]:
         """Open a context in which errors of the tokenizers library become a ValueError of one line."""
         try:
             yield
         except Exception as error:  # the library raises nothing more specific
-            raise kind(f"{self.path!r} {what}: {one_line(error)}") from None
+            raise error_type(f"{self.path!r} {what}: {one_line(error)}") from None
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # Rust code of the library panics at some damaged files
                 raise

@@ -102,8 +102,8 @@ def read_config(family: str, config: Mapping[str, Any], as_krasserm: bool) -> Va
     `as_krasserm`: add the options with which krasserm's model computes.
     """
     if config.get("model_type") != MODELS.get(family):
-        actual, wanted = config.get("model_type"), MODELS.get(family, "none of his")
-        raise ValueError(f"config.json: model_type = {actual!r:.99}; the model {family} is {wanted}")
+        actual, expected = config.get("model_type"), MODELS.get(family, "none of his")
+        raise ValueError(f"config.json: model_type = {actual!r:.99}; the model {family} is {expected}")
     values: Values = {}
     for part, keys in TOLD_BY_CONFIG.items():
         values |= {path: whole_number(_part(config, part), key) for key, path in keys.items()}

@@ -11,9 +11,9 @@ import torch
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded, Reading
 from perceivers.core.trunk import Trunk
-from perceivers.modalities.modality import Ablation, Modality, Raw, asks_in_vain, sample_of
+from perceivers.modalities.modality import Ablation, Modality, Raw, lacks_source, sample_of
 from perceivers.modalities.points import Points
-from perceivers.modalities.row import RowModality
+from perceivers.modalities.single_query import SingleQueryModality
 from perceivers.schema import Batch, Schema
 from perceivers.training.metrics import inference
 
@@ -78,13 +78,13 @@ def attribution_columns(model: PerceiverIO, blank: Mapping[str, Raw], outputs: M
     return columns
 
 
-def own_part(
+def unpadded_sample(
     name: str, spec: Modality, prediction: Raw, batch: Batch, samples: Sequence[Sample], number: int
 ) -> Raw | None:
     """Return a sample of a prediction without the padding of its batch; None if the sample has no queries."""
-    if asks_in_vain(spec, samples[number]["inputs"]):
+    if lacks_source(spec, samples[number]["inputs"]):
         return None
-    if isinstance(spec, RowModality):
+    if isinstance(spec, SingleQueryModality):
         return sample_of(prediction, number)
     # The queries come with the targets, or from the input that the output is queried with; so does their mask.
     queries = batch["targets"].get(name, batch["inputs"].get(spec.of or ""))
@@ -108,7 +108,9 @@ def _changes(
     changes: dict[tuple[str, str], Any] = {}
     for name, prediction in without.items():
         spec = schema.outputs[name]
-        before, after = (own_part(name, spec, side, batch, samples, number) for side in (whole[name], prediction))
+        before, after = (
+            unpadded_sample(name, spec, side, batch, samples, number) for side in (whole[name], prediction)
+        )
         if before is not None:
             changes |= {(name, piece): change for piece, change in spec.attribution(before, after).items()}
     return changes

@@ -13,7 +13,7 @@ from perceivers.data.formats.webdataset import KEY
 from perceivers.data.shards import is_shards, open_shards
 from perceivers.modalities.table_cells import WHOLE_ROW, Files, Row
 from perceivers.schema import Record
-from perceivers.schema.example import OWN_KINDS
+from perceivers.schema.example import WHOLE_VALUE_KINDS
 from perceivers.schema.infer import Proposal, propose
 from perceivers.schema.schema_files import yaml_text
 
@@ -91,7 +91,9 @@ def _data(data: str, outputs: Mapping[str, Proposal]) -> dict[str, Any]:
 
 def _inputs(inputs: Mapping[str, Proposal], table: bool) -> list[str]:
     """Return YAML lines: one input of a table's numbers, categories and dates, a token each; one per other column."""
-    fields = {n: p for n, p in inputs.items() if table and p.spec["kind"] in (*OWN_KINDS, "date") and n != "mask"}
+    fields = {
+        n: p for n, p in inputs.items() if table and p.spec["kind"] in (*WHOLE_VALUE_KINDS, "date") and n != "mask"
+    }
     lines = ["inputs:"]
     if fields:
         options = {"kind": "records", "key": WHOLE_ROW, "tokens": "field", "max_records": 1}
@@ -106,7 +108,7 @@ def _specs(proposals: Mapping[str, Proposal]) -> list[str]:
     for column, proposal in proposals.items():
         name = _new_name(column, taken)
         key = {} if name == column else {"key": column}
-        kind = OWN_KINDS.get(proposal.spec["kind"], proposal.spec["kind"])
+        kind = WHOLE_VALUE_KINDS.get(proposal.spec["kind"], proposal.spec["kind"])
         lines.append(f"  {name}: {_flow({**proposal.spec, 'kind': kind, **key})}  # {_comment(proposal.why)}")
     return lines
 

@@ -19,7 +19,7 @@ from perceivers.data.formats.writers import PlainRow
 from perceivers.files.tensor_files import is_finite
 from perceivers.modalities.modality import Modality, rounded, sample_of
 from perceivers.modalities.table_cells import Row, holds_file
-from perceivers.runs.attribution import Sample, attribution_columns, attributions, own_part
+from perceivers.runs.attribution import Sample, attribution_columns, attributions, unpadded_sample
 from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.training.devices import device_of
@@ -46,7 +46,7 @@ def predict_rows(
     More than `max_bad_rows` records that cannot be read, or whose prediction is not finite, are a ValueError.
     `attribution` adds the attributions of each output to each input; `first` is the number of the first record.
     """
-    columns, query_outputs = output_columns(model, attribution), asking_outputs(cast(Schema, model.schema))
+    columns, query_outputs = output_columns(model, attribution), outputs_at_points(cast(Schema, model.schema))
     bad_rows, stream = 0, iter(records)
     while batch := list(islice(stream, min(batch_size, MOST_ROWS))):
         # Preprocess a batch of records and predict those that can be read. A string says why a record has no cells.
@@ -128,7 +128,7 @@ def _kept(record: Record, name: str) -> Any:
     return cell.isoformat() if isinstance(cell, date | time) else str(cell) if isinstance(cell, Decimal) else cell
 
 
-def asking_outputs(schema: Schema) -> list[str]:
+def outputs_at_points(schema: Schema) -> list[str]:
     """Return the outputs that cannot be decoded everywhere: their targets say at which points."""
     _, points = schema.dummy_input(1, torch.device("meta"))
     return list(points)
@@ -157,7 +157,7 @@ def _predict(
     for name, prediction in outputs.items():
         spec = schema.outputs[name]
         for number, row in enumerate(rows):
-            sample = own_part(name, spec, prediction, batch, samples, number)
+            sample = unpadded_sample(name, spec, prediction, batch, samples, number)
             if sample is not None:
                 # The raw prediction is checked, not its cells: NaN too have an argmax, so a most probable class.
                 row |= _cells(name, spec, sample) if is_finite(tree_leaves(sample)) else {name: math.nan}

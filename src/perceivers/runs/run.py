@@ -98,7 +98,7 @@ def find_model(name: str, offline: bool = False) -> PerceiverIO:
     return Run(Path(name)).model if (Path(name) / RECIPE).is_file() else from_pretrained(name, offline=offline)
 
 
-def read_own(source: Path) -> PerceiverIO | None:
+def load_local(source: Path) -> PerceiverIO | None:
     """Load the model of a run or of a model folder; return None for any other source."""
     return find_model(str(source)) if (source / DESCRIPTION).is_file() or data_of(source) else None
 
@@ -108,7 +108,7 @@ def data_of(run: Path) -> DataSet | None:
     return read_recipe(run).data if (run / RECIPE).is_file() else None
 
 
-def own_files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     """Return the files and folders that belong to a run or to a model, in which no other output may be written."""
     is_run = (folder / RECIPE).is_file()
     of_run = (RECIPE, UNREADABLE, DATA, *RESULTS, TENSORBOARD, CHECKPOINTS) if is_run else ()

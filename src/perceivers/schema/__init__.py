@@ -166,15 +166,15 @@ def _check_spec(spec: Any) -> None:
     check_classes(getattr(spec, "classes", ()))
 
 
-def find_kind(specs: Mapping[str, Any], kind: type[T]) -> tuple[str, T]:
+def find_modality(specs: Mapping[str, Any], modality: type[T]) -> tuple[str, T]:
     """Return the first input or output of a modality, with its name; ValueError if there is none."""
     for name, spec in specs.items():
-        if isinstance(spec, kind):
+        if isinstance(spec, modality):
             return name, spec
     found = ", ".join(f"{name} ({type(spec).__name__})" for name, spec in specs.items())
-    raise ValueError(f"the model has no {kind.__name__}, only {found}")
+    raise ValueError(f"the model has no {modality.__name__}, only {found}")
 
 
-def kind_name(kind: Modality | type[Modality]) -> str:
+def kind_name(modality: Modality | type[Modality]) -> str:
     """Return the name of a modality in files; for one that files cannot name, the name of its class."""
-    return str(getattr(kind, "kind", type(kind).__name__))
+    return str(getattr(modality, "kind", type(modality).__name__))

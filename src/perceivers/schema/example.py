@@ -16,7 +16,7 @@ from perceivers.schema.infer import propose
 from perceivers.schema.plain_values import from_plain
 from perceivers.schema.preset import Preset, auto_config
 
-OWN_KINDS = {"number": "numbers", "category": "label"}
+WHOLE_VALUE_KINDS = {"number": "numbers", "category": "label"}
 """The modality of a whole input or output, by the kind of field of a record that `propose` names."""
 
 
@@ -46,8 +46,8 @@ def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: 
     # Propose a modality for each name, then fit the schema to the batch.
     records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     sides = {
-        "inputs": {name: _own_kind(name, list(values), False) for name, values in inputs.items()},
-        "outputs": {name: _own_kind(name, list(values), True) for name, values in targets.items()},
+        "inputs": {name: _proposed(name, list(values), False) for name, values in inputs.items()},
+        "outputs": {name: _proposed(name, list(values), True) for name, values in targets.items()},
     }
     schema = from_plain(Schema, sides).fit(records)
     return Preset(schema, config or auto_config(schema)).build()
@@ -60,11 +60,11 @@ def _checked(name: str, values: Any) -> Any:
     return named(name, check_numbers, values)
 
 
-def _own_kind(name: str, values: Sequence[Any], target: bool) -> dict[str, Any]:
+def _proposed(name: str, values: Sequence[Any], target: bool) -> dict[str, Any]:
     proposal = named(name, propose, values, target)
     kind = proposal.spec.get("kind")
     if kind in (None, "date"):
         raise ValueError(f"{name}: no modality suits these values: {proposal.why}")
     if proposal.is_doubtful:
         warnings.warn(f"{name}: read as {proposal.why}", stacklevel=4)
-    return {**proposal.spec, "kind": OWN_KINDS.get(str(kind), kind)}
+    return {**proposal.spec, "kind": WHOLE_VALUE_KINDS.get(str(kind), kind)}

@@ -31,31 +31,33 @@ def to_plain(value: Any) -> Any:
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def from_plain(kind: type[T], plain: Any, source: str = "", lines: Mapping[tuple[str, ...], int] | None = None) -> T:
+def from_plain(
+    target_type: type[T], plain: Any, source: str = "", lines: Mapping[tuple[str, ...], int] | None = None
+) -> T:
     """Convert plain values to a dataclass; ValueError naming the first field (and its line) that is wrong."""
     if complaint := next(_wild_numbers(plain, source), ""):
         raise ValueError(complaint)
-    value: T = checked(kind, plain, source, lines)
+    value: T = checked(target_type, plain, source, lines)
     return value
 
 
 def checked(
-    kind: Any, plain: Any, source: str, lines: Mapping[tuple[str, ...], int] | None = None, strict: bool = False
+    target_type: Any, plain: Any, source: str, lines: Mapping[tuple[str, ...], int] | None = None, strict: bool = False
 ) -> Any:
     """Convert plain values to the type that declares them; ValueError naming the first field that does not fit.
 
     `strict`: texts and truth values are not accepted as numbers.
     """
     try:
-        return _adapter(kind).validate_python([plain], strict=strict or None)[0]
+        return _adapter(target_type).validate_python([plain], strict=strict or None)[0]
     except ValidationError as error:
-        raise ValueError(_message(kind, plain, error, source, lines or {})) from None
+        raise ValueError(_message(target_type, plain, error, source, lines or {})) from None
 
 
 @functools.cache
-def _adapter(kind: Any) -> Any:
+def _adapter(target_type: Any) -> Any:
     # pydantic applies the adapter's config to a dataclass only inside another type, here a list.
-    return TypeAdapter(list[kind], config=ConfigDict(extra="forbid"))
+    return TypeAdapter(list[target_type], config=ConfigDict(extra="forbid"))
 
 
 def _wild_numbers(plain: Any, path: str) -> Iterator[str]:
@@ -70,13 +72,13 @@ def _wild_numbers(plain: Any, path: str) -> Iterator[str]:
         yield f"{path}: a number of {plain.bit_length()} bits must fit into 64"
 
 
-def json_schema(kind: Any) -> dict[str, Any]:
+def json_schema(target_type: Any) -> dict[str, Any]:
     """Return the JSON schema of a dataclass, with which editors can check a file."""
-    full = _adapter(kind).json_schema()
+    full = _adapter(target_type).json_schema()
     return {**full["items"], "$defs": full.get("$defs", {})}
 
 
-def _message(kind: Any, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
+def _message(target_type: Any, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
     """Return an error of pydantic as one line: file, line number, field, complaint."""
     errors = error.errors(include_url=False)
     first = _relevant(errors)
@@ -86,7 +88,7 @@ def _message(kind: Any, plain: Any, error: ValidationError, source: str, lines: 
     while known and known not in lines:
         known = known[:-1]
     where = ":".join(filter(None, [source, str(lines[known]) if known in lines else ""]))
-    what = _explain(kind, first)
+    what = _explain(target_type, first)
     # A wrong `kind` among the branches of a union without a discriminator: name the kinds of all branches.
     if first["type"] == "literal_error" and path[-1:] == ("kind",):
         expected = [e["ctx"]["expected"] for e in errors if "expected" in e.get("ctx", ()) and e["loc"][-1] == "kind"]
@@ -117,9 +119,9 @@ def _field_path(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
     return tuple(path[1:])
 
 
-def _explain(kind: Any, error: ErrorDetails) -> str:
+def _explain(target_type: Any, error: ErrorDetails) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        name, known = str(error["loc"][-1]), _field_names(json_schema(kind))
+        name, known = str(error["loc"][-1]), _field_names(json_schema(target_type))
         if format_1.FIELDS.get(name) in known:
             return f"unknown field; it is called {format_1.FIELDS[name]!r} now"
         return f"unknown field{_near(name, known)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from perceivers.modalities.modality import Modality, asks_in_vain, named
+from perceivers.modalities.modality import Modality, lacks_source, named
 from perceivers.modalities.table_cells import Row
 
 Record = Mapping[str, Any]
@@ -54,7 +54,7 @@ def preprocessed(
         prepared[name] = None if value is None or dropped else named(name, spec.preprocess, value, rng, training)
     targets = {}
     for name, spec in outputs.items():
-        left_out = asks_in_vain(spec, prepared) or not (wanted is None or name in wanted)
+        left_out = lacks_source(spec, prepared) or not (wanted is None or name in wanted)
         value = None if left_out else values(name, spec)
         targets[name] = None if value is None else named(name, spec.target, value, rng, prepared, training)
     return {"inputs": prepared, "targets": targets}
@@ -72,8 +72,8 @@ class Fitting:
         self._summaries = [{n: list[Any]() for n, spec in specs.items() if not spec.is_fitted} for specs in self.sides]
         # The specs that can be checked before the fit.
         ready = {name: spec for name, spec in inputs.items() if _is_ready(spec)}
-        asked = {name: spec for name, spec in outputs.items() if _is_ready(spec) and spec.of in (None, *ready)}
-        self._ready = ready, asked
+        outputs_ready = {name: spec for name, spec in outputs.items() if _is_ready(spec) and spec.of in (None, *ready)}
+        self._ready = ready, outputs_ready
 
     @property
     def is_needed(self) -> bool:

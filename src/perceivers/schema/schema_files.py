@@ -62,11 +62,11 @@ def to_json(value: Any) -> str:
     return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
 
 
-def from_file(kind: type[T], path: str | Path) -> T:
+def from_file(target_type: type[T], path: str | Path) -> T:
     """Load a dataclass from a YAML or JSON file; errors name the file, the line and the field."""
     path = Path(path)
     plain, lines = read_plain(path)
-    return from_plain(kind, plain, str(path), lines)
+    return from_plain(target_type, plain, str(path), lines)
 
 
 def read_plain(path: Path) -> tuple[Any, Lines]:
@@ -74,6 +74,6 @@ def read_plain(path: Path) -> tuple[Any, Lines]:
     return from_yaml(read_text(path), str(path))  # JSON is a subset of YAML
 
 
-def read_checked(path: Path, kind: Any) -> Any:
+def read_checked(path: Path, target_type: Any) -> Any:
     """Load a JSON file as a type declares it; ValueError naming the file and the field that does not fit."""
-    return checked(kind, read_json(path), str(path), strict=True)
+    return checked(target_type, read_json(path), str(path), strict=True)

@@ -83,7 +83,7 @@ def make_steps(
     # Build the learner (`objective`, wrapped by Fabric), the optimiser and the state that checkpoints save.
     objective = Objective(model, config.weights)
     learner = build_learner(fabric, objective, config)
-    optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.own.values()))
+    optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.extra_parameters.values()))
     state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
 
     # Resume: the first process finds the latest checkpoint, all load it, then the first may refuse to continue.

@@ -61,7 +61,7 @@ class Objective(nn.Module):
         return losses
 
     @property
-    def own(self) -> dict[str, nn.Parameter]:
+    def extra_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters that are learned in addition to the model: the log-variances of the losses, by name."""
         return {} if self.log_variances is None else {"log_variances": self.log_variances}
 

@@ -149,16 +149,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimiser(
-    model: nn.Module, config: OptimiserConfig, beside: Iterable[nn.Parameter] = ()
+    model: nn.Module, config: OptimiserConfig, extra: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """Build the optimiser of a model, with parameter groups: matrices (muon only), decayed, not decayed.
 
-    `beside`: further parameters to learn, without decay, such as loss weights.
+    `extra`: further parameters to learn, without decay, such as loss weights.
     """
     matrices, decayed, exempt = _groups(model, config)
     rest = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [*exempt, *beside], "weight_decay": 0.0},
+        {"params": [*exempt, *extra], "weight_decay": 0.0},
     ]
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": _epsilon(config)}
     if config.kind == "muon":

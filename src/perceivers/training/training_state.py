@@ -40,7 +40,7 @@ class TrainingState:
     """The optimiser, with its moments."""
     fabric: "Fabric"
     """The processes of the run; under 16-mixed its precision plugin holds the loss scale."""
-    beside: Mapping[str, nn.Parameter]
+    extra_parameters: Mapping[str, nn.Parameter]
     """Parameters that are learned in addition to the model, by name."""
     average: Tensors
     """Running averages of the parameters by name; empty if the run keeps none."""
@@ -60,7 +60,7 @@ class TrainingState:
         """Return the state before the first step."""
         model = objective.model
         average = {name: p.detach().clone() for name, p in model.named_parameters()} if decay is not None else {}
-        return cls(model, optimiser, fabric, objective.own, average, decay or 0.0)
+        return cls(model, optimiser, fabric, objective.extra_parameters, average, decay or 0.0)
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -94,7 +94,7 @@ class TrainingState:
             "loss of the new weights is": math.isfinite(loss),
             "weights are": is_finite(self.model.state_dict().values()),
             "averaged weights are": is_finite(self.average.values()),
-            "learned weights of the losses are": is_finite(self.beside.values()),
+            "learned weights of the losses are": is_finite(self.extra_parameters.values()),
             "moments of the optimiser are": is_finite(self._moments().values()),
         }
         bad = torch.tensor([not good for good in finite.values()], dtype=torch.int, device=self.fabric.device)
@@ -141,7 +141,7 @@ class TrainingState:
         full = {name: placed(value, current[name]) if name in current else value for name, value in raw.items()}
         load_weights(self.model, full, str(folder))
         # Learned loss weights and moments, then steps, time and loss scale.
-        self._load_beside(_under("beside/", training))
+        self._load_extra(_under("extra/", training) or _under("beside/", training))
         self._load_moments(_under("moment/", training))
         state = read_state(folder)
         self.step, self.seconds = state["step"], state["seconds"]
@@ -159,8 +159,8 @@ class TrainingState:
         raw = self.model.state_dict()
         weight = {f"weight/{name}": raw[name] for name in self.average}
         moments = {f"moment/{name}": value for name, value in self._moments().items()}
-        beside = {f"beside/{name}": value for name, value in self.beside.items()}
-        for name, tensors in ((WEIGHTS, raw | self.average), (TRAINING, weight | beside | moments)):
+        extra = {f"extra/{name}": value for name, value in self.extra_parameters.items()}
+        for name, tensors in ((WEIGHTS, raw | self.average), (TRAINING, weight | extra | moments)):
             if sharded:
                 pieces = {k: v.to_local() for k, v in tensors.items() if isinstance(v, DTensor)}
                 whole = {k: v for k, v in tensors.items() if not isinstance(v, DTensor)} if rank == 0 else {}
@@ -177,11 +177,11 @@ class TrainingState:
         return {f"{names[number]}/{key}": value for number, moments in state.items() for key, value in moments.items()}
 
     @torch.no_grad()
-    def _load_beside(self, values: Tensors) -> None:
-        if values.keys() != self.beside.keys():
-            names = f"{sorted(values)}, the recipe {sorted(self.beside)}"
+    def _load_extra(self, values: Tensors) -> None:
+        if values.keys() != self.extra_parameters.keys():
+            names = f"{sorted(values)}, the recipe {sorted(self.extra_parameters)}"
             raise ValueError(f"the checkpoint has learned loss weights {names}")
-        for name, parameter in self.beside.items():
+        for name, parameter in self.extra_parameters.items():
             parameter.copy_(placed(values[name], parameter))
 
     def _load_moments(self, moments: Tensors) -> None:
@@ -199,7 +199,7 @@ class TrainingState:
         self._precision.load_state_dict(scale)
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [*self.model.named_parameters(), *self.beside.items()]
+        return [*self.model.named_parameters(), *self.extra_parameters.items()]
 
     def _parameter_names(self) -> list[str]:
         # The optimiser numbers parameters in the order of its groups.

@@ -184,12 +184,12 @@ def _gradients(
     count = len(tokens.tensors)
     names = [name for name, wanted in zip(tokens.tensors, needed[:count], strict=True) if wanted]
     wanted_others = [x for x, wanted in zip(others, needed[count:], strict=True) if wanted]
-    own = {name: torch.zeros_like(tokens.tensors[name]) for name in names}
+    sums = {name: torch.zeros_like(tokens.tensors[name]) for name in names}
     of_others = [torch.zeros_like(x) for x in wanted_others]
     for block in blocks:
         # The block again, from leaves.
         views = tokens.slice(tokens.tensors, block)
-        part = {name: x.detach().requires_grad_(name in own) for name, x in views.items()}
+        part = {name: x.detach().requires_grad_(name in sums) for name, x in views.items()}
         with torch.enable_grad(), without_autocast(tokens.device):
             computed, gradients = again(part, block)
         if block is blocks[0]:
@@ -200,10 +200,10 @@ def _gradients(
         inputs = [*(part[name] for name in names), *wanted_others]
         found = torch.autograd.grad(outputs, inputs, of_outputs, allow_unused=True)
         # Its gradients, added in place.
-        for total, more in zip([*tokens.slice(own, block).values(), *of_others], found, strict=True):
+        for total, more in zip([*tokens.slice(sums, block).values(), *of_others], found, strict=True):
             if more is not None:
                 total += more
-    gradients_of = iter([*own.values(), *of_others])
+    gradients_of = iter([*sums.values(), *of_others])
     return [next(gradients_of) if wanted else None for wanted in needed]
 
 
@@ -254,14 +254,14 @@ def read(
         parts = [*AbsorbedBlocks(sample_of(segment, 0), _folded(query[0], key)).tensors.values(), value, value_bias]
         return _empty_state(parts, batch, query, value)
 
-    def state_of(own: Segment, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def state_of(segment: Segment, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if algorithm == "projected":
-            max_score, total, found = _sums(ProjectedBlocks(own, queries, key, value), block_size)
+            max_score, total, found = _sums(ProjectedBlocks(segment, queries, key, value), block_size)
             weighted = found.mT
         else:
             folded = _folded(queries, key)
             folded = folded.expand(batch, -1, -1) if folded.ndim > 2 else folded
-            tokens = (SeparableBlocks if algorithm == "separable" else AbsorbedBlocks)(own, folded)
+            tokens = (SeparableBlocks if algorithm == "separable" else AbsorbedBlocks)(segment, folded)
             max_score, total, *sums = _sums(tokens, block_size)
             weighted = rearrange(tokens.weighted_tokens(sums), "... c (h n) -> ... h n c", h=heads) @ value.mT
             max_score, total = (rearrange(x, "... 1 (h n) -> ... h 1 n", h=heads) for x in (max_score, total))
@@ -326,14 +326,14 @@ def write(
     query, bias = _behind_norm(linear_map(cross.attention.query), cross.query_norm, heads, dtype)
     written = []
     for number in range(max(len(latents), queries.batch_size)):
-        own, values = sample_of(queries, number), value[number % len(value)].to(dtype)
+        sample, values = sample_of(queries, number), value[number % len(value)].to(dtype)
         keys = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
         added = (keys @ bias[..., None]).flatten()
         if algorithm == "projected":
-            tokens: TokenBlocks = ProjectedBlocks(own, keys, query, added=added)
+            tokens: TokenBlocks = ProjectedBlocks(sample, keys, query, added=added)
         else:
-            kind = SeparableBlocks if algorithm.startswith("separable") else AbsorbedBlocks
-            tokens = kind(own, _folded(keys, query), added)
+            blocks = SeparableBlocks if algorithm.startswith("separable") else AbsorbedBlocks
+            tokens = blocks(sample, _folded(keys, query), added)
         epilogue, shared = epilogue_of(algorithm, cross, values, tail)
         writer = _writer(cross, tokens, epilogue)
         tensors = (*tokens.tensors.values(), *shared.sources)

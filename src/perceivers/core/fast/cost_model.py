@@ -204,9 +204,9 @@ class CostModel:
             self.kernels_for(algorithm),
         )
         if kernels is not None:
-            own, least = kernels.numbers(self.width, shape.content)
+            needed, least = kernels.numbers(self.width, shape.content)
             count += OpCount(held=(kernels.BLOCKS - 1) * count.held, kept=least * shape.query_columns)
-            at_once, stored = at_once * (kernels.BLOCKS if fused else 1), max(stored, own)
+            at_once, stored = at_once * (kernels.BLOCKS if fused else 1), max(stored, needed)
         work += samples // together * rates.block * -(-tokens // at_once)
         item *= GRADIENT if torch.is_grad_enabled() else 1
         held = together * (count.held + stored * shape.query_columns)

@@ -60,7 +60,7 @@ class SharedParameters:
     @classmethod
     def of(cls, *maps: Any) -> "SharedParameters":
         """Return the parameters of modules and bound heads, each once."""
-        found = [own.parameters(recurse=False) for own in modules_of(maps)]
+        found = [module.parameters(recurse=False) for module in modules_of(maps)]
         once = tuple(dict.fromkeys(itertools.chain(*found)))
         return cls(once, once)
 
@@ -219,8 +219,8 @@ def _composed(tail: Tail, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = torch.eye(channels, dtype=like.dtype, device=like.device), like.new_zeros(channels)
     for module in tail:
         if is_linear_map(module):
-            own, shift = linear_map(module).to(like.dtype)
-            weight, bias = own @ weight, own @ bias + shift
+            matrix, shift = linear_map(module).to(like.dtype)
+            weight, bias = matrix @ weight, matrix @ bias + shift
     return weight, bias
 
 

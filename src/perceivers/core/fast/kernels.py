@@ -147,9 +147,9 @@ def sums(tokens: SeparableBlocks, block: Block) -> tuple[Tensor, list[Tensor]]:
         count = (masked & (scale > 0)).sum(-1)[..., None, None]
         score = tensors["on_masked"].masked_fill(count == 0, NO_SCORE)
         raised = torch.maximum(max_score, score)
-        shrink, own = (max_score - raised).exp(), count * (score - raised).exp()
-        max_score, total, by_row, by_column = raised, total * shrink + own, by_row * shrink, by_column * shrink
-        rest = torch.cat([rest * shrink, own], -2)
+        shrink, term = (max_score - raised).exp(), count * (score - raised).exp()
+        max_score, total, by_row, by_column = raised, total * shrink + term, by_row * shrink, by_column * shrink
+        rest = torch.cat([rest * shrink, term], -2)
     return max_score, [total, rest, features.T @ by_row, by_row.sum(-2, keepdim=True), by_column]
 
 

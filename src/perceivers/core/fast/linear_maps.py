@@ -105,7 +105,7 @@ def is_plain_embedding(module: nn.Module) -> bool:
 
 def has_plain_tensors(module: nn.Module) -> bool:
     """Return whether parameters and buffers are ordinary tensors."""
-    return all(type(x) in PLAIN_TENSORS for own in (module.parameters(), module.buffers()) for x in own)
+    return all(type(x) in PLAIN_TENSORS for tensors in (module.parameters(), module.buffers()) for x in tensors)
 
 
 def _is_steady(module: nn.Module) -> bool:
@@ -116,9 +116,9 @@ def _is_steady(module: nn.Module) -> bool:
     return all(
         not part.training
         or (type(part).__module__ == parametrizations.__name__ and not any(True for _ in part.buffers()))
-        for own in module.modules()
-        if isinstance(own, ParametrizationList)
-        for part in own.children()
+        for child in module.modules()
+        if isinstance(child, ParametrizationList)
+        for part in child.children()
     )
 
 
@@ -141,7 +141,7 @@ def _is_plain_adapter(module: Any, name: str) -> bool:
     drops = isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
     plain = isinstance(dropout, nn.Dropout | nn.Identity) and name not in module.lora_variant
     maps = (module.lora_A[name], module.lora_B[name])
-    return plain and not drops and all(type(own) is nn.Linear and own.bias is None for own in maps)
+    return plain and not drops and all(type(one) is nn.Linear and one.bias is None for one in maps)
 
 
 def _deltas(module: Any) -> list[Tensor]:

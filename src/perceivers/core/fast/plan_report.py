@@ -52,7 +52,7 @@ def attention_plan(
     # Tokens; a batch norm in training mode would move its statistics.
     buffers = {name: buffer.clone() for name, buffer in model.input_adapter.named_buffers()}
     tensors = model.schema.guard.tensors(raw, next(model.parameters()).device)
-    tokens, own = functional_call(model.input_adapter, buffers, (tensors,))
+    tokens, segments = functional_call(model.input_adapter, buffers, (tensors,))
     # Reading.
     latents = model.trunk.latents[None]
     for number, read in enumerate(stage for stage in model.trunk.stages if isinstance(stage, Read)):
@@ -64,7 +64,7 @@ def attention_plan(
     batch = max(segment.batch_size for segment in tokens.segments.values())
     if isinstance(decoder := model.decoder, Decoder):
         latents = torch.empty_like(latents.expand(batch, -1, -1))
-        queries = model.output_query(Encoded(latents, own), model.schema.guard.points(points, latents.device))
+        queries = model.output_query(Encoded(latents, segments), model.schema.guard.points(points, latents.device))
         heads = model.output_adapter.heads(model.input_adapter.adapters)
         tails = {name: (decoder.output, heads[name]) for name in queries.segments}
         choices = choose_for_writing(decoder.cross_attention, latents, queries, tails, plan)

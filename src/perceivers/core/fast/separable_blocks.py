@@ -66,13 +66,13 @@ class SeparableBlocks(TokenBlocks):
 
     def _places(self, tables: AxisTables, content: Tensor | None, padding: Tensor | None) -> list[Tensor]:
         """Return which channels of a token are its content, its row's and its column's features, and its padding."""
-        own = 0 if content is None else content.shape[-1]
-        end = own + tables.num_channels
+        content_channels = 0 if content is None else content.shape[-1]
+        end = content_channels + tables.num_channels
         *of_rows, of_columns = tables.channels
         places = (
-            range(own),
-            [own + i for i in itertools.chain(*of_rows)],
-            [own + i for i in of_columns],
+            range(content_channels),
+            [content_channels + i for i in itertools.chain(*of_rows)],
+            [content_channels + i for i in of_columns],
             range(end, end + (0 if padding is None else len(padding))),
         )
         return [torch.tensor(place, dtype=torch.long, device=self.device) for place in places]
@@ -196,9 +196,9 @@ class SeparableBlocks(TokenBlocks):
         # Chan's formula: a sum of terms that are not negative; mean of squares minus square of mean would cancel.
         zero = rows.new_zeros(len(rows), self.width)
         channels = sum(count for count, _, _ in parts)
-        mean = sum((count * own for count, own, _ in parts), zero) / channels
+        mean = sum((count * part_mean for count, part_mean, _ in parts), zero) / channels
         variance = (
-            sum((count * (own_variance + (own - mean) ** 2) for count, own, own_variance in parts), zero) / channels
+            sum((count * (variance + (part_mean - mean) ** 2) for count, part_mean, variance in parts), zero) / channels
         )
         return _inverse_root(variance).flatten(-2).expand(*self.batch, -1)
 

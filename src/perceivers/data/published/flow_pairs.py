@@ -25,7 +25,7 @@ class PairFiles:
     first: Path
     second: Path
     flow: Path
-    hidden: Path | None = None
+    occlusions: Path | None = None
     """Sintel's occlusion mask: white where the second frame does not show a pixel; None: there is none."""
 
 
@@ -84,7 +84,7 @@ def read_pair(files: PairFiles) -> Record:
     if len(sizes) > 1:
         raise ValueError(f"{files.first}: frames and flow differ in size: {sorted(sizes)}")
     record = {"frames": np.stack(frames).astype(np.float32) / 127.5 - 1, "flow": flow}
-    return record if files.hidden is None else {**record, "occluded": read_image(files.hidden)[..., 0] > 0}
+    return record if files.occlusions is None else {**record, "occluded": read_image(files.occlusions)[..., 0] > 0}
 
 
 def autoflow(folder: Path) -> Iterator[PairFiles]:
@@ -99,8 +99,8 @@ def sintel(folder: Path, rendering: str) -> Iterator[PairFiles]:
     for flow in sorted(training.glob("flow/*/frame_*.flo")):
         scene, number = flow.parent.name, int(flow.stem.removeprefix("frame_"))
         first, second = (training / rendering / scene / f"frame_{n:04d}.png" for n in (number, number + 1))
-        hidden = training / "occlusions" / scene / f"{flow.stem}.png"
-        yield PairFiles(first, second, flow, hidden if hidden.is_file() else None)
+        occlusions = training / "occlusions" / scene / f"{flow.stem}.png"
+        yield PairFiles(first, second, flow, occlusions if occlusions.is_file() else None)
 
 
 def kitti(folder: Path) -> Iterator[PairFiles]:

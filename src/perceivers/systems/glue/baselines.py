@@ -61,8 +61,8 @@ def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict
     training = data.each_once().training()
     scores: dict[str, Scores] = {"most frequent": {}, "bag of bytes": {}}
     for name, spec in schema.outputs.items():
-        texts, targets = told(spec, name, training)
-        held_texts, truth = told(spec, name, held_out)
+        texts, targets = labelled_texts(spec, name, training)
+        held_texts, truth = labelled_texts(spec, name, held_out)
         guess = most_frequent(spec, targets).expand(len(truth), -1).squeeze(dim=-1)
         # The correlation of a constant is not defined.
         plain = replace(spec, further_metrics=()) if isinstance(spec, Numbers) else spec
@@ -72,7 +72,7 @@ def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict
     return scores
 
 
-def told(spec: Modality, name: str, records: Sequence[Record]) -> tuple[list[bytes], Tensor]:
+def labelled_texts(spec: Modality, name: str, records: Sequence[Record]) -> tuple[list[bytes], Tensor]:
     """Return the texts of the records that have this target, and the targets."""
     known = [(record["text"].encode(), record[name]) for record in records if name in record]
     numbers = [class_number(value, spec.classes) if isinstance(spec, Label) else value for _, value in known]
@@ -86,8 +86,8 @@ def most_frequent(spec: Modality, targets: Tensor) -> Float[Tensor, " width"]:
     return F.one_hot(targets.bincount().argmax(), spec.num_classes).float()
 
 
-def bag_of_bytes(spec: Modality, texts: Sequence[bytes], targets: Tensor, asked: Sequence[bytes]) -> Tensor:
-    """Predict for the texts `asked` by logistic (for numbers: ridge) regression on TF-IDF of 1 to 3 adjacent bytes."""
+def bag_of_bytes(spec: Modality, texts: Sequence[bytes], targets: Tensor, test_texts: Sequence[bytes]) -> Tensor:
+    """Predict for `test_texts` by logistic (for numbers: ridge) regression on TF-IDF of 1 to 3 adjacent bytes."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -98,7 +98,7 @@ def bag_of_bytes(spec: Modality, texts: Sequence[bytes], targets: Tensor, asked:
     linear = LogisticRegression(max_iter=1000) if isinstance(spec, Label) else Ridge()
     fitted = make_pipeline(counts, linear).fit(texts, targets.numpy())
     if not isinstance(spec, Label):
-        return torch.from_numpy(fitted.predict(asked)).float()
-    probabilities = torch.zeros(len(asked), spec.num_classes)
-    probabilities[:, fitted.classes_] = torch.from_numpy(fitted.predict_proba(asked)).float()
+        return torch.from_numpy(fitted.predict(test_texts)).float()
+    probabilities = torch.zeros(len(test_texts), spec.num_classes)
+    probabilities[:, fitted.classes_] = torch.from_numpy(fitted.predict_proba(test_texts)).float()
     return probabilities

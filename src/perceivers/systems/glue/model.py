@@ -7,7 +7,7 @@ from typing import Any, Literal
 from perceivers.data.published.glue_tables import CLASSES, RATING, Task
 from perceivers.modalities import Label, Numbers, Text
 from perceivers.modalities.modality import Modality
-from perceivers.modalities.row import RowModality
+from perceivers.modalities.single_query import SingleQueryModality
 from perceivers.schema import Schema
 
 Variant = Literal["shared-token", "task-tokens", "task-queries"]
@@ -24,7 +24,7 @@ def glue_schema(tasks: Sequence[Task], text: Text, variant: Variant = "task-quer
     return Schema({"text": replace(text, prefix=prefix)}, outputs)
 
 
-def task_outputs(task: Task, query: dict[str, Any]) -> dict[str, RowModality]:
+def task_outputs(task: Task, query: dict[str, Any]) -> dict[str, SingleQueryModality]:
     """Return the outputs of a task: a class, a score, or both (VADER), with GLUE's metrics."""
     if task == "sts":
         return {task: Numbers(further_metrics=("pearson",), **query)}

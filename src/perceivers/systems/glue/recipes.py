@@ -20,7 +20,7 @@ from perceivers.data import Glue
 from perceivers.data.published.glue_tables import Task
 from perceivers.modalities import Text
 from perceivers.runs.recipe import Recipe
-from perceivers.schema import find_kind
+from perceivers.schema import find_modality
 from perceivers.systems.glue.model import Variant, glue_schema
 from perceivers.systems.language import recipes as language_recipes
 from perceivers.systems.language.model import language
@@ -46,7 +46,7 @@ MIXED: tuple[Task, ...] = ("cola", "sst_2", "sts")
 def paper(tasks: Sequence[Task], variant: Variant = "task-queries") -> Recipe:
     """Return the recipe of the paper's model and 10 epochs, at one point of the paper's grid of settings."""
     preset, batch_size = language(), 32
-    _, text = find_kind(preset.schema.inputs, Text)
+    _, text = find_modality(preset.schema.inputs, Text)
     return Recipe(
         data=Glue(tasks=tuple(tasks)),
         schema=glue_schema(tasks, replace(text, mask_words=0.0, overflow="truncate"), variant),

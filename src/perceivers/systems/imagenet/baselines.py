@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perceivers.modalities import Image, Label
 from perceivers.runs.run import Run
-from perceivers.schema import Record, Schema, find_kind
+from perceivers.schema import Record, Schema, find_modality
 from perceivers.systems.imagenet.recipes import PAPER
 from perceivers.training.metrics import Scores, scored
 from perceivers.training.sampler import evaluation_batches
@@ -27,7 +27,7 @@ def baseline_scores(run: Run) -> dict[str, Scores]:
 
 def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Record]) -> dict[str, Scores]:
     """Return the scores of both baselines by the metrics of the label."""
-    name, label = find_kind(fitted.outputs, Label)
+    name, label = find_modality(fitted.outputs, Label)
     pixels, classes = pixels_of(fitted, training)
     held_out_pixels, truth = pixels_of(fitted, held_out)
     frequencies = classes.bincount(minlength=label.num_classes) / len(classes)
@@ -40,7 +40,7 @@ def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Rec
 
 def pixels_of(fitted: Schema, records: Sequence[Record]) -> tuple[Float[Tensor, "n p"], Int[Tensor, " n"]]:
     """Return the pixels of pictures as the model gets them in evaluation, and their classes."""
-    (name, image), (output, _) = find_kind(fitted.inputs, Image), find_kind(fitted.outputs, Label)
+    (name, image), (output, _) = find_modality(fitted.inputs, Image), find_modality(fitted.outputs, Label)
     batches = list(evaluation_batches(fitted, records, BATCH))
     pixels = [image.normalise(batch["inputs"][name]).flatten(1) for batch in batches]
     return torch.cat(pixels), torch.cat([batch["targets"][output] for batch in batches])

@@ -11,7 +11,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.resampling import imagenet_crop
 from perceivers.modalities import Image, Label
 from perceivers.modalities.patches import as_sizes
-from perceivers.schema import find_kind
+from perceivers.schema import find_modality
 from perceivers.training.metrics import check_guesses, inference
 
 
@@ -20,8 +20,8 @@ def classify(
 ) -> Iterator[list[tuple[str, float]]]:
     """Yield the most probable classes of each picture, cropped and resized as the paper does for evaluation."""
     check_positive("num_classes", num_classes)
-    name, picture = find_kind(model.schema.inputs, Image)
-    output, label = find_kind(model.schema.outputs, Label)
+    name, picture = find_modality(model.schema.inputs, Image)
+    output, label = find_modality(model.schema.outputs, Label)
     height, width = as_sizes(picture.size, 2, "size")
     if height != width or picture.channels != 3:
         size = f"{height} x {width} x {picture.channels}"

@@ -15,7 +15,7 @@ from perceivers.media.html_report import Report
 from perceivers.modalities import Image, Label
 from perceivers.runs.report import add_losses, add_scores, predict
 from perceivers.runs.run import Run
-from perceivers.schema import Batch, Record, Schema, find_kind
+from perceivers.schema import Batch, Record, Schema, find_modality
 from perceivers.training.metrics import answers, gathered
 from perceivers.training.mixup import mixed
 from perceivers.training.plots import SHOWN, draw_samples, subplots
@@ -37,7 +37,7 @@ def report(run: Run) -> Path:
     batch, predictions = predict(model.cpu(), recipe.schema, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
     page.figure(draw_samples(recipe.schema, batch, predictions), "Picture; true class; the three most probable ones.")
     page.heading("Confusion matrix")
-    _, label = find_kind(recipe.schema.outputs, Label)
+    _, label = find_modality(recipe.schema.outputs, Label)
     page.figure(
         draw_confusion(confusion(model, recipe.schema, held_out), label),
         "Held-out pictures of each true class (row) by predicted class (column), in percent of the row.",
@@ -55,7 +55,7 @@ def draw_training(run: Run, count: int = 8) -> "Figure":
     batch: Batch = schema.collate([prepared[int(number)] for number in chosen])
     if recipe.training.mixup is not None:
         batch = mixed(schema, batch, recipe.training.mixup)
-    (name, image), (output, label) = find_kind(schema.inputs, Image), find_kind(schema.outputs, Label)
+    (name, image), (output, label) = find_modality(schema.inputs, Image), find_modality(schema.outputs, Label)
     titles = [_title(label, target) for target in batch["targets"][output]]
     figure, (row,) = subplots(1, titles, side=2.0)
     for axes, picture in zip(row, batch["inputs"][name], strict=True):
@@ -72,7 +72,7 @@ def _title(label: Label, target: Tensor) -> str:
 
 def confusion(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> Int[Tensor, "k k"]:
     """Count records by true class (rows) and predicted class (columns)."""
-    name, label = find_kind(schema.outputs, Label)
+    name, label = find_modality(schema.outputs, Label)
     counts = torch.zeros(label.num_classes, label.num_classes, dtype=torch.long)
     probabilities, truth = gathered(answers(model, schema, records))[name]
     return counts.index_put_((truth, probabilities.argmax(dim=-1)), torch.tensor(1), accumulate=True)

@@ -55,11 +55,11 @@ Case = tuple[str, Bool[np.ndarray, " m"], Float[np.ndarray, "n v"]]
 
 
 @dataclass(frozen=True)
-class HiddenText:
+class MaskedText:
     """A text, and a mask that is True for its masked bytes."""
 
     text: str
-    hidden: Bool[np.ndarray, " n"]
+    masked: Bool[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class Surroundings:
         return keys
 
 
-def baseline_guesses(documents: Iterable[str], asked: Sequence[HiddenText], share: float) -> dict[str, Probabilities]:
+def baseline_guesses(documents: Iterable[str], texts: Sequence[MaskedText], share: float) -> dict[str, Probabilities]:
     """Return each baseline's probabilities [n, v] of the n masked bytes of all texts, counted in documents.
 
     `share` of the documents' words is masked while counting, as in the texts.
     """
     training = learned(documents, share)
-    queries = joined([hidden_surroundings(text) for text in asked])
+    queries = joined([masked_surroundings(text) for text in texts])
     # Without any context: byte frequencies, then the position in the word alone.
     total = np.bincount(training.ids, minlength=NUM_IDS) + 1.0
     unigram = np.broadcast_to(total / total.sum(), (len(queries.ids), NUM_IDS))
@@ -140,15 +140,15 @@ def learned(documents: Iterable[str], share: float) -> Surroundings:
         ids, words = bytes_and_words(text)
         if (words >= 0).any():
             # The appended False is for white space, whose word number is -1.
-            hidden = np.append(rng.random(words.max() + 1) < share, False)[words]
-            parts.append(surroundings(ids, words, hidden))
+            masked = np.append(rng.random(words.max() + 1) < share, False)[words]
+            parts.append(surroundings(ids, words, masked))
     return joined(parts)
 
 
-def hidden_surroundings(asked: HiddenText) -> Surroundings:
+def masked_surroundings(text: MaskedText) -> Surroundings:
     """Return the contexts of the masked bytes alone."""
-    ids, words = bytes_and_words(asked.text)
-    return taken(surroundings(ids, words, asked.hidden), asked.hidden[words >= 0])
+    ids, words = bytes_and_words(text.text)
+    return taken(surroundings(ids, words, text.masked), text.masked[words >= 0])
 
 
 def bytes_and_words(text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
@@ -158,7 +158,7 @@ def bytes_and_words(text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "
 
 
 def surroundings(
-    ids: Int[np.ndarray, " n"], words: Int[np.ndarray, " n"], hidden: Bool[np.ndarray, " n"]
+    ids: Int[np.ndarray, " n"], words: Int[np.ndarray, " n"], masked: Bool[np.ndarray, " n"]
 ) -> Surroundings:
     """Return the context of each byte that belongs to a word, as if that word were masked too."""
     # For each byte in a word: its position, and start and stop of the word.
@@ -167,7 +167,7 @@ def surroundings(
     run = np.searchsorted(starts, at, side="right") - 1
     start, stop = starts[run], np.append(starts[1:], len(words))[run]
     # Positions of unmasked bytes; -1 where a context reaches beyond the text.
-    visible = np.flatnonzero(~hidden)
+    visible = np.flatnonzero(~masked)
     before = np.concatenate([np.full(REACH, -1), visible])
     after = np.concatenate([visible, np.full(REACH, -1)])
     steps = np.arange(REACH)
@@ -203,23 +203,23 @@ def baseline_scores(run: Run) -> dict[str, Scores]:
     """Return bits per byte and accuracy on the masked words, of the model and of the baselines."""
     recipe, model = run.recipe, run.model
     text, records = text_of(recipe.schema), run.held_out
-    scores = {"hidden words": hidden_scores(tokenizer_of(text.tokenizer), model_cases(model, recipe.schema, records))}
+    scores = {"masked words": masked_scores(tokenizer_of(text.tokenizer), model_cases(model, recipe.schema, records))}
     # The baselines predict bytes, whatever tokens the model has.
-    texts = list(hidden_texts(text, records))
+    texts = list(masked_texts(text, records))
     guesses = baseline_guesses(some_documents(recipe.data), texts, text.mask_words)
-    offsets = np.cumsum([one.hidden.sum() for one in texts])[:-1]
+    offsets = np.cumsum([one.masked.sum() for one in texts])[:-1]
     for name, guess in guesses.items():
         parts = np.split(np.log(guess), offsets)
-        cases = ((one.text, one.hidden, part) for one, part in zip(texts, parts, strict=True))
-        scores[name] = hidden_scores(tokenizer_of("bytes"), cases)
+        cases = ((one.text, one.masked, part) for one, part in zip(texts, parts, strict=True))
+        scores[name] = masked_scores(tokenizer_of("bytes"), cases)
     return {name: {OUTPUT: metrics} for name, metrics in scores.items()}
 
 
-def hidden_scores(tokenizer: Tokenizer, cases: Iterable[Case]) -> dict[str, float]:
+def masked_scores(tokenizer: Tokenizer, cases: Iterable[Case]) -> dict[str, float]:
     """Return bits per byte of the masked words, and the fractions of tokens and of whole words predicted correctly."""
     bits, num_bytes, right, words_right = 0.0, 0, [], []
-    for text, hidden, logs in cases:
-        ids, characters = (array[: len(hidden)][hidden] for array in tokenizer.tokens(text))
+    for text, masked, logs in cases:
+        ids, characters = (array[: len(masked)][masked] for array in tokenizer.tokens(text))
         words = word_numbers(text, characters)
         bits -= float(np.take_along_axis(logs, ids[:, None], axis=1).sum()) / math.log(2)
         num_bytes += size_of(text, characters)
@@ -242,15 +242,15 @@ def size_of(text: str, characters: Int[np.ndarray, "n 2"]) -> int:
 def model_cases(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> Iterator[Case]:
     """Yield the model's log-probabilities of the masked tokens of each record."""
     masking = masking_of(model, schema)
-    for number, (inputs, texts) in enumerate(asked_batches(schema, records)):
+    for number, (inputs, texts) in enumerate(masked_batches(schema, records)):
         with inference(model):
             raw = on_device(inputs, device_of(model))
             logits = model(raw, masking=masking._replace(first=number * BATCH))[OUTPUT].cpu()
-        for logit, (text, hidden) in zip(logits, texts, strict=True):
-            yield text, hidden, logit[: len(hidden)][torch.from_numpy(hidden)].double().log_softmax(dim=-1).numpy()
+        for logit, (text, masked) in zip(logits, texts, strict=True):
+            yield text, masked, logit[: len(masked)][torch.from_numpy(masked)].double().log_softmax(dim=-1).numpy()
 
 
-def hidden_texts(text: Text, records: Sequence[Record]) -> Iterator[HiddenText]:
+def masked_texts(text: Text, records: Sequence[Record]) -> Iterator[MaskedText]:
     """Yield each record's text, with the bytes of those words masked that are masked for the model.
 
     Random numbers are drawn per word, so tokens and bytes get the same masked words.
@@ -258,16 +258,16 @@ def hidden_texts(text: Text, records: Sequence[Record]) -> Iterator[HiddenText]:
     longest = max(len(record["text"].encode()) for record in records)
     as_bytes = Text(length=longest, mask_words=text.mask_words, mask_at_eval=True)
     restored = Text(key=INPUT, of=INPUT, length=longest)
-    for _, texts in asked_batches(Schema(inputs={INPUT: as_bytes}, outputs={OUTPUT: restored}), records):
-        yield from (HiddenText(*text) for text in texts)
+    for _, texts in masked_batches(Schema(inputs={INPUT: as_bytes}, outputs={OUTPUT: restored}), records):
+        yield from (MaskedText(*text) for text in texts)
 
 
-def asked_batches(
+def masked_batches(
     schema: Schema, records: Sequence[Record]
 ) -> Iterator[tuple[dict[str, Any], list[tuple[str, Bool[np.ndarray, " m"]]]]]:
     """Yield the inputs of each batch, and for each record in it the text and the mask of its masked tokens."""
     for number, batch in enumerate(evaluation_batches(schema, records, BATCH)):
         target = batch["targets"][OUTPUT]
-        hidden = [masked[valid].numpy() for masked, valid in zip(target["masked"], target["mask"], strict=True)]
+        masked = [masked[valid].numpy() for masked, valid in zip(target["masked"], target["mask"], strict=True)]
         texts = [record["text"] for record in records[number * BATCH : (number + 1) * BATCH]]
-        yield batch["inputs"], list(zip(texts, hidden, strict=True))
+        yield batch["inputs"], list(zip(texts, masked, strict=True))

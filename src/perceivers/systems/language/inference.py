@@ -13,7 +13,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Text
 from perceivers.modalities.points import Indices
 from perceivers.modalities.tokenizers import Tokenizer, tokenizer_of
-from perceivers.schema import find_kind
+from perceivers.schema import find_modality
 from perceivers.training.metrics import check_guesses, inference
 
 MARK = "[MASK]"
@@ -37,8 +37,8 @@ def fill_mask(
 ) -> list[Filled]:
     """Predict the text of each [MASK] in `text` (one token each) and of `ranges` of tokens (start, stop)."""
     check_positive("num_candidates", num_candidates)
-    name, spec = find_kind(model.schema.inputs, Text)
-    output, _ = find_kind(model.schema.outputs, Text)
+    name, spec = find_modality(model.schema.inputs, Text)
+    output, _ = find_modality(model.schema.outputs, Text)
     ids, masked = masked_ids(tokenizer_of(spec.tokenizer), text, ranges)
     if not masked.any():
         raise ValueError("nothing is masked: write [MASK] in the text, or give ranges of bytes")

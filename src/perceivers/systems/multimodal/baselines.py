@@ -51,7 +51,7 @@ def baselines(
     size = sum(np.size(held_out[0][name]) for name in CODED)
     fitted = evenly(training, min(FITTED, max(FITTED_VALUES // size, 2)))
     parts = [batch["targets"] for batch in evaluation_batches(schema, fitted, BATCH)]
-    vectors = np.concatenate([rows_of(schema, part) for part in parts])
+    vectors = np.concatenate([flattened_targets(schema, part) for part in parts])
     pca = PCA(min(numbers, len(vectors)), svd_solver="full").fit(vectors)
     label = schema.outputs["label"]
     assert isinstance(label, Label)
@@ -61,24 +61,26 @@ def baselines(
     def mean(batch: Batch) -> dict[str, Tensor]:
         targets = batch["targets"]
         same = np.broadcast_to(pca.mean_, (len(targets["label"]), len(pca.mean_)))
-        return {**grids_of(schema, same, targets), "label": classes.expand(len(same), -1)}
+        return {**unflattened_targets(schema, same, targets), "label": classes.expand(len(same), -1)}
 
     def coded(batch: Batch) -> dict[str, Tensor]:
         targets = batch["targets"]
-        return grids_of(schema, pca.inverse_transform(pca.transform(rows_of(schema, targets))), targets)
+        return unflattened_targets(
+            schema, pca.inverse_transform(pca.transform(flattened_targets(schema, targets))), targets
+        )
 
     guesses = {"mean clip, most frequent class": mean, f"PCA, {pca.n_components_} numbers": coded}
     batches = evaluation_batches(schema, held_out, BATCH)
     return {baseline: guess_scores(schema, batches, guess) for baseline, guess in guesses.items()}
 
 
-def rows_of(schema: Schema, targets: Values) -> Float[np.ndarray, "b n"]:
+def flattened_targets(schema: Schema, targets: Values) -> Float[np.ndarray, "b n"]:
     """Flatten the pictures and sound of each clip into one vector, in the normalised units of the losses."""
     return torch.cat([grid_of(schema, name).normalise(targets[name]).flatten(1) for name in CODED], dim=1).numpy()
 
 
-def grids_of(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Values) -> dict[str, Tensor]:
-    """Unflatten vectors of `rows_of` to the shapes of the targets, in the units of the data."""
+def unflattened_targets(schema: Schema, rows: Float[np.ndarray, "b n"], targets: Values) -> dict[str, Tensor]:
+    """Unflatten vectors of `flattened_targets` to the shapes of the targets, in the units of the data."""
     sizes = [targets[name][0].numel() for name in CODED]
     parts = torch.from_numpy(rows.astype(np.float32)).split(sizes, dim=1)
     return {

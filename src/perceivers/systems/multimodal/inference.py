@@ -13,7 +13,7 @@ from perceivers.media.standard_clips import FPS, standard_frames, standard_sound
 from perceivers.media.video_files import Clip
 from perceivers.modalities import Audio, Label, Video
 from perceivers.modalities.patches import as_sizes
-from perceivers.schema import find_kind
+from perceivers.schema import find_modality
 from perceivers.training.metrics import check_guesses, inference
 
 
@@ -40,9 +40,9 @@ def autoencode(
     check_positive("num_classes", num_classes)
     inputs, outputs = model.schema.inputs, model.schema.outputs
     (video, film), (audio, sounds), (label, labels) = (
-        find_kind(inputs, Video),
-        find_kind(inputs, Audio),
-        find_kind(outputs, Label),
+        find_modality(inputs, Video),
+        find_modality(inputs, Audio),
+        find_modality(outputs, Label),
     )
     length, side, _ = as_sizes(film.size, 3, "size")
     (samples,) = as_sizes(sounds.size, 1, "size")

@@ -11,7 +11,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Flow
 from perceivers.progress import tracked
 from perceivers.runs.run import Run
-from perceivers.schema import Record, Schema, find_kind
+from perceivers.schema import Record, Schema, find_modality
 from perceivers.systems.optical_flow.inference import estimate_flow
 from perceivers.training.metrics import Compared, Scores, check_guesses, masking_of, scored
 
@@ -35,7 +35,7 @@ def by_model(model: PerceiverIO, frames: FramesU8) -> Float[np.ndarray, "h w 2"]
 
 def scores_of(estimators: Mapping[str, Estimator], records: Sequence[Record], schema: Schema) -> dict[str, Scores]:
     """Return the scores of each estimator, which sees the frames alone."""
-    output, flow = find_kind(schema.outputs, Flow)
+    output, flow = find_modality(schema.outputs, Flow)
 
     def guesses(name: str) -> Iterator[tuple[str, Compared]]:
         for number, record in enumerate(tracked(records, name)):

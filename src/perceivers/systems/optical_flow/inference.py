@@ -13,7 +13,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.resampling import resize
 from perceivers.modalities import Flow, FramePair
 from perceivers.modalities.patches import as_sizes
-from perceivers.schema import find_kind
+from perceivers.schema import find_modality
 from perceivers.training.metrics import inference
 
 OVERLAP = 20
@@ -66,7 +66,7 @@ def fetched_back(second: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "h 
 
 def trained_size(model: PerceiverIO) -> tuple[int, ...]:
     """Return height and width of the frames that a model was trained on."""
-    return as_sizes(find_kind(model.schema.inputs, FramePair)[1].size, 2, "size")
+    return as_sizes(find_modality(model.schema.inputs, FramePair)[1].size, 2, "size")
 
 
 def levels_for(size: Sequence[int], trained: Sequence[int]) -> int:
@@ -84,8 +84,8 @@ def tiled_flow(
 
     Tiles lie as in the official notebook, none twice; each pixel is weighted by its distance from the tile's border.
     """
-    name, _ = find_kind(model.schema.inputs, FramePair)
-    output, _ = find_kind(model.schema.outputs, Flow)
+    name, _ = find_modality(model.schema.inputs, FramePair)
+    output, _ = find_modality(model.schema.outputs, Flow)
     height, width = trained_size(model)
     size = first.shape[:2]
     # Pad frames that are smaller than a tile; scale bytes to -1 to 1.

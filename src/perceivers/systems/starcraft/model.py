@@ -20,7 +20,7 @@ from perceivers.schema import Schema
 ENTITY_CHANNELS, FEATURE_CHANNELS = 256, 128
 """Channels of an entity at input and output, and of the features that are its query (paper)."""
 
-HIDDEN = 0.15
+MASKED_SHARE = 0.15
 """Probability that the type of a unit is masked."""
 
 ENCODER = Config(
@@ -91,7 +91,7 @@ def schema() -> Schema:
             **{name: NumberField() for name in ("x", "y", "age")},
         },
         max_records=512,
-        field_mask_prob={"type": HIDDEN},
+        field_mask_prob={"type": MASKED_SHARE},
         field_mask_at_eval=True,
     )
     hidden = Records(key="units", fields={"type": CategoryField()}, of="units", hidden_only=True)

@@ -16,7 +16,7 @@ from perceivers.modalities.queries import InputQuery, LearnedQuery
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowModality(Modality):
+class SingleQueryModality(Modality):
     """A property of the whole sample; as an output it is decoded from one query."""
 
     query_channels: int = 256
@@ -42,7 +42,7 @@ class RowModality(Modality):
         return nn.Sequential(first, nn.Tanh(), last)
 
 
-class RowOutput(OutputAdapter):
+class SingleQueryOutput(OutputAdapter):
     """Adapter of an output with one query: the head's numbers, in the data's units if they have a mean or std."""
 
     def __init__(self, head: nn.Module, mean: Unit = None, std: Unit = None) -> None:

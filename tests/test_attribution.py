@@ -99,15 +99,15 @@ def test_what_is_left_out_is_as_if_it_had_been_missing(config, left):
         there = row[column] is not None
         if left == "units.each":
             without = [row[column][:k] + row[column][k + 1 :] for k in range(len(row[column] or []))]
-            contributions = own[f"weight.from.{left}"] or []
+            attributions = own[f"weight.from.{left}"] or []
             assert (own[f"weight.from.{left}"] is not None) == bool(row[column])
         else:
-            without, contributions = [None] * there, [own[f"weight.from.{left}"]] * there
+            without, attributions = [None] * there, [own[f"weight.from.{left}"]] * there
             assert (own[f"weight.from.{left}"] is not None) == there
-        for contribution, cell in zip(contributions, without, strict=True):
+        for attribution, cell in zip(attributions, without, strict=True):
             changed = [{**other, column: cell} if other is row else other for other in rows]
             expected = predicted(model, changed)[number]
-            assert contribution == pytest.approx(own["weight"] - expected["weight"], abs=1e-5)
+            assert attribution == pytest.approx(own["weight"] - expected["weight"], abs=1e-5)
             checked += 1
     assert checked > 3
 

@@ -111,7 +111,7 @@ class CostModel:
         return len(positions.tables[-1])
 
     def default_block(self, algorithm: Algorithm) -> int:
-        """Return the tokens of a block where no limit asks for fewer."""
+        """Return the tokens of a block without a limit that needs fewer."""
         numbers, row = self.rates.numbers, self.query_columns + self.channels
         if self.tail is not None:  # scores are passed over fewer times, and more arrays are as wide as a query
             numbers, row = 2 * numbers, row + 3 * self.channels

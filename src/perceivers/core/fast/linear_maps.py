@@ -109,7 +109,7 @@ def has_plain_tensors(module: nn.Module) -> bool:
 
 
 def _is_steady(module: nn.Module) -> bool:
-    """Return whether parametrisations give the same weights however often they are asked.
+    """Return whether parametrisations give the same weights each time.
 
     In training they may count (spectral norm) or draw (dropout); PyTorch's own without buffers do neither.
     """

@@ -26,7 +26,7 @@ class DeviceRates:
     block: int
     """Overhead of a block."""
     numbers: int
-    """Scores and channels of a block where no limit asks for fewer: they fit into a cache, or fill a device."""
+    """Scores and channels of a block without a limit that needs fewer: they fit into a cache, or fill a device."""
     score: int | None = None
     """All but the products of a score that a fused kernel does not materialise; None: there are no such kernels."""
     half: int = 1

@@ -23,7 +23,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from perceivers.training.checkpoints import latest_checkpoint, step_of
+from perceivers.training.checkpoints import latest_checkpoint, read_state
 from perceivers.training.distributed import launch
 from perceivers.training.logging import read_log
 from perceivers.training.training_config import TrainingConfig
@@ -217,7 +217,7 @@ class Reference:
     def result(run):
         folder = latest_checkpoint(run)
         files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
-        return step_of(folder), files, without_time(read_log(run))
+        return read_state(folder)["step"], files, without_time(read_log(run))
 
     def judge(self, run, tally):
         """Bring a killed run to its end and compare."""
@@ -232,7 +232,7 @@ def check(run, saved, tally):
     """Count a loss if the newest whole checkpoint is older than the last one that was saved."""
     with warnings.catch_warnings(action="ignore"):  # damaged ones are passed over
         newest = latest_checkpoint(run)
-    if saved and (newest is None or step_of(newest) < saved):
+    if saved and (newest is None or read_state(newest)["step"] < saved):
         tally.lost += 1
 
 

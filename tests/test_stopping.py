@@ -17,7 +17,7 @@ from perceivers.files.durable_folder import remove_folder, write_folder
 from perceivers.files.tensor_files import load_shards, save_tensors, shard_name
 from perceivers.pretrained.model_folder import WEIGHTS
 from perceivers.training import loop
-from perceivers.training.checkpoints import checkpoints, latest_checkpoint, step_of
+from perceivers.training.checkpoints import checkpoints, latest_checkpoint, read_state
 from perceivers.training.distributed import launch, only_user
 from perceivers.training.logging import read_log
 from perceivers.training.signals import EXIT_CODES, Stopped
@@ -46,7 +46,7 @@ def test_a_signal_makes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path, monke
     with pytest.raises(Stopped, match=f"stopped by {name} after step 4; .* goes on from .*step-00000004") as stopped:
         trained(records, tmp_path / "stopped", 7, checkpoint_every=7, num_workers=workers)
     assert stopped.value.exit_code == EXIT_CODES[name]
-    assert step_of(latest_checkpoint(tmp_path / "stopped")) == 4
+    assert read_state(latest_checkpoint(tmp_path / "stopped"))["step"] == 4
     assert signal.getsignal(getattr(signal, name)) == before
     assert weights_of(trained(records, tmp_path / "stopped", 7)) == weights_of(straight)
     logs = [without_time(read_log(tmp_path / run)) for run in ("straight", "stopped")]

@@ -1,6 +1,5 @@
 """Reading and writing of schemas, configs and recipes as YAML and JSON."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,11 +54,6 @@ _Dumper.add_representer(
         "tag:yaml.org,2002:str", text, style=None if printable(text) == text else '"'
     ),
 )
-
-
-def to_json(value: Any) -> str:
-    """Return a dataclass as JSON."""
-    return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def from_file(target_type: type[T], path: str | Path) -> T:

@@ -74,11 +74,6 @@ def read_state(folder: Path) -> State:
     return state
 
 
-def step_of(folder: Path) -> int:
-    """Return the number of steps of a checkpoint; ValueError if its file does not give one."""
-    return read_state(folder)["step"]
-
-
 def score_of(folder: Path) -> float:
     """Return the validation loss of a checkpoint, or infinity, which is never the best, if it has no finite one."""
     try:

@@ -52,7 +52,7 @@ def _readers():
     from perceivers.data.formats.readers import read_rows
     from perceivers.data.shards import open_shards
     from perceivers.data.table import Table
-    from perceivers.data.validation import preparing
+    from perceivers.data.validation import preprocessing
     from perceivers.files.budgets import read_json
     from perceivers.modalities import Label, Numbers, Text
     from perceivers.modalities.tokenizers import tokenizer_of
@@ -70,7 +70,7 @@ def _readers():
     few = Schema({"text": Numbers(count=3)}, {"label": Label(classes=2)})
 
     def prepared(schema):
-        return lambda path: [preparing(schema)(row) for row in read_rows(path)]
+        return lambda path: [preprocessing(schema)(row) for row in read_rows(path)]
 
     def whole(rows):
         for row in rows:

@@ -23,7 +23,7 @@ from perceivers.runs.run import Run
 from perceivers.runs.train import run_recipe
 from perceivers.schema import Schema
 from perceivers.systems import TASKS
-from perceivers.systems.multimodal.baselines import baselines, grids_of, rows_of
+from perceivers.systems.multimodal.baselines import baselines, flattened_targets, unflattened_targets
 from perceivers.systems.multimodal.recipes import EVALUATIONS, RECIPES, UNSEEN, paper, small
 from perceivers.systems.multimodal.report import report
 from perceivers.training.losses import Objective
@@ -272,10 +272,10 @@ def test_rows_and_grids_are_each_others_inverse():
     targets = schema.collate([schema.preprocess(r, np.random.default_rng(0), False) for r in little_records(3, 2)])[
         "targets"
     ]
-    rows = rows_of(schema, targets)
+    rows = flattened_targets(schema, targets)
     assert rows.shape == (3, 12)
     assert rows[1, 0] == pytest.approx((float(targets["image"][1, 0, 0, 0, 0]) - 0.5) / 2)
-    for name, grid in grids_of(schema, rows, targets).items():
+    for name, grid in unflattened_targets(schema, rows, targets).items():
         torch.testing.assert_close(grid, targets[name])
 
 

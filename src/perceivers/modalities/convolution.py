@@ -90,7 +90,7 @@ class ConvUpsample(nn.Module):
 
 
 def convolution_(layer: nn.Module) -> nn.Module:
-    """Initialise a convolution like haiku's Conv2D or its transpose: fan-in is kernel size times input channels."""
+    """Initialise a convolution like haiku's Conv2D or its transpose: fan-in is kernel area times input channels."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)

@@ -259,7 +259,7 @@ class CategoryField(FieldType):
 
 @dataclass(frozen=True)
 class DateField(NumberField):
-    """A moment, to about a minute: ISO text, a date or days since 2000. Encoded with its phase in several cycles."""
+    """A moment, to about a minute: ISO text, a date or days since 2000. Encoded with its phase in CYCLES."""
 
     kind: Literal["date"] = "date"  # type: ignore[assignment]
     """Name in schema files."""

@@ -327,7 +327,7 @@ class GridInput(InputAdapter):
         super().__init__()
         self.spec = spec
         self.stem: nn.Module | None = None
-        # The content of a token: of a convolutional stem, or the values of a patch through an optional linear map.
+        # The content of a token: features of a convolutional stem, or values of a patch with an optional linear map.
         if spec.stem == "conv":
             width = spec.embed or 64
             *time, height_step, width_step = spec.steps

@@ -14,7 +14,7 @@ from perceivers.files.messages import one_line
 from perceivers.files.opening import MOST_TEXT_BYTES
 from perceivers.media.extra import library
 
-# Pillow supports more, with risks: EPS runs Ghostscript; FITS, PDF and JPEG 2000 have been bombs; libtiff prints.
+# Pillow has more, with risks: EPS runs Ghostscript; FITS, PDF and JPEG 2000 have been bombs; libtiff prints on stderr.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Formats that `read_image` supports, detected by content, not by name."""
 

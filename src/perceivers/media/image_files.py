@@ -25,7 +25,7 @@ _BAND = 1 << 17  # number of pixels of 8 bits that are converted at a time
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Load an image as uint8 [H, W, 3]; if the file holds several, the first.
 
-    The image is turned upright as its EXIF says, blended over white where transparent, and scaled from 16 bits to 8.
+    The image is turned upright as its EXIF says, transparency is blended over white, and 16 bits are scaled to 8.
     """
     path = regular_file(path, most_bytes(max_pixels))
     with opened_picture(path, max_pixels) as image:

@@ -2,6 +2,8 @@
 
 A raw input is frames [B, 2, H, W, C] from -1 to 1, or {"values": frames, "mask": [B]}. A raw flow is [B, H, W, 2] in
 pixels, (right, down), NaN where unknown.
+
+    flow = unit * head(decoded query),  unit = scale / RESCALE pixels;  loss = mean of |flow - true| / unit, where known
 """
 
 from collections.abc import Callable, Mapping, Sequence

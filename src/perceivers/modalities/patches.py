@@ -1,5 +1,7 @@
 """Conversion of grids to patches and back; channels come last everywhere.
 
+    space_to_depth   [B, H, W, C] -> [B, H / p, W / q, p q C] for patches of p x q, likewise for other numbers of axes
+
 Source: `space_to_depth`, `reverse_space_to_depth`, `extract_patches`, `patches_for_flow` of the official
 io_processors.py.
 """

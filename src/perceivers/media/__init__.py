@@ -1,1 +1,1 @@
-"""Media files, loaded as raw arrays and written, and drawing of arrays."""
+"""Loading and writing of media files as raw arrays, and drawing of arrays."""

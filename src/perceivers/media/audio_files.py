@@ -1,4 +1,4 @@
-"""Audio files: loading and writing samples, float32 [n, channels]; resampling and mixing."""
+"""Loading and writing of audio files as float32 samples [n, channels]; resampling and mixing."""
 
 import os
 import re
@@ -17,9 +17,9 @@ from perceivers.media.video_files import read_sound
 # Formats that libsndfile loads; all others, MP3 too, are decoded by FFmpeg in a child process.
 _PLAIN = re.compile(rb"RIFF....WAVE|RF64....WAVE|riff\x2e\x91\xcf\x11|FORM....AIF[FC]|\.snd|caff|fLaC|OggS", re.DOTALL)
 
-# libsndfile loads the rest of a file that is cut short. Only its log says so: "data : 120000 (should be 59978)".
+# libsndfile loads what is left of a file cut short; only its log says so: "data : 120000 (should be 59978)".
 _SHORTENED = re.compile(r"^\s*(data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-# A program that writes to a pipe does not know the size when it writes the header, and writes one of these.
+# A program that writes to a pipe does not know the size when it writes the header, so it writes one of these.
 _UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)
 
 _BLOCK = 1 << 16
@@ -98,9 +98,9 @@ def _check_ogg(file: BinaryIO) -> None:
     """Raise a ValueError for an Ogg file without its last page: its length is stored nowhere else."""
     file.seek(0)
     if file.read(4) == b"OggS":
-        file.seek(-min(1 << 17, os.fstat(file.fileno()).st_size), os.SEEK_END)  # a page has at most half of this
+        file.seek(-min(1 << 17, os.fstat(file.fileno()).st_size), os.SEEK_END)  # a page has at most half as many bytes
         end = file.read()
-        page = end[end.rfind(b"OggS") :]  # 27 bytes, the last of them a count of lengths, the lengths, the data
+        page = end[end.rfind(b"OggS") :]  # 27 bytes (the last is the number of lengths), lengths, data
         if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
             raise ValueError("cut short: an Ogg file without its last page")
 
@@ -110,7 +110,7 @@ def _samples(sound: Any, max_values: int) -> np.ndarray:
     # Compare the sizes in the header with those of the file.
     check_sound(sound.channels, sound.samplerate)
     for name, declared, found in _SHORTENED.findall(sound.extra_info):
-        # The declared size of a whole file, unlike that of its sound, is often wrong by the size of a header.
+        # The declared size of a whole file, unlike the size of its sound, is often wrong by the size of a header.
         slack = 16 if name.lower().startswith("riff") else 0
         if int(declared) - int(found) > slack and int(declared) not in _UNKNOWN_SIZES:
             raise ValueError(f"cut short: {found} bytes of the {declared} that its header declares")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def show_image(axes: "Axes", pixels: np.ndarray, value_range: tuple[float, float] | None = None) -> None:
-    """Draw an image [H, W, C], in colour if C is 3, else the mean over C in grey. NaN is white."""
+    """Draw an image [H, W, C]: in colour if C is 3, otherwise the mean over C in grey. NaN is white."""
     known = np.nan_to_num(pixels)
     low, high = value_range or (float(known.min()), float(known.max()))
     scaled = np.clip((pixels - low) / max(high - low, 1e-12), 0, 1)
@@ -34,7 +34,7 @@ ROOM = 84.0
 
 
 def drawable(text: str, family: str = "sans") -> str:
-    """Return a text for a figure: characters that the font lacks are replaced, and $ starts no formula."""
+    """Return a text as a figure can draw it: characters that the font lacks are replaced, and $ starts no formula."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont(family))

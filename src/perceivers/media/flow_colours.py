@@ -17,7 +17,7 @@ def flow_colours(flow: np.ndarray, full: float | None = None) -> np.ndarray:
     distance = np.hypot(right, down)
     hue = np.arctan2(down, right) / (2 * np.pi) % 1
     saturation = np.clip(distance / max(full or float(distance.max(initial=0)), 1e-6), 0, 1)
-    # HSV at full value: red, green and blue are each 1 for a third of the circle, with ramps of a sixth on both sides.
+    # HSV at full value: red, green and blue are each 1 for a third of the circle, with a ramp of a sixth on each side.
     pure = np.clip(np.abs((hue[..., None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return (1 - saturation[..., None] * (1 - pure)).astype(np.float32)
 

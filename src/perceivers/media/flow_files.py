@@ -1,4 +1,4 @@
-"""Files of optical flow, loaded and written as float32 [H, W, 2] in pixels, (right, down), NaN where unknown."""
+"""Loading and writing of optical flow as float32 [H, W, 2] in pixels, (right, down), NaN where unknown."""
 
 import struct
 from pathlib import Path
@@ -13,7 +13,7 @@ from perceivers.media.png16 import read_png16, write_png16
 MAGIC = 202021.25
 """First number of a Middlebury file."""
 
-_UNKNOWN, _UNKNOWN_FROM = 1e10, 1e9  # Middlebury's value for unknown, and the limit above which its readers take it so
+_UNKNOWN, _UNKNOWN_FROM = 1e10, 1e9  # Middlebury's value for unknown, and the limit above which values count as unknown
 
 
 def read_flow(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -23,7 +23,7 @@ def read_flow(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def write_flow(path: Path | str, flow: np.ndarray) -> Path:
-    """Write [H, W, 2], NaN where unknown: .flo exactly, .png in steps of 1/64 pixel from -512 to just below 512."""
+    """Write [H, W, 2], NaN where unknown: a .flo is exact, a .png has steps of 1/64 pixel from -512 to below 512."""
     path = Path(path)
     write = _write_kitti if _is_kitti(path) else _write_middlebury
     if flow.ndim != 3 or flow.shape[2] != 2 or 0 in flow.shape or not np.issubdtype(flow.dtype, np.floating):

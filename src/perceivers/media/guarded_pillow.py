@@ -14,15 +14,15 @@ from perceivers.files.messages import one_line
 from perceivers.files.opening import MOST_TEXT_BYTES
 from perceivers.media.extra import library
 
-# Not all that Pillow supports: EPS runs Ghostscript, FITS, PDF and JPEG 2000 have been bombs, libtiff prints on stderr.
+# Pillow has more, with risks: EPS runs Ghostscript; FITS, PDF and JPEG 2000 have been bombs; libtiff prints on stderr.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Formats that `read_image` supports, detected by content, not by name."""
 
 MAX_PIXELS = 50_000_000
-"""Default limit of height times width for readers."""
+"""Default limit of height times width when a picture is loaded."""
 
 _MOST_SCANNED = 100 * MAX_PIXELS  # pixels of all scans of a JPEG together; progressive ones have about ten scans
-_MOST_SEGMENTS = 50_000  # of a JPEG; a colour profile and the scans have about a hundred
+_MOST_SEGMENTS = 50_000  # of a JPEG; a colour profile and the scans make about a hundred
 _MOST_COPIED = 1 << 35  # bytes in front of each read of a header, summed; 10 MB of JPEG segments reach half of this
 _EXIF, _MOST_EXIF = b"Exif\0\0", 1 << 20  # start of Exif in a JPEG; bytes of overlapping entries
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # a length follows, except after the end of a picture
@@ -49,7 +49,7 @@ def opened_picture(path: Path, max_pixels: int) -> Iterator[Any]:
             raise TooManyPixelsError(f"{path}: over {max_pixels:,} pixels") from None
         except Exception as error:  # a broken header raises nearly anything
             raise ValueError(f"{path}: damaged picture: {one_line(error)}") from None
-        # Check it; from here on reads are not counted.
+        # Check the header; from here on reads are not counted.
         file.left = None
         with image:
             check_size(path, image.width, image.height, max_pixels)
@@ -94,7 +94,7 @@ def exif_of(image: Any) -> bytes:
 
 
 def check_exif(exif: bytes) -> None:
-    """Raise a ValueError if the entries overlap so much that Pillow's copies of them are far larger than the Exif."""
+    """Raise a ValueError if entries overlap so much that Pillow's copies of them are far larger than the Exif."""
     order = "<" if exif[:2] == b"II" else ">"
     with suppress(struct.error):  # the last entry may be cut short
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
@@ -108,7 +108,7 @@ def check_exif(exif: bytes) -> None:
 
 
 def most_bytes(max_pixels: int) -> int:
-    """Return the largest size of a file: `max_pixels` of four channels of 16 bits, twice, and some metadata."""
+    """Return the largest size of a file in bytes: twice `max_pixels` of four 16-bit channels, and some metadata."""
     return 16 * max_pixels + MOST_TEXT_BYTES
 
 
@@ -119,7 +119,7 @@ def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_work(path: Path, image: Any, scans: int) -> None:
-    """Raise a ValueError for a picture that takes far more time to decode than others of its size."""
+    """Raise a ValueError for a picture that takes far more time to decode than usual for its size."""
     if scans * image.width * image.height > _MOST_SCANNED:
         raise ValueError(f"{path}: {image.width} x {image.height} pixels in {scans} scans, expected a few")
     run_lengths = any(part.codec_name == "bmp_rle" for part in image.tile)

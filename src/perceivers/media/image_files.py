@@ -1,4 +1,4 @@
-"""Image files, loaded as uint8 [H, W, 3] and written."""
+"""Loading of image files as uint8 [H, W, 3], and writing of image files."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -23,9 +23,9 @@ _BAND = 1 << 17  # number of pixels of 8 bits that are converted at a time
 
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Load an image as uint8 [H, W, 3]; of several in a file the first.
+    """Load an image as uint8 [H, W, 3]; if the file holds several, the first.
 
-    It is turned upright as its EXIF says, transparency is over white, 16 bits are scaled to 8.
+    The image is turned upright as its EXIF says, transparency is blended over white, and 16 bits are scaled to 8.
     """
     path = regular_file(path, most_bytes(max_pixels))
     with opened_picture(path, max_pixels) as image:
@@ -37,7 +37,7 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def picture_pixels(picture: Any) -> np.ndarray:
-    """Return uint8 [H, W, 3] of a picture of Pillow, the same as `read_image` of its file."""
+    """Return the pixels of a picture of Pillow as uint8 [H, W, 3], the same as `read_image` of its file."""
     if picture.mode in ("I", "F"):
         raise ValueError(f"a picture of mode {picture.mode}, whose range is not known: give an array [H, W, C]")
     if picture.mode.startswith("I;16"):
@@ -71,9 +71,9 @@ def write_image(path: Path | str, pixels: np.ndarray) -> Path:
 
 
 def _decoded(path: Path, image: Any, exclusive: bool = False) -> np.ndarray:
-    """Decode a Pillow image to uint8 [H, W, 3], in bands of rows: each step of the conversion makes another image.
+    """Decode a Pillow image to uint8 [H, W, 3], in bands of rows, since each step of the conversion makes a copy.
 
-    `exclusive`: the image is used nowhere else, so that its pixels may be taken away from it.
+    `exclusive`: the image is used nowhere else, so its pixels may be taken from it.
     """
     pillow = library("PIL.Image")
     try:
@@ -106,14 +106,14 @@ def _eight_bits(values: np.ndarray, transparent: Any = None) -> np.ndarray:
     colours: np.ndarray = values[:, :, : channels - 1 + channels % 2].astype(np.float32)
     if channels % 2 == 0:
         colours = 65535 - (65535 - colours) * (values[:, :, -1:] / np.float32(65535))
-    if isinstance(transparent, int | tuple):  # a single colour that is transparent
+    if isinstance(transparent, int | tuple):  # one colour stands for transparent
         colours[(values == np.array(transparent)).all(axis=-1)] = 65535
     return np.broadcast_to(np.rint(colours / 257).astype(np.uint8), (*values.shape[:2], 3)).copy()
 
 
 def _orientation(path: Path, image: Any) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if there is none, or if it is damaged."""
-    with suppress(Exception):  # the image is good even if its tags are damaged
+    with suppress(Exception):  # the pixels are good even if the tags are damaged
         if image.format == "PNG" and "exif" not in image.info:
             image.load()  # the EXIF of a PNG may come after the pixels
     try:

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms: log(max(bank |stft|^2, FLOOR)).
+"""Log-mel spectrograms, log(max(bank |stft|^2, FLOOR)) with `bank` [bands, frequencies], |stft|^2 [frequencies, steps].
 
 The mel scale is HTK's, 2595 log10(1 + f / 700); the bands are triangles of height 1, linear in Hz.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 FLOOR = 1e-6
-"""Smallest power in the logarithm; full scale is near a quarter of the window's length squared."""
+"""Smallest power in the logarithm; full scale is near a quarter of the squared length of the window."""
 
 
 def log_mel(

@@ -1,4 +1,4 @@
-"""Loading NumPy's files, .npy and .npz; sizes in headers are checked before memory is allocated.
+"""Loading of NumPy's files, .npy and .npz, with sizes in headers checked before memory is allocated.
 
 `np.load` allocates the memory that a header announces even if the file is shorter, and unpacks archives of any size.
 """
@@ -78,7 +78,7 @@ def _array(file: BufferedIOBase, size: int) -> np.ndarray:
     announced, held = math.prod(shape) * dtype.itemsize, size - file.tell()
     if announced != held or min(shape, default=0) < 0:
         raise ValueError(f"announces {announced:,} bytes of {dtype} {shape}, holds {held:,}")
-    # Read the items; NumPy crashes later at texts that are not Unicode.
+    # Read the items; texts that are not Unicode are refused, since NumPy would crash on them later.
     items = np.empty(math.prod(shape), dtype)
     _fill(file, items.view(np.uint8).data)
     if dtype.kind == "U" and items.view(dtype.byteorder.replace("|", "=") + "u4").max(initial=0) > sys.maxunicode:
@@ -87,7 +87,7 @@ def _array(file: BufferedIOBase, size: int) -> np.ndarray:
 
 
 def _fill(file: BufferedIOBase, memory: memoryview) -> None:
-    """Fill the memory, then read the end of the file: there zipfile compares the checksum."""
+    """Fill the memory, then read the end of the file, where zipfile compares the checksum."""
     while len(memory) and (count := file.readinto(memory)):
         memory = memory[count:]
     if len(memory) or file.read(1):

@@ -1,4 +1,4 @@
-"""PNG files of 16 bits: loaded with all their bits by means of Pillow, and written without Pillow.
+"""PNG files of 16 bits, loaded with all their bits by means of Pillow, and written without Pillow.
 
 Pillow decodes three and four channels of 16 bits to 8. `wide_tiles` therefore decodes a file twice, once for the high
 bytes and once for the low ones, and yields value = 256 high + low, a tile at a time to save memory.
@@ -21,9 +21,9 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4}
 _PNG_COLOURS = {channels: colour for colour, channels in _PNG_CHANNELS.items()}
 
-# How Pillow decodes all 16 bits, by the number of channels: a mode and raw modes. Grey it supports. Grey and alpha are
-# read as four channels of bytes. Of three and four channels it drops the low bytes (16B) or, if the raw mode names the
-# other byte order (16L), the high ones.
+# Mode and raw modes with which Pillow decodes all 16 bits, by the number of channels. Pillow supports grey. Grey and
+# alpha are decoded as four channels of bytes. Of three and four channels Pillow drops the low bytes (16B) or, if the
+# raw mode names the other byte order (16L), the high bytes.
 _PNG16_MODES = {
     1: ("I;16", ("I;16B",)),
     2: ("RGBA", ("RGBA",)),
@@ -80,7 +80,7 @@ class _PngHeader(NamedTuple):
     depth: int
     """Bits of a channel."""
     colour: int
-    """PNG's colour type: a number that says what the channels are."""
+    """Colour type: PNG's number for what the channels are."""
 
 
 def png_header(path: Path) -> _PngHeader:
@@ -95,7 +95,7 @@ def png_header(path: Path) -> _PngHeader:
 
 
 def _check_png_data(path: Path, most: int) -> None:
-    """Raise a ValueError unless all chunks of a PNG are complete, and those of pixels have at most `most` bytes."""
+    """Raise a ValueError unless all chunks of a PNG are complete, and chunks of pixels have at most `most` bytes."""
     with path.open("rb") as file:
         file.seek(len(_PNG_START))
         left, kind = most, b""
@@ -158,7 +158,7 @@ def _raw_pixels(path: Path, mode: str, raw: str) -> Any:
 
 
 def _tiles(image: Any) -> Iterator[tuple[Tile, np.ndarray]]:
-    """Yield the tiles of a Pillow image with their positions: intermediate results of a tile are small."""
+    """Yield the tiles of a Pillow image with their positions; the intermediate results of a tile are small."""
     columns = min(image.width, _TILE)
     rows = max(_TILE // columns, 1)
     for top in range(0, image.height, rows):

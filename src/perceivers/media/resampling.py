@@ -1,4 +1,4 @@
-"""Resizing of images as in the official code, and central crops."""
+"""Resizing of images as in the official code, by weighted sums of K input pixels along each axis; central crops."""
 
 import math
 from typing import Literal
@@ -28,7 +28,7 @@ def resize(
 def imagenet_crop(image: np.ndarray, size: int = 224) -> np.ndarray:
     """Return the evaluation crop of the official ImageNet models, float32 [size, size, C] from 0 to 255.
 
-    It is the central square of 7/8 of the short side. Cubic interpolation overshoots below 0 and above 255, as in
+    The crop is the central square of 7/8 of the short side. Cubic interpolation overshoots below 0 and above 255, as in
     training (official dataset.py).
     """
     return resize(centre_crop(image, CENTRE), (size, size))

@@ -21,7 +21,7 @@ def standard_frames(clip: Clip, side: int) -> UInt8[np.ndarray, "t side side 3"]
 
 
 def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
-    """Return one channel of sound at the model's rate; zeros for a clip without sound."""
+    """Return one channel of sound at the model's rate in Hz; zeros for a clip without sound."""
     whole_rate = int(rate)
     if clip.sound is None or clip.rate is None:
         return np.zeros((round(len(clip.frames) / clip.fps * whole_rate), 1), np.float32)
@@ -29,7 +29,7 @@ def standard_sound(clip: Clip, rate: Fraction) -> Float[np.ndarray, "n 1"]:
 
 
 def squares_at(clip: Clip, times: Float[np.ndarray, " t"], side: int) -> UInt8[np.ndarray, "t side side 3"]:
-    """Return the frames nearest to these times in seconds, the centre square of each resized (official notebook)."""
+    """Return the frames nearest to `times` in seconds, the centre square of each resized (official notebook)."""
     nearest = np.minimum(np.round(times * clip.fps).astype(int), len(clip.frames) - 1)
     cut = centre_crop(clip.frames, rounding="down")
     small = {n: np.clip(np.round(resize(cut[n], (side, side), "bilinear")), 0, 255) for n in np.unique(nearest)}

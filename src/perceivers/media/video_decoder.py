@@ -1,7 +1,7 @@
 """The program that decodes video files: a child process with limits of memory and time.
 
-A broken or hostile file can crash only this process. The file is run as a script and imports nothing of the package:
-NumPy and av start in a fifth of a second, torch would take two.
+A broken or hostile file can crash only this process. This module is run as a script and imports nothing else of
+the package: NumPy and av start in a fifth of a second, torch would take two.
 
 It reads a job as JSON from its command line and writes to its standard output, a file: HEADER bytes of JSON that
 describe the arrays, or an error; then uint8 frames [T, H, W, 3]; then, at a multiple of 16 bytes, float32 sound
@@ -24,13 +24,13 @@ FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif
 """FFmpeg's names of the supported formats, detected by content; none of these can refer to other files."""
 
 MAX_CHANNELS = 16
-"""Most channels of sound that readers accept."""
+"""Largest number of channels of sound that is accepted."""
 
 RATES = (1_000, 384_000)
-"""Lowest and highest sampling rate that readers accept, in Hz."""
+"""Lowest and highest sampling rate that is accepted, in Hz."""
 
 MAX_VALUES = 200_000_000
-"""Default limit of samples times channels for readers of sound: 35 minutes of stereo at 48 kHz."""
+"""Default limit of samples times channels when sound is loaded: 35 minutes of stereo at 48 kHz."""
 
 HEADER = 4096
 """Size in bytes of the JSON description in front of the arrays."""
@@ -48,7 +48,7 @@ def sound_within(samples: np.ndarray) -> np.ndarray:
 
 
 def check_sound(channels: int, rate: int) -> None:
-    """Raise a ValueError if readers do not accept this number of channels or this rate."""
+    """Raise a ValueError for a number of channels or a rate that is not accepted."""
     if not 1 <= channels <= MAX_CHANNELS:
         raise ValueError(f"{channels} channels of sound, expected 1 to {MAX_CHANNELS}")
     if not RATES[0] <= rate <= RATES[1]:
@@ -56,11 +56,11 @@ def check_sound(channels: int, rate: int) -> None:
 
 
 class _UnreadableError(ValueError):
-    """Error about the file, with a message for the user."""
+    """Error in the file, with a message for the user."""
 
 
 def _serve() -> None:
-    """Do the job of the command line; write the header and the arrays to the file that is standard output."""
+    """Do the job given on the command line; write the header and the arrays to standard output, a file."""
     job = json.loads(sys.argv[1])
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # libraries that print must not write between the pixels
@@ -97,12 +97,12 @@ def _limit(seconds: float, size: int) -> None:
     for kind, limit in limits.items():
         try:
             resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):  # a lower limit is set already, or the system does not support this one
+        except (ValueError, OSError):  # a lower limit is already set, or the system does not support the limit
             continue
 
 
 def _container(file: BinaryIO) -> Any:
-    """Open a container at its beginning; only formats that cannot refer to other files."""
+    """Open a file at its beginning as a container, only in formats that cannot refer to other files."""
     import av
 
     file.seek(0)
@@ -190,9 +190,9 @@ def _timing(container: Any, stream: Any, whole: bool) -> _Timing:
 
 
 def _rate(stream: Any, stamps: list[tuple[int | None, int | None]]) -> tuple[Fraction, bool]:
-    """Return frames a second, and whether the rate is constant, from time stamps (pts, dts) of some pictures.
+    """Return frames a second, and whether the rate is constant, from the time stamps (pts, dts) of some pictures.
 
-    The rate in the header is often wrong, so it is only taken if the time stamps agree. An AVI has only dts.
+    The rate in the header is often wrong, so it is used only if the time stamps agree. An AVI has only dts.
     """
     declared = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= 240]
     simplest = sorted(declared, key=lambda rate: rate.denominator)  # 17 rather than 16.9999999
@@ -254,7 +254,7 @@ def _write_frames(
 
 
 def _frame_limit(stream: Any, job: dict[str, Any]) -> int:
-    """Return the most frames that may be decoded."""
+    """Return the largest number of frames that may be decoded."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height == 0:  # FFmpeg sets 0 for impossible sizes
         raise _UnreadableError("frames of no size, or of an impossible one")
@@ -295,7 +295,7 @@ def _declared(container: Any, stream: Any) -> float:
     """Return the length of a stream that the file declares, in seconds; 0 if it declares none."""
     if not _promises(container):
         return 0.0
-    if container.format.name == "avi" and stream.type == "video":  # its duration is guessed anew for a file cut short
+    if container.format.name == "avi" and stream.type == "video":  # for a file cut short its duration is guessed
         return float(stream.frames * stream.time_base)
     if stream.duration:
         return float(stream.duration * stream.time_base)
@@ -310,14 +310,14 @@ def _check_end(declared: float, end: float, slack: float, what: str) -> None:
 
 
 def _counts_frames(file: BinaryIO) -> bool:
-    """Return whether an MP3 begins with the number of its frames; otherwise FFmpeg guesses its length from its size."""
+    """Return whether an MP3 begins with its number of frames; otherwise FFmpeg guesses the length from the size."""
     file.seek(0)
     start = file.read(1 << 18)
     return b"Xing" in start or b"Info" in start
 
 
 def _check_trailer(file: BinaryIO) -> None:
-    """Raise an error for a GIF without its last byte: only that shows that it is complete."""
+    """Raise an error for a GIF without its last byte, which alone shows that the file is complete."""
     file.seek(0)
     if file.read(3) == b"GIF":
         file.seek(-min(1024, os.fstat(file.fileno()).st_size), os.SEEK_END)

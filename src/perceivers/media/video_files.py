@@ -1,4 +1,4 @@
-"""Video files: loading and writing frames, their rate and their sound. A child process decodes the files."""
+"""Loading and writing of video files: frames, their rate and their sound. A child process decodes the files."""
 
 import json
 import mmap
@@ -32,11 +32,11 @@ class Clip:
     frames: np.ndarray
     """Frames, uint8 [T, H, W, 3]."""
     fps: float
-    """Frames a second."""
+    """Frames per second."""
     sound: np.ndarray | None = None
     """Samples, float32 [n, channels] from -1 to 1, sample 0 at the start of frame 0; None: there is no sound."""
     rate: int | None = None
-    """Samples a second."""
+    """Samples per second."""
 
 
 def read_video(
@@ -69,7 +69,7 @@ def read_sound(path: Path | str, max_values: int = MAX_VALUES, max_seconds: floa
 
 
 def write_video(path: Path | str, clip: Clip) -> Path:
-    """Write an .mp4: H.264 (MPEG-4 where there is no encoder for it) and AAC; an odd side gets one more pixel."""
+    """Write an .mp4 with H.264 (MPEG-4 if there is no encoder for H.264) and AAC; odd sides get one more pixel."""
     path = Path(path)
     _check_clip(path, clip)
     from perceivers.files.durable import whole_file
@@ -111,7 +111,7 @@ def _decoded(path: Path | str, job: dict[str, Any], seconds: float, size: int) -
             )
         except subprocess.TimeoutExpired:
             raise ValueError(f"{path}: not decoded within {seconds:g} seconds") from None
-        # The header: empty after a crash.
+        # The header; after a crash it is empty.
         file.seek(0)
         header = json.loads(file.read(HEADER).rstrip(b"\0") or "{}")
         if not header:

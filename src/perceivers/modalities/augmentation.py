@@ -10,7 +10,7 @@ from perceivers.media.resampling import CENTRE, centre_crop
 from perceivers.modalities.randaugment import RandAugment, distorted
 
 COVERED = 0.1
-"""Least fraction of the image that a crop has, for any `area` (official `min_object_covered`)."""
+"""Smallest fraction of the image that a crop covers, whatever `area` allows (official `min_object_covered`)."""
 
 Pixels = Shaped[np.ndarray, "h w c"]
 
@@ -20,15 +20,15 @@ class Augmentation:
     """Settings of the augmentation; the defaults are those of the paper or its code."""
 
     area: tuple[float, float] | None = (0.08, 1.0)
-    """Least and greatest area of a crop, as a fraction of the image; None: no crop."""
+    """Smallest and largest area of a crop, as a fraction of the image; None: no crop."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest ratio of a crop's width to its height."""
+    """Smallest and largest ratio of a crop's width to its height."""
     attempts: int = 10
-    """Number of crops that are tried; if none fits, the central square is taken, as in evaluation."""
+    """Number of crops to try; if none fits, the central square is taken, as in evaluation."""
     flip_prob: float = 0.5
     """Probability of mirroring left and right."""
     rand_augment: RandAugment | None = field(default_factory=RandAugment)
-    """Colour and geometric operations, for bytes of three colours; None: none."""
+    """Colour and geometric operations, for images of three colours in bytes; None: none."""
 
     def __post_init__(self) -> None:
         for name, bounds, top in (("area", self.area or (1.0, 1.0), 1.0), ("aspect", self.aspect, math.inf)):
@@ -38,7 +38,7 @@ class Augmentation:
 
 
 def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
-    """Return a crop of an image, mirrored with `flip_prob`, distorted; all random draws come from `rng`."""
+    """Return a crop of an image, mirrored with probability `flip_prob` and distorted; all draws come from `rng`."""
     pixels = random_crop(pixels, config, rng)
     if rng.random() < config.flip_prob:
         pixels = pixels[:, ::-1]
@@ -50,7 +50,7 @@ def augmented(pixels: Pixels, config: Augmentation, rng: np.random.Generator) ->
 
 
 def random_crop(pixels: Pixels, config: Augmentation, rng: np.random.Generator) -> Shaped[np.ndarray, "_ _ c"]:
-    """Return a crop of random aspect, height and position, drawn as TensorFlow's `sample_distorted_bounding_box`."""
+    """Return a crop of random aspect, height and position, drawn like TensorFlow's `sample_distorted_bounding_box`."""
     if config.area is None:
         return pixels
     height, width = pixels.shape[:2]
@@ -61,7 +61,7 @@ def random_crop(pixels: Pixels, config: Augmentation, rng: np.random.Generator) 
         low, high = (round(math.sqrt(area / aspect)) for area in (least, most))
         rows = int(rng.integers(low, max(low, min(high, height, int((width + 0.5) / aspect))) + 1))
         columns = round(rows * aspect)
-        # Draw its position if it fits. The official code takes a crop of the whole image for a failure.
+        # If the size fits, draw the position. The official code counts a crop of the whole image as a failure.
         fits = rows <= height and columns <= width and max(least, COVERED * height * width) <= rows * columns <= most
         if fits and (rows, columns) == (height, width):
             break

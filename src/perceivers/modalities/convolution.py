@@ -21,8 +21,8 @@ ConvPadding = Literal["same", "symmetric"]
 class ConvStem(nn.Module):
     """Layers of 7x7 convolution, batch norm, ReLU and 3x3 max-pool; each makes both axes four times smaller.
 
-    "same" pads as JAX, an odd element at the end. "symmetric" pads as transformers, 3 elements on either side of the
-    convolution's input and none around the pool's: 224 x 224 pixels become 55 x 55 tokens instead of 56 x 56.
+    "same" pads like JAX, an odd element at the end. "symmetric" pads like transformers, 3 elements on either side of
+    the convolution's input and none around the pool's: 224 x 224 pixels become 55 x 55 tokens instead of 56 x 56.
     """
 
     def __init__(self, in_channels: int, channels: int, downsample: int, padding: ConvPadding = "same") -> None:
@@ -46,7 +46,7 @@ class ConvStem(nn.Module):
 
 
 def stem_layers(downsample: int) -> int:
-    """Return how many layers of a stem make an image `downsample` times smaller; ValueError for other factors."""
+    """Return the number of layers that make an image `downsample` times smaller; ValueError for other factors."""
     num_layers = round(math.log(downsample, 4))
     if num_layers < 1 or 4**num_layers != downsample:
         raise ValueError(f"a convolutional stem makes images 4, 16, 64, ... times smaller, not {downsample}")
@@ -61,7 +61,7 @@ def symmetric_size(size: int, downsample: int) -> int:
 
 
 class ConvUpsample(nn.Module):
-    """Transposed convolutions of width 4 with ReLU between them, which make the axes `factors` times as large."""
+    """Transposed convolutions of width 4 with ReLU between them; they make the axes `factors` times as large."""
 
     def __init__(self, in_channels: int, channels: int, factors: Sequence[int]) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class ConvUpsample(nn.Module):
 
 
 def convolution_(layer: nn.Module) -> nn.Module:
-    """Initialise a convolution as haiku's Conv2D and its transpose: fan in is kernel area times input channels."""
+    """Initialise a convolution like haiku's Conv2D or its transpose: fan-in is kernel area times input channels."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)

@@ -12,7 +12,7 @@ from perceivers.core.layers import linear, truncated_normal_
 
 
 def embedding(num_embeddings: int, channels: int) -> nn.Embedding:
-    """Return a trained vector for each number, initialised as haiku's hk.Embed."""
+    """Return an embedding, a trained vector for each id, initialised like haiku's hk.Embed."""
     layer = nn.Embedding(num_embeddings, channels)
     truncated_normal_(layer.weight, 1.0)
     return layer
@@ -36,7 +36,7 @@ class TiedHead(nn.Module):
 
 
 def bound_to_embedding(head: nn.Module, source: str, inputs: Any) -> BoundHead:
-    """Return a head bound to the present embedding of an input; ValueError if the input has none."""
+    """Return a head bound to the current embedding of an input; ValueError if the input has none."""
     module = getattr(inputs[source], "embedding", None)
     if not isinstance(module, nn.Module):
         raise ValueError(f"input {source!r} has no embedding any more, and output logits are tied to it")
@@ -44,7 +44,7 @@ def bound_to_embedding(head: nn.Module, source: str, inputs: Any) -> BoundHead:
 
 
 def _table(module: nn.Module, count: int, device: torch.device) -> Tensor:
-    """Return the present vectors of `count` ids: the weight of a plain embedding, else the result of a call."""
+    """Return the current vectors of `count` ids: the weight of a plain embedding, else the result of a call."""
     plain = type_before_parametrizations(module) is nn.Embedding and "forward" not in module.__dict__
     if plain and all(type(x) in (Tensor, nn.Parameter) for x in (*module.parameters(), *module.buffers())):
         weight = module.weight

@@ -67,7 +67,7 @@ class FieldType(ABC):
     @property
     @abstractmethod
     def num_outputs(self) -> int:
-        """E: how many decoded numbers make one value."""
+        """E: the number of decoded numbers that make one value."""
 
     @abstractmethod
     def arrange(self, decoded: Float[Tensor, "b m e"]) -> Tensor:
@@ -97,7 +97,7 @@ class FieldEncoding(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
-        """Return finite features, of unknown values too; values are unknown where the mask is False."""
+        """Return features, finite for unknown values too; a value is also unknown where the mask is False."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class NumberField(FieldType):
     std: float | None = None
     """Standard deviation for normalisation. Fitted if None."""
     kind: Literal["number"] = "number"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         check_units(self.mean, self.std)
@@ -121,7 +121,7 @@ class NumberField(FieldType):
 
     @property
     def num_outputs(self) -> int:
-        """1."""
+        """1: one decoded number makes one value."""
         return 1
 
     def read(self, cell: Any) -> float:
@@ -175,14 +175,14 @@ class NumberField(FieldType):
 
 @dataclass(frozen=True)
 class CategoryField(FieldType):
-    """One of several classes; a value of no class is unknown, since new ones turn up after training."""
+    """One of several classes; a value of any other class is unknown, since new classes turn up after training."""
 
     classes: int | tuple[str, ...] = ()
     """Number of classes, or their names. Fitted (sorted) if empty."""
     channels: int = 16
     """As an input: width of the embedding of each class, and of the embedding for unknown values."""
     kind: Literal["category"] = "category"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -259,10 +259,10 @@ class CategoryField(FieldType):
 
 @dataclass(frozen=True)
 class DateField(NumberField):
-    """A moment, to about a minute: ISO text, a date or days since 2000. Encoded with its phase in cycles."""
+    """A moment, to about a minute: ISO text, a date or days since 2000. Encoded with its phase in CYCLES."""
 
     kind: Literal["date"] = "date"  # type: ignore[assignment]
-    """Name in files."""
+    """Name in schema files."""
 
     def read(self, cell: Any) -> float:
         """Return days since the beginning of 2000 UTC; a moment without a time zone is taken for UTC."""
@@ -287,7 +287,7 @@ class DateField(NumberField):
         return np.asarray([None if is_missing(value) else self.read(value) for value in values], np.float32)
 
     def build_encoding(self) -> "DateEncoding":
-        """Build the encoding: that of a number, and the phase in the year, the week and the day."""
+        """Build the encoding: the one of a number, and the phase in the year, the week and the day."""
         return DateEncoding(self)
 
     def cell(self, prediction: Tensor) -> str:
@@ -320,7 +320,7 @@ class NumberEncoding(FieldEncoding):
 
 
 class DateEncoding(NumberEncoding):
-    """Encoding of a date: that of a number; then sine and cosine of its phase in each cycle, 0 where unknown."""
+    """Encoding of a date: the one of a number; then sine and cosine of its phase in each cycle, 0 where unknown."""
 
     channels = 2 + 2 * 3
 

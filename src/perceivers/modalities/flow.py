@@ -2,6 +2,8 @@
 
 A raw input is frames [B, 2, H, W, C] from -1 to 1, or {"values": frames, "mask": [B]}. A raw flow is [B, H, W, 2] in
 pixels, (right, down), NaN where unknown.
+
+    flow = unit * head(decoded query),  unit = scale / RESCALE pixels;  loss = mean of |flow - true| / unit, where known
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +42,7 @@ SHRINK = 4
 """Factor by which a convolutional stem shrinks the frames, along each axis."""
 
 BAD_PIXELS, BAD_PART = 3.0, 0.05
-"""Fl counts pixels with an error above both BAD_PIXELS and BAD_PART of the true displacement (KITTI 2015)."""
+"""Thresholds of Fl: it counts errors above both BAD_PIXELS and BAD_PART of the true displacement (KITTI 2015)."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,21 @@ class FramePair(Modality):
     """Two frames with a token for each pixel: the patches around it, and its position (variants: paper section H)."""
 
     size: int | tuple[int, int] = (368, 496)
-    """Height and width in training; inputs may have any other."""
+    """Height and width in training; inputs may have any other size."""
     channels: int = 3
-    """Values of a pixel."""
+    """Number of values of a pixel."""
     patch: int = 3
-    """Side of the patch around a pixel that its token holds, of each frame; zeros beyond the border."""
+    """Side of the patch around a pixel that its token holds from each frame; zeros beyond the border."""
     embed: int | None = 64
     """Width of a linear map of the patches, or of the convolutional stem; None: no map, or 64."""
     stem: Literal["patches", "conv"] = "patches"
     """Content of a token: the patches around a pixel, or convolution and max-pool, on a grid four times smaller."""
     separate: bool = False
-    """A token for each pixel of each frame, with a position in time too; otherwise one token holds both frames."""
+    """True: a token for each pixel of each frame, with a position in time too; False: one token holds both frames."""
     positions: PositionConfig = field(default_factory=lambda: Fourier(num_bands=64))
     """Position features of the tokens."""
     kind: Literal["frame_pair"] = "frame_pair"
-    """Name in files."""
+    """Name in schema files."""
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """Return [2, H, W, C] as float32."""
@@ -101,7 +103,7 @@ class FramePair(Modality):
 class Flow(Modality):
     """Displacement of each pixel of the first frame; the queries are that frame's tokens.
 
-    After a convolutional stem the flow of a pixel is a convex combination of its nine nearest tokens', as in RAFT.
+    After a convolutional stem, a pixel's flow is a convex combination of the flows of its nine nearest tokens (RAFT).
     """
 
     of: str = "frames"
@@ -109,7 +111,7 @@ class Flow(Modality):
     scale: float = 20.0
     """Pixels in one unit of the official decoder's output (official notebook); 1 gives the outputs of transformers."""
     kind: Literal["flow"] = "flow"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -241,7 +243,7 @@ class FlowOutput(OutputAdapter):
         self.unit = unit  # pixels in one unit of the head's output
         self.shrink = shrink
         self.mixes_neighbours = shrink > 1
-        # The paper does not say where the weights of the convex combination come from: from the same head (our choice).
+        # The paper does not say what computes the weights of the convex combination; here the same head (our choice).
         self.head = plain_linear(channels, 2 if shrink == 1 else 2 + 9 * shrink**2, zero=True)
 
     def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Float[Tensor, "b *grid 2"]:

@@ -53,49 +53,49 @@ if TYPE_CHECKING:
 
 
 MOST_PLACES = 2**53
-"""Largest size of an axis: float64 coordinates distinguish the positions of no longer one."""
+"""Largest size of an axis: float64 coordinates cannot tell the positions of a longer axis apart."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a grid's statistics are fitted to, of one value."""
+    """Summary of one value, to which the statistics of a grid are fitted."""
 
     count: int
     """Number of elements whose channels are all finite."""
     total: np.ndarray
-    """Their sum, [C]."""
+    """Sum of these elements, [C]."""
     squares: np.ndarray
-    """The sum of their squares, [C]."""
+    """Sum of their squares, [C]."""
     low: float
-    """Their lowest channel."""
+    """Lowest value of any of their channels."""
     high: float
-    """Their highest channel."""
+    """Highest value of any of their channels."""
 
 
 @dataclass(frozen=True)
 class Grid(Modality, ABC):
-    """Values on a grid of `axes` axes. Coordinates to decode at count the queries along each axis, from 0."""
+    """Values on a grid of `axes` axes. `Coordinates` to decode at are counted in queries along each axis, from 0."""
 
     axes: ClassVar[int]
     """Number of axes."""
     stretched: ClassVar[bool] = True
-    """True: positions span a grid of any size from end to end. False: their step is that of the trained size."""
+    """True: positions run from -1 to 1 on a grid of any size. False: they keep the step of the trained size."""
     preprocess_needs_fit: ClassVar[bool] = False
 
     size: int | tuple[int, ...] = 32
-    """Size of the grid in training, along each axis; inputs may have any other."""
+    """Size of the grid in training, along each axis; inputs may have any other size."""
     channels: int = 1
     """Number of values at each position of the grid."""
     patch: int | tuple[int, ...] = 1
     """Size of a patch, which makes one token, along each axis."""
     stem: Literal["patches", "strided", "conv"] = "patches"
-    """Content of a token: all values of its patch; the first position (inputs); convolutions (outputs: upsampling)."""
+    """Content of a token: all values of its patch; its first position (inputs); convolutions (outputs: upsampling)."""
     embed: int | None = None
     """Width of a linear map (or, for "conv", of the convolutions) that makes the content of a token; None: no map."""
     positions: PositionConfig | None = field(default_factory=Fourier)
     """Position features of tokens and queries; None: none."""
     add_positions: bool = False
-    """Add positions to the content instead of concatenating them."""
+    """True: positions are added to the content; False: they are concatenated."""
     coordinate_rule: CoordinateRule = "inclusive"
     """As an output: whether coordinates reach both ends of the grid; "exclusive" for the released video model."""
     noise: float = 0.0
@@ -111,7 +111,7 @@ class Grid(Modality, ABC):
     value_range: tuple[float, float] | None = None
     """Lowest and highest value, for PSNR and plots. Fitted if None."""
     conv_padding: ConvPadding = "same"
-    """As an input with stem "conv": padding as in JAX, where the models were trained; or as in transformers."""
+    """As an input with stem "conv": "same" as in JAX, where the models were trained; "symmetric" as in transformers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,7 +125,7 @@ class Grid(Modality, ABC):
 
     @property
     def reads_parts(self) -> bool:
-        """True if the input can be read as a Part: after convolutions a token depends on its neighbours."""
+        """True if the input can be read as a Part; not after convolutions, where tokens depend on their neighbours."""
         return self.stem != "conv"
 
     @property
@@ -152,7 +152,7 @@ class Grid(Modality, ABC):
             return array_file(path) if path.suffix.lower() == ".npy" else self.read_file(path)
 
     def read_file(self, path: Path) -> np.ndarray:
-        """Load a file that is not .npy as [*size, C]; ValueError for a modality without files of its own."""
+        """Load a file that is not .npy as [*size, C]; ValueError for a modality without a file format."""
         raise ValueError(f"{path}: a {type(self).__name__.lower()} is read from lists of numbers or a .npy file")
 
     @property
@@ -327,6 +327,7 @@ class GridInput(InputAdapter):
         super().__init__()
         self.spec = spec
         self.stem: nn.Module | None = None
+        # The content of a token: features of a convolutional stem, or values of a patch with an optional linear map.
         if spec.stem == "conv":
             width = spec.embed or 64
             *time, height_step, width_step = spec.steps
@@ -340,6 +341,7 @@ class GridInput(InputAdapter):
             if spec.embed is not None:
                 self.stem = plain_linear(width, spec.embed)
         self.content_channels = spec.embed or width
+        # The positions, concatenated with the content or added to it.
         self.positions = None if spec.positions is None else Positions(spec.axes, spec.grid, spec.positions)
         position_channels = 0 if self.positions is None else self.positions.channels
         content_channels = self.content_channels
@@ -375,7 +377,7 @@ class GridInput(InputAdapter):
         return segment if part is None else replace(segment, extent=part.extent())
 
     def absent(self, device: torch.device) -> Segment:
-        """Return as many tokens as an input of the trained size has."""
+        """Return as many tokens (zeros) as an input of the trained size has."""
         grid = self.spec.grid
         content = torch.zeros(1, math.prod(grid), self.content_channels, device=device)
         return self._segment(content, self._places(grid, None, device), None)
@@ -471,7 +473,7 @@ class GridOutput(OutputAdapter):
 
 
 class WholeQuery(OutputQuery):
-    """Queries of an output that mixes neighbours: it can only be decoded whole."""
+    """Queries of an output that mixes neighbours, so that the output can only be decoded whole."""
 
     def __init__(self, query: PositionQuery) -> None:
         super().__init__()

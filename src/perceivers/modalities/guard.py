@@ -1,4 +1,4 @@
-"""The guard of a model: turns a caller's arguments into tensors, or raises a ValueError of one line."""
+"""The guard of a model, which turns a caller's arguments into tensors or raises a ValueError of one line."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -40,13 +40,13 @@ class Guard:
         return {name: about("input", name, _tensors, self.inputs[name], x, device) for name, x in present.items()}
 
     def comes_in_parts(self, raw: Any) -> bool:
-        """Return whether inputs come chunk after chunk: as an iterable of chunks, each a valid input."""
+        """Return whether inputs come in chunks, that is, as an iterable whose items are each a valid input."""
         if isinstance(raw, Mapping | Tensor | np.ndarray | str) or is_picture(raw) or not isinstance(raw, Iterable):
             return False
         return not isinstance(raw, list | tuple) or all(isinstance(chunk, Mapping | Tensor) for chunk in raw)
 
     def points(self, points: Any, device: torch.device) -> dict[str, Points]:
-        """Return the points by output, as tensors on the device. None: everywhere, for all outputs or for one."""
+        """Return the points by output, as tensors on the device. None, for all outputs or for one, means everywhere."""
         points = {} if points is None else points
         if not isinstance(points, Mapping):
             raise ValueError(f"points of type {type(points).__name__}: give a dictionary of {', '.join(self.outputs)}")

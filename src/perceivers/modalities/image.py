@@ -33,10 +33,10 @@ class Image(Grid):
     crop: float | None = None
     """As an input: side of a central crop as a fraction of the short side; it is resized to `size`. None: no crop."""
     augmentation: Augmentation | None = None
-    """As an input, in training, in place of `crop`: random crops, resized to `size`, flips, distortions."""
+    """As an input, in training, in place of `crop`: random crops resized to `size`, flips and distortions."""
     read_fields: ClassVar[tuple[str, ...]] = ("size", "channels", "crop")
     kind: Literal["image"] = "image"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +50,7 @@ class Image(Grid):
         return _sized(read_image(path), as_sizes(self.size, 2, "size"), self.channels)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
-        """Return the image as float32, cropped and resized to `size` if the spec says so, otherwise in its own size."""
+        """Return the image as float32, cropped and resized to `size` if configured, otherwise in its original size."""
         if training and self.augmentation is not None:
             pixels = augmented(self._array(value, None), self.augmentation, rng)
         elif self.crop is not None:
@@ -91,7 +91,7 @@ class Video(Grid):
     """Number of values of a pixel."""
     read_fields: ClassVar[tuple[str, ...]] = ("size", "channels")
     kind: Literal["video"] = "video"
-    """Name in files."""
+    """Name in schema files."""
 
     def read_file(self, path: Path) -> np.ndarray:
         """Load equidistant frames of a video, the first and the last included, values 0 to 255, resized to `size`."""

@@ -34,11 +34,11 @@ TRUTH = ("False", "True")
 """Names of the classes of truth values, in the order of their numbers."""
 
 FEW_OF = 10
-"""Whole numbers are names (years, keys) if less than one in FEW_OF of the numbers up to the largest occurs."""
+"""Sparseness of names: whole numbers are names (years, keys) if fewer than one in FEW_OF up to the largest occurs."""
 
 
 def f1(count: int) -> "Metric":
-    """Return F1 of the last of `count` classes: of two, the positive one."""
+    """Return the F1 metric of the last of `count` classes (of two classes, the positive one)."""
     from torchmetrics.classification import BinaryF1Score
     from torchmetrics.wrappers import LambdaInputTransformer
 
@@ -49,7 +49,7 @@ def f1(count: int) -> "Metric":
 
 
 def matthews(count: int) -> "Metric":
-    """Return Matthews' correlation, 0 for guessing; also if only one class is predicted, unlike torchmetrics."""
+    """Return Matthews' correlation: 0 for guessing and, unlike in torchmetrics, if only one class is predicted."""
     from torchmetrics.classification import MulticlassMatthewsCorrCoef
 
     class Matthews(MulticlassMatthewsCorrCoef):
@@ -73,10 +73,10 @@ class Label(SingleQueryModality):
     smoothing: float = 0.0
     """As an output: label smoothing of the loss."""
     further_metrics: tuple[Literal["f1", "matthews"], ...] = ()
-    """As an output: F1 of the last class (of two, the positive one), Matthews' correlation."""
+    """As an output: F1 of the last class (of two, the positive one) and Matthews' correlation."""
     read_fields: ClassVar[tuple[str, ...]] = ()
     kind: Literal["label"] = "label"
-    """Name in files."""
+    """Name in schema files."""
 
     @property
     def num_classes(self) -> int:
@@ -166,7 +166,7 @@ class Label(SingleQueryModality):
         return mean_where(loss, known)
 
     def metrics(self) -> "dict[str, Metric]":
-        """Return accuracy, expected calibration error (mean gap of confidence and accuracy), `further_metrics`."""
+        """Return accuracy, expected calibration error (mean gap of confidence and accuracy) and `further_metrics`."""
         from torchmetrics import classification
 
         count = max(self.num_classes, 2)
@@ -228,7 +228,7 @@ class Labels(SingleQueryModality):
     """Number of classes, or their names. Fitted (sorted) if empty."""
     read_fields: ClassVar[tuple[str, ...]] = ()
     kind: Literal["labels"] = "labels"
-    """Name in files."""
+    """Name in schema files."""
 
     @property
     def num_classes(self) -> int:
@@ -350,7 +350,7 @@ def class_number(value: Any, classes: int | tuple[str, ...]) -> int | None:
             return classes.index(name)
     if isinstance(known, str) and known in map(str.lower, classes) and known in ("true", "false"):
         return TRUTH.index(known.title())
-    # A number, unless names are numbers themselves.
+    # A number, unless the names themselves are numbers.
     numbered = any(name.removeprefix("-").isdigit() for name in classes)
     if isinstance(known, int) and 0 <= known < len(classes) and not numbered and (known < 2 or classes != TRUTH):
         return int(known)
@@ -374,7 +374,7 @@ def counted(value: bool | int | str, count: int) -> int:
 
 
 def _several(value: Any) -> Iterable[Any]:
-    """Return the classes of a sample that may have several: a list of them, or one alone."""
+    """Return the classes of a sample as an iterable, also if the sample has a single class."""
     if isinstance(value, Tensor | np.ndarray) and (value.ndim != 1 or value.dtype in (torch.bool, np.bool_)):
         raise ValueError(f"labels of shape {tuple(value.shape)} and type {value.dtype}, expected a list of classes")
     return value if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else [value]

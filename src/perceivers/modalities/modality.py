@@ -1,4 +1,4 @@
-"""The interface of a modality, as an input and as an output. A new one is one file and one line in MODALITIES."""
+"""The interface of a modality, as an input and as an output. A new modality is one file and one line in MODALITIES."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ Raw = Any
 """A batch as the model takes or returns it: a tensor with the batch first, or a dictionary of such tensors."""
 
 NOMINAL = 64
-"""Number of elements of a dummy set: a set has no fixed size."""
+"""Number of elements of a dummy input that is a set, since a set has no fixed size."""
 
 
 AT_EVAL = {
@@ -39,10 +39,10 @@ AT_EVAL = {
     "mask_words": "mask_at_eval",
     "mask_prob": "mask_at_eval",
 }
-"""Corruptions of inputs, and the options that apply them in evaluation too."""
+"""Fields that corrupt inputs in training, each with the option that applies it in evaluation too."""
 
 TRAINING_ALONE = ("weight", "noise", "num_points", "augmentation", "smoothing")
-"""Fields that act in training only: an evaluation does not depend on them."""
+"""Fields that act in training only; an evaluation does not depend on them."""
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -51,7 +51,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("channels", "query_channels", "hidden_channels", "embed", "vocab_size", "num_points"), SIZE),
     **dict.fromkeys(("axes", "count", "max_records", "rate", "hop", "window", "patch"), SIZE),
 }
-"""Ranges of the numbers in the declaration of any modality."""
+"""Allowed ranges of numeric fields, by name, in all modalities."""
 
 
 class Ablation(NamedTuple):
@@ -78,12 +78,12 @@ class Modality(ABC):
     mask_prob: float | None = None
     """As an input: probability that a token is replaced by the trained mask token; None: there is no mask token."""
     mask_at_eval: bool = False
-    """As an input: mask in evaluation too; in prediction only what is always masked (released video model)."""
+    """As an input: mask in evaluation too; with `mask_prob` 1 also in prediction (released video model)."""
 
     read_fields: ClassVar[tuple[str, ...] | None] = None
     """Names of the fields that `read` depends on; None: all."""
     preprocess_needs_fit: ClassVar[bool] = True
-    """False if `preprocess` and `target` do not depend on what is fitted, so that values can be checked before."""
+    """False if `preprocess` and `target` do not depend on fitted fields: values can be checked before `fit`."""
 
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
@@ -94,30 +94,30 @@ class Modality(ABC):
         return None
 
     def read(self, cell: Any, files: Files) -> Any:
-        """Parse a cell of a table, never None, to a record's value; ValueError if it does not fit the modality."""
+        """Parse a cell of a table (never None) into a record's value; ValueError if it does not fit the modality."""
         return plain(cell)
 
     def reads_like(self, other: "Modality") -> bool:
-        """Return whether `read` gives the same value as that of another modality, for any cell."""
+        """Return whether `read` gives the same value as `other.read` for any cell."""
         if type(self) is not type(other) or self.read_fields is None:
             return self == other
         return all(getattr(self, name) == getattr(other, name) for name in self.read_fields)
 
     @property
     def is_fitted(self) -> bool:
-        """True if `fit` would change nothing, so that no value is read for it."""
+        """True if `fit` would change nothing; no values are then loaded for `fit`."""
         return type(self).fit is Modality.fit
 
     def summary(self, value: Any) -> Any:
-        """Return what `fit` needs of a value, which it takes in place of the value: large values are not kept."""
+        """Return what `fit` needs to know of a value; `fit` takes the summary, so that large values are not kept."""
         return value
 
     def fit(self, values: Iterable[Any]) -> "Modality":
-        """Return the spec with statistics or a vocabulary fitted to values of the training records, or summaries."""
+        """Return the spec with statistics or a vocabulary fitted to the training values, or to their summaries."""
         return self
 
     def uncorrupted(self) -> "Modality":
-        """Return the spec for a prediction, which is deterministic and uses the whole inputs."""
+        """Return the spec for prediction: nothing is random, and the inputs are whole."""
         options: dict[str, Any] = {option.name: False for option in fields(self) if option.name.endswith("_at_eval")}
         return replace(self, **options)
 
@@ -129,19 +129,19 @@ class Modality(ABC):
         """
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """Return the value of one record as an output: never corrupted. `prepared` holds the preprocessed inputs."""
+        """Return the value of one record as a target, never corrupted. `prepared` holds the preprocessed inputs."""
         return self.preprocess(value, rng, training=False)
 
     @abstractmethod
     def collate(self, values: Sequence[Any]) -> Raw:
-        """Return a raw batch; None stands for a missing value. At least one value is not None."""
+        """Return a raw batch of preprocessed values or targets. None is a missing value; at least one is not None."""
 
     def to_row(self, sample: Raw) -> dict[str, Any]:
-        """Return one predicted sample as plain values of a table: "" is the output's column, others are extra ones."""
+        """Return one predicted sample as plain values of a table: "" is the output's column, others are extra."""
         return {"": rounded(sample)}
 
     def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
-        """Return what part of the inputs contributes: the prediction minus the one `without` that part, as `to_row`.
+        """Return the attribution to a part of the inputs: the prediction minus the one `without` it, as in `to_row`.
 
         Modalities that predict a number or a probability return a signed change. The default is the root mean
         squared difference over all values.
@@ -149,7 +149,7 @@ class Modality(ABC):
         return {"": rounded((whole - without).square().mean().sqrt())}
 
     def ablations(self, raw: Raw) -> Mapping[str, Ablation | list[Ablation]]:
-        """Return the input batch without each of its named parts, or (a list) without each member of a set."""
+        """Return the batch without each of its named parts in turn, or (a list) without each member of a set."""
         return {}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
@@ -157,7 +157,7 @@ class Modality(ABC):
         raise ValueError(f"{type(self).__name__} cannot be an input")
 
     def dummy_points(self, batch_size: int, device: torch.device) -> Points | None:
-        """Return NOMINAL arbitrary points for an output that can only be decoded at points; None for any other."""
+        """Return NOMINAL arbitrary points for an output that can only be decoded at points; None for others."""
         return None
 
     @property
@@ -183,7 +183,7 @@ class Modality(ABC):
         return ()
 
     def checked_target(self, target: Any, device: torch.device) -> Raw:
-        """Return a raw target as tensors; ValueError if the structure is not the one that the loss takes."""
+        """Return a raw target as tensors; ValueError for a structure that the loss does not take."""
         target, parts = given(target, device), self.target_parts
         if isinstance(target, Mapping) != bool(parts):
             raise ValueError(f"a target is {shown(target)}, expected {', '.join(parts) or 'a tensor'}")
@@ -205,7 +205,7 @@ class Modality(ABC):
         return False
 
     def num_terms(self, target: Raw) -> Tensor:
-        """Return the number of elements (up to a factor) that the loss averages over: the weight of part of a batch."""
+        """Return the number of elements, up to a factor, that the loss averages over: the weight of a partial batch."""
         if isinstance(target, Mapping):
             return target["mask"].sum() if "mask" in target else target["values"].isfinite().sum()
         return target.isfinite().sum() if target.is_floating_point() else (target >= 0).sum()
@@ -234,7 +234,7 @@ class Modality(ABC):
     @classmethod
     @abstractmethod
     def example(cls, rng: np.random.Generator) -> "tuple[Modality, list[Any]]":
-        """Return a small spec and two or more values: odd sizes, one missing, ragged where the modality allows it."""
+        """Return a small spec and two or more values, for tests: odd sizes, one missing, ragged where allowed."""
 
 
 def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
@@ -243,12 +243,12 @@ def input_of(inputs: Mapping[str, InputAdapter], name: str) -> InputAdapter:
 
 
 def lacks_source(spec: Modality, inputs: Mapping[str, Any]) -> bool:
-    """Return whether a sample lacks the input whose tokens query this output: then it has no target or prediction."""
+    """Return whether a sample lacks the input whose tokens are the queries: it has no target and no prediction."""
     return spec.of is not None and inputs.get(spec.of) is None
 
 
 def as_evaluated(spec_fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a spec with the `changes` of an evaluation; ValueError for one without effect.
+    """Return the fields of a spec with the `changes` of an evaluation; ValueError for a change without effect.
 
     A changed corruption acts in the evaluation: its option (`AT_EVAL`) is switched on. Other corruptions that share
     the option, and did not act before, are set to 0.
@@ -275,13 +275,13 @@ def named(name: str, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def mean_where(loss: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean over the valid elements; 0 without any (a target may be absent in a whole batch)."""
+    """Return the mean over the valid elements; 0 if there are none (a whole batch may lack a target)."""
     loss = torch.where(valid, loss, torch.zeros_like(loss))
     return loss.sum() / valid.sum().clamp(min=1)
 
 
 def statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each column of [n, C] over its finite values; 0 and 1 without any."""
+    """Return the mean and standard deviation of the finite values of each column of [n, C]; 0 and 1 without any."""
     known = np.isfinite(rows)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, rows, 0.0).sum(axis=0) / count
@@ -290,7 +290,7 @@ def statistics(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def unit_std(std: np.ndarray | np.float64) -> np.ndarray:
-    """Return the standard deviations, with 1 where the data are constant: they divide the data."""
+    """Return the standard deviations, with 1 where the data are constant, since the data are divided by them."""
     return np.where(std >= SMALLEST, std, 1.0)
 
 
@@ -315,7 +315,7 @@ def check_units(mean: Unit, std: Unit, count: int = 1, what: str = "channels") -
 
 
 def normalised(values: Tensor, mean: Unit, std: Unit) -> Tensor:
-    """Return values in units of `std`, in at least float32; values that are unknown or overflow are not finite."""
+    """Return (values - mean) / std in at least float32; not finite where a value is unknown or overflows."""
     if mean is None and std is None:  # no copy: the input may be large
         return values
     values = precise(values)
@@ -329,7 +329,7 @@ def known_units(values: Tensor, mean: Unit, std: Unit) -> tuple[Tensor, Bool[Ten
 
 
 def denormalised(values: Tensor, mean: Unit, std: Unit) -> Tensor:
-    """Return values in the data's units, in at least float32: a large mean would cost half precision its digits."""
+    """Return values * std + mean in at least float32: next to a large mean, half precision would lose digits."""
     if mean is None and std is None:
         return values
     values = precise(values)
@@ -361,7 +361,7 @@ def pad_sequences(values: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
 
 
 def rounded(values: Any) -> Any:
-    """Return numbers rounded to seven digits, the precision of float32; tensors as lists, dictionaries as such."""
+    """Return numbers rounded to seven digits, the precision of float32, also in dictionaries; tensors as lists."""
     if isinstance(values, Mapping):
         return {name: rounded(value) for name, value in values.items()}
     plain_values = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
@@ -371,7 +371,7 @@ def rounded(values: Any) -> Any:
 
 
 def same_shape(target: Tensor, expected: Sequence[int]) -> Tensor:
-    """Return a target of real numbers; ValueError for another shape, which might broadcast to the prediction."""
+    """Return a target as real numbers; ValueError for another shape, which might broadcast to the prediction."""
     if tuple(target.shape) != tuple(expected) or target.is_complex():
         raise ValueError(f"a target of shape {tuple(target.shape)} and {target.dtype}, expected {tuple(expected)}")
     return floats(target)

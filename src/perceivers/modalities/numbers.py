@@ -49,7 +49,7 @@ class Numbers(SingleQueryModality):
     read_fields: ClassVar[tuple[str, ...]] = ()
     preprocess_needs_fit: ClassVar[bool] = False
     kind: Literal["numbers"] = "numbers"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ class Numbers(SingleQueryModality):
         return None not in (self.mean, self.std)
 
     def summary(self, value: Any) -> Any:
-        """Return the numbers as float32; one alone as a Python number, which is smaller than an array."""
+        """Return the numbers as float32; a single one as a Python number, which is smaller than an array."""
         numbers = self._array(value)
         return numbers.item() if self.count == 1 else numbers
 

@@ -1,4 +1,6 @@
-"""Grids to patches and back; channels come last everywhere.
+"""Conversion of grids to patches and back; channels come last everywhere.
+
+    space_to_depth   [B, H, W, C] -> [B, H / p, W / q, p q C] for patches of p x q, likewise for other numbers of axes
 
 Source: `space_to_depth`, `reverse_space_to_depth`, `extract_patches`, `patches_for_flow` of the official
 io_processors.py.
@@ -43,7 +45,7 @@ def extract_patches(
     rate: Sequence[int] = (1, 1),
     padding: str = "VALID",
 ) -> Shaped[Tensor, "b y x pc"]:
-    """Extract patches of an image, each ordered (row in patch, column, channel), as tf.image.extract_patches."""
+    """Extract patches of an image, each ordered (row in patch, column, channel), like tf.image.extract_patches."""
     reach = [(k - 1) * r + 1 for k, r in zip(size, rate, strict=True)]
     if padding == "SAME":
         x = pad_same(x.movedim(-1, 1), reach, stride).movedim(1, -1)
@@ -61,7 +63,7 @@ def surrounding_patches(frames: Shaped[Tensor, "b t h w c"], size: int) -> Shape
 def pad_same(
     x: Shaped[Tensor, "b c *size"], kernel: Sequence[int], stride: Sequence[int], value: float = 0.0
 ) -> Shaped[Tensor, "b c *padded"]:
-    """Pad as "SAME" in TensorFlow and JAX: an odd element goes to the end, unlike in PyTorch's symmetric padding."""
+    """Pad like "SAME" in TensorFlow and JAX: an odd element goes to the end, unlike in PyTorch's symmetric padding."""
     pads: list[int] = []
     for n, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max((-(-n // s) - 1) * s + k - n, 0)
@@ -84,7 +86,7 @@ def as_sizes(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...
 
 
 def token_grid(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
-    """Return how many patches cover the size, along each axis."""
+    """Return the number of patches that cover a grid of this size, along each axis."""
     return tuple(-(-n // p) for n, p in zip(size, patch, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Points: where an output is decoded. Parts: pieces of an input that are read one by one.
+"""Points, at which an output is decoded, and parts, pieces of an input that are read one by one.
 
 Letters: B batch, O queries, F query width.
 """
@@ -19,7 +19,7 @@ from perceivers.modalities.raw import as_mask, as_tensor, check_index
 
 @dataclass(frozen=True)
 class Indices:
-    """Points by the numbers of an output's queries, row-major."""
+    """Points given by the numbers of an output's queries, row-major."""
 
     index: Int[Tensor, "*b o"] | Any
     """[O] for the whole batch, or [B, O]; a tensor, an array or a list."""
@@ -53,7 +53,7 @@ Points = Indices | Coordinates | Queries
 
 @dataclass(frozen=True)
 class Part:
-    """A block of an input on a grid, to be read apart from the rest."""
+    """A block of an input on a grid, which is read separately from the rest."""
 
     values: Any
     """Values of the block, in the form of a whole input."""
@@ -132,7 +132,7 @@ def given_points(points: Any, device: torch.device) -> Points:
 
 
 def share_of(segment: Segment, rank: int, world: int) -> Segment:
-    """Return the queries of process `rank` of `world`: a contiguous block; of a grid, slices of its first axis."""
+    """Return the queries of process `rank` of `world`: a contiguous block, on a grid whole slices of axis 0."""
     grid = segment.grid
     size, inside = (segment.num_tokens, 1) if grid is None else (grid[0], math.prod(grid[1:]))
     first, last = (size * number // world for number in (rank, rank + 1))

@@ -58,7 +58,7 @@ class PointSet(Modality):
     positions: Fourier = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
     """Position features; they resolve `max_resolution` positions along each axis."""
     subsample: tuple[float, float] = (1.0, 1.0)
-    """As an input, in training: a random fraction of the points, drawn between these for each sample; at least one."""
+    """As an input, in training: range of the random fraction of points that each sample keeps, at least one point."""
     subsample_at_eval: bool = False
     """As an input: subsample in evaluation too (never in prediction)."""
     mean: tuple[float, ...] | None = None
@@ -68,7 +68,7 @@ class PointSet(Modality):
     read_fields: ClassVar[tuple[str, ...]] = ("axes",)
     preprocess_needs_fit: ClassVar[bool] = False
     kind: Literal["pointset"] = "pointset"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +105,7 @@ class PointSet(Modality):
         return replace(self, bounds=self.bounds or bounds, mean=self.mean or mean, std=self.std or std)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
-        """Return coordinates and values as float32; in training, or under `subsample_at_eval`, of random points."""
+        """Return coordinates and values as float32; in training, or with `subsample_at_eval`, of random points."""
         points = self._arrays(value)
         total = len(points["coordinates"])
         if not (training or self.subsample_at_eval) or self.subsample == (1.0, 1.0) or not total:
@@ -200,7 +200,7 @@ class PointSet(Modality):
         return {**target, "values": prediction}
 
     def _split(self, points: np.ndarray) -> dict[str, np.ndarray]:
-        """Split an array [M, axes + channels] into coordinates and values, NaN if it has none."""
+        """Split an array [M, axes + channels] into coordinates and values; values are NaN if the array has none."""
         points = points.reshape(0, self.axes) if points.shape == (0,) else points
         if points.ndim != 2:
             raise ValueError(f"points of shape {points.shape}, expected (M, {self.axes} + {self.channels})")

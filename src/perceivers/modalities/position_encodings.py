@@ -38,15 +38,15 @@ class Fourier:
     max_resolution: int | tuple[int, ...] | None = None
     """Samples along each axis that the highest frequency resolves; None: the size of the grid."""
     sine_only: bool = False
-    """Leave the cosines out."""
+    """True: sines without cosines."""
     with_coordinates: bool = True
-    """Begin with the coordinates themselves."""
+    """True: the features begin with the coordinates themselves."""
     project: int | None = None
     """Width of a linear map of the features; None: no map."""
     num_residual_layers: int = 0
     """Residual linear layers after the map, ReLU between them (official `n_extra_pos_mlp`)."""
     kind: Literal["fourier"] = "fourier"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         check_ranges(self, {"num_bands": COUNT, "project": SIZE, "num_residual_layers": COUNT})
@@ -63,7 +63,7 @@ class Learned:
     num_residual_layers: int = 0
     """Residual linear layers after the map, ReLU between them (official `n_extra_pos_mlp`)."""
     kind: Literal["learned"] = "learned"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         check_ranges(self, {"channels": SIZE, "project": SIZE, "num_residual_layers": COUNT})
@@ -76,7 +76,7 @@ MOST_BANDS, MOST_RESIDUAL_LAYERS = 100_000, 1000
 
 
 def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:
-    """Return coordinates from -1 to 1 for positions 0 to span - 1 of an axis; fractions are allowed.
+    """Return coordinates from -1 to 1 for positions 0 to span - 1 of an axis; positions may be fractions.
 
     "inclusive": both ends are reached. "exclusive": 1 is not reached (official rule for subsampled points).
     """
@@ -175,23 +175,23 @@ class FourierAxis:
         return len(self.coordinates)
 
     def part(self, first: int, last: int) -> "FourierAxis":
-        """Return the features of neighbouring positions."""
+        """Return the features of the positions from `first` to `last` - 1."""
         return replace(self, coordinates=self.coordinates[first:last])
 
     def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
-        """Return the features of positions by number. If there are more numbers than positions, all are computed."""
+        """Return the features of positions by number; if more are requested than exist, the axis is computed once."""
         if torch.compiler.is_compiling() or places.numel() > len(self):
             return torch.cat([*self.parts(self.coordinates.dtype)])[places]
         return fourier_features(self.coordinates[places][..., None], [self.resolution], self.config)
 
     def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
-        """Yield the features of all positions, a few at a time: computing them takes several times their memory."""
+        """Yield the features of all positions, chunk by chunk: computing features takes several times their memory."""
         for part in [self.coordinates] if torch.compiler.is_compiling() else self.coordinates.split(PLACES_AT_ONCE):
             yield fourier_features(part[:, None], [self.resolution], self.config).to(dtype)
 
 
 class PlaceFeatures(nn.Module, ABC):
-    """Base of the position features. `on_grid` and `at` call the module, so that its hooks run."""
+    """Base class of position features. `on_grid` and `at` call the module, so that its hooks run."""
 
     def on_grid(self, places: GridPlaces) -> Any:
         """Return the features of a whole grid."""
@@ -310,7 +310,7 @@ class Positions(PlaceFeatures):
         )
 
     def _on_grid(self, places: GridPlaces) -> PositionFeatures:
-        """Return the features of a whole grid; as tables of its axes if each feature depends on one axis only."""
+        """Return the features of a whole grid, as a table for each axis if each feature depends on one axis only."""
         return self._refine(self.source.on_grid(places))
 
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 LEAST_STD = 1e-3
-"""Smallest predicted standard deviation, in units of `std`: otherwise the likelihood has no upper bound."""
+"""Smallest predicted standard deviation, in units of `std`; without it the likelihood has no upper bound."""
 
 SIGMAS = 1.0
 """Half the width of a normal distribution's interval, in standard deviations: it covers 68.3 % of all cases."""
@@ -43,7 +43,7 @@ class ProbabilisticRegression(Numbers):
     quantiles: tuple[float, ...] = ()
     """Levels of the predicted quantiles, rising; empty: mean and standard deviation of a normal distribution."""
     kind: Literal["probabilistic_regression"] = "probabilistic_regression"  # type: ignore[assignment]
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +105,7 @@ class ProbabilisticRegression(Numbers):
         }
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Return, of known numbers, [n, 2] prediction and whether the interval covers the truth; [n, 2] truth and 1."""
+        """Return [n, 2] prediction and coverage (0 or 1), and [n, 2] truth and 1, of the known numbers."""
         known = same_shape(target, prediction.shape[:-1]).isfinite()
         predicted, true = prediction[known], target[known]
         middle = predicted[:, 0] if not self.quantiles else predicted[:, self._middle]

@@ -40,7 +40,7 @@ class LearnedQuery(OutputQuery):
 
 
 class PositionQuery(OutputQuery):
-    """Queries made of the positions of a grid: all of them, some of them, or any coordinates in between."""
+    """Queries made of the positions of a grid: at all of them, at some, or at any coordinates in between."""
 
     def __init__(self, grid: Sequence[int], config: PositionConfig, rule: CoordinateRule = "inclusive") -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class PositionQuery(OutputQuery):
 
 
 class CoordinateQuery(OutputQuery):
-    """Queries made of the positions of free coordinates, which the caller must give."""
+    """Queries made of position features at free coordinates, which the caller must give."""
 
     def __init__(self, axes: int, config: PositionConfig, to_unit: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class CoordinateQuery(OutputQuery):
         self.to_unit = to_unit
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """Return a query for each of the coordinates, which `to_unit` scales to -1 to 1."""
+        """Return a query for each point, whose coordinates `to_unit` scales to -1 to 1."""
         if not isinstance(points, Coordinates):
             raise ValueError("values at free coordinates have no whole: give points={name: Coordinates(...)}")
         coordinates = sound_coordinates(points.coordinates, points.mask, self.axes)
@@ -77,14 +77,14 @@ class CoordinateQuery(OutputQuery):
 
 
 class InputQuery(OutputQuery):
-    """Queries made of the tokens of an input, content and positions (official `FlowDecoder`), or of one token."""
+    """Queries made of all tokens of an input, content and positions (official `FlowDecoder`), or of a single token."""
 
     def __init__(self, source: str, channels: int, place: int | None = None) -> None:
         super().__init__()
         self.source, self.channels, self.place = source, channels, place
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """Return a query for each token of the input, or those at Indices."""
+        """Return a query for each token of the input (or for the single token), or those at Indices."""
         if self.source is None or self.source not in encoded.sources:
             raise ValueError(f"the queries of this output are the tokens of input {self.source!r}, which was not given")
         tokens = encoded.sources[self.source]
@@ -118,7 +118,7 @@ class NoQuery(OutputQuery):
     channels = 0
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """Return the query; points can only select or mask it."""
+        """Return the query; points can only select or mask this query."""
         return at_points(Segment(content=encoded.latents.new_empty(1, 1, 0)), points)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from perceivers.media.extra import library
 
 FILL = (128, 128, 128)
-"""Colour of pixels that are cut out, or that no pixel moved to."""
+"""Colour of pixels that are cut out, or to which no pixel was moved."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def signed(value: float, rng: np.random.Generator) -> float:
 
 
 def moved(image: Any, shear_x: float = 0.0, shear_y: float = 0.0, right: float = 0.0, down: float = 0.0) -> Any:
-    """Move pixels: the new one at (x, y) is the old one nearest to (x + shear_x y + right, shear_y x + y + down)."""
-    # Coordinates here count from the centre of the first pixel, Pillow's from its corner: hence the halves.
+    """Move pixels: the new pixel at (x, y) is the old one nearest (x + shear_x y + right, shear_y x + y + down)."""
+    # The halves: coordinates here count from the centre of the first pixel, but Pillow's from its corner.
     matrix = (1, shear_x, right - shear_x / 2, shear_y, 1, down - shear_y / 2)
     return image.transform(image.size, library("PIL.Image").Transform.AFFINE, matrix, fillcolor=FILL)
 
 
 def enhanced(image: Any, kind: str, config: RandAugment) -> Any:
-    """Apply an enhancement of Pillow (`kind`: its class)."""
+    """Apply an enhancement of Pillow; `kind` is the name of its class."""
     return getattr(library("PIL.ImageEnhance"), kind)(image).enhance(1.8 * config.strength + 0.1)
 
 

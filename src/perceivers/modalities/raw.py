@@ -1,4 +1,4 @@
-"""Conversion of raw values of any library to tensors or arrays of real numbers, or a ValueError of one line."""
+"""Conversion of raw values of any library to tensors or arrays of real numbers, else a ValueError of one line."""
 
 import math
 import numbers
@@ -20,11 +20,11 @@ NUMBERS = (
 """Types that torch calculates with."""
 
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-"""Types of whole numbers that torch stores but cannot calculate with."""
+"""Types of whole numbers that torch can store but not calculate with."""
 
 
 def may_hold(conditions: Bool[Tensor, " n"]) -> bool:
-    """Return whether one of the conditions on values holds; True if there are no values to read (`has_values`)."""
+    """Return whether any condition holds; True if the values cannot be looked at (`has_values`)."""
     return not has_values(conditions) or bool(conditions.any())
 
 

@@ -56,17 +56,17 @@ class Records(Modality):
     fields: dict[str, Field]
     """Type of each field, by name."""
     tokens: Literal["record", "field"] = "record"
-    """As an input: a token for each record, or for each field of each record (without a link to the record)."""
+    """As an input: a token for each record, or for each field of each record (not linked to its record)."""
     channels: int = 64
-    """As an input, under "field": width of a token."""
+    """As an input with tokens = "field": width of a token."""
     max_records: int | None = None
-    """Most records that a set can have; None: as an input, and as an output with `of`, any number, otherwise one."""
+    """Largest number of records in a set; None: any number for an input or an output with `of`, otherwise one."""
     of: str | None = None
     """As an output: the records input whose tokens are the queries, one for each record; None: trained queries."""
     query_channels: int = 256
     """As an output without `of`: width of the trained queries."""
     field_mask_prob: dict[str, float] = dataclasses.field(default_factory=dict)
-    """As an input, in training: probability that a value of a field is masked, which makes it unknown."""
+    """As an input, in training: probability by field that a value is masked, that is, becomes unknown."""
     field_mask_at_eval: bool = False
     """As an input: mask values in evaluation too (never in prediction)."""
     hidden_only: bool = False
@@ -74,7 +74,7 @@ class Records(Modality):
     read_fields: ClassVar[tuple[str, ...]] = ("fields",)
     preprocess_needs_fit: ClassVar[bool] = False
     kind: Literal["records"] = "records"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +132,7 @@ class Records(Modality):
             raise ValueError(f"{_count(target)} records, but {_count(source)} in input {self.of!r}, their queries")
         if source is None or not self.hidden_only:
             return None if source is None else target
-        # Values that the input knows do not count: they become unknown.
+        # Values that are known in the input do not count: in the target they become unknown.
         known = {name: field.known(torch.from_numpy(source[name])).numpy() for name, field in self.fields.items()}
         return {name: self._without(name, target[name], known[name]) for name in self.fields}
 
@@ -156,7 +156,7 @@ class Records(Modality):
         return {name: change[0] for name, change in changes.items()} if single else changes
 
     def ablations(self, raw: Raw) -> Mapping[str, Ablation | list[Ablation]]:
-        """Return the batch with each field unknown for a set of one; else without each record, under "each"."""
+        """Return the batch with each field in turn unknown (a set of one), or without each record in turn ("each")."""
         columns = {name: raw[name] for name in self.fields}
         first = next(iter(columns.values()))
         mask = raw["mask"] if "mask" in raw else torch.ones_like(first, dtype=torch.bool)
@@ -200,7 +200,7 @@ class Records(Modality):
         return (*self.fields, "mask")
 
     def points(self, target: Raw) -> Points | None:
-        """Return the first queries, as many as the largest target has records; with `of` None: all queries."""
+        """Return the first queries, as many as the largest target has records; with `of`, None for all queries."""
         mask = target["mask"]
         return Indices(torch.arange(mask.shape[1], device=mask.device)) if self.of is None else None
 
@@ -352,12 +352,12 @@ class FieldsInput(InputAdapter):
 
 
 class FieldEncodings(nn.Module):
-    """Encodings of all fields: raw columns by name to the features of each."""
+    """Encodings of all fields, from raw columns by name to the features of each field."""
 
     def __init__(self, spec: Records) -> None:
         super().__init__()
         self.names = list(spec.fields)
-        # A list, no ModuleDict: a field's name may hold dots or be the name of a method.
+        # A list, not a ModuleDict: a field's name may hold dots or be the name of a method.
         encodings = [field.build_encoding() for field in spec.fields.values()]
         self.fields = nn.ModuleList(encodings)
         self.widths = [encoding.channels for encoding in encodings]
@@ -397,5 +397,5 @@ def _count(columns: Mapping[str, Any]) -> int:
 
 
 def _at_target(prediction: Float[Tensor, "b o ..."], target: Mapping[str, Tensor]) -> Float[Tensor, "b m ..."]:
-    # The largest input of a batch may belong to a sample without a target: then there are more queries than records.
+    # There are more queries than records if the largest input of a batch belongs to a sample without a target.
     return prediction[:, : target["mask"].shape[1]]

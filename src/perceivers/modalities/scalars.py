@@ -1,4 +1,4 @@
-"""Single values of any library as Python's own, and the classes that they name."""
+"""Conversion of single values of any library to Python's types, and to the classes that they name."""
 
 from enum import Enum
 from typing import Any
@@ -14,16 +14,16 @@ UNKNOWN = -1
 """Number of an unknown class."""
 
 IGNORED = -100
-"""Number that PyTorch's losses ignore: an unknown class too."""
+"""Class number that PyTorch's losses ignore by default; it is taken for an unknown class too."""
 
 ROUNDING = 1e-3
 """Tolerance by which a probability may lie outside of 0 to 1: mixed labels are rounded."""
 
 
 def scalar(value: Any) -> Any:
-    """Return a single value of PyTorch, NumPy or an enumeration as Python's own; anything else as it is.
+    """Return a single value of PyTorch, NumPy or an enumeration as a Python value; anything else as it is.
 
-    A tensor hashes by its identity: two equal ones would be two values.
+    Tensors hash by identity, so two equal tensors would count as two values.
     """
     if isinstance(value, Enum):
         return scalar(value.value) if isinstance(value, int | str) else value.name
@@ -39,7 +39,7 @@ def scalar(value: Any) -> Any:
 def class_value(value: Any) -> bool | int | str | None:
     """Return a class as a whole number, a name or a truth value; None where it is unknown.
 
-    ValueError for a value that is not single, as a list.
+    ValueError for several values, such as a list.
     """
     if is_missing(value := scalar(value)):
         return None

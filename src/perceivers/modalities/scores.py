@@ -1,4 +1,4 @@
-"""Metrics that are NaN where they are undefined: for too few samples, or samples that are all alike."""
+"""Metrics that are NaN where they are undefined: for too few samples, or for samples that are all alike."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,7 @@ def correlation(kind: Literal["r2", "pearson"]) -> "Metric":
         low: Tensor
         high: Tensor
 
+        # The ranges of predictions and targets, in that order, decide at the end if the correlation is defined.
         def __init__(self) -> None:
             super().__init__()
             self.add_state("low", torch.full((2,), torch.inf), "min")
@@ -41,7 +42,7 @@ def correlation(kind: Literal["r2", "pearson"]) -> "Metric":
 def mean_average_precision() -> "Metric":
     """Return the mean of the average precision over classes that some samples have and others lack.
 
-    It is undefined for the other classes: any ranking is as good as another.
+    Average precision is undefined for the other classes: any ranking is as good as another.
     """
     from torchmetrics import Metric
     from torchmetrics.functional.classification import binary_average_precision
@@ -59,6 +60,7 @@ def mean_average_precision() -> "Metric":
 
         def compute(self) -> Tensor:
             chances, truth = dim_zero_cat(self.chances), dim_zero_cat(self.truth)
+            # The average precision over the classes that can be ranked.
             ranked = ((truth > 0).any(0) & (truth == 0).any(0)).nonzero().flatten().tolist()
             precisions = [binary_average_precision(chances[:, number], truth[:, number]) for number in ranked]
             return torch.stack(precisions).mean() if precisions else torch.tensor(torch.nan)

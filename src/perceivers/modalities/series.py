@@ -26,10 +26,10 @@ class Series(Grid):
     axes: ClassVar[int] = 1
     stretched: ClassVar[bool] = False
     size: int | tuple[int, ...] = 256
-    """Length in training; inputs may have any other."""
+    """Length in training; inputs may have any other length."""
     read_fields: ClassVar[tuple[str, ...]] = ()
     kind: Literal["series"] = "series"
-    """Name in files."""
+    """Name in schema files."""
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Draw a line for each channel."""
@@ -61,7 +61,7 @@ class Audio(Series):
     """Sampling rate in Hz to which audio files are resampled; None: they are not."""
     read_fields: ClassVar[tuple[str, ...]] = ("size", "channels", "patch", "rate")
     kind: Literal["audio"] = "audio"  # type: ignore[assignment]
-    """Name in files."""
+    """Name in schema files."""
 
     @staticmethod
     def file_length(path: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The base of outputs that are decoded from one query: the query and the head."""
+"""The base of outputs that are decoded from one query, with the query and the head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class SingleQueryModality(Modality):
     query_channels: int = 256
     """As an output: width of the trained query."""
     of: str | None = None
-    """As an output: the input one of whose tokens is the query, as BERT's CLS; None: a trained query."""
+    """As an output: input whose token number `token` is the query, such as BERT's CLS; None: a trained query."""
     token: int = 0
     """As an output with `of`: number of the token."""
     hidden_channels: int | None = None

@@ -24,7 +24,7 @@ class Spectrogram(Grid):
 
     axes: ClassVar[int] = 2
     size: int | tuple[int, ...] = (64, 40)
-    """Number of time steps in training, and of bands."""
+    """Number of time steps in training, and number of bands."""
     rate: int = 16_000
     """Sampling rate in Hz; audio files are resampled to it."""
     hop: int = 160
@@ -33,7 +33,7 @@ class Spectrogram(Grid):
     """Number of samples in the window of a step."""
     read_fields: ClassVar[tuple[str, ...]] = ("size", "rate", "hop")
     kind: Literal["spectrogram"] = "spectrogram"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,7 +31,7 @@ class Files:
     folder: Path
     """Folder that paths are relative to."""
     outside: bool = False
-    """Allow files outside of the folder."""
+    """True: files outside of the folder are allowed."""
 
     def path(self, text: Any) -> Path:
         """Return the path that a cell names; ValueError if it leads out of the folder and that is not allowed."""
@@ -67,7 +67,7 @@ def holds_file(cell: Any) -> bool:
 
 
 def suffix_of(name: Any) -> str:
-    """Return the suffix of a file's name; empty if it has none, or one that is not usable."""
+    """Return the suffix of a file's name; empty if there is none, or if it cannot be used."""
     suffix = PurePath(name).suffix if isinstance(name, str) else ""
     return suffix if suffix.isprintable() and suffix.isascii() and len(suffix) <= LONGEST_SUFFIX else ""
 
@@ -104,7 +104,7 @@ def plain(cell: Any) -> Any:
 
 
 def number(cell: Any) -> float:
-    """Parse a number; NaN for None; ValueError if it is no number or does not fit float32."""
+    """Parse a number; NaN for None; ValueError if the cell is no number or does not fit float32."""
     try:
         value = float("nan") if cell is None else float(cell)
         with np.errstate(over="raise"):
@@ -137,5 +137,5 @@ def array_file(path: Path) -> np.ndarray:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value[:40] if isinstance(value, str | bytes | list) else value)  # quotes are more
+    text = repr(value[:40] if isinstance(value, str | bytes | list) else value)  # repr adds quotes
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 CHARACTERS = 64
-"""A text is cut after this many characters for each of its `length` tokens before it is tokenized, unless cropped."""
+"""Most characters for each of `length` tokens: a longer text is cut, or an error, before it is tokenized."""
 
 MOST_CROPPED = 2**24
-"""Most characters of a text that can be cropped: the whole text is tokenized."""
+"""Most characters of a text that can be cropped, since cropping tokenizes the whole text."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Text(Modality):
     prefix: int = 0
     """As an input: number of trained tokens before the text, as BERT's CLS, which outputs can use as queries."""
     sines: bool = False
-    """Positions (as an output with `of`: queries) are initialised as sinusoids, otherwise at random (official)."""
+    """Sinusoidal initialisation of positions (as an output with `of`: of queries); False: at random (official)."""
     overflow: Literal["error", "truncate", "crop"] = "error"
     """Treatment of a longer text: an error; its beginning; in training a random part, else its beginning.
 
@@ -83,7 +83,7 @@ class Text(Modality):
     read_fields: ClassVar[tuple[str, ...]] = ()
     preprocess_needs_fit: ClassVar[bool] = False
     kind: Literal["text"] = "text"
-    """Name in files."""
+    """Name in schema files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +109,7 @@ class Text(Modality):
         return self.vocab_size is not None
 
     def summary(self, value: Any) -> str:
-        """Return no text: `fit` looks at the tokenizer alone."""
+        """Return an empty text: `fit` depends on the tokenizer alone."""
         return ""
 
     def fit(self, values: Iterable[Any]) -> "Text":
@@ -117,9 +117,9 @@ class Text(Modality):
         return replace(self, vocab_size=self.num_ids)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, Any]:
-        """Return ids with words masked, the mask, the number of the first token kept and the number of characters.
+        """Return the ids after masking, where they are masked, the first token kept, and the number of characters.
 
-        Words are masked outside training too under `mask_at_eval`. A masked token always becomes MASK (paper F.3).
+        With `mask_at_eval`, words are masked outside training too. A masked token always becomes MASK (paper F.3).
         """
         value = self._within(value)
         ids, characters = self._tokens(value)
@@ -133,9 +133,9 @@ class Text(Modality):
         return {"ids": ids, "masked": masked, "start": part.start, "characters": len(value)}
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
-        """Return the true ids; with `of`, those of the input's part of the text, and its mask (None without the input).
+        """Return the true ids; with `of`, those of the input's part of the text, and `masked` (None without the input).
 
-        Without `of` one padding token follows, if `length` leaves room: the model predicts it too, as the text's end.
+        Without `of`, one padding token follows if `length` leaves room: the model predicts it as the end of the text.
         """
         # A new text, with its end.
         if self.of is None:
@@ -207,7 +207,7 @@ class Text(Modality):
         return ("ids", "mask", "masked")
 
     def points(self, target: Raw) -> Points | None:
-        """Return the first positions, as many as the longest target has; with `of` None: the input's positions."""
+        """Return the first positions, as many as the longest target has; with `of`, None for the input's positions."""
         ids = target["ids"]
         return Indices(torch.arange(ids.shape[1], device=ids.device)) if self.of is None else None
 
@@ -241,7 +241,7 @@ class Text(Modality):
         }
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Return, of the tokens to predict, [n, 2] the most probable id and the bits of the true id; the true ids."""
+        """Return [n, 2] the most probable id and the bits of the true id, and [n] true ids, of tokens to predict."""
         target = _known(target, prediction.shape[-1])
         to_predict = _to_predict(target)
         logits, ids = _at_target(prediction, target)[to_predict].float(), target["ids"][to_predict]
@@ -266,7 +266,7 @@ class Text(Modality):
         return "".join(pieces)
 
     def for_plot(self, prediction: Raw, target: Raw) -> Raw:
-        """Return the target with the most probable ids in place of its own."""
+        """Return the target with the most probable ids in place of the true ones."""
         return {**target, "ids": prediction[: len(target["ids"])].argmax(dim=-1)}
 
     def _loss_weights(self, target: Raw) -> Float[Tensor, "b m"]:
@@ -352,7 +352,7 @@ class TextInput(InputAdapter):
         count = ids.shape[1]
         if count > self.spec.length:
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
-        # Embeddings and positions, after those of the prefix, which has no positions.
+        # Embeddings and positions; the tokens of the prefix come first and have no positions.
         content = self.embedding(ids.long())
         positions = self.positions.on_grid(GridPlaces((count,), (self.spec.length,), device=ids.device))
         if self.prefix is not None:
@@ -390,7 +390,7 @@ class TextOutput(OutputAdapter):
         return self.head if self.tied_to is None else bound_to_embedding(self.head, self.tied_to, inputs)
 
     def forward(self, x: Float[Tensor, "b o v"], queries: Segment) -> Float[Tensor, "b o v"]:
-        """Return the logits of each position: the head has made them."""
+        """Return the logits of each position as the head computed them."""
         return x
 
 
@@ -417,5 +417,5 @@ def _to_predict(target: Mapping[str, Tensor]) -> Bool[Tensor, "b m"]:
 
 
 def _at_target(prediction: Float[Tensor, "b o v"], target: Mapping[str, Tensor]) -> Float[Tensor, "b m v"]:
-    # The longest input of a batch may belong to a sample without a target: then there are more queries than tokens.
+    # There are more queries than tokens if the longest input of a batch belongs to a sample without a target.
     return prediction[:, : target["ids"].shape[1]]

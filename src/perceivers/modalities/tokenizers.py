@@ -1,4 +1,4 @@
-"""Text to ids and back: UTF-8 bytes, or a file of the tokenizers library."""
+"""Tokenizers, from text to ids and back: UTF-8 bytes, or a file of the tokenizers library."""
 
 import base64
 import math
@@ -36,16 +36,16 @@ LONGEST_ADDED = 100
 LONGEST_PATTERN, MOST_REPEATS = 2000, 3
 """Most characters of a regular expression, and most unbounded repeats in each of its alternatives."""
 TRIAL = "Some words, 0123 \u00e9\u00c4 \u4e2d\u6587 \ufdfa\u2026 aaaa\n\t\U0001f600"
-"""A text that is encoded when a file is opened."""
+"""A text that is encoded on trial when a file is loaded."""
 
 
 class Tokenizer(ABC):
-    """Text to ids and back."""
+    """The interface of a tokenizer, from text to ids and back."""
 
     vocab_size: int
     """Number of ids."""
     pad_id: int
-    """Id of padding, which is always masked."""
+    """Id of padding; the mask is False there."""
 
     @property
     @abstractmethod
@@ -54,7 +54,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def tokens(self, text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
-        """Return the ids, and the range of characters of each: the first, and the one after the last."""
+        """Return the ids, and the range of characters of each id: the first, and the one after the last."""
 
     @abstractmethod
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
@@ -66,7 +66,7 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """An id for each byte of UTF-8 (official `BytesTokenizer`)."""
+    """Tokenizer with an id for each byte of UTF-8 (official `BytesTokenizer`)."""
 
     vocab_size = FIRST_BYTE + 256
     pad_id = PAD
@@ -93,12 +93,12 @@ class UnknownTextError(ValueError):
 
 
 class FileTokenizer(Tokenizer):
-    """A JSON file of the `tokenizers` library: WordPiece, BPE, Unigram."""
+    """Tokenizer of a JSON file of the `tokenizers` library: WordPiece, BPE or Unigram."""
 
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer as Loaded
 
-        # Load the file, and refuse one that could take very long to use.
+        # Load the file; refuse a file that could take very long to use.
         if not os.path.exists(path):  # False, too, for a name that is invalid on this system
             raise ValueError(f"no tokenizer file {path!r:.99}: give the path of a tokenizer.json, or 'bytes'")
         text = read_text(path, MOST_TEXT_BYTES)
@@ -119,7 +119,7 @@ class FileTokenizer(Tokenizer):
         if max(map(len, vocabulary), default=0) > LONGEST_PIECE:
             raise ValueError(f"{path!r} has a piece of more than {LONGEST_PIECE:,} characters")
         self.pad_id = self._find("[PAD]", "<pad>") or 0
-        # Try it: a damaged file fails here. A vocabulary need not know all texts.
+        # Encode the trial text: a damaged file fails here. A vocabulary need not cover all texts.
         with _quiet(), suppress(UnknownTextError):
             self.decode(self.encode(TRIAL))
 
@@ -214,7 +214,7 @@ def _growth(step: Mapping[str, Any]) -> float:
 
 
 def _check_pattern(pattern: str) -> None:
-    """Raise a ValueError for a regular expression that may take more than a small power of a text's length."""
+    """Raise a ValueError for a regular expression whose time may exceed a small power of the text's length."""
     # Replace escapes and classes of characters by a letter; references to groups stay.
     plain, before = re.sub(r"\\([pPx]\{[^{}]*\}|[^1-9kg])", "x", pattern, flags=re.DOTALL), ""
     while plain != before:
@@ -230,7 +230,7 @@ def _check_pattern(pattern: str) -> None:
 
 
 def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> str:
-    """Train at most `vocab_size` unigram pieces (as SentencePiece); return a JSON file of the tokenizers library."""
+    """Train at most `vocab_size` unigram pieces (as SentencePiece); return JSON for the tokenizers library."""
     if not 0 < vocab_size < 2**31:
         raise ValueError(f"vocab_size = {vocab_size} must be a number of pieces, at least 1")
     from tokenizers import Tokenizer as Built

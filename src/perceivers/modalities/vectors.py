@@ -1,4 +1,4 @@
-"""Plain vectors, for tokens and queries that the caller makes.
+"""Plain vectors, for tokens and queries that the caller computes.
 
 A raw input is [B, M, C] or {"values": [B, M, C], "mask": [B, M]}; a raw output is [B, O, C].
 """
@@ -34,7 +34,7 @@ class Vectors(Modality):
     query_channels: int = 64
     """As an output: width of the caller's queries."""
     kind: Literal["vectors"] = "vectors"
-    """Name in files."""
+    """Name in schema files."""
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """Return [M, channels] as float32."""
@@ -75,7 +75,7 @@ class Vectors(Modality):
         return VectorsInput(self.channels)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """Build the queries: those of the caller."""
+        """Build the module that takes the caller's queries."""
         return GivenQuery(self.query_channels)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "VectorsOutput":
@@ -141,5 +141,5 @@ class VectorsOutput(OutputAdapter):
         self.head = plain_linear(channels, width)
 
     def forward(self, x: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
-        """Return the vectors: the head has made them."""
+        """Return the vectors as the head computed them."""
         return x

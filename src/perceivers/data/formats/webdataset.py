@@ -71,7 +71,7 @@ def _open_tar(file: Any) -> tarfile.TarFile:
 
 
 class _Headers:
-    """A .tar file of which tarfile reads only headers: oversized headers and endless loops are refused."""
+    """A .tar file object from which tarfile may read only headers: oversized headers and endless loops are refused."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.left = file, LONGEST_HEADER + 2 * file.seek(0, io.SEEK_END)

@@ -154,7 +154,7 @@ def _converted(preset: Preset, family: str, column: Column, arrays: Mapping[str,
 
 
 def _family(preset: Preset) -> str:
-    # One head and one layer: the preset does not have the arrays' widths yet, and its heads need not divide its own.
+    # One head and one layer: heads that fit the widths of the arrays need not divide those of the preset.
     simple = {f"config.{stage}.num_heads": 1 for stage in STAGES} | {"config.processor.num_layers": 1}
     names = changed(preset, simple).build("meta").state_dict()
     try:

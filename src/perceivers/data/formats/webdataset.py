@@ -36,7 +36,7 @@ def tar_row(url: str, bounds: np.ndarray, number: int) -> Row:
     """Read one record of a .tar by its number; a damaged one is a row with an error, raised when it is used."""
     system, path = url_to_fs(url)
     place, files = f"{path}:{number + 1}", Files(Path(path).parent)
-    # The members of a record form a .tar of their own, without its end marker, which tarfile does not need.
+    # The members of a record form a .tar by themselves; only its end marker is missing, which tarfile does not need.
     content = system.cat_file(path, start=int(bounds[number]), end=int(bounds[number + 1]))
     try:
         return Row(place, _cells(content), files)

@@ -109,7 +109,7 @@ def small_recipe(preset: Preset, num_steps: int) -> Recipe:
     steps. Here each latent first attends to one stretch of the text, each query to the latents of its stretch, and
     unmasked bytes have a small weight in the loss.
     """
-    # The position encoding (`sinusoidal_length`) and gain of the attentions make each latent begin with its stretch.
+    # `sines`, `sinusoidal_length` and `qk_init_gain` give each latent and each query its stretch at the start.
     text = text_of(preset.schema)
     return Recipe(
         data=Texts(length=256, held_out_every=10, num_held_out=2000),

@@ -35,10 +35,10 @@ def convert(
         dest: Folder to write; it must not exist. The model card of a converted run shows its command and scores.
         model: Name of the published model (see info); not needed for a model of perceivers.
         to: Format to write.
-        numbers: Implementation whose numbers the model reproduces: DeepMind's code, or transformers (another GELU,
-            padding and residual). By default that of the library that wrote the files, and DeepMind's for the content
-            of its own repositories. Choose deepmind for a copy of weights that DeepMind trained. For a model of
-            perceivers, huggingface allows the class of transformers to compute other numbers than the model does.
+        numbers: Implementation whose numbers the model reproduces: deepmind (DeepMind's code) or huggingface
+            (transformers: another GELU, padding and residual). Default: the library that wrote the files, but DeepMind
+            for files from its hub repositories. Choose deepmind for a copy of weights that DeepMind trained. For a
+            model of perceivers, huggingface accepts that transformers computes other numbers than the model.
         set: Settings that the files do not contain, e.g. config.processor.num_heads=4 schema.inputs.image.size=12.
     """
     # Refuse a destination that would damage existing files.

@@ -1,4 +1,4 @@
-"""The one place that turns an error into a line and an exit code: 2 for wrong input or a machine fault, 1 for a bug."""
+"""Errors as one line and an exit code: 2 for wrong input or a machine fault, 1 for a bug. No other module does this."""
 
 import builtins
 import os
@@ -18,7 +18,7 @@ OWN_BUG, USER_ERROR, READER_GONE = 1, 2, 141
 """Exit codes; the last is what a shell reports for a command whose output pipe was closed."""
 
 LONGEST_LINE = 1000
-"""Maximum length of a message in bytes; of a longer one, the beginning and the end are kept."""
+"""Maximum length of a message in bytes; a longer one keeps its beginning and its end."""
 
 USER_ERRORS = frozenset(
     {
@@ -31,7 +31,7 @@ USER_ERRORS = frozenset(
         *("httpx.HTTPError", "httpx2.HTTPError", "aiohttp.ClientError"),
     }
 )
-"""Errors of input, files and machines, by package and name. They and their subclasses get a line; others are bugs."""
+"""Errors of input, files and machines, by package and name, with their subclasses; all other errors are bugs."""
 
 MACHINE = re.compile(
     r"no space left on device|too many open files|unable to (open|mmap|write|resize)|can't start new thread|"
@@ -52,7 +52,7 @@ STARTER = os.getppid()
 """Id of the process that started this one."""
 
 PATIENCE = 10.0
-"""Seconds that a process waits for the first process to end too, which then reports the reason."""
+"""Seconds that a process waits for the first process, which reports the reason, to end too."""
 
 OTHER_NAMES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
 """Distribution names of packages that are imported under another name."""
@@ -103,7 +103,7 @@ def say(line: str) -> None:
 
 
 def message(text: str) -> str:
-    """Return a text as one printable line of at most a kilobyte; of a longer text, its beginning and its end."""
+    """Return a text as one printable line of at most a kilobyte; a longer text keeps its beginning and its end."""
     # Cut first, and escape only what remains: a text of gigabytes costs no more than a short one.
     ends = text if len(text) <= 4 * LONGEST_LINE else f"{text[: 2 * LONGEST_LINE]} ... {text[-LONGEST_LINE:]}"
     line = printable(" ".join(ends.split())).encode("utf-8", "backslashreplace")
@@ -130,7 +130,7 @@ def complaint(error: BaseException) -> str | None:
 
 
 def original(error: BaseException) -> tuple[frozenset[str], str]:
-    """Return the class names of an error (package and name) and its text, of the original one in another process.
+    """Return the class names (package and name) and the text of an error, or of the error in a worker that caused it.
 
     Worker processes of data loaders, clusters and runs pass on their errors as text that contains a traceback.
     """
@@ -196,7 +196,7 @@ def extras() -> dict[str, str]:
 
 
 def _first_process_reports() -> bool:
-    """Return whether the first process of the run, which started this one, ends too and so reports the error."""
+    """Return whether the first process of the run, which started this one, ends too; it then reports the error."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ:
         return False
     end = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""The verbs `info` and `plan`: the published models, their cost, and the attention algorithms they would run with."""
+"""The verbs `info` and `plan`: the published models, their costs, and the attention algorithms that they would use."""
 
 from dataclasses import asdict
 from typing import Annotated, Any, cast

@@ -1,4 +1,4 @@
-"""The choice of a model, and of the device and precision it runs with."""
+"""The choice of a model, and of the device and precision that it runs with."""
 
 import sys
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ModelChoice:
     model: str | None = None
     """Folder of a model or a run, or hub repository owner/name; with --random-weights: name of a published model."""
     random_weights: int | None = None
-    """Seed of random weights, to try that everything runs, and how fast; the results mean nothing."""
+    """Seed of random weights, to test whether everything runs, and how fast; the results mean nothing."""
     offline: bool = False
     """Use only files that have been downloaded before."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -37,7 +37,7 @@ class ModelChoice:
         check_given_limit(self.memory_limit)
 
     def load(self, published: str) -> PerceiverIO:
-        """Return the model, ready to use; `published` names the model that random weights are drawn for by default."""
+        """Return the model, ready to use; by default, random weights are drawn for the `published` model."""
         model = self._model(published).eval().requires_grad_(False)
         model.memory_limit = self.memory_limit
         device = best_device() if self.device == "auto" else self.device

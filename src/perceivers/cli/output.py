@@ -38,7 +38,7 @@ class PrintableStream:
 
 @contextmanager
 def printable_output() -> Iterator[None]:
-    """Make both output streams printable, and each warning one line of at most a kilobyte, while the block runs."""
+    """Make both output streams printable, and each warning one line of at most a kilobyte, within the context."""
     before = warnings.showwarning
     warnings.showwarning = cast(Any, _show_warning)
     try:
@@ -55,7 +55,7 @@ def printable_output() -> Iterator[None]:
 
 @contextmanager
 def spelling_out(stream: Any) -> Iterator[None]:
-    """Let a stream escape characters that its encoding lacks, as JSON does, while the block runs."""
+    """Let a stream escape characters that its encoding lacks, as JSON does, within the context."""
     if not isinstance(stream, io.TextIOWrapper):  # e.g. of a notebook, or in memory
         yield
         return

@@ -74,7 +74,7 @@ def predict(
         raise ValueError(f"max_bad_rows = {max_bad_rows} must be 0 or more")
     check_writable(out)
     check_outputs([out, attention], [*_files(data), *files_of(Path(model))])
-    # Rows are read as they are needed: a table may be larger than the memory.
+    # Read rows only as they are needed: a table may be larger than the memory.
     records = _records(data, model)
     records = _with_columns(keep, records, data) if keep else records
     chosen = ModelChoice(model=model, device=where.device).load("")
@@ -100,7 +100,7 @@ def predict(
 def _with_columns(names: Collection[str], records: Iterable[Record], data: str) -> Iterator[Record]:
     """Yield the records; raise a ValueError that names a column which no record has.
 
-    In JSON Lines each record may have other columns, so a column is known to be missing only after the last record.
+    In JSON Lines each record may have other columns, so only the end of the data shows that a column is missing.
     """
     seen, wanted = dict[str, None](), set(names)
     for record in records:

@@ -53,7 +53,7 @@ def train(
         accept_changed_data: Continue a run although its data have changed since it began; otherwise that is an error.
         json: Print the scores as JSON.
     """
-    # The recipe: the task's or the file's, then the flags, then the settings.
+    # Take the recipe of the task or file; then apply the flags, then the settings.
     chosen = chosen_recipe(recipe, data)
     chosen = dataclasses.replace(chosen, start_from=from_ or chosen.start_from, freeze=freeze or chosen.freeze)
     chosen = with_settings(chosen, set)

@@ -1,4 +1,4 @@
-"""Data sets, each in a file of its own."""
+"""Data sets, one file each."""
 
 from perceivers.data.arrays import Arrays
 from perceivers.data.dataset import DataSet

@@ -86,5 +86,5 @@ def _safetensors(path: str) -> dict[str, np.ndarray]:
     tensor_file(path)
     try:
         return load_file(path)
-    except Exception as error:  # the library's own error, and others for types that NumPy lacks
+    except Exception as error:  # the library's error class, and others for types that NumPy lacks
         raise ValueError(f"{path}: not a .safetensors file of arrays: {one_line(error)}") from None

@@ -49,12 +49,12 @@ class DataSet(ABC):
 
     @property
     def fps(self) -> float:
-        """Frames per second of its films; ValueError if it has no films."""
+        """Frames per second of the films; ValueError for a data set without films."""
         raise ValueError(f"{type(self).__name__} has no films")
 
     @property
     def rate(self) -> int:
-        """Samples per second of its sound; ValueError if it has no sound."""
+        """Samples per second of the sound; ValueError for a data set without sound."""
         raise ValueError(f"{type(self).__name__} has no sound")
 
     @abstractmethod
@@ -66,7 +66,7 @@ class DataSet(ABC):
         """Return the records that training never sees."""
 
     def record_files(self) -> Iterable[str | Path]:
-        """Return paths or URLs of the files that its `LazyRecords` are read from; empty if no files are read."""
+        """Return paths or URLs of the files that lazy records are read from; empty if no files are read."""
         return ()
 
     def source_files(self) -> list[Path | str]:
@@ -93,8 +93,8 @@ class DataSet(ABC):
 class LazyRecords(Sequence[Record]):
     """Records that are made on access, each from its number; the numbers ascend.
 
-    `group_offsets`: numbers at which groups of records begin that are cheap to make together, and the end of the last.
-    `columns`: the arrays by field that all records are slices of, where these are in memory.
+    `group_offsets`: starts of the groups of records that are cheap to make together, and the end of the last group.
+    `columns`: arrays by field, if these are in memory; every record is a slice of them.
     """
 
     def __init__(

@@ -99,7 +99,7 @@ def make_record(data: FlowScenes, part: int, scene: int, difficulty: float = 1.0
 
 @dataclass(frozen=True)
 class Wave:
-    """A wave: moves points along a direction by a sine of their coordinate across it, which has an exact inverse."""
+    """A wave that moves points along a direction by a sine of their coordinate across it; it has an exact inverse."""
 
     direction: Float[np.ndarray, "2"]
     """Unit vector of the displacement."""
@@ -235,7 +235,7 @@ class View:
         return colours.reshape(*self.size, 3)
 
     def flow_to(self, other: "View") -> tuple[Float[np.ndarray, "h w 2"], Bool[np.ndarray, "h w"]]:
-        """Return the displacement of each pixel, and whether it is hidden or outside in the other view."""
+        """Return the displacement of each pixel, and whether the pixel is occluded or outside in the other view."""
         moved = np.empty_like(self.points)
         for number in np.unique(self.front):
             shown = self.front == number

@@ -25,13 +25,13 @@ class ImageFolder(DataSet):
     """Records of "image", the path of a picture that is loaded when needed, and "label", the name of its folder."""
 
     folder: str = "imagenet"
-    """Holds train/CLASS/... and val/CLASS/..., or CLASS/... alone."""
+    """Folder with train/CLASS/... and val/CLASS/..., or with CLASS/... alone."""
     held_out_fraction: float = 0.2
-    """Fraction of CLASS/... held out, by a hash of the file's name: new files do not move others between the parts."""
+    """Fraction of CLASS/... held out, by a hash of each file's name, so that new files move no others between parts."""
     largest: int | None = None
     """Number of classes to keep, those with the most pictures; None: all."""
     max_pixels: int | None = None
-    """Pictures with more pixels are skipped, by their headers; None: none are, and more than 50 million is an error."""
+    """Pictures with more pixels (in the header) are skipped; None: none is, and more than 50 million are an error."""
     kind: Literal["image_folder"] = "image_folder"
     """Name in files."""
 
@@ -52,7 +52,7 @@ class ImageFolder(DataSet):
 
     @cached_property
     def _parts(self) -> tuple[tuple[Path, Sequence[str]], tuple[Path, Sequence[str]]]:
-        """The folder of classes and the names of pictures in it, for training and held out."""
+        """Return the folder of classes and the names of the pictures in it, for the training and the held-out part."""
         root = Path(self.folder)
         if (root / TRAINING).is_dir():
             kept = self._chosen(self._names(root / TRAINING))
@@ -64,7 +64,7 @@ class ImageFolder(DataSet):
         return (root, [name for name in names if name not in held_out]), (root, sorted(held_out))
 
     def _names(self, root: Path) -> Sequence[str]:
-        """Return the names of all pictures below a folder of classes that are not too large."""
+        """Return the names of all pictures below a folder of classes, except those that are too large."""
         names, most = picture_names(root), self.max_pixels
         return names if most is None else [name for name in names if _fits(root / name, most)]
 

@@ -47,7 +47,7 @@ class Shards(DataSet):
     seed: int = 0
     """Seed of the random split."""
     max_bad_rows: int = 0
-    """Number of unreadable records that are left out; above 0, all are read once before the first step."""
+    """Number of unreadable records that are left out; if above 0, all records are read once before the first step."""
     kind: Literal["shards"] = "shards"
     """Name in files."""
 
@@ -138,7 +138,7 @@ def _parquet_row(url: str, group: int, start: int, number: int) -> Row:
 
 
 def _versioned(url: str) -> tuple[str, str]:
-    """Return a URL and the version of its file, which changes with the file: the key of both caches below."""
+    """Return a URL and the version of its file, which changes with the file; together, the key of the caches below."""
     system, path = url_to_fs(url)
     return url, system.ukey(path)
 

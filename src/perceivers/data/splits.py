@@ -20,12 +20,12 @@ def random_split(count: int, num_held_out: int, seed: int) -> tuple[np.ndarray, 
 
 
 def is_held_out(number: int | np.ndarray, every: int) -> Any:
-    """Return whether a record is held out where every n-th is; numbers, also arrays of them, count from 1."""
+    """Return whether a record is held out if every n-th one is; numbers (or arrays of numbers) count from 1."""
     return number % every == 0
 
 
 def is_held_out_by_name(name: str, fraction: float) -> bool:
-    """Return whether a file is held out, by a hash of its name: adding files does not move others between the parts."""
+    """Return whether a file is held out, by a hash of its name, so that new files move no others between the parts."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < fraction
 
 

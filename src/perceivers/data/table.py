@@ -116,7 +116,7 @@ def _column(rows: Sequence[Row], name: str, key: Callable[[Any], Any]) -> list[A
 
 
 def _sortable(cell: Any) -> tuple[int, float, str]:
-    """Return a sort key: first missing values, which are thus trained on, then numbers, then texts (ISO dates too)."""
+    """Return a sort key: missing values first, so that these are trained on, then numbers, then texts or ISO dates."""
     if cell is None:
         return 0, 0.0, ""
     try:

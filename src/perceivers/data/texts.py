@@ -22,20 +22,20 @@ MOST_JOINED = 10_000
 
 @dataclass(frozen=True)
 class Texts(DataSet):
-    """Records of a "text", drawn at random with their number as the seed: every run has the same, already shuffled."""
+    """Records of a "text", drawn at random with the record's number as seed: the same for every run, and shuffled."""
 
     folder: str = "texts"
     """Folder of text files (.txt, .rst, .md) and JSON Lines (.json, .jsonl, wiki_00), also as .gz, at any depth."""
     sources: Mapping[str, float] = field(default_factory=dict)
     """Share of the records by sub-folder; empty: the whole folder is one source."""
     length: int = 2048
-    """Length of a record in bytes, shorter only if its documents are: shares of records are shares of bytes."""
+    """Length of a record in bytes, less only if its documents are shorter; so shares of records are shares of bytes."""
     num_documents: int = 10
     """Number of documents of a source that are concatenated before a record is cut out (paper F.3)."""
     held_out_every: int = 20
     """Every n-th document of a source is held out."""
     num_training: int = 1_000_000
-    """Number of training records; a run of at most this many never sees one twice."""
+    """Number of training records; a run that trains on at most this number never sees one twice."""
     num_held_out: int = 1000
     """Number of held-out records."""
     kind: Literal["texts"] = "texts"

@@ -1,4 +1,4 @@
-"""Models from the checkpoint files of other libraries, and folders that transformers loads."""
+"""Reading of models from checkpoint files of other libraries, and writing of folders that transformers loads."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -37,7 +37,7 @@ HIS_LATENTS = "0.latent_provider._query"
 PICKLES = (".pickle", ".pystate", ".pkl")
 
 UNTOLD = [f"config.{stage}.num_heads" for stage in STAGES] + ["config.processor.num_blocks"]
-"""Settings that shapes of arrays do not determine."""
+"""Settings that the shapes of arrays do not determine."""
 
 
 def read_checkpoint(
@@ -61,7 +61,7 @@ def read_checkpoint(
     else:
         config, (converted, weights) = _from_folder(preset, source, as_huggingface, paths)
     if config is None and (pickled or not as_huggingface) and converted != preset:
-        # Only DeepMind's configuration gives these, and the sizes show that this is another model.
+        # The preset gives these only for DeepMind's model, and the sizes show that this is another one.
         _check_told([path for path in UNTOLD if value_at(preset, path) != 1], paths)
     # Refuse settings that the files contradict, and build the model.
     for path in paths:

@@ -1,4 +1,4 @@
-"""Shapes of the arrays that a class of transformers builds from its config.json, by their names there."""
+"""Shapes of the arrays that a class of transformers builds from its config.json, by transformers' names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ MIN_PADDING = {"tokens": 4, "queries": 2}
 
 def class_shapes(family: str, config: Mapping[str, Any]) -> Shapes:
     """Return the shape of every array that the class of a model builds; `config` must have every key that is used."""
-    # Encoder and processor, which all classes have.
+    # Encoder and processor, which all classes have alike.
     latents, tokens, queries = config["d_latents"], token_width(family, config), query_width(family, config)
     widths = attention_widths(family, config, tokens, queries)
     reads, processes = (config[f"{stage}_attention_widening_factor"] for stage in ("cross", "self"))

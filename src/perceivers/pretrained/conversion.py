@@ -38,8 +38,8 @@ def from_haiku(
     """Convert DeepMind's arrays by "module/name", as `read_haiku` returns them.
 
     Sizes come from the shapes where these determine them, else from the preset: heads, blocks, highest frequencies,
-    sizes of images, patches. ValueError naming the first array that is missing, left over or does not fit, or the
-    model that the arrays are of, if it is another one.
+    sizes of images, patches. A ValueError names the first array that is missing, left over or does not fit; if the
+    arrays are those of another model, it names this model.
     """
     if both := sorted(params.keys() & state.keys()):
         raise ValueError(f"{both[0]} is both a parameter and a state")
@@ -57,9 +57,9 @@ def from_huggingface(
 
     By default the model computes what that class computes with this config.json and transformers' defaults.
 
-    Not `as_huggingface`: weights that DeepMind trained, in the hub's file. Then the model computes as the preset says,
-    with the sizes of shapes and config.json. In these files the kernel of the convolution has rows and columns
-    exchanged; `conv_kernel_transposed` says if it has here (None: as the files do).
+    `as_huggingface` False is for weights that DeepMind trained, in the hub's file. The model then computes as the
+    preset says, and only sizes come from shapes and config.json. In the hub's files the convolution kernel has rows and
+    columns exchanged; `conv_kernel_transposed` overrides this (None: exchanged, unless this library wrote config.json).
 
     Without config.json the preset gives all that shapes do not determine. ValueError where config.json contradicts the
     arrays.
@@ -91,12 +91,12 @@ def from_krasserm(
 ) -> Converted:
     """Convert the weights of krasserm's perceiver-io: its masked language model, image classifier and optical flow.
 
-    `config`: the content of config.json, which gives heads and blocks; None: the preset does. By default the model
-    computes what krasserm's does; not `as_krasserm`, for weights that DeepMind trained, what the preset says.
+    `config`: the content of config.json, which gives heads and blocks; None: the preset gives them. By default the
+    model computes what krasserm's model does; with `as_krasserm` False, for weights of DeepMind, what the preset says.
     """
-    # Bring the names into one form: without the prefixes of wrappers around the model.
+    # Remove the prefixes of wrappers around the model from the names.
     names = {name: re.sub(r"^(backend_model|model)\.", "", name) for name in weights}
-    # The residual wraps the decoder's attention in a module: its name shows if there is one.
+    # A query residual wraps the decoder's attention in one more module, which shows in its name: name all alike.
     residual = any(name.startswith("1.cross_attn.0.module.") for name in names.values())
     names = {name: re.sub(r"^1\.cross_attn\.0\.(?!module\.)", r"\g<0>module.", short) for name, short in names.items()}
     if len(set(names.values())) < len(names):
@@ -116,9 +116,9 @@ def from_krasserm(
 def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return weights and the content of config.json with which a class of transformers computes the same.
 
-    ValueError naming what the class would compute differently (`huggingface_options` changes that), or what config.json
-    cannot express. Classes of images expect pixels normalised with `mean` and `std` (`written_normalisation`). Warn of
-    dropout that transformers does not have.
+    A ValueError names what the class would compute differently (`huggingface_options` changes that) or what config.json
+    cannot express. Classes of images expect pixels normalised with `mean` and `std` (`written_normalisation`). Warns of
+    dropout that transformers lacks.
     """
     family = _family(preset)
     converted = to_theirs(family, "huggingface", weights)
@@ -136,8 +136,8 @@ def to_huggingface(preset: Preset, weights: Mapping[str, Tensor]) -> tuple[dict[
 def huggingface_options(preset: Preset, activation: str | None = "gelu_erf") -> Preset:
     """Return the preset with transformers' options for the hub's config.json: GELU, residual, padding, masks, unit.
 
-    All else is the same, except for a text without tokens: attention to nothing is a mean in transformers, 0 here.
-    `activation`: that of the hub's config.json; None keeps the preset's, since a config.json may have others.
+    The class then computes the same, except for a text without tokens: attention to nothing is a mean there, 0 here.
+    `activation` is by default that of the hub's config.json; None keeps the preset's, for a config.json with another.
     """
     activations: Values = {f"config.{stage}.activation": activation for stage in STAGES} if activation else {}
     return changed(preset, activations | OPTIONS[_family(preset)])
@@ -154,7 +154,7 @@ def _converted(preset: Preset, family: str, column: Column, arrays: Mapping[str,
 
 
 def _family(preset: Preset) -> str:
-    # One head and one layer: the preset's heads may fit the widths of the arrays, which it does not have yet.
+    # One head and one layer: heads that fit the widths of the arrays need not divide those of the preset.
     simple = {f"config.{stage}.num_heads": 1 for stage in STAGES} | {"config.processor.num_layers": 1}
     names = changed(preset, simple).build("meta").state_dict()
     try:

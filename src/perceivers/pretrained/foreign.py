@@ -167,7 +167,7 @@ class _Value(NamedTuple):
 class _Values:
     """The stack of a pickle without its values, to check that it describes a tree, and not a deep one.
 
-    A container used twice in another one, and so on, has 2 ** 30 paths in 500 bytes: hashing or printing never ends.
+    A container used twice in another one, and so on, has 2 ** 30 paths in 500 bytes: hashing it would never end.
     """
 
     def __init__(self) -> None:

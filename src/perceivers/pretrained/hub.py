@@ -51,8 +51,8 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
 def save_pretrained(model: nn.Module, folder: str | Path, about: str = "") -> None:
     """Write a model folder atomically. The model card ends with `about`.
 
-    In an existing folder, the files of an older model are replaced and all others stay. A file that would be replaced
-    but was not saved by this function is a ValueError that names it, and so is a run's checkpoint. ValueError for a
+    In an existing folder, the files of an older model are replaced and all others stay. ValueError for a run's
+    checkpoint, and for a file that would be replaced but was not saved by this function. ValueError also for a
     model that could not be loaded again: adapted, pruned, quantised, or with weights that are not finite. A compiled
     model is saved without its wrapper.
     """
@@ -75,7 +75,7 @@ def path_of_folder(folder: object) -> Path:
 def push_to_hub(model: nn.Module, name: str, folder: str | Path, token: str | None = None) -> str:
     """Save to `folder` and upload only the saved files as repository "owner/name"; return its address.
 
-    ValueError, and nothing is saved, for a name that no repository can have, and where `save_pretrained` raises one.
+    ValueError, before anything is saved, for a name that no repository can have, and as in `save_pretrained`.
     """
     from huggingface_hub import HfApi
 

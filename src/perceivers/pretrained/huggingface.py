@@ -1,4 +1,4 @@
-"""The Perceivers of transformers: reading and writing config.json, and checks of what their classes can express."""
+"""The Perceivers of transformers: reading and writing config.json, and checking that a class can express a model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, replace
@@ -189,8 +189,8 @@ MOST_BLOCKS, LARGEST, LONGEST_NAME = 1000, 2**31, 500
 def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) -> Values:
     """Return the values that config.json gives, by path; ValueError if they are absurd, or of another class.
 
-    `as_huggingface`: add the options with which the class computes, and transformers' defaults. Otherwise both are left
-    out, since they are not DeepMind's: the hub's files name the erf GELU, but DeepMind trained with tanh.
+    `as_huggingface` adds the options with which the class computes, and transformers' defaults. Otherwise both are left
+    out, since DeepMind's differ: the hub's files name the erf GELU, but DeepMind trained with the tanh approximation.
     """
     _check_architecture(family, config)
     if config.get("quantization_config"):
@@ -429,7 +429,7 @@ def _written_widths(family: str, weights: Weights, config: Mapping[str, Any]) ->
 
 
 def _unsaid(preset: Preset, family: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (path, value, default) of each field that nothing else determines: the class has its default."""
+    """Yield (path, value, default) of each field that nothing determines: the class can only have its default."""
     settled = FIXED[family].keys() | OPTIONS[family].keys()
     preprocessed = {"mean", "std"} if family.startswith("imagenet") else set()  # transformers has an image processor
     parts: dict[str, Any] = {"config": preset.config}
@@ -448,7 +448,7 @@ def _default(field: Field) -> Any:
 
 
 def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, value, value that the class has) of all that must agree."""
+    """Yield (name, value of the model, value of the class) for everything that must agree."""
     # Config of all models.
     config, decoder = preset.config, widths(weights, "decoder")
     yield "config.encoder.num_reads", config.encoder.num_reads, 1
@@ -510,7 +510,7 @@ def _needed_positions(preset: Preset, family: str) -> dict[str, Fourier]:
 
 
 def _resolution(preset: Preset, path: str) -> tuple[int, ...]:
-    """Return the resolution of the highest frequency of its Fourier positions, along each axis."""
+    """Return the resolution of the highest Fourier frequency of a modality's positions, along each axis."""
     spec = value_at(preset, path)
     if spec.positions.max_resolution is None:
         return spec.grid if isinstance(spec, Grid) else _sizes(preset, path)

@@ -17,7 +17,7 @@ MODELS = {
 """model_type, by released model."""
 
 PLACES = {"imagenet-fourier": f"{INPUT}image", "optical-flow": f"{INPUT}frames"}
-"""Path of the input that has a size."""
+"""Path of the input whose size config.json gives, by released model."""
 
 TOLD_BY_CONFIG = {
     "encoder": {
@@ -145,7 +145,7 @@ def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[
 
 
 def _check_widths(family: str, part: str, said: Mapping[str, Any], weights: Weights) -> None:
-    """Raise a ValueError for widths of queries, keys and values that are not those of the arrays."""
+    """Raise a ValueError for widths of queries, keys and values that differ from those of the arrays."""
     for begin, stage in WIDTHS.get(part, {}).items():
         actual, reads = widths(weights, stage), stage == "encoder"
         defaults = {

@@ -1,4 +1,4 @@
-"""Arrays of other libraries under our names, and back: each is used exactly once, or an error names it."""
+"""Renaming of arrays from other libraries to this one, and back: each is used exactly once, or an error names it."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,7 +69,7 @@ def pairs(family: str, column: Column, num_layers: int) -> list[Pair]:
 
 
 def to_ours(family: str, column: Column, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Copy arrays under our names and in our layout; ValueError naming the first one missing, left over or misfitting.
+    """Copy arrays to our names and layout; a ValueError names the first one that is missing, left over or unfitting.
 
     Shapes are not checked here: the sizes of the model are derived from them.
     """
@@ -80,7 +80,7 @@ def to_ours(family: str, column: Column, arrays: Mapping[str, Any]) -> dict[str,
 
 
 def to_theirs(family: str, column: Column, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy our arrays under their names and in their layout; ValueError naming the first missing or left over."""
+    """Copy our arrays to their names and layout; a ValueError names the first one that is missing or left over."""
     num_layers = count_layers(family, "ours", weights)
     check_names(family, pairs(family, "ours", num_layers), weights)
     return {p.theirs: _copy(p.rule.to_theirs(weights[p.ours])) for p in pairs(family, column, num_layers)}

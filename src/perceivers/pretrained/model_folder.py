@@ -35,7 +35,7 @@ UNWRAP = "merge adapters (merge_and_unload), remove pruning and parametrisations
 def savable(model: object) -> PerceiverIO:
     """Return a model that can be saved and loaded, unwrapped from torch.compile; ValueError naming what prevents it.
 
-    Its arrays must be those that its schema and config build: plain, finite, and none shared.
+    Its arrays must be those that its schema and config build: plain, finite, and not shared.
     """
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, PerceiverIO):
@@ -102,7 +102,7 @@ def load_model(folder: Path) -> PerceiverIO:
     blocks = num_attention_blocks(config)
     if blocks > len(weights):
         raise ValueError(f"{source}: {blocks} attention blocks, but {WEIGHTS} has {len(weights)} arrays in all")
-    # On the device meta: a description must not allocate memory before it has been checked against the weights.
+    # Build on the meta device: a description must not allocate memory before it is checked against the weights.
     model = named(source, Preset(schema, config).build, "meta")
     load_weights(model, weights, str(folder / WEIGHTS), assign=True)
     return model.eval()
@@ -118,7 +118,7 @@ def num_attention_blocks(config: Config) -> int:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, assign: bool = False) -> None:
     """Load weights into a model; ValueError naming the first that is missing, left over, or of another shape or dtype.
 
-    They are copied into the tensors of the model, or replace them if `assign`, as for a model on the device meta.
+    They are copied into the tensors of the model or, with `assign`, replace them, as for a model on the meta device.
     """
     current = model.state_dict()
     for name, tensor in current.items():
@@ -131,5 +131,5 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, a
             raise ValueError(f"{source}: {name} is {list(weights[name].shape)}, the model's is {list(tensor.shape)}")
     if extra := sorted(set(weights) - set(current)):
         raise ValueError(f"{source}: {extra[0]} is not in the model")
-    # Clones are aligned as torch allocates them: matrix products of otherwise aligned memory differ in the last bit.
+    # Clone, to align tensors as torch does: with another alignment, matrix products differ in the last bit.
     model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=assign)

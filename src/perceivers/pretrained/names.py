@@ -1,7 +1,7 @@
 """Names and layouts of the released models' arrays in other libraries: tables for `matching`.
 
-Columns: ours; haiku (DeepMind's pickles); huggingface (transformers); krasserm (his perceiver-io 0.11, which has three
-of the models). A row is an array, a layer or a block; the tables of layers and blocks are shared.
+Columns: ours; haiku (DeepMind's pickles); huggingface (transformers); krasserm (krasserm's perceiver-io 0.11, which has
+three of the models). A row is an array, a layer or a block; all models share the tables of layers and blocks.
 """
 
 from collections.abc import Callable
@@ -301,7 +301,7 @@ FAMILIES = {
         ),
     ],
 }
-"""Every array of every released model, each once (facts 5.3)."""
+"""Every array of every released model, each once."""
 
 MODALITIES = {
     "audio": "audio_postprocessor",

@@ -1,4 +1,4 @@
-"""Normalisation of pixels, which transformers leaves to an image processor and our models do themselves."""
+"""Normalisation of pixels, which transformers leaves to an image processor and which our models include."""
 
 import math
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ def takes_pictures(preset: Preset) -> bool:
 def with_normalisation(preset: Preset, config: Mapping[str, Any]) -> Preset:
     """Return the preset with a processor's mean, standard deviation and size; values that are equal stay unchanged.
 
-    Trained positions determine the size by their shape. do_resize, do_center_crop, crop_size and resample describe how
-    a file becomes an image of that size, which is up to its reader, not to the model.
+    The shape of trained positions determines the size. do_resize, do_center_crop, crop_size and resample describe how
+    a file becomes an image of that size, which is left to the reader of the file.
     """
     # Read the statistics.
     _check_type(config)
@@ -80,7 +80,7 @@ def _scaled(preset: Preset, name: str, default: float) -> list[float]:
 
 
 def _check_type(config: Mapping[str, Any]) -> None:
-    """Raise a ValueError for the processor of another model, which has other defaults."""
+    """Raise a ValueError for the processor of another model, whose defaults differ."""
     for key in ("image_processor_type", "feature_extractor_type"):
         name = config.get(key) or "Perceiver"
         if not isinstance(name, str) or not name.startswith("Perceiver"):

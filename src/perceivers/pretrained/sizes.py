@@ -22,7 +22,7 @@ STAGES = {
     "processor": "trunk.processor.0.layers.0",
     "decoder": "decoder.cross_attention",
 }
-"""The block that has the widths of a stage."""
+"""Name of the block whose arrays show the widths of a stage, by stage."""
 
 INPUT, OUTPUT = "schema.inputs.", "schema.outputs."
 
@@ -80,7 +80,7 @@ def _config(preset: Preset, weights: Weights) -> Values:
     }
     for stage in STAGES:
         given, seen = getattr(preset.config, stage), widths(weights, stage)
-        # A width that the preset leaves open stays open if its default is the width of the arrays.
+        # A width that the preset leaves open (None) stays open if its default equals the width of the arrays.
         if (given.qk_channels or seen["token"]) != seen["qk"]:
             values[f"config.{stage}.qk_channels"] = seen["qk"]
         if (given.v_channels or seen["qk"]) != seen["v"]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from perceivers.core.perceiver import PerceiverIO
 
 PLACES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor": "trunk.processor"}
-"""Prefixes of the weights' names for parts that are called otherwise; other parts are prefixes themselves."""
+"""Prefixes of the names of weights, by part; the name of any other part is such a prefix itself."""
 
 
 def transfer(model: nn.Module, source: nn.Module) -> tuple[list[str], list[str]]:

@@ -179,6 +179,7 @@ class _Machine:
 
     def _step(self, opcode: str, argument: Any) -> None:
         """Apply an opcode to the stack."""
+        # Values and containers, then the memo.
         match opcode:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
@@ -208,6 +209,7 @@ class _Machine:
                 if argument not in self.memo:
                     raise ValueError(f"damaged: value {argument} is used before it is there")
                 self.stack.append(self.memo[argument])
+            # Names, calls and states, which could run code: `_named`, `_called` and `_fill` admit only those of arrays.
             case "GLOBAL":
                 self.stack.append(_named(argument))
             case "STACK_GLOBAL":
@@ -225,7 +227,7 @@ class _Machine:
                 self.stack.append(argument)
 
     def _called(self, function: Any, arguments: Any) -> Any:
-        """Return what the function of this name would return for these arguments, without calling it."""
+        """Return the value that the named function would return for these arguments, without calling the function."""
         match function, arguments:
             case Name.MAPPING, ():
                 return {}

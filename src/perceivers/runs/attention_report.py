@@ -22,7 +22,7 @@ PAGE_ROWS = 12
 
 
 def attention_page(model: PerceiverIO, records: Sequence[Record], path: Path) -> Path:
-    """Write an HTML page with the attention to each input of these records; an unreadable one shows its error."""
+    """Write an HTML page with the attention to each input of these records; for an unreadable record, its error."""
     model, page = model.cpu(), Report("Where the model looks")
     page.text(
         "Attention of the latents at the first read, averaged over latents and heads: the redder, the more. "

@@ -1,6 +1,6 @@
 """Attribution of predictions to inputs by ablation: the prediction minus the one without an input, or a part of it.
 
-Parts are left out as if they were missing: an input that is not given, an empty cell, a record less in a set.
+The part is treated as missing: an input that is not given, an empty cell, a set with one element fewer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ def attributions(
 ) -> list[dict[str, Any]]:
     """Return the attributions of each sample of a batch, by column; `whole` is the model's prediction of the batch.
 
-    There is none for the only input of a sample, and none for an input whose tokens query the output.
+    The only input of a sample gets no attribution, nor does an input whose tokens are the queries of the output.
     """
     schema, inputs = cast(Schema, model.schema), batch["inputs"]
     rows = [dict[str, Any]() for _ in samples]
@@ -42,7 +42,7 @@ def attributions(
             # Decode the batch without this part, all outputs but those that are queried with this input.
             names = [name for name in whole if not _queried_with(schema, name, source)]
             without = model.decode(encode(source, ablation.raw), points, names)
-            # Note the change in each sample that had the part; the members of a set share a column, as a list.
+            # Collect the change in each sample that had the part; a column lists the changes for all members of a set.
             for number in ablation.there.nonzero()[:, 0].tolist():
                 for (output, piece), change in _changes(schema, whole, without, batch, samples, number).items():
                     column = _column(output, piece, source, part)
@@ -56,7 +56,7 @@ def attributions(
 def _ablations(
     schema: Schema, inputs: Mapping[str, Raw], samples: Sequence[Sample]
 ) -> Iterator[tuple[str, str, Ablation, bool]]:
-    """Yield all ablations of a batch: input, name of the part ("": all of it), ablation, True for a member of a set."""
+    """Yield all ablations of a batch, each with its input, its part ("": all of it), and True for a member of a set."""
     for source, raw in inputs.items():
         parts = {"": _whole(source, samples), **schema.inputs[source].ablations(raw)}
         for part, ablations in parts.items():
@@ -125,7 +125,7 @@ def _first(sample: Raw, count: int) -> Raw:
 def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Raw | None], Encoded]:
     """Return a function that encodes the inputs with one of them replaced (None: left out).
 
-    A model that reads once reads each input once for all ablations, since reading is a sum over tokens.
+    A read is a sum over inputs: if it is the model's only one, each input is read once for all ablations.
     """
     if not isinstance(model.trunk, Trunk) or model.config.encoder.num_reads > 1:
         return lambda name, raw: model.encode({**inputs, name: raw})

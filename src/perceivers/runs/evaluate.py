@@ -44,10 +44,10 @@ def scorer_for(data: DataSet, scorers: Mapping[str, Scorer]) -> Scorer:
 def evaluate_run(run: Run, scorers: Mapping[str, Scorer] | None = None) -> dict[str, Scores]:
     """Return scores of a run's best checkpoint (without validation, the newest) on held-out records, by evaluation.
 
-    Warn if these are not the records that were held out when the run began: it may have been trained on some of them.
+    Warn if other records were held out when the run began: it may have been trained on some of these.
     """
     recipe, held_out = run.recipe, run.held_out
-    # Compare the held-out records with those of the beginning of the run, unless it was trained a moment ago.
+    # Compare the held-out records with those at the beginning of the run, unless it was just trained.
     if run.parts is None and (kept := read_kept_data(run.folder)):
         what = differences(kept["parts"], {"held out": fingerprint(recipe.data, recipe.schema, held_out)})
         if what:

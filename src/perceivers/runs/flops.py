@@ -18,7 +18,7 @@ from perceivers.schema.preset import Preset
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
 }
-"""Operation count of the fused kernel that torch's counter does not know."""
+"""Operation counts of fused kernels that torch's counter lacks."""
 
 STAGES = ("input_adapter", "trunk.encoder", "trunk.processor", "output_query", "decoder", "output_adapter")
 
@@ -28,7 +28,7 @@ class Costs:
     """Costs of one forward pass over one sample of the trained size."""
 
     parameters: int
-    """Number of trained numbers."""
+    """Number of trained scalars; shared ones are counted once."""
     flops: int
     """Floating-point operations of matrix products, two for each multiply-add."""
     peak_bytes: int
@@ -76,7 +76,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def _stage(name: str, module: nn.Module, flops: dict[str, int]) -> tuple[int, int]:
-    # The counter knows modules that were called. A ModuleList is not called itself, but its members are.
+    # The counter has only modules that were called: the members of a ModuleList, but not the list itself.
     prefix = f"{PerceiverIO.__name__}.{name}"
     inside = [f"{prefix}.{child}" for child, _ in module.named_children()] if isinstance(module, nn.ModuleList) else []
     return count_parameters(module), sum(flops.get(key, 0) for key in inside or [prefix])

@@ -1,4 +1,4 @@
-"""Proposal of a commented recipe for given data, which `perceivers train` takes without changes."""
+"""Proposal of a commented recipe for given data, which `perceivers train` accepts without changes."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ FEW_ROWS = 10_000
 """Number of rows below which a model may overfit in 50 epochs, so that a validation part is proposed."""
 
 USUAL = ("label", "target", "class", "y")
-"""Names of columns that are predicted if none is given; if there is none of them, the last column is."""
+"""Names of columns that are predicted by default; in a table without such a column, the last one is."""
 
 ROW = "row"
-"""Name of the input that numbers, categories and dates form together."""
+"""Name of the input that combines all columns of numbers, categories and dates."""
 
 
 def proposed_recipe(data: str, predict: Sequence[str] = ()) -> str:
@@ -90,7 +90,7 @@ def _data(data: str, outputs: Mapping[str, Proposal]) -> dict[str, Any]:
 
 
 def _inputs(inputs: Mapping[str, Proposal], table: bool) -> list[str]:
-    """Return YAML lines: one input of a table's numbers, categories and dates, a token each; one per other column."""
+    """Return YAML lines: one input for all numbers, categories and dates (a token each), one per other column."""
     fields = {
         n: p for n, p in inputs.items() if table and p.spec["kind"] in (*WHOLE_VALUE_KINDS, "date") and n != "mask"
     }
@@ -121,7 +121,7 @@ def _new_name(column: str, taken: dict[str, int]) -> str:
     except ValueError:
         name += "_"
     first, number = name, taken.get(name, 0)
-    while name in taken:  # many columns may get one name, as without ASCII letters: `taken` holds its last number
+    while name in taken:  # many columns may get one name, e.g. all without ASCII letters: `taken` holds its last number
         number += 1
         name = f"{first}_{number}"
     taken[first] = number
@@ -130,7 +130,7 @@ def _new_name(column: str, taken: dict[str, int]) -> str:
 
 
 def _training(num_rows: int) -> dict[str, Any]:
-    """Return options for about 50 epochs; of few rows, which may be overfitted, a tenth is for validation."""
+    """Return options for about 50 epochs; if there are few rows, a tenth is for validation, against overfitting."""
     batch_size = max(8, min(64, 1 << (num_rows // 10).bit_length() >> 1))
     steps = min(max(50 * num_rows // batch_size, 300), 5000)
     return {

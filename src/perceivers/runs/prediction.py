@@ -26,7 +26,7 @@ from perceivers.training.devices import device_of
 from perceivers.training.metrics import Scores, evaluate, inference
 
 MOST_ROWS = 2**16
-"""Largest batch of records, whatever batch size is given: larger ones are no faster."""
+"""Upper bound of the number of records in a batch: larger batches are no faster."""
 
 REASON = "unreadable"
 """Column with the reason why a row has no prediction; only written where such rows are allowed."""
@@ -43,7 +43,7 @@ def predict_rows(
 ) -> Iterator[PlainRow]:
     """Yield a row of plain values for each record, in order: the columns in `keep`, predictions, attributions.
 
-    More than `max_bad_rows` records that cannot be read, or whose prediction is not finite, are a ValueError.
+    ValueError if more than `max_bad_rows` records cannot be read or have a prediction that is not finite.
     `attribution` adds the attributions of each output to each input; `first` is the number of the first record.
     """
     columns, query_outputs = output_columns(model, attribution), outputs_at_points(cast(Schema, model.schema))
@@ -69,7 +69,7 @@ def predict_rows(
 
 
 def too_many(reason: str, bad: int, allowed: int) -> ValueError:
-    """Return the error for one row too many without a prediction."""
+    """Return the error for more rows without a prediction than are allowed."""
     return ValueError(f"{reason} (row {bad} that cannot be read; max_bad_rows = {allowed})")
 
 
@@ -129,7 +129,7 @@ def _kept(record: Record, name: str) -> Any:
 
 
 def outputs_at_points(schema: Schema) -> list[str]:
-    """Return the outputs that cannot be decoded everywhere: their targets say at which points."""
+    """Return the outputs that are decoded only at the points of their targets."""
     _, points = schema.dummy_input(1, torch.device("meta"))
     return list(points)
 
@@ -159,7 +159,7 @@ def _predict(
         for number, row in enumerate(rows):
             sample = unpadded_sample(name, spec, prediction, batch, samples, number)
             if sample is not None:
-                # The raw prediction is checked, not its cells: NaN too have an argmax, so a most probable class.
+                # Check the raw prediction, not its cells: NaN has an argmax too, and so a most probable class.
                 row |= _cells(name, spec, sample) if is_finite(tree_leaves(sample)) else {name: math.nan}
     return [_unsound(row) or row for row in rows]
 
@@ -171,7 +171,7 @@ def _unsound(row: Mapping[str, Any]) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    """Return True if a cell holds no NaN or infinite number, also not in its lists and dictionaries."""
+    """Return True if a cell holds no NaN or infinite number, not even within lists and dictionaries."""
     values = list(value.values()) if isinstance(value, Mapping) else value
     if isinstance(values, list):
         return all(map(_is_finite, values))

@@ -14,11 +14,11 @@ class Published:
     preset: Callable[[], Preset]
     """Function that returns its schema and sizes."""
     parameters: int | None
-    """Exact count, from the official code or the released weights; None: only the paper's rounded count is known."""
+    """Exact number, from the official code or the released weights; None: only the paper's rounded number is known."""
     paper_parameters: str
-    """The paper's count of parameters."""
+    """The paper's number of parameters."""
     paper_flops: str
-    """The paper's count of operations of one forward pass."""
+    """The paper's number of operations of one forward pass."""
     released: bool = False
     """True if DeepMind released its weights."""
 

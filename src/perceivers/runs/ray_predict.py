@@ -17,7 +17,7 @@ Batch = Mapping[str, Any]
 """Arrays by column, as Ray Data passes them."""
 
 BLOCKS = 8
-"""Blocks of batches per worker: enough that none waits long for the slowest."""
+"""Blocks of batches per worker: enough that no worker waits long for the slowest one."""
 
 
 def ray_data() -> Any:
@@ -76,7 +76,7 @@ class Predictor:
         torch.set_num_threads(1)
 
     def __call__(self, batch: Batch) -> dict[str, list[str]]:
-        """Return a JSON text for each number of a batch."""
+        """Return the rows of each batch whose number is given, as JSON."""
         return {"result": [json.dumps(self._rows(int(number))) for number in batch["id"]]}
 
     def _rows(self, number: int) -> list[PlainRow] | str:

@@ -58,8 +58,8 @@ def preset_of(recipe: Recipe) -> Preset:
 def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> Schema:
     """Return a schema with some fields of its inputs or outputs replaced for an evaluation, checked as in files.
 
-    A named corruption (`drop_prob`, `subsample`, `field_mask_prob`, `mask_words`, `mask_prob`) acts in the evaluation.
-    ValueError for a field that has no effect in one, and for a mask token that the schema's model lacks.
+    Corruptions in `changes` (`drop_prob`, `subsample`, `field_mask_prob`, `mask_words`, `mask_prob`) are applied too.
+    ValueError for a field that has no effect in an evaluation, and for a mask token that the schema's model lacks.
     """
     changed = changed_specs(schema, changes)
     return Schema({**schema.inputs, **changed["inputs"]}, {**schema.outputs, **changed["outputs"]})

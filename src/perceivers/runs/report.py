@@ -61,7 +61,7 @@ def add_losses(page: Report, run: Run) -> None:
 
 
 def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a batch of all these records, and the predictions of it."""
+    """Return all these records as one batch, and the model's predictions for the batch."""
     batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
     with inference(model):
         return batch, model(batch["inputs"], schema.points(batch["targets"]), masking=masking_of(model, schema))

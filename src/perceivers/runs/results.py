@@ -101,7 +101,7 @@ def run_card(run: Path) -> str:
 
 
 def _history(run: Path) -> list[str]:
-    """Return command, seed, steps and time of the runs that a run started from, and then its own."""
+    """Return command, seed, steps and time of the runs that a run started from, then of the run itself."""
     lines = []
     for ancestor in reversed(_ancestry(run)):
         _, command, seed, steps, minutes = _about(ancestor)
@@ -110,7 +110,7 @@ def _history(run: Path) -> list[str]:
 
 
 def _ancestry(run: Path) -> list[Path]:
-    """Return a run and those that it started from, the earliest last; ValueError for a circle."""
+    """Return a run and those that it started from, the earliest last; ValueError for a cycle."""
     runs = {run.resolve(): run}
     while (earlier := read_recipe(run).start_from) and data_of(Path(earlier)):
         run = Path(earlier)

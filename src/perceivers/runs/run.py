@@ -1,4 +1,4 @@
-"""A run: a folder with a recipe, checkpoints, scores and a report; here it is found, and opened once."""
+"""A run: a folder with a recipe, checkpoints, scores and a report. This module finds runs and opens them."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -47,7 +47,7 @@ class KeptData(TypedDict):
 class Run:
     """An open run: its recipe, its best model and its data, each read when it is first needed, and only once.
 
-    `recipe` and `parts`: what a run that was trained a moment ago has read already.
+    `recipe` and `parts` are given by a run that was just trained and has read them already.
     """
 
     def __init__(self, folder: Path, recipe: Recipe | None = None, parts: Parts | None = None) -> None:
@@ -66,7 +66,7 @@ class Run:
 
     @cached_property
     def training(self) -> Sequence[Record]:
-        """The training records; of data that have not been validated, unreadable ones too."""
+        """The training records, including unreadable ones if the data have not been validated."""
         return self.recipe.data.training() if self.parts is None else self.parts.training
 
     @cached_property

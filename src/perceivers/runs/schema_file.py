@@ -1,4 +1,4 @@
-"""Schema files: inputs and outputs at the top level, and any other part of a recipe. Recipe files are loaded too."""
+"""Schema files: inputs and outputs at the top level, and any other part of a recipe. Loads recipe files too."""
 
 from pathlib import Path
 from typing import Any

@@ -19,7 +19,7 @@ class Task:
     recipe: Callable[[], Recipe]
     """The recipe."""
     baseline_scores: Callable[[Run], dict[str, Scores]] = lambda run: {}
-    """Function that returns further scores of a run of the recipe: of baselines on the same records, or its own."""
+    """Function that returns further scores of a run of the recipe: of baselines on its records, or of its model."""
     report: Callable[[Run], Path] = report
     """Function that writes the report of a run of the recipe into its folder."""
 

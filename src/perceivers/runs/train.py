@@ -1,4 +1,4 @@
-"""Training of a recipe in a folder: what the data decide, and whose folder it is."""
+"""Training of a recipe in a run folder: completes the recipe from its data, and protects other runs and files."""
 
 import dataclasses
 import json
@@ -71,9 +71,9 @@ def run_recipe(
 
 
 def resolved(recipe: Recipe, run: Path, accept: bool) -> tuple[Recipe, Parts, Callable[[], Fingerprints]]:
-    """Return a recipe with all that its data decide (statistics, vocabularies, sizes), the data, and fingerprints.
+    """Return a recipe completed from its data (statistics, vocabularies, sizes), the data, and their fingerprints.
 
-    A run that has begun keeps what its data decided then, even if they have changed since and `accept` is True.
+    A run that has begun keeps its statistics, vocabularies and sizes, even if the data have changed since then.
     Raise a ValueError if they have changed and `accept` is False, or if the folder holds something else.
     """
     # Fill in statistics, vocabularies and sizes from the data as they are now.
@@ -81,7 +81,7 @@ def resolved(recipe: Recipe, run: Path, accept: bool) -> tuple[Recipe, Parts, Ca
     preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
     whole = dataclasses.replace(recipe, schema=preset.schema, config=preset.config)
     prints = cache(partial(fingerprints, whole, parts))
-    # Prefer those of a run that has begun, if its recipe differs in nothing else.
+    # Prefer the recipe of a run that has begun, if it differs only in what the data filled in.
     if has_steps(run) and (run / RECIPE).is_file() and (run / DATA).exists():
         earlier = read_recipe(run)
         if earlier != whole and _differ_by_data(*map(to_plain, (recipe, whole, earlier))):
@@ -96,20 +96,20 @@ def check_claim(run: Path, recipe: Recipe) -> None:
 
     The recipe of a run without steps may be replaced; a file that no run has written may not.
     """
-    # The recipe can be written, as JSON in UTF-8.
+    # Check that the recipe can be written, as JSON in UTF-8.
     path = run / RECIPE
     try:
         json.dumps(to_plain(recipe), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         name = error.object[: error.end].rpartition('"')[2]
         raise ValueError(f"{name!r:.99}: not UTF-8, so no recipe can name it: rename the file") from None
-    # A new folder holds no file that the run would overwrite.
+    # Check that a new folder holds no file that the run would overwrite.
     if not path.exists():
         for name in (UNREADABLE, DATA, *RESULTS):
             if os.path.lexists(run / name):
                 raise ValueError(f"{run / name} is in the way, in a folder that is not a run's: choose another --out")
         return
-    # The recipe that is there is the same, or was written by a run that made no step.
+    # Check that an older recipe is the same, or was written by a run that made no step.
     earlier = read_recipe(run)
     if earlier == recipe:
         return
@@ -144,7 +144,7 @@ def kept_data(run: Path, prints: Fingerprints, step: int, accept: bool) -> KeptD
 
 
 def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:
-    """Return True if the recipes `whole` and `earlier` differ at most where data filled in the `given` one."""
+    """Return True if the recipes `whole` and `earlier` differ only where the data filled in the `given` recipe."""
     if given == whole:
         return bool(earlier == whole)
     if isinstance(given, dict) and isinstance(whole, dict) and isinstance(earlier, dict):

@@ -1,4 +1,4 @@
-"""Activation checkpointing, added to a model from outside."""
+"""Activation checkpointing, added to the attention blocks of a model without changing their code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from perceivers.core.attention import CrossAttention, SelfAttention
 
 @contextmanager
 def recomputed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Make attention blocks store their inputs alone and run again, with the same dropout, in the backward pass.
+    """Make attention blocks store only their inputs and run again, with the same dropout, in the backward pass.
 
-    Of a cross-attention only the dense algorithm is wrapped: the others recompute their blocks anyway.
+    In a cross-attention only the dense algorithm is wrapped: the other algorithms recompute their blocks anyway.
     """
     blocks = {CrossAttention: "dense", SelfAttention: "forward"}
     layers = [

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: listing them, and finding the latest and the best sound one."""
+"""The checkpoints of a run: listing them, and finding the latest and the best that are complete and finite."""
 
 import math
 import re
@@ -40,22 +40,22 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def is_place_of_checkpoint(folder: Path) -> bool:
-    """Return True if a run would take this path for one of its checkpoints."""
+    """Return True if this path has the form of a run's checkpoint folder, such as checkpoints/step-00000500."""
     return folder.parent.name == "checkpoints" and re.fullmatch(r"step-\d{8,}", folder.name) is not None
 
 
 def latest_checkpoint(run: Path) -> Path | None:
     """Return the newest checkpoint that is complete and finite, or None; skip others with a warning.
 
-    Raise an UnreadableError or OSError if the system does not let one be read.
+    Raise an UnreadableError or OSError if the operating system refuses to read one.
     """
     return next(filter(_is_good, checkpoints(run)), None)
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """Return the sound checkpoint with the lowest validation loss, or the newest one if the run has no validation.
+    """Return the complete, finite checkpoint with the lowest validation loss; without validation, the newest one.
 
-    Raise an UnreadableError or OSError if the system does not let one be read.
+    Raise an UnreadableError or OSError if the operating system refuses to read one.
     """
     scores = {folder: score_of(folder) for folder in checkpoints(run)}
     ranked = sorted(scores, key=lambda folder: scores[folder])  # stable: of equal scores the newest comes first
@@ -69,13 +69,13 @@ def diverged(step: int, what: str, checkpoint: Path | None) -> ValueError:
 
 
 def read_state(folder: Path) -> State:
-    """Return steps, time and loss scale of a checkpoint; ValueError naming what its file lacks."""
+    """Return the steps, time and loss scale of a checkpoint; a ValueError names what its file lacks."""
     state: State = read_checked(folder / STATE, State)
     return state
 
 
 def score_of(folder: Path) -> float:
-    """Return the validation loss of a checkpoint, or infinity, which is never the best, if it has no finite one."""
+    """Return the validation loss of a checkpoint; infinity, which is never the best, if it has no finite one."""
     try:
         score = float(read_json(folder / STATE)["score"])
     except UnreadableError:

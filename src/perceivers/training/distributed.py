@@ -33,7 +33,7 @@ def launched(config: TrainingConfig) -> Iterator["Fabric"]:
     """Launch the processes of a run and yield their Fabric; at the end destroy the process group.
 
     No reference to the DDP module may survive the context. If DDP's reducer were the last holder of the process group,
-    its destructor would wait for gloo's thread while it holds the GIL, for which that thread may wait: a deadlock.
+    its destructor would wait for gloo's thread while holding the GIL, which that thread may be waiting for: a deadlock.
     For the same reason the frames of an error, which refer to the module, are cleared.
     """
     fabric = launch(config)
@@ -78,9 +78,9 @@ def launch(config: TrainingConfig) -> "Fabric":
 
 
 def end_with_starter() -> None:
-    """Make this process end with its parent, if that is a process of the same run or torchrun.
+    """Make this process end with its parent, if the parent is torchrun or a process of the same run.
 
-    A process whose run died before the process group was formed would otherwise wait for it for half an hour.
+    Otherwise a process whose run died before the process group was formed would wait for the group for half an hour.
     """
     starter = os.environ.pop(STARTER, None)
     if starter is not None or "TORCHELASTIC_RUN_ID" in os.environ:
@@ -90,7 +90,7 @@ def end_with_starter() -> None:
 
 
 def started(devices: int) -> tuple[int, int]:
-    """Return the processes on this machine and the number of machines: from torchrun or SLURM, else `devices` and 1."""
+    """Return the numbers of local processes and of machines: those of torchrun or SLURM, else `devices` and 1."""
     env = os.environ
     if "LOCAL_WORLD_SIZE" in env:
         local = int(env["LOCAL_WORLD_SIZE"])
@@ -158,7 +158,7 @@ def _replicated() -> Any:
     from lightning.fabric.strategies import DDPStrategy
 
     class Replicated(DDPStrategy):
-        """DDP with one parameter that is never used, so that it does not warn if all others are used."""
+        """DDP with one parameter that is never used: DDP would warn if it searched for unused ones and found none."""
 
         def setup_module(self, module: nn.Module) -> nn.Module:
             module.never_used = nn.Parameter(torch.zeros((), device=self.root_device))

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+"""Names within a run folder: the file of the log, and the folder of TensorBoard's files."""
 
 MOST_LOG_BYTES, LONGEST_LOG_LINE = 256 * 2**20, 2**20
-"""Most bytes that are read of a log and of a line: enough for a million lines with several outputs."""
+"""Largest log and longest line in bytes that are read: enough for a million lines with several outputs."""
 
 
 @with_config(ConfigDict(extra="allow"))
 class LogLine(TypedDict):
-    """A line of a log, which also holds rate, norm and seconds."""
+    """A line of a log; it also holds the learning rate, the gradient norm and the seconds, as extra keys."""
 
     step: Annotated[int, Field(ge=0, lt=2**63)]
     losses: dict[str, float]
@@ -81,7 +82,7 @@ class Log:
 
 
 def read_log(run: Path) -> list[LogLine]:
-    """Return the lines of a run's log without a last line that was cut off; ValueError naming any other broken line."""
+    """Return the lines of a run's log, without a truncated last line; a ValueError names any other broken line."""
     path, lines = run / LOG, list[LogLine]()
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return lines

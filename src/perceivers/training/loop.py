@@ -78,7 +78,7 @@ def make_steps(
 ) -> None:
     """Make the training steps of one process; at the end the model has the averaged weights, if the run keeps any.
 
-    A function, so that no reference to the model outlives the process group (`launched`).
+    This is a separate function, so that no reference to the model outlives the process group (`launched`).
     """
     # Build the learner (`objective`, wrapped by Fabric), the optimiser and the state that checkpoints save.
     objective = Objective(model, config.weights)
@@ -96,7 +96,7 @@ def make_steps(
     with Log(run, state.step, config, enabled=fabric.is_global_zero) as log, workers_let_go():
         started = time.monotonic() - state.seconds
         for batch in fabric.setup_dataloaders(batches, use_distributed_sampler=False):
-            # Gradients. What is random in a step depends on its number alone, not on the steps before.
+            # Gradients. The random numbers of a step depend on (seed, step, rank) alone: a resumed run repeats them.
             rate = set_rate(optimiser, config.rate(state.step))
             seed_step(config.seed, state.step, fabric.global_rank)
             if config.mixup is not None:
@@ -115,7 +115,7 @@ def make_steps(
             scalars = {"rate": rate, "norm": norm, "seconds": round(state.seconds, 3)}
             log.write(state.step, objective.unweighed(losses, weights), weights, **scalars)
 
-            # Checkpoint: at regular steps with a validation loss, after a signal to any process without one.
+            # Checkpoint: at regular steps, with a validation loss; after a signal to any process, without one.
             signal = int(fabric.all_reduce(torch.tensor(stop.number, device=fabric.device), reduce_op="max"))
             due = state.step == config.num_steps or state.step % config.checkpoint_every == 0
             if due or signal:
@@ -129,7 +129,7 @@ def make_steps(
 
 
 def build_learner(fabric: "Fabric", objective: Objective, config: TrainingConfig) -> Any:
-    """Return model and losses as one module that Fabric has wrapped (DDP, FSDP, precision), in training mode."""
+    """Return model and losses as one module in training mode, wrapped by Fabric (DDP, FSDP, precision)."""
     learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
     learner.mark_forward_method("predict")
     learner.train()
@@ -172,15 +172,15 @@ def saved(
     """Save a checkpoint, with its validation loss if there are validation records; return its folder."""
     with state.averaged():
         score = validation_loss(learner, validation, config.batch_size) if validation else None
-        # Without a validation loss, the loss of a part of the last batch shows whether the new weights are sound.
+        # Without a validation loss, the loss of a part of the last batch shows whether the new weights are finite.
         loss = batch_loss(learner, parts(batch, config.accumulate)[0]) if score is None else score
     return state.save(run, loss, score)
 
 
 def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[Record], Sequence[Record]]:
-    """Split records into those to train on and those that choose the best checkpoint.
+    """Split records into training records and validation records, which choose the best checkpoint.
 
-    Raise a ValueError if none is left to train on.
+    Raise a ValueError if no training records are left.
     """
     number = round(config.validation_fraction * len(records))
     if number == len(records):
@@ -198,11 +198,11 @@ def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict
     """Compute the gradients of a batch over all processes, and return the loss of each output that has a target.
 
     Each process cuts its share of the batch into `number` parts, one backward pass each, to save memory. A loss is a
-    mean over elements (pixels, tokens, ...), of which a part may have many or none. So a part counts by its elements:
+    mean over elements (pixels, tokens, ...). Their number differs between parts, may be 0, and weights each part:
 
         loss of the batch = sum over processes and parts of  (elements of the part / elements of the batch) * its loss
 
-    which is the loss, and gives the gradient, of the whole batch in one piece.
+    The result is the loss, and its gradient the gradient, of the whole batch in one piece.
     """
     # Count the elements of each output, in each part of this process and in the whole batch: [outputs].
     schema, pieces = learner.schema, parts(batch, number)
@@ -222,13 +222,13 @@ def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict
             fabric.backward(torch.stack(list(weighted.values())).sum())
         sums |= {name: sums[name] + loss.detach() for name, loss in weighted.items()}
 
-    # Add up the losses over the processes: a mean, since the factor world_size is in them too.
+    # Add up the losses over the processes: their mean is the sum, since each contains the factor world_size.
     losses = fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="mean").tolist()
     return {name: loss for name, loss, has_target in zip(sums, losses, batch_counts, strict=True) if has_target}
 
 
 def clip(fabric: "Fabric", learner: Any, optimiser: Any, config: TrainingConfig) -> float:
-    """Clip the gradient to the optimiser's `max_norm`; return the norm before, or 0 where 16-mixed skips the step.
+    """Clip the gradient to the optimiser's `max_norm`; return its norm before, or 0 if 16-mixed skips the step.
 
     16-mixed skips a step whose gradient overflows and halves the loss scale. Below SMALLEST_SCALE the norm is returned
     as it is: a gradient that no scale makes finite must end the run (`check_finite`), not be skipped for ever.

@@ -55,7 +55,7 @@ class Objective(nn.Module):
                 for name, variance in zip(self.weighed, self.log_variances, strict=True):
                     if name in losses:
                         losses[name] = (-variance).exp() * losses[name] + self.schema.outputs[name].weight * variance
-        if not losses:  # other processes may have targets and wait for gradients: those of this one are 0
+        if not losses:  # other processes may have targets and wait for this one's gradients, which are 0
             zero = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
             return {next(iter(self.schema.outputs)): zero}
         return losses

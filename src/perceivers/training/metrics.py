@@ -34,7 +34,7 @@ Compared = tuple[Any, ...]
 def evaluate(
     model: PerceiverIO, records: Sequence[Record], schema: Schema | None = None, batch_size: int = 128, seed: int = 0
 ) -> Scores:
-    """Return scores over all records, preprocessed by `schema` (None: the model's), e.g. with another corruption."""
+    """Return scores over all records; `schema` preprocesses them (None: the model's), e.g. with other corruptions."""
     schema = schema or cast(Schema, model.schema)
     scores = scored(schema.outputs, answers(model, schema, records, batch_size, seed))
     return {name: scores.get(name, dict.fromkeys(spec.metrics(), math.nan)) for name, spec in schema.outputs.items()}
@@ -60,7 +60,7 @@ def masking_of(model: PerceiverIO, schema: Schema, seed: int = 0) -> Masking:
 
 
 def check_mask_tokens(known: Collection[str], inputs: Mapping[str, Modality]) -> None:
-    """Raise a ValueError if an evaluation masks an input without a mask token; those in `known` have one."""
+    """Raise a ValueError if an evaluation masks an input without a mask token; the inputs in `known` have one."""
     if unknown := [name for name in mask_probs(inputs) if name not in known]:
         raise ValueError(f"{unknown[0]}: cannot be masked in an evaluation, since the model has no mask token of it")
 
@@ -105,7 +105,7 @@ def guess_scores(schema: Schema, batches: Iterable[Batch], guess: Callable[[Batc
 
 
 def scored(outputs: Mapping[str, Modality], pairs: Iterable[tuple[str, Compared]]) -> Scores:
-    """Return the metrics of each output over all its predictions and targets; none of an output without targets."""
+    """Return the metrics of each output over all its predictions and targets; outputs without targets are left out."""
     metrics: dict[str, Mapping[str, Metric]] = {}
     for name, pair in pairs:
         if not len(pair[1]):
@@ -130,7 +130,7 @@ def evaluating(learner: nn.Module) -> Iterator[None]:
     """Put a training module into evaluation mode without gradients; then back, with its weights sharded again.
 
     A forward pass gathers sharded parameters into whole tensors, and only a backward pass would shard them again. Until
-    then no state of them can be saved.
+    then their state cannot be saved.
     """
     learner.eval()
     try:
@@ -144,7 +144,7 @@ def evaluating(learner: nn.Module) -> Iterator[None]:
 
 
 def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) -> float:
-    """Return the training loss over all records, as if they were one batch. In sharded training every process calls it.
+    """Return the training loss over all records, as if they were one batch. With sharding, every process must call it.
 
     Raise a ValueError if no record has a target: its loss of 0 would be the best of all checkpoints.
     """

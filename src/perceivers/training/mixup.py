@@ -12,7 +12,7 @@ from perceivers.modalities import Image, Label
 from perceivers.schema import Batch, Schema
 
 Weights = Float[Tensor, "b h w 1"]
-"""Weight of a sample's pixels against those of the sample that it is mixed with, in [0, 1]."""
+"""Weight of each pixel of a sample, in [0, 1]; the sample that it is mixed with has 1 minus this weight."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def mixed(schema: Schema, batch: Batch, mixing: Mixup) -> Batch:
     weights = torch.cat([blends(count // 2, size, mixing.mixup_alpha), rectangles(count - count // 2, size)])
     weights = weights.to(values)
     values = _with_neighbour(values, weights)
-    # A pixel is valid if it is in both images: NaN marks the others, and the mean of a number and NaN is NaN.
+    # A pixel is valid if both images have it: NaN marks missing pixels, and the mean of a number and NaN is NaN.
     image = {"values": values, "mask": values.isfinite().all(dim=-1)} if isinstance(raw, Mapping) else values
     # Mix the classes in the proportions of the areas [B, 1].
     parts = weights.mean(dim=(1, 2))

@@ -96,6 +96,7 @@ class Lamb(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
+        # u = m / (sqrt(v) + eps) + weight_decay w,  w <- w - lr (|w| / |u|) u;  m, v: Adam's bias-corrected means.
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if params:
@@ -114,7 +115,7 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        # optax corrects the bias in float32, which changes the first updates by 7e-6 of their size; we do in float64.
+        # Bias correction in float64; optax corrects in float32, and its first updates differ by 7e-6 of their size.
         steps = [state["step"].add_(1).item() for state in states]
         denominators = torch._foreach_div(squares, [1 - beta2**step for step in steps])
         torch._foreach_sqrt_(denominators)
@@ -167,7 +168,7 @@ def build_optimiser(
 
 
 def _groups(model: nn.Module, config: OptimiserConfig) -> tuple[list[nn.Parameter], ...]:
-    group_of: dict[nn.Parameter, int] = {}  # a shared parameter is decayed if one of its owners says so
+    group_of: dict[nn.Parameter, int] = {}  # a shared parameter is decayed if any of its owners decays it
     for path, owner in model.named_modules():
         for name, param in owner.named_parameters(recurse=False):
             if config.kind == "muon" and is_matrix(path, owner, name):
@@ -181,7 +182,7 @@ def _groups(model: nn.Module, config: OptimiserConfig) -> tuple[list[nn.Paramete
 
 
 def is_matrix(path: str, owner: nn.Module, name: str) -> bool:
-    """Return True if Muon updates the parameter `name` of the module at `path`: weights of the inner linear maps."""
+    """Return True if Muon updates the parameter `name` of the module at `path`: linear weights outside of adapters."""
     inner = not path.startswith(("input_adapter.", "output_adapter."))
     return inner and isinstance(owner, nn.Linear) and name == "weight"
 
@@ -192,7 +193,7 @@ def is_decayed(owner: nn.Module, name: str, decay_positions: bool) -> bool:
         return False
     if isinstance(owner, _LAYERS):
         return "bias" not in name
-    # A bias outside of a layer is an output bias, as of the official EmbeddingDecoder, which decays it.
+    # A bias that belongs to no layer is an output bias; the official EmbeddingDecoder decays it.
     return decay_positions or name == "bias"
 
 

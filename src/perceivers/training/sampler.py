@@ -22,12 +22,12 @@ WINDOW = 8
 """Number of groups whose records are shuffled together."""
 
 Draw = tuple[int, int]
-"""An (epoch, number of the record) to load."""
+"""Epoch and number of a record to load."""
 
 
 @dataclass(frozen=True)
 class BatchOrder(Sampler[list[Draw]]):
-    """Batches of (epoch, record) for the steps `first` to `last`, as process `rank` of `world` gets them."""
+    """Batches of (epoch, record) for the steps `first` to `last` - 1: the share of process `rank` of `world`."""
 
     seed: int
     num_records: int
@@ -47,7 +47,7 @@ class BatchOrder(Sampler[list[Draw]]):
         """
         order = lru_cache(maxsize=2)(self._order)
         for step in range(self.first, self.last):
-            # Positions of the batch in the endless sequence of epochs; every `world`-th one is this process's.
+            # Positions of the batch in the endless sequence of epochs; this process takes every `world`-th one.
             positions = range(step * self.batch_size, (step + 1) * self.batch_size)
             draws = [divmod(position, self.num_records) for position in positions[self.rank :: self.world]]
             yield [(epoch, int(order(epoch)[offset])) for epoch, offset in draws]
@@ -100,7 +100,7 @@ class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
 def workers_let_go() -> Iterator[None]:
     """Clear the frames of an error, so that its traceback does not keep the loader and its workers alive.
 
-    The process could not exit otherwise: it would wait for its workers, which ignore the signals that end it.
+    Otherwise the process could not exit: it would wait for its workers, which ignore the signals that end it.
     """
     try:
         yield
@@ -112,7 +112,7 @@ def workers_let_go() -> Iterator[None]:
 def training_batches(
     schema: Schema, records: Sequence[Record], order: BatchOrder, num_workers: int = 0
 ) -> DataLoader[Any]:
-    """Return a loader of collated training batches in this order; ValueError for batches that no memory holds."""
+    """Return a loader of collated training batches in this order; ValueError for batches too large for the memory."""
     check_memory(
         f"batch_size = {order.batch_size}: the inputs",
         order.batch_size * num_bytes(schema.dummy_input(1, torch.device("meta"))),
@@ -132,5 +132,5 @@ def evaluation_batches(schema: Schema, records: Sequence[Record], batch_size: in
     prepared = PreparedRecords(schema, records, seed, training=False)
     # Some loaders allocate a whole batch at once, even if it is larger than the data.
     count = max(min(batch_size, len(records)), 1)
-    # A loader draws a seed: a generator of its own keeps it from advancing torch's global one.
+    # A DataLoader draws a seed; with a separate generator it does not advance torch's global one.
     return DataLoader(prepared, batch_size=count, collate_fn=schema.collate, generator=torch.Generator())

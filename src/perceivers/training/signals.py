@@ -27,7 +27,7 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 class StopFlag:
-    """The number of the last stop signal; 0: there was none."""
+    """The number of the last stop signal; 0 if there was none."""
 
     number = 0
 
@@ -37,7 +37,7 @@ class StopFlag:
 
 
 class EndSignals:
-    """The signal that ended a command outside of its training steps; `number` 0: there was none.
+    """The signal that ended a command outside of training steps; its `number` is 0 if there was none.
 
     While modules are imported, nothing needs cleaning up and exceptions may get lost: the process ends at once.
     Afterwards an exception unwinds the work, so that no half-written file stays behind.
@@ -51,7 +51,7 @@ class EndSignals:
         return 128 + self.number
 
     def end(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal; a second one within a second is the same, sent to the process group and to its leader."""
+        """Handle a signal; a second one within a second is the same one, sent to the group and its leader."""
         if self.loading:
             os._exit(128 + number)
         if self.number and time.monotonic() - self._since < 1:

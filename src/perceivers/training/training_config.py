@@ -23,7 +23,7 @@ class TrainingConfig:
     accumulate: int = 1
     """Gradient accumulation: number of parts of a process's share of a batch; less memory, the same gradient."""
     shuffle: bool = True
-    """Shuffle the records anew in each epoch; otherwise take them in their order, as for a curriculum."""
+    """Shuffle the records anew in each epoch; otherwise take them in the order of the data, as for a curriculum."""
     seed: int = 0
     """Seed of the initial weights, shuffling, augmentation, masking and dropout."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -33,7 +33,7 @@ class TrainingConfig:
     mixup: Mixup | None = None
     """MixUp and CutMix of the images of a batch and of their classes; None: neither."""
     weights: Literal["fixed", "learned"] = "fixed"
-    """Weights of the losses: those of the schema, or also divided by a learned variance per output (Kendall 2018)."""
+    """Weights of the losses: those of the schema ("fixed"), or also divided by a learned variance per output."""
     average_decay: float | None = None
     """Decay of an exponential moving average (EMA) of the weights, used for evaluation; None: no average."""
     validation_fraction: float = 0.0

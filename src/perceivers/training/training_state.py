@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 TRAINING = "training.safetensors"
-"""File of a checkpoint for training alone: moments, learned loss weights, and the weights if averages are kept."""
+"""File of a checkpoint that only training needs: moments, learned loss weights and, next to averages, the weights."""
 
 Tensors = dict[str, Tensor]
 """Tensors by name."""
@@ -83,7 +83,7 @@ class TrainingState:
     @torch.no_grad()
     def set_parameters(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into parameters, by name."""
-        # A state_dict holds the shards even after a forward pass, while the modules' attributes are gathered then.
+        # A state_dict holds the shards even after a forward pass, when the modules' attributes are gathered tensors.
         parameters = self.model.state_dict(keep_vars=True)
         for name, value in values.items():
             parameters[name].copy_(value)
@@ -105,9 +105,10 @@ class TrainingState:
     def save(self, run: Path, loss: float, score: float | None = None) -> Path:
         """Write a checkpoint, which is also a model folder; then remove all but the newest and the best ones.
 
-        Every process must call it. `score` is the validation loss, of which the lowest is the best; `loss` is any loss
-        of the weights to be saved. ValueError, and no checkpoint, if the loss or the state is not finite.
+        Every process must call it. `score` is the validation loss, which is lowest for the best checkpoint; `loss` is
+        any loss of the weights to be saved. ValueError, and no checkpoint, if the loss or the state is not finite.
         """
+        # Refuse a state that is not finite; then the first process writes the folder, and the others their shards.
         self.check_finite(loss)
         target = run / CHECKPOINTS / f"step-{self.step:08d}"
         if self.fabric.is_global_zero:
@@ -121,6 +122,7 @@ class TrainingState:
             if target.exists():  # a broken checkpoint, which was skipped on loading
                 remove_folder(target)
             write_folder(target, write)
+            # Remove all checkpoints but the newest and the best.
             folders = checkpoints(run)
             for folder in set(folders[KEPT:]) - {min(folders, key=score_of)}:
                 remove_folder(folder)

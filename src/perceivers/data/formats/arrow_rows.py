@@ -41,8 +41,8 @@ class SharedTexts:
 def batch_rows(batch: Any, shared: SharedTexts) -> Iterator[dict[str, Any] | str]:
     """Yield the rows of a record batch as dictionaries of plain values; for an unreadable row, its error.
 
-    A date may be out of Python's range, a text may not be UTF-8. The batch is then read row by row, so that one bad row
-    costs only itself.
+    A date may be out of Python's range, or a text not UTF-8. The batch is then read row by row, so that no row but the
+    bad one is lost.
     """
     try:
         columns = [_values(column, shared) for column in batch.columns]
@@ -59,6 +59,7 @@ def batch_rows(batch: Any, shared: SharedTexts) -> Iterator[dict[str, Any] | str
 def _values(column: Any, shared: SharedTexts) -> list[Any]:
     """Return the values of an array as `to_pylist` does, but with equal texts as one object, also in nested types."""
     types, kind = arrow_library().types, column.type
+    # Nested types: dictionaries (decode only the entries that occur), structs, maps and lists.
     if types.is_dictionary(kind):
         used = column.indices.unique()
         texts = _values(column.dictionary.take(used), shared)
@@ -80,5 +81,6 @@ def _values(column: Any, shared: SharedTexts) -> list[Any]:
         return [
             None if length is None else list(islice(items, length)) for length in column.value_lengths().to_pylist()
         ]
+    # Plain values, of which only texts and bytes are shared.
     values = column.to_pylist()
     return [*map(shared.one, values)] if str(kind).endswith(("string", "binary", "view")) else values

@@ -1,7 +1,7 @@
 """Headers of the pages of a Parquet file, in Thrift's compact protocol.
 
-A structure is a sequence of fields, ended by a zero byte. A field begins with a byte: the step of the field number in
-its upper half (0: the number follows instead) and the type in its lower half. Integers are zigzag varints.
+A structure is a sequence of fields, ended by a zero byte. The first byte of a field holds its type in the lower half,
+and in the upper half the increment of the field number (0: the number follows instead). Integers are zigzag varints.
 """
 
 from collections.abc import Iterator
@@ -87,7 +87,7 @@ def _signed(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _unsigned(data: bytes, at: int) -> tuple[int, int]:
-    """Return a varint, of a longer one its lower 32 bits, and its end."""
+    """Return a varint, or the lower 32 bits of a longer one, and its end."""
     value = 0
     for offset in range(10):
         value |= (data[at + offset] & 127) << 7 * offset

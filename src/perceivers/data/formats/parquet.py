@@ -75,7 +75,7 @@ class Parquet:
             raise ValueError(f"{path}: not a whole Parquet file: a row group of {least:,} rows")
         self._check("rows", sum(self.counts))
         self._check("cells", sum(self.counts) * self.num_columns)
-        # Columns of texts: all, those in lists, and whether there are some without dictionaries in Arrow.
+        # Columns of texts: all of them, those in lists, and whether Arrow makes no dictionaries of some.
         leaves = [schema.column(number) for number in range(len(schema))]
         texts = [leaf for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         self.texts = sorted({leaf.path for leaf in texts})
@@ -102,11 +102,11 @@ class Parquet:
                     return
 
     def _tables(self, opened: Any, group: int, rows: int | None) -> Iterator[Any]:
-        """Yield a row group as one table with dictionaries, or (`rows`) as tables of at most this number of rows."""
+        """Yield a row group as one table with dictionaries or, given `rows`, as tables of at most that many rows."""
         arrow = arrow_library()
         self.total -= self.spent.pop(group, Counter())  # it may be read again
         dictionaries = self.texts if rows is None else [] if group in self.without_dictionaries else self.repeated_texts
-        # Without buffering, each column is one call of `_Pages.read`; threads would go on reading after an error.
+        # Without buffering, each column is one call of `_Pages.read`. No threads: they would go on after an error.
         file = arrow.parquet.ParquetFile(
             _Pages(self, opened, group, rows), metadata=self.about, read_dictionary=dictionaries, pre_buffer=False
         )
@@ -143,7 +143,7 @@ class Parquet:
 
 
 class _Pages:
-    """The file as Arrow reads a row group from it, column by column, which counts the content of the pages.
+    """File object from which Arrow reads a row group, column by column; it counts the content of the pages.
 
     `rows`: number of rows decoded at once, with a copy of the text for each row; None if texts stay in dictionaries.
     """
@@ -164,7 +164,7 @@ class _Pages:
     def read(self, size: int = -1) -> bytes:
         """Return the pages of a column; ValueError for more than `MOST`."""
         pages = bytes(self.file.read(max(0, min(size, self.parquet.size - self.tell()))))
-        longest = Counter[int]()  # bytes that the text of one row may take, by type of page
+        longest = Counter[int]()  # upper bound of the bytes that one row's text takes, by type of page
         for header in page_headers(pages):
             kind, unpacked = header.get((1, I32), 0), header.get((2, I32), 0)
             field, described = DATA_PAGES.get(kind, (0, 0))
@@ -186,7 +186,7 @@ class _Pages:
         self.parquet.take(self.group, what, amount)
 
     def _note_delta(self, longest: int) -> None:
-        """Read texts without dictionaries, a few rows at a time; a text may share a prefix with the one before it."""
+        """Have a row group read again in small steps, as Arrow makes no dictionaries of delta-encoded texts."""
         known = self.group in self.parquet.without_dictionaries
         self.parquet.without_dictionaries.add(self.group)
         if self.rows is None or not known:

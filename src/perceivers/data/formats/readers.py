@@ -39,7 +39,7 @@ def read_rows(path: Path, missing: Sequence[str] = MISSING, outside: bool = Fals
 
 
 Reader = Callable[[Path], Iterator[tuple[str, Mapping[str, Any] | str]]]
-"""Yields each row's file and line, and its cells by column or, as a text, its error."""
+"""Function that yields, for each row, its file and line, and its cells by column or its error as a text."""
 
 
 def reader_of(path: Path) -> Reader:
@@ -54,7 +54,7 @@ def reader_of(path: Path) -> Reader:
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     csv.field_size_limit(LARGEST_CELL)
-    # Bytes that are not UTF-8 become lone surrogates, so that a bad row costs only itself.
+    # Bytes that are not UTF-8 become lone surrogates, so that only the row with these bytes is bad.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
         names = _header(path, lines)
@@ -69,6 +69,7 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Mapping[str, A
                     raise ValueError(f"{place}: a quote that is opened here is never closed") from None
                 yield place, one_line(error)
                 continue
+            # A row, or the reason why it cannot be used.
             if not cells:
                 continue  # an empty line
             if len(cells) != len(names):
@@ -114,7 +115,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
 
 
 def _object(line: str) -> Mapping[str, Any] | str:
-    """Return the object of JSON in a line, or an error."""
+    """Return the JSON object in a line, or an error."""
     if _is_broken(line):
         return "not UTF-8"
     try:

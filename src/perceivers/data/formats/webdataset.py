@@ -36,7 +36,7 @@ def tar_row(url: str, bounds: np.ndarray, number: int) -> Row:
     """Read one record of a .tar by its number; a damaged one is a row with an error, raised when it is used."""
     system, path = url_to_fs(url)
     place, files = f"{path}:{number + 1}", Files(Path(path).parent)
-    # The members of a record form a .tar of their own, without its end marker, which tarfile does not need.
+    # The members of a record form a .tar by themselves; only its end marker is missing, which tarfile does not need.
     content = system.cat_file(path, start=int(bounds[number]), end=int(bounds[number + 1]))
     try:
         return Row(place, _cells(content), files)
@@ -71,7 +71,7 @@ def _open_tar(file: Any) -> tarfile.TarFile:
 
 
 class _Headers:
-    """A .tar file of which tarfile reads only headers: oversized headers and endless loops are refused."""
+    """A .tar file object from which tarfile may read only headers: oversized headers and endless loops are refused."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.left = file, LONGEST_HEADER + 2 * file.seek(0, io.SEEK_END)

@@ -59,7 +59,7 @@ def learned_pairs(pairs: Sequence[Record], curriculum: FlowCurriculum) -> Sequen
     count = curriculum.num_records
 
     def make(number: int) -> Record:
-        # Choose the pair; in the plain phase two consecutive numbers share one.
+        # Choose the pair; in the plain phase two consecutive records use the same one.
         rng = np.random.default_rng((curriculum.seed, number))
         plain = number < curriculum.plain_part * count
         passes, offset = divmod(number // 2 if plain else number, len(pairs))
@@ -81,13 +81,13 @@ def learned_pairs(pairs: Sequence[Record], curriculum: FlowCurriculum) -> Sequen
 
 def reversed_flow(flow: Float[np.ndarray, "h w 2"]) -> Float[np.ndarray, "h w 2"]:
     """Return the backward flow: minus the mean of all flows that end at a pixel, NaN where none does (section H)."""
-    # The pixel where each known flow ends.
+    # Find the pixel where each known flow ends.
     height, width = flow.shape[:2]
     start = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
     known = np.isfinite(flow).all(axis=-1)
     ends = np.rint(start[known] + flow[known]).astype(int)
     inside = ((ends >= 0) & (ends < [width, height])).all(axis=-1)
-    # The mean over the flows of each pixel.
+    # Average the flows that end at each pixel.
     pixel = ends[inside, 1] * width + ends[inside, 0]
     count = np.bincount(pixel, minlength=height * width)
     total = [np.bincount(pixel, flow[known][inside, axis], height * width) for axis in range(2)]
@@ -169,5 +169,5 @@ def cropped(
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, passes: int, count: int) -> np.ndarray:
-    """Return the order of the pairs in a pass."""
+    """Return the random order of the pairs in a pass over them."""
     return np.random.default_rng((seed, passes)).permutation(count)

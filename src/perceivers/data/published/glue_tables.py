@@ -63,7 +63,7 @@ class Layout:
     held_out: tuple[str, ...] = ("dev.tsv",)
     """Held-out files."""
     held_out_every: int | None = None
-    """Documents whose number is a multiple of this are held out, for files without a published split (ours)."""
+    """Documents whose number is a multiple of this one are held out, for files without a published split (ours)."""
 
 
 PAIR = ("sentence1", "sentence2")
@@ -162,7 +162,7 @@ class Glue(DataSet):
 
 
 def mixed(tasks: Sequence[Task], parts: Sequence[Sequence[Example]], counts: Sequence[int]) -> LazyRecords:
-    """Return `counts` records of each task, one task after the other; a part with fewer starts again."""
+    """Return `counts` records of each task, one task after the other; a part with fewer examples is repeated."""
     ends = list(accumulate(counts))
 
     def make(number: int) -> Record:
@@ -198,13 +198,13 @@ def read_examples(path: Path, task: Task, layout: Layout, held_out: bool) -> Ite
         lines = regular_file(path, LARGEST_FILE).read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {one_line(error)}") from None
-    # The columns: from the first line if it names them, else those of the layout.
+    # Find the columns: those that the first line names, else those of the layout.
     first = cells_of(lines[0])
     has_header = {*layout.sentences, layout.target} <= set(first)
     columns = first if has_header else layout.columns
     if not columns:
         raise ValueError(f"{path}: its first line names no columns {', '.join((*layout.sentences, layout.target))}")
-    # The lines that have all cells and a target, and belong to this part.
+    # Yield the lines that have all cells and a target, and belong to this part.
     for number, line in enumerate(lines[has_header:], start=1 + has_header):
         row = dict(zip(columns, cells_of(line), strict=False))
         if len(row) < len(columns) or row[layout.target] in UNLABELLED:

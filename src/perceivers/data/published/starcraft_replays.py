@@ -47,7 +47,7 @@ class StarCraft(DataSet):
     held_out_every: int = 5
     """Every n-th game, ordered by file name, is held out."""
     max_units: int = 512
-    """Largest number of units of a snapshot; of more, the oldest are kept (paper: 512)."""
+    """Largest number of units of a snapshot; if there are more, the oldest are kept (paper: 512)."""
     kind: Literal["starcraft"] = "starcraft"
     """Name in files."""
 

@@ -9,4 +9,4 @@ from perceivers.systems.audioset.report import report
 __all__ = ["PRESETS", "RECIPES", "SYSTEM", "audioset", "baseline_scores", "report"]
 
 SYSTEM = System(RECIPES, PRESETS, baseline_scores, report)
-"""The system as the command sees it."""
+"""The system, for the command line."""

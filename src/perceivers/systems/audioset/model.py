@@ -23,9 +23,9 @@ def audioset(channels: int = 512, original: bool = False, mel: bool = False) -> 
         layers=12,
         decoder=DecoderConfig(channel_alignment="pad", kind="average" if original else "query"),
     )
-    # The paper does not say how many bands the positions of the sound have. They do not change the number of
-    # parameters as long as the tokens stay below the common width. Of the spectrogram it states only the number of
-    # tokens, 4,800: 60 steps of 80 bands are ours.
+    # The paper does not state the number of bands of the sound's positions. This number does not change the number
+    # of parameters as long as the tokens stay below the common width. Of the spectrogram the paper states only the
+    # number of tokens, 4,800: 60 steps of 80 bands are ours.
     spectrogram = Spectrogram(size=(60, 80), rate=48_000, hop=1024, window=2048, positions=Fourier(num_bands=64))
     raw = Audio(size=SAMPLES, patch=128, positions=Fourier(num_bands=128, max_resolution=SAMPLES))
     return Preset(

@@ -83,6 +83,7 @@ def small(mel: bool = False) -> Recipe:
         std=(0.2,),
         value_range=(0.0, 1.0),
     )
+    # All groups of labels are one output.
     labels = Labels(classes=tuple(name for names in GROUPS.values() for name in names), query_channels=64)
     return Recipe(
         data=data,

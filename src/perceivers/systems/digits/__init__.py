@@ -8,4 +8,4 @@ from perceivers.systems.digits.report import report
 __all__ = ["RECIPES", "SYSTEM", "baseline_scores", "recipe", "report"]
 
 SYSTEM = System(RECIPES, baseline_scores=baseline_scores, report=report)
-"""The system as the command sees it."""
+"""The system, for the command line."""

@@ -1,4 +1,4 @@
-"""Baselines for pixels that are no input: the mean image, and the nearest input pixel."""
+"""Baselines for pixels that are not in the input: the mean image, and the nearest input pixel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from perceivers.training.metrics import Scores
 
 
 def baseline_scores(run: Run) -> dict[str, Scores]:
-    """Return the PSNR of the other pixels when a quarter is the input, of the model and of both baselines."""
+    """Return the PSNR of the model and of both baselines on the other pixels if the input is a quarter."""
     recipe, model = run.recipe, run.model
     quarter = changed_schema(recipe.schema, recipe.evaluations[QUARTER])
     batch, predictions = predict(model.cpu(), quarter, run.held_out)
@@ -25,10 +25,10 @@ def baseline_scores(run: Run) -> dict[str, Scores]:
 
 
 def psnr_of_unread(training: Sequence[Record], batch: dict[str, Any], images: torch.Tensor) -> dict[str, float]:
-    """Return the PSNR [dB] of pixels that are no input: of the model, the mean image, and the nearest input pixel."""
+    """Return the PSNR [dB] of the model, the mean image and the nearest input pixel, on pixels not in the input."""
     read = batch["inputs"]["pixels"]
     truth = batch["targets"]["image"][..., 0].numpy()
-    # For each digit: which pixels are no input, and the value of the input pixel nearest to each pixel.
+    # For each digit: the mask of pixels that are not in the input, and the value of the nearest input pixel.
     unread = np.ones_like(truth, bool)
     nearest = np.empty_like(truth)
     every = np.moveaxis(np.indices((SIDE, SIDE)), 0, -1).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""The recipe of the digits: the class, and the picture at any positions, are decoded from a set of some pixels.
+"""The recipe of the digits: from a set of some pixels, the class and the picture at any positions are decoded.
 
 Run: `perceivers train digits --out runs/digits` (about two minutes on two cores). Expect 97 % accuracy on all pixels.
 """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def report(run: Run) -> Path:
     """Write scores, digits with their input and decoded pixels, and attention maps."""
-    # The scores of the run, and the model's predictions from a quarter of the pixels.
+    # Get the scores of the run, and the model's predictions from a quarter of the pixels.
     right, psnr = (
         [score_of(run.folder, evaluation, *score) for evaluation in (EVERYTHING, QUARTER)]
         for score in (("label", "accuracy"), ("image", "psnr"))
@@ -35,7 +35,7 @@ def report(run: Run) -> Path:
     recipe, model = run.recipe, run.model
     quarter = changed_schema(recipe.schema, recipe.evaluations[QUARTER])
     batch, predictions = predict(model.cpu(), quarter, run.held_out)
-    # The page: scores, unread pixels against baselines, pictures, attention.
+    # Write the page: scores, unread pixels against baselines, pictures, attention.
     page = Report("Perceiver IO decodes the class and the whole picture of a digit from some of its pixels")
     page.text("One model, trained on random subsets of pixels as sets of (position, value). These digits are held out.")
     page.heading("Scores")

@@ -8,4 +8,4 @@ from perceivers.systems.glue.report import report
 __all__ = ["RECIPES", "SYSTEM", "baseline_scores", "report"]
 
 SYSTEM = System(RECIPES, baseline_scores=baseline_scores, report=report)
-"""The system as the command sees it."""
+"""The system, for the command line."""

@@ -64,7 +64,7 @@ def baselines(schema: Schema, data: DataSet, held_out: Sequence[Record]) -> dict
         texts, targets = labelled_texts(spec, name, training)
         held_texts, truth = labelled_texts(spec, name, held_out)
         guess = most_frequent(spec, targets).expand(len(truth), -1).squeeze(dim=-1)
-        # The correlation of a constant is not defined.
+        # Drop the correlation, which is not defined for a constant.
         plain = replace(spec, further_metrics=()) if isinstance(spec, Numbers) else spec
         scores["most frequent"] |= scored({name: plain}, [(name, (guess, truth))])
         predicted = bag_of_bytes(spec, texts, targets, held_texts)

@@ -8,7 +8,7 @@ task, decoded with one trained query; 5 minutes on two cores, from scratch or `-
 paper's runs, to be started `--from` the byte model. The paper takes the best of batch sizes 16, 32 and 64 and learning
 rates 1e-4, 5e-5, 2e-5 and 1e-5, over 10 epochs: `--set training.batch_size=16 training.optimiser.learning_rate=1e-4
 training.num_steps=...`. Ours, where the paper is silent: the cosine after the warm-up, no clipping, how two sentences
-are joined (data/glue.py), truncation, tasks sampled by size and weighted equally, and task tokens as their own queries.
+are joined (`glue_tables.BETWEEN`), truncation, tasks sampled by size and weighted equally, and task tokens as queries.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Recipes of image classification: Fourier, learned and convolutional features (paper section 4.5, A.1, A.2, Table 7).
 
 `perceivers train images --out runs/images --set data.folder=FASHION-MNIST`: clothes of 28 x 28 pixels, 20 minutes on
-two cores. `images-fourier`, `images-learned`, `images-conv`: the paper's three kinds of features, 5 minutes each.
+two cores. `images-fourier`, `images-learned`, `images-conv`: the paper's three types of features, 5 minutes each.
 `clip-art`: pictures of any size in one folder for each class, with the paper's augmentation, 5 minutes. Baseline:
 logistic regression. `imagenet-fourier-paper`, `imagenet-learned-paper`, `imagenet-conv-paper`: the paper's runs, for
 about 64 accelerators. `imagenet-finetune-paper --from MODEL`: its fine-tuning after pre-training on a larger data set.
@@ -39,9 +39,9 @@ def paper(features: Features) -> Recipe:
 
 
 def finetuning() -> Recipe:
-    """Return the paper's fine-tuning of its larger model (A.2): `--from` pre-training, but for the last linear map.
+    """Return the paper's fine-tuning of its larger model (A.2): `--from` pre-training, except the last linear map.
 
-    Ours, where the paper is silent: weight decay, clipping and augmentation are those of training from scratch.
+    Weight decay, clipping and augmentation, on which the paper is silent, are those of training from scratch.
     """
     preset = config_b()
     preset = replace(preset, schema=preset.schema.changed("image", embed=256))
@@ -148,4 +148,4 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "clip-art": clip_art,
     **PAPER,
 }
-"""Recipes by name on the command line; numbers of steps are chosen so that the three variants take equally long."""
+"""Recipes by name on the command line; the numbers of steps make the three variants take equally long."""

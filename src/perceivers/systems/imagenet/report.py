@@ -47,7 +47,7 @@ def report(run: Run) -> Path:
 
 
 def draw_training(run: Run, count: int = 8) -> "Figure":
-    """Draw some training pictures as a training step gets them."""
+    """Draw some training pictures as a training step gets them: augmented, and mixed if the recipe says so."""
     recipe, schema, training = run.recipe, run.recipe.schema, run.training
     prepared = PreparedRecords(schema, training, recipe.training.seed, training=True)
     chosen = np.random.default_rng(recipe.training.seed).permutation(len(training))[:count]
@@ -64,7 +64,7 @@ def draw_training(run: Run, count: int = 8) -> "Figure":
 
 
 def _title(label: Label, target: Tensor) -> str:
-    """Return the class of a picture or, of a mixed picture, its two classes with their shares."""
+    """Return the class of a picture or, if it is mixed from two, both classes with their shares."""
     if target.ndim == 0:
         return label.name_of(int(target))
     return "\n".join(f"{name} {part:.0%}" for name, part in label.ranking(target, 2) if part > 0.005)

@@ -20,4 +20,4 @@ __all__ = [
 ]
 
 SYSTEM = System(RECIPES, PRESETS, baseline_scores, report)
-"""The system as the command sees it."""
+"""The system, for the command line."""

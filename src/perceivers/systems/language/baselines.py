@@ -34,7 +34,7 @@ REACH = 4
 NUM_IDS = ByteTokenizer.vocab_size
 
 LONGEST, GAP = 15, 3
-"""Distances are clipped to these: of a byte from the ends of its word, and between two unmasked bytes."""
+"""Limits that distances are clipped to: of a byte from the ends of its word, and between two unmasked bytes."""
 
 NOTHING = GAP * NUM_IDS
 """Code of a context byte that lies beyond the end of the text."""
@@ -64,7 +64,7 @@ class MaskedText:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The contexts of n bytes: the unmasked bytes around the word of each, the whole word being masked."""
+    """The contexts of n bytes: for each, the unmasked bytes around its word, as if the whole word were masked."""
 
     ids: Int[np.ndarray, " n"]
     """The n bytes."""
@@ -90,11 +90,11 @@ def baseline_guesses(documents: Iterable[str], texts: Sequence[MaskedText], shar
     """
     training = learned(documents, share)
     queries = joined([masked_surroundings(text) for text in texts])
-    # Without any context: byte frequencies, then the position in the word alone.
+    # Predict without context: from byte frequencies, then from the position in the word alone.
     total = np.bincount(training.ids, minlength=NUM_IDS) + 1.0
     unigram = np.broadcast_to(total / total.sum(), (len(queries.ids), NUM_IDS))
     alone = counted(training.ids, [(training.place, queries.place)], unigram)
-    # Each side from growing contexts of training and query bytes.
+    # Predict from each side, with longer and longer contexts.
     left, right = (
         counted(training.ids, list(zip(training.contexts(known), queries.contexts(query), strict=True)), unigram)
         for known, query in ((training.left, queries.left), (training.right, queries.right))
@@ -115,7 +115,7 @@ def counted(
 ) -> Probabilities:
     """Refine probabilities with the counts of longer and longer contexts, each given as (training, query) codes.
 
-    `ids` are the training bytes. The formula is in the docstring of the module.
+    `ids` are the training bytes, `guess` the probabilities without context; the module docstring has the formula.
     """
     for known, query in contexts:
         # Count the training bytes that occur in each distinct query context.
@@ -133,7 +133,7 @@ def counted(
 
 
 def learned(documents: Iterable[str], share: float) -> Surroundings:
-    """Return the contexts of every byte in the documents' words, with this share of the other words masked."""
+    """Return the contexts of every byte in the documents' words, with `share` of the other words masked."""
     rng = np.random.default_rng(0)
     parts = []
     for text in documents:
@@ -251,7 +251,7 @@ def model_cases(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -
 
 
 def masked_texts(text: Text, records: Sequence[Record]) -> Iterator[MaskedText]:
-    """Yield each record's text, with the bytes of those words masked that are masked for the model.
+    """Yield each record's text, with a mask of the bytes of the words that are masked for the model.
 
     Random numbers are drawn per word, so tokens and bytes get the same masked words.
     """

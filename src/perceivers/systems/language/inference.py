@@ -17,7 +17,7 @@ from perceivers.schema import find_modality
 from perceivers.training.metrics import check_guesses, inference
 
 MARK = "[MASK]"
-"""Marks one unknown token in a text."""
+"""Mark of one unknown token in a text."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def fill_mask(
     ids, masked = masked_ids(tokenizer_of(spec.tokenizer), text, ranges)
     if not masked.any():
         raise ValueError("nothing is masked: write [MASK] in the text, or give ranges of bytes")
-    # Decode the masked tokens alone.
+    # Decode only the masked tokens.
     device = next(model.parameters()).device
     points = Indices(torch.from_numpy(np.flatnonzero(masked)).to(device))
     raw = torch.from_numpy(ids)[None].to(device)

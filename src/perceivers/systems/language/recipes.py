@@ -76,7 +76,7 @@ def paper_recipe(preset: Preset, data: Texts) -> Recipe:
 
 
 def with_text(preset: Preset, **fields: object) -> Preset:
-    """Return a preset with fields of its text changed, in the input and, but for `mask_at_eval`, in the output."""
+    """Return a preset with fields of its text changed, in the input and, except for `mask_at_eval`, in the output."""
     inputs, outputs = preset.schema.inputs, preset.schema.outputs
     both = {name: value for name, value in fields.items() if name != "mask_at_eval"}
     schema = Schema(
@@ -109,6 +109,7 @@ def small_recipe(preset: Preset, num_steps: int) -> Recipe:
     steps. Here each latent first attends to one stretch of the text, each query to the latents of its stretch, and
     unmasked bytes have a small weight in the loss.
     """
+    # `sines`, `sinusoidal_length` and `qk_init_gain` give each latent and each query its stretch at the start.
     text = text_of(preset.schema)
     return Recipe(
         data=Texts(length=256, held_out_every=10, num_held_out=2000),

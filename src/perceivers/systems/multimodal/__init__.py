@@ -10,4 +10,4 @@ from perceivers.systems.multimodal.report import report
 __all__ = ["PRESETS", "RECIPES", "SYSTEM", "Reconstruction", "autoencode", "baseline_scores", "multimodal", "report"]
 
 SYSTEM = System(RECIPES, PRESETS, baseline_scores, report)
-"""The system as the command sees it."""
+"""The system, for the command line."""

@@ -57,7 +57,7 @@ def baselines(
     assert isinstance(label, Label)
     classes = torch.cat([part["label"] for part in parts]).bincount(minlength=label.num_classes).float()
 
-    # Guesses in the form of raw outputs.
+    # Define both baselines, whose guesses have the form of raw outputs.
     def mean(batch: Batch) -> dict[str, Tensor]:
         targets = batch["targets"]
         same = np.broadcast_to(pca.mean_, (len(targets["label"]), len(pca.mean_)))

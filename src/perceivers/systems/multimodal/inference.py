@@ -66,7 +66,7 @@ def autoencode(
         films.append((raw[video][0].clamp(0, 1) * 255).round().byte().cpu().numpy())
         waves.append(raw[audio][0].clamp(-1, 1).float().cpu().numpy())
         logits.append(raw[label][0].double().cpu())
-    # Cut the padding off.
+    # Cut off the padding.
     kept = round(count * samples / length)
     rebuilt = Clip(np.concatenate(films)[:count], float(FPS), np.concatenate(waves)[:kept], samples * FPS // length)
     return Reconstruction(rebuilt, labels.ranking(torch.stack(logits).softmax(-1).mean(0), num_classes))

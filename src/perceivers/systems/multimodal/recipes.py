@@ -60,7 +60,7 @@ def paper(num_latents: int = 784) -> Recipe:
 
 
 def small(num_latents: int = 32, num_steps: int = 16_000) -> Recipe:
-    """Return a recipe whose 32 latents have a sixth of the clip's 12,288 values, the paper's ratio; sizes are ours."""
+    """Return a recipe whose 32 latents have a sixth as many values as a clip (12,288): the paper's ratio, our sizes."""
     data = SpokenDigits(num_training=num_steps * SMALL_BATCH)
     film, sound = (data.frames, data.side, data.side), data.samples
     # Inputs are normalised; outputs are decoded at some points of each training example.

@@ -27,4 +27,4 @@ SYSTEM = System(
     scorers={"tiles": score_in_tiles},
     untrained_baselines={"flow": untrained_baseline_scores},
 )
-"""The system as the command sees it."""
+"""The system, for the command line."""

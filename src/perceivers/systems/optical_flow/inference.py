@@ -31,6 +31,8 @@ def estimate_flow(
 ) -> Float[np.ndarray, "h w 2"]:
     """Predict the displacement (right, down) of each pixel of the first frame, in tiles of the model's frame size.
 
+        flow = coarse + model(first, warp(second, coarse)),  coarse = the flow of the halved frames, enlarged
+
     With `levels` > 1, the flow of frames of half the size is estimated first, with one level less. The second frame is
     warped back along that flow, and the model predicts the remaining motion. So displacements may be 2^(levels - 1)
     times as large as in training. None: as many levels as keep frames at least as large as the training frames.

@@ -42,13 +42,13 @@ def paper(variant: Variant = "3x3") -> Recipe:
 
 
 def small() -> Recipe:
-    """Return the recipe of 20 minutes on two cores; one renders scenes, none of which is used twice."""
+    """Return the recipe of 20 minutes on two cores, one of which renders scenes; no scene is used twice."""
     data = FlowScenes(size=(48, 64), num_training=112_000)
     return _small("conv", data, (64, 96), layers=3, learning_rate=1.5e-3)
 
 
 def side_by_side(variant: Variant) -> Recipe:
-    """Return one of the paper's variants, on scenes so small that even with pixels as tokens 40,000 take 5 minutes."""
+    """Return one of the paper's variants, on scenes so small that 40,000 take 5 minutes even with pixel tokens."""
     data = FlowScenes(size=(24, 32), num_training=40_000, motion=1.5)
     return _small(variant, data, (32, 64), layers=2, learning_rate=1e-3)
 

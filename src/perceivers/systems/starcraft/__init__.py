@@ -9,4 +9,4 @@ from perceivers.systems.starcraft.report import report
 __all__ = ["RECIPES", "SYSTEM", "EntityEncoder", "baseline_scores", "report", "schema"]
 
 SYSTEM = System(RECIPES, baseline_scores=baseline_scores, report=report)
-"""The system as the command sees it."""
+"""The system, for the command line."""

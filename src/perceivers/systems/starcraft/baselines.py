@@ -44,7 +44,7 @@ def baselines(fitted: Schema, training: Sequence[Record], held_out: Sequence[Rec
         by_owner = torch.einsum("bmo,bmt->bot", owners.float(), types.float())
         return {"hidden": {"type": torch.einsum("bmo,bot->bmt", owners.float(), by_owner)}}
 
-    # A batch does not contain the times; batches come in the order of the records.
+    # Take the times from the records, since batches lack them; batches come in the order of the records.
     times = (record["time"] for record in held_out)
 
     def at_time(batch: Batch) -> dict[str, dict[str, Tensor]]:

@@ -35,7 +35,7 @@ TRANSFORMER = ProcessorConfig(num_heads=2, num_layers=3, widening_factor=4)
 
 
 class PerceiverEntities(nn.Module):
-    """Perceiver IO over entities: they are read into latents, and decoded with their features as queries."""
+    """Perceiver IO over entities: it encodes them into latents, and decodes with their features as queries."""
 
     def __init__(self, config: Config = ENCODER) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class PerceiverEntities(nn.Module):
         self.channels = FEATURE_CHANNELS
 
     def forward(self, entities: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"]) -> Float[Tensor, "b m f"]:
-        """Return a vector for each slot."""
+        """Return a vector for each entity; `mask` is False in empty slots."""
         latents = self.resampler(entities, mask)
         return self.decoder(self.features(entities), latents, Mask(queries=mask))
 

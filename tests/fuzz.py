@@ -613,7 +613,7 @@ def models() -> Iterator[Reader]:
     from perceivers.pretrained.unpickle import read_haiku
     from perceivers.runs.recipe import preset_of
     from perceivers.runs.results import read_scores
-    from perceivers.runs.schema_file import read_declaration
+    from perceivers.runs.schema_file import read_schema_file
     from perceivers.training.checkpoints import read_state
     from perceivers.training.logging import read_log
 
@@ -631,7 +631,7 @@ def models() -> Iterator[Reader]:
         path.write_bytes(pickle.dumps({"net/~/linear": {"w": np.arange(6.0).reshape(2, 3), "b": np.zeros(3)}}, 4))
 
     def read_recipe(path: Path) -> None:
-        preset_of(read_declaration(path)).build("meta")
+        preset_of(read_schema_file(path)).build("meta")
 
     state = b'{"step": 10, "seconds": 2.5, "score": null, "scale": {}}\n'
     scores = b'{"held out": {"y": {"accuracy": 0.5, "loss": null}}}\n'

@@ -39,11 +39,11 @@ def read_all(jobs, timeout=300):
             timeout=timeout,
             check=False,
         )
-        said = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
-        reports |= {name: Report(**report) for name, report in zip(left, said, strict=False)}
-        if len(said) < len(left):
-            reports[left[len(said)]] = Report("died", f"{ran.returncode}: {ran.stderr[-500:]}", SECONDS)
-        left = left[len(said) + 1 :]
+        reported = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+        reports |= {name: Report(**report) for name, report in zip(left, reported, strict=False)}
+        if len(reported) < len(left):
+            reports[left[len(reported)]] = Report("died", f"{ran.returncode}: {ran.stderr[-500:]}", SECONDS)
+        left = left[len(reported) + 1 :]
     return reports
 
 
@@ -60,7 +60,7 @@ def _readers():
     from perceivers.pretrained.hub import from_pretrained
     from perceivers.pretrained.unpickle import read_haiku
     from perceivers.runs.recipe import preset_of
-    from perceivers.runs.schema_file import read_declaration
+    from perceivers.runs.schema_file import read_schema_file
     from perceivers.schema import Schema
     from perceivers.schema.schema_files import read_plain, with_settings
     from perceivers.training.training_config import TrainingConfig
@@ -81,7 +81,7 @@ def _readers():
         "arrays": lambda path: read_arrays(str(path)),
         "plain": read_plain,
         "setting": lambda path: with_settings(TrainingConfig(), [path.read_text()]),
-        "declaration": lambda path: preset_of(read_declaration(path)).build(),
+        "declaration": lambda path: preset_of(read_schema_file(path)).build(),
         "json": read_json,
         "model": from_pretrained,
         "haiku": read_haiku,

@@ -196,12 +196,12 @@ def test_deepminds_weights_in_the_hub_compute_what_deepmind_computes(tmp_path):
     preset, arrays = theirs("imagenet_conv", "huggingface")
     name = "perceiver.input_preprocessor.convnet.conv.weight"
     arrays[name] = arrays[name].mT.contiguous()
-    said = {"num_self_attention_heads": 4, "num_cross_attention_heads": 1, "num_blocks": 2, "hidden_act": "gelu"}
+    settings = {"num_self_attention_heads": 4, "num_cross_attention_heads": 1, "num_blocks": 2, "hidden_act": "gelu"}
     assert_as_recorded(
-        "imagenet_conv", built(*from_huggingface(preset_of("imagenet_conv"), arrays, said, as_huggingface=False))
+        "imagenet_conv", built(*from_huggingface(preset_of("imagenet_conv"), arrays, settings, as_huggingface=False))
     )
     with pytest.raises(ValueError, match=r"^config.json: hidden_act = 'relu': DeepMind's models have gelu$"):
-        from_huggingface(preset, arrays, said | {"hidden_act": "relu"}, as_huggingface=False)
+        from_huggingface(preset, arrays, settings | {"hidden_act": "relu"}, as_huggingface=False)
 
 
 @pytest.mark.parametrize(
@@ -221,15 +221,15 @@ def test_a_folder_is_theirs_whatever_its_name(tmp_path, monkeypatch):
 def test_what_files_leave_open_is_asked_for():
     """A pickle of other sizes than the released model's; and a setting that the files contradict."""
     pickle, image = REFERENCE / "pickles" / "imagenet_conv.pystate", "schema.inputs.image"
-    said = [f"{image}.size=32", f"{image}.positions.max_resolution=8", f"{image}.mean=null", f"{image}.std=null"]
-    said += ["config.processor.num_heads=4"]
+    settings = [f"{image}.size=32", f"{image}.positions.max_resolution=8", f"{image}.mean=null", f"{image}.std=null"]
+    settings += ["config.processor.num_heads=4"]
     for numbers in (None, False, True):
         with pytest.raises(ValueError, match=r"^nothing in the files says config.processor.num_blocks: give it with "):
-            read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), said, numbers)
-    said += ["config.processor.num_blocks=2"]
-    assert_as_recorded("imagenet_conv", read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), said))
+            read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), settings, numbers)
+    settings += ["config.processor.num_blocks=2"]
+    assert_as_recorded("imagenet_conv", read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), settings))
     with pytest.raises(ValueError, match=r"^set: config.latents.num_latents = 13, but the files say "):
-        read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), [*said, "config.latents.num_latents=13"])
+        read_checkpoint(pickle, PRESETS["imagenet-conv"].preset(), [*settings, "config.latents.num_latents=13"])
 
 
 def test_a_folder_of_theirs_needs_its_config_json(tmp_path):
@@ -447,17 +447,17 @@ def test_config_json_tells_what_shapes_do_not():
     preset, arrays = theirs("imagenet_fourier", "huggingface")
     names = {str(number): name for number, name in enumerate("abcdefghij")}
     preset = changed(preset, {"schema.outputs.label.classes": 11})
-    said = {**CONFIG, "num_cross_attention_heads": 1, "id2label": names}
-    again, _ = from_huggingface(preset, arrays, said, as_huggingface=False)
+    settings = {**CONFIG, "num_cross_attention_heads": 1, "id2label": names}
+    again, _ = from_huggingface(preset, arrays, settings, as_huggingface=False)
     assert again.config.processor.num_blocks == 3
     assert again.config.processor.num_heads == 2
     assert not again.config.encoder.query_residual
     assert again.schema.outputs["label"].classes == tuple("abcdefghij")
-    said |= {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2}
+    settings |= {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2}
     with pytest.raises(
         ValueError, match=r"^transformers has no .* with schema.inputs.image.positions = Fourier\(num_ba"
     ):
-        from_huggingface(preset, arrays, said)
+        from_huggingface(preset, arrays, settings)
 
 
 @pytest.mark.parametrize(

@@ -370,11 +370,11 @@ def test_what_evaluations_change_is_checked_alone():
     assert changed_schema(schema, {"x7": {"token": 1}, "label": {"token": 2}}) == Schema(
         inputs | {"x7": Numbers(token=1)}, {"label": Label(classes=3, token=2)}
     )
-    for changes, said in (
+    for changes, message in (
         ({"y": {}}, "unknown input or output 'y'"),
         ({"x7": {"drop_prob": math.nan}}, "inputs.x7.drop_prob: nan"),
         ({"x7": {"count": -1}}, "count"),
         ({"label": {"of": "z"}}, "unknown input in outputs.label.of: 'z'"),
     ):
-        with pytest.raises(ValueError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             Recipe(Table(), schema, evaluations={"e": changes})

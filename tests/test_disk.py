@@ -166,9 +166,9 @@ def fail(work, call, number, error, reference):
     work.clear()
     ended = work.start(f"inject={call}:error={error}:when={number}")
     faults = [] if ended.code in (0, 2) else [f"exit code {ended.code}: {ended.errors[-1:]}"]
-    said = [line for line in ended.errors if line.startswith("perceivers: ")]
+    complaints = [line for line in ended.errors if line.startswith("perceivers: ")]
     reasons = (os.strerror(getattr(errno, error)), "safetensors: cannot be read")  # the library does not say why
-    if ended.code == 2 and (len(said) != 1 or not any(reason in said[0] for reason in reasons)):
+    if ended.code == 2 and (len(complaints) != 1 or not any(reason in complaints[0] for reason in reasons)):
         faults.append(f"said {ended.errors}")
     tally = kills.Tally()
     kills.check(work.run, ended.saved, tally)

@@ -310,7 +310,7 @@ def test_what_is_kept_is_written_in_every_format(tmp_path, model, out):
 
 
 def test_what_json_cannot_hold_names_its_column(tmp_path):
-    for cell, said in ((math.inf, "not JSON compliant"), ({1, 2}, "set")):
-        with pytest.raises(ValueError, match=f"column price: JSON cannot hold it: .*{said}"):
+    for cell, message in ((math.inf, "not JSON compliant"), ({1, 2}, "set")):
+        with pytest.raises(ValueError, match=f"column price: JSON cannot hold it: .*{message}"):
             write_rows(tmp_path / "out.jsonl", [{"price": cell}])
     assert not list(tmp_path.iterdir())

@@ -75,8 +75,8 @@ def table(tmp_path, monkeypatch):
     return tmp_path
 
 
-def one_line(text, said=""):
-    assert said in text
+def one_line(text, message=""):
+    assert message in text
     assert text.startswith("perceivers: ")
     assert text.endswith("\n")
     assert len(text.splitlines()) == 1
@@ -90,7 +90,7 @@ def named(package, name, base=Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "run/log"), "run/log: No space left on device"),
         (OSError(errno.EROFS, "Read-only file system", b"a", None, "b"), "a to b: Read-only file system"),
@@ -122,10 +122,10 @@ def named(package, name, base=Exception):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_errors_of_users_and_machines_are_one_line(failing, error, said):
+def test_errors_of_users_and_machines_are_one_line(failing, error, message):
     code, out, err = failing(error)
     assert (code, out) == (2, "")
-    one_line(err, said)
+    one_line(err, message)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_errors_of_libraries_exist():
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("f.npy: broken"), "f.npy: broken"),
         (OSError(errno.EIO, "Input/output error", "f.npy"), "Input/output error: 'f.npy'"),
@@ -177,7 +177,7 @@ def test_the_errors_of_libraries_exist():
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_a_worker_finds_wrong_is_what_it_would_be_here(error, said):
+def test_what_a_worker_finds_wrong_is_what_it_would_be_here(error, message):
     try:
         raise error
     except Exception:
@@ -185,7 +185,7 @@ def test_what_a_worker_finds_wrong_is_what_it_would_be_here(error, said):
     with pytest.raises(Exception, match="Original Traceback") as raised:
         passed_on.reraise()
     line = complaint(raised.value)
-    assert (line is None) if said is None else said in line
+    assert (line is None) if message is None else message in line
     assert line is None or "\n" not in line
 
 
@@ -286,7 +286,7 @@ def test_a_broken_scalar_of_a_file_is_one_line(command, tmp_path, value):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("training.accelerator=mps", "accelerator = mps cannot be used here: auto, cpu"),
         ("training.optimiser.learning_rate=1e300", "learning rate 1e+300"),
@@ -303,10 +303,10 @@ def test_a_broken_scalar_of_a_file_is_one_line(command, tmp_path, value):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_numbers_and_names_out_of_range_are_told_before_the_work(command, table, setting, said):
+def test_numbers_and_names_out_of_range_are_told_before_the_work(command, table, setting, message):
     code, out, err = command("train", "r.yaml", "--out", "run", "--set", setting)
     assert (code, out) == (2, "")
-    assert said in err.splitlines()[-1]
+    assert message in err.splitlines()[-1]
 
 
 def test_what_a_file_says_never_acts_on_the_terminal(command, table):
@@ -578,20 +578,20 @@ def test_what_an_encoding_lacks_is_spelled_out(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(
-    ("data", "options", "said"),
+    ("data", "options", "message"),
     [
         ("t.csv", ("--keep", "nothing"), "unknown column (keep) 'nothing'; there are "),
         ("t.jsonl", ("--keep", "nothing", "late"), "unknown column (keep) 'nothing'; there are "),
         ("t.csv", ("--max-bad-rows", "-1"), "max_bad_rows = -1 must be 0 or more"),
     ],
 )
-def test_predictions_without_what_was_asked_for_are_refused(command, table, data, options, said):
+def test_predictions_without_what_was_asked_for_are_refused(command, table, data, options, message):
     assert command("train", "r.yaml", "--out", "run")[0] == 0
     lines = [{f"a{HOSTILE}": 1.5} for _ in range(3)] + [{f"a{HOSTILE}": 2.5, "late": "x"}]
     Path("t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     code, out, err = command("predict", "run", data, "-o", "p.csv", *options)
     assert (code, out) == (2, "")
-    one_line(err, said)
+    one_line(err, message)
     assert not Path("p.csv").exists()
     assert command("predict", "run", "t.jsonl", "-o", "p.csv", "--keep", "late")[0] == 0
     assert Path("p.csv").read_text().splitlines()[-1].startswith("x,")

@@ -13,7 +13,7 @@ from perceivers.media.audio_files import write_audio
 from perceivers.media.image_files import write_image
 from perceivers.runs.evaluate import DataSets, evaluate_run
 from perceivers.runs.run import Run
-from perceivers.runs.schema_file import read_declaration
+from perceivers.runs.schema_file import read_schema_file
 from perceivers.runs.train import run_recipe
 from perceivers.schema.schema_files import from_file, with_settings
 from perceivers.systems import PRESETS
@@ -130,7 +130,7 @@ def test_a_schema_file_checks_and_trains(name, example, command, tmp_path, monke
     MAKERS[name](example)
     file = EXAMPLES / f"{name}.yaml"
     assert command("schema", "check", file)[0] == 0
-    recipe = with_settings(read_declaration(file), [*QUICK, *narrow(file)])
+    recipe = with_settings(read_schema_file(file), [*QUICK, *narrow(file)])
     run_recipe(recipe, Path("run"))
     assert evaluate_run(Run(Path("run"))).keys() == {"held out", *recipe.evaluations}
     if isinstance(recipe.data, Table):
@@ -144,7 +144,7 @@ def narrow(file):
 
 
 def test_the_finetuned_example_has_the_processor_of_the_model_it_starts_from():
-    ours, theirs = read_declaration(EXAMPLES / "finetuned.yaml").config, PRESETS["multimodal"].preset().config
+    ours, theirs = read_schema_file(EXAMPLES / "finetuned.yaml").config, PRESETS["multimodal"].preset().config
     assert ours.processor == theirs.processor
     assert ours.latents.channels == theirs.latents.channels
 

@@ -81,7 +81,7 @@ def test_idx_files_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"PNG", "not an IDX file"),
@@ -92,10 +92,10 @@ def test_idx_files_by_hand(tmp_path):
         (bytes([0, 0, 8, 3, *[255] * 12, 1]), "damaged"),
     ],
 )
-def test_damaged_idx_files_are_refused(content, said, tmp_path):
+def test_damaged_idx_files_are_refused(content, message, tmp_path):
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_idx(path)
     packed = tmp_path / "train-images-idx3-ubyte.gz"
     packed.write_bytes(gzip.compress(idx_bytes(np.zeros((3, 5), np.uint8)))[:-9])

@@ -21,7 +21,7 @@ from perceivers.modalities import MODALITIES, FramePair, Label, Numbers, PointSe
 from perceivers.modalities.fields import CategoryField, DateField, NumberField
 from perceivers.runs.recipe import preset_of
 from perceivers.runs.results import read_scores, score_of
-from perceivers.runs.schema_file import read_declaration
+from perceivers.runs.schema_file import read_schema_file
 from perceivers.runs.train import kept_data
 from perceivers.schema import Schema
 from perceivers.schema.plain_values import from_plain, to_plain
@@ -128,7 +128,7 @@ def test_broken_declarations_are_refused_or_mean_a_model(count, tmp_path):
 
     def attempt(text):
         path.write_text(text)
-        preset_of(read_declaration(path)).build("meta")
+        preset_of(read_schema_file(path)).build("meta")
 
     attempt(DECLARATION)
     assert failures(count, lambda rng: broken_text(DECLARATION, rng), attempt) > count // 2
@@ -215,7 +215,7 @@ def read_data(run):
 
 
 @pytest.mark.parametrize(
-    ("read", "file", "text", "said"),
+    ("read", "file", "text", "message"),
     [
         (read_log, LOG, "3\n", ":1: Input should be a valid dictionary, not 3"),
         (read_log, LOG, "[]\n", ":1: Input should be a valid dictionary"),
@@ -248,9 +248,9 @@ def read_data(run):
         (read_data, "data.json", '{"parts": {"training": {"records": null}}}', ": parts.training.records"),
     ],
 )
-def test_a_broken_file_of_a_run_names_its_line_and_place(tmp_path, read, file, text, said):
+def test_a_broken_file_of_a_run_names_its_line_and_place(tmp_path, read, file, text, message):
     (tmp_path / file).write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / file}{said}")) as error:
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / file}{message}")) as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -119,20 +119,20 @@ def test_a_model_without_a_run_is_scored_on_a_table(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("data: {a: {kind: tabel, file: x.csv}}", "data.a.kind: unknown kind 'tabel'; did you mean 'table'?"),
         ("[1, 2]", "others.yaml"),
         ("data: {a: {kind: table, file: nowhere.csv}}", "nowhere.csv"),
     ],
 )
-def test_a_wrong_file_of_data_sets_gets_one_line(command, tmp_path, text, said):
+def test_a_wrong_file_of_data_sets_gets_one_line(command, tmp_path, text, message):
     recipe = replace(side_by_side("conv"), data=FlowScenes(size=(8, 8)))
     write_folder(tmp_path / "model", lambda folder: save_model(preset_of(recipe).build(), folder))
     (tmp_path / "others.yaml").write_text(text)
     code, _, err = command("evaluate", tmp_path / "model", "--on", tmp_path / "others.yaml")
     assert code == 2
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 

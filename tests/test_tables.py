@@ -391,7 +391,7 @@ def run(tmp_path_factory):
     """A run of SCHEMA on a table with two bad rows, made by the command's own functions."""
     from perceivers.runs.evaluate import evaluate_run
     from perceivers.runs.run import Run
-    from perceivers.runs.schema_file import read_declaration
+    from perceivers.runs.schema_file import read_schema_file
     from perceivers.runs.train import run_recipe
 
     folder = tmp_path_factory.mktemp("own")
@@ -400,7 +400,7 @@ def run(tmp_path_factory):
     write_rows(folder / "mine.csv", rows)
     text = SCHEMA + "data: {kind: table, max_bad_rows: 2, group: who}\n"
     (folder / "mine.yaml").write_text(text)
-    recipe = read_declaration(folder / "mine.yaml", str(folder / "mine.csv"))
+    recipe = read_schema_file(folder / "mine.yaml", str(folder / "mine.csv"))
     run_recipe(recipe, folder / "run")
     return folder, evaluate_run(Run(folder / "run"))
 

@@ -129,7 +129,7 @@ def test_an_example_that_would_be_misread_is_refused(values, message):
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "message"),
     [
         ((3, 4, 4), "read as images of 3 x 4 with 4 channels, which come last"),
         ((5, 32, 48), "read as images of 5 x 32 with 48 channels, which come last"),
@@ -138,8 +138,8 @@ def test_an_example_that_would_be_misread_is_refused(values, message):
         ((28, 20), "read as series of up to 28 steps of 20 channels; grey pictures need one more axis"),
     ],
 )
-def test_a_shape_that_may_mean_something_else_is_told(shape, said):
-    with pytest.warns(UserWarning, match=f"^x: {said}"):
+def test_a_shape_that_may_mean_something_else_is_told(shape, message):
+    with pytest.warns(UserWarning, match=f"^x: {message}"):
         from_example({"x": torch.randn(4, *shape)}, {"y": [0, 1, 0, 1]})
 
 

@@ -15,8 +15,8 @@ from perceivers.data.validation import read_parts
 from perceivers.files.outputs import check_outputs
 from perceivers.runs.infer_schema import proposed_recipe
 from perceivers.runs.recipe import preset_of
-from perceivers.runs.schema_file import declaration_schema, read_declaration
-from perceivers.runs.summary import Wiring, describe, write_picture
+from perceivers.runs.schema_file import read_schema_file, schema_file_format
+from perceivers.runs.summary import Summary, describe, write_picture
 from perceivers.schema import kind_name
 from perceivers.schema.plain_values import to_plain
 
@@ -36,19 +36,19 @@ class Check:
 
     def run(self) -> None:
         """Print the model as a table."""
-        recipe = read_declaration(self.file, self.data)
+        recipe = read_schema_file(self.file, self.data)
         check_outputs([self.picture], [self.file, *recipe.data.source_files()] if self.picture else [])
         if recipe.data != Table():
             recipe = replace(recipe, schema=read_parts(recipe.data, recipe.schema).schema)
-        wiring = describe(preset_of(recipe), recipe.training.batch_size)
+        summary = describe(preset_of(recipe), recipe.training.batch_size)
         if self.picture is not None:
-            write_picture(wiring, self.picture)
-        show(_plain(wiring), self.json, ["part", "kind", "tokens, latents, queries", "channels"], _rows(wiring))
+            write_picture(summary, self.picture)
+        show(_plain(summary), self.json, ["part", "kind", "tokens, latents, queries", "channels"], _rows(summary))
         if not self.json:
             print(
-                f"Parameters: {wiring.cost.parameters:,}. FLOPs of a sample: {in_units(wiring.cost.flops)}. "
-                f"Memory, float32 on a CPU: {in_units(wiring.cost.peak_bytes, MEMORY)} for a sample, "
-                f"{in_units(wiring.training_bytes, MEMORY)} for a training step of {wiring.batch_size}."
+                f"Parameters: {summary.cost.parameters:,}. FLOPs of a sample: {in_units(summary.cost.flops)}. "
+                f"Memory, float32 on a CPU: {in_units(summary.cost.peak_bytes, MEMORY)} for a sample, "
+                f"{in_units(summary.training_bytes, MEMORY)} for a training step of {summary.batch_size}."
             )
 
 
@@ -58,7 +58,7 @@ class Json:
 
     def run(self) -> None:
         """Print the JSON schema."""
-        print(json.dumps(declaration_schema(), indent=2))
+        print(json.dumps(schema_file_format(), indent=2))
 
 
 @dataclass(frozen=True)
@@ -95,28 +95,28 @@ def schema(action: Annotated[Action, tyro.conf.OmitSubcommandPrefixes, tyro.conf
     action.run()
 
 
-def _rows(wiring: Wiring) -> list[tuple[str, str, str, str]]:
-    schema = wiring.preset.schema
-    sides = [("input", schema.inputs, wiring.inputs), ("output", schema.outputs, wiring.outputs)]
+def _rows(summary: Summary) -> list[tuple[str, str, str, str]]:
+    schema = summary.preset.schema
+    sides = [("input", schema.inputs, summary.inputs), ("output", schema.outputs, summary.outputs)]
     rows = [
         (f"{side} {name}", kind_name(specs[name]), f"{shape.size:,}", f"{shape.channels:,}")
         for side, specs, shapes in sides
         for name, shape in shapes.items()
     ]
-    layers = wiring.preset.config.processor.num_layers * wiring.preset.config.processor.num_blocks
-    latents = ("latents", f"{layers} layers", f"{wiring.latents.size:,}", f"{wiring.latents.channels:,}")
-    return [*rows[: len(wiring.inputs)], latents, *rows[len(wiring.inputs) :]]
+    layers = summary.preset.config.processor.num_layers * summary.preset.config.processor.num_blocks
+    latents = ("latents", f"{layers} layers", f"{summary.latents.size:,}", f"{summary.latents.channels:,}")
+    return [*rows[: len(summary.inputs)], latents, *rows[len(summary.inputs) :]]
 
 
-def _plain(wiring: Wiring) -> dict[str, object]:
+def _plain(summary: Summary) -> dict[str, object]:
     return {
-        "inputs": {name: {"tokens": shape.size, "channels": shape.channels} for name, shape in wiring.inputs.items()},
-        "latents": {"count": wiring.latents.size, "channels": wiring.latents.channels},
+        "inputs": {name: {"tokens": shape.size, "channels": shape.channels} for name, shape in summary.inputs.items()},
+        "latents": {"count": summary.latents.size, "channels": summary.latents.channels},
         "outputs": {
-            name: {"queries": shape.size, "channels": shape.channels} for name, shape in wiring.outputs.items()
+            name: {"queries": shape.size, "channels": shape.channels} for name, shape in summary.outputs.items()
         },
-        **{name: value for name, value in asdict(wiring.cost).items() if name != "stages"},
-        "batch_size": wiring.batch_size,
-        "training_bytes": wiring.training_bytes,
-        "config": to_plain(wiring.preset.config),
+        **{name: value for name, value in asdict(summary.cost).items() if name != "stages"},
+        "batch_size": summary.batch_size,
+        "training_bytes": summary.training_bytes,
+        "config": to_plain(summary.preset.config),
     }

@@ -19,7 +19,7 @@ from perceivers.runs.prediction import group_scores
 from perceivers.runs.recipe import Recipe
 from perceivers.runs.results import HEADING, add_scores, keep_command, keep_scores, plain_scores, results_table
 from perceivers.runs.run import Run, data_of, files_of, find_model, read_recipe
-from perceivers.runs.schema_file import read_declaration
+from perceivers.runs.schema_file import read_schema_file
 from perceivers.runs.system import Task
 from perceivers.runs.train import run_recipe
 from perceivers.schema.schema_files import from_file, with_settings
@@ -151,4 +151,4 @@ def chosen_recipe(name: str, data: str | None = None) -> Recipe:
         return dataclasses.replace(TASKS[name].recipe(), task=name)
     if not Path(name).suffix:
         raise ValueError(f"no task is called {name!r}: there are {', '.join(TASKS)}, or name a .yaml or .json file")
-    return read_declaration(name, data)
+    return read_schema_file(name, data)

@@ -31,12 +31,12 @@ from perceivers.schema.schema_files import with_settings
 THEIR_FILES = ["config.json", PREPROCESSOR, "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
 """Files that are downloaded from a repository of Hugging Face or krasserm."""
 
-HIS_LATENTS = "0.latent_provider._query"
+KRASSERM_LATENTS = "0.latent_provider._query"
 """Suffix of the name of the latents in every model of krasserm."""
 
 PICKLES = (".pickle", ".pystate", ".pkl")
 
-UNTOLD = [f"config.{stage}.num_heads" for stage in STAGES] + ["config.processor.num_blocks"]
+NOT_IN_SHAPES = [f"config.{stage}.num_heads" for stage in STAGES] + ["config.processor.num_blocks"]
 """Settings that the shapes of arrays do not determine."""
 
 
@@ -62,7 +62,7 @@ def read_checkpoint(
         config, (converted, weights) = _from_folder(preset, source, as_huggingface, paths)
     if config is None and (pickled or not as_huggingface) and converted != preset:
         # The preset gives these only for DeepMind's model, and the sizes show that this is another one.
-        _check_told([path for path in UNTOLD if value_at(preset, path) != 1], paths)
+        _check_given([path for path in NOT_IN_SHAPES if value_at(preset, path) != 1], paths)
     # Refuse settings that the files contradict, and build the model.
     for path in paths:
         expected, actual = value_at(preset, path), value_at(converted, path)
@@ -109,9 +109,9 @@ def _from_folder(
     # Krasserm's format, by its configuration.
     kind = "" if config is None else str(config.get("model_type", ""))
     # Without a configuration, the names of the arrays tell the format.
-    if kind.startswith("perceiver-io") or (not kind and any(name.endswith(HIS_LATENTS) for name in weights)):
+    if kind.startswith("perceiver-io") or (not kind and any(name.endswith(KRASSERM_LATENTS) for name in weights)):
         if config is None and as_huggingface:
-            _check_told([*UNTOLD, "config.encoder.num_reads"], paths)
+            _check_given([*NOT_IN_SHAPES, "config.encoder.num_reads"], paths)
         return config, from_krasserm(preset, weights, config, as_huggingface)
     # Hugging Face's format.
     if config is None and as_huggingface:
@@ -130,7 +130,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     return config
 
 
-def _check_told(needed: Iterable[str], paths: Collection[str]) -> None:
+def _check_given(needed: Iterable[str], paths: Collection[str]) -> None:
     """Raise a ValueError naming the first setting in `needed` that is not in `paths`, those that were given."""
     for path in needed:
         if path not in paths:

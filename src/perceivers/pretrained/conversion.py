@@ -71,10 +71,10 @@ def from_huggingface(
     preset, converted = _converted(preset, family, "huggingface", weights)
     config = hf_config or {}
     if hf_config is not None:
-        said = check_config(preset, family, converted, hf_config, as_huggingface)
+        settings = check_config(preset, family, converted, hf_config, as_huggingface)
         if as_huggingface:
             check_class(preset, family, converted)
-            check_shapes(family, said, weights)
+            check_shapes(family, settings, weights)
     # Exchange rows and columns of the kernel where needed.
     if conv_kernel_transposed is None:
         conv_kernel_transposed = not as_huggingface and config.get(KERNEL_KEY) is not False

@@ -22,7 +22,7 @@ CLASSES = {
 }
 """Class of transformers, by released model."""
 
-TOLD_BY_CONFIG = {
+CONFIG_KEYS = {
     "num_blocks": "config.processor.num_blocks",
     "num_self_attention_heads": "config.processor.num_heads",
     "num_cross_attention_heads": "config.encoder.num_heads",
@@ -60,7 +60,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """Defaults of transformers for all keys of config.json that its classes use."""
 
-TOLD_BY_SHAPES = {
+SHAPE_KEYS = {
     "num_latents": "config.latents.num_latents",
     "d_latents": "config.latents.channels",
     "num_self_attends_per_block": "config.processor.num_layers",
@@ -71,7 +71,7 @@ TOLD_BY_SHAPES = {
 
 CLASSES_KEY = {"num_labels": f"{OUTPUT}label.num_classes"}
 
-TOLD_BY_ITS_SHAPES = {
+SHAPE_KEYS_OF_MODEL = {
     "language": {
         "vocab_size": f"{INPUT}text.vocab_size",
         "max_position_embeddings": f"{INPUT}text.length",
@@ -157,7 +157,7 @@ HIDDEN_ACTS = {
 }
 """Our activation for each value of hidden_act; of several values for one activation, the first is written."""
 
-SAID = {
+EXPRESSIBLE = {
     *("num_latents", "channels", "num_heads", "qk_channels", "v_channels", "widening_factor", "activation"),
     *("attention_dropout", "query_residual", "num_layers", "num_blocks", "share_blocks", "num_reads"),
     *("share_reads", "output_channels", "channel_alignment", "min_padding", "length", "vocab_size"),
@@ -207,7 +207,7 @@ def read_config(family: str, config: Mapping[str, Any], as_huggingface: bool) ->
     elif not activation.startswith("gelu"):
         raise ValueError(f"config.json: hidden_act = {config['hidden_act']!r:.99}: DeepMind's models have gelu")
     # Numbers of blocks and heads, and sizes.
-    for key, path in TOLD_BY_CONFIG.items():
+    for key, path in CONFIG_KEYS.items():
         if key in config:
             values[path] = _flag(config, key) if key == "use_query_residual" else whole_number(config, key)
     if values.get("config.processor.num_blocks", 1) > MOST_BLOCKS:
@@ -228,20 +228,20 @@ def check_config(
     """
     # Sizes that are given, or default to those of the arrays.
     sizes, given = _told_by_shapes(preset, family), dict(config) | _num_labels(config)
-    said = DEFAULTS | sizes | given
+    settings = DEFAULTS | sizes | given
     for key, value in sizes.items():
-        if whole_number(said, key) != value:
+        if whole_number(settings, key) != value:
             source = "" if key in config else " (id2label)"
             raise ValueError(
-                f"config.json: {key} = {said[key]}{source}, but the arrays are those of a model with {value}"
+                f"config.json: {key} = {settings[key]}{source}, but the arrays are those of a model with {value}"
             )
     # Widths of attention, which several keys determine together.
-    if said[WIDTH_RULE] not in ("kv", "q"):
-        raise ValueError(f"config.json: {WIDTH_RULE} = {said[WIDTH_RULE]!r:.99} is neither 'kv' nor 'q'")
+    if settings[WIDTH_RULE] not in ("kv", "q"):
+        raise ValueError(f"config.json: {WIDTH_RULE} = {settings[WIDTH_RULE]!r:.99} is neither 'kv' nor 'q'")
     for key in ("qk_channels", "v_channels"):
-        if said[key] is not None:
-            whole_number(said, key)
-    expected = attention_widths(family, said, *_outer_widths(weights))
+        if settings[key] is not None:
+            whole_number(settings, key)
+    expected = attention_widths(family, settings, *_outer_widths(weights))
     for stage, seen in _attention_widths(weights).items():
         if seen != expected[stage]:
             rule = f"qk_channels and v_channels of the {stage} come to {expected[stage]}"
@@ -251,7 +251,7 @@ def check_config(
         if as_huggingface and key not in given and DEFAULTS[key] != value:
             rule = f"is missing, which means {DEFAULTS[key]} to transformers"
             raise ValueError(f"config.json: {key} {rule}, but the arrays are those of a model with {value}")
-    return said
+    return settings
 
 
 def check_shapes(family: str, config: Mapping[str, Any], arrays: Weights) -> None:
@@ -265,7 +265,7 @@ def check_shapes(family: str, config: Mapping[str, Any], arrays: Weights) -> Non
 
 def check_class(preset: Preset, family: str, weights: Weights) -> None:
     """Raise a ValueError naming the first value that the class of transformers cannot have, or option it lacks."""
-    demands = (*_demands(preset, family, weights), *_unsaid(preset, family))
+    demands = (*_demands(preset, family, weights), *_inexpressible(preset, family))
     for path, seen, needed in demands:
         if seen != needed:
             raise ValueError(
@@ -297,7 +297,7 @@ def written_config(preset: Preset, family: str, weights: Weights) -> dict[str, A
         "attention_probs_dropout_prob": preset.config.encoder.attention_dropout,
         "d_model": widths(weights, "encoder")["token"],
         **_told_by_shapes(preset, family),
-        **{key: value_at(preset, path) for key, path in TOLD_BY_CONFIG.items()},
+        **{key: value_at(preset, path) for key, path in CONFIG_KEYS.items()},
     }
     # Widths, sizes of images and clips, names of labels.
     config |= _written_widths(family, weights, config)
@@ -398,7 +398,7 @@ def part_dropped(config: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def _told_by_shapes(preset: Preset, family: str) -> dict[str, int]:
-    paths = TOLD_BY_SHAPES | TOLD_BY_ITS_SHAPES.get(family, {})
+    paths = SHAPE_KEYS | SHAPE_KEYS_OF_MODEL.get(family, {})
     values = {key: value_at(preset, path) for key, path in paths.items()}
     return {key: value[0] if isinstance(value, tuple) else value for key, value in values.items()}
 
@@ -428,7 +428,7 @@ def _written_widths(family: str, weights: Weights, config: Mapping[str, Any]) ->
     )
 
 
-def _unsaid(preset: Preset, family: str) -> Iterator[tuple[str, Any, Any]]:
+def _inexpressible(preset: Preset, family: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield (path, value, default) of each field that nothing determines: the class can only have its default."""
     settled = FIXED[family].keys() | OPTIONS[family].keys()
     preprocessed = {"mean", "std"} if family.startswith("imagenet") else set()  # transformers has an image processor
@@ -439,7 +439,8 @@ def _unsaid(preset: Preset, family: str) -> Iterator[tuple[str, Any, Any]]:
     for path, part in parts.items():
         for field in fields(part):
             name, value = f"{path}.{field.name}", getattr(part, field.name)
-            if field.name not in SAID | WITHOUT_EFFECT | preprocessed and name not in settled and name not in parts:
+            known = field.name in EXPRESSIBLE | WITHOUT_EFFECT | preprocessed
+            if not (known or name in settled or name in parts):
                 yield name, value, _default(field)
 
 

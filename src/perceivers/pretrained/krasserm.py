@@ -16,10 +16,10 @@ MODELS = {
 }
 """model_type, by released model."""
 
-PLACES = {"imagenet-fourier": f"{INPUT}image", "optical-flow": f"{INPUT}frames"}
+INPUT_PATHS = {"imagenet-fourier": f"{INPUT}image", "optical-flow": f"{INPUT}frames"}
 """Path of the input whose size config.json gives, by released model."""
 
-TOLD_BY_CONFIG = {
+CONFIG_KEYS = {
     "encoder": {
         "num_self_attention_blocks": "config.processor.num_blocks",
         "num_self_attention_heads": "config.processor.num_heads",
@@ -30,7 +30,7 @@ TOLD_BY_CONFIG = {
 }
 """Keys with values that shapes do not determine, by part of the configuration."""
 
-TOLD_BY_SHAPES = {
+SHAPE_KEYS = {
     "": {"num_latents": "config.latents.num_latents", "num_latent_channels": "config.latents.channels"},
     "encoder": {
         "num_self_attention_layers_per_block": "config.processor.num_layers",
@@ -41,7 +41,7 @@ TOLD_BY_SHAPES = {
 }
 """Keys that must agree with the shapes, in all models; "": those outside of encoder and decoder."""
 
-TOLD_BY_ITS_SHAPES: dict[str, dict[str, dict[str, str]]] = {
+SHAPE_KEYS_OF_MODEL: dict[str, dict[str, dict[str, str]]] = {
     "language": {
         "encoder": {
             "vocab_size": f"{INPUT}text.vocab_size",
@@ -105,13 +105,13 @@ def read_config(family: str, config: Mapping[str, Any], as_krasserm: bool) -> Va
         actual, expected = config.get("model_type"), MODELS.get(family, "none of his")
         raise ValueError(f"config.json: model_type = {actual!r:.99}; the model {family} is {expected}")
     values: Values = {}
-    for part, keys in TOLD_BY_CONFIG.items():
+    for part, keys in CONFIG_KEYS.items():
         values |= {path: whole_number(_part(config, part), key) for key, path in keys.items()}
     if values["config.processor.num_blocks"] > MOST_BLOCKS:
         raise ValueError(f"config.json: num_self_attention_blocks is more than {MOST_BLOCKS}")
     if values["config.encoder.num_reads"] > 1:
         values["config.encoder.share_reads"] = "all"  # false ones would have further arrays, which are left over
-    if family in PLACES:
+    if family in INPUT_PATHS:
         values |= _read_places(family, config)
     return values | _numerics(family, config) if as_krasserm else values
 
@@ -122,18 +122,18 @@ def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[
     Warn of unknown keys.
     """
     # Sizes and widths, part by part.
-    for part, keys in TOLD_BY_SHAPES.items():
-        said = _part(config, part)
-        optional = {key: path for key, path in TOLD_BY_ITS_SHAPES[family].get(part, {}).items() if key in said}
+    for part, keys in SHAPE_KEYS.items():
+        settings = _part(config, part)
+        optional = {key: path for key, path in SHAPE_KEYS_OF_MODEL[family].get(part, {}).items() if key in settings}
         for key, path in (keys | optional).items():
-            if whole_number(said, key) != value_at(preset, path):
-                actual = value_at(preset, path)
-                raise ValueError(f"config.json: {key} = {said[key]}, but the arrays are those of a model with {actual}")
+            if whole_number(settings, key) != value_at(preset, path):
+                setting, actual = settings[key], value_at(preset, path)
+                raise ValueError(f"config.json: {key} = {setting}, but the arrays are those of a model with {actual}")
         for key, value in FIXED[family].get(part, {}).items():
-            if said.get(key, value) != value:
-                raise ValueError(f"config.json: {part}: {key} = {said[key]!r:.99}, but the arrays need {value!r}")
-        _check_widths(family, part, said, weights)
-        _check_known(family, part, said)
+            if settings.get(key, value) != value:
+                raise ValueError(f"config.json: {part}: {key} = {settings[key]!r:.99}, but the arrays need {value!r}")
+        _check_widths(family, part, settings, weights)
+        _check_known(family, part, settings)
     # Sharing of layers and blocks, and the decoder's residual.
     encoder = _part(config, "encoder")
     for key, count in SHARED.items():
@@ -144,26 +144,28 @@ def check_config(preset: Preset, family: str, weights: Weights, config: Mapping[
         raise ValueError(f"config.json: cross_attention_residual is not {residual}, as the names of the arrays are")
 
 
-def _check_widths(family: str, part: str, said: Mapping[str, Any], weights: Weights) -> None:
+def _check_widths(family: str, part: str, settings: Mapping[str, Any], weights: Weights) -> None:
     """Raise a ValueError for widths of queries, keys and values that differ from those of the arrays."""
     for begin, stage in WIDTHS.get(part, {}).items():
         actual, reads = widths(weights, stage), stage == "encoder"
         defaults = {
-            "qk": actual["token"] if reads and family in PLACES else actual["query"],
+            "qk": actual["token"] if reads and family in INPUT_PATHS else actual["query"],
             "v": actual["token"] if reads and family == "optical-flow" else actual["qk"],
         }
         for name, default in defaults.items():
             key = f"{begin}_{name}_channels"
-            width = actual[name] if key not in said else default if said[key] is None else whole_number(said, key)
+            width = actual[name]
+            if key in settings:
+                width = default if settings[key] is None else whole_number(settings, key)
             if width != actual[name]:
                 raise ValueError(f"config.json: {part}: {key} comes to {width}, but its arrays have {actual[name]}")
 
 
-def _check_known(family: str, part: str, said: Mapping[str, Any]) -> None:
-    known = {*TOLD_BY_CONFIG.get(part, ()), *TOLD_BY_SHAPES[part], *TOLD_BY_ITS_SHAPES[family].get(part, ())}
+def _check_known(family: str, part: str, settings: Mapping[str, Any]) -> None:
+    known = {*CONFIG_KEYS.get(part, ()), *SHAPE_KEYS[part], *SHAPE_KEYS_OF_MODEL[family].get(part, ())}
     known |= {*FIXED[family].get(part, ()), *READ_ELSEWHERE[part], *WITHOUT_EFFECT, *SHARED}
     known |= {f"{begin}_{name}_channels" for begin in WIDTHS.get(part, ()) for name in ("qk", "v")}
-    if unknown := sorted(said.keys() - known):
+    if unknown := sorted(settings.keys() - known):
         where = ".".join(filter(None, ("model_config", part, unknown[0])))
         warnings.warn(f"config.json: {where:.99} is no setting of {MODELS[family]}: it has no effect", stacklevel=4)
 
@@ -179,7 +181,7 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _read_places(family: str, config: Mapping[str, Any]) -> Values:
     """Return the size of images, which is also the resolution of the highest frequencies."""
-    encoder, path, flow = _part(config, "encoder"), PLACES[family], family == "optical-flow"
+    encoder, path, flow = _part(config, "encoder"), INPUT_PATHS[family], family == "optical-flow"
     *size, channels = (*_frame(encoder), 3) if flow else whole_numbers(encoder, "image_shape", 3)
     values: Values = {f"{path}.size": tuple(size), f"{path}.positions.max_resolution": tuple(size)}
     if flow and _frame(_part(config, "decoder")) != tuple(size):

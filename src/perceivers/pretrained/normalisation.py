@@ -49,8 +49,8 @@ def with_normalisation(preset: Preset, config: Mapping[str, Any]) -> Preset:
     if min(std) <= 0 or scale <= 0:
         raise ValueError(f"{PREPROCESSOR}: image_std = {std} and rescale_factor = {scale} must be above 0")
     if _largest(mean, std, scale) > LARGEST_NUMBER:
-        said = f"image_mean = {mean}, image_std = {std} and rescale_factor = {scale}"
-        raise ValueError(f"{PREPROCESSOR}: {said} make numbers above {LARGEST_NUMBER:g}, which no model can take")
+        given = f"image_mean = {mean}, image_std = {std} and rescale_factor = {scale}"
+        raise ValueError(f"{PREPROCESSOR}: {given} make numbers above {LARGEST_NUMBER:g}, which no model can take")
     # Change what differs. The preset takes pixels from 0 to 255, so its statistics are not scaled.
     for path, statistic in ((f"{IMAGE}.mean", mean), (f"{IMAGE}.std", std)):
         values, current = tuple(x / scale for x in statistic), value_at(preset, path)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from perceivers.core.perceiver import PerceiverIO
 
-PLACES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor": "trunk.processor"}
+PREFIXES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor": "trunk.processor"}
 """Prefixes of the names of weights, by part; the name of any other part is such a prefix itself."""
 
 
@@ -36,9 +36,9 @@ def freeze(model: PerceiverIO, nouns: Iterable[str]) -> None:
     """Freeze parts (encoder, ...) or prefixes of names of weights; ValueError for one that covers no parameter."""
     parameters = dict(model.named_parameters())
     for noun in nouns:
-        frozen = [p for name, p in parameters.items() if _under(PLACES.get(noun, noun), name)]
+        frozen = [p for name, p in parameters.items() if _under(PREFIXES.get(noun, noun), name)]
         if not frozen:
-            known = [*PLACES, *dict(model.named_children()).keys() - {"trunk"}]
+            known = [*PREFIXES, *dict(model.named_children()).keys() - {"trunk"}]
             raise ValueError(
                 f"nothing to freeze is called {noun!r}: there are {', '.join(sorted(known))}, and parts of them"
             )

@@ -14,7 +14,7 @@ from perceivers.schema.schema_files import read_plain
 SIDES = ("inputs", "outputs")
 
 
-def read_declaration(path: str | Path, data: str | None = None) -> Recipe:
+def read_schema_file(path: str | Path, data: str | None = None) -> Recipe:
     """Return the recipe that a schema file or recipe file declares, on `data` if given; errors name file and line."""
     plain, lines = read_plain(Path(path))
     if not isinstance(plain, dict):
@@ -37,7 +37,7 @@ def _data_at(path: str, declared: Any) -> dict[str, Any]:
     return {**kept, **dict(zip(fields, (path, ""), strict=True))}
 
 
-def declaration_schema() -> dict[str, Any]:
+def schema_file_format() -> dict[str, Any]:
     """Return the JSON schema of schema files and recipe files, for validation in editors."""
     definitions = json_schema(Recipe)["$defs"]
     recipe, sides = definitions.pop("Recipe"), definitions.pop("SchemaInFile")

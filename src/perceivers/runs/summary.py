@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from perceivers.files.durable import whole_file
 from perceivers.runs.flops import Costs, costs, training_bytes
 from perceivers.schema import kind_name
-from perceivers.schema.preset import Preset, Rows, wiring
+from perceivers.schema.preset import Preset, TokenShape, token_shapes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,14 +18,14 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
-class Wiring:
+class Summary:
     """The output of `perceivers schema check`."""
 
     preset: Preset
     """The model."""
-    inputs: dict[str, Rows]
+    inputs: dict[str, TokenShape]
     """Tokens of each input."""
-    outputs: dict[str, Rows]
+    outputs: dict[str, TokenShape]
     """Queries of each output."""
     cost: Costs
     """Costs of one sample."""
@@ -35,20 +35,22 @@ class Wiring:
     """Memory of a training step."""
 
     @property
-    def latents(self) -> Rows:
+    def latents(self) -> TokenShape:
         """Number and width of the latents."""
         config = self.preset.config
-        tokens = sum(rows.size for rows in self.inputs.values())
-        return Rows(tokens if config.trunk == "transformer" else config.latents.num_latents, config.latents.channels)
+        tokens = sum(shape.size for shape in self.inputs.values())
+        return TokenShape(
+            tokens if config.trunk == "transformer" else config.latents.num_latents, config.latents.channels
+        )
 
 
-def describe(preset: Preset, batch_size: int) -> Wiring:
+def describe(preset: Preset, batch_size: int) -> Summary:
     """Summarise a model, counted on tensors that have shapes but no content."""
-    inputs, outputs = wiring(preset.schema)
-    return Wiring(preset, inputs, outputs, costs(preset), batch_size, training_bytes(preset, batch_size))
+    inputs, outputs = token_shapes(preset.schema)
+    return Summary(preset, inputs, outputs, costs(preset), batch_size, training_bytes(preset, batch_size))
 
 
-def write_picture(summary: Wiring, path: Path) -> None:
+def write_picture(summary: Summary, path: Path) -> None:
     """Draw the dataflow into a file; ValueError for a format that is not supported."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: a picture is written as {', '.join(FORMATS)}")
@@ -57,7 +59,7 @@ def write_picture(summary: Wiring, path: Path) -> None:
         figure.savefig(fresh, format=path.suffix[1:].lower())
 
 
-def draw(summary: Wiring) -> "Figure":
+def draw(summary: Summary) -> "Figure":
     """Draw inputs on the left, latents in the middle and outputs on the right, with arrows between them."""
     from matplotlib.figure import Figure
 

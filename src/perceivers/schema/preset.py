@@ -50,7 +50,7 @@ def only_value_errors() -> Iterator[None]:
         raise ValueError(f"no model has these sizes: {one_line(error)}") from None
 
 
-class Rows(NamedTuple):
+class TokenShape(NamedTuple):
     """Shape of an input's tokens or an output's queries, for one sample of the trained size."""
 
     size: int
@@ -59,7 +59,7 @@ class Rows(NamedTuple):
     """Their width, before the alignment with other inputs or outputs."""
 
 
-def wiring(schema: Schema) -> tuple[dict[str, Rows], dict[str, Rows]]:
+def token_shapes(schema: Schema) -> tuple[dict[str, TokenShape], dict[str, TokenShape]]:
     """Return the shapes of inputs' tokens and outputs' queries, by name; ValueError if the schema is not fitted."""
     device = torch.device("meta")
     with device, torch.no_grad(), only_value_errors():
@@ -69,8 +69,10 @@ def wiring(schema: Schema) -> tuple[dict[str, Rows], dict[str, Rows]]:
         encoded = Encoded(torch.zeros(1, 1, 1), segments)
         queries = {name: named(name, spec.build_query, inputs) for name, spec in schema.outputs.items()}
         query_segments = {name: query(encoded, points.get(name)) for name, query in queries.items()}
-    tokens = {name: Rows(segment.num_tokens, inputs[name].channels) for name, segment in segments.items()}
-    return tokens, {name: Rows(segment.num_tokens, queries[name].channels) for name, segment in query_segments.items()}
+    tokens = {name: TokenShape(segment.num_tokens, inputs[name].channels) for name, segment in segments.items()}
+    return tokens, {
+        name: TokenShape(segment.num_tokens, queries[name].channels) for name, segment in query_segments.items()
+    }
 
 
 def auto_config(schema: Schema) -> Config:
@@ -80,7 +82,7 @@ def auto_config(schema: Schema) -> Config:
     layers of processing, heads of 32 channels. Queries are as wide as the latents, or as the embeddings of the text
     that an output restores. An output that writes new text has a query residual: its positions differ in nothing else.
     """
-    num_tokens = sum(tokens.size for tokens in wiring(schema)[0].values())
+    num_tokens = sum(tokens.size for tokens in token_shapes(schema)[0].values())
     num_latents = min(max(1 << (num_tokens // 2 - 1).bit_length(), 16), 256) if num_tokens > 1 else 16
     channels = 128 if num_tokens <= 512 else 256
     restored = [schema.inputs[spec.of] for spec in schema.outputs.values() if isinstance(spec, Text) and spec.of]

@@ -19,8 +19,8 @@ from perceivers import (
 )
 from perceivers.modalities.fields import CategoryField, NumberField
 from perceivers.runs.flops import costs, training_bytes
-from perceivers.runs.schema_file import declaration_schema
-from perceivers.schema.preset import Preset, auto_config, wiring
+from perceivers.runs.schema_file import schema_file_format
+from perceivers.schema.preset import Preset, auto_config, token_shapes
 
 FILE = """\
 inputs:
@@ -53,7 +53,7 @@ def test_the_summary_counts_tokens_and_queries():
     }
     outputs = {"label": Label(classes=3, query_channels=7), "image": Image(size=(6, 10), positions=None)}
     outputs["image"] = Text(length=13, of="text", query_channels=19)
-    tokens, queries = wiring(Schema(inputs, outputs))
+    tokens, queries = token_shapes(Schema(inputs, outputs))
     assert tokens == {"image": (15, 12), "row": (15, 11), "text": (13, 17)}
     assert queries == {"label": (1, 7), "image": (13, 19)}
 
@@ -133,7 +133,7 @@ def test_editors_get_a_json_schema(command):
     code, out, _ = command("schema", "json")
     assert code == 0
     found = json.loads(out)
-    assert found == declaration_schema()
+    assert found == schema_file_format()
     flat, nested = found["anyOf"]
     assert flat["required"] == ["inputs", "outputs"]
     assert "schema" in nested["properties"]

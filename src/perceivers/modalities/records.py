@@ -69,7 +69,7 @@ class Records(Modality):
     """As an input, in training: probability by field that a value is masked, that is, becomes unknown."""
     field_mask_at_eval: bool = False
     """As an input: mask values in evaluation too (never in prediction)."""
-    hidden_only: bool = False
+    masked_only: bool = False
     """As an output with `of`: only values that are unknown in the input count in the loss and the metrics."""
     read_fields: ClassVar[tuple[str, ...]] = ("fields",)
     preprocess_needs_fit: ClassVar[bool] = False
@@ -83,8 +83,8 @@ class Records(Modality):
         if "mask" in self.fields:
             raise ValueError("a field cannot be called 'mask', the name of the records' mask: give it another name")
         check_names("field in field_mask_prob:", list(self.field_mask_prob), self.fields)
-        if self.hidden_only and self.of is None:
-            raise ValueError("hidden_only needs `of`, the input whose values are masked")
+        if self.masked_only and self.of is None:
+            raise ValueError("masked_only needs `of`, the input whose values are masked")
 
     def read(self, cell: Any, files: Files) -> dict[str, list[Any]]:
         """Parse a list of objects, an object of lists, or (under the key "*") a whole row as a set of one record."""
@@ -130,7 +130,7 @@ class Records(Modality):
         source = prepared.get(self.of)
         if source is not None and _count(source) != _count(target):
             raise ValueError(f"{_count(target)} records, but {_count(source)} in input {self.of!r}, their queries")
-        if source is None or not self.hidden_only:
+        if source is None or not self.masked_only:
             return None if source is None else target
         # Values that are known in the input do not count: in the target they become unknown.
         known = {name: field.known(torch.from_numpy(source[name])).numpy() for name, field in self.fields.items()}

@@ -10,6 +10,7 @@ FIELDS = {
     "visible": "unmasked_loss_weight",
     "hide": "field_mask_prob",
     "hide_at_eval": "field_mask_at_eval",
+    "hidden_only": "masked_only",
     "keep": "subsample",
     "keep_at_eval": "subsample_at_eval",
     "join": "channel_alignment",

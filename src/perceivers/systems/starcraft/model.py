@@ -94,7 +94,7 @@ def schema() -> Schema:
         field_mask_prob={"type": MASKED_SHARE},
         field_mask_at_eval=True,
     )
-    hidden = Records(key="units", fields={"type": CategoryField()}, of="units", hidden_only=True)
+    hidden = Records(key="units", fields={"type": CategoryField()}, of="units", masked_only=True)
     statistics = Records(
         fields={f"{name}_{pid}": NumberField() for pid in (1, 2) for name in STATISTICS}, query_channels=128
     )

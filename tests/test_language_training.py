@@ -165,6 +165,11 @@ def test_words_are_masked_whole_and_as_often_as_the_paper_says(corpus):
     assert abs(hidden / words - 0.15) < 4 * math.sqrt(0.15 * 0.85 / words)
 
 
+def test_bytes_that_are_no_text_are_shown_as_such():
+    """Broken UTF-8, and ids beyond the bytes, which a model with a larger vocabulary can predict; special ids not."""
+    assert ByteTokenizer().decode([*ByteTokenizer().encode("aé"), 0, 3, 6 + 0xC3, 300]) == "aé\ufffd\ufffd"
+
+
 def test_surroundings_by_hand():
     """In "ab cd e" with "ab" masked: of c, the space before it, nothing further; behind its word, a space and e."""
     ids, words = bytes_and_words("ab cd e")

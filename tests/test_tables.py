@@ -374,6 +374,23 @@ def test_points_may_be_arrays():
         PointSet().preprocess(np.ones(5), rng, training=False)
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ('{"values": [[1.0]]}', "points without coordinates"),
+        ('{"coordinates": null, "values": [[1.0]]}', r"coordinates of shape \(\), expected \(1, 1\)"),
+        ('{"coordinates": [[1.0]], "values": [1.0]}', r"values of shape \(1,\), expected \(1, 1\)"),
+    ],
+)
+def test_a_cell_of_points_that_lacks_something_is_one_line(tmp_path, cell, message):
+    path = tmp_path / "own.jsonl"
+    write_rows(path, [{"points": cell, "y": 1.0}])
+    (row,) = read_rows(path)
+    schema = Schema({"points": PointSet(axes=1, channels=1)}, {"y": Numbers()})
+    with pytest.raises(ValueError, match=f"^points: {message}"):
+        schema.preprocess(row, np.random.default_rng(0), training=False)
+
+
 def test_arrays_are_read_from_safetensors_and_split(tmp_path):
     from safetensors.numpy import save_file
 

@@ -84,7 +84,7 @@ class PointSet(Modality):
         """Parse {"coordinates", "values"}, or a list of points, each its coordinates and then its values (if known)."""
         value = plain(cell)
         if isinstance(value, Mapping):
-            return {name: numbers(value.get(name)) for name in ("coordinates", "values")}
+            return {name: numbers(value[name]) for name in ("coordinates", "values") if name in value}
         return self._split(numbers(value))
 
     @property
@@ -214,7 +214,7 @@ class PointSet(Modality):
         if missing := [name for name in ("coordinates", "values") if name not in value]:
             raise ValueError(f'points without {" and ".join(missing)}: give {{"coordinates", "values"}}')
         points = {name: as_float32(value[name]) for name in ("coordinates", "values")}
-        count = len(points["coordinates"])
+        count = points["coordinates"].shape[0] if points["coordinates"].ndim else 1
         for name, width in (("coordinates", self.axes), ("values", self.channels)):
             if points[name].shape != (count, width):
                 raise ValueError(f"{name} of shape {points[name].shape}, expected ({count}, {width})")

@@ -84,8 +84,9 @@ class ByteTokenizer(Tokenizer):
         return data.astype(np.int64) + FIRST_BYTE, np.stack([character, character + 1], axis=-1)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Return the text; broken UTF-8 becomes replacement characters."""
-        return bytes(number - FIRST_BYTE for number in map(index, ids) if number >= FIRST_BYTE).decode(errors="replace")
+        """Return the text; broken UTF-8, and ids beyond the bytes, become replacement characters."""
+        codes = [index(number) - FIRST_BYTE for number in ids]
+        return bytes(min(code, 0xFF) for code in codes if code >= 0).decode(errors="replace")  # UTF-8 has no byte 0xFF
 
 
 class UnknownTextError(ValueError):

@@ -22,7 +22,7 @@ Masking = Callable[[str, torch.Size, torch.device], Bool[Tensor, "b m"]]
 class ChannelAlignment(nn.Module):
     """Alignment of segments to one width, `channels`, so that they can be concatenated along the token axis.
 
-    "project": a linear map each; adding a segment changes no other weight. "pad": a trained vector behind each segment
+    "project": a linear map each; adding a segment changes no other weight. "pad": a trained vector after each segment
     narrower than the widest plus `min_padding` (official `MultimodalPreprocessor` and `MultimodalDecoder`).
     """
 

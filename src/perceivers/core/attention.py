@@ -1,4 +1,4 @@
-"""Attention and the two blocks made of it, dense: all tokens at once. The reference for every other algorithm.
+"""Attention and the two blocks built on it, dense: all tokens at once. The reference for every other algorithm.
 
     attend(q, k, v) = softmax(q k' / sqrt(d)) v        x = q + attention(norm q, norm tokens);   x + MLP(norm x)
 
@@ -171,7 +171,7 @@ class MLP(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to tokens: attention, then an MLP, each behind a layer norm."""
+    """Queries attend to tokens: attention, then an MLP, each after a layer norm."""
 
     def __init__(self, query_channels: int, token_channels: int, config: BlockConfig, query_residual: bool) -> None:
         super().__init__()

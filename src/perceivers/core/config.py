@@ -79,7 +79,7 @@ class EncoderConfig(BlockConfig):
     input_channels: int | None = None
     """Common width C under "project"; None: the latents' width."""
     min_padding: int = 0
-    """Number of trained channels behind the widest input, under "pad"."""
+    """Number of trained channels appended to the widest input, under "pad"."""
     num_reads: int = 1
     """Number of reads, each before a processor block; more than 1 is the original Perceiver."""
     share_reads: Sharing = "all_but_first"
@@ -113,7 +113,7 @@ class DecoderConfig(BlockConfig):
     query_channels: int | None = None
     """Common width F under "project"; None: the latents' width."""
     min_padding: int = 0
-    """Number of trained channels behind the widest query, under "pad"."""
+    """Number of trained channels appended to the widest query, under "pad"."""
     output_channels: int | None = None
     """Width E of a linear map before the heads; None: no such map, E = F."""
 

@@ -48,7 +48,7 @@ class OutputQuery(nn.Module, ABC):
 
 
 class OutputAdapter(nn.Module, ABC):
-    """Adapter that arranges decoded queries as one raw output; only its head is trained."""
+    """Adapter that arranges decoded queries as one raw output; its head has all of its parameters."""
 
     head: nn.Module
     """Head, applied by the decoder: [B, O, E] to [B, O, e]."""

@@ -17,7 +17,7 @@ SMALLEST_GIVEN = 1000
 
 
 def limit_in_bytes(limit: Any) -> int | None:
-    """Return a limit in bytes, at least 1; ValueError for anything else that is not a size."""
+    """Return a limit in bytes, at least 1; ValueError for anything that is not a size."""
     size = limit
     if isinstance(limit, str):
         try:

@@ -7,7 +7,7 @@
     raw_out = output_adapter(written, queries)
 
 Letters, here and everywhere: B batch, M tokens, C token width, N latents, D latent width, O queries, F query width,
-E decoder width, e width behind a head, H heads. Source: Perceiver IO (Jaegle et al. 2022), official perceiver.py.
+E decoder width, e width after a head, H heads. Source: Perceiver IO (Jaegle et al. 2022), official perceiver.py.
 """
 
 from collections.abc import Iterable, Mapping

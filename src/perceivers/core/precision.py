@@ -67,7 +67,7 @@ def _numbers(segment: Segment) -> dict[str, Tensor]:
 def _limit(segment: Segment, dtype: torch.dtype) -> Tensor | float:
     """Return the largest absolute value with which the sum of squares in a norm does not overflow.
 
-    By Cauchy-Schwarz, a projection makes a token longer by at most the norm of its weight.
+    By Cauchy-Schwarz, a projection multiplies the length of a token by at most the norm of its weight.
     """
     limit = math.sqrt(torch.finfo(dtype).max / max(segment.raw_channels, 1)) / 2
     if segment.projection is None:

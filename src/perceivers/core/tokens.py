@@ -31,7 +31,7 @@ class Segment:
     positions_added: bool = False
     """True if positions are added to the content instead of concatenated with it."""
     padding: Float[Tensor, " k"] | None = None
-    """Trained channels behind each token, which bring the token to the common width."""
+    """Trained channels appended to each token, which bring it to the common width."""
     projection: tuple[Float[Tensor, "width raw"], Float[Tensor, " width"]] | None = None
     """Weight and bias of a linear map of the parts above to the common width, applied when tokens are assembled."""
     mask: Bool[Tensor, "#b m"] | None = None

@@ -94,7 +94,7 @@ class Trunk(nn.Module):
 
     def read(self, tokens: Tokens, plan: Any = None) -> dict[str, SoftmaxState]:
         """Return the softmax state of each segment at the first read; ValueError if there are later reads."""
-        if layers.fast is not None:  # reading in parts bypasses calls, and with them hooks
+        if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
             layers.fast.check_unhooked(self, self.encoder[0])
         first, *later = (stage for stage in self.stages if isinstance(stage, Read))
         if later:
@@ -103,7 +103,7 @@ class Trunk(nn.Module):
 
     def process(self, state: SoftmaxState) -> Float[Tensor, "b n d"]:
         """Return latents from the sum of the states of everything that was read."""
-        if layers.fast is not None:  # reading in parts bypasses calls, and with them hooks
+        if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
             layers.fast.check_unhooked(self, self.encoder[0])
         read, *processes = self.stages
         assert isinstance(read, Read)

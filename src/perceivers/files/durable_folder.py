@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 """File with the sizes and hashes of a folder's files."""
 
 STATE = "state.json"
-"""File that a checkpoint has in addition to those of a model."""
+"""File that a checkpoint has in addition to the files of a model."""
 
 READY = ".manifest.ready"
 """Hidden sub-folder with the files of a save while they move into place; they supersede the older ones."""

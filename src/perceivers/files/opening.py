@@ -1,4 +1,4 @@
-"""Opening of untrusted files: regular files only, and no more of them than a limit."""
+"""Opening of untrusted files: regular files only, up to a size limit."""
 
 import stat
 from pathlib import Path

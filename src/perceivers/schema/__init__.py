@@ -77,7 +77,7 @@ class Schema:
         return type(self)({name: spec.uncorrupted() for name, spec in self.inputs.items()}, self.outputs)
 
     def read(self, record: Record) -> dict[str, Any]:
-        """Return a record's values as {"inputs", "targets"}, None where missing; ValueError if a value is unreadable."""
+        """Return a record's values as {"inputs", "targets"}, None where missing; ValueError for an unreadable value."""
         values, sides = values_of(record), {"inputs": self.inputs, "targets": self.outputs}
         return {side: {name: values(name, spec) for name, spec in specs.items()} for side, specs in sides.items()}
 

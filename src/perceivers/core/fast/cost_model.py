@@ -134,7 +134,7 @@ class CostModel:
         return self.samples if self.tail is None and is_together(algorithm, self.latents.device) else 1
 
     def is_fused(self, algorithm: Algorithm) -> bool:
-        """Return whether a kernel runs without materialised scores; for gradients, our own kernel needs them."""
+        """Return whether a kernel runs without materialised scores; gradients of our own kernel need them."""
         if self.rates.score is None or self.latents.dtype == torch.float64:
             return False
         return algorithm == "dense" or (self.kernels_for(algorithm) is not None and not torch.is_grad_enabled())

@@ -10,7 +10,7 @@ A program takes one sample, a tile of ROWS x COLUMNS grid positions and QUERY_CO
 tile row by row. `columns` and all sums stay in registers; a row's sum is one number for each query column. max_score is
 the largest score so far; where it rises, all sums are scaled down. The programs' results are stacked,
 [max_score | sum of e | by row | by column | by channel], and added in a fixed order, so that the bits do not depend on
-the order in which programs end. Statistics, tables and sums are float32. Products with content run in its precision; in
+the order in which programs end. Statistics, tables and sums are float32. Products with content take its precision; in
 half precision the queries are split into two parts, so that scores are as exact as in float32, as in the gradient.
 
 It needs Triton, which comes with torch for CUDA; with TRITON_INTERPRET=1 it runs on a CPU too, slowly.

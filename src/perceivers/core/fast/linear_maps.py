@@ -65,9 +65,9 @@ def is_linear_map(module: Any) -> bool:
 
 
 def is_row_wise(module: Any) -> bool:
-    """Return whether a module surely gives the same results when it is called block by block, and again.
+    """Return whether a module is known to give the same results when it is called block by block, repeatedly.
 
-    This is not sure for modules of unknown classes. It is for a head that is bound to embeddings (tied logits).
+    Modules of other classes are not known to. A head that is bound to embeddings is (tied logits).
     """
     if isinstance(module, BoundHead):
         return all(map(is_plain_embedding, module.shared))

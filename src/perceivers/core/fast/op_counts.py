@@ -114,7 +114,7 @@ class AttentionShape:
     width: int
     """Number of columns of the grid in the separable algorithm; 0 without a grid."""
     is_projected: bool
-    """True if tokens are behind a projection."""
+    """True if tokens are projected."""
 
     def scoring(self, algorithm: Algorithm) -> OpCount:
         """Return the count of assembling tokens and computing their scores and softmax."""

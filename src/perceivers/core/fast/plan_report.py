@@ -49,7 +49,7 @@ def attention_plan(
     found = []
     if not isinstance(model.trunk, Trunk):
         raise ValueError("a transformer has one algorithm of attention, the dense one: there is nothing to plan")
-    # Make the tokens; with copied buffers, as a batch norm in training would update its statistics.
+    # Make the tokens, with copied buffers: a batch norm in training mode would update its statistics.
     buffers = {name: buffer.clone() for name, buffer in model.input_adapter.named_buffers()}
     tensors = model.schema.guard.tensors(raw, next(model.parameters()).device)
     tokens, segments = functional_call(model.input_adapter, buffers, (tensors,))

@@ -28,7 +28,7 @@ from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
 Seen = tuple[Tensor, Tensor, Tensor]
-"""The compact left factor of a block [*b, m, k], r [*b, y, x, 1], features of the rows [y, p]."""
+"""Results kept of a block: compact left factor [*b, m, k], r [*b, y, x, 1], features of the rows [y, p]."""
 
 
 class SeparableBlocks(TokenBlocks):

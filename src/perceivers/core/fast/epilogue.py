@@ -180,7 +180,7 @@ def _folded_epilogue(
     """Return the epilogue u -> tail(u + mlp(norm u)) with all linear maps applied to the values.
 
     It needs u through the tail, u through the MLP's first map, and the variance of u, |centred u|^2 / f. With
-    centred u = C (v, 1) and C = Q R, the variance is |R (v, 1)|^2 / f, and R (v, 1) is no longer than (v, 1).
+    centred u = C (v, 1) and C = Q R, the variance is |R (v, 1)|^2 / f; R (v, 1) has no more entries than (v, 1).
     """
     dtype, mlp, norm = values.dtype, cross.mlp, cross.mlp_norm
     output, hidden = linear_map(cross.attention.output).to(dtype), linear_map(mlp.hidden).to(dtype)

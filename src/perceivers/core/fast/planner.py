@@ -147,7 +147,7 @@ class Choice:
 
 
 def choose(model: CostModel, plan: Plan, dense: bool) -> Choice | None:
-    """Return the cheapest algorithm within the limit, or the forced one; None if none is possible.
+    """Return the cheapest algorithm, or the forced one, within the limit; None if none is possible.
 
     `dense`: True if the dense algorithm may be chosen. ValueError if no algorithm fits into the limit.
     """

@@ -128,7 +128,7 @@ class SeparableBlocks(TokenBlocks):
         return *self._sums_by_row(seen, weights), self._add_by_column(columns, seen, weights)
 
     def accumulate(self, sums: list[Tensor], seen: Seen, weights: Float[Tensor, "*h m n"]) -> list[Tensor]:
-        """Return the sums with a block's sums added; sums by column, as large as a block, are added in place."""
+        """Return the sums with a block's sums added; sums by column, as large as a block, grow without a copy."""
         *by_row, columns = sums
         grown = [x.add_(y) for x, y in zip(by_row, self._sums_by_row(seen, weights), strict=True)]
         return [*grown, self._add_by_column(columns, seen, weights)]

@@ -30,7 +30,7 @@ Content = TypeVar("Content")
 def replaced(target: Path) -> Iterator[Path]:
     """Yield an empty file next to `target` to write into; it replaces `target` on disk, or nothing changes on failure.
 
-    A link stays; the file it leads to is replaced, with its permissions. ValueError if `target` exists but is not a file.
+    A link stays a link to the replaced file. Permissions are kept. ValueError if `target` exists but is not a file.
     """
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_file():

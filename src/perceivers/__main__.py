@@ -71,7 +71,7 @@ def unboxed(complaint: str) -> str:
     # The lines in the box, or those below the title.
     lines = complaint.splitlines()
     inside = [line.strip("│ ") for line in lines if line.startswith("│")] or [line.strip() for line in lines[2:]]
-    # Several messages are separated by rules.
+    # Horizontal rules separate several messages.
     parts = re.split(r"─+|-{9,}", " ".join(inside))
     plain = [re.sub(r"Error parsing \S+: |(?<=')action\.", "", part).strip(" .") for part in parts]
     messages = [part for part in plain if "For full helptext" not in part]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 T = TypeVar("T")
 
 SECONDS = 60.0
-"""Seconds between two lines of text, where there is no terminal."""
+"""Seconds between two lines of text where there is no terminal."""
 
 Report = Callable[..., None]
 """Function that takes the number of completed steps and, optionally, a new note to show next to it."""

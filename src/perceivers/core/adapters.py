@@ -1,4 +1,4 @@
-"""All inputs, all outputs: the adapters of several modalities, by name (interfaces.py has what each provides)."""
+"""The adapters of all inputs and of all outputs, by name; interfaces.py defines what each one provides."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -16,13 +16,13 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens, zero_where_absent
 
 Masking = Callable[[str, torch.Size, torch.device], Bool[Tensor, "b m"]]
-"""Tells which tokens of an input, [B, M] of them, an evaluation masks."""
+"""Function of an input's name, shape [B, M] and device: True for the tokens that an evaluation masks."""
 
 
 class ChannelAlignment(nn.Module):
-    """Brings segments to one width, `channels`, so that they can be concatenated along the tokens.
+    """Alignment of segments to one width, `channels`, so that they can be concatenated along the token axis.
 
-    "project": a linear map each; adding a segment changes no other weight. "pad": a trained vector behind each that is
+    "project": a linear map each; adding a segment changes no other weight. "pad": a trained vector after each segment
     narrower than the widest plus `min_padding` (official `MultimodalPreprocessor` and `MultimodalDecoder`).
     """
 
@@ -42,7 +42,7 @@ class ChannelAlignment(nn.Module):
             return replace(segment, padding=self.paddings[name]) if name in self.paddings else segment
         projection = self.projections[name]
         known = None if layers.fast is None else layers.fast.known_linear_map(projection)
-        if known is not None:  # made when it is needed
+        if known is not None:  # applied when the tokens are assembled
             return replace(segment, projection=known)
         with in_own_range(segment.device):
             tokens = projection(segment.dense(dtype_of(projection)))
@@ -55,7 +55,7 @@ def mask_probs(inputs: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
 
 
 class InputAdapters(nn.Module):
-    """All inputs: raw tensors by name to one set of tokens; puts mask tokens where the schema says so."""
+    """Adapters of all inputs: from raw tensors by name to one set of tokens, with mask tokens as the schema says."""
 
     def __init__(
         self, adapters: Mapping[str, nn.Module], alignment: ChannelAlignment, mask_probs: dict[str, tuple[float, bool]]
@@ -68,18 +68,18 @@ class InputAdapters(nn.Module):
     def forward(
         self, raw: Mapping[str, Any], missing: Iterable[str] | None = None, masking: Masking | None = None
     ) -> tuple[Tokens, dict[str, Segment]]:
-        """Return all tokens in one width, and those of each input before they were aligned and masked.
+        """Return all tokens in one width, and each input's segment before alignment and masking.
 
-        An input that is not given is left out; one that has a mask token is masked instead, also in single samples
-        that lack it. With `missing`, of those not given only these are masked, and no sample of a part of an input,
-        since another part may have what this one lacks. Outside training, only `masking` masks tokens at random.
+        An input that is not given is masked if it has a mask token, else left out; so is each sample that lacks it.
+        With `missing`, only these absent inputs are masked. A sample that lacks a part of an input then stays unmasked,
+        since another part may have its tokens. Outside training, only `masking` masks tokens at random.
         """
-        # The tokens of each input, in its own width.
+        # Make each input's tokens, in the input's own width.
         given = {n: about("input", n, adapter, raw[n]) for n, adapter in self.adapters.items() if n in raw}
         if not given and not missing:
             raise ValueError(f"no input given: the model reads {', '.join(self.adapters)}")
         check_batches("inputs", {name: segment.batch_size for name, segment in given.items()})
-        # All inputs in one width, mask tokens in place of what is masked or missing.
+        # Align all inputs to one width; put mask tokens where tokens are masked or missing.
         aligned = {}
         for name in self.adapters:
             segment = given.get(name)
@@ -104,19 +104,19 @@ class InputAdapters(nn.Module):
             return segment
         (prob, at_eval), shape, device = self.mask_probs[name], segment.content.shape[:2], segment.content.device
         if self.training:
-            # Bernoulli draws are made even for certainties: uniform numbers are never below 0 and always below 1.
+            # Draw even for probabilities 0 and 1: uniform numbers are never below 0 and always below 1.
             masked = torch.rand(shape, device=device) < (1.0 if absent else prob)
-        elif absent or masking is None:  # a prediction uses all that it is given, but for what is always masked
+        elif absent or masking is None:  # a prediction masks only what is always masked
             masked = torch.full(shape, absent or (at_eval and prob == 1), device=device)
         else:
             masked = masking(name, shape, device)
-        # What is masked may be NaN or too large: nothing looks at it.
+        # Masked values may be NaN or too large: put 0 in their place.
         hides = not absent and (self.training or masking is not None or (at_eval and prob == 1))
         content = zero_where_absent(segment.content, ~masked) if hides else segment.content
         return replace(segment, content=content, mask_token=self.mask_tokens[name], masked=masked)
 
     def _mask_lacking(self, name: str, segment: Segment) -> Segment:
-        """Return tokens where a sample that has none has as many mask tokens as if its whole batch lacked the input."""
+        """Give each sample without tokens as many mask tokens as if the whole batch lacked the input."""
         mask, masked, absent = segment.mask, segment.masked, self._absent(name)
         if mask is None or masked is None or absent is None:
             return segment
@@ -126,7 +126,7 @@ class InputAdapters(nn.Module):
 
 
 class OutputQueries(nn.Module):
-    """All outputs: points by name to one set of queries."""
+    """Queries of all outputs: from points by name to one set of queries."""
 
     def __init__(self, queries: Mapping[str, nn.Module], alignment: ChannelAlignment) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class OutputQueries(nn.Module):
         self.channels = alignment.channels
 
     def forward(self, encoded: Encoded, points: Mapping[str, Any], names: Iterable[str] | None = None) -> Tokens:
-        """Return queries for these points of these outputs, in one width; None: all whose source was given."""
+        """Return the queries of some outputs at these points, in one width; None: all whose source was given."""
         if names is None:
             names = [name for name, query in self.queries.items() if query.source in (None, *encoded.sources)]
         queries = {name: about("output", name, self.queries[name], encoded, points.get(name)) for name in names}
@@ -143,14 +143,14 @@ class OutputQueries(nn.Module):
 
 
 class OutputAdapters(nn.Module):
-    """All outputs: what the decoder writes, after each output's head, to raw arrays by name."""
+    """Adapters of all outputs: from decoded arrays, after each output's head, to raw outputs by name."""
 
     def __init__(self, adapters: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.adapters = nn.ModuleDict(adapters)
 
     def heads(self, inputs: Any) -> dict[str, Any]:
-        """Return the head of each output, with what it shares with the input adapters."""
+        """Return the head of each output, bound to the modules that it shares with the input adapters."""
         adapters: Any = self.adapters
         return {name: adapter.bound_head(inputs) for name, adapter in adapters.items()}
 

@@ -1,6 +1,6 @@
-"""Checks of what a caller gives: conditions on values, names (with the nearest known one), numbers.
+"""Checks of a caller's arguments: conditions on values, names (with the nearest known one), numbers.
 
-Conditions on values go through `require`, which decides when values are looked at.
+Conditions on values go through `require`, which decides when values are inspected.
 """
 
 import difflib
@@ -16,13 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from perceivers.core.checks import is_whole
 
 LONGEST_HINT, MOST_HINTS, MOST_LISTED = 100, 2000, 50
-"""Characters of a name, and number of names, that a wrong one is compared with; names that a message lists."""
+"""Limits on hints: characters of a name, names that a wrong one is compared with, names that a message lists."""
 
 
 def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
-    """Raise a ValueError unless a condition on values holds, where they are looked at (`has_values`).
+    """Raise a ValueError unless a condition on values holds; no effect where values are unknown (`has_values`).
 
-    On a GPU, a training step does not wait for the answer: there the error is the device's own.
+    A training step on a GPU does not wait for the answer: there the error is an assertion on the device.
     """
     if not has_values(holds):
         return
@@ -33,7 +33,7 @@ def require(holds: Bool[Tensor, ""], message: Callable[[], str]) -> None:
 
 
 def has_values(x: Tensor) -> bool:
-    """Return whether the values of a tensor can be looked at; in compiled programs they cannot."""
+    """Return whether the values of a tensor can be inspected; in compiled programs they cannot."""
     return not (
         torch.compiler.is_compiling()
         or x.device.type == "meta"
@@ -44,7 +44,7 @@ def has_values(x: Tensor) -> bool:
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return the names if all are known; else raise a ValueError with the nearest known one."""
+    """Return the names if all are known; else raise a ValueError with the nearest known name."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"{what}: names must come in a list, not as {names!r:.99}")
     names, known = list(names), dict.fromkeys(known)
@@ -58,7 +58,7 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[s
 def check_new_name(what: str, name: str) -> None:
     """Raise a ValueError unless a part of a model can have this name."""
     known = isinstance(name, str) and name.isidentifier()
-    # torch keeps parts by name as attributes of a module.
+    # torch stores submodules and parameters as attributes, so a name must not be that of an attribute.
     if not known or hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
         raise ValueError(f"{what}: name {name!r} must be letters, digits and underscores, and no word of torch's own")
 

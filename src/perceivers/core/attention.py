@@ -1,4 +1,4 @@
-"""Attention and the two blocks made of it, dense: all tokens at once. The oracle of every other algorithm.
+"""Attention and the two blocks built on it, dense: all tokens at once. The reference for every other algorithm.
 
     attend(q, k, v) = softmax(q k' / sqrt(d)) v        x = q + attention(norm q, norm tokens);   x + MLP(norm x)
 
@@ -26,14 +26,14 @@ from perceivers.core.tokens import token_dtype
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Return x * sigmoid(1.702 x), a coarse approximation of GELU that some checkpoints of others have."""
+    """Return x * sigmoid(1.702 x), a coarse approximation of GELU that some third-party checkpoints use."""
     return x * torch.sigmoid(1.702 * x)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # jax.nn.gelu's default, so all released models
-    "gelu_erf": F.gelu,  # what ports to PyTorch use; differs by at most 5e-4
-    "quick_gelu": quick_gelu,  # this and the next two: for models that others trained with them
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # the default of jax.nn.gelu, used by all released models
+    "gelu_erf": F.gelu,  # used by ports to PyTorch; differs by at most 5e-4
+    "quick_gelu": quick_gelu,  # this and the next two: for third-party models
     "relu": F.relu,
     "silu": F.silu,
 }
@@ -41,14 +41,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Mask:
-    """Which query may attend to which key, True where valid: by keys, by queries, by pairs, or several together."""
+    """Mask of attention, True where valid: by keys, by queries, by pairs of both, or several together."""
 
     keys: Bool[Tensor, "#b s"] | None = None
     """Keys that exist."""
     queries: Bool[Tensor, "#b t"] | None = None
     """Queries that exist; the others get the result of attending to nothing."""
     pairs: Bool[Tensor, "#b t s"] | None = None
-    """Any relation of queries and keys."""
+    """Pairs of a query and a key that may attend."""
 
     @property
     def batch_size(self) -> int:
@@ -56,7 +56,7 @@ class Mask:
         return max([1, *(rule.shape[0] for rule in (self.keys, self.queries, self.pairs) if rule is not None)])
 
     def scores(self) -> Bool[Tensor, "#b 1 #t s"] | None:
-        """Return valid scores, broadcastable over heads (and queries where they do not matter); None: all."""
+        """Return True for valid scores, broadcastable over heads (and queries, without pairs); None: all are valid."""
         keys = None if self.keys is None else rearrange(self.keys, "b s -> b 1 1 s")
         pairs = None if self.pairs is None else rearrange(self.pairs, "b t s -> b 1 t s")
         if keys is None or pairs is None:
@@ -65,11 +65,11 @@ class Mask:
 
     @staticmethod
     def rules(mask: "Mask | None") -> tuple[Tensor | None, Tensor | None]:
-        """Return the valid scores and the dead queries of a mask."""
+        """Return `scores()` and `dead()` of a mask; None, None without a mask."""
         return (None, None) if mask is None else (mask.scores(), mask.dead())
 
     def dead(self) -> Bool[Tensor, "#b 1 #t 1"] | None:
-        """Return queries without one valid key, or that do not exist; None: none are."""
+        """Return True for queries that have no valid key or do not exist; None: there are none."""
         scores = self.scores()
         dead = None if scores is None else ~scores.any(dim=-1, keepdim=True)
         if self.queries is None:
@@ -81,7 +81,7 @@ class Mask:
 def attention_weights(
     q: Float[Tensor, "*b t d"], k: Float[Tensor, "*b s d"], valid: Tensor | None = None, dead: Tensor | None = None
 ) -> Float[Tensor, "*b t s"]:
-    """Return softmax(q k' / sqrt(d)) over valid scores; 0 for dead queries (`Mask`). Statistics in float32 at least."""
+    """Return softmax(q k' / sqrt(d)) over valid scores, in at least float32; 0 for dead queries (`Mask`)."""
     dtype = q.dtype
     q, k = (x.to(token_dtype(dtype)) for x in (q, k))
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
@@ -105,7 +105,7 @@ def attend(
 
 
 def plan_attention(memory_limit: int | str | None = None, algorithm: str | None = None) -> Any:
-    """Return how cross-attentions are computed, a `fast.Plan` (in bytes); None: densely. The seam to `core/fast`."""
+    """Return the plan of cross-attentions (`fast.Plan`); None where `core/fast` is removed: all is dense."""
     if layers.fast is not None:
         return layers.fast.Plan(memory_limit, algorithm)
     if memory_limit is not None or algorithm not in (None, "dense"):
@@ -114,7 +114,7 @@ def plan_attention(memory_limit: int | str | None = None, algorithm: str | None 
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries [B, T, F] to tokens [B, S, C], back in the queries' width."""
+    """Multi-head attention of queries [B, T, F] to tokens [B, S, C]; the result has the queries' width."""
 
     def __init__(self, query_channels: int, token_channels: int, config: BlockConfig) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Attention(nn.Module):
     def forward(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b t f"]:
-        """Attend; a batch of 1 of queries, tokens or mask serves the whole batch of the others."""
+        """Return attended queries; a batch of 1 in queries, tokens or mask serves the whole batch of the others."""
         q, k, v = self.heads(queries, tokens, mask)
         attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return apply_linear(self.output, rearrange(attended, "b h t d -> b t (h d)"))
@@ -147,7 +147,7 @@ class Attention(nn.Module):
     def heads(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s e"]]:
-        """Return queries, keys and values, split into heads, for the whole batch."""
+        """Return queries, keys and values, split into heads and expanded to the whole batch."""
         maps = ((self.query, queries), (self.key, tokens), (self.value, tokens))
         q, k, v = (rearrange(apply_linear(m, x), "b t (h d) -> b h t d", h=self.num_heads) for m, x in maps)
         batch = max(q.shape[0], k.shape[0], 1 if mask is None else mask.batch_size)
@@ -155,7 +155,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with an activation between."""
+    """Two linear maps with an activation in between."""
 
     def __init__(self, channels: int, config: BlockConfig) -> None:
         super().__init__()
@@ -166,12 +166,12 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        """Same shape."""
+        """Return x through the MLP, in the same shape."""
         return self.dropout(apply_linear(self.output, self.activation(apply_linear(self.hidden, x))))
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to tokens: attention, then an MLP, each behind a layer norm."""
+    """Queries attend to tokens: attention, then an MLP, each after a layer norm."""
 
     def __init__(self, query_channels: int, token_channels: int, config: BlockConfig, query_residual: bool) -> None:
         super().__init__()
@@ -184,21 +184,21 @@ class CrossAttention(nn.Module):
         self.mlp = MLP(query_channels, config)
 
     def forward(self, queries: Any, tokens: Any, mask: Mask | None = None, compute: Any = None) -> Any:
-        """Return the updated queries [B, T, F], or compute(block, queries, tokens): a part of it.
+        """Return the updated queries [B, T, F], or the result of compute(block, queries, tokens).
 
-        Nothing outside of this call may use the weights of a block: what wraps one (sharding, offloading) makes them
-        ready here. Without `compute`, queries are [B, T, F], tokens [B, S, C], and attention is dense.
+        All uses of the block's weights go through this call: wrappers (sharding, offloading) make the weights ready
+        only here. Without `compute`, queries are [B, T, F], tokens [B, S, C], and attention is dense.
         """
         return self.dense(queries, tokens, mask) if compute is None else compute(self, queries, tokens)
 
     def dense(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> Float[Tensor, "b t f"]:
-        """Return the updated queries. The residual adds the queries as they came, not their norm."""
+        """Return the updated queries. The residual adds the queries themselves, not the normed ones."""
         return self.finish(queries, self.attention(*self._normed(queries, tokens), mask))
 
     def finish(self, queries: Float[Tensor, "#b t f"], found: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
-        """Return queries updated with what attention found for them."""
+        """Return the updated queries, from the result of attention: residual, then MLP."""
         x = self.dropout(found)
         x = queries.to(x.dtype) + x if self.query_residual else x
         return x + self.mlp(self.mlp_norm(x))
@@ -210,13 +210,13 @@ class CrossAttention(nn.Module):
     def softmax_state(
         self, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask | None = None
     ) -> SoftmaxState:
-        """Return the softmax state of some of the tokens, to be added to that of others."""
+        """Return the softmax state of these tokens, which can be added to the states of other tokens."""
         q, k, v = self.attention.heads(*self._normed(queries, tokens), mask)
         dtype, valid = torch.promote_types(q.dtype, torch.float32), None if mask is None else mask.scores()
         with without_autocast(q.device):
             scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
             scores = scores if valid is None else scores.masked_fill(~valid, -math.inf)
-            nothing = scores.new_full((*scores.shape[:-1], 1), NO_SCORE)
+            nothing = scores.new_full((*scores.shape[:-1], 1), NO_SCORE)  # finite without a valid key
             max_score = torch.cat([scores.detach(), nothing], -1).amax(-1)
             weights = (scores - max_score[..., None]).exp()
             return SoftmaxState(max_score, weights.sum(-1), weights @ v.to(dtype))
@@ -235,7 +235,7 @@ class CrossAttention(nn.Module):
 def attention_map(
     cross: CrossAttention, queries: Float[Tensor, "#b t f"], tokens: Float[Tensor, "#b s c"], mask: Mask
 ) -> Float[Tensor, "b h t s"]:
-    """Return how much each query attends to each token."""
+    """Return the attention map of a block."""
     found: Tensor = cross(queries, tokens, compute=partial(CrossAttention.weights, mask=mask))
     return found
 

@@ -1,4 +1,4 @@
-"""Checks of settings and arguments: what does not fit is refused in one line that names it and what would be right."""
+"""Checks of settings and arguments: an error is one line that names the invalid value and what would be right."""
 
 import dataclasses
 import functools
@@ -16,12 +16,12 @@ SIZE, COUNT, FRACTION = (1.0, math.inf), (0.0, math.inf), (0.0, 1.0)
 
 
 def is_whole(value: Any) -> bool:
-    """Return whether a value is a whole number, of Python or of NumPy; a truth value is none."""
+    """Return whether a value is an integer of Python or NumPy; booleans are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Raise a ValueError for a number among the fields of a dataclass that is out of its range; None is no number."""
+    """Raise a ValueError for a numeric field of a dataclass that is out of its range; None is allowed."""
     for name, (low, high) in ranges.items():
         value = getattr(settings, name, None)
         if isinstance(value, int | float) and not low <= value <= high:
@@ -62,7 +62,7 @@ def check_batches(what: str, sizes: Mapping[str, int]) -> None:
 
 
 def about(what: str, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function gives; its errors say which input or output they are about."""
+    """Call a function; its ValueErrors get the name of the input or output that they are about."""
     try:
         return function(*arguments)
     except ValueError as error:

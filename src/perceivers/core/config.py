@@ -1,4 +1,4 @@
-"""Sizes of a model, apart from what goes in and out."""
+"""Sizes of a model; its inputs and outputs are in the schema."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ ChannelAlignmentRule = Literal["pad", "project"]
 Sharing = Literal["none", "all", "all_but_first"]
 
 MOST_LAYERS = 4096
-"""Self-attention layers that a sample may run through."""
+"""Largest number of self-attention layers that a sample passes through."""
 
 SIZES = "num_heads qk_channels v_channels widening_factor num_latents channels sinusoidal_length num_blocks"
 RANGES = {
@@ -19,29 +19,29 @@ RANGES = {
     **dict.fromkeys(("min_padding", "num_layers"), COUNT),
     **dict.fromkeys(("dropout", "attention_dropout"), FRACTION),
 }
-"""Ranges of the numbers below, by the name of the field."""
+"""Valid ranges of the numeric fields below, by field name."""
 
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """Settings that all attention blocks have."""
+    """Settings common to all attention blocks."""
 
     num_heads: int = 1
     """Attention heads; must divide the widths of queries-and-keys and of values."""
     qk_channels: int | None = None
-    """Width of queries and keys; None: that of what is attended to."""
+    """Width of queries and keys, all heads together; None: the width of the tokens attended to."""
     v_channels: int | None = None
-    """Width of values; None: that of queries and keys."""
+    """Width of values, all heads together; None: the width of queries and keys."""
     widening_factor: int = 1
-    """Hidden width of the MLP over its width."""
+    """Hidden width of the MLP, as a multiple of its input width."""
     activation: Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu"] = "gelu_tanh"
     """Activation of the MLP; the released models were trained with tanh GELU."""
     dropout: float = 0.0
-    """Dropout after attention and after the MLP, in training."""
+    """Probability of dropout after attention and after the MLP, in training."""
     qk_init_gain: float | None = None
-    """Keys' weights start as this multiple of the queries', so that like attends to like; None: random (official)."""
+    """Initial key weights as a multiple of the query weights, so that like attends to like; None: random (official)."""
     attention_dropout: float = 0.0
-    """Dropout of the attention weights, in training."""
+    """Probability of dropout of the attention weights, in training."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -53,13 +53,13 @@ class LatentsConfig:
     """The array of latents."""
 
     num_latents: int = 128
-    """N."""
+    """Number of latents, N."""
     channels: int = 256
-    """D."""
+    """Width of a latent, D."""
     init_std: float = INIT_STD
-    """Standard deviation of their truncated normal start."""
+    """Standard deviation of their truncated normal initialisation."""
     sinusoidal_length: int | None = None
-    """Length of the text over which initial sines and cosines are spread; None: a random start (official)."""
+    """Length of the sequence that initial sines and cosines span; None: random initialisation (official)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,17 +73,17 @@ class EncoderConfig(BlockConfig):
     """Reading: latents attend to tokens."""
 
     query_residual: bool = True
-    """Add what was read to the latents."""
+    """Residual connection: the result of attention is added to the latents."""
     channel_alignment: ChannelAlignmentRule = "project"
-    """Map of inputs to one width: a linear map each, or padding with a trained vector (released models)."""
+    """Alignment of inputs to one width: "project", a linear map each, or "pad", a trained vector (released models)."""
     input_channels: int | None = None
-    """C under "project"; None: the latents' width."""
+    """Common width C under "project"; None: the latents' width."""
     min_padding: int = 0
-    """Under "pad": trained channels behind the widest input."""
+    """Number of trained channels appended to the widest input, under "pad"."""
     num_reads: int = 1
     """Number of reads, each before a processor block; more than 1 is the original Perceiver."""
     share_reads: Sharing = "all_but_first"
-    """Which reads have the same weights."""
+    """Sharing of weights among the reads."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ class ProcessorConfig(BlockConfig):
     num_heads: int = 8
     """Attention heads; must divide the widths of queries-and-keys and of values."""
     num_layers: int = 6
-    """Self-attention layers of a block."""
+    """Number of self-attention layers in a block."""
     num_blocks: int = 1
-    """Blocks, one after the other."""
+    """Number of blocks, one after the other."""
     share_blocks: Sharing = "all"
-    """Which blocks have the same weights."""
+    """Sharing of weights among the blocks."""
 
 
 @dataclass(frozen=True)
@@ -105,33 +105,33 @@ class DecoderConfig(BlockConfig):
     """Writing: queries attend to latents."""
 
     kind: Literal["query", "average"] = "query"
-    """"average": no queries, the mean of the latents goes to the heads (original Perceiver)."""
+    """Type of decoder; "average": no queries, the heads get the mean of the latents (original Perceiver)."""
     query_residual: bool = False
-    """Add what was found to the queries."""
+    """Residual connection: the result of attention is added to the queries."""
     channel_alignment: ChannelAlignmentRule = "project"
-    """Map of queries to one width: a linear map each, or padding with a trained vector (released models)."""
+    """Alignment of queries to one width: "project", a linear map each, or "pad", a trained vector (released models)."""
     query_channels: int | None = None
-    """F under "project"; None: the latents' width."""
+    """Common width F under "project"; None: the latents' width."""
     min_padding: int = 0
-    """Under "pad": trained channels behind the widest query."""
+    """Number of trained channels appended to the widest query, under "pad"."""
     output_channels: int | None = None
-    """E: width of a linear map before the heads; None: no such map, E is F."""
+    """Width E of a linear map before the heads; None: no such map, E = F."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of a Perceiver IO, apart from what goes in and out."""
+    """Sizes of a Perceiver IO model; its inputs and outputs are in the schema."""
 
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     """The array of latents."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    """Reading."""
+    """Reading: latents attend to tokens."""
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    """Processing."""
+    """Processing: latents attend to one another."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """Writing."""
+    """Writing: queries attend to latents."""
     trunk: Literal["perceiver", "transformer"] = "perceiver"
-    """"transformer": every token is a latent; of latents and encoder only widths and alignment have an effect."""
+    """Trunk; "transformer": every token is a latent; only widths and alignment of `latents` and `encoder` apply."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -153,5 +153,5 @@ class Config:
 
 
 def shared(number: int, sharing: Sharing) -> int:
-    """Return which weights the stage of this number (from 0) has."""
+    """Return the index of the weights that stage `number` (from 0) uses."""
     return {"none": number, "all": 0, "all_but_first": min(number, 1)}[sharing]

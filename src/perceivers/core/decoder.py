@@ -1,4 +1,4 @@
-"""The decoder: queries attend to the latents, and each output's head maps what they found."""
+"""The decoder: queries attend to the latents, and each output's head maps the result."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +19,7 @@ Heads = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 class Decoder(nn.Module):
-    """Queries attend to the latents once."""
+    """Decoder whose queries attend to the latents once."""
 
     def __init__(self, config: Config, query_channels: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Decoder(nn.Module):
     def forward(
         self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None, mask: Tensor | None = None
     ) -> dict[str, Float[Tensor, "b _ _"]]:
-        """Return [B, O, e] of each output, behind its head; the mask [B, N] is True where a latent exists."""
+        """Return [B, O, e] of each output, after its head; the mask [B, N] is True where a latent exists."""
         if plan is not None and not plan.needs_dense(self.cross_attention, latents, queries, self.output, heads, mask):
             write = partial(plan.write, output=self.output, heads=heads)
             return self.cross_attention(queries, latents, compute=write)
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
 
 
 class AverageDecoder(nn.Module):
-    """The head of the original Perceiver: every query gets the mean of the latents (official `ProjectionDecoder`)."""
+    """Decoder of the original Perceiver: every query gets the mean of the latents (official `ProjectionDecoder`)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class AverageDecoder(nn.Module):
     def forward(
         self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None, mask: Tensor | None = None
     ) -> dict[str, Float[Tensor, "b _ _"]]:
-        """Return [B, O, e] of each output, after its head; there is nothing to plan."""
+        """Return [B, O, e] of each output, after its head; the plan has no effect."""
         mean = latents.mean(dim=1, keepdim=True)
         if mask is not None:
             count = mask.sum(1, keepdim=True).clamp(min=1)[..., None]
@@ -60,5 +60,5 @@ class AverageDecoder(nn.Module):
 def apply_heads(
     x: Float[Tensor, "b _ f"], queries: Tokens, output: nn.Module, heads: Heads
 ) -> dict[str, Float[Tensor, "b _ _"]]:
-    """Return decoded queries behind the map that all outputs share and the head of each."""
+    """Return decoded queries after the map that all outputs share and each output's head."""
     return {name: apply_linear(heads[name], part) for name, part in queries.split(apply_linear(output, x)).items()}

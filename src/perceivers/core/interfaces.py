@@ -14,33 +14,33 @@ from perceivers.core.tokens import Segment
 
 
 class InputAdapter(nn.Module, ABC):
-    """Turns one raw input into tokens."""
+    """Adapter that turns one raw input into tokens."""
 
     channels: int
     """Width of the tokens, C."""
     is_set: bool = False
-    """True for a set, which may be read in chunks: no token depends on its place."""
+    """True for a set, which may be read in chunks: no token depends on its position."""
 
     @abstractmethod
     def forward(self, raw: Any) -> Segment:
         """Return the tokens of a raw batch; ValueError if it does not fit."""
 
     def absent(self, device: torch.device) -> Segment | None:
-        """Return as many tokens as the input usually has, content irrelevant; None if that number is not fixed."""
+        """Return as many tokens as the input usually has, with arbitrary content; None if that number is not fixed."""
         return None
 
 
 class OutputQuery(nn.Module, ABC):
-    """Makes the queries of one output."""
+    """Module that makes the queries of one output."""
 
     channels: int
     """Width of the queries, F."""
     source: str | None = None
-    """The input whose tokens are the queries."""
+    """Name of the input whose tokens are the queries; None: no input."""
 
     @abstractmethod
     def forward(self, encoded: Encoded, points: Any) -> Segment:
-        """Return queries for these points; None: for everything. ValueError for points that the output has not."""
+        """Return queries for these points; None: for everything. ValueError for points that the output lacks."""
 
     def without_channels(self) -> "OutputQuery":
         """Return the only query without content, for a decoder that averages; ValueError if there are more."""
@@ -48,30 +48,30 @@ class OutputQuery(nn.Module, ABC):
 
 
 class OutputAdapter(nn.Module, ABC):
-    """Arranges what the decoder writes as one raw output; its head is all it learns."""
+    """Adapter that arranges decoded queries as one raw output; its head has all of its parameters."""
 
     head: nn.Module
-    """Applied by the decoder: [B, O, E] to [B, O, e]."""
+    """Head, applied by the decoder: [B, O, E] to [B, O, e]."""
     mixes_neighbours: bool = False
     """True if a value depends on several queries: then the output is decoded whole."""
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> Any:
-        """Return the raw output: whole where the queries form their grid, else one row for each query."""
+        """Return the raw output: whole where the queries form their grid, else one value for each query."""
 
     def bound_head(self, inputs: Any) -> Callable[[Tensor], Tensor]:
-        """Return the head, with what it shares with the model's input adapters (tied logits: an embedding)."""
+        """Return the head, bound to modules that it shares with the input adapters (tied logits: an embedding)."""
         return self.head
 
 
 @dataclass(frozen=True)
 class BoundHead:
-    """A head that is called with modules of the inputs, whose weights it shares: head(x, *shared), row by row."""
+    """A head that shares weights with modules of the inputs: head(x, *shared), each query independently."""
 
     head: nn.Module
     """The head."""
     shared: tuple[nn.Module, ...]
-    """Modules of the inputs."""
+    """Modules of the input adapters."""
 
     def __call__(self, x: Float[Tensor, "b o e"]) -> Float[Tensor, "b o _"]:
         """Return head(x, *shared)."""

@@ -1,4 +1,4 @@
-"""Linear maps and norms: how they start, and how they are called; and `fast`, the seam to core/fast."""
+"""Linear maps and norms: their initialisation and their calls; and `fast`, the seam to core/fast."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 fast: ModuleType | None = None
-"""`core/fast`, the same numbers in less time and memory, set by `core/__init__.py`; None: everything is dense."""
+"""Package `core/fast`, the same numbers in less time and memory; set by `core/__init__.py`. None: all is dense."""
 
 LAYER_NORM_EPSILON = 1e-5
 
 INIT_STD = 0.02
-"""Standard deviation of latents, learned positions, queries, paddings and mask tokens at the start."""
+"""Standard deviation of latents, learned positions, queries, paddings and mask tokens at initialisation."""
 
 CUT_STD = 0.87962566103423978
 """Std of a unit normal cut at +-2: haiku's VarianceScaling divides by it, its TruncatedNormal does not."""
@@ -30,9 +30,9 @@ def trained_vector(*shape: int, std: float = INIT_STD) -> nn.Parameter:
 
 
 def sines(count: int, length: int, channels: int) -> nn.Parameter:
-    """Return, in place of `trained_vector`, sines and cosines of `count` places, spread evenly over `length` of them.
+    """Return an alternative to `trained_vector`: sines and cosines at `count` positions, spread evenly over `length`.
 
-    Their mean square is 1, their wavelengths run from 2 pi places to 2 pi times all of them.
+    Their mean square is 1; their wavelengths run from 2 pi to 2 pi `length`.
     """
     places = torch.arange(count)[:, None] * (length / count)
     angles = places * length ** -torch.linspace(0, 1, (channels + 1) // 2)
@@ -41,7 +41,7 @@ def sines(count: int, length: int, channels: int) -> nn.Parameter:
 
 
 def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
-    """Fill from a normal of this std cut at two of them (haiku TruncatedNormal: the result is 0.88 times as wide)."""
+    """Fill from a normal of this std, cut at 2 std (haiku TruncatedNormal: the result has 0.88 times this std)."""
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
 
 
@@ -68,7 +68,7 @@ def apply_linear(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def apply_norm(module: nn.Module, x: Tensor) -> Tensor:
-    """Return module(x) in the module's precision; in float16 a norm takes out the scale of x before x is rounded."""
+    """Return module(x) in the module's precision; in float16, x is normed before it is rounded."""
     dtype = dtype_of(module)
     if dtype != torch.float16 or x.dtype == dtype:
         return module(x)
@@ -77,12 +77,12 @@ def apply_norm(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """Return the precision of a module's parameters; the default one if it has none of floating point."""
+    """Return the precision of a module's parameters; the default precision if none is floating-point."""
     return next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.get_default_dtype())
 
 
 def in_own_range(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which raw values keep their range: autocast to float16, if it is on, is off within."""
+    """Return a context in which autocast to float16 is off, so that raw values keep their range."""
     kind = device.type
     is_on = kind != "meta" and torch.is_autocast_enabled(kind)
     return without_autocast(device) if is_on and torch.get_autocast_dtype(kind) == torch.float16 else nullcontext()

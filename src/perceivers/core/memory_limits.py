@@ -10,14 +10,14 @@ MemoryLimit = int | str | None
 """Bytes, or a number with its unit in text; None: no limit."""
 
 SIZES = TypeAdapter(ByteSize)
-"""Reader of sizes with their units."""
+"""Parser of sizes with units."""
 
 SMALLEST_GIVEN = 1000
-"""Smallest number without a unit in recipes and on the command line: no attention takes less, so it meant megabytes."""
+"""Smallest number accepted without a unit in recipes and flags: a smaller one must be meant in megabytes."""
 
 
 def limit_in_bytes(limit: Any) -> int | None:
-    """Return a limit in bytes, at least 1; ValueError for anything that is no size."""
+    """Return a limit in bytes, at least 1; ValueError for anything that is not a size."""
     size = limit
     if isinstance(limit, str):
         try:
@@ -32,7 +32,7 @@ def limit_in_bytes(limit: Any) -> int | None:
 
 
 def check_given_limit(limit: MemoryLimit) -> None:
-    """Raise a ValueError for a limit of a recipe or a flag that is no size, or was meant in megabytes."""
+    """Raise a ValueError if a limit from a recipe or a flag is not a size, or must be meant in megabytes."""
     size = limit_in_bytes(limit)
     if size is not None and size < SMALLEST_GIVEN:
         raise ValueError(f"memory_limit = {limit} is in bytes: for megabytes write {size}MB")

@@ -3,11 +3,11 @@
     tokens  = input_adapter(raw)                 # [B, M, C]
     latents = trunk(tokens)                      # [B, N, D]: read (encode), then process
     queries = output_query(encoded, points)      # [B, O, F]
-    written = decoder(queries, latents, heads)   # [B, O, E], behind each output's head
+    written = decoder(queries, latents, heads)   # [B, O, e] by output: attention, then the output's head
     raw_out = output_adapter(written, queries)
 
-Letters, here and everywhere: B batch, M inputs, C input width, N latents, D latent width, O queries, F query width,
-E output width, H heads. Source: Perceiver IO (Jaegle et al. 2022) and its official perceiver.py.
+Letters, here and everywhere: B batch, M tokens, C token width, N latents, D latent width, O queries, F query width,
+E decoder width, e width after a head, H heads. Source: Perceiver IO (Jaegle et al. 2022), official perceiver.py.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,32 +27,32 @@ from perceivers.core.tokens import Segment, Tokens, token_dtype
 from perceivers.core.trunk import Transformer, Trunk
 
 Limit = int | str | None
-"""A memory limit: bytes, or text such as "200MB"; None: the fastest algorithm."""
+"""A memory limit: bytes, or text such as "200MB"; None: no limit, so the fastest algorithm runs."""
 
 
 class PerceiverIO(nn.Module):
-    """One model for what a schema declares (`schema.Schema`): `model(raw)` gives raw outputs by name.
+    """The model of a schema (`schema.Schema`): `model(raw)` returns raw outputs by name.
 
-    Arrays, lists and pictures of Pillow are taken in place of tensors; what does not fit is a ValueError.
+    Arrays, lists and Pillow images are accepted in place of tensors; a value that does not fit is a ValueError.
     """
 
     memory_limit: Limit = None
-    """What reading and writing may take, each in addition to inputs and model, where a call gives no limit."""
+    """Default memory limit of a call, for reading and for writing each, in addition to the inputs and the model."""
 
     def __init__(self, schema: Any, config: Config | None = None) -> None:
         super().__init__()
         config = config or Config()
         self.schema, self.config = schema, config
         encoder, decoder, d = config.encoder, config.decoder, config.latents.channels
-
+        # Inputs: an adapter each, and the alignment of their tokens to one width.
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
         widths = {name: adapter.channels for name, adapter in inputs.items()}
         align = ChannelAlignment(widths, encoder.channel_alignment, encoder.input_channels or d, encoder.min_padding)
         self.input_adapter = InputAdapters(inputs, align, mask_probs(schema.inputs))
-
+        # Trunk: tokens to latents.
         trunk = Transformer if config.trunk == "transformer" else Trunk
         self.trunk: Trunk | Transformer = trunk(config, self.input_adapter.channels)
-
+        # Queries of all outputs, and the decoder; an averaging decoder takes queries without content.
         queries: dict[str, Any] = {n: spec.build_query(inputs) for n, spec in schema.outputs.items()}
         self.decoder: Decoder | AverageDecoder
         if decoder.kind == "average":
@@ -66,7 +66,7 @@ class PerceiverIO(nn.Module):
             )
             self.output_query = OutputQueries(queries, align)
             self.decoder = Decoder(config, align.channels)
-
+        # Outputs: an adapter each, whose head maps what the decoder computes.
         channels = self.decoder.output_channels
         outputs = {name: spec.build_output(channels, inputs) for name, spec in schema.outputs.items()}
         self.output_adapter = OutputAdapters(outputs)
@@ -83,17 +83,17 @@ class PerceiverIO(nn.Module):
         algorithm: str | None = None,
         masking: Masking | None = None,
     ) -> dict[str, Any]:
-        """Return raw outputs by name, everywhere or at points, from raw inputs by name (or the only one)."""
+        """Return raw outputs by name, everywhere or at `points`, for raw inputs by name (or for the only input)."""
         encoded = self.encode(raw, memory_limit, algorithm, masking)
         return self.decode(encoded, points, None, memory_limit, algorithm)
 
     def encode(
         self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None, masking: Masking | None = None
     ) -> Encoded:
-        """Read and process the inputs; chunk after chunk if they come as an iterable of parts of them.
+        """Read and process the inputs; an iterable of parts of the inputs is read one part at a time.
 
-        Each reading takes at most `memory_limit` in addition to inputs and model. `algorithm` forces an algorithm of
-        attention. Both change only the time and the last bits. `masking` tells what an evaluation masks.
+        Each read takes at most `memory_limit` in addition to inputs and model. `algorithm` forces an attention
+        algorithm. Both change only run time, memory and rounding. `masking` selects what an evaluation masks.
         """
         if self.schema.guard.comes_in_parts(raw):
             if masking is not None:
@@ -106,13 +106,13 @@ class PerceiverIO(nn.Module):
     def tokens(
         self, raw: Any, missing: Iterable[str] | None = None, masking: Masking | None = None
     ) -> tuple[Tokens, dict[str, Segment]]:
-        """Return the tokens of all inputs, aligned and masked, and those of each input before that."""
+        """Return all inputs' tokens, aligned and masked, and each input's segment before alignment and masking."""
         weight = next(self.parameters())
         tokens, segments = self.input_adapter(self.schema.guard.tensors(raw, weight.device), missing, masking)
         return self.schema.guard.tokens(tokens, token_dtype(weight.dtype)), segments
 
     def read(self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None) -> Reading:
-        """Return what the latents take from these inputs alone, to be added to what they take from others.
+        """Return the softmax states of these inputs, a reading that can be added to readings of other inputs.
 
         An input given as None is read as missing. ValueError if the model reads more than once.
         """
@@ -124,7 +124,7 @@ class PerceiverIO(nn.Module):
         return Reading(trunk.read(tokens, plan), self._sources(segments), parts)
 
     def process(self, reading: Reading) -> Encoded:
-        """Return what `encode` gives for all that was read."""
+        """Process the latents after all reading: the same result as `encode` of the same inputs."""
         if not isinstance(reading, Reading):
             raise ValueError(f"processing takes a Reading, as `read` gives, not {type(reading).__name__}")
         return Encoded(self._trunk().process(self._completed(reading).total()), reading.sources)
@@ -138,10 +138,10 @@ class PerceiverIO(nn.Module):
         algorithm: str | None = None,
         share: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
-        """Decode these outputs (None: all), each at its points (None: everywhere); limit and algorithm: `encode`.
+        """Decode these outputs (None: all), each at its points (None: everywhere); limit and algorithm as in `encode`.
 
-        `share` (rank, world): of each output the part of one of several processes, if it gets any; of a grid slices of
-        its first axis.
+        `share` (rank, world): decode only the part of each output that falls to one of several processes, if any; a
+        grid is split along its first axis.
         """
         self._check_encoded(encoded)
         guard = self.schema.guard
@@ -152,9 +152,9 @@ class PerceiverIO(nn.Module):
         return self.output_adapter(guard.written(written, queries), queries)
 
     def attention_maps(self, raw: Any, points: Mapping[str, Any] | None = None) -> dict[str, dict[str, Tensor]]:
-        """Return under "encoder" [B, H, N, M] by input at the first read, under "decoder" [B, H, O, N] by output.
+        """Return attention maps: "encoder" [B, H, N, M] by input at the first read, "decoder" [B, H, O, N] by output.
 
-        A transformer has no map under "encoder", a decoder that averages none under "decoder".
+        A transformer trunk has no "encoder" maps, an averaging decoder no "decoder" maps.
         """
         tokens, segments = self.tokens(raw)
         maps = {}
@@ -187,7 +187,7 @@ class PerceiverIO(nn.Module):
         return reading + self.read(missing, memory_limit, algorithm) if missing else reading
 
     def _completed(self, reading: Reading) -> Reading:
-        """Return what was read with the mask tokens of the samples that lack an input in all of its parts."""
+        """Add the mask tokens of samples that lack an input in all of the parts that were read."""
         states = dict(reading.states)
         for name, extents in reading.parts.items():
             if name in self.input_adapter.mask_probs and any(extents):

@@ -1,4 +1,4 @@
-"""Position features on a grid, kept as a table for each axis: nothing as large as the grid is made until it is needed.
+"""Position features on a grid, kept as a table for each axis and expanded to the grid only when needed.
 
 Source: the official position_encoding.py, whose Fourier features are functions of one axis each.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @runtime_checkable
 class AxisTable(Protocol):
-    """Features of the places of an axis, [n, P]."""
+    """Features [n, P] of the n positions along an axis."""
 
     @property
     def device(self) -> torch.device:
@@ -24,13 +24,13 @@ class AxisTable(Protocol):
     def __len__(self) -> int: ...
 
     def part(self, first: int, last: int) -> "AxisTable":
-        """Return the table of neighbouring places."""
+        """Return the table of the positions from `first` to before `last`."""
 
     def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
-        """Return features of places by number."""
+        """Return the features of positions by index."""
 
     def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
-        """Iterate over the features of all places, a few neighbouring ones at a time."""
+        """Iterate over the features of all positions, a few neighbouring ones at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class AxisTables:
     """Position features on a grid [n_1, ..., n_d], each a function of one axis alone: a table for each axis."""
 
     tables: tuple[AxisTable, ...]
-    """Features of the places along each axis."""
+    """Features of the positions along each axis."""
     channels: tuple[tuple[int, ...], ...]
-    """Which of the features each table holds."""
+    """Indices of the features that each table holds."""
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Size of the grid."""
+        """Shape of the grid."""
         return tuple(len(table) for table in self.tables)
 
     @property
@@ -54,7 +54,7 @@ class AxisTables:
 
     @property
     def num_positions(self) -> int:
-        """Number of places."""
+        """Number of positions."""
         return math.prod(self.grid)
 
     @property
@@ -63,11 +63,11 @@ class AxisTables:
         return self.tables[0].device
 
     def slices(self, first: int, last: int) -> "AxisTables":
-        """Return the features of slices of the first axis."""
+        """Return the features of the slices `first` to before `last` of the first axis."""
         return replace(self, tables=(self.tables[0].part(first, last), *self.tables[1:]))
 
     def dense(self, dtype: torch.dtype) -> Float[Tensor, "m p"]:
-        """Return features of every place, row-major."""
+        """Return the features of every position, row-major."""
         features = torch.empty(*self.grid, self.num_channels, dtype=dtype, device=self.tables[0].device)
         for axis, (table, channels) in enumerate(zip(self.tables, self.channels, strict=True)):
             shape = [1] * len(self.tables)
@@ -76,7 +76,7 @@ class AxisTables:
         return features.flatten(0, -2)
 
     def rows(self, index: Int[Tensor, "*b o"]) -> Float[Tensor, "*b o p"]:
-        """Return features of some places, counted row-major."""
+        """Return the features of positions by row-major index."""
         places = torch.unravel_index(index, self.grid)
         found = [table.at(place) for place, table in zip(places, self.tables, strict=True)]
         features = found[0].new_empty(*index.shape, self.num_channels)
@@ -86,4 +86,4 @@ class AxisTables:
 
 
 PositionFeatures = AxisTables | Tensor
-"""Features of places: tables of a grid's axes, or an array [M, P] or [B, M, P]."""
+"""Features of positions: tables of a grid's axes, or an array [M, P] or [B, M, P]."""

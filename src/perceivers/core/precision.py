@@ -1,6 +1,6 @@
-"""Precision and range of numbers: conversion to floating point, and NaN in place of what a norm cannot take.
+"""Precision and range of numbers: conversion to floating point, and NaN in place of numbers that overflow in a norm.
 
-A norm would silently make 0 of numbers that are too large; NaN is NaN in every algorithm.
+A norm would silently turn tokens with such numbers into 0; NaN stays NaN in every algorithm.
 """
 
 import math
@@ -23,7 +23,7 @@ def floats(x: Tensor) -> Tensor:
 
 
 def precise(x: Tensor) -> Tensor:
-    """Return floating-point numbers in at least float32: in half precision, what is made of them would overflow."""
+    """Return floating-point numbers in at least float32: computations in half precision would overflow."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -35,7 +35,7 @@ def in_range(tokens: Tokens, dtype: torch.dtype) -> Tokens:
 def nan_where_out_of_range(
     written: Mapping[str, Float[Tensor, "b _ _"]], queries: Tokens
 ) -> dict[str, Float[Tensor, "b _ _"]]:
-    """Return decoded outputs with NaN where a query is NaN or too large: attention may make a number of it."""
+    """Return decoded outputs with NaN where a query is NaN or too large: attention may hide it."""
     found = {}
     for name, x in written.items():
         sound = _can_be_normed(queries.segments[name], x.dtype)
@@ -59,15 +59,15 @@ def _can_be_normed(segment: Segment, dtype: torch.dtype) -> Bool[Tensor, "*b m 1
 
 
 def _numbers(segment: Segment) -> dict[str, Tensor]:
-    """Return the parts that hold numbers of the caller: positions on a grid do not."""
+    """Return the parts that hold numbers of the caller; positions on a grid are computed."""
     parts = {"content": segment.content, "positions": segment.positions if segment.grid is None else None}
     return {name: x for name, x in parts.items() if isinstance(x, Tensor) and x.numel()}
 
 
 def _limit(segment: Segment, dtype: torch.dtype) -> Tensor | float:
-    """Return how large numbers may be, so that the squares that a norm adds up do not overflow.
+    """Return the largest absolute value with which the sum of squares in a norm does not overflow.
 
-    Behind a projection, by Cauchy and Schwarz, a token is at most as long as before it times the weight's norm.
+    By Cauchy-Schwarz, a projection multiplies the length of a token by at most the norm of its weight.
     """
     limit = math.sqrt(torch.finfo(dtype).max / max(segment.raw_channels, 1)) / 2
     if segment.projection is None:
@@ -76,8 +76,8 @@ def _limit(segment: Segment, dtype: torch.dtype) -> Tensor | float:
 
 
 def _within(x: Tensor, limit: Tensor | float) -> Tensor:
-    """Return numbers [..., m, c] as they are, but NaN for those beyond a limit."""
-    if has_values(x) and not (x.is_cuda and torch.is_grad_enabled()):  # a training step there does not wait
+    """Return numbers [..., m, c] with NaN for those beyond a limit."""
+    if has_values(x) and not (x.is_cuda and torch.is_grad_enabled()):  # a training step on a GPU does not wait
         peaks = torch.linalg.vector_norm(x.detach(), math.inf, dim=(-2, -1))  # of each sample, without a copy
         if not ((peaks > limit) & peaks.isfinite()).any():
             return x

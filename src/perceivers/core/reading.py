@@ -1,4 +1,4 @@
-"""The result of reading, a sum over tokens: states of different tokens can be added, in any order.
+"""The result of reading: states of the online softmax, which can be added for different tokens in any order.
 
 For scores s and values v of some tokens: max_score = max s, sum_exp = sum exp(s - max_score),
 weighted_values = sum exp(s - max_score) v; attention is weighted_values / sum_exp. B batch, H heads, N latents.
@@ -20,19 +20,19 @@ from torch import Tensor
 from perceivers.core.tokens import Segment
 
 NO_SCORE = -1e30
-"""Maximum of a state of no tokens: finite, so that a difference of two of them is 0 and not NaN."""
+"""max_score of a state without tokens: finite, so that the difference of two such scores is 0 and not NaN."""
 
 
 @dataclass(frozen=True)
 class SoftmaxState:
-    """The online softmax of the latents' attention to some tokens."""
+    """State of the online softmax of the latents' attention to some tokens."""
 
     max_score: Float[Tensor, "b h n"]
-    """About the largest score so far; it keeps exponentials in range and cancels in every result."""
+    """Approximately the largest score so far; keeps exponentials in range and cancels in every result."""
     sum_exp: Float[Tensor, "b h n"]
-    """Sum of exponentials."""
+    """Sum of the exponentials of scores."""
     weighted_values: Float[Tensor, "b h n e"]
-    """Sum of values, weighted with exponentials."""
+    """Sum of values, weighted with the exponentials."""
 
     def __add__(self, other: "SoftmaxState") -> "SoftmaxState":
         """Return the state of both sets of tokens."""
@@ -46,7 +46,7 @@ class SoftmaxState:
         return SoftmaxState(max_score, self.sum_exp * scale, self.weighted_values * scale[..., None])
 
     def where(self, holds: Bool[Tensor, "b h n"]) -> "SoftmaxState":
-        """Return the same state where this holds, elsewhere that of no tokens."""
+        """Return this state where `holds` is True, elsewhere the state of no tokens."""
         max_score, sum_exp = torch.where(holds, self.max_score, NO_SCORE), torch.where(holds, self.sum_exp, 0)
         return SoftmaxState(max_score, sum_exp, torch.where(holds[..., None], self.weighted_values, 0))
 
@@ -56,7 +56,7 @@ class SoftmaxState:
         return rearrange(mean, "b h n e -> b n (h e)")
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "SoftmaxState":
-        """Return the sum of the states of all processes of a group; O(N D) numbers travel.
+        """Return the sum of the states of all processes of a group; O(N D) numbers are sent.
 
         The gradient is summed too: average the gradients of weights over the processes, as data parallelism does.
         """
@@ -66,7 +66,7 @@ class SoftmaxState:
         parts = torch.cat([rescaled.sum_exp[..., None], rescaled.weighted_values], -1)
         if parts.requires_grad:
             parts.register_hook(lambda gradient: _all_reduced(gradient, group))
-        sums = _all_reduced(parts.detach(), group) + (parts - parts.detach())  # plus 0, which has the gradient
+        sums = _all_reduced(parts.detach(), group) + (parts - parts.detach())  # adds 0 that carries the gradient
         return SoftmaxState(common, sums[..., 0], sums[..., 1:])
 
 
@@ -78,17 +78,17 @@ def _all_reduced(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Reading:
-    """The softmax state of each input. Add readings, leave inputs out, put others in; then process them."""
+    """Softmax states by input. Readings can be added, and inputs left out or replaced, before processing."""
 
     states: Mapping[str, SoftmaxState] = field(default_factory=dict)
     """Softmax state by input."""
     sources: Mapping[str, Segment] = field(default_factory=dict)
-    """Tokens of the inputs that an output is queried with."""
+    """Tokens of inputs that serve as an output's queries, by input."""
     parts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Extents read of each input that is no set (`Segment.extent`); None: all of it."""
+    """Extents (`Segment.extent`) that were read of each input that is not a set; None: the whole input."""
 
     def __add__(self, other: "Reading") -> "Reading":
-        """Return all that either has read; what both have of an input are different tokens of it, or a ValueError."""
+        """Return both readings as one; ValueError if both have read the same tokens of an input."""
         if not isinstance(other, Reading):
             raise ValueError(f"a Reading can be added to a Reading, as `read` gives, not to {type(other).__name__}")
         batches = {state.max_score.shape[0] for one in (self, other) for state in one.states.values()} - {1}
@@ -125,24 +125,24 @@ class Reading:
         return reduce(operator.add, self.states.values())
 
     def shares(self) -> dict[str, Float[Tensor, "b h n"]]:
-        """Return the part of each latent's attention that goes to each input; they add up to 1 if anything was read."""
+        """Return the share of each latent's attention that each input gets; the sum is 1 if anything was read."""
         total = self.total()
         whole = torch.where(total.sum_exp > 0, total.sum_exp, 1)
         return {name: state.relative_to(total.max_score).sum_exp / whole for name, state in self.states.items()}
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Reading":
         """Return the sum of the readings of all processes of a group, each of which has read a part of the inputs."""
-        # Sorted: all processes must add up the same input, in whatever order they have read theirs.
+        # Sorted: all processes must reduce the same input at a time, in whatever order they have read the inputs.
         return replace(self, states={name: self.states[name].all_reduce(group) for name in sorted(self.states)})
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Inputs, read and processed: decode from them as often as you like."""
+    """Encoded inputs, from which outputs can be decoded any number of times."""
 
     latents: Float[Tensor, "b n d"]
     """The latents after processing."""
     sources: Mapping[str, Segment] = field(default_factory=dict)
-    """Tokens of the inputs that an output is queried with (optical flow: its own input), in their own width."""
+    """Tokens of inputs that serve as an output's queries (optical flow: the frames), before alignment."""
     mask: Bool[Tensor, "b n"] | None = None
-    """Latents that exist; None: all do."""
+    """True where a latent exists; None: all do."""

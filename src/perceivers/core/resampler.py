@@ -1,4 +1,4 @@
-"""A trunk alone, on arrays of tokens: no schema, no queries."""
+"""A trunk on its own, for arrays of tokens: no schema, no queries."""
 
 import warnings
 from typing import Any
@@ -14,7 +14,7 @@ from perceivers.core.trunk import Trunk
 
 
 class Resampler(Trunk):
-    """Reads any number of tokens [B, M, C] into N latents and processes them."""
+    """Trunk that reads any number of tokens [B, M, C] into N latents and processes the latents."""
 
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__(config, input_channels)
@@ -33,7 +33,7 @@ class Resampler(Trunk):
 
 
 def as_tokens(x: Any, mask: Any, channels: int, device: torch.device) -> Tokens:
-    """Return an array [B, M, C] with its mask, True (or 1) where a token is valid, as Tokens; ValueError else."""
+    """Return as Tokens an array [B, M, C] and its mask, True (or 1) for valid tokens; ValueError for others."""
     try:
         x, mask = (v if v is None or isinstance(v, Tensor) else torch.as_tensor(v, device=device) for v in (x, mask))
         sound = x.ndim == 3 and len(x) > 0 and x.shape[-1] == channels and not x.is_complex() and x.device == device

@@ -1,4 +1,4 @@
-"""Tokens: what the encoder reads and the decoder is queried with. They are stored as their parts and made when needed.
+"""Tokens of the encoder and queries of the decoder, stored as parts and assembled when needed.
 
     token = [content | positions | padding]  or  [content + positions | padding],  then a projection, then mask tokens
 
@@ -19,7 +19,7 @@ from perceivers.core.layers import in_own_range, linear
 
 @dataclass(frozen=True)
 class Segment:
-    """M tokens of one input, or queries of one output, as their parts: at least content or positions.
+    """The M tokens of one input, or queries of one output, as parts; at least content or positions are given.
 
     A batch of 1 (or positions without a batch) stands for "the same for every sample".
     """
@@ -27,27 +27,27 @@ class Segment:
     content: Float[Tensor, "#b m c"] | None = None
     """The data."""
     positions: Any = None
-    """Position features: [M, P], [B, M, P], or `positions.AxisTables`, from which they are made when needed."""
+    """Position features: [M, P], [B, M, P], or `positions.AxisTables`, expanded when needed."""
     positions_added: bool = False
-    """Positions are added to the content instead of concatenated with it."""
+    """True if positions are added to the content instead of concatenated with it."""
     padding: Float[Tensor, " k"] | None = None
-    """Trained channels behind each token, which bring it to a common width."""
+    """Trained channels appended to each token, which bring it to the common width."""
     projection: tuple[Float[Tensor, "width raw"], Float[Tensor, " width"]] | None = None
-    """Weight and bias of a linear map of all that to a common width, applied when the tokens are made."""
+    """Weight and bias of a linear map of the parts above to the common width, applied when tokens are assembled."""
     mask: Bool[Tensor, "#b m"] | None = None
     """True where the token is valid; None: all are."""
     grid: tuple[int, ...] | None = None
-    """The grid that the M tokens form, row-major; None: they form none."""
+    """Shape of the grid that the M tokens form, row-major; None: no grid."""
     mask_token: Float[Tensor, " width"] | None = None
-    """Vector that replaces a masked token, in the full width."""
+    """Vector of the common width that replaces a masked token."""
     masked: Bool[Tensor, "#b m"] | None = None
     """True where the mask token replaces the token."""
     extent: Any = None
-    """Part of the input that this is, with `check_apart(name, other)`; None: all of it."""
+    """Part of the input that this segment is, with a method `check_apart(name, other)`; None: the whole input."""
 
     @property
     def num_tokens(self) -> int:
-        """M."""
+        """Number of tokens, M."""
         if self.content is not None:
             return self.content.shape[1]
         assert self.positions is not None
@@ -55,7 +55,7 @@ class Segment:
 
     @property
     def raw_channels(self) -> int:
-        """Width before a projection."""
+        """Width before the projection."""
         content = 0 if self.content is None else self.content.shape[-1]
         padding = 0 if self.padding is None else len(self.padding)
         if self.positions is None or (self.positions_added and content):
@@ -98,7 +98,7 @@ class Segment:
         return torch.where(self.masked[..., None], self.mask_token.to(dtype), x)
 
     def rows(self, index: Int[Tensor, "*b o"]) -> "Segment":
-        """Return some of the tokens, counted row-major; indices are shared by the batch or of each sample."""
+        """Return the tokens at row-major indices, [O] for the whole batch or [B, O] for each sample."""
         index = index if index.ndim == 2 else index[None]
 
         def take(x: Tensor) -> Tensor:
@@ -109,8 +109,8 @@ class Segment:
         return self.taken(take, lambda tables: tables.rows(index), None)
 
     def block(self, start: int, stop: int) -> "Segment":
-        """Return neighbouring tokens, counted row-major, without a copy."""
-        places = partial(torch.arange, start, stop, device=self.device)  # made for tables alone
+        """Return the tokens from `start` to before `stop`, row-major, without a copy."""
+        places = partial(torch.arange, start, stop, device=self.device)  # called for axis tables only
         return self.taken(lambda x: x[:, start:stop], lambda tables: tables.rows(places()), None)
 
     def taken(
@@ -119,7 +119,7 @@ class Segment:
         take_tables: Callable[[Any], Any],
         grid: tuple[int, ...] | None,
     ) -> "Segment":
-        """Return a part of the tokens: what `take` takes of each array that has one entry a token."""
+        """Return some of the tokens: `take` selects from arrays with an entry per token, `take_tables` from tables."""
         content, mask, masked = (None if x is None else take(x) for x in (self.content, self.mask, self.masked))
         positions = self.positions
         if isinstance(positions, Tensor):
@@ -137,7 +137,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Segments of one width, concatenated along the tokens, by name."""
+    """Segments of one width by name, concatenated along the token axis."""
 
     segments: Mapping[str, Segment] = field(default_factory=dict)
 
@@ -157,15 +157,15 @@ class Tokens:
         return _concatenated(every, dim=1)
 
     def split(self, x: Tensor, dim: int = 1) -> dict[str, Tensor]:
-        """Split an array along its axis of tokens into the segments, by name."""
+        """Split an array along its token axis `dim` into the segments, by name."""
         sizes = [segment.num_tokens for segment in self.segments.values()]
         return dict(zip(self.segments, x.split(sizes, dim), strict=True))
 
 
 def token_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision in which a model of this precision has its tokens before they are normed.
+    """Return the precision of tokens before the layer norm, in a model of precision `dtype`.
 
-    float16 ends at 65,504, which raw values may exceed; behind the norm their scale does not matter.
+    float16 ends at 65,504, which raw values may exceed; after the norm their scale does not matter.
     """
     return torch.float32 if dtype == torch.float16 else dtype
 

@@ -28,14 +28,14 @@ class Read(nn.Module):
         return self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
 
     def states(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Any = None) -> dict[str, SoftmaxState]:
-        """Return the softmax state of each segment, to be added up."""
+        """Return the softmax state of each segment; states can be added."""
         attention = self.cross_attention.attention
         if attention.training and attention.dropout:
             raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
         return self.cross_attention(latents, tokens, compute=_dense_states if plan is None else plan.states)
 
     def update(self, latents: Float[Tensor, "#b n d"], state: SoftmaxState) -> Float[Tensor, "b n d"]:
-        """Return the latents updated with the state of all that was read."""
+        """Return the latents updated with the state of everything that was read."""
         return self.cross_attention(latents, state, compute=CrossAttention.update)
 
 
@@ -61,7 +61,7 @@ class Process(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Reads any number of tokens into N latents and processes them."""
+    """Trunk that reads any number of tokens into N latents and processes the latents."""
 
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Trunk(nn.Module):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """Reads and processes in the order they run; shared ones appear again."""
+        """Reads and processes in the order they run; shared stages are repeated."""
         stages: list[nn.Module] = []
         for number, block in enumerate(self._block_of):
             stages += [self.encoder[self._read_of[number]]] if number < len(self._read_of) else []
@@ -86,15 +86,15 @@ class Trunk(nn.Module):
         return stages
 
     def forward(self, tokens: Tokens, plan: Any = None) -> Float[Tensor, "b n d"]:
-        """Return latents from tokens. The plan (`plan_attention`) tells how attention is computed."""
+        """Return latents from tokens; the plan (`plan_attention`) chooses the algorithms of attention."""
         latents, plan = self.latents[None], plan or plan_attention()
         for stage in self.stages:
             latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
         return latents
 
     def read(self, tokens: Tokens, plan: Any = None) -> dict[str, SoftmaxState]:
-        """Return what the first read takes from each segment; ValueError if later reads depend on it."""
-        if layers.fast is not None:  # reading in parts does not call all modules as a whole
+        """Return the softmax state of each segment at the first read; ValueError if there are later reads."""
+        if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
             layers.fast.check_unhooked(self, self.encoder[0])
         first, *later = (stage for stage in self.stages if isinstance(stage, Read))
         if later:
@@ -102,8 +102,8 @@ class Trunk(nn.Module):
         return first.states(self.latents[None], tokens, plan)
 
     def process(self, state: SoftmaxState) -> Float[Tensor, "b n d"]:
-        """Return latents from the sum of all states that were read."""
-        if layers.fast is not None:  # reading in parts does not call all modules as a whole
+        """Return latents from the sum of the states of everything that was read."""
+        if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
             layers.fast.check_unhooked(self, self.encoder[0])
         read, *processes = self.stages
         assert isinstance(read, Read)
@@ -113,7 +113,7 @@ class Trunk(nn.Module):
         return latents
 
     def attention_map(self, tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
-        """Return how much each latent attends to each token of each input at the first read."""
+        """Return the attention map of the first read, by input."""
         read: Any = self.encoder[0]
         latents = self.latents[None]
         array, mask = tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask())
@@ -121,7 +121,7 @@ class Trunk(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The trunk that Perceiver IO replaces (BERT, AlphaStar's entities): every token is a latent, all attend to all.
+    """The trunk that Perceiver IO replaces (BERT, AlphaStar's entities): each token is a latent and attends to all.
 
     Its cost grows with the square of the number of tokens, and its attention is always dense.
     """

@@ -1,1 +1,1 @@
-"""Files: what may be read, and how they are written whole."""
+"""Files: safe loading of untrusted files, and atomic writing."""

@@ -1,7 +1,7 @@
 """Parsing of untrusted YAML and JSON, within limits that are checked before any value is made.
 
 A few hundred bytes can expand to gigabytes: aliases of aliases, deeply nested lists, numbers with a million digits. So
-the values of a text are counted first; an alias counts as many as it expands to.
+the values of a text are counted first; an alias counts as all the values that it expands to.
 """
 
 import json
@@ -90,11 +90,12 @@ def _children(value: Any) -> Iterator[Any]:
 
 
 def _check_budget(text: str) -> None:
-    """Raise a YAMLError for a text that, with aliases expanded, has too many or too deep values, or contains itself."""
+    """Raise a YAMLError for a text whose values, aliases expanded, are too many, too deep or contain themselves."""
     size = 0  # number of values so far
     anchors = dict[str | None, tuple[int, int]]()  # number of values and height of what each anchor names
     opened = list[list[Any]]()  # open collections: anchor, size before, height of the children so far
     for event in yaml.parse(text, Loader):
+        # The size and height that this event adds.
         height = 0
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
@@ -111,6 +112,7 @@ def _check_budget(text: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             size += 1
             anchors[event.anchor] = (1, 0)
+        # The height of the collection around it, then the limits.
         if opened:
             opened[-1][2] = max(opened[-1][2], height)
         if len(opened) + height > MOST_DEPTH:

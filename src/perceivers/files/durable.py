@@ -15,22 +15,22 @@ UNFINISHED = ".unfinished"
 """Suffix of the hidden names of files and folders that are being written or removed."""
 
 LEFTOVER = re.compile(r"\..*\.[a-z0-9_]{8}\.unfinished")
-"""Pattern of these hidden names, which `tempfile` makes."""
+"""Pattern of the hidden names, which `tempfile` makes."""
 
 KEPT_OF_NAME = 50
 """Number of characters of a file's name in its hidden name, which must not be too long for the file system."""
 
 READABLE = 0o644
-"""Permissions of new files; those of a temporary file let only its owner read it."""
+"""Permissions of new files; a temporary file can only be read by its owner."""
 
 Content = TypeVar("Content")
 
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """Yield an empty file next to `target` to write into; it then replaces `target` on disk, or nothing if this fails.
+    """Yield an empty file next to `target` to write into; it replaces `target` on disk, or nothing changes on failure.
 
-    A link stays a link: the file it leads to is replaced. Permissions are kept. ValueError unless a regular file.
+    A link stays a link to the replaced file. Permissions are kept. ValueError if `target` exists but is not a file.
     """
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_file():
@@ -51,7 +51,7 @@ def replaced(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yield a file to write an output into, as `replaced` does; errors of the disk are ValueErrors naming `path`."""
+    """Yield a file to write an output into, as `replaced` does; disk errors are ValueErrors naming `path`."""
     path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Atomic and durable writing of folders, with a manifest of their files: either all new files are there, or all old.
+"""Atomic and durable writing of folders, with a manifest of the files: either all new files are there, or all old ones.
 
 An existing folder keeps files that we did not write. Its new files are first completed in the hidden folder READY. If
 this process is killed, `current` finds them there, and the next save moves them into place.
@@ -25,10 +25,10 @@ MANIFEST = "manifest.json"
 """File with the sizes and hashes of a folder's files."""
 
 STATE = "state.json"
-"""File that a checkpoint has in addition to those of a model."""
+"""File that a checkpoint has in addition to the files of a model."""
 
 READY = ".manifest.ready"
-"""Hidden sub-folder with the files of a save that are being moved into place; they supersede the older ones."""
+"""Hidden sub-folder with the files of a save while they move into place; they supersede the older ones."""
 
 IN_THE_WAY = "was not saved here by us, or changed since: move it, or save elsewhere"
 
@@ -73,7 +73,7 @@ def _rename_durably(fresh: Path, target: Path) -> None:
 
 
 def current(folder: Path) -> Path:
-    """Return where a folder's files are: in it, or in READY if a save was interrupted while moving them into place."""
+    """Return the folder with the current files: READY if a save was interrupted while moving them, else `folder`."""
     ready = folder / READY
     return ready if not ready.is_symlink() and (ready / MANIFEST).is_file() else folder
 
@@ -161,7 +161,7 @@ def _finish_earlier_save(folder: Path) -> None:
 def _check_replaceable(folder: Path, new: Manifest) -> None:
     """Raise a ValueError for a file that has the name of a new one but was not written by an earlier save.
 
-    Also for a checkpoint that would lose its state.
+    The same for a checkpoint that would lose its state.
     """
     old = _earlier_manifest(folder)
     if STATE in old and STATE not in new:
@@ -186,7 +186,7 @@ def _earlier_manifest(folder: Path) -> Manifest:
 
 
 def _put_in_place(folder: Path) -> None:
-    """Move the files of READY into place and remove our older ones; if interrupted anywhere, this can be repeated."""
+    """Move the files of READY into place and remove our older ones; after any interruption, this can be repeated."""
     ready = folder / READY
     new, old = read_manifest(ready), _earlier_manifest(folder)
     for name in new:
@@ -216,7 +216,7 @@ def _link(source: Path, place: Path) -> None:
 
 
 def _holds_only_ours(folder: Path) -> bool:
-    """Return whether a folder has only files that its manifest names."""
+    """Return whether a folder holds only files that its manifest names."""
     try:
         names = read_manifest(folder).keys()
     except ValueError:

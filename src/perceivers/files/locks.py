@@ -22,7 +22,7 @@ def locked(folder: Path, exclusive: bool) -> Iterator[None]:
 
 
 def try_lock(file: IO[str]) -> bool:
-    """Lock an open file for this process until the file is closed; return False if another process has the lock."""
+    """Lock an open file for this process until it is closed; return False if another process holds the lock."""
     import fcntl
 
     try:

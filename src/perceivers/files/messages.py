@@ -1,4 +1,4 @@
-"""Sanitising of texts from files and exceptions for printing."""
+"""Sanitising of texts from files and exceptions, for printing."""
 
 import json
 
@@ -25,5 +25,5 @@ def printable(text: str) -> str:
 
 
 def spelled(letter: str) -> str:
-    r"""Return a letter as an escape of JSON: \u00fc."""
+    r"""Return a character as an escape of JSON: \u00fc."""
     return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]

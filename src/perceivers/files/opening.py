@@ -1,4 +1,4 @@
-"""Opening of untrusted files: which may be opened, and how much of them is read."""
+"""Opening of untrusted files: regular files only, up to a size limit."""
 
 import stat
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from perceivers.files.messages import LONGEST_MESSAGE, one_line, printable
 
 MOST_TEXT_BYTES = 64 * 2**20
-"""Default limit on the size of a text file (settings, descriptions, lists), which is read at once."""
+"""Default limit on the size of a text file (settings, descriptions, lists), which is loaded at once."""
 
 LARGEST_HEADER, MOST_TENSORS = 2**27, 200_000
 """Largest header of a file of tensors in bytes (safetensors' limit is lower), and largest number of tensors."""
 
 
 class UnreadableError(ValueError):
-    """The system cannot read a file now (no permission, a broken disk), which says nothing about its content."""
+    """Error for a file that the system cannot read now (no permission, a broken disk), whatever its content."""
 
 
 def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
@@ -41,7 +41,7 @@ def regular_file(path: Path | str, max_bytes: int | None = None) -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as a message shows it, printable; a very long one is shortened to its beginning and its end."""
+    """Return a path in printable form for a message; a very long path is cut to its beginning and its end."""
     name = str(path)
     return printable(
         name if len(name) <= LONGEST_MESSAGE else f"{name[: LONGEST_MESSAGE // 3]}...{name[-LONGEST_MESSAGE // 2 :]}"
@@ -51,7 +51,7 @@ def shown_path(path: Path) -> str:
 def tensor_file(path: Path | str) -> Path:
     """Return the path of a file of tensors (safetensors) if its header names at most `MOST_TENSORS`, else a ValueError.
 
-    safetensors parses the whole header, however many empty tensors it names. Each tensor has one opening brace.
+    The check comes first: safetensors parses any header whole. Each tensor in it has one opening brace.
     """
     path = regular_file(path)
     with path.open("rb") as file:

@@ -46,7 +46,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """Turn errors of safetensors into ours, naming the file: UnreadableError if it cannot be read, else ValueError."""
+    """Turn errors of safetensors into errors that name the file: UnreadableError if unreadable, else ValueError."""
     try:
         yield
     except FileNotFoundError:  # raised by the library for any error of the system
@@ -64,7 +64,7 @@ def shard_name(path: Path, number: int, total: int) -> Path:
 
 def load_shards(path: Path) -> dict[str, Tensor]:
     """Load a file, or the shards in its place, which are pieces along the first axis; ValueError if one is missing."""
-    # The first shard's name has the number of shards; without one this is a single file.
+    # The name of the first shard has the number of shards; without a first shard, the file is a single one.
     first = next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*[0-9]{path.suffix}"))), None)
     total = first.stem.rpartition("-")[2] if first else ""
     if path.exists() or not re.fullmatch("[0-9]+", total):

@@ -73,11 +73,11 @@ class Schema:
 
     @functools.cached_property
     def uncorrupted(self) -> "Schema":
-        """The schema for prediction: no input is corrupted or subsampled, so a record always gives the same values."""
+        """Schema for prediction: inputs are not corrupted or subsampled, so a record always gives the same values."""
         return type(self)({name: spec.uncorrupted() for name, spec in self.inputs.items()}, self.outputs)
 
     def read(self, record: Record) -> dict[str, Any]:
-        """Return a record's values as {"inputs", "targets"}, None where missing; ValueError if one is unreadable."""
+        """Return a record's values as {"inputs", "targets"}, None where missing; ValueError for an unreadable value."""
         values, sides = values_of(record), {"inputs": self.inputs, "targets": self.outputs}
         return {side: {name: values(name, spec) for name, spec in specs.items()} for side, specs in sides.items()}
 
@@ -93,13 +93,13 @@ class Schema:
     ) -> dict[str, dict[str, Any]]:
         """Return a record as {"inputs", "targets"}, preprocessed.
 
-        A value is None where the record lacks it, where an input is dropped, and for targets that are not in `outputs`
-        (None: all). All random numbers come from `rng`.
+        A value is None if the record lacks it, if the input is dropped, or if the target is not in `outputs` (None: all
+        targets are). All random numbers come from `rng`.
         """
         return preprocessed(self.inputs, self.outputs, values_of(record), rng, training, outputs)
 
     def collate(self, samples: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Raw]]:
-        """Collate preprocessed records into a batch; names that no sample has a value for are left out."""
+        """Collate preprocessed records into a batch; names without a value in any sample are left out."""
         batch: dict[str, dict[str, Raw]] = {}
         for side, specs in (("inputs", self.inputs), ("targets", self.outputs)):
             columns = {name: [sample[side][name] for sample in samples] for name in specs}
@@ -176,5 +176,5 @@ def find_modality(specs: Mapping[str, Any], modality: type[T]) -> tuple[str, T]:
 
 
 def kind_name(modality: Modality | type[Modality]) -> str:
-    """Return the name of a modality in files; for one that files cannot name, the name of its class."""
+    """Return the name of a modality in files, or its class name if files cannot name it."""
     return str(getattr(modality, "kind", type(modality).__name__))

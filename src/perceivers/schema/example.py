@@ -17,7 +17,7 @@ from perceivers.schema.plain_values import from_plain
 from perceivers.schema.preset import Preset, auto_config
 
 WHOLE_VALUE_KINDS = {"number": "numbers", "category": "label"}
-"""The modality of a whole input or output, by the kind of field of a record that `propose` names."""
+"""The modality of a whole input or output, by the type of record field that `propose` returns."""
 
 
 def from_example(inputs: Mapping[str, Any], targets: Mapping[str, Any], config: Config | None = None) -> PerceiverIO:

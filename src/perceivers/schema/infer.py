@@ -24,7 +24,7 @@ FILES = {
     "video": (".mp4", ".avi", ".mov", ".mkv", ".webm"),
     "array": (".npy",),
 }
-"""Suffixes by which a column of files is recognised, by kind of file."""
+"""Suffixes by which a column of files is recognised, by type of file."""
 
 FEW = 50
 """Largest number of different whole numbers in a target column that is still treated as classes."""
@@ -39,14 +39,14 @@ LOOKED_AT = 20
 """Number of files of a column that are opened to find their sizes."""
 
 MOST_CHANNELS = 4
-"""Longest axis that can be the channels of a picture, where channels may come first."""
+"""Longest axis that can be the channels of a picture when deciding whether channels come first."""
 
 
 class Proposal(NamedTuple):
     """The modality and the options proposed for a column."""
 
     spec: dict[str, Any]
-    """Modality (for a field: number, category or date) and options, as in files; empty: leave the column out."""
+    """Modality (of a field of a record: number, category or date) and options, as in files; empty: leave it out."""
     why: str
     """The reason: a description of the values."""
     is_doubtful: bool = False
@@ -54,7 +54,7 @@ class Proposal(NamedTuple):
 
 
 def propose(values: Sequence[Any], target: bool = False, files: Files | None = None) -> Proposal:
-    """Return a proposal for the values of a column or a batch; `target`: they are to be predicted."""
+    """Return a proposal for the values of a column or a batch; `target`: True if the values are to be predicted."""
     known = [plain for value in values if not is_missing(plain := _plain(value))]
     if not known:
         return Proposal({}, "empty")
@@ -229,7 +229,7 @@ def _propose_number(known: Sequence[float], target: bool) -> Proposal:
 
 
 def _propose_files(known: Sequence[Any], files: Files) -> Proposal | None:
-    """Return a proposal for cells that name or hold files of one kind; None if they are something else."""
+    """Return a proposal for cells that name or hold files of one type; None if the cells are something else."""
     suffixes = {_suffix(cell) for cell in known}
     kinds = {
         next((kind for kind, known_suffixes in FILES.items() if suffix in known_suffixes), None) for suffix in suffixes

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def check_memory(what: str, size: int) -> None:
-    """Raise a ValueError if `size` bytes are more than this process can ever have."""
+    """Raise a ValueError if `size` bytes are more than this process can have."""
     available = memory()
     if size > available:
         raise ValueError(f"{what} take {size / 1e9:,.1f} GB, there are {available / 1e9:,.1f}: choose smaller sizes")

@@ -44,7 +44,7 @@ def from_plain(
 def checked(
     target_type: Any, plain: Any, source: str, lines: Mapping[tuple[str, ...], int] | None = None, strict: bool = False
 ) -> Any:
-    """Convert plain values to the type that declares them; ValueError naming the first field that does not fit.
+    """Convert plain values to a type; ValueError naming the first field that does not fit.
 
     `strict`: texts and truth values are not accepted as numbers.
     """
@@ -61,7 +61,7 @@ def _adapter(target_type: Any) -> Any:
 
 
 def _wild_numbers(plain: Any, path: str) -> Iterator[str]:
-    """Yield a complaint about each number that is unusable: NaN, beyond float32, or beyond 64 bits."""
+    """Yield an error message for each unusable number: NaN, beyond float32, or beyond 64 bits."""
     if isinstance(plain, Mapping | list | tuple):
         items = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
         for key, value in items:
@@ -79,7 +79,7 @@ def json_schema(target_type: Any) -> dict[str, Any]:
 
 
 def _message(target_type: Any, plain: Any, error: ValidationError, source: str, lines: Mapping[Any, int]) -> str:
-    """Return an error of pydantic as one line: file, line number, field, complaint."""
+    """Return an error of pydantic as one line: file, line number, field, what is wrong."""
     errors = error.errors(include_url=False)
     first = _relevant(errors)
     # The line of the field, or of the nearest field around it whose line is known.
@@ -108,7 +108,7 @@ def _relevant(errors: Sequence[ErrorDetails]) -> ErrorDetails:
 
 
 def _field_path(error: ErrorDetails, plain: Any) -> tuple[str, ...]:
-    # pydantic's location mixes keys of the file with names of the classes and kinds tried: keep those in the file.
+    # pydantic's location mixes keys of the file with names of the classes and kinds it tried: keep the keys.
     path: list[str] = []
     node: Any = [plain]
     for part in error["loc"]:

@@ -1,4 +1,4 @@
-"""From a record to values, from values to what is collated; and the one pass in which a schema is fitted to records."""
+"""Preprocessing of a record into values that can be collated, and the pass that fits a schema to records."""
 
 from collections.abc import Callable, Collection, Mapping
 from itertools import chain
@@ -20,7 +20,7 @@ Values = Callable[[str, Modality], Any]
 
 
 def values_of(record: Record) -> Values:
-    """Return a function that returns the values of a record. A cell is parsed once for all that read it alike."""
+    """Return a function that returns the values of a record; specs that parse a cell alike share the result."""
     parsed: list[tuple[str, Modality, Any]] = []
 
     def value(name: str, spec: Modality) -> Any:
@@ -61,14 +61,14 @@ def preprocessed(
 
 
 class Fitting:
-    """A pass over the records that inputs and outputs are fitted to: each record is read once.
+    """The single pass over the records to which inputs and outputs are fitted.
 
-    With `check`, each is preprocessed as well, by all specs that need not be fitted first.
+    With `check`, each record is preprocessed as well, by all specs that need not be fitted first.
     """
 
     def __init__(self, inputs: Specs, outputs: Specs, check: bool = False) -> None:
         self.sides, self.check = (inputs, outputs), check
-        # For each side, the summaries of the values of each spec that is not fitted.
+        # For each side, a list of value summaries for each spec that is not fitted.
         self._summaries = [{n: list[Any]() for n, spec in specs.items() if not spec.is_fitted} for specs in self.sides]
         # The specs that can be checked before the fit.
         ready = {name: spec for name, spec in inputs.items() if _is_ready(spec)}
@@ -81,7 +81,7 @@ class Fitting:
         return self.check or any(self._summaries)
 
     def add(self, record: Record) -> None:
-        """Read a record for the fit; ValueError, and nothing is added, if it cannot be used."""
+        """Add a record to the fit; ValueError, and nothing is added, if the record cannot be used."""
         values = values_of(record)
         if self.check:
             for name, spec in chain.from_iterable(specs.items() for specs in self.sides):

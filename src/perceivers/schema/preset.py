@@ -19,7 +19,7 @@ from perceivers.schema.memory import check_memory, num_bytes
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that is needed to build a model."""
+    """Schema and config: everything that is needed to build a model."""
 
     schema: Schema
     """Inputs and outputs."""
@@ -56,7 +56,7 @@ class TokenShape(NamedTuple):
     size: int
     """Number of tokens or queries."""
     channels: int
-    """Their width, before the alignment with other inputs or outputs."""
+    """Width of the tokens or queries, before the alignment with other inputs or outputs."""
 
 
 def token_shapes(schema: Schema) -> tuple[dict[str, TokenShape], dict[str, TokenShape]]:
@@ -79,8 +79,8 @@ def auto_config(schema: Schema) -> Config:
     """Return sizes that suit a schema (`config: auto`), from M, the number of tokens of all inputs of one sample.
 
     Latents: M / 2, rounded up to a power of two, between 16 and 256. Channels: 128 for M up to 512, else 256. Four
-    layers of processing, heads of 32 channels. Queries are as wide as the latents, or as the embeddings of the text
-    that an output restores. An output that writes new text has a query residual: its positions differ in nothing else.
+    layers of processing, heads of 32 channels. Queries are as wide as the latents, or as the embeddings of a text
+    that an output restores. An output that writes new text has a query residual: only its queries tell positions apart.
     """
     num_tokens = sum(tokens.size for tokens in token_shapes(schema)[0].values())
     num_latents = min(max(1 << (num_tokens // 2 - 1).bit_length(), 16), 256) if num_tokens > 1 else 16

@@ -1,4 +1,4 @@
-"""Reading and writing of schemas, configs and recipes as YAML and JSON."""
+"""Loading and writing of schemas, configs and recipes as YAML and JSON."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def with_settings(value: T, settings: Iterable[str]) -> T:
-    """Return a dataclass changed by settings such as "training.num_steps=200"; ValueError naming an invalid one.
+    """Return a dataclass changed by settings such as "training.num_steps=200"; ValueError naming an invalid setting.
 
-    A value is written as in YAML.
+    The text after "=" is YAML.
     """
     plain = to_plain(value)
     for setting in settings:
@@ -45,7 +45,7 @@ def yaml_text(plain: Any, **style: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML dumper that quotes texts with characters that cannot be printed."""
+    """YAML dumper that puts texts with unprintable characters in quotes."""
 
 
 _Dumper.add_representer(
@@ -69,5 +69,5 @@ def read_plain(path: Path) -> tuple[Any, Lines]:
 
 
 def read_checked(path: Path, target_type: Any) -> Any:
-    """Load a JSON file as a type declares it; ValueError naming the file and the field that does not fit."""
+    """Load a JSON file as a value of a type; ValueError naming the file and the field that does not fit."""
     return checked(target_type, read_json(path), str(path), strict=True)

@@ -1,23 +1,24 @@
 """The exact algorithms of a cross-attention.
 
-With x = (t - mean t) / std t, a token behind its layer norm, whose scale g and shift b fold into the next linear map:
+For a token t, x = (t - mean t) / std t; the layer norm's scale g and shift b fold into the next linear map. With z the
+normed query and e = exp(score - max_score):
 
     score    = (Wq z) . Wk (g x + b) = x . A + constant      A = g Wk' Wq z: the keys' map is folded into the query
     attended = sum e Wv (g x + b) = Wv g (sum e x) + ...     the values' map is applied after the sum
 
-    dense       all keys and values are made, then all scores
-    projected   keys and values are made a block at a time: for many heads
-    absorbed    no key or value is made; tokens are made a block at a time
-    separable   no token is made. Where t = [content | its row's features | its column's | padding], as Fourier features
-                on a grid are, with the columns of A centred and r = 1 / std t:
+    dense       all keys, values and scores are materialised
+    projected   keys and values are computed block by block: for many heads
+    absorbed    no key or value is computed; tokens are assembled block by block
+    separable   no token is assembled. For t = [content | its row's features | its column's | padding], as with Fourier
+                features on a grid, with the columns of A centred and r = 1 / std t:
                     x . A = r (content A_content + (rows A_rows)[row] + (columns A_columns)[column] + padding A_padding)
                     sum e x needs sum e r content, and the sums of e r over each row and over each column alone
     ...-folded  writing only: the maps behind the attention are folded into the values (epilogue.py)
 
-Softmax runs online: exponentials are relative to max_score, the largest score seen so far or a little less.
-Samples are processed one by one, so a result is bitwise independent of its batch. On a GPU, where launches are dear,
-all samples are read together in the separable algorithm, and a kernel makes its sums (kernels.py).
-Gradients compute each block again.
+The softmax runs online: exponentials are relative to max_score, the largest score seen so far or a little less.
+Samples are processed one by one, so a result is bitwise independent of its batch. On a GPU, where launches are costly,
+the separable algorithm reads all samples together, and a kernel computes its sums (kernels.py).
+The backward pass computes each block again.
 
 Letters: m tokens of a block, n query columns, c channels, h heads, d channels of a head.
 """
@@ -60,19 +61,19 @@ HEADROOM = 8.0
 """Excess of a score over max_score at which max_score is raised: exp(8) times any sum is still in range."""
 
 TOGETHER = ("cuda",)
-"""Devices on which all samples are read at once in the separable algorithm, by a kernel where there is one."""
+"""Devices on which the separable algorithm reads all samples at once, with a kernel where there is one."""
 
 Writer = Callable[[dict[str, Tensor], Block], Float[Tensor, "m e"]]
-"""Decodes the queries of a block from their slice of the tensors."""
+"""Function that decodes a block of queries, given the block's slice of the tensors."""
 
 BlockResult = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-"""The tensors computed of a block, and their gradients."""
+"""Tensors computed for a block, and the incoming gradients of these tensors."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Sums(torch.autograd.Function):
-    """(max_score, *weighted_sums) over all blocks."""
+    """The function that returns (max_score, *weighted_sums) over all blocks."""
 
     @staticmethod
     def forward(ctx: Any, tokens: TokenBlocks, blocks: list[Block], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -107,7 +108,7 @@ def _accumulated(tokens: TokenBlocks, blocks: Sequence[Block]) -> tuple[Tensor, 
 def _with_block(
     tokens: TokenBlocks, block: Block, max_score: Tensor | None = None, sums: Sequence[Tensor] = ()
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return max_score and sums with one more block, in a function of its own: its arrays are freed before the next."""
+    """Return max_score and sums with one more block; a function, so that its arrays are freed before the next."""
     scores, seen = tokens.scores(tokens.slice(tokens.tensors, block), block)
     top = scores.amax(-2, keepdim=True)
     if max_score is None:
@@ -119,12 +120,12 @@ def _with_block(
 
 
 def is_together(algorithm: Algorithm, device: torch.device) -> bool:
-    """Return whether all samples are read at once."""
+    """Return whether all samples are read at once, instead of one by one."""
     return algorithm == "separable" and device.type in TOGETHER
 
 
 def kernels_for(segment: Segment, dtype: torch.dtype) -> ModuleType | None:
-    """Return kernels.py if it reads this segment in the separable algorithm, with statistics of this precision."""
+    """Return the module kernels.py if it can read this segment in the separable algorithm, in this precision."""
     possible = dtype == torch.float32 and is_together("separable", segment.device)
     kernels = triton_kernels() if possible else None
     return kernels if kernels is not None and kernels.takes(segment.content) else None
@@ -132,15 +133,12 @@ def kernels_for(segment: Segment, dtype: torch.dtype) -> ModuleType | None:
 
 @cache
 def triton_kernels() -> ModuleType | None:
-    """Return kernels.py where Triton is installed."""
+    """Return the module kernels.py where Triton is installed."""
     return importlib.import_module("perceivers.core.fast.kernels") if importlib.util.find_spec("triton") else None
 
 
 class _Written(torch.autograd.Function):
-    """The decoded blocks of `writer`, concatenated.
-
-    `others`: further leaves that the writer uses; their sources are the last of `tensors`.
-    """
+    """The decoded blocks of `writer`, concatenated; `others` are its other leaves, with sources last in `tensors`."""
 
     @staticmethod
     def forward(
@@ -154,7 +152,7 @@ class _Written(torch.autograd.Function):
         written = None
         for block in blocks:
             found = writer(queries.slice(queries.tensors, block), block)
-            # One array for all: many small ones between large ones would keep the heap from being used again.
+            # One array for all blocks: many small arrays between large ones would fragment the heap.
             written = found.new_empty(queries.segment.num_tokens, found.shape[-1]) if written is None else written
             written[slice(*block)] = found
         assert written is not None
@@ -180,26 +178,26 @@ def _gradients(
     again: Callable[[dict[str, Tensor], Block], BlockResult],
 ) -> list[Tensor | None]:
     """Return gradients of the tensors of `tokens`, then of `others`, where needed, by computing each block again."""
-    # Zeros to add to, for each tensor that needs a gradient.
+    # Start from zeros for each tensor that needs a gradient.
     count = len(tokens.tensors)
     names = [name for name, wanted in zip(tokens.tensors, needed[:count], strict=True) if wanted]
     wanted_others = [x for x, wanted in zip(others, needed[count:], strict=True) if wanted]
     sums = {name: torch.zeros_like(tokens.tensors[name]) for name in names}
     of_others = [torch.zeros_like(x) for x in wanted_others]
     for block in blocks:
-        # The block again, from leaves.
+        # Compute the block again, from leaves.
         views = tokens.slice(tokens.tensors, block)
         part = {name: x.detach().requires_grad_(name in sums) for name, x in views.items()}
         with torch.enable_grad(), without_autocast(tokens.device):
             computed, gradients = again(part, block)
         if block is blocks[0]:
             _check_leaves(computed, [*part.values(), *others])
-        # Where values alone are trained, sums of weights have no gradient.
+        # Differentiate; where only values are trained, sums of weights have no gradient.
         differentiable = [(x, of_x) for x, of_x in zip(computed, gradients, strict=True) if x.requires_grad]
         outputs, of_outputs = zip(*differentiable, strict=True)
         inputs = [*(part[name] for name in names), *wanted_others]
         found = torch.autograd.grad(outputs, inputs, of_outputs, allow_unused=True)
-        # Its gradients, added in place.
+        # Add the block's gradients in place.
         for total, more in zip([*tokens.slice(sums, block).values(), *of_others], found, strict=True):
             if more is not None:
                 total += more
@@ -208,7 +206,7 @@ def _gradients(
 
 
 def _check_leaves(computed: Sequence[Tensor], known: Sequence[Tensor]) -> None:
-    """Raise a RuntimeError if a block uses a parameter that is not known here: it would silently get no gradient."""
+    """Raise a RuntimeError if a block uses a parameter not in `known`: it would silently get no gradient."""
     names, nodes, seen = {id(x) for x in known}, [x.grad_fn for x in computed], set()
     while nodes:
         node = nodes.pop()
@@ -247,9 +245,10 @@ def read(
     query = query / math.sqrt(query.shape[-1])
     key, key_bias = _behind_norm(linear_map(attention.key), norm, heads, dtype)
     value, value_bias = _behind_norm(linear_map(attention.value), norm, heads, dtype)
-    # The softmax cancels the keys' bias; its gradient is 0 and not None, which data parallelism would wait for.
+    # The softmax cancels the keys' bias. Its gradient must be 0, not None: data parallelism waits for gradients.
     value_bias = value_bias + key_bias[:, :0].sum()
     batch = max(len(latents), segment.batch_size)
+    # No tokens: zeros that still have gradients.
     if not segment.num_tokens:
         parts = [*AbsorbedBlocks(sample_of(segment, 0), _folded(query[0], key)).tensors.values(), value, value_bias]
         return _empty_state(parts, batch, query, value)
@@ -267,6 +266,7 @@ def read(
             max_score, total = (rearrange(x, "... 1 (h n) -> ... h 1 n", h=heads) for x in (max_score, total))
         return max_score[..., 0, :], total[..., 0, :], weighted + total.mT * value_bias[:, None]
 
+    # All samples at once where launches are costly, else one by one.
     if is_together(algorithm, segment.device):
         return SoftmaxState(*state_of(segment, query))
     states = [state_of(sample_of(segment, number), query[number % len(query)]) for number in range(batch)]
@@ -280,7 +280,7 @@ def _sums(tokens: TokenBlocks, block_size: int) -> tuple[Tensor, ...]:
 def _empty_state(parts: Sequence[Tensor], batch: int, query: Tensor, value: Tensor) -> SoftmaxState:
     """Return the state of no tokens, with gradients of 0 for all parts.
 
-    They must not be None: processes of a group, one of which has nothing to read, wait for one another.
+    A gradient of None would block a group of processes: one that has nothing to read must send its gradients too.
     """
     nothing = torch.stack([x.flatten()[:0].sum(dtype=value.dtype) for x in parts]).sum()
     zeros = nothing.expand(batch, *query.shape[1:-1])
@@ -298,7 +298,7 @@ def _behind_norm(
 
 
 def _folded(queries: Float[Tensor, "*b h n d"], linear: Float[Tensor, "h d c"]) -> Float[Tensor, "*b c hn"]:
-    """Return A: queries folded with the keys' map; centred, so that the tokens' mean does not matter."""
+    """Return A, the queries folded with the keys' map, centred over channels so that a token's mean cancels."""
     folded = rearrange(queries @ linear, "... h n c -> ... c (h n)")
     return folded - folded.mean(-2, keepdim=True)
 
@@ -312,9 +312,9 @@ def write(
     algorithm: Algorithm,
     block_size: int,
 ) -> Float[Tensor, "b o e"]:
-    """Return what queries find in the latents, behind the maps of `tail`, `block_size` queries at a time.
+    """Return the decoded queries, after the maps of `tail`, about `block_size` queries at a time.
 
-    As in `read` with the sides changed: the queries' map is folded into the latents' keys.
+    As in `read` with the sides exchanged: the queries' map is folded into the latents' keys.
     """
     heads, dtype = cross.attention.num_heads, torch.promote_types(latents.dtype, torch.float32)
     # Keys and values of the latents [b, h, n, d]; the queries' map with their norm folded in.
@@ -325,6 +325,7 @@ def write(
     )
     query, bias = _behind_norm(linear_map(cross.attention.query), cross.query_norm, heads, dtype)
     written = []
+    # One sample after the other: its scores by blocks of queries, then the epilogue.
     for number in range(max(len(latents), queries.batch_size)):
         sample, values = sample_of(queries, number), value[number % len(value)].to(dtype)
         keys = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])

@@ -1,6 +1,6 @@
 """The cost model: which algorithms a cross-attention can take for a segment, and the work and memory of each.
 
-A function of shapes and kind of device alone; the counts are those of op_counts.py.
+The costs depend on shapes and the type of device alone; op_counts.py counts the operations.
 """
 
 import itertools
@@ -31,10 +31,10 @@ from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
 ONE_HOT = 8
-"""Rows of a block of the separable algorithm, about; their one-hot code is part of a product."""
+"""Approximate number of grid rows in a separable block; their one-hot code is a factor of a product."""
 
 GRADIENT = 3
-"""Memory of a block that is computed again for its gradient, relative to the block alone."""
+"""Memory of a block that is computed again for its gradient, as a multiple of the block's memory."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CostModel:
     segment: Segment
     """Tokens or queries; only their shapes matter."""
     tail: Sequence[Any] | None
-    """When writing: the maps behind the block (`epilogue.Tail`). None: reading."""
+    """Maps behind the block when writing (`epilogue.Tail`); None: reading."""
 
     def costs(self) -> dict[Algorithm, Cost]:
         """Return the cost of each algorithm that is possible."""
@@ -104,16 +104,16 @@ class CostModel:
 
     @property
     def width(self) -> int:
-        """Columns of the grid, where tokens are sums of functions of row and column; else 0."""
+        """Number of columns of the grid if tokens are sums of functions of row and column, else 0."""
         positions = self.segment.positions
         if not isinstance(positions, AxisTables) or self.segment.positions_added or len(positions.tables) < 2:
             return 0
         return len(positions.tables[-1])
 
     def default_block(self, algorithm: Algorithm) -> int:
-        """Return the tokens of a block without a limit that needs fewer."""
+        """Return the number of tokens in a block where no limit requires fewer."""
         numbers, row = self.rates.numbers, self.query_columns + self.channels
-        if self.tail is not None:  # scores are passed over fewer times, and more arrays are as wide as a query
+        if self.tail is not None:  # fewer passes over scores, and more arrays as wide as a query
             numbers, row = 2 * numbers, row + 3 * self.channels
         size = max(numbers // row // self.together(algorithm), 1)
         coded = algorithm.startswith("separable") and not self.is_fused(algorithm)
@@ -126,7 +126,7 @@ class CostModel:
 
     @property
     def samples(self) -> int:
-        """Samples of the batch."""
+        """Number of samples in the batch."""
         return max(len(self.latents), self.segment.batch_size)
 
     def together(self, algorithm: Algorithm) -> int:
@@ -134,20 +134,20 @@ class CostModel:
         return self.samples if self.tail is None and is_together(algorithm, self.latents.device) else 1
 
     def is_fused(self, algorithm: Algorithm) -> bool:
-        """Return whether a kernel computes it without materialising scores; the gradient of our own kernel does."""
+        """Return whether a kernel runs without materialised scores; gradients of our own kernel need them."""
         if self.rates.score is None or self.latents.dtype == torch.float64:
             return False
         return algorithm == "dense" or (self.kernels_for(algorithm) is not None and not torch.is_grad_enabled())
 
     def kernels_for(self, algorithm: Algorithm) -> ModuleType | None:
-        """Return our own kernels, where they take part in this algorithm."""
+        """Return our own kernels if they run in this algorithm, else None."""
         dtype = torch.promote_types(self.latents.dtype, torch.float32)
         possible = self.tail is None and algorithm == "separable" and self.width
         return kernels_for(self.segment, dtype) if possible else None
 
     @property
     def query_columns(self) -> int:
-        """Columns of scores: heads times latents."""
+        """Number of columns of scores: heads times latents."""
         return self.cross.attention.num_heads * self.latents.shape[-2]
 
     @property
@@ -158,7 +158,7 @@ class CostModel:
 
     @cached_property
     def shape(self) -> AttentionShape:
-        """Sizes of all that takes part."""
+        """Sizes of the attention and the segment."""
         attention, segment = self.cross.attention, self.segment
         content = 0 if segment.content is None else segment.content.shape[-1]
         return AttentionShape(
@@ -177,7 +177,7 @@ class CostModel:
         )
 
     def _coded_rows(self) -> int:
-        """Return the rows of a block in the separable algorithm, where scores are products with their one-hot code."""
+        """Return the number of grid rows that a separable block codes one-hot; 0 without a grid or with a kernel."""
         if not self.width or self.is_fused("separable"):
             return 0
         return min(self.default_block("separable"), self.segment.num_tokens) // self.width
@@ -187,7 +187,7 @@ class CostModel:
         count = shape.scoring(algorithm) + self._after_scores(algorithm)
         tokens, item = self.segment.num_tokens, max(self.latents.dtype.itemsize, 4)
         multiply_adds = samples * (tokens * count.products + count.fixed)
-        # Work: products, passes over tokens, and what is done to each score.
+        # Work: products, passes over tokens, and operations on each score.
         if fused and rates.score is not None:
             faster = rates.half if self.latents.dtype in HALF else 1
             work, score, stored = multiply_adds // faster, rates.score, 0
@@ -197,7 +197,7 @@ class CostModel:
         if algorithm == "dense":
             held = count.held + stored * shape.query_columns
             return Cost(work, multiply_adds, item * samples * held, 0, tokens)
-        # Block by block: the overhead of the blocks, the memory of one block and that of what all share.
+        # Block by block: the overhead of all blocks, the memory of one block, and the memory that all share.
         together, at_once, kernels = (
             self.together(algorithm),
             self.default_block(algorithm),
@@ -218,14 +218,14 @@ class CostModel:
         """Return the count of what follows the scores: sums of values, or the epilogue."""
         if self.tail is None:
             return self.shape.reading(algorithm)
-        hidden = getattr(self.cross.mlp, "hidden_channels", self.channels)  # an MLP of another class may not tell
+        hidden = getattr(self.cross.mlp, "hidden_channels", self.channels)  # an MLP of another class may lack it
         maps = [linear_shape(module) for module in self.tail if is_linear_map(module)]
-        absorbed = algorithm in ("absorbed", "separable")  # the other epilogues never ask
+        absorbed = algorithm in ("absorbed", "separable")  # irrelevant to other epilogues
         composed = absorbed and is_shorter_composed(self.cross, self.tail)
         return self.shape.writing(algorithm, self.segment.num_tokens, hidden, maps, composed)
 
     def _content_gradient(self) -> int:
-        """Return the bytes of the content's gradient, which is put together from those of its samples."""
+        """Return the bytes of the content's gradient, which is assembled from the gradients of its samples."""
         content = self.segment.content
         if content is None or not torch.is_grad_enabled() or not content.requires_grad:
             return 0

@@ -1,12 +1,13 @@
-"""The epilogue: what follows the softmax when writing, from attention weights to decoded rows, in each algorithm.
+"""The epilogue: what follows the softmax when writing, from attention weights to decoded queries, in each algorithm.
 
-With p the weights of a query, v the values, Wo and bo the output map, q the query where it is added:
+With p the weights of a query, v the values, Wo and bo the output map, q the query (with a residual only), W1, b1, W2
+and b2 the MLP, Wt and bt the tail:
 
     u = Wo sum p v + bo (+ q);     y = u + W2 act(W1 norm(u) + b1) + b2;     written = tail(y) = Wt y + bt
 
     projected   as the dense path
-    absorbed    Wo is applied to the values once:  sum p (Wo v); all that follows, to each query
-    ...-folded  all linear maps are applied to the values once; for a query remain one norm and one activation
+    absorbed    Wo is applied to the values once:  sum p (Wo v); all that follows runs for each query
+    ...-folded  all linear maps are applied to the values once; one norm and one activation run for each query
 
 Consecutive linear maps are multiplied into one where that is shorter.
 Letters: m queries of a block, n latents, h heads, e channels of a value, f of a query.
@@ -31,30 +32,30 @@ from perceivers.core.interfaces import BoundHead
 from perceivers.core.layers import LAYER_NORM_EPSILON, apply_linear
 
 COLUMN_MULTIPLE = 8
-"""Products whose number of columns is a multiple of this are the fastest."""
+"""Multiple to which the columns of a product are padded: such products are the fastest."""
 
 Tail = Sequence[Any]
-"""The maps behind a decoder's block: the one that all outputs share, and an output's head; modules or `BoundHead`s."""
+"""The maps behind a decoder's block: the map that all outputs share, then a head; modules or `BoundHead`s."""
 
 Epilogue = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None], Float[Tensor, "m e"]]
-"""Makes decoded rows from attention weights, and from queries where they are added to what is found."""
+"""Function that decodes queries from their attention weights and, with a residual, from the queries."""
 
 
 @dataclass(frozen=True)
 class SharedParameters:
-    """The tensors that make decoded rows.
+    """The tensors that an epilogue uses.
 
     A head may share tensors with the latents; each is detached, so that its gradient is counted once.
     """
 
     leaves: tuple[Tensor, ...]
-    """In the graph of a block: parameters, and tensors with nothing behind them."""
+    """Tensors in the graph of a block: parameters, and detached tensors."""
     sources: tuple[Tensor, ...]
     """The same tensors in the graph of the model."""
 
     @classmethod
     def detached(cls, *tensors: Tensor) -> "SharedParameters":
-        """Return tensors that were computed from others, as leaves."""
+        """Return computed tensors as sources, and detached as leaves."""
         return cls(tuple(x.detach().requires_grad_(x.requires_grad) for x in tensors), tensors)
 
     @classmethod
@@ -69,14 +70,14 @@ class SharedParameters:
 
 
 def modules_of(maps: Sequence[Any]) -> Iterator[nn.Module]:
-    """Iterate over all modules of maps; a bound head has those that it is bound to, too."""
+    """Iterate over all modules of maps; a bound head includes the modules that it is bound to."""
     for one in maps:
         for module in (one.head, *one.shared) if isinstance(one, BoundHead) else (one,):
             yield from module.modules()
 
 
 def through(maps: Tail, x: Tensor) -> Tensor:
-    """Return what maps make of x, one after the other."""
+    """Apply maps to x, one after the other."""
     for one in maps:
         x = apply_linear(one, x)
     return x
@@ -127,7 +128,7 @@ def _absorbed_epilogue(
 def _mlp_and_tail(
     cross: CrossAttention, values: Tensor, tail: Tail
 ) -> tuple[Callable[[Tensor], Tensor], SharedParameters]:
-    """Return u [m, f] -> tail(u + mlp(norm u)), by calling the modules."""
+    """Return the function u [m, f] -> tail(u + mlp(norm u)), which calls the modules."""
 
     def follow(x: Tensor) -> Tensor:
         x = x[None]
@@ -139,7 +140,7 @@ def _mlp_and_tail(
 def _composed_mlp_and_tail(
     cross: CrossAttention, values: Tensor, tail: Tail
 ) -> tuple[Callable[[Tensor], Tensor], SharedParameters]:
-    """Return the same with two maps behind the activation: Wt u + bias, and Wt W2 of the activation."""
+    """Return the same function with maps multiplied out: Wt u + bias, plus Wt W2 times the activation."""
     dtype, norm = values.dtype, cross.mlp_norm
     last, after, bias = _last_maps(cross, values, tail)
     scale, shift = norm.weight.to(dtype), norm.bias.to(dtype)
@@ -158,7 +159,7 @@ def _composed_mlp_and_tail(
 
 
 def is_shorter_composed(cross: CrossAttention, tail: Tail) -> bool:
-    """Return whether Wt and Wt W2, multiplied out, take fewer products than W2 and then the tail."""
+    """Return whether Wt and Wt W2, multiplied out, need fewer multiply-adds than W2 and then the tail."""
     maps = [linear_shape(module) for module in tail if is_linear_map(module)]
     if not is_linear(tail) or not maps:
         return False
@@ -176,20 +177,20 @@ def _last_maps(cross: CrossAttention, values: Tensor, tail: Tail) -> tuple[tuple
 def _folded_epilogue(
     cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Tail
 ) -> tuple[Epilogue, SharedParameters]:
-    """Return u -> tail(u + mlp(norm u)) with all linear maps applied to the values.
+    """Return the epilogue u -> tail(u + mlp(norm u)) with all linear maps applied to the values.
 
-    It needs u behind the tail, u behind the MLP's first map, and the variance of u, |centred u|^2 / f. With
-    centred u = C (v, 1) and C = Q R, the variance is |R (v, 1)|^2 / f, and R is no wider than a value.
+    It needs u through the tail, u through the MLP's first map, and the variance of u, |centred u|^2 / f. With
+    centred u = C (v, 1) and C = Q R, the variance is |R (v, 1)|^2 / f; R (v, 1) has no more entries than (v, 1).
     """
     dtype, mlp, norm = values.dtype, cross.mlp, cross.mlp_norm
     output, hidden = linear_map(cross.attention.output).to(dtype), linear_map(mlp.hidden).to(dtype)
     last, after, bias = _last_maps(cross, values, tail)
-    # C, and R = Q' C; with Q constant |R (v, 1)|^2 has its gradient also where R has no inverse (bias 0).
+    # C, and R = Q' C. With Q constant, |R (v, 1)|^2 has a gradient even where R has no inverse (bias 0).
     centred = torch.cat([output[0], output[1][:, None]], -1)
     centred = centred - centred.mean(0)
     tall = centred.shape[0] > centred.shape[1]
     root = torch.linalg.qr(centred.detach()).Q.mT @ centred if tall else centred
-    # The three maps of (v, 1), side by side: behind the MLP's first map, R, behind the tail.
+    # The three maps of (v, 1), stacked: through the MLP's first map, R, through the tail.
     inside = hidden[0] * norm.weight.to(dtype) @ centred
     maps = torch.cat([inside, root, torch.cat([last[0] @ output[0], (last[0] @ output[1])[:, None]], -1)])
     per_head = maps[:, :-1].unflatten(-1, (len(values), -1))
@@ -197,6 +198,7 @@ def _folded_epilogue(
     constants = F.pad(maps[:, -1], (0, columns.shape[-1] - len(maps)))
     sizes = [len(inside), len(root), len(last[0]), columns.shape[-1] - len(maps)]
     hidden_bias = hidden[1] + hidden[0] @ norm.bias.to(dtype)
+    # Leaves for the blocks.
     made = SharedParameters.detached(columns, constants, hidden_bias, after, bias)
     columns, constants, hidden_bias, after, bias = made.leaves
 
@@ -210,12 +212,12 @@ def _folded_epilogue(
 
 
 def is_linear(tail: Tail) -> bool:
-    """Return whether these maps, one after the other, are a linear one."""
+    """Return whether these maps, one after the other, are a linear map."""
     return all(type(module) is nn.Identity or is_linear_map(module) for module in tail)
 
 
 def _composed(tail: Tail, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return linear maps of rows [channels], one after the other, as one weight and one bias."""
+    """Return the weight and bias of linear maps, one after the other; the first has `channels` inputs."""
     weight, bias = torch.eye(channels, dtype=like.dtype, device=like.device), like.new_zeros(channels)
     for module in tail:
         if is_linear_map(module):

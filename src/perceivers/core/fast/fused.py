@@ -1,4 +1,4 @@
-"""softmax(q k' / sqrt(d)) v by the fastest kernel that takes its widths. Equal to `attention.attend` within rounding.
+"""softmax(q k' / sqrt(d)) v by the fastest kernel for the head widths; equal to `attention.attend` within rounding.
 
 Letters: B batch, H heads, T queries, S keys, d channels of a key, e of a value.
 """
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from perceivers.core.attention import Mask, attention_weights
 
 HEAD_MULTIPLE = 8
-"""The fused kernels of GPUs take head widths that are multiples of it: cuDNN's and flash up to 256, the others any."""
+"""Divisor of the head widths that fused GPU kernels take: cuDNN's and flash up to 256, the others any."""
 
 SCORES_AT_ONCE = 1 << 20
 """Number of scores materialised at a time; they fit into the L2 cache."""
@@ -46,7 +46,7 @@ def _by_heads(
     dead: Bool[Tensor, "#b 1 #t 1"] | None,
     dropout: float,
 ) -> Float[Tensor, "b h t e"]:
-    """Return attention whose scores are materialised, for a few heads at a time where there are many."""
+    """Return attention with materialised scores, of a few heads at a time if there are many scores."""
 
     def attended(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dead: Tensor | None) -> Tensor:
         return F.dropout(attention_weights(q, k, valid, dead), dropout) @ v
@@ -71,7 +71,7 @@ def padded_attention(
     valid: Bool[Tensor, "#b 1 #t s"] | None,
     dropout: float,
 ) -> Float[Tensor, "b h t e"]:
-    """Return fused attention, head widths padded with zeros to what the kernels of GPUs take."""
+    """Return fused attention, head widths padded with zeros to multiples of HEAD_MULTIPLE."""
     width, scale = v.shape[-1], 1 / math.sqrt(q.shape[-1])
     q, k, v = (F.pad(x, (0, -x.shape[-1] % HEAD_MULTIPLE)) if x.shape[-1] % HEAD_MULTIPLE else x for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, valid, dropout, scale=scale)[..., :width]

@@ -1,4 +1,4 @@
-"""Hooks, and other ways in which a call of a module does more than its class says."""
+"""Detection of hooks, and of other ways in which a call of a module does more than its class defines."""
 
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -6,10 +6,10 @@ from torch.utils.module_tracker import ModuleTracker
 
 
 def is_hooked(*modules: nn.Module, sharding: bool = True) -> bool:
-    """Return whether calling a module does more than its class says: a hook, or a `forward` of its own.
+    """Return whether calling a module does more than its class defines: a hook, or a `forward` set on the instance.
 
-    With `sharding` False the hooks by which `fully_shard` gathers a module's weights do not count. Those that count
-    operations never do: they change nothing.
+    With `sharding` False, hooks with which `fully_shard` gathers a module's weights are ignored. Hooks that count
+    operations are always ignored: they change nothing.
     """
     names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     found = [getattr(torch_module, f"_global_{name}") for name in names] if modules else []
@@ -26,7 +26,7 @@ def _is_sharding(owner: object) -> bool:
 
 
 def check_unhooked(trunk: nn.Module, read: nn.Module) -> None:
-    """Raise a ValueError for a hook on a module that reading in parts does not call as a whole."""
+    """Raise a ValueError for a hook on a module whose whole call is bypassed when reading in parts."""
     cross = read.get_submodule("cross_attention")
     for module in (trunk, read, cross, cross.get_submodule("attention")):
         if is_hooked(module, sharding=module is cross.get_submodule("attention")):

@@ -1,17 +1,17 @@
 """The sums of the separable algorithm (algorithms.py) by one kernel: its scores never leave the GPU's registers.
 
-A token at row y and column x of a grid, r one over its deviation, has for query column n the score
+A token at row y and column x of a grid has for query column n, with r = 1 / std of the token, the score
 
     s = r (rows[y, n] + columns[x, n] + content . on_content[:, n])
 
-and reading needs the sums of e = exp(s - max_score); and of w = r e by row, by column, and times content.
+Reading needs the sum of e = exp(s - max_score), and the sums of w = r e by row, by column, and times content.
 
-A program takes a sample, a tile of ROWS x COLUMNS places and some query_columns, and goes down the tile row by row:
-`columns` and all sums stay in registers, where sums by column add up place by place, and a row's sum is one number for
-each query column. max_score is the largest score so far; where it rises, all sums shrink. What the programs find is
-stacked, [max_score | sum of e | by row | by column | by channel], and added up in a fixed order: the same bits every
-time, in whatever order programs end. Statistics, tables and sums are float32. Products of content take it as it is; in
-half precision its queries come in two parts, so that scores are those of float32, as in the gradient.
+A program takes one sample, a tile of ROWS x COLUMNS grid positions and QUERY_COLUMNS query columns, and goes down the
+tile row by row. `columns` and all sums stay in registers; a row's sum is one number for each query column. max_score is
+the largest score so far; where it rises, all sums are scaled down. The programs' results are stacked,
+[max_score | sum of e | by row | by column | by channel], and added in a fixed order, so that the bits do not depend on
+the order in which programs end. Statistics, tables and sums are float32. Products with content take its precision; in
+half precision the queries are split into two parts, so that scores are as exact as in float32, as in the gradient.
 
 It needs Triton, which comes with torch for CUDA; with TRITON_INTERPRET=1 it runs on a CPU too, slowly.
 """
@@ -30,25 +30,25 @@ from perceivers.core.fast.token_blocks import Block
 from perceivers.core.reading import NO_SCORE
 
 ROWS, COLUMNS, QUERY_COLUMNS, WARPS = 32, 32, 64, 8
-"""Tile of a program: what the compiler fits into registers (sm_90) for any width of content, without spilling."""
+"""Tile and warps of a program: registers (sm_90) suffice without spilling, for any width of content."""
 
 BLOCKS = 8
-"""Blocks of the other algorithms that are read at once: a block with materialised scores takes ten times the memory."""
+"""Number of other algorithms' blocks that are read at once: materialised scores take ten times the memory."""
 
 LEAST_CHANNELS, MOST_CHANNELS = 16, 128
-"""Channels of content: fewer are padded for the product, more would not fit into registers."""
+"""Numbers of content channels: fewer are padded for the product, more would not fit into registers."""
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 """Precisions of content."""
 
 
 def takes(content: Tensor | None) -> bool:
-    """Return whether the kernel reads such content; its width and precision matter."""
+    """Return whether the kernel supports the width and precision of this content."""
     return content is None or (content.dtype in PRECISIONS and content.shape[-1] <= MOST_CHANNELS)
 
 
 def numbers(width: int, channels: int) -> tuple[int, int]:
-    """Return the numbers written for a query column: for each token of a block (of the others), and at least."""
+    """Return the numbers written per query column: for each token of another algorithm's block, and at least."""
     row_of_tiles = math.ceil(width / COLUMNS) * (2 + ROWS + COLUMNS + channels)
     return math.ceil(BLOCKS * row_of_tiles / (ROWS * width)), row_of_tiles
 
@@ -68,7 +68,7 @@ def _tile(
     n = tl.program_id(0) // parts * tile_query_columns + tl.arange(0, tile_query_columns)
     y, c = tl.arange(0, tile_rows), tl.arange(0, tile_channels)
     in_queries, inside = n[None, :] < query_columns, x < width
-
+    # Move the pointers to the tile; load the columns' and the content's queries, which stay in registers.
     start = first.to(tl.int64) * width
     content += sample.to(tl.int64) * content_stride + start * channels
     scale += sample.to(tl.int64) * num_rows * width + start
@@ -79,7 +79,7 @@ def _tile(
     whole = tl.load(place, mask=(c[:, None] < channels) & in_queries, other=0.0)
     on_content = whole.to(content.dtype.element_ty)
     rest = (whole - on_content.to(tl.float32)).to(content.dtype.element_ty)
-
+    # Go down the tile row by row: an online softmax over its tokens.
     max_score = tl.full([tile_query_columns], empty, tl.float32)
     total = tl.zeros([tile_query_columns], tl.float32)
     by_row = tl.zeros([tile_rows, tile_query_columns], tl.float32)
@@ -88,7 +88,7 @@ def _tile(
     for row in range(first, min(first + tile_rows, num_rows)):
         r = tl.load(scale + x, mask=inside, other=0.0)
         s = on_columns + tl.load(queries + row * query_columns, mask=n < query_columns, other=0.0)[None, :]
-        valid = (r[:, None] > 0) & (c[None, :] < channels)  # nothing that is absent is looked at: it may be NaN
+        valid = (r[:, None] > 0) & (c[None, :] < channels)  # absent tokens are not loaded: they may be NaN
         tokens = tl.load(content + x[:, None] * channels + c[None, :], mask=valid, other=0.0)
         s = tl.dot(tokens, on_content, s, input_precision="tf32x3")
         if content.dtype.element_ty != tl.float32:
@@ -105,7 +105,7 @@ def _tile(
         max_score = raised
         content += width * channels
         scale += width
-
+    # Store [max_score | sum of e | by row | by column | by channel].
     height = 2 + tile_rows + tile_columns + channels
     found += (sample.to(tl.int64) * parts + part) * height * query_columns + n
     tl.store(found, max_score, mask=n < query_columns)
@@ -143,7 +143,7 @@ def sums(tokens: SeparableBlocks, block: Block) -> tuple[Tensor, list[Tensor]]:
     queries += [tensors["on_content"]] if "content" in tensors else []
     found = _found(tensors.get("content"), seen, torch.cat(queries, -2), len(features), tokens.width)
     max_score, total, by_row, by_column, rest = (x if tokens.batch else x[0] for x in found)
-    if masked is not None:  # all of them have one score
+    if masked is not None:  # all masked tokens have the same score
         count = (masked & (scale > 0)).sum(-1)[..., None, None]
         score = tensors["on_masked"].masked_fill(count == 0, NO_SCORE)
         raised = torch.maximum(max_score, score)
@@ -154,10 +154,10 @@ def sums(tokens: SeparableBlocks, block: Block) -> tuple[Tensor, list[Tensor]]:
 
 
 def _found(content: Tensor | None, scale: Tensor, queries: Tensor, num_rows: int, width: int) -> list[Tensor]:
-    """Return max_score, total, sums by row, by column and by channel, all [b, k, n]; `scale` is 0 where no token is."""
+    """Return max_score, total, sums by row, by column and by channel, all [b, k, n]; `scale` is 0 without a token."""
     scale, queries = (x.reshape(-1, *x.shape[-2:]).contiguous() for x in (scale[..., None], queries))
     channels, query_columns = (0 if content is None else content.shape[-1]), queries.shape[-1]
-    content = scale if content is None else content  # nothing of it is looked at
+    content = scale if content is None else content  # any array: it is not loaded
     content = content if content.ndim == 3 else content[None]
     content = content if content[0].is_contiguous() else content.contiguous()
     down, across = math.ceil(num_rows / ROWS), math.ceil(width / COLUMNS)

@@ -1,8 +1,8 @@
-"""The weights that a layer computes with now, for algorithms that use weights instead of calling modules.
+"""The effective weights of layers, for algorithms that use weights instead of calling modules.
 
-A plain `nn.Linear` has its own weight, a parametrised one the weight that its parametrisations make, one with LoRA
-adapters the sum of its own and theirs. Whatever else was done to a module (hooks, quantised weights, other adapters,
-another class in its place) is only known by calling it: `is_linear_map` is False, and attention is dense.
+The weight of a plain `nn.Linear` is its parameter; with parametrisations, it is their result; with LoRA adapters, the
+sum of the base weight and the adapters' updates. Any other change of a module (hooks, quantised weights, other
+adapters, another class in its place) shows only in a call: `is_linear_map` is False, and attention is dense.
 """
 
 from collections.abc import Iterable
@@ -17,22 +17,22 @@ from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.interfaces import BoundHead
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
-"""Types of tensors whose products are the usual ones; quantised and distributed ones have types of their own."""
+"""Types of ordinary tensors; quantised and distributed tensors have other types."""
 
 LORA = ("peft.tuners.lora.layer", "Linear")
 """Module and name of the class that PEFT puts in place of a linear layer."""
 
 ROW_WISE = (nn.Identity, nn.Tanh, nn.Sigmoid, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus)
-"""Classes of modules that compute each row from the same row of their input alone."""
+"""Classes of modules that compute each token from the same token of their input alone."""
 
 
 class LinearMap(NamedTuple):
-    """x W' + bias."""
+    """The linear map x W' + bias."""
 
     weight: Tensor
-    """[outputs, inputs]."""
+    """Weight [outputs, inputs]."""
     bias: Tensor
-    """[outputs]."""
+    """Bias [outputs]."""
 
     def to(self, dtype: torch.dtype) -> "LinearMap":
         """Return the same map in another precision."""
@@ -52,12 +52,12 @@ def linear_map(module: nn.Module) -> LinearMap:
 
 
 def known_linear_map(module: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Return weight and bias of a linear map; None if only a call tells what the module computes."""
+    """Return weight and bias of a linear map; None if only a call shows what the module computes."""
     return linear_map(module) if is_linear_map(module) else None
 
 
 def is_linear_map(module: Any) -> bool:
-    """Return whether a module computes a linear map whose weights are known, without computing them."""
+    """Return whether a module computes a linear map whose weights are known; the weights are not computed."""
     if isinstance(module, BoundHead):
         return False
     known = type_before_parametrizations(module) is nn.Linear or _is_lora(module)
@@ -65,9 +65,9 @@ def is_linear_map(module: Any) -> bool:
 
 
 def is_row_wise(module: Any) -> bool:
-    """Return whether a module is known to give the same rows when it is called with a few rows at a time, repeatedly.
+    """Return whether a module is known to give the same results when it is called block by block, repeatedly.
 
-    A module of another class is not known to. A head that is bound to embeddings is (tied logits).
+    Modules of other classes are not known to. A head that is bound to embeddings is (tied logits).
     """
     if isinstance(module, BoundHead):
         return all(map(is_plain_embedding, module.shared))
@@ -99,7 +99,7 @@ def is_plain_norm(module: nn.Module, epsilon: float) -> bool:
 
 
 def is_plain_embedding(module: nn.Module) -> bool:
-    """Return whether the vectors of an embedding are its only parameter, and a call does nothing else."""
+    """Return whether a module is an embedding of ordinary tensors whose call is that of its class."""
     return type(module) is nn.Embedding and "forward" not in module.__dict__ and has_plain_tensors(module)
 
 
@@ -111,7 +111,8 @@ def has_plain_tensors(module: nn.Module) -> bool:
 def _is_steady(module: nn.Module) -> bool:
     """Return whether parametrisations give the same weights each time.
 
-    In training they may count (spectral norm) or draw (dropout); PyTorch's own without buffers do neither.
+    In training, they may update buffers (spectral norm) or draw at random (dropout); PyTorch's own ones without
+    buffers do neither.
     """
     return all(
         not part.training
@@ -123,12 +124,12 @@ def _is_steady(module: nn.Module) -> bool:
 
 
 def _is_lora(module: nn.Module) -> bool:
-    """Return whether a module is PEFT's plain LoRA of a linear map, without dropout now."""
+    """Return whether a module is PEFT's plain LoRA of a linear map, without active dropout."""
     kind = type(module)
     if (kind.__module__, kind.__qualname__) != LORA or not is_linear_map(module.get_submodule("base_layer")):
         return False
     if module.merged:
-        return not module.disable_adapters  # else the next call takes the adapters out of the weight
+        return not module.disable_adapters  # else the next call takes the updates out of the weight
     return all(_is_plain_adapter(module, name) for name in _active(module))
 
 

@@ -1,6 +1,6 @@
 """x W' + b by oneDNN where that is faster than by PyTorch, equal within rounding.
 
-PyTorch gives those of float32 on a CPU to MKL, which was made for Intel's processors; oneDNN comes with PyTorch too.
+PyTorch computes float32 products on a CPU by MKL, which is made for Intel processors; oneDNN comes with PyTorch too.
 `python -m benchmarks.products` measures both; `torch.backends.mkldnn.set_flags(False)` turns oneDNN off.
 """
 
@@ -17,22 +17,22 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from perceivers.core.fast.hooks import is_hooked
 
 LEAST_WORK = 2**24
-"""Multiply-adds from which on oneDNN pays: a call takes longer to begin."""
+"""Smallest number of multiply-adds for oneDNN, whose calls take longer to start."""
 
 LEAST_COLUMNS = 8
-"""Results of a row; narrower ones are as slow as that many."""
+"""Smallest output width for oneDNN: narrower products take as long as this width."""
 
 
 def linear(
     x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*b o"]:
-    """F.linear: x W' + bias."""
+    """Return x W' + bias, by the faster library."""
     return (onednn if is_for_onednn(x, weight) else F.linear)(x, weight, bias)
 
 
 def apply_linear(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return module(x); the product of a plain linear layer is made by the faster library."""
-    # A compiler is given the call: it would have to guard all that `is_hooked` looks at.
+    """Return module(x); a plain linear layer runs by the faster library."""
+    # Under a compiler, call the module: else everything that `is_hooked` inspects would become a guard.
     if type(module) is nn.Linear and not torch.compiler.is_compiling() and not is_hooked(module):
         return linear(x, module.weight, module.bias)
     return module(x)
@@ -41,18 +41,18 @@ def apply_linear(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def onednn(
     x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*b o"]:
-    """F.linear of float32 on a CPU, by oneDNN."""
+    """Return x W' + bias of float32 tensors on a CPU, by oneDNN."""
     result: Tensor = _OneDNN.apply(x, weight, bias)
     return result
 
 
 def matmul(x: Float[Tensor, "... m i"], y: Float[Tensor, "... i n"]) -> Float[Tensor, "... m n"]:
-    """X @ y."""
+    """Return x @ y, by the faster library if y is a matrix."""
     return linear(x, y.mT) if y.ndim == 2 else x @ y
 
 
 def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN makes the product: large, float32, on a CPU; no compiler, transform or special tensor."""
+    """Return whether oneDNN runs the product: large, float32, on a CPU; no compiler, transform or special tensor."""
     return (
         AVAILABLE
         and not torch.compiler.is_compiling()  # first: a compiler would guard every comparison of sizes
@@ -68,18 +68,18 @@ def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_transformed() -> bool:
-    """Return whether functions are transformed: vmap, gradients of `torch.func`, or derivatives along a direction."""
+    """Return whether a transform is active: vmap, gradients of `torch.func`, or forward-mode derivatives."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the linear layer by the operator of PyTorch's compiler, which is not public and has no gradient."""
+    """Return x W' + bias by an operator of PyTorch's compiler, which is not public and has no gradient."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return result
 
 
 class _OneDNN(torch.autograd.Function):
-    """The product with its gradients, and the gradients of these."""
+    """The product as a function with gradients, which have gradients too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,7 +98,7 @@ class _OneDNN(torch.autograd.Function):
 
 
 def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-    """For FlopCounterMode."""
+    """Return the operations of the product, for `FlopCounterMode`."""
     return 2 * x.numel() * weight[0]
 
 
@@ -114,4 +114,4 @@ def _is_available() -> bool:
 
 
 AVAILABLE = _is_available()
-"""True if there is oneDNN."""
+"""True if oneDNN can be used."""

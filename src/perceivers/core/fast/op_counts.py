@@ -1,11 +1,11 @@
-"""Work and memory of a cross-attention's algorithms, counted from shapes: what each token, score and call takes.
+"""Work and memory of a cross-attention's algorithms, counted from shapes: per token, per score and per call.
 
     multiply_adds = samples (tokens products + fixed)
     work          = multiply_adds + samples tokens (element passes + (element visits + exponential) query_columns)
     bytes         = item samples (held tokens_of_a_block + stored scores_of_a_block + kept)
 
-A pass reads or writes a number of a token once, a visit a score. Rates (`element`, `exponential`) are in multiply-adds
-that take as long. Letters and names are the fields of `AttentionShape`.
+A pass reads or writes one number of a token; a visit reads or writes one score. Rates (`element`, `exponential`) are
+given as the multiply-adds that take as long. The names are the fields of `OpCount` and `AttentionShape`.
 """
 
 from dataclasses import astuple, dataclass
@@ -17,18 +17,18 @@ from perceivers.core.fast.algorithms import Algorithm
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """Time that operations take on a kind of device, in multiply-adds of a float32 product that take as long."""
+    """Time that operations take on a type of device, as the float32 multiply-adds that take as long."""
 
     element: int
-    """A pass over a number in memory."""
+    """Time of a pass over a number in memory."""
     exponential: int
-    """An exponential, where scores are in memory."""
+    """Time of an exponential, where scores are in memory."""
     block: int
-    """Overhead of a block."""
+    """Time of a block's overhead."""
     numbers: int
-    """Scores and channels of a block without a limit that needs fewer: they fit into a cache, or fill a device."""
+    """Scores and channels of a block where no limit requires fewer: they fit into a cache, or fill a device."""
     score: int | None = None
-    """All but the products of a score that a fused kernel does not materialise; None: there are no such kernels."""
+    """Time of a score, products aside, in a fused kernel, which does not store it; None: no such kernels."""
     half: int = 1
     """Speed of a fused kernel's products in half precision, relative to float32."""
 
@@ -37,8 +37,8 @@ RATES = {
     "cpu": DeviceRates(element=30, exponential=60, block=10_000_000, numbers=1 << 21),
     "cuda": DeviceRates(element=80, exponential=80, block=5_000_000_000, numbers=1 << 26, score=30, half=15),
 }
-"""CPU: measured. CUDA: reckoned from an H100's data sheet (33e12 multiply-adds and 3.3e12 bytes a second, 5 us for each
-of a block's 30 launches), not measured yet."""
+"""CPU: measured. CUDA: estimated from an H100's data sheet (33e12 multiply-adds and 3.3e12 bytes a second, 5 us for
+each of a block's 30 launches), not measured yet."""
 
 HALF = (torch.bfloat16, torch.float16)
 """Half precision."""
@@ -53,11 +53,11 @@ class Cost:
     multiply_adds: int
     """Multiply-adds of its products alone."""
     token_bytes: int
-    """Memory of a token of a block."""
+    """Memory per token of a block, in bytes."""
     fixed_bytes: int
-    """Memory that does not depend on the block."""
+    """Memory that does not depend on the block, in bytes."""
     unit: int
-    """Tokens of the smallest block."""
+    """Number of tokens in the smallest block."""
 
     def bytes(self, block_size: int) -> int:
         """Return the memory taken in addition to inputs and outputs."""
@@ -66,18 +66,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class OpCount:
-    """Operations and numbers held, of a sample."""
+    """Operations of one sample, and numbers held in memory."""
 
     products: int = 0
-    """Multiply-adds of a token."""
+    """Multiply-adds per token."""
     passes: int = 0
-    """Passes over numbers of a token."""
+    """Numbers read or written per token."""
     held: int = 0
-    """Numbers held for each token of a block."""
+    """Numbers held per token of a block."""
     visits: int = 0
-    """Passes over each score."""
+    """Reads and writes of each score."""
     stored: int = 0
-    """Numbers held for each score of a block."""
+    """Numbers held per score of a block."""
     fixed: int = 0
     """Multiply-adds that do not depend on the tokens."""
     kept: int = 0
@@ -92,11 +92,11 @@ class AttentionShape:
     """Sizes of a cross-attention and a segment."""
 
     samples: int
-    """Samples of the batch."""
+    """Number of samples in the batch."""
     latents: int
-    """Latents."""
+    """Number of latents."""
     query_columns: int
-    """Columns of scores: heads times latents."""
+    """Number of columns of scores: heads times latents."""
     qk: int
     """Width of queries and keys, all heads."""
     v: int
@@ -106,25 +106,25 @@ class AttentionShape:
     raw_channels: int
     """Width of a token before a projection."""
     content: int
-    """Channels of a token that are data."""
+    """Number of content channels of a token."""
     position_channels: int
-    """Channels of a token that are looked up in the tables of a grid's axes."""
+    """Number of channels of a token that are looked up in the tables of a grid's axes."""
     compact_channels: int
-    """Width of a token's row in the compact factor of the separable algorithm."""
+    """Width of a token in the compact factor of the separable algorithm."""
     width: int
-    """Columns of the grid in the separable algorithm; 0 where there is none."""
+    """Number of columns of the grid in the separable algorithm; 0 without a grid."""
     is_projected: bool
-    """True if tokens are behind a projection."""
+    """True if tokens are projected."""
 
     def scoring(self, algorithm: Algorithm) -> OpCount:
-        """Return the count of tokens and their scores, softmax included."""
+        """Return the count of assembling tokens and computing their scores and softmax."""
         softmax = OpCount(visits=3, stored=2)
         if algorithm.startswith("separable"):
             return softmax + self._separable_scoring()
         dense_tokens = OpCount(
             products=self.raw_channels * self.channels if self.is_projected else 0,
             passes=4 * self.channels,
-            # Features are looked up in float64, and converted.
+            # Features are looked up in float64, then converted.
             held=3 * self.channels + 4 * self.position_channels + (self.raw_channels if self.is_projected else 0),
         )
         if algorithm.startswith("absorbed"):
@@ -150,11 +150,11 @@ class AttentionShape:
 
     @property
     def maps(self) -> int:
-        """Numbers of keys', values' and queries' maps with the norms folded in, and of what they make of latents."""
+        """Numbers held for the maps with the norms folded in, and for the results of these maps on the latents."""
         return (self.qk + self.v) * (self.channels + 2 * self.samples * self.latents)
 
     def reading(self, algorithm: Algorithm) -> OpCount:
-        """Return the count of what follows the scores when reading: sums of values."""
+        """Return the count of the sums of values, which follow the scores when reading."""
         if algorithm in ("dense", "projected"):
             return OpCount(products=(self.channels + self.latents) * self.v, kept=2 * self.latents * self.v)
         value_map = OpCount(fixed=self.channels * self.latents * self.v)
@@ -166,19 +166,21 @@ class AttentionShape:
     def writing(
         self, algorithm: Algorithm, tokens: int, hidden: int, tail: list[tuple[int, int]], composed: bool
     ) -> OpCount:
-        """Return the count of what follows the scores when writing `tokens` rows: the epilogue (epilogue.py).
+        """Return the count of the epilogue (epilogue.py), which follows the scores when writing `tokens` queries.
 
-        `hidden`: width of the MLP; `tail`: outputs and inputs of the linear maps behind it; `composed`: whether these
-        and the MLP's are multiplied out.
+        `hidden`: hidden width of the MLP; `tail`: (outputs, inputs) of the linear maps behind it; `composed`: True if
+        these maps and the MLP's second map are multiplied out.
         """
         written = tail[-1][0] if tail else self.channels
-        # What is written of several samples is stacked: it is there twice.
+        # The results of several samples are stacked, so they are held twice.
         softmax = OpCount(stored=2, kept=self.samples * tokens * written if self.samples > 1 else 0)
         if algorithm.endswith("folded"):
             return softmax + self._folded_epilogue(hidden, written)
+        # The MLP and the tail, for each query.
         held = 4 * self.channels + 2 * hidden + written
         mlp = OpCount(products=self.channels * hidden, passes=8 * self.channels, held=held)
         behind = OpCount(products=self.channels * hidden + sum(outputs * inputs for outputs, inputs in tail))
+        # Sums of values, then the output map; or the output map on the values, then sums.
         if algorithm in ("dense", "projected"):
             values = OpCount(products=(self.latents + self.channels) * self.v)
         else:

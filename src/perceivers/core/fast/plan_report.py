@@ -1,4 +1,4 @@
-"""The plan of a model for an input, without running it: the algorithm of each cross-attention, and all costs."""
+"""The plan of a model for an input, without running it: each cross-attention's algorithm, and all costs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from perceivers.core.trunk import Read, Trunk
 
 @dataclass(frozen=True)
 class PlannedAttention:
-    """A cross-attention with the tokens of one input or the queries of one output."""
+    """Plan of a cross-attention with the tokens of one input or the queries of one output."""
 
     name: str
-    """Such as "read image" or "write flow"."""
+    """Name, such as "read image" or "write flow"."""
     tokens: int
-    """Number of inputs or queries."""
+    """Number of tokens or queries."""
     algorithm: Algorithm
-    """The algorithm that it takes."""
+    """The chosen algorithm."""
     block_size: int
-    """Tokens of a block; all of them in the dense algorithm."""
+    """Number of tokens in a block; all tokens in the dense algorithm."""
     costs: Mapping[Algorithm, Cost]
     """The cost of every algorithm that is possible."""
 
@@ -41,26 +41,26 @@ def attention_plan(
     memory_limit: int | str | None = None,
     algorithm: Algorithm | None = None,
 ) -> list[PlannedAttention]:
-    """Return what `model(raw, points, memory_limit, algorithm)` would do.
+    """Return the plan of each cross-attention in `model(raw, points, memory_limit, algorithm)`.
 
-    Only shapes of raw matter, so tensors on the device "meta" serve.
+    Only the shapes of `raw` matter, so tensors on the device "meta" are enough.
     """
     plan = Plan(model.memory_limit if memory_limit is None else memory_limit, algorithm)
     found = []
     if not isinstance(model.trunk, Trunk):
         raise ValueError("a transformer has one algorithm of attention, the dense one: there is nothing to plan")
-    # Tokens; a batch norm in training mode would move its statistics.
+    # Make the tokens, with copied buffers: a batch norm in training mode would update its statistics.
     buffers = {name: buffer.clone() for name, buffer in model.input_adapter.named_buffers()}
     tensors = model.schema.guard.tensors(raw, next(model.parameters()).device)
     tokens, segments = functional_call(model.input_adapter, buffers, (tensors,))
-    # Reading.
+    # Plan each read, input by input.
     latents = model.trunk.latents[None]
     for number, read in enumerate(stage for stage in model.trunk.stages if isinstance(stage, Read)):
         choices = choose_for_reading(read.cross_attention, latents, tokens, plan)
         for name, segment in tokens.segments.items():
             costs = CostModel(read.cross_attention, latents, segment, None)
             found.append(_planned(f"read {name}" + (f" ({number + 1})" if number else ""), costs, choices.get(name)))
-    # Writing.
+    # Plan the decoder, output by output, with latents of the right shape.
     batch = max(segment.batch_size for segment in tokens.segments.values())
     if isinstance(decoder := model.decoder, Decoder):
         latents = torch.empty_like(latents.expand(batch, -1, -1))

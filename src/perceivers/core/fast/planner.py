@@ -1,6 +1,6 @@
-"""Which algorithm each cross-attention takes: the one with the least work that fits into the memory allowed.
+"""The choice of each cross-attention's algorithm: the one with the least work that fits into the memory limit.
 
-A function of shapes, kind of device and memory limit alone, never of free memory or of clocks: the same everywhere.
+The choice depends on shapes, type of device and limit alone, never on free memory or clocks: it is the same everywhere.
 """
 
 import math
@@ -33,12 +33,12 @@ Tails = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of the cross-attentions of a call: dense, or segment by segment, each by its own algorithm."""
+    """Plan of the cross-attentions of a call: dense, or segment by segment, each with its own algorithm."""
 
     memory_limit: Any = None  # bytes, once it is checked
-    """Bytes, or text such as "200MB", that an attention may take on top of its inputs and outputs; None: any number."""
+    """Limit of an attention's memory beyond its inputs and outputs, in bytes or as text such as "200MB"; None: none."""
     algorithm: Algorithm | None = None
-    """Algorithm of every attention that it is possible for; None: the cheapest."""
+    """Algorithm of every attention for which it is possible; None: the cheapest."""
 
     def __post_init__(self) -> None:
         if self.algorithm is not None:
@@ -61,7 +61,7 @@ class Plan:
     ) -> bool:
         """Return whether the block must be called as a whole, with arrays; ValueError if that takes too much memory.
 
-        With `heads`, behind the map `output`, tokens are queries. A mask of latents, and hooks, need arrays.
+        With `heads`, which follow the map `output`, `tokens` are queries. A mask of latents, and hooks, need arrays.
         """
         if mask is None and not self.always_dense and not is_hooked(cross, sharding=False):
             return False
@@ -94,7 +94,7 @@ class Plan:
         output: nn.Module,
         heads: Mapping[str, Any],
     ) -> dict[str, Float[Tensor, "b _ _"]]:
-        """Return [B, O, e] of each output, behind the map that all share and its head."""
+        """Return [B, O, e] of each output, after the map that all outputs share and the output's head."""
         tails = {name: (output, heads[name]) for name in queries.segments}
         choices = choose_for_writing(cross, latents, queries, tails, self)
         written = {
@@ -129,27 +129,27 @@ class Choice:
     """The algorithm that a cross-attention takes for one segment."""
 
     algorithm: Algorithm
-    """The algorithm taken."""
+    """The chosen algorithm."""
     block_size: int
-    """Tokens of a block, about."""
+    """Approximate number of tokens in a block."""
     costs: Mapping[Algorithm, Cost]
-    """The cost of every algorithm that is possible, this one too."""
+    """The cost of every algorithm that is possible, including this one."""
 
     @property
     def cost(self) -> Cost:
-        """The cost of the algorithm taken."""
+        """The cost of the chosen algorithm."""
         return self.costs[self.algorithm]
 
     @property
     def bytes(self) -> int:
-        """Memory taken in addition to inputs and outputs."""
+        """Memory taken in addition to inputs and outputs, in bytes."""
         return self.cost.bytes(self.block_size)
 
 
 def choose(model: CostModel, plan: Plan, dense: bool) -> Choice | None:
-    """Return the cheapest algorithm, or the one that is forced, within the limit; None if none is possible.
+    """Return the cheapest algorithm, or the forced one, within the limit; None if none is possible.
 
-    `dense` tells whether the dense one may be chosen. ValueError if no algorithm fits.
+    `dense`: True if the dense algorithm may be chosen. ValueError if no algorithm fits into the limit.
     """
     costs = model.costs()
     allowed = {algorithm: cost for algorithm, cost in costs.items() if dense or algorithm != "dense"}
@@ -169,7 +169,7 @@ def choose(model: CostModel, plan: Plan, dense: bool) -> Choice | None:
 
 
 def choose_for_states(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice] | None:
-    """Return a choice for each segment that makes a state to be added up; None if dropout of weights forbids it.
+    """Return for each segment an algorithm that gives a softmax state; None if dropout of weights forbids that.
 
     The dense algorithm is chosen only where the block's weights are not known.
     """
@@ -184,7 +184,7 @@ def choose_for_states(cross: CrossAttention, latents: Tensor, tokens: Tokens, pl
 
 
 def choose_for_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice]:
-    """Return a choice for each segment; none if all are dense.
+    """Return a choice for each segment; an empty dictionary if all are dense.
 
     Either all segments are dense or none: the softmax of the dense algorithm runs over all of them.
     """
@@ -206,7 +206,7 @@ def choose_for_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, p
 def choose_for_writing(
     cross: CrossAttention, latents: Tensor, queries: Tokens, tails: Tails, plan: Plan
 ) -> dict[str, Choice]:
-    """Return a choice for the queries of each output that is not dense."""
+    """Return a choice for each output whose queries are not decoded densely."""
     if plan.always_dense:
         return {}
     models = {name: CostModel(cross, latents, segment, tails[name]) for name, segment in queries.segments.items()}
@@ -215,6 +215,6 @@ def choose_for_writing(
 
 
 def _check_fits(needed: int, limit: float | int | None) -> None:
-    """Raise a ValueError that states the least limit, if the limit is too small."""
+    """Raise a ValueError that states the smallest limit that works, if the limit is too small."""
     if limit is not None and needed > limit:
         raise ValueError(f"memory limit of {limit / 1e6:.3g} MB: this needs at least {needed / 1e6:.3g} MB")

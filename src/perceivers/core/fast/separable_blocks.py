@@ -1,12 +1,12 @@
-"""Tokens on a grid that are never made. The algebra is in algorithms.py.
+"""Tokens on a grid that are never assembled. algorithms.py has the algebra.
 
-A token at row y and column x is t = [content | features of y | features of x | padding], perhaps behind a projection.
+A token at row y and column x is t = [content | features of y | features of x | padding], perhaps projected.
 With r = 1 / std t and `folded` [c, n] (A of algorithms.py) cut by channels into on_content, on_rows, ...:
 
     score = r (content . on_content + (rows on_rows)[y] + (columns on_columns)[x] + padding . on_padding) + added
 
-computed as one product for a block, [r onehot(y) | r content | masked | 1] @ [rows on_rows + ...; on_content; ...], to
-which r (columns on_columns)[x] is added. The weighted sum of normed tokens comes from the sums of e r content, of
+A block's scores are one product, [r onehot(y) | r content | masked | 1] @ [rows on_rows + ...; on_content; ...], to
+which r (columns on_columns)[x] is added. The weighted sum of normed tokens follows from the sums of e r content, of
 e r by row and of e r by column.
 
 Letters: y rows and x columns of a block of m = y x tokens, n query columns, c channels, p channels of positions.
@@ -28,7 +28,7 @@ from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
 Seen = tuple[Tensor, Tensor, Tensor]
-"""The compact left factor of a block [*b, m, k], r [*b, y, x, 1], features of the rows [y, p]."""
+"""Results kept of a block: compact left factor [*b, m, k], r [*b, y, x, 1], features of the rows [y, p]."""
 
 
 class SeparableBlocks(TokenBlocks):
@@ -48,11 +48,11 @@ class SeparableBlocks(TokenBlocks):
         self.places = self._places(tables, content, padding)
         self.tensors = {} if content is None else {"content": content}
         self.tensors |= {} if padding is None else {"padding": padding}
-        # Queries of a token's own channels, of each part.
+        # The queries' weights on a token's channels before its projection, part by part.
         folded, offset, norm = self._through_projection(folded)
         on_content, on_rows, on_columns, on_padding = (folded[..., place, :] for place in self.places)
         offset = offset if padding is None else offset + padding @ on_padding
-        # What a token's column adds to its score and to its norm.
+        # Contributions of a token's column to its score and to its norm.
         columns = [(matmul(part, on_columns), _norm_of(part, norm)) for part in self.column_table.parts(dtype)]
         on_columns, norm_columns = (torch.cat(parts, -2) for parts in zip(*columns, strict=True))
         self.tensors |= {"on_rows": on_rows, "offset": offset, "on_columns": on_columns, "norm_columns": norm_columns}
@@ -65,7 +65,7 @@ class SeparableBlocks(TokenBlocks):
         return self.unit
 
     def _places(self, tables: AxisTables, content: Tensor | None, padding: Tensor | None) -> list[Tensor]:
-        """Return which channels of a token are its content, its row's and its column's features, and its padding."""
+        """Return the channel indices of a token's content, row features, column features and padding."""
         content_channels = 0 if content is None else content.shape[-1]
         end = content_channels + tables.num_channels
         *of_rows, of_columns = tables.channels
@@ -82,7 +82,7 @@ class SeparableBlocks(TokenBlocks):
     ) -> tuple[Float[Tensor, "*b raw n"], Float[Tensor, "*b n"], Float[Tensor, "p c"] | None]:
         """Return `folded` for tokens before their projection, a constant, and the columns' part of the projection.
 
-        Keeps what masked tokens and the norm of projected tokens need.
+        Also store the tensors that masked tokens and the norm of projected tokens need.
         """
         segment, offset = self.segment, folded.new_zeros(*self.batch, folded.shape[-1])
         if segment.masked is not None:
@@ -101,12 +101,12 @@ class SeparableBlocks(TokenBlocks):
         return folded, offset, of_columns
 
     def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Seen]:
-        """Return [r onehot(y) | r content | masked | 1] times their queries, plus r times those of the columns."""
+        """Return the scores, [r onehot(y) | r content | masked | 1] @ queries plus r times the columns' part."""
         rows = self.row_features(block)
         scale = self.inverse_deviation(tensors, rows)
         masked = self.masked(block)
         scale = scale if masked is None else scale.masked_fill(masked, 0)
-        # Both factors of the product, side by side.
+        # Both factors of the product, part by part.
         one_hot = torch.eye(len(rows), dtype=self.dtype, device=rows.device).repeat_interleave(self.width, 0)
         left, right = [scale[..., None] * one_hot], [rows @ tensors["on_rows"] + tensors["offset"][..., None, :]]
         if "content" in tensors:
@@ -117,18 +117,18 @@ class SeparableBlocks(TokenBlocks):
         added = tensors.get("added", torch.zeros_like(right[0][..., 0, :]))
         compact = torch.cat([*left, torch.ones_like(scale)[..., None]], -1)
         scores = matmul(compact, torch.cat([*right, added[..., None, :]], -2))
-        # The columns' part, in place.
+        # Add the columns' part in place.
         scale = scale.unflatten(-1, (len(rows), self.width))[..., None]
         scores.unflatten(-2, (len(rows), self.width)).addcmul_(scale, tensors["on_columns"][..., None, :, :])
         return self.mask_invalid(scores, block), (compact, scale, rows)
 
     def weighted_sums(self, seen: Seen, weights: Tensor) -> tuple[Tensor, ...]:
-        """Return sums of e; of e r content and e of masked tokens; of e r rows; of e r; of e r by column."""
+        """Return the sums of e; e r content, and e of masked tokens; e r times row features; e r; e r by column."""
         columns = weights.new_zeros(*weights.shape[:-2], self.width, weights.shape[-1])
         return *self._sums_by_row(seen, weights), self._add_by_column(columns, seen, weights)
 
     def accumulate(self, sums: list[Tensor], seen: Seen, weights: Float[Tensor, "*h m n"]) -> list[Tensor]:
-        """Return the sums with those of a block added; those by column, as large as a block, grow in place."""
+        """Return the sums with a block's sums added; sums by column, as large as a block, grow without a copy."""
         *by_row, columns = sums
         grown = [x.add_(y) for x, y in zip(by_row, self._sums_by_row(seen, weights), strict=True)]
         return [*grown, self._add_by_column(columns, seen, weights)]
@@ -143,15 +143,15 @@ class SeparableBlocks(TokenBlocks):
     def _add_by_column(self, columns: Tensor, seen: Seen, weights: Tensor) -> Tensor:
         _, scale, rows = seen
         by_row = weights.unflatten(-2, (len(rows), self.width))
-        for row in range(len(rows)):  # one row after the other: the weights are read once, and not written again
+        for row in range(len(rows)):  # row by row: the weights are read once, and no product with them is stored
             columns.addcmul_(by_row[..., row, :, :], scale[..., row, :, :])
         return columns
 
     def weighted_tokens(self, sums: Sequence[Tensor]) -> Float[Tensor, "*b c n"]:
-        """Return the weighted sum of the normed tokens, from `weighted_sums` without their first."""
+        """Return the weighted sum of the normed tokens, from all of `weighted_sums` but the first."""
         rest, rows, scales, columns = sums
         content = len(self.places[0])
-        # Sums of e r t, channel by channel, then behind the projection.
+        # Sums of e r t, channels in the order of the token, then through the projection.
         parts = [rest[..., :content, :], rows, self._weighted_columns(columns)]
         parts += [self.tensors["padding"][:, None] * scales] if "padding" in self.tensors else []
         x = torch.cat(parts, -2)[..., torch.cat(self.places).argsort(), :]
@@ -203,7 +203,7 @@ class SeparableBlocks(TokenBlocks):
         return _inverse_root(variance).flatten(-2).expand(*self.batch, -1)
 
     def _of_projected(self, tensors: dict[str, Tensor], rows: Float[Tensor, "y p"]) -> Float[Tensor, "*b m"]:
-        """Return r behind a projection, whose centred output is made for the block."""
+        """Return r of projected tokens, from the block's centred output of the projection."""
         x = (rows @ tensors["norm_rows"] + tensors["norm_offset"])[:, None] + tensors["norm_columns"]
         if "content" in tensors:
             content = tensors["content"].to(self.dtype) @ tensors["norm_content"]

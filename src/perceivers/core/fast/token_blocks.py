@@ -1,12 +1,12 @@
-"""Tokens a block at a time: their scores, and sums of what the softmax weighs. The algebra is in algorithms.py.
+"""Blocks of tokens: their scores, and the sums that the softmax weights. algorithms.py has the algebra.
 
 For a block of m tokens and n query columns (heads times latents when reading), with e = exp(scores - max_score):
 
     scores(block)              [m, n] or [h, m, n]     -inf where there is no token
-    weighted_sums(block, e)    sum of e  [1, n],  sum of e x  [c, n]     x what the softmax weighs
+    weighted_sums(block, e)    sum of e  [1, n],  sum of e x  [c, n]     x is the vector that e weights
 
-`AbsorbedBlocks`: x is the normed token, made for the block.  `ProjectedBlocks`: x is its value, [h, e, n].
-`SeparableBlocks` (separable_blocks.py): x is never made.
+`AbsorbedBlocks`: x is the normed token, assembled for the block.  `ProjectedBlocks`: x is its value, [h, e, n].
+`SeparableBlocks` (separable_blocks.py): x is never assembled.
 
 Letters: m tokens of a block, n query columns, c channels of a token, h heads, d channels of a key, e of a value.
 """
@@ -29,35 +29,35 @@ from perceivers.core.layers import LAYER_NORM_EPSILON
 from perceivers.core.tokens import Segment
 
 Block = tuple[int, int]
-"""Tokens from the first to before the last, counted row-major."""
+"""Range of tokens, from the first to before the last, row-major."""
 
 HEAP_BYTES = 31 << 20
-"""Size of an array that is nearly the largest which glibc learns from (`keep_heap`)."""
+"""Size in bytes of an array just below the largest to which glibc adapts (`keep_heap`)."""
 
 ONE = torch.Size()
-"""The batch shape of one sample: its arrays begin with the tokens."""
+"""Batch shape of a single sample, whose arrays have no batch axis."""
 
 
 class TokenBlocks(ABC):
-    """Tokens of a sample, or of several, as rows of a matrix of scores with a column for each query."""
+    """Tokens of one or several samples, block by block; scores have an entry for each token and query column."""
 
     per_token: tuple[str, ...] = ("content", "positions")
-    """Names of the tensors that have a row for each token."""
+    """Names of the tensors that have an entry for each token."""
     unit: int = 1
-    """Tokens that a block holds a multiple of."""
+    """Divisor of the number of tokens in a block."""
 
     def __init__(self, segment: Segment, dtype: torch.dtype, batch: torch.Size = ONE) -> None:
         self.segment, self.dtype, self.batch = segment, dtype, batch
         self.tensors: dict[str, Tensor] = {}
-        """All that a gradient may flow to."""
+        """All tensors that may need a gradient, by name."""
 
     @abstractmethod
     def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Float[Tensor, "*h m n"], Any]:
-        """Return the scores of a block of tokens, and what `weighted_sums` needs of the block."""
+        """Return the scores of a block of tokens, and intermediate results for `weighted_sums`."""
 
     @abstractmethod
     def weighted_sums(self, seen: Any, weights: Float[Tensor, "*h m n"]) -> tuple[Float[Tensor, "*h _ n"], ...]:
-        """Return sums over the tokens of a block: of the weights, then of what is weighted with them."""
+        """Return sums over the tokens of a block: of the weights, then of the weighted vectors."""
 
     def accumulate(self, sums: list[Tensor], seen: Any, weights: Float[Tensor, "*h m n"]) -> list[Tensor]:
         """Return the sums of other blocks with those of this block added in place."""
@@ -77,7 +77,7 @@ class TokenBlocks(ABC):
         return None if self.segment.mask is None else self.per_sample(self.segment.mask)[..., slice(*block)]
 
     def per_sample(self, x: Tensor) -> Tensor:
-        """Return an array of the segment, [#b, m, ...], for each sample of `batch`; without b for one sample."""
+        """Return an array of the segment, [#b, m, ...], expanded to `batch`; for one sample, without a batch axis."""
         return x.expand(*self.batch, *x.shape[1:]) if self.batch else x[0]
 
     def mask_invalid(self, scores: Float[Tensor, "*h m n"], block: Block) -> Float[Tensor, "*h m n"]:
@@ -87,7 +87,7 @@ class TokenBlocks(ABC):
 
 
 class DenseBlocks(TokenBlocks):
-    """Tokens that are made, a block at a time, and normed."""
+    """Tokens that are assembled and normed block by block."""
 
     def __init__(self, segment: Segment, dtype: torch.dtype) -> None:
         super().__init__(segment, dtype)
@@ -111,7 +111,7 @@ class DenseBlocks(TokenBlocks):
         return replace(self.segment.block(*block), **part, projection=projection).dense(self.dtype)[0]
 
     def normed_block(self, tensors: dict[str, Tensor], block: Block) -> Float[Tensor, "m c"]:
-        """Return the tokens of a block behind a layer norm without scale and shift."""
+        """Return the tokens of a block after a layer norm without scale and shift."""
         tokens = self.dense_block(tensors, block)
         return F.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPSILON)
 
@@ -193,7 +193,8 @@ def blocks_of(tokens: TokenBlocks, block_size: int) -> list[Block]:
 def keep_heap() -> None:
     """Let the C library keep the memory that a block frees for the next block.
 
-    glibc gives the top of its heap back to the system where it is more than twice the largest array that ever had a
-    mapping of its own and was freed, up to 32 MiB: the next block would find no page there. This one is never touched.
+    glibc returns the top of its heap to the system where it exceeds twice the largest freed array that had its own
+    mapping (at most 32 MiB); the next block would have to get these pages again. Making and freeing this large array,
+    whose memory is never touched, raises that threshold.
     """
     torch.empty(HEAP_BYTES, dtype=torch.uint8)

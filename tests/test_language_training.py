@@ -176,7 +176,7 @@ def test_surroundings_by_hand():
     hidden = np.array([True, True, *[False] * 5])
     found = surroundings(ids, words, hidden)
     assert ByteTokenizer().decode(found.ids) == "abcde"
-    assert found.place.tolist() == [0 * 16 + 1, 1 * 16 + 0, 0 * 16 + 1, 1 * 16 + 0, 0]
+    assert found.word_position.tolist() == [0 * 16 + 1, 1 * 16 + 0, 0 * 16 + 1, 1 * 16 + 0, 0]
     space, nothing = ord(" ") + 6, 3 * NUM_IDS
     assert found.left[2].tolist() == [space, nothing, nothing, nothing]
     assert found.right[2].tolist() == [space, ord("e") + 6, nothing, nothing]
@@ -219,7 +219,7 @@ def test_no_baseline_sees_what_is_masked():
     hidden = np.array([False, False, True, True, False, True, True, True, False, False])
     for one, other in (("a bc def g", "a xy zzz g"), ("a bc def g", "a   def g"[:2] + "pq" + " def g")):
         first, second = (masked_surroundings(MaskedText(text, hidden)) for text in (one, other))
-        for name in ("place", "left", "right"):
+        for name in ("word_position", "left", "right"):
             np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 

@@ -13,7 +13,7 @@ from perceivers.core.positions import AxisTables
 from perceivers.modalities.position_encodings import (
     Fourier,
     FourierPositions,
-    GridPlaces,
+    GridPositions,
     Learned,
     LearnedPositions,
     Positions,
@@ -69,18 +69,18 @@ def test_order_of_features_by_hand() -> None:
 
 @every_grid
 def test_coordinates_of_a_grid(grid: tuple[int, ...]) -> None:
-    assert torch.allclose(GridPlaces(grid).coordinates(), every_place(grid), atol=1e-15)
+    assert torch.allclose(GridPositions(grid).coordinates(), every_place(grid), atol=1e-15)
 
 
 def test_coordinate_rules_by_hand() -> None:
     for rule, expected in (("inclusive", [-1, -1 / 3, 1 / 3, 1]), ("exclusive", [-1, -0.5, 0, 0.5])):
-        assert torch.allclose(GridPlaces((4,), rule=rule).axes()[0], torch.tensor(expected, dtype=torch.float64))
+        assert torch.allclose(GridPositions((4,), rule=rule).axes()[0], torch.tensor(expected, dtype=torch.float64))
     for rule in ("inclusive", "exclusive"):
-        assert GridPlaces((1,), rule=rule).axes()[0].tolist() == [-1]
+        assert GridPositions((1,), rule=rule).axes()[0].tolist() == [-1]
 
 
 def test_a_span_keeps_the_length_of_a_step() -> None:
-    short, trained, long = (GridPlaces((n,), span=(7,)).axes()[0] for n in (3, 7, 11))
+    short, trained, long = (GridPositions((n,), span=(7,)).axes()[0] for n in (3, 7, 11))
     assert trained.tolist() == pytest.approx([-1, -2 / 3, -1 / 3, 0, 1 / 3, 2 / 3, 1])
     assert torch.equal(short, trained[:3])
     assert torch.equal(long[:7], trained)
@@ -97,7 +97,7 @@ def test_fractions_of_places_have_coordinates() -> None:
 def test_tables_equal_features_at_every_coordinate(grid: tuple[int, ...], config: Fourier) -> None:
     positions = fourier(grid, config)
     expected = fourier_features(every_place(grid), positions.max_resolution, config)
-    tables = positions.on_grid(GridPlaces(grid))
+    tables = positions.on_grid(GridPositions(grid))
     assert tables.grid == grid
     assert tables.num_channels == positions.channels == expected.shape[-1]
     assert relative_error(tables.dense(torch.float64), expected) <= 1e-12
@@ -107,21 +107,21 @@ def test_tables_equal_features_at_every_coordinate(grid: tuple[int, ...], config
 @every_grid
 @pytest.mark.parametrize("config", SETTINGS)
 def test_rows_are_rows_of_the_dense_array(grid: tuple[int, ...], config: Fourier) -> None:
-    tables = fourier(grid, config).on_grid(GridPlaces(grid))
+    tables = fourier(grid, config).on_grid(GridPositions(grid))
     dense = tables.dense(torch.float64)
     for index in (torch.tensor([3, 0, math.prod(grid) - 1, 3]), torch.randint(math.prod(grid), (2, 5))):
-        assert torch.equal(tables.rows(index), dense[index])
+        assert torch.equal(tables.at(index), dense[index])
 
 
 def test_a_long_axis_is_made_in_parts() -> None:
     count, config = 10_000, Fourier(num_bands=16)
-    places = GridPlaces((count,))
+    places = GridPositions((count,))
     tables = fourier((count,), config).on_grid(places)
     table = tables.dense(torch.float32)
     assert torch.equal(table, fourier_features(places.coordinates(), [count], config).float())
     assert torch.equal(torch.cat([*tables.tables[0].part(700, 1000).parts(torch.float32)]), table[700:1000])
     with PeakMemory() as some:
-        tables.rows(torch.arange(100))
+        tables.at(torch.arange(100))
     assert some.peak < table.nbytes / 10
     with PeakMemory() as parts:
         for _ in tables.tables[0].parts(torch.float32):
@@ -135,13 +135,13 @@ def test_tables_by_hand() -> None:
         (GivenAxis(torch.tensor([[1.0], [2.0]])), GivenAxis(torch.tensor([[3.0, 4.0], [5.0, 6.0]]))), ((1,), (2, 0))
     )
     assert tables.dense(torch.float32).tolist() == [[4, 1, 3], [6, 1, 5], [4, 2, 3], [6, 2, 5]]
-    assert tables.rows(torch.tensor([2, 1])).tolist() == [[4, 2, 3], [6, 1, 5]]
+    assert tables.at(torch.tensor([2, 1])).tolist() == [[4, 2, 3], [6, 1, 5]]
 
 
 @pytest.mark.parametrize("other", [(3, 11), (7, 5), (1, 2)], ids=str)
 def test_on_another_grid_the_bands_stay(other: tuple[int, int]) -> None:
     positions = fourier((5, 7))
-    tables = positions.on_grid(GridPlaces(other))
+    tables = positions.on_grid(GridPositions(other))
     expected = fourier_features(every_place(other), (5, 7), positions.config)
     assert relative_error(tables.dense(torch.float64), expected) <= 1e-12
 
@@ -163,7 +163,7 @@ def test_widths(axes: int, grid: tuple[int, ...] | None, config: Fourier | Learn
     positions = Positions(axes, grid, config)
     assert positions.channels == channels
     assert positions.at(torch.rand(2, 5, axes)).shape == (2, 5, channels)
-    features = positions.on_grid(GridPlaces((2,) * axes))
+    features = positions.on_grid(GridPositions((2,) * axes))
     dense = features if isinstance(features, Tensor) else features.dense(torch.float32)
     assert dense.shape == (2**axes, channels)
 
@@ -203,7 +203,7 @@ def test_projection_and_residual_layers_by_hand(config: Fourier | Learned) -> No
 @every_grid
 def test_learned_positions_are_exact_at_their_own_places(grid: tuple[int, ...]) -> None:
     positions = learned(grid)
-    assert positions.on_grid(GridPlaces(grid)) is positions.table
+    assert positions.on_grid(GridPositions(grid)) is positions.table
     assert relative_error(positions.at(every_place(grid)), positions.table) <= 1e-6
 
 
@@ -231,7 +231,7 @@ def test_learned_positions_on_another_grid(grid: tuple[int, ...], other: tuple[i
     positions = learned(grid)
     picture = positions.table.detach().T.unflatten(1, grid)[None]
     expected = functional.interpolate(picture, other, mode=mode, align_corners=True)[0].flatten(1).T
-    assert relative_error(positions.on_grid(GridPlaces(other)), expected) <= 1e-6
+    assert relative_error(positions.on_grid(GridPositions(other)), expected) <= 1e-6
 
 
 def test_learned_positions_pass_gradients_to_the_places_around() -> None:
@@ -261,9 +261,9 @@ def test_half_coordinates_find_their_place_among_many() -> None:
 def test_features_on_a_grid_are_exact_to_the_last_place_of_any_type(dtype: torch.dtype, precision: float) -> None:
     """Half a unit in the last place of 1, though phases reach 48,000 radians; also in a model of that type."""
     positions = Positions(1, (1920,), Fourier(num_bands=5, max_resolution=30720)).to(dtype)
-    tables = positions.on_grid(GridPlaces((1920,)))
+    tables = positions.on_grid(GridPositions((1920,)))
     truth = fourier_features(every_place((1920,)), (30720,), positions.source.config)
-    for features in (tables.dense(dtype), tables.rows(torch.arange(1920)).to(dtype)):
+    for features in (tables.dense(dtype), tables.at(torch.arange(1920)).to(dtype)):
         assert (features.double() - truth).abs().max() <= precision
 
 
@@ -273,7 +273,7 @@ def test_positions_with_parameters_come_in_the_models_type(config: Fourier | Lea
     precise = Positions(1, (7,), config)
     precise.load_state_dict(positions.state_dict())
     for size in (7, 11):
-        features, expected = (p.on_grid(GridPlaces((size,))) for p in (positions, precise))
+        features, expected = (p.on_grid(GridPositions((size,))) for p in (positions, precise))
         assert features.dtype == torch.bfloat16
         assert relative_error(features.float(), expected) <= 0.02
 
@@ -281,7 +281,7 @@ def test_positions_with_parameters_come_in_the_models_type(config: Fourier | Lea
 def test_a_part_as_large_as_the_trained_grid_has_the_positions_of_its_place() -> None:
     """The whole may be larger than the grid: its positions are interpolated, in parts too."""
     positions = learned((3, 2))
-    whole = positions.on_grid(GridPlaces((6, 2))).unflatten(0, (6, 2))
+    whole = positions.on_grid(GridPositions((6, 2))).unflatten(0, (6, 2))
     for start in (0, 3):
-        part = positions.on_grid(GridPlaces((3, 2), (6, 2), (start, 0)))
+        part = positions.on_grid(GridPositions((3, 2), (6, 2), (start, 0)))
         torch.testing.assert_close(part, whole[start : start + 3].flatten(0, 1))

@@ -9,7 +9,7 @@ from torch import Tensor
 from perceivers.core.positions import AxisTables
 from perceivers.core.resampler import as_tokens
 from perceivers.core.tokens import Segment, Tokens
-from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPlaces
+from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPositions
 
 B, C, K = 2, 11, 3
 GRID = (5, 7)
@@ -23,7 +23,7 @@ def content() -> Tensor:
 
 @pytest.fixture
 def tables() -> AxisTables:
-    return FourierPositions(2, GRID, Fourier(num_bands=3)).on_grid(GridPlaces(GRID))
+    return FourierPositions(2, GRID, Fourier(num_bands=3)).on_grid(GridPositions(GRID))
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_dense_is_of_the_type_asked_for(full: Segment) -> None:
 
 @pytest.mark.parametrize("index", [torch.tensor([34, 0, 8, 8]), torch.tensor([[34, 0, 8], [1, 1, 33]])])
 def test_rows_are_rows_of_the_dense_array(full: Segment, index: Tensor) -> None:
-    rows = full.rows(index)
+    rows = full.at(index)
     each = of_batch(index) if index.ndim == 1 else index
     sample = torch.arange(B)[:, None]
     assert rows.num_tokens == index.shape[-1]
@@ -134,7 +134,7 @@ def test_rows_of_one_sample_at_indices_of_each(content: Tensor, positions: Tenso
     added = torch.randn(1, *positions.shape)
     sums = Segment(added, positions, positions_added=True)
     for segment in (Segment(content[:1]), Segment(positions=positions), sums):
-        assert torch.equal(segment.rows(index).dense(torch.float32), segment.dense(torch.float32)[0][index])
+        assert torch.equal(segment.at(index).dense(torch.float32), segment.dense(torch.float32)[0][index])
 
 
 @pytest.fixture

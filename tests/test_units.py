@@ -14,7 +14,7 @@ from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.patches import depth_to_space, extract_patches, space_to_depth, surrounding_patches
-from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPlaces
+from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPositions
 from reference_files import CROSS_ATTENTION, SELF_ATTENTION, block, copy_haiku, read, relative_error, under
 
 ARRAYS = read("units")
@@ -110,7 +110,7 @@ def test_fourier_features(case: str) -> None:
     """On the grid, from our float64 coordinates; and in float32, at the coordinates that the official code made."""
     grid, config, tolerance, tolerance_at_recorded = FOURIER[case]
     expected, coordinates = ARRAYS[f"fourier:{case}"], ARRAYS[f"positions:{case}"]
-    places = GridPlaces(grid)
+    places = GridPositions(grid)
     assert relative_error(places.coordinates().float(), coordinates) <= 1e-6
     positions = FourierPositions(len(grid), grid, config)
     assert relative_error(positions.on_grid(places).dense(torch.float32), expected) <= tolerance

@@ -34,8 +34,8 @@ def sines(count: int, length: int, channels: int) -> nn.Parameter:
 
     Their mean square is 1; their wavelengths run from 2 pi to 2 pi `length`.
     """
-    places = torch.arange(count)[:, None] * (length / count)
-    angles = places * length ** -torch.linspace(0, 1, (channels + 1) // 2)
+    positions = torch.arange(count)[:, None] * (length / count)
+    angles = positions * length ** -torch.linspace(0, 1, (channels + 1) // 2)
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
     return nn.Parameter(math.sqrt(2) * waves[:, :channels])
 

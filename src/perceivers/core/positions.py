@@ -26,7 +26,7 @@ class AxisTable(Protocol):
     def part(self, first: int, last: int) -> "AxisTable":
         """Return the table of the positions from `first` to before `last`."""
 
-    def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
+    def at(self, index: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
         """Return the features of positions by index."""
 
     def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
@@ -75,10 +75,10 @@ class AxisTables:
             features[..., list(channels)] = torch.cat([*table.parts(dtype)]).view(*shape, -1).expand(*self.grid, -1)
         return features.flatten(0, -2)
 
-    def rows(self, index: Int[Tensor, "*b o"]) -> Float[Tensor, "*b o p"]:
+    def at(self, index: Int[Tensor, "*b o"]) -> Float[Tensor, "*b o p"]:
         """Return the features of positions by row-major index."""
-        places = torch.unravel_index(index, self.grid)
-        found = [table.at(place) for place, table in zip(places, self.tables, strict=True)]
+        per_axis = torch.unravel_index(index, self.grid)
+        found = [table.at(axis) for axis, table in zip(per_axis, self.tables, strict=True)]
         features = found[0].new_empty(*index.shape, self.num_channels)
         for part, channels in zip(found, self.channels, strict=True):
             features[..., list(channels)] = part

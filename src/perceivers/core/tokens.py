@@ -97,21 +97,21 @@ class Segment:
         assert self.mask_token is not None
         return torch.where(self.masked[..., None], self.mask_token.to(dtype), x)
 
-    def rows(self, index: Int[Tensor, "*b o"]) -> "Segment":
+    def at(self, index: Int[Tensor, "*b o"]) -> "Segment":
         """Return the tokens at row-major indices, [O] for the whole batch or [B, O] for each sample."""
         index = index if index.ndim == 2 else index[None]
 
         def take(x: Tensor) -> Tensor:
             batch = max(x.shape[0], index.shape[0])
-            rows = index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(batch, -1, *x.shape[2:])
-            return x.expand(batch, *x.shape[1:]).gather(1, rows)
+            expanded = index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(batch, -1, *x.shape[2:])
+            return x.expand(batch, *x.shape[1:]).gather(1, expanded)
 
-        return self.taken(take, lambda tables: tables.rows(index), None)
+        return self.taken(take, lambda tables: tables.at(index), None)
 
     def block(self, start: int, stop: int) -> "Segment":
         """Return the tokens from `start` to before `stop`, row-major, without a copy."""
-        places = partial(torch.arange, start, stop, device=self.device)  # called for axis tables only
-        return self.taken(lambda x: x[:, start:stop], lambda tables: tables.rows(places()), None)
+        index = partial(torch.arange, start, stop, device=self.device)  # called for axis tables only
+        return self.taken(lambda x: x[:, start:stop], lambda tables: tables.at(index()), None)
 
     def taken(
         self,
@@ -153,7 +153,7 @@ class Tokens:
         if not masks:
             return None
         like = next(iter(masks.values()))
-        every = [masks.get(name, like.new_ones(1, own.num_tokens)) for name, own in self.segments.items()]
+        every = [masks.get(name, like.new_ones(1, x.num_tokens)) for name, x in self.segments.items()]
         return _concatenated(every, dim=1)
 
     def split(self, x: Tensor, dim: int = 1) -> dict[str, Tensor]:

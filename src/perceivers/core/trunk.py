@@ -41,7 +41,7 @@ class Read(nn.Module):
 
 def _dense_states(cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, SoftmaxState]:
     dtype, segments = token_dtype(latents.dtype), tokens.segments.items()
-    return {name: cross.softmax_state(latents, own.dense(dtype), Mask(keys=own.mask)) for name, own in segments}
+    return {name: cross.softmax_state(latents, x.dense(dtype), Mask(keys=x.mask)) for name, x in segments}
 
 
 class Process(nn.Module):

@@ -201,18 +201,18 @@ def _put_in_place(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _link(source: Path, place: Path) -> None:
-    """Link a file to `place` atomically, with the permissions of the file that it replaces."""
+def _link(source: Path, target: Path) -> None:
+    """Link a file to `target` atomically, with the permissions of the file that it replaces."""
     spare = source.with_name(f"{source.name}{UNFINISHED}")
     spare.unlink(missing_ok=True)
     try:
         spare.hardlink_to(source)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, spare)
-    if place.exists():
-        spare.chmod(stat.S_IMODE(place.stat().st_mode))
+    if target.exists():
+        spare.chmod(stat.S_IMODE(target.stat().st_mode))
     to_disk(spare)
-    spare.replace(place)
+    spare.replace(target)
 
 
 def _holds_only_ours(folder: Path) -> bool:

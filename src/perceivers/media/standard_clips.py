@@ -37,17 +37,17 @@ def squares_at(clip: Clip, times: Float[np.ndarray, " t"], side: int) -> UInt8[n
 
 
 def window(
-    clip: Clip, place: float, size: tuple[int, int], samples: int
+    clip: Clip, position: float, size: tuple[int, int], samples: int
 ) -> tuple[Float[np.ndarray, "t s s 3"], Float[np.ndarray, "n 1"]]:
     """Cut a window out of a clip: T frames [T, S, S, 3] from 0 to 1, `size` = (T, S), and `samples` samples of sound.
 
-    `place` is the position of the window, from 0, the beginning of the clip, to 1, its end. A clip that is shorter than
+    `position` of the window is from 0, the beginning of the clip, to 1, its end. A clip that is shorter than
     the window is padded: its last frame is repeated, in silence.
     """
     # The frames.
     frames, side = size
     seconds = frames / FPS
-    start = place * max(len(clip.frames) / clip.fps - seconds, 0.0)
+    start = position * max(len(clip.frames) / clip.fps - seconds, 0.0)
     pictures = squares_at(clip, start + np.arange(frames) / FPS, side).astype(np.float32) / 255
     if clip.sound is None or clip.rate is None:
         return pictures, np.zeros((samples, 1), np.float32)

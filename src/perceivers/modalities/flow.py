@@ -27,7 +27,7 @@ from perceivers.modalities.convolution import ConvStem
 from perceivers.modalities.modality import Modality, Raw, input_of, mean_where, same_shape
 from perceivers.modalities.patches import as_sizes, flattened_grid, surrounding_patches, token_grid
 from perceivers.modalities.points import Points, at_points
-from perceivers.modalities.position_encodings import Fourier, GridPlaces, PositionConfig, Positions
+from perceivers.modalities.position_encodings import Fourier, GridPositions, PositionConfig, Positions
 from perceivers.modalities.queries import InputQuery
 from perceivers.modalities.raw import as_float32, check_keys, finite
 
@@ -194,7 +194,7 @@ class FramePairInput(InputAdapter):
             raise ValueError(f"frames of shape {tuple(frames.shape)}, expected [B, 2, H, W, {self.spec.channels}]")
         content = self._content(frames)
         grid = tuple(content.shape[1:-1]) if self.spec.separate else tuple(content.shape[2:-1])
-        positions = self.positions.on_grid(GridPlaces(grid, device=frames.device))
+        positions = self.positions.on_grid(GridPositions(grid, device=frames.device))
         content = flattened_grid(content)
         if mask is not None and mask.ndim != 1:
             raise ValueError(f"mask of shape {tuple(mask.shape)}, expected [B], True where there is a pair")
@@ -231,7 +231,7 @@ class FirstFrameQuery(OutputQuery):
         tokens = self.query(encoded, None)
         if self.separate and tokens.grid is not None:
             first = torch.arange(tokens.num_tokens // 2, device=tokens.device)
-            tokens = replace(tokens.rows(first), grid=tokens.grid[1:])
+            tokens = replace(tokens.at(first), grid=tokens.grid[1:])
         return at_points(tokens, points)
 
 

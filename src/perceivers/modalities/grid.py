@@ -43,7 +43,7 @@ from perceivers.modalities.modality import (
 )
 from perceivers.modalities.patches import as_sizes, depth_to_space, flattened_grid, space_to_depth, strided, token_grid
 from perceivers.modalities.points import Indices, Part, Points
-from perceivers.modalities.position_encodings import CoordinateRule, Fourier, GridPlaces, PositionConfig, Positions
+from perceivers.modalities.position_encodings import CoordinateRule, Fourier, GridPositions, PositionConfig, Positions
 from perceivers.modalities.queries import PositionQuery
 from perceivers.modalities.raw import as_array, as_float32, check_keys, finite, may_hold
 from perceivers.modalities.table_cells import Files, array_file, holds_file, numbers
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
-MOST_PLACES = 2**53
+MOST_POSITIONS = 2**53
 """Largest size of an axis: float64 coordinates cannot tell the positions of a longer axis apart."""
 
 
@@ -370,17 +370,17 @@ class GridInput(InputAdapter):
         # Tokens [B, *grid, K], then as a segment with their positions and mask.
         tokens = self._tokens(x)
         grid = tuple(tokens.shape[1:-1])
-        places = self._places(grid, part, tokens.device)
-        segment = self._segment(flattened_grid(tokens), places, self._token_mask(values, mask))
+        grid_positions = self._grid_positions(grid, part, tokens.device)
+        segment = self._segment(flattened_grid(tokens), grid_positions, self._token_mask(values, mask))
         if mask is not None and self.spec.mask_prob is not None:
-            segment = self._padded_for_missing(segment, places)
+            segment = self._padded_for_missing(segment, grid_positions)
         return segment if part is None else replace(segment, extent=part.extent())
 
     def absent(self, device: torch.device) -> Segment:
         """Return as many tokens (zeros) as an input of the trained size has."""
         grid = self.spec.grid
         content = torch.zeros(1, math.prod(grid), self.content_channels, device=device)
-        return self._segment(content, self._places(grid, None, device), None)
+        return self._segment(content, self._grid_positions(grid, None, device), None)
 
     def _tokens(self, x: Float[Tensor, "b *size c"]) -> Float[Tensor, "b *tokens k"]:
         """Return the content of the tokens on their grid."""
@@ -400,19 +400,19 @@ class GridInput(InputAdapter):
         # A patch is a token if any of its values is known.
         return reduce(flattened_grid(space_to_depth(mask, self.spec.steps)), "b m p -> b m", "any")
 
-    def _places(self, grid: tuple[int, ...], part: Part | None, device: torch.device) -> GridPlaces:
+    def _grid_positions(self, grid: tuple[int, ...], part: Part | None, device: torch.device) -> GridPositions:
         if part is None:
-            return GridPlaces(grid, None if self.spec.stretched else self.spec.grid, device=device)
-        return self._places_of_part(grid, part, device)
+            return GridPositions(grid, None if self.spec.stretched else self.spec.grid, device=device)
+        return self._positions_of_part(grid, part, device)
 
-    def _places_of_part(self, grid: tuple[int, ...], part: Part, device: torch.device) -> GridPlaces:
+    def _positions_of_part(self, grid: tuple[int, ...], part: Part, device: torch.device) -> GridPositions:
         spec = self.spec
         whole = as_sizes(spec.size if part.size is None else part.size, spec.axes, "size of the whole")
         start = part.start if isinstance(part.start, tuple | list) else ()
         whole_numbers = len(start) == spec.axes and all(map(is_whole, start))
         if not whole_numbers or any(n < 0 or n % step for n, step in zip(start, spec.steps, strict=True)):
             raise ValueError(f"a part begins at {part.start}: it must begin with a patch, at multiples of {spec.steps}")
-        if max(*whole, *start) > MOST_PLACES:
+        if max(*whole, *start) > MOST_POSITIONS:
             raise ValueError(
                 f"a part at {part.start} of a whole of {whole}: a whole has at most 2^53 positions on an axis"
             )
@@ -421,26 +421,27 @@ class GridInput(InputAdapter):
         first = tuple(n // step for n, step in zip(part.start, spec.steps, strict=True))
         if spec.stretched and any(at + n > m for at, n, m in zip(first, grid, span, strict=True)):
             raise ValueError(f"a part of {grid} patches from patch {first} reaches beyond the whole of {span}")
-        return GridPlaces(grid, span, first, device=device)
+        return GridPositions(grid, span, first, device=device)
 
-    def _padded_for_missing(self, segment: Segment, places: GridPlaces) -> Segment:
+    def _padded_for_missing(self, segment: Segment, grid_positions: GridPositions) -> Segment:
         """Pad the tokens to the trained number if a sample of the batch is missing.
 
         A missing sample gets mask tokens (`absent`): as many in this batch as it would get alone.
         """
         assert segment.content is not None
         assert segment.mask is not None
-        mask, size, trained = segment.mask, places.size, math.prod(self.spec.grid)
+        mask, size, trained = segment.mask, grid_positions.size, math.prod(self.spec.grid)
         if segment.num_tokens >= trained or not may_hold(~mask.any(dim=1)):
             return segment
         # Lengthen the first axis until the grid holds the trained number of tokens.
-        longer = replace(places, size=(-(-trained // math.prod(size[1:])), *size[1:]), span=places.span or size)
+        rows = -(-trained // math.prod(size[1:]))
+        longer = replace(grid_positions, size=(rows, *size[1:]), span=grid_positions.span or size)
         more = math.prod(longer.size) - segment.num_tokens
         return self._segment(F.pad(segment.content, (0, 0, 0, more)), longer, F.pad(mask, (0, more)))
 
-    def _segment(self, content: Tensor, places: GridPlaces, mask: Tensor | None) -> Segment:
-        positions = None if self.positions is None else self.positions.on_grid(places)
-        return Segment(content, positions, self.spec.add_positions, mask=mask, grid=places.size)
+    def _segment(self, content: Tensor, grid_positions: GridPositions, mask: Tensor | None) -> Segment:
+        positions = None if self.positions is None else self.positions.on_grid(grid_positions)
+        return Segment(content, positions, self.spec.add_positions, mask=mask, grid=grid_positions.size)
 
 
 class GridOutput(OutputAdapter):

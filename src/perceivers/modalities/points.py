@@ -99,7 +99,7 @@ def at_points(segment: Segment, points: Points | None) -> Segment:
     check_index(points.index, segment.num_tokens, "index", "queries of this output")
     if segment.num_tokens == 1 and not points.index.shape[-1]:
         raise ValueError("no indices, but this output has one query: leave it out of outputs=")
-    queries = segment.rows(points.index)
+    queries = segment.at(points.index)
     if points.mask is None:
         return queries
     return replace(queries, mask=points.mask if queries.mask is None else queries.mask & points.mask)

@@ -25,7 +25,7 @@ from perceivers.core.precision import precise
 
 CoordinateRule = Literal["inclusive", "exclusive"]
 
-PLACES_AT_ONCE = 256
+POSITIONS_AT_ONCE = 256
 """Number of positions of an axis whose features are computed at once."""
 
 
@@ -75,12 +75,12 @@ MOST_BANDS, MOST_RESIDUAL_LAYERS = 100_000, 1000
 """Upper bounds of `num_bands` and `num_residual_layers`."""
 
 
-def to_unit(place: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:
+def to_unit(position: Tensor, span: int, rule: CoordinateRule = "inclusive") -> Tensor:
     """Return coordinates from -1 to 1 for positions 0 to span - 1 of an axis; positions may be fractions.
 
     "inclusive": both ends are reached. "exclusive": 1 is not reached (official rule for subsampled points).
     """
-    return -1 + 2 * place / (max(span - 1, 1) if rule == "inclusive" else span)
+    return -1 + 2 * position / (max(span - 1, 1) if rule == "inclusive" else span)
 
 
 def sound_coordinates(
@@ -111,7 +111,7 @@ def _first_false(holds: Bool[Tensor, "*b"]) -> str:
 
 
 @dataclass(frozen=True)
-class GridPlaces:
+class GridPositions:
     """The positions of a grid, with their coordinates along each axis."""
 
     size: tuple[int, ...]
@@ -178,42 +178,42 @@ class FourierAxis:
         """Return the features of the positions from `first` to `last` - 1."""
         return replace(self, coordinates=self.coordinates[first:last])
 
-    def at(self, places: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
+    def at(self, index: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
         """Return the features of positions by number; if more are requested than exist, the axis is computed once."""
-        if torch.compiler.is_compiling() or places.numel() > len(self):
-            return torch.cat([*self.parts(self.coordinates.dtype)])[places]
-        return fourier_features(self.coordinates[places][..., None], [self.resolution], self.config)
+        if torch.compiler.is_compiling() or index.numel() > len(self):
+            return torch.cat([*self.parts(self.coordinates.dtype)])[index]
+        return fourier_features(self.coordinates[index][..., None], [self.resolution], self.config)
 
     def parts(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "k p"]]:
         """Yield the features of all positions, chunk by chunk: computing features takes several times their memory."""
-        for part in [self.coordinates] if torch.compiler.is_compiling() else self.coordinates.split(PLACES_AT_ONCE):
+        for part in [self.coordinates] if torch.compiler.is_compiling() else self.coordinates.split(POSITIONS_AT_ONCE):
             yield fourier_features(part[:, None], [self.resolution], self.config).to(dtype)
 
 
-class PlaceFeatures(nn.Module, ABC):
+class PositionEncoding(nn.Module, ABC):
     """Base class of position features. `on_grid` and `at` call the module, so that its hooks run."""
 
-    def on_grid(self, places: GridPlaces) -> Any:
+    def on_grid(self, grid_positions: GridPositions) -> Any:
         """Return the features of a whole grid."""
-        return self(places)
+        return self(grid_positions)
 
     def at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Return the features at any coordinates."""
         features: Tensor = self(coordinates)
         return features
 
-    def forward(self, places: GridPlaces | Tensor) -> PositionFeatures:
+    def forward(self, grid_positions: GridPositions | Tensor) -> PositionFeatures:
         """Return the features of a grid, or at coordinates [..., axes]."""
-        return self._on_grid(places) if isinstance(places, GridPlaces) else self._at(places)
+        return self._on_grid(grid_positions) if isinstance(grid_positions, GridPositions) else self._at(grid_positions)
 
     @abstractmethod
-    def _on_grid(self, places: GridPlaces) -> PositionFeatures: ...
+    def _on_grid(self, grid_positions: GridPositions) -> PositionFeatures: ...
 
     @abstractmethod
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]: ...
 
 
-class FourierPositions(PlaceFeatures):
+class FourierPositions(PositionEncoding):
     """Fourier features of `axes` coordinates, without parameters."""
 
     def __init__(self, axes: int, grid: Sequence[int] | None, config: Fourier) -> None:
@@ -229,11 +229,11 @@ class FourierPositions(PlaceFeatures):
         self.config, self.axes = config, axes
         self.channels = axes * ((1 if config.sine_only else 2) * config.num_bands + config.with_coordinates)
 
-    def _on_grid(self, places: GridPlaces) -> AxisTables:
+    def _on_grid(self, grid_positions: GridPositions) -> AxisTables:
         """Return the features of a grid, as a table for each axis."""
         tables = [
             FourierAxis(axis, resolution, self.config)
-            for axis, resolution in zip(places.axes(), self.max_resolution, strict=True)
+            for axis, resolution in zip(grid_positions.axes(), self.max_resolution, strict=True)
         ]
         return AxisTables(tuple(tables), tuple(self._channels_of(axis) for axis in range(self.axes)))
 
@@ -250,7 +250,7 @@ class FourierPositions(PlaceFeatures):
         return (*((axis,) if self.config.with_coordinates else ()), *waves)
 
 
-class LearnedPositions(PlaceFeatures):
+class LearnedPositions(PositionEncoding):
     """A trained vector for each position of a grid (official `TrainablePositionEncoding`)."""
 
     def __init__(self, grid: Sequence[int], channels: int) -> None:
@@ -258,16 +258,16 @@ class LearnedPositions(PlaceFeatures):
         self.grid, self.channels = tuple(grid), channels
         self.table = trained_vector(math.prod(grid), channels)
 
-    def _on_grid(self, places: GridPlaces) -> Tensor:
+    def _on_grid(self, grid: GridPositions) -> Tensor:
         """Return vectors [M, P] of a grid: the trained ones on the trained grid, interpolated ones on another."""
         # The trained grid, or a part of it: the vectors themselves.
-        if places.size == self.grid and places.span in (None, self.grid) and not any(places.start or ()):
+        if grid.size == self.grid and grid.span in (None, self.grid) and not any(grid.start or ()):
             return self.table
-        starts = places.start or (0,) * len(self.grid)
-        ends = [start + n for start, n in zip(starts, places.size, strict=True)]
-        if places.span == self.grid and all(end <= n for end, n in zip(ends, self.grid, strict=True)):
+        starts = grid.start or (0,) * len(self.grid)
+        ends = [start + n for start, n in zip(starts, grid.size, strict=True)]
+        if grid.span == self.grid and all(end <= n for end, n in zip(ends, self.grid, strict=True)):
             return self.table.unflatten(0, self.grid)[tuple(map(slice, starts, ends))].flatten(0, -2)
-        return self._at(replace(places, rule="inclusive").coordinates())
+        return self._at(replace(grid, rule="inclusive").coordinates())
 
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Interpolate linearly between the 2^d trained vectors around each point; constant outside the grid."""
@@ -287,7 +287,7 @@ class LearnedPositions(PlaceFeatures):
         return result
 
 
-class Positions(PlaceFeatures):
+class Positions(PositionEncoding):
     """Position features as configured: Fourier or learned, then optionally a linear map and residual layers."""
 
     def __init__(self, axes: int, grid: Sequence[int] | None, config: PositionConfig) -> None:
@@ -309,9 +309,9 @@ class Positions(PlaceFeatures):
             plain_linear(self.channels, self.channels) for _ in range(config.num_residual_layers)
         )
 
-    def _on_grid(self, places: GridPlaces) -> PositionFeatures:
+    def _on_grid(self, grid_positions: GridPositions) -> PositionFeatures:
         """Return the features of a whole grid, as a table for each axis if each feature depends on one axis only."""
-        return self._refine(self.source.on_grid(places))
+        return self._refine(self.source.on_grid(grid_positions))
 
     def _at(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b p"]:
         """Return the features at any coordinates."""

@@ -13,7 +13,7 @@ from perceivers.core.tokens import Segment
 from perceivers.modalities.points import Coordinates, Points, Queries, at_points
 from perceivers.modalities.position_encodings import (
     CoordinateRule,
-    GridPlaces,
+    GridPositions,
     PositionConfig,
     Positions,
     sound_coordinates,
@@ -54,7 +54,7 @@ class PositionQuery(OutputQuery):
             coordinates = sound_coordinates(points.coordinates, points.mask, len(self.grid))
             unit = [to_unit(x, n, self.rule) for x, n in zip(coordinates.unbind(-1), self.grid, strict=True)]
             return Segment(positions=self.positions.at(torch.stack(unit, dim=-1)), mask=points.mask)
-        positions = self.positions.on_grid(GridPlaces(self.grid, rule=self.rule, device=encoded.latents.device))
+        positions = self.positions.on_grid(GridPositions(self.grid, rule=self.rule, device=encoded.latents.device))
         return at_points(Segment(positions=positions, grid=self.grid), points)
 
 
@@ -79,20 +79,20 @@ class CoordinateQuery(OutputQuery):
 class InputQuery(OutputQuery):
     """Queries made of all tokens of an input, content and positions (official `FlowDecoder`), or of a single token."""
 
-    def __init__(self, source: str, channels: int, place: int | None = None) -> None:
+    def __init__(self, source: str, channels: int, token: int | None = None) -> None:
         super().__init__()
-        self.source, self.channels, self.place = source, channels, place
+        self.source, self.channels, self.token = source, channels, token
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
         """Return a query for each token of the input (or for the single token), or those at Indices."""
         if self.source is None or self.source not in encoded.sources:
             raise ValueError(f"the queries of this output are the tokens of input {self.source!r}, which was not given")
         tokens = encoded.sources[self.source]
-        if self.place is None:
+        if self.token is None:
             return at_points(tokens, points)
-        if not 0 <= self.place < tokens.num_tokens:
-            raise ValueError(f"token {self.place} is outside the {tokens.num_tokens} of input {self.source!r}, from 0")
-        return at_points(tokens.block(self.place, self.place + 1), points)
+        if not 0 <= self.token < tokens.num_tokens:
+            raise ValueError(f"token {self.token} is outside the {tokens.num_tokens} of input {self.source!r}, from 0")
+        return at_points(tokens.block(self.token, self.token + 1), points)
 
 
 class GivenQuery(OutputQuery):

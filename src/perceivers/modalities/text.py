@@ -29,7 +29,7 @@ from perceivers.media.drawing import show_text
 from perceivers.modalities.embeddings import TiedHead, bound_to_embedding, embedding
 from perceivers.modalities.modality import Modality, Raw, input_of, mean_where, pad_sequences, rounded
 from perceivers.modalities.points import Indices, Points, at_points
-from perceivers.modalities.position_encodings import GridPlaces, LearnedPositions
+from perceivers.modalities.position_encodings import GridPositions, LearnedPositions
 from perceivers.modalities.queries import InputQuery, LearnedQuery
 from perceivers.modalities.raw import as_mask, check_index, check_keys
 from perceivers.modalities.scalars import UNKNOWN, class_numbers
@@ -354,7 +354,7 @@ class TextInput(InputAdapter):
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
         # Embeddings and positions; the tokens of the prefix come first and have no positions.
         content = self.embedding(ids.long())
-        positions = self.positions.on_grid(GridPlaces((count,), (self.spec.length,), device=ids.device))
+        positions = self.positions.on_grid(GridPositions((count,), (self.spec.length,), device=ids.device))
         if self.prefix is not None:
             content = torch.cat([self.prefix.expand(len(content), -1, -1), content], dim=1)
             positions = F.pad(positions, (0, 0, len(self.prefix), 0))

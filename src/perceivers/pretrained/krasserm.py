@@ -112,7 +112,7 @@ def read_config(family: str, config: Mapping[str, Any], as_krasserm: bool) -> Va
     if values["config.encoder.num_reads"] > 1:
         values["config.encoder.share_reads"] = "all"  # false ones would have further arrays, which are left over
     if family in INPUT_PATHS:
-        values |= _read_places(family, config)
+        values |= _input_values(family, config)
     return values | _numerics(family, config) if as_krasserm else values
 
 
@@ -179,7 +179,7 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part
 
 
-def _read_places(family: str, config: Mapping[str, Any]) -> Values:
+def _input_values(family: str, config: Mapping[str, Any]) -> Values:
     """Return the size of images, which is also the resolution of the highest frequencies."""
     encoder, path, flow = _part(config, "encoder"), INPUT_PATHS[family], family == "optical-flow"
     *size, channels = (*_frame(encoder), 3) if flow else whole_numbers(encoder, "image_shape", 3)

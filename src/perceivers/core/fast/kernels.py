@@ -75,8 +75,8 @@ def _tile(
     queries += sample.to(tl.int64) * (num_rows + width + channels) * query_columns + n
     column = queries + (num_rows + x[:, None]) * query_columns
     on_columns = tl.load(column, mask=inside[:, None] & in_queries, other=0.0)
-    place = queries + (num_rows + width + c[:, None]) * query_columns
-    whole = tl.load(place, mask=(c[:, None] < channels) & in_queries, other=0.0)
+    pointers = queries + (num_rows + width + c[:, None]) * query_columns
+    whole = tl.load(pointers, mask=(c[:, None] < channels) & in_queries, other=0.0)
     on_content = whole.to(content.dtype.element_ty)
     rest = (whole - on_content.to(tl.float32)).to(content.dtype.element_ty)
     # Go down the tile row by row: an online softmax over its tokens.

@@ -45,12 +45,12 @@ class SeparableBlocks(TokenBlocks):
         self.unit = len(self.column_table)
         content = None if segment.content is None else self.per_sample(segment.content)
         padding = None if segment.padding is None else segment.padding.to(dtype)
-        self.places = self._places(tables, content, padding)
+        self.channel_groups = self._channel_groups(tables, content, padding)
         self.tensors = {} if content is None else {"content": content}
         self.tensors |= {} if padding is None else {"padding": padding}
         # The queries' weights on a token's channels before its projection, part by part.
         folded, offset, norm = self._through_projection(folded)
-        on_content, on_rows, on_columns, on_padding = (folded[..., place, :] for place in self.places)
+        on_content, on_rows, on_columns, on_padding = (folded[..., group, :] for group in self.channel_groups)
         offset = offset if padding is None else offset + padding @ on_padding
         # Contributions of a token's column to its score and to its norm.
         columns = [(matmul(part, on_columns), _norm_of(part, norm)) for part in self.column_table.parts(dtype)]
@@ -64,18 +64,18 @@ class SeparableBlocks(TokenBlocks):
         """Number of columns."""
         return self.unit
 
-    def _places(self, tables: AxisTables, content: Tensor | None, padding: Tensor | None) -> list[Tensor]:
+    def _channel_groups(self, tables: AxisTables, content: Tensor | None, padding: Tensor | None) -> list[Tensor]:
         """Return the channel indices of a token's content, row features, column features and padding."""
         content_channels = 0 if content is None else content.shape[-1]
         end = content_channels + tables.num_channels
         *of_rows, of_columns = tables.channels
-        places = (
+        groups = (
             range(content_channels),
             [content_channels + i for i in itertools.chain(*of_rows)],
             [content_channels + i for i in of_columns],
             range(end, end + (0 if padding is None else len(padding))),
         )
-        return [torch.tensor(place, dtype=torch.long, device=self.device) for place in places]
+        return [torch.tensor(group, dtype=torch.long, device=self.device) for group in groups]
 
     def _through_projection(
         self, folded: Float[Tensor, "*b c n"]
@@ -94,7 +94,7 @@ class SeparableBlocks(TokenBlocks):
         weight, bias = (x.to(self.dtype) for x in segment.projection)
         folded, offset = weight.T @ folded, bias @ folded
         weight, bias = weight - weight.mean(0), bias - bias.mean()
-        of_content, of_rows, of_columns, of_padding = (weight[:, place].T for place in self.places)
+        of_content, of_rows, of_columns, of_padding = (weight[:, group].T for group in self.channel_groups)
         bias = bias + self.tensors["padding"] @ of_padding if "padding" in self.tensors else bias
         self.tensors |= {"norm_rows": of_rows, "norm_offset": bias}
         self.tensors |= {"norm_content": of_content} if "content" in self.tensors else {}
@@ -150,11 +150,11 @@ class SeparableBlocks(TokenBlocks):
     def weighted_tokens(self, sums: Sequence[Tensor]) -> Float[Tensor, "*b c n"]:
         """Return the weighted sum of the normed tokens, from all of `weighted_sums` but the first."""
         rest, rows, scales, columns = sums
-        content = len(self.places[0])
+        content = len(self.channel_groups[0])
         # Sums of e r t, channels in the order of the token, then through the projection.
         parts = [rest[..., :content, :], rows, self._weighted_columns(columns)]
         parts += [self.tensors["padding"][:, None] * scales] if "padding" in self.tensors else []
-        x = torch.cat(parts, -2)[..., torch.cat(self.places).argsort(), :]
+        x = torch.cat(parts, -2)[..., torch.cat(self.channel_groups).argsort(), :]
         if self.segment.projection is not None:
             weight, bias = (x.to(self.dtype) for x in self.segment.projection)
             x = weight @ x + bias[:, None] * scales
@@ -176,10 +176,10 @@ class SeparableBlocks(TokenBlocks):
 
     def row_features(self, block: Block) -> Float[Tensor, "y p"]:
         """Return features of the block's rows."""
-        first, last = (place // self.width for place in block)
+        first, last = (token // self.width for token in block)
         grid = tuple(map(len, self.row_tables))
-        places = torch.unravel_index(torch.arange(first, last, device=self.device), grid)
-        features = [table.at(place).to(self.dtype) for table, place in zip(self.row_tables, places, strict=True)]
+        per_axis = torch.unravel_index(torch.arange(first, last, device=self.device), grid)
+        features = [table.at(index).to(self.dtype) for table, index in zip(self.row_tables, per_axis, strict=True)]
         return torch.cat(features, -1)
 
     def inverse_deviation(self, tensors: dict[str, Tensor], rows: Float[Tensor, "y p"]) -> Float[Tensor, "*b m"]:
@@ -188,7 +188,7 @@ class SeparableBlocks(TokenBlocks):
             return self._of_projected(tensors, rows)
         # Number of channels, mean and variance of each part of a token.
         mean, variance = tensors["norm_columns"][None].unbind(-1)
-        parts = [_moments(rows[:, None]), (len(self.places[2]), mean, variance)]
+        parts = [_moments(rows[:, None]), (len(self.channel_groups[2]), mean, variance)]
         parts += [_moments(tensors["padding"])] if "padding" in tensors else []
         if "content" in tensors:
             content = tensors["content"].to(self.dtype)

@@ -68,7 +68,7 @@ class Surroundings:
 
     ids: Int[np.ndarray, " n"]
     """The n bytes."""
-    place: Int[np.ndarray, " n"]
+    word_position: Int[np.ndarray, " n"]
     """Distances of each byte from both ends of its word, coded as one number."""
     left: Int[np.ndarray, "n r"]
     """Unmasked bytes before the word, nearest first; each is coded as one number, with its gap to the previous one."""
@@ -77,7 +77,7 @@ class Surroundings:
 
     def contexts(self, side: Int[np.ndarray, "n r"]) -> list[Int[np.ndarray, " n"]]:
         """Return contexts of growing length, each coded as an integer: the position in the word, then 1 to r bytes."""
-        keys = [self.place]
+        keys = [self.word_position]
         for column in side.T:
             keys.append(keys[-1] * (NOTHING + 1) + column)
         return keys
@@ -93,7 +93,7 @@ def baseline_guesses(documents: Iterable[str], texts: Sequence[MaskedText], shar
     # Predict without context: from byte frequencies, then from the position in the word alone.
     total = np.bincount(training.ids, minlength=NUM_IDS) + 1.0
     unigram = np.broadcast_to(total / total.sum(), (len(queries.ids), NUM_IDS))
-    alone = counted(training.ids, [(training.place, queries.place)], unigram)
+    alone = counted(training.ids, [(training.word_position, queries.word_position)], unigram)
     # Predict from each side, with longer and longer contexts.
     left, right = (
         counted(training.ids, list(zip(training.contexts(known), queries.contexts(query), strict=True)), unigram)
@@ -173,7 +173,7 @@ def surroundings(
     steps = np.arange(REACH)
     return Surroundings(
         ids=ids[at],
-        place=np.minimum(at - start, LONGEST) * (LONGEST + 1) + np.minimum(stop - 1 - at, LONGEST),
+        word_position=np.minimum(at - start, LONGEST) * (LONGEST + 1) + np.minimum(stop - 1 - at, LONGEST),
         left=_coded(ids, start, before[np.searchsorted(visible, start)[:, None] + REACH - 1 - steps]),
         right=_coded(ids, stop - 1, after[np.searchsorted(visible, stop)[:, None] + steps]),
     )
@@ -190,13 +190,13 @@ def _coded(
 def joined(parts: Sequence[Surroundings]) -> Surroundings:
     """Concatenate the contexts of several texts."""
     return Surroundings(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "place", "left", "right"))
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "word_position", "left", "right"))
     )
 
 
 def taken(whole: Surroundings, chosen: Bool[np.ndarray, " n"]) -> Surroundings:
     """Select the contexts of some bytes."""
-    return Surroundings(*(getattr(whole, name)[chosen] for name in ("ids", "place", "left", "right")))
+    return Surroundings(*(getattr(whole, name)[chosen] for name in ("ids", "word_position", "left", "right")))
 
 
 def baseline_scores(run: Run) -> dict[str, Scores]:

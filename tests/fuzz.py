@@ -90,7 +90,7 @@ def case(reader: Reader, good: bytes, seed: int) -> bytes:
 
 
 def mutated(good: bytes, rng: np.random.Generator) -> bytes:
-    """Return a file with one to three changes: bits, numbers, pieces inserted, removed, repeated or moved, an end cut off."""
+    """Return a file with one to three changes: changed bits or numbers, pieces inserted or removed, an end cut off."""
     data = bytearray(good)
     for _ in range(int(rng.integers(1, 4))):
         if data:

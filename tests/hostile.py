@@ -483,7 +483,7 @@ def states() -> Iterator[Hostile]:
         yield of_haiku("state", PLACES["an array"](call(scalar, *arguments)))
     for value in (b"N", b"\x88", part(1), part(1.5), part("x"), part(b"x"), b")", b"}", NDARRAY, dtype(), EMPTY):
         for place in ("an array", "a module", "the whole", "the state", "a key"):
-            if (place, value) not in (("a module", b"}"), ("the whole", b"}"), ("the state", b"}")):  # empty is harmless
+            if (place, value) not in (("a module", b"}"), ("the whole", b"}"), ("the state", b"}")):  # empty: no harm
                 yield of_haiku("state", PLACES[place](value))
     cases = [part(1), b"N", part(b"w"), part(()), part(("w",)), text("w" * 600), text("w\n"), text("\u00e9")]
     cases += [NDARRAY]
@@ -965,7 +965,7 @@ def shards() -> Iterator[Hostile]:
 
 
 def damaged(pickles: Mapping[str, bytes]) -> Iterator[Hostile]:
-    """Yield good pickles that are cut short, have flipped bits (anywhere, or outside of numbers), lack or repeat parts."""
+    """Yield good pickles that are cut short, have flipped bits (anywhere, or outside of numbers), or lack parts."""
     for number, content in enumerate(pickles.values()):
         dice = random.Random(number)
         for _ in range(15):

@@ -965,7 +965,7 @@ def shards() -> Iterator[Hostile]:
 
 
 def damaged(pickles: Mapping[str, bytes]) -> Iterator[Hostile]:
-    """Yield good pickles that are cut short, have flipped bits (anywhere, or outside of numbers), or lack parts."""
+    """Yield good pickles cut short, with flipped bits (anywhere, or outside of numbers), or with parts left out."""
     for number, content in enumerate(pickles.values()):
         dice = random.Random(number)
         for _ in range(15):

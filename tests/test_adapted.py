@@ -45,7 +45,7 @@ PLACES = {
     "input projection": "input_adapter.alignment.projections.image",
     "query projection": "output_query.alignment.projections.map",
 }
-"""Linear layers, each of which some algorithm does not call."""
+"""Linear layers; each is bypassed by some algorithm, which computes with its weights."""
 
 OTHERS = {
     "read query norm": "trunk.encoder.0.cross_attention.query_norm",

@@ -1,4 +1,4 @@
-"""Every algorithm of a cross-attention gives what the dense one gives, and nothing else shows which was taken."""
+"""Every algorithm of a cross-attention gives the outputs and gradients of the dense one, at any block size."""
 
 import functools
 import itertools
@@ -299,7 +299,7 @@ MUTATIONS: list[tuple[Algorithm, str, Any, str, int | None]] = [
     ("projected", "writing", epilogue, "through", None),
     ("absorbed", "reading", SoftmaxState, "attended", None),
 ]
-"""Algorithm, where, what, which of its results."""
+"""Algorithm, direction, owner and name of the changed function, and the index of the changed result."""
 
 
 @pytest.mark.parametrize(("algorithm", "where", "owner", "name", "part"), MUTATIONS)

@@ -298,7 +298,7 @@ def test_rectangles_are_rectangles():
 
 
 def test_mixing_by_hand():
-    """The parts of the classes are those of the pixels; MixUp in one half, CutMix in the other."""
+    """Class weights equal the shares of pixels; half of the batch uses MixUp, the other half CutMix."""
     count, size = 6, 5
     schema = SCHEMA.changed("image", size=size).changed("label", classes=count)
     own = torch.arange(count).float()
@@ -322,7 +322,7 @@ def test_mixing_by_hand():
 
 
 def test_what_is_unknown_stays_unknown():
-    """A class, and the pixels of a missing picture, in both samples that they are mixed into."""
+    """An unknown class makes the classes of both mixed samples unknown, and a missing picture their pixels."""
     samples = [SCHEMA.preprocess(record, np.random.default_rng(0), False) for record in some_records(4)]
     samples[1]["inputs"]["image"] = None
     samples[2]["targets"]["label"] = None

@@ -149,7 +149,7 @@ def write_kinetics(folder):
 
 
 def test_kinetics_as_it_is_published(tmp_path):
-    """Windows go from the first frame to the last, each with its own sound; a short clip stands still in silence."""
+    """Windows go from the first to the last frame, each with its sound; a short clip ends in a still, silent frame."""
     data = write_kinetics(tmp_path)
     training, held_out = data.training(), data.held_out()
     assert data.names() == ["abseiling", "yawning"]
@@ -184,7 +184,7 @@ def test_what_is_no_kinetics_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("num_latents", "parameters"), [(784, 19_858_855), (392, 19_658_151), (196, 19_557_799)])
 def test_the_papers_runs_are_the_papers(num_latents, parameters):
-    """Facts of sections 4.3 and I: losses, batch and rate; 512 samples, 512 pixels and the label of each example."""
+    """Sections 4.3 and I of the paper: losses, batch and rate; 512 samples, 512 pixels and the label of an example."""
     recipe = paper(num_latents)
     training, outputs = recipe.training, recipe.schema.outputs
     assert (training.batch_size, training.optimiser.learning_rate) == (1024, 1e-3)

@@ -219,7 +219,7 @@ def test_a_folder_is_theirs_whatever_its_name(tmp_path, monkeypatch):
 
 
 def test_what_files_leave_open_is_asked_for():
-    """A pickle of other sizes than the released model's; and a setting that the files contradict."""
+    """A pickle of other sizes than the released model's needs settings; a setting that contradicts it is refused."""
     pickle, image = REFERENCE / "pickles" / "imagenet_conv.pystate", "schema.inputs.image"
     said = [f"{image}.size=32", f"{image}.positions.max_resolution=8", f"{image}.mean=null", f"{image}.std=null"]
     said += ["config.processor.num_heads=4"]

@@ -283,7 +283,7 @@ def test_predictions_of_every_modality_are_looked_at(model):
 
 
 def test_a_gradient_that_no_scale_makes_finite_is_not_passed_over_for_ever():
-    """Under 16-mixed."""
+    """In 16-mixed precision, a gradient that is not finite even at the smallest loss scale is reported."""
 
     scale = [65536.0]
     precision = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: scale[0]))
@@ -298,7 +298,7 @@ def test_a_gradient_that_no_scale_makes_finite_is_not_passed_over_for_ever():
 
 @pytest.mark.parametrize("out", ["out.csv", "out.jsonl", "out.parquet"])
 def test_what_is_kept_is_written_in_every_format(tmp_path, model, out):
-    """NaN is no value, a date its text; the content of files is refused in one line."""
+    """NaN is written as a missing value, a date as its text; file contents are refused in one line."""
     kept = {"when": datetime(2026, 1, 2, 3), "price": Decimal("1.50"), "gap": math.nan, "note": "x"}
     rows = [Row(f"row {number}", {**row, **kept}, HERE) for number, row in enumerate(rows_of(3))]
     write_rows(tmp_path / out, predict_rows(model, rows, 2, keep=list(kept)))

@@ -317,7 +317,7 @@ def with_gradients(crossing: Crossing, result: Tensor) -> dict[str, Tensor]:
 
 
 def largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Return the worst difference, relative to the largest number of its array or a thousandth of the overall largest."""
+    """Return the worst difference, relative to the largest number of its array or a thousandth of the largest one."""
     largest = max(float(x.abs().max()) for name, x in expected.items() if name != "result")
     worst = 0.0
     for name, x in expected.items():

@@ -92,7 +92,7 @@ def test_a_batch_without_any_target_is_an_error(records, schema):
 
 
 def test_averaged_weights_by_hand(tmp_path):
-    """Each step moves the averages by 1 - decay, and decay rises to its value; checkpoints hold both sets of weights."""
+    """Each step moves the averages by 1 - decay, and decay rises to its value; checkpoints hold both versions."""
     records = small_records()
     trained(records, tmp_path, 3, average_decay=0.15, checkpoint_every=1)
     weights = {}

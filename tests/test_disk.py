@@ -31,7 +31,7 @@ FAILING = re.compile(r"(open|openat|creat|mkdir|mkdirat|p?write(64|v)?|ftruncate
 """System calls that can find a disk full or broken, including opening a file to read it."""
 
 EACH = 3
-"""Of the calls that open a file to read it, one in this number fails: there are many, and they are alike."""
+"""One in this number of the calls that open a file to read it fails: there are many, and they are alike."""
 
 NEVER = 65_535
 """Number of a call that no run reaches."""

@@ -136,7 +136,7 @@ def test_what_the_kernel_does_not_take_is_read_without_it(content: int, dtype: t
 @kernel
 @pytest.mark.parametrize("part", range(6))
 def test_a_thousandth_more_of_any_sum_is_found(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sums are max_score, the total, content, masked content, row features, scales and column features."""
+    """The sums: max_score, total, content with masked tokens, row features, scales, column features."""
     crossing = reading(replace(KERNELS["less than a tile"], masked=True, padding=2)).to(torch.float32, DEVICE)
     exact = crossing.to(torch.float64)
     expected = exact.dense().detach()

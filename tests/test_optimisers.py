@@ -220,7 +220,7 @@ def test_lamb_evaluates_a_closure_with_gradients() -> None:
 
 
 class Nouns(nn.Module):
-    """A model with matrices under a model's usual names."""
+    """A model with matrices in every part."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -242,6 +242,7 @@ TAILS: dict[str, Callable[[int], tuple[nn.Module, ...]]] = {
 
 def segment_of(make: Make, generator: torch.Generator) -> Segment:
     count, batch = make.tokens, make.batch
+    # Content, positions and padding.
     content_batch = min(make.content_batch, batch)
     content = normal(generator, content_batch, count, make.content) if make.content else None
     positions: Any = None
@@ -259,6 +260,7 @@ def segment_of(make: Make, generator: torch.Generator) -> Segment:
             positions = normal(generator, count, make.content)
     padding = normal(generator, make.padding) if make.padding else None
     segment = Segment(content, positions, make.positions == "added", padding)
+    # Projection, masked tokens and absent tokens.
     if make.projected:
         own = segment.raw_channels
         segment = replace(segment, projection=(normal(generator, 7, own) / math.sqrt(own), normal(generator, 7)))

@@ -199,6 +199,7 @@ def failures(reader: Reader, cases: Cases, folder: Path) -> list[Failure]:
 
 def _watched(reader: Reader, cases: Cases, path: Path) -> tuple[int, str] | None:
     """Return the first case that fails and the reason, or None if all pass."""
+    # Fork the worker, which reads the cases.
     source, sink = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -207,6 +208,7 @@ def _watched(reader: Reader, cases: Cases, path: Path) -> tuple[int, str] | None
         os.close(source)
         _work(reader, cases, path, sink)
     os.close(sink)
+    # Follow its reports until a case fails, or it ends.
     seed, buffer, status = -1, b"", 0
     try:
         while True:

@@ -925,6 +925,7 @@ def shards() -> Iterator[Hostile]:
         raw = index if isinstance(index, bytes) else json.dumps(index).encode()
         return Hostile("shards", {"model.safetensors.index.json": raw, **files, **more}, "", links or {})
 
+    # Names of shards that lead elsewhere, and names that are none.
     traversals = ["../outside.safetensors", "/etc/passwd", "/etc/x.safetensors", "sub/x.safetensors", "./" + second]
     traversals += ["..", ".", "", "sub", "\0", second + "\0", second + "\n", " " + second, "..\\" + second]
     traversals += ["C:\\x.safetensors"]
@@ -937,6 +938,7 @@ def shards() -> Iterator[Hostile]:
         yield one({"weight_map": {**honest, "c": name}})
     for shard in (7, None, [second], {"name": second}, True, 1.5):
         yield one({"weight_map": {**honest, "c": shard}})
+    # Indexes and shards that do not fit each other, damaged indexes, and links.
     cases = [[], 7, None, "x", {}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": None}]
     cases += [{"weight_map": "x"}, [[]]]
     for index in cases:

@@ -236,6 +236,7 @@ def test_attention_is_drawn_where_it_is(command, tmp_path):
         "n": (2, 1),
     }
     torch.testing.assert_close(sum(weights.sum(dim=1) for weights in found.values()), torch.ones(2))
+    # Draw the page of three rows, one of them unreadable.
     rng = np.random.default_rng(0)
     row = {
         "image": rng.normal(size=(4, 6, 1)).tolist(),

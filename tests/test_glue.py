@@ -403,6 +403,7 @@ def test_a_run_from_end_to_end(official, tmp_path, variant):
     schema = Schema({"text": TEXT}, {"restored": replace(TEXT, key="text", of="text", query_channels=8)})
     (tmp_path / "bytes").mkdir()
     save_model(PerceiverIO(schema, TINY), tmp_path / "bytes")
+    # Train from the byte model.
     tasks = ("cola", "mnli", "sts")
     recipe = replace(
         small(tasks, variant),
@@ -418,6 +419,7 @@ def test_a_run_from_end_to_end(official, tmp_path, variant):
     assert "decoder" in lines[0]
     assert "text.embedding" in lines[0] or "input_adapter" in lines[0]
     assert "output_adapter" in lines[1]
+    # Compare scores and report.
     task = TASKS["glue-cola"]
     keep_scores(tmp_path / "run", evaluate_run(Run(tmp_path / "run")) | task.baseline_scores(Run(tmp_path / "run")))
     scores = read_scores(tmp_path / "run")

@@ -152,6 +152,7 @@ def test_broken_tables_are_refused_or_read(count, suffix, tmp_path):
         }
         for number in range(12)
     ]
+    # Write the table, and read damaged copies of it.
     path = tmp_path / f"mine{suffix}"
     write_rows(path, rows)
     whole = path.read_bytes()

@@ -61,6 +61,7 @@ def test_known_noise_is_learned(quantiles):
     schema = Schema({"x": Numbers()}, {"y": ProbabilisticRegression(quantiles=quantiles, query_channels=8)}).fit(
         records
     )
+    # Train.
     model = PerceiverIO(schema, SMALL)
     optimiser = torch.optim.Adam(model.parameters(), 5e-3)
     inputs, target = torch.from_numpy(x)[:, None], torch.from_numpy(y)[:, None]
@@ -69,6 +70,7 @@ def test_known_noise_is_learned(quantiles):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    # Compare intervals and metrics with the known noise.
     found = model({"x": torch.tensor([[1.0], [4.0]])})["y"][:, 0].detach()
     low, high = schema.outputs["y"].interval(found)
     torch.testing.assert_close((high - low) / 2, torch.tensor([1.0, 4.0]), rtol=0.25, atol=0.0)

@@ -380,12 +380,14 @@ def test_only_what_is_ours_is_uploaded(folder, changed, monkeypatch):
             uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*")})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    # Refuse wrong names.
     for name in ("", None, 3, "noslash", "a/b/c", "../x", "a b/c", "-a/b", "a/" + "b" * 100):
         with pytest.raises(ValueError, match=r"^name = .* must be a hub repository owner/name"):
             check_repository(name)
     with pytest.raises(ValueError, match="must be a hub repository owner/name"):
         push_to_hub(changed, "noslash", folder.parent / "new")
     assert not (folder.parent / "new").exists()
+    # Upload, and compare with the folder.
     push_to_hub(changed, "owner/model", folder)
     assert uploaded == {name: (folder / name).read_bytes() for name in OURS}
     manifest = json.loads(uploaded["manifest.json"])

@@ -119,6 +119,7 @@ def test_the_command_starts_from_a_run(command, tmp_path):
     ]
     code, _, err = command("train", "digits", "--out", tmp_path / "one", "--set", *quick)
     assert code == 0, err
+    # Start a second run from the first.
     more = [*quick, "schema.outputs.label.query_channels=7", "training.optimiser.learning_rate=0.0"]
     arguments = ["--from", tmp_path / "one", "--freeze", "encoder", "processor", "--set", *more]
     code, _, err = command("train", "digits", "--out", tmp_path / "two", *arguments)
@@ -128,6 +129,7 @@ def test_the_command_starts_from_a_run(command, tmp_path):
     one, two = (load_model(latest_checkpoint(tmp_path / run)) for run in ("one", "two"))
     assert torch.equal(one.trunk.latents, two.trunk.latents)
     assert "freeze:\n- encoder\n- processor" in (tmp_path / "two" / "recipe.yaml").read_text()
+    # The table of results.
     table = tmp_path / "results.md"
     code, _, err = command("report", tmp_path / "two", "--out", table)
     assert code == 0, err

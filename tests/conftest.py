@@ -11,7 +11,7 @@ import torch
 from perceivers.__main__ import main
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton looks when they are imported
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads this variable when they are imported
 
 
 UNWANTED = re.compile(
@@ -20,17 +20,17 @@ UNWANTED = re.compile(
     r"^\[[\w,]+ @ 0x|"  # FFmpeg's
     r"^(?:OMP|libpng|libjpeg|objc)\b.*: |^WARNING\b",
 )
-"""Lines that no command should print, whoever writes them."""
+"""Pattern of lines that no command should print, whichever library writes them."""
 
 
 def unwanted(text):
-    """Warnings among lines that were printed."""
+    """Return the lines of printed text that are warnings."""
     lines = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
     return [line for line in lines.splitlines() if UNWANTED.search(line)]
 
 
 def watched(communicate):
-    """What ends a child process and reads what it printed, with an error if it printed warnings."""
+    """Wrap `Popen.communicate` so that warnings in a child's output are an error."""
 
     def watch(self, *arguments, **options):
         out, err = communicate(self, *arguments, **options)
@@ -42,14 +42,14 @@ def watched(communicate):
 
 @pytest.fixture(autouse=True)
 def _children_print_no_warnings(request, monkeypatch) -> None:
-    """Children are not pytest's: their warnings are no errors, and would be read by nobody."""
+    """Fail a test whose child processes print warnings: pytest does not see them, and nobody would read them."""
     if request.node.get_closest_marker("prints_warnings") is None:
         monkeypatch.setattr(subprocess.Popen, "communicate", watched(subprocess.Popen.communicate))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """What a test's own process and its forks print without Python's knowledge."""
+    """Fail a test whose process or forks print warnings from outside Python, e.g. from a C library."""
     report = yield
     if report.when == "call" and report.passed and item.get_closest_marker("prints_warnings") is None:
         printed = [text for name, text in report.sections if name.startswith("Captured std")]
@@ -60,13 +60,13 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Every test starts from the same random state, whichever ran before it."""
+    """Start every test from the same random state, whichever test ran before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """The command, in this process: exit code, output, errors."""
+    """Return a function that runs the command in this process and returns its exit code, output and errors."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["perceivers", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""Cross-attentions between latents and tokens of every make, for tests of how they are computed."""
+"""Cross-attentions between latents and tokens of every make, for tests of the algorithms that compute them."""
 
 import copy
 import math
@@ -29,7 +29,7 @@ every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", ma
 
 @dataclass(frozen=True)
 class GivenAxis:
-    """Any features of the places of an axis: an `AxisTable`."""
+    """Arbitrary features for the positions of an axis: an `AxisTable`."""
 
     features: Tensor
 
@@ -55,7 +55,7 @@ class GivenAxis:
 
 @dataclass(frozen=True)
 class Make:
-    """What latents, tokens and what stands between them are like."""
+    """Properties of the latents, the tokens and the attention block between them."""
 
     grid: tuple[int, ...] = (3, 7)
     positions: Literal["none", "tables", "array", "array of each", "added"] = "tables"
@@ -74,7 +74,7 @@ class Make:
     activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
     residual: bool = False
     sharpness: float = 1.0
-    """How much larger scores are than usual."""
+    """Factor by which scores are larger than usual."""
 
     def __post_init__(self) -> None:
         if not self.content and self.positions in ("none", "added"):
@@ -109,7 +109,7 @@ makes = st.builds(
 
 @dataclass(frozen=True)
 class Crossing:
-    """Latents, tokens, the block between them; when writing, what follows it."""
+    """Latents, tokens and the block between them; when writing, also the tail that follows."""
 
     cross: CrossAttention
     latents: Tensor
@@ -118,7 +118,7 @@ class Crossing:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """All that gradients flow to."""
+        """Return all tensors that gradients flow to."""
         segment, positions = self.segment, self.segment.positions
         leaves = {"latents": self.latents, **dict(self.cross.named_parameters())}
         for number, module in enumerate(self.tail or ()):
@@ -129,7 +129,7 @@ class Crossing:
         return leaves | {name: part for name, part in parts.items() if part is not None}
 
     def to(self, dtype: torch.dtype, device: str | None = None) -> "Crossing":
-        """A copy; tables of Fourier features stay as precise as they are made."""
+        """Return a copy in another dtype; tables of Fourier features keep the precision that they are made in."""
         segment, place = self.segment, self.latents.device if device is None else torch.device(device)
 
         def leaf(x: Tensor | None) -> Tensor | None:
@@ -162,14 +162,14 @@ class Crossing:
 
     @property
     def algorithms(self) -> list[Algorithm]:
-        """All that are possible, apart from the dense one; a test over none would say nothing."""
+        """Return all possible algorithms except the dense one; a test over an empty list would show nothing."""
         possible = CostModel(self.cross, self.latents, self.segment, self.tail).costs()
         found = [algorithm for algorithm in possible if algorithm != "dense"]
         assert found
         return found
 
     def dense(self) -> Tensor:
-        """As attention.py has it."""
+        """Compute the result as attention.py does."""
         array, mask = self.segment.dense(self.latents.dtype), self.segment.mask
         array = array.expand(self.segment.batch_size, -1, -1)
         if self.tail is None:
@@ -177,7 +177,7 @@ class Crossing:
         return through(self.tail, self.cross(array, self.latents, Mask(queries=mask)))
 
     def computed(self, algorithm: Algorithm, block_size: int) -> Tensor:
-        """As algorithms.py has it."""
+        """Compute the result as algorithms.py does."""
         if self.tail is not None:
             return algorithms.write(self.cross, self.segment, self.latents, self.tail, algorithm, block_size)
         state = algorithms.read(self.cross, self.latents, self.segment, algorithm, block_size)
@@ -186,7 +186,7 @@ class Crossing:
 
 
 def watched_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(number of tokens, number of blocks) of every segment that is computed in blocks from now on."""
+    """Record (number of tokens, number of blocks) of every segment that is computed in blocks from now on."""
     seen = []
 
     def watched(tokens: Any, block_size: int) -> Any:
@@ -199,7 +199,7 @@ def watched_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def least_limit(call: Callable[[int], Any]) -> int:
-    """The smallest memory limit that a call works with, to a hundredth: it says so itself."""
+    """Return the smallest memory limit that a call works with, to a hundredth, as its error message states it."""
     with pytest.raises(ValueError, match="this needs at least") as refused:
         call(1)
     return int(1.01e6 * float(str(refused.value).split()[-2]))
@@ -212,7 +212,7 @@ def through(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
 
 
 def reading(make: Make, seed: int = 0) -> Crossing:
-    """Latents take from tokens."""
+    """Return a case in which latents attend to tokens."""
     generator = torch.Generator().manual_seed(seed)
     segment = segment_of(make, generator)
     cross = block_between(LATENT_CHANNELS, width_of(segment), make, generator)
@@ -221,7 +221,7 @@ def reading(make: Make, seed: int = 0) -> Crossing:
 
 
 def writing(make: Make, tail: str = "linear", seed: int = 0) -> Crossing:
-    """Tokens, as queries, take from latents."""
+    """Return a case in which tokens, as queries, attend to latents."""
     generator = torch.Generator().manual_seed(seed)
     segment = segment_of(make, generator)
     width = width_of(segment)
@@ -237,11 +237,12 @@ TAILS: dict[str, Callable[[int], tuple[nn.Module, ...]]] = {
     "linear twice": lambda width: (nn.Linear(width, 13), nn.Linear(13, 7)),
     "not linear": lambda width: (nn.Linear(width, 13), nn.Sequential(nn.Linear(13, 3), nn.Tanh())),
 }
-"""What may follow when writing."""
+"""Modules that may follow the attention when writing."""
 
 
 def segment_of(make: Make, generator: torch.Generator) -> Segment:
     count, batch = make.tokens, make.batch
+    # Content, positions and padding.
     content_batch = min(make.content_batch, batch)
     content = normal(generator, content_batch, count, make.content) if make.content else None
     positions: Any = None
@@ -259,6 +260,7 @@ def segment_of(make: Make, generator: torch.Generator) -> Segment:
             positions = normal(generator, count, make.content)
     padding = normal(generator, make.padding) if make.padding else None
     segment = Segment(content, positions, make.positions == "added", padding)
+    # Projection, masked tokens and absent tokens.
     if make.projected:
         own = segment.raw_channels
         segment = replace(segment, projection=(normal(generator, 7, own) / math.sqrt(own), normal(generator, 7)))
@@ -291,7 +293,7 @@ def block_between(queries: int, tokens: int, make: Make, generator: torch.Genera
 
 
 def randomised(module: Any, generator: torch.Generator) -> Any:
-    """Every parameter random, in float64: zeros and ones would hide what is left out."""
+    """Make every parameter random, in float64: zeros and ones would conceal a forgotten term."""
     module = module.double()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -308,7 +310,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def with_gradients(crossing: Crossing, result: Tensor) -> dict[str, Tensor]:
-    """A result and the gradients of a sum of it, all in float64; everything has one, if only of 0."""
+    """Return a result and the gradients of a weighted sum of it, in float64; every leaf must have one, be it 0."""
     generator = torch.Generator().manual_seed(7)
     leaves = crossing.leaves
     total = (result.double() * normal(generator, *result.shape).to(result.device)).sum()
@@ -317,7 +319,7 @@ def with_gradients(crossing: Crossing, result: Tensor) -> dict[str, Tensor]:
 
 
 def largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The worst difference, relative to the largest number of its array, or a thousandth of the largest of all."""
+    """Return the worst difference, relative to the largest number of its array or a thousandth of the largest one."""
     largest = max(float(x.abs().max()) for name, x in expected.items() if name != "result")
     worst = 0.0
     for name, x in expected.items():

@@ -2,9 +2,9 @@
 
 `flow`: two pictures to a file of displacements. `train`: the rows of a table to the losses of the first step.
 
-The command runs twice, with data of other values in the same shape. A file counts if one of its functions gives out
-rows, arrays or tensors that differ between both runs, or if it writes the result. So neither weights nor positions
-count, nor checks. `core/fast/`, which computes what `core/attention.py` does, is switched off.
+The command runs twice, with data of other values in the same shape. A file counts if one of its functions returns
+rows, arrays or tensors that differ between the two runs, or if it writes the result. So neither weights nor positions
+count, nor checks. `core/fast/`, which computes the same as `core/attention.py`, is switched off.
 """
 
 import contextlib
@@ -44,17 +44,17 @@ END = Objective.forward.__code__
 """When this function returns, data have become losses."""
 
 SINKS = (write_flow.__code__,)
-"""Functions that write what the data have become."""
+"""Functions that write the results."""
 
 COMPARED, DEEPEST = 1000, 3
 """Number of elements of an array that are compared; depth to which containers are searched for arrays."""
 
 Given = list[tuple[str, str, list[Any]]]
-"""What was given out, in order: by which file and function."""
+"""Returned values in order: the file, the function and the values."""
 
 
 class Recorder:
-    """Records what the functions of the package give out; `note` is for `sys.setprofile`."""
+    """A recorder of the values that the package's functions return; `note` is for `sys.setprofile`."""
 
     def __init__(self) -> None:
         self.given: Given = []
@@ -65,7 +65,7 @@ class Recorder:
         code, file = frame.f_code, Path(frame.f_code.co_filename)
         if event != "return" or self.ended or self._looking or not file.is_relative_to(PACKAGE):
             return
-        self._looking = True  # looking at data calls functions too
+        self._looking = True  # comparing data calls functions too
         if code.co_flags & inspect.CO_OPTIMIZED:
             values = frame.f_locals if code in SINKS else returned
             if found := list(found_in(values, DEEPEST)):
@@ -99,7 +99,7 @@ def found_in(value: Any, depth: int) -> Iterator[Any]:
 
 
 def recorded(arguments: list[str]) -> Given:
-    """Return what each file gives out in a command."""
+    """Return the values that each file returns in a command."""
     recorder, fast, before = Recorder(), layers.fast, sys.argv
     sys.argv = ["perceivers", *arguments]
     try:
@@ -145,7 +145,7 @@ def import_all() -> None:
 
 
 def files_passed(what: str) -> dict[str, str]:
-    """Return the files that the data of a command pass through, each with the first function that gives them out."""
+    """Return the files that the data of a command pass through, each with the first function that returns them."""
     import_all()
     runs = []
     for seed in (0, 1):

@@ -1,4 +1,4 @@
-"""Contenders that cannot be measured. They stand apart so that their processes import little."""
+"""Contenders that cannot be measured, in a file of their own so that their processes import little."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Writes a model folder, its inputs and its outputs; tests/reference has one of each format, loaded for ever."""
+"""Write a model folder, its inputs and its outputs; tests/reference keeps one of each format, and all must load."""
 
 import sys
 from pathlib import Path

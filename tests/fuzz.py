@@ -1,9 +1,9 @@
-"""Valid files with a few things changed, and a process that reads them under watch: a fuzzer for every reader.
+"""A fuzzer for every reader: valid files with a few changes, and a process with limits that reads them.
 
 A case passes if its file is read, or refused with a `ValueError` of one printable line, within limits of time and
-memory. `READERS` is the table: a name, a function that writes a valid file, a function that reads one. A case is made
-from its seed alone; `python tests/fuzz.py NAME SEED` makes one again and reads it in this process (not exactly of Ogg,
-whose writer numbers a stream at random: there the file is kept that did not pass).
+memory. `READERS` is the table: a name, a function that writes a valid file, a function that reads one. A case depends
+on its seed alone; `python tests/fuzz.py NAME SEED` makes it again and reads it in this process. (Ogg is an exception,
+since its writer numbers a stream at random: there, keep the file that failed.)
 """
 
 import gzip
@@ -29,31 +29,31 @@ from pathlib import Path
 import numpy as np
 
 SECONDS = 10
-"""Processor time that a case may take."""
+"""CPU seconds that a case may take."""
 
 PATIENCE = 30
-"""Seconds until a case counts as one that never ends, on however busy a machine."""
+"""Seconds after which a case counts as one that never ends, on however busy a machine."""
 
 MEMORY = 512 * 2**20
 """Bytes that a case may take beyond what the process has after it has read the valid file."""
 
 LONGEST_COMPLAINT = 1000
-"""Characters of what is said of a file."""
+"""Longest error message in bytes."""
 
 Mutate = Callable[[bytes], bytes]
 Within = Callable[[bytes, Mutate, np.random.Generator], bytes]
-"""Changes what is in a file behind checksums, lengths or packing, and puts those right again."""
+"""Changes the content of a file behind checksums, lengths or compression, and then corrects these."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads one kind of file."""
+    """A reader of one type of file."""
 
     name: str
     file: str
-    """Name of the file that is changed; it may lie in a folder of others that stay as they are."""
+    """Name of the file that is changed; other files of its folder stay as they are."""
     write: Callable[[Path], object]
-    """Writes a valid one, and what must lie beside it."""
+    """Writes a valid file, and the files that it needs."""
     read: Callable[[Path], object]
     within: Within | None = None
 
@@ -66,7 +66,7 @@ class Failure:
     seed: int
     reason: str
     file: Path
-    """What was read."""
+    """The file that was read."""
 
     def __str__(self) -> str:
         return f"{self.reader}, seed {self.seed}: {self.reason}; the file: {self.file}"
@@ -78,7 +78,7 @@ PIECES = [*(b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\x1b[31m", b"[" * 2000, b"{" 
 
 
 def case(reader: Reader, good: bytes, seed: int) -> bytes:
-    """The changed file of a seed: every second one is changed behind its checksums, where the reader has such."""
+    """Return the changed file of a seed; every second one is changed behind its checksums, if the reader has such."""
     rng = np.random.default_rng((zlib.crc32(reader.name.encode()), seed))
 
     def mutate(data: bytes) -> bytes:
@@ -90,7 +90,7 @@ def case(reader: Reader, good: bytes, seed: int) -> bytes:
 
 
 def mutated(good: bytes, rng: np.random.Generator) -> bytes:
-    """A file with one to three changes: bits, numbers, pieces put in, left out, repeated, moved, or its end cut off."""
+    """Return a file with one to three changes: changed bits or numbers, pieces inserted or removed, an end cut off."""
     data = bytearray(good)
     for _ in range(int(rng.integers(1, 4))):
         if data:
@@ -99,7 +99,7 @@ def mutated(good: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _place(length: int, rng: np.random.Generator) -> int:
-    """A place in a file, every second one near its beginning or its end, where headers are."""
+    """Return a position in a file; half of them are near its beginning or its end, where headers are."""
     where, near = int(rng.integers(4)), min(length, 200)
     return (
         int(rng.integers(near))
@@ -157,11 +157,11 @@ CHANGES = (_bits, _bits, _value, _value, _value, _number, _piece, _noise, _left_
 
 
 Cases = Mapping[int, Callable[[Path], object]]
-"""What makes the file of each case."""
+"""Writers of the file of each case, by seed."""
 
 
 def fuzz(reader: Reader, seeds: Sequence[int], folder: Path) -> list[Failure]:
-    """Read the cases of the seeds."""
+    """Read the cases of these seeds and return the failures."""
     good = valid(reader, folder)
     return failures(
         reader, {seed: lambda path, seed=seed: path.write_bytes(case(reader, good, seed)) for seed in seeds}, folder
@@ -169,14 +169,14 @@ def fuzz(reader: Reader, seeds: Sequence[int], folder: Path) -> list[Failure]:
 
 
 def odd_files(reader: Reader, folder: Path) -> list[Failure]:
-    """Read what is no file: a pipe that nobody writes to, a device without end, a folder, an empty file, none."""
+    """Read what is no valid file: a pipe without a writer, an endless device, a folder, an empty file, no file."""
     valid(reader, folder)
     makers = (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir, Path.touch, lambda path: None)
     return failures(reader, dict(enumerate(makers)), folder)
 
 
 def valid(reader: Reader, folder: Path) -> bytes:
-    """Write the reader's valid file; what it holds."""
+    """Write the reader's valid file and return its content."""
     path = folder / "valid" / reader.file
     path.parent.mkdir(parents=True)
     reader.write(path)
@@ -184,7 +184,7 @@ def valid(reader: Reader, folder: Path) -> bytes:
 
 
 def failures(reader: Reader, cases: Cases, folder: Path) -> list[Failure]:
-    """Read the cases in a process that is forked once, and again after each case that does not pass."""
+    """Read the cases in a forked process, which is forked again after each case that fails; return the failures."""
     path, found, left = folder / "valid" / reader.file, [], dict(cases)
     while left and (failed := _watched(reader, left, path)):
         seed, reason = failed
@@ -198,7 +198,8 @@ def failures(reader: Reader, cases: Cases, folder: Path) -> list[Failure]:
 
 
 def _watched(reader: Reader, cases: Cases, path: Path) -> tuple[int, str] | None:
-    """The first case that does not pass, and why; None if all do."""
+    """Return the first case that fails and the reason, or None if all pass."""
+    # Fork the worker, which reads the cases.
     source, sink = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -207,6 +208,7 @@ def _watched(reader: Reader, cases: Cases, path: Path) -> tuple[int, str] | None
         os.close(source)
         _work(reader, cases, path, sink)
     os.close(sink)
+    # Follow its reports until a case fails, or it ends.
     seed, buffer, status = -1, b"", 0
     try:
         while True:
@@ -230,7 +232,7 @@ def _watched(reader: Reader, cases: Cases, path: Path) -> tuple[int, str] | None
 
 
 def _work(reader: Reader, cases: Cases, path: Path, sink: int) -> None:
-    """In the forked process: read the valid file, then the cases; tell of each before it is read, and what is wrong."""
+    """Read the valid file, then the cases, in the forked process; report each case before it is read, and any fault."""
 
     def tell(seed: int, reason: str = "") -> None:
         os.write(sink, json.dumps([seed, reason]).encode() + b"\n")
@@ -244,7 +246,7 @@ def _work(reader: Reader, cases: Cases, path: Path, sink: int) -> None:
         _remove(path)
         reader.write(path)
         reader.read(path)
-        # Far above what a case may take, to end one that takes all.
+        # A backstop, far above the limit of a case: it ends a case that would take all memory.
         _limit(resource.RLIMIT_AS, _status("VmSize") + 8 * MEMORY)
         for seed, make in cases.items():
             tell(seed)
@@ -255,7 +257,7 @@ def _work(reader: Reader, cases: Cases, path: Path, sink: int) -> None:
                 tell(seed, reason)
                 break
         os._exit(0)
-    except BaseException as error:  # pytest must not go on in this process
+    except BaseException as error:  # the forked process must not return to pytest
         tell(-1, f"{type(error).__name__}: {error}")
         os._exit(1)
 
@@ -268,9 +270,9 @@ def _remove(path: Path) -> None:
 
 
 def complaint(reader: Reader, path: Path) -> str:
-    """What is wrong with how a file is read; empty if nothing is."""
+    """Return the fault in how a file is read, or an empty string."""
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the record of the largest memory begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak resident size
     idle, started, error = _status("VmHWM"), _seconds(), None
     _limit(resource.RLIMIT_CPU, int(time.process_time()) + SECONDS + 2)
     try:
@@ -290,7 +292,7 @@ def complaint(reader: Reader, path: Path) -> str:
 
 
 def _limit(kind: int, value: int) -> None:
-    """Bound what this process may take, as far as it is not bounded already."""
+    """Limit a resource of this process, unless a stricter limit is in force."""
     most = resource.getrlimit(kind)[1]
     resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
@@ -301,7 +303,7 @@ def _seconds() -> float:
 
 
 def _status(name: str) -> int:
-    """Bytes of a kind of memory of this process."""
+    """Return an entry of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
@@ -310,7 +312,7 @@ def _status(name: str) -> int:
 
 
 def png_chunks(data: bytes, mutate: Mutate, rng: np.random.Generator) -> bytes:
-    """One chunk of a PNG changed, its pixels before they are packed."""
+    """Change one chunk of a PNG; the pixels before they are compressed."""
     place, chunks = 8, []
     while place < len(data):
         length = int.from_bytes(data[place : place + 4], "big")
@@ -325,12 +327,12 @@ def png_chunks(data: bytes, mutate: Mutate, rng: np.random.Generator) -> bytes:
 
 
 def gzip_content(data: bytes, mutate: Mutate, rng: np.random.Generator) -> bytes:
-    """What is packed changed."""
+    """Change the uncompressed content."""
     return gzip.compress(mutate(gzip.decompress(data)), 1, mtime=0)
 
 
 def zip_members(data: bytes, mutate: Mutate, rng: np.random.Generator) -> bytes:
-    """One member of an archive changed."""
+    """Change one member of an archive."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
         chosen = int(rng.integers(len(old.infolist())))
@@ -343,14 +345,14 @@ def zip_members(data: bytes, mutate: Mutate, rng: np.random.Generator) -> bytes:
 
 
 def safetensors_header(data: bytes, mutate: Mutate, rng: np.random.Generator) -> bytes:
-    """The header changed, its length put right."""
+    """Change the header and correct its length."""
     length = struct.unpack("<Q", data[:8])[0]
     header = mutate(data[8 : 8 + length])
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
 def tar_headers(data: bytes, mutate: Mutate, rng: np.random.Generator) -> bytes:
-    """One header changed, its checksum put right."""
+    """Change one header and correct its checksum."""
     places = [place for place in range(0, len(data), 512) if data[place + 257 : place + 262] == b"ustar"]
     place = places[int(rng.integers(len(places)))]
     header = bytearray(mutate(data[place : place + 512])[:512].ljust(512, b"\0"))
@@ -415,7 +417,7 @@ def pictures() -> Iterator[Reader]:
 
 
 def _write_bmp_of_runs(path: Path) -> None:
-    """A picture of 13 x 7 in run lengths: a run, single pixels, a jump, a run, in each row."""
+    """Write a run-length coded picture of 13 x 7: a run, single pixels, a jump and a run in each line."""
     row = b"\5\1" + b"\0\3\1\2\3\0" + b"\0\2\1\0" + b"\4\2" + b"\0\0"
     pixels = row * 7 + b"\0\1"
     palette = bytes(range(256)) * 4
@@ -506,7 +508,7 @@ def tables() -> Iterator[Reader]:
             dict(row) if not row.error else None
 
     def read_shards(path: Path) -> None:
-        records = inspect.unwrap(open_shards)(str(path))  # checks of types would read a record, which may be broken
+        records = inspect.unwrap(open_shards)(str(path))  # the tests' type checks would read a record
         for number in range(min(len(records), 20)):
             with suppress(ValueError):
                 dict(records[number])
@@ -652,12 +654,12 @@ def models() -> Iterator[Reader]:
 
 
 def readers() -> list[Reader]:
-    """The table."""
+    """Return the table of readers."""
     return [reader for part in (pictures, sounds, films, arrays, tables, texts, models) for reader in part()]
 
 
 def main() -> None:
-    """Make a case again and read it here: NAME SEED; or read many: NAME (or all) FIRST LAST."""
+    """Read one case again in this process (NAME SEED), or many (NAME or all, FIRST LAST)."""
     import tempfile
 
     name, *numbers = sys.argv[1:]

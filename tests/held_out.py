@@ -1,11 +1,11 @@
-"""Scores of a run, made again from its predictions as a user has them."""
+"""Scores of a run, recomputed from its predictions as a user gets them."""
 
 from perceivers.runs.prediction import predict_rows
 from perceivers.runs.run import Run
 
 
 def accuracy_of(run, output):
-    """Share of the held-out records whose label is predicted as it is; unknown ones do not count."""
+    """Return the fraction of held-out records whose label is predicted correctly; unknown labels do not count."""
     run = Run(run)
     model, records = run.model, list(run.held_out)
     spec = model.schema.outputs[output]

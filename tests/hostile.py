@@ -1,4 +1,4 @@
-"""Files made to do harm, the same ones on every run, and a process that reads them under watch.
+"""Files made to do harm, the same ones in every run, and a process that reads them under observation.
 
 `corpus` makes the files. `watch` reads them in a process of its own that records what the reading touches: see `_main`.
 """
@@ -27,18 +27,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Hostile:
-    """One attack: what lies in a folder, and what of it is read."""
+    """One attack: the files of a folder, and the one that is read."""
 
     group: str
     files: Mapping[str, bytes]
     target: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     may_pass: bool = False
-    """Whether it may also read as plain arrays: a flipped bit of a number harms nobody."""
+    """True if the file may also be read as plain arrays, e.g. a flipped bit of a number."""
     name: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Make the files; what is to be read."""
+        """Write the files and return the path to read."""
         folder.mkdir(parents=True)
         for name, content in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class Hostile:
 
 
 def corpus(pickles: Mapping[str, bytes]) -> list[Hostile]:
-    """Every hostile file; `pickles` are good ones to damage."""
+    """Return every hostile file; `pickles` are good ones to damage."""
     makers = (calls, names, states, registries, lies, bombs, opcodes, oddities, safetensors, checkpoints, shards)
     cases = [case for maker in makers for case in maker()] + list(damaged(pickles))
     return [replace(case, name=f"{number:04d}-{case.group}") for number, case in enumerate(cases)]
@@ -62,7 +62,7 @@ def corpus(pickles: Mapping[str, bytes]) -> list[Hostile]:
 
 
 def part(value: Any) -> bytes:
-    """A value, as protocol 2 writes it."""
+    """Return a value as protocol 2 writes it."""
     return pickle.dumps(value, 2)[2:-1]
 
 
@@ -120,7 +120,7 @@ def array(
 
 
 def modules(**last: bytes) -> bytes:
-    """A small Perceiver, and one more module."""
+    """Return the pickle of a small Perceiver with one more module."""
     return flat_mapping(
         {
             "perceiver_encoder/~/trainable_position_encoding": flat_mapping({"pos_embs": array()}),
@@ -335,7 +335,7 @@ FORMS: dict[str, Callable[[str, str, tuple[Any, ...]], bytes]] = {
 
 
 def calls() -> Iterator[Hostile]:
-    """Every call in three of the ways that a pickle can make it, in places taken in turn."""
+    """Yield every call in three of the ways that a pickle can make it, at positions taken in turn."""
     places, forms = list(PLACES.values()), list(FORMS.values())
     for number, entry in enumerate(CALLS):
         for way in range(3):
@@ -346,14 +346,14 @@ def calls() -> Iterator[Hostile]:
     for form in forms:
         yield of_haiku("call", program(form("os", "system", (TOUCH,))))
         yield of_haiku("call", program(form("os", "system", (TOUCH,)), protocol=2))
-    # A raw pickle, without even a protocol: Python 2's default, and what a text editor can write.
+    # A raw pickle without a protocol: Python 2's default, and what a text editor can write.
     yield of_haiku("call", b"cos\nsystem\n(S'touch canary'\ntR.")
     yield of_haiku("call", b"(S'touch canary'\nios\nsystem\n.")
     yield of_haiku("call", b"\x80\x00" + modules()[:-1] + b"cos\nsystem\n(S'touch canary'\ntR.")
 
 
 def names() -> Iterator[Hostile]:
-    """Names that are almost those on the list, or lead on from them to others."""
+    """Yield names that are almost those on the list, or that lead on from these to others."""
     near = [
         ("numpy.core.multiarray", "os.system"),
         ("numpy.core.multiarray", "_reconstruct.__class__"),
@@ -415,7 +415,7 @@ def names() -> Iterator[Hostile]:
     odd += [binary(b"os") + binary(b"system"), b"\x96\x02\0\0\0\0\0\0\0os" + text("system")]
     for operands in odd:
         yield of_haiku("name", program(operands + b"\x93" + part((TOUCH,)) + b"R"))
-    # The name that a scanner of strings sees last is a harmless one; the one that is used lies in the memo.
+    # A scanner of strings sees a harmless name last; the name that is used lies in the memo.
     hidden = text("os") + b"q\0" + text("system") + b"q\1" + text("numpy") + b"\x94" + text("ndarray") + b"\x94"
     yield of_haiku("name", program(hidden + b"h\0h\1\x93" + part((TOUCH,)) + b"R"))
     yield of_haiku("name", program(text("os") + b"r\0\1\0\0" + text("system") + b"\x94j\0\1\0\0h\1\x93"))
@@ -427,7 +427,7 @@ def names() -> Iterator[Hostile]:
 
 
 def states() -> Iterator[Hostile]:
-    """States for what has none, and calls of the names on the list that NumPy never makes."""
+    """Yield states for objects that have none, and calls of allowed names that NumPy never makes."""
     flat, ordered = named("haiku._src.data_structures", "FlatMapping"), named("collections", "OrderedDict")
     function = named("numpy.core.multiarray", "_reconstruct")
     encode, scalar = named("_codecs", "encode"), named("numpy.core.multiarray", "scalar")
@@ -483,7 +483,7 @@ def states() -> Iterator[Hostile]:
         yield of_haiku("state", PLACES["an array"](call(scalar, *arguments)))
     for value in (b"N", b"\x88", part(1), part(1.5), part("x"), part(b"x"), b")", b"}", NDARRAY, dtype(), EMPTY):
         for place in ("an array", "a module", "the whole", "the state", "a key"):
-            if (place, value) not in (("a module", b"}"), ("the whole", b"}"), ("the state", b"}")):  # empty is no harm
+            if (place, value) not in (("a module", b"}"), ("the whole", b"}"), ("the state", b"}")):  # empty: no harm
                 yield of_haiku("state", PLACES[place](value))
     cases = [part(1), b"N", part(b"w"), part(()), part(("w",)), text("w" * 600), text("w\n"), text("\u00e9")]
     cases += [NDARRAY]
@@ -494,7 +494,7 @@ def states() -> Iterator[Hostile]:
 
 
 def registries() -> Iterator[Hostile]:
-    """Extension codes, which the process that reads has registered for os.system, and persistent ids."""
+    """Yield extension codes, which the reading process has registered for os.system, and persistent ids."""
     cases = [b"\x82\xf0", b"\x83\xf0\0", b"\x84\xf0\0\0\0", b"\x82\0", b"\x83\0\0", b"\x84\xff\xff\xff\xff"]
     cases += [b"\x82\x01"]
     for code in cases:
@@ -508,7 +508,7 @@ def registries() -> Iterator[Hostile]:
 
 
 def lies() -> Iterator[Hostile]:
-    """Arrays that are not what they say, and dtypes that are no numbers."""
+    """Yield arrays whose content contradicts their description, and dtypes that are not numeric."""
 
     def one(value: bytes) -> Hostile:
         return of_haiku("lie", PLACES["an array"](value))
@@ -558,8 +558,8 @@ def lies() -> Iterator[Hostile]:
         (),
     ):
         yield one(array(kind=dtype(state=part(state))))
-    yield one(array(kind=dtype("f4", b"")[:-1]))  # without its order
-    yield one(array(kind=dtype() + PLAIN_STATE + b"b"))  # with two
+    yield one(array(kind=dtype("f4", b"")[:-1]))  # without its byte order
+    yield one(array(kind=dtype() + PLAIN_STATE + b"b"))  # with two states
     for kind in (b"N", part("f4"), NDARRAY, EMPTY, named("ml_dtypes", "bfloat16")):
         yield one(array(kind=kind))
     for data in (b"", b"\0" * 11, b"\0" * 13, b"\0" * 10**5):
@@ -576,7 +576,7 @@ def lies() -> Iterator[Hostile]:
 
 
 def bombs() -> Iterator[Hostile]:
-    """Little files that unfold into much, or into what is deep or slow."""
+    """Yield small files that unfold into large, deep or slow structures."""
     first = array() + b"q\xf0"  # its number in the memo
     wide = b"}(" + text("w") + first + b"".join(text(f"w{number}") + b"h\xf0" for number in range(9000)) + b"uq\xf1"
     large = text("x" * 100_000) + b"q\xf2"
@@ -639,7 +639,7 @@ def bombs() -> Iterator[Hostile]:
 
 
 def opcodes() -> Iterator[Hostile]:
-    """Every opcode where it has no business, and stacks with too little on them."""
+    """Yield every opcode in a wrong position, and stacks with too few values."""
     arguments = {"decimalnl_short": b"1\n", "decimalnl_long": b"1L\n", "stringnl": b"'x'\n", "unicodestringnl": b"x\n"}
     arguments |= {"floatnl": b"1.0\n", "stringnl_noescape": b"x\n", "stringnl_noescape_pair": b"os\nsystem\n"}
     arguments |= {"float8": b"\0" * 8, "bytes8": b"\0" * 8, "unicodestring8": b"\0" * 8, "bytearray8": b"\0" * 8}
@@ -661,7 +661,7 @@ def opcodes() -> Iterator[Hostile]:
 
 
 def oddities() -> Iterator[Hostile]:
-    """What is no file at all, or a file of another kind."""
+    """Yield paths that are not regular files, and files of other formats."""
     good = tensors_file()
     other = {"": b"", "zeros": b"\0" * 5000, "text": b"Once upon a time\n" * 9, "stop": b".", "json": b"{}"}
     other |= {
@@ -693,7 +693,7 @@ def oddities() -> Iterator[Hostile]:
 def tensors_file(
     header: Any = None, data: bytes = b"\0" * 24, length: int | None = None, raw: bytes | None = None
 ) -> bytes:
-    """A safetensors file, honest unless told otherwise."""
+    """Return a safetensors file, valid by default."""
     plain = {"a": entry("F32", [3], 0, 12), "b": entry("F32", [3], 12, 24)}
     encoded = json.dumps(plain if header is None else header).encode() if raw is None else raw
     return struct.pack("<Q", (len(encoded) if length is None else length) % 2**64) + encoded + data
@@ -704,7 +704,7 @@ def entry(kind: Any, shape: Any, start: Any, stop: Any) -> dict[str, Any]:
 
 
 def safetensors() -> Iterator[Hostile]:
-    """Headers that lie."""
+    """Yield files whose headers are wrong."""
 
     def one(content: bytes, may_pass: bool = False) -> Hostile:
         return Hostile("safetensors", {"model.safetensors": content}, "model.safetensors", may_pass=may_pass)
@@ -775,7 +775,7 @@ def tensor(
 
 
 def state_dict(**items: bytes) -> bytes:
-    """The pickle within a checkpoint of one tensor, and these."""
+    """Return the pickle within a checkpoint of one tensor and these items."""
     items = {"weight": tensor(), **items}
     body = b"(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
     return program(call(named("collections", "OrderedDict")) + body, protocol=2)
@@ -784,7 +784,7 @@ def state_dict(**items: bytes) -> bytes:
 def archive(
     pickled: bytes, parts: Mapping[str, bytes] | None = None, more: Mapping[str, bytes] | None = None, method: int = 0
 ) -> bytes:
-    """A checkpoint as torch.save writes it, and more."""
+    """Return a checkpoint as torch.save writes it, with additions."""
     everything = {"m/data.pkl": pickled, **({"m/data/0": b"\0" * 12} if parts is None else parts), "m/version": b"3\n"}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as file:
@@ -794,7 +794,7 @@ def archive(
 
 
 def checkpoints() -> Iterator[Hostile]:
-    """Files of torch.save with payloads, and tensors that lie."""
+    """Yield files of torch.save with payloads, and tensors with a wrong description."""
 
     def one(content: bytes, may_pass: bool = False) -> Hostile:
         return Hostile("checkpoint", {"pytorch_model.bin": content}, "pytorch_model.bin", may_pass=may_pass)
@@ -836,7 +836,7 @@ def checkpoints() -> Iterator[Hostile]:
         yield one(archive(state_dict(extra=tensor(offset=offset))))
     for count in (2, 10**12, 2**61, 2**62, -1, -3, "3", None, 0):
         yield one(archive(state_dict(weight=tensor(storage(count=count)))))
-    for kind in ("LongStorage", "DoubleStorage"):  # more bytes an element than there are
+    for kind in ("LongStorage", "DoubleStorage"):  # wider elements than the data have
         yield one(archive(state_dict(weight=tensor(storage(kind)))))
     for key in ("1", "../../../../etc/passwd", "/etc/passwd", "0/../0", "", "data.pkl", "\0"):
         yield one(archive(state_dict(weight=tensor(storage(key=key)))))
@@ -870,7 +870,7 @@ def checkpoints() -> Iterator[Hostile]:
         yield one(archive(program(named("collections", "OrderedDict") + pairs, protocol=2)))
         yield one(archive(program(text("storage") + named("torch", "FloatStorage") + b")" + doubled + b"\x87Q", 2)))
     lists = b"]q\0" + b"]q\1(h\0h\0eq\0" * 40
-    yield one(archive(program(lists + b")R", protocol=2)))  # a message would show the function
+    yield one(archive(program(lists + b")R", protocol=2)))  # a message would contain the function
     yield one(archive(program(b"}" + b")" + b"\x85" * 90_000 + b"Ns", protocol=2)))
     yield one(archive(program(b"}" + b"](" * 45_000, protocol=2)))
     many = {f"w{number}": tensor(storage(count=25_000), size=(25_000,)) for number in range(40)}
@@ -914,7 +914,7 @@ def checkpoints() -> Iterator[Hostile]:
 
 
 def shards() -> Iterator[Hostile]:
-    """Indexes that lie about their shards."""
+    """Yield indexes that describe their shards wrongly."""
     good = tensors_file()
     first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
     other = tensors_file({"c": entry("F32", [3], 0, 12)}, b"\0" * 12)
@@ -925,6 +925,7 @@ def shards() -> Iterator[Hostile]:
         raw = index if isinstance(index, bytes) else json.dumps(index).encode()
         return Hostile("shards", {"model.safetensors.index.json": raw, **files, **more}, "", links or {})
 
+    # Names of shards that lead elsewhere, and names that are none.
     traversals = ["../outside.safetensors", "/etc/passwd", "/etc/x.safetensors", "sub/x.safetensors", "./" + second]
     traversals += ["..", ".", "", "sub", "\0", second + "\0", second + "\n", " " + second, "..\\" + second]
     traversals += ["C:\\x.safetensors"]
@@ -937,6 +938,7 @@ def shards() -> Iterator[Hostile]:
         yield one({"weight_map": {**honest, "c": name}})
     for shard in (7, None, [second], {"name": second}, True, 1.5):
         yield one({"weight_map": {**honest, "c": shard}})
+    # Indexes and shards that do not fit each other, damaged indexes, and links.
     cases = [[], 7, None, "x", {}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": None}]
     cases += [{"weight_map": "x"}, [[]]]
     for index in cases:
@@ -965,7 +967,7 @@ def shards() -> Iterator[Hostile]:
 
 
 def damaged(pickles: Mapping[str, bytes]) -> Iterator[Hostile]:
-    """Good pickles cut short, with bits flipped anywhere or outside of numbers, and with parts left out or repeated."""
+    """Yield good pickles cut short, with flipped bits (anywhere, or outside of numbers), or with parts left out."""
     for number, content in enumerate(pickles.values()):
         dice = random.Random(number)
         for _ in range(15):
@@ -992,7 +994,7 @@ def flipped(content: bytes, dice: random.Random, count: int, where: list[int] | 
 
 
 def outside_of_numbers(content: bytes) -> list[int]:
-    """The places of a pickle that are not within the bytes of an array."""
+    """Return the positions of a pickle outside of the bytes of arrays."""
     places = []
     for opcode, argument, start in pickletools.genops(content):
         size = 5 if isinstance(argument, bytes) else 1
@@ -1002,25 +1004,25 @@ def outside_of_numbers(content: bytes) -> list[int]:
     return places
 
 
-# The watch.
+# The observing process.
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of reading one file."""
+    """Result of reading one file."""
 
     name: str
     outcome: str
     """`refused`, `read`, or the name of another exception."""
     message: str
     events: list[str]
-    """What the reading did beyond reading: see `_Watch`."""
+    """Actions beyond reading the file: see `_Watch`."""
     seconds: float
-    """Time of the processor."""
+    """CPU time."""
 
 
 def watch(jobs: Mapping[str, tuple[str, Path]], sandbox: Path, timeout: float = 300) -> list[Report]:
-    """Read files, each with the reader named beside it, in a process of its own; what came of each while it lived."""
+    """Read files in a separate process, each with the reader that `jobs` names; return reports until it died."""
     listed = [[name, reader, str(path)] for name, (reader, path) in jobs.items()]
     ran = subprocess.run(
         [sys.executable, __file__],
@@ -1039,11 +1041,11 @@ def watch(jobs: Mapping[str, tuple[str, Path]], sandbox: Path, timeout: float = 
 
 
 HARMLESS = ("builtins.id", "object.__getattr__", "os.listdir", "os.scandir", "sys._getframe")
-"""Audit events of code that only looks at things. All others are reported, but for reading a file of the sandbox."""
+"""Audit events of code that only inspects. All others are reported, except reading a file of the sandbox."""
 
 
 class _Watch:
-    """What happens between `begin` and `end`, as far as Python's audit events tell."""
+    """Recorder of Python's audit events between `begin` and `end`."""
 
     def __init__(self) -> None:
         self.sandbox = os.path.realpath(os.getcwd()) + "/"
@@ -1053,7 +1055,7 @@ class _Watch:
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.events is not None and event not in HARMLESS:
-            events, self.events = self.events, None  # looking closer makes events too
+            events, self.events = self.events, None  # the check below raises events too
             if event != "open" or self.out_of_bounds(*arguments):
                 events.append(" ".join([event, *(one[:100] for one in arguments if isinstance(one, str))]))
             self.events = events
@@ -1064,7 +1066,7 @@ class _Watch:
         return bool(writes) or not (real == self.own or real.startswith(self.sandbox))
 
     def begin(self, path: str) -> None:
-        self.own = os.path.realpath(path)  # a link that the user names is the user's
+        self.own = os.path.realpath(path)  # a link that the user names is trusted
         self.events = []
 
     def end(self) -> list[str]:
@@ -1073,14 +1075,14 @@ class _Watch:
 
 
 def _readers() -> dict[str, Callable[[Path], Any]]:
-    """The readers by name, each having read good files and bad once, so that they import nothing more."""
+    """Return the readers by name, after each has read good and bad files, so that nothing more is imported later."""
     import torch
 
     from perceivers.pretrained.foreign import read_torch
     from perceivers.pretrained.unpickle import read_haiku
 
     torch.set_num_threads(1)
-    repr(torch.zeros(1))  # as some of its messages do, which import what that needs
+    repr(torch.zeros(1))  # as some of the messages do; this imports the modules that printing needs
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}).encode()
     good: dict[str, bytes] = {"good.pystate": program(modules()), "good.safetensors": tensors_file()}
     good |= {
@@ -1100,7 +1102,7 @@ def _readers() -> dict[str, Callable[[Path], Any]]:
 
 
 def _is_plain(found: Any) -> bool:
-    """Whether it is a mapping of names to dense arrays of numbers, or a pair of them; every number is touched."""
+    """Return True for a mapping of names to dense numeric arrays, or a pair of mappings; touch every number."""
     if isinstance(found, tuple):
         return len(found) == 2 and all(map(_is_plain, found))
     arrays = {name: np.asarray(array.double() if hasattr(array, "double") else array) for name, array in found.items()}
@@ -1111,7 +1113,7 @@ def _is_plain(found: Any) -> bool:
 
 
 def _unpickled(path: Path) -> Any:
-    """What must not be done: to show that the watch would see it."""
+    """Unpickle without any check, to show that the observer notices it."""
     with path.open("rb") as file:
         return pickle.load(file)
 
@@ -1119,7 +1121,7 @@ def _unpickled(path: Path) -> Any:
 def _main() -> None:
     """Read the files that standard input lists, and print a report of each.
 
-    The process may take half a gigabyte more than it has when it begins, and an extension code stands for os.system.
+    The process may take half a gigabyte more than at its start, and an extension code stands for os.system.
     """
     jobs = json.load(sys.stdin)
     readers = {"pickle": _unpickled} if {reader for _, reader, _ in jobs} == {"pickle"} else _readers()

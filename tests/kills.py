@@ -1,7 +1,7 @@
-"""Kills a short real run everywhere and starts it again: does it lose a checkpoint, does it end with other weights?
+"""Kill a short real run at any point and start it again: is a checkpoint lost, do the weights at the end differ?
 
-Children are forked after the imports, so that a start takes a moment. What they are doing and the last step that they
-saved stand in memory shared with them, which outlives them.
+Children are forked after the imports, so that a start takes a moment. Each child writes its phase and the last step
+that it saved to shared memory, which outlives it.
 """
 
 import mmap
@@ -33,7 +33,7 @@ from small_run import small_records, trained, without_time
 STEPS, EVERY = 8, 2
 SETTINGS = {"checkpoint_every": EVERY, "average_decay": 0.9, "accumulate": 2, "validation_fraction": 0.2}
 LIMIT = 60
-"""Seconds within which the processes of a run must have ended once one of them was killed; they take about one."""
+"""Seconds within which the processes of a run must end after one of them was killed; they take about one."""
 STARTING, STEPPING, SAVING, DONE = range(4)
 PHASES = {STARTING: "starting", STEPPING: "in a step", SAVING: "in a save", DONE: "after the run"}
 
@@ -46,24 +46,24 @@ MUTATING = (
 
 @dataclass
 class Tally:
-    """What was found."""
+    """Counts of a campaign."""
 
     kills: Counter = field(default_factory=Counter)
-    """By what the run was doing."""
+    """Kills, by the phase of the run."""
     lost: int = 0
-    """Checkpoints that were saved and are not there, or not whole."""
+    """Saved checkpoints that are missing or not whole."""
     diverged: int = 0
-    """Runs that ended with other weights or another log than the run that was left alone."""
+    """Runs whose final weights or log differ from those of the undisturbed run."""
     finished: int = 0
     """Runs that ended."""
     hung: int = 0
-    """Killed runs of which a process had to be killed too: it waited for those that were gone."""
+    """Killed runs with a process that had to be killed too, because it waited for others that were gone."""
     orphans: int = 0
     """Killed runs whose workers lived on."""
 
     @property
     def faults(self) -> tuple[int, ...]:
-        """Counts of all that must not happen."""
+        """Return the counts that must be 0."""
         return self.lost, self.diverged, self.hung, self.orphans
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class Tally:
 
 
 class Child:
-    """A forked process that trains in a folder, or does `work`; `phase` and `saved` can be read when it is dead too."""
+    """A forked process that trains in a folder, or does `work`; `phase` and `saved` stay readable after its death."""
 
     def __init__(self, run, workers=0, stopped=False, places=None, work=None, **settings):
         self.run, self.memory = run, mmap.mmap(-1, 16)
@@ -84,7 +84,7 @@ class Child:
                 if stopped:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 if places is not None:
-                    os.setsid()  # by which its workers are known
+                    os.setsid()  # its workers are found by this session
                     os.environ |= places
                 self._note()
                 records, settings = small_records(), SETTINGS | settings
@@ -97,7 +97,7 @@ class Child:
                 os._exit(code)
 
     def _note(self):
-        """Let training say what it does."""
+        """Make training record its phase and the last saved step."""
         save, update = TrainingState.save, TrainingState.update_average
 
         def noted(state, *arguments):
@@ -124,16 +124,16 @@ class Child:
         return struct.unpack("qq", self.memory[:16])[1]
 
     def ended(self):
-        """Whether it has ended by itself."""
+        """Return True if the process has ended by itself."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def wait(self):
-        """The exit code; negative: the signal that ended it."""
+        """Wait and return the exit code; a negative one is the signal that ended the process."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 class Team:
-    """A run of several processes, numbered as torchrun does, each with workers of its own."""
+    """A run of several processes, numbered as torchrun does, each with its workers."""
 
     def __init__(self, run, workers=0, world=2, **settings):
         with socket.socket() as free:
@@ -147,7 +147,7 @@ class Team:
 
     @property
     def phase(self):
-        """What the first process does, which writes."""
+        """Return the phase of the first process, which writes the checkpoints."""
         return self.ranks[0].phase
 
     @property
@@ -155,7 +155,7 @@ class Team:
         return max(rank.saved for rank in self.ranks)
 
     def ended(self):
-        """Whether one of them has."""
+        """Return True if one of the processes has ended."""
         return any(rank.ended() for rank in self.ranks)
 
     def kill(self, victim):
@@ -165,11 +165,11 @@ class Team:
         kill({"all": living, "a worker": workers[:1]}.get(victim) or [self.ranks[victim == "rank 1"].pid])
 
     def wait(self):
-        """The first exit code that is not 0, if there is one."""
+        """Return the first exit code that is not 0, or 0."""
         return next(filter(None, [rank.wait() for rank in self.ranks]), 0)
 
     def end(self, tally):
-        """Wait until no process of it is left; what does not end by itself is counted, and killed."""
+        """Wait until no process of the run is left; count and kill those that do not end by themselves."""
         if not within(LIMIT, lambda: all(rank.ended() for rank in self.ranks)):
             tally.hung += 1
         elif not within(LIMIT, lambda: not living_processes(rank.pid for rank in self.ranks)):
@@ -179,10 +179,10 @@ class Team:
 
 
 def living_processes(sessions):
-    """Numbers of the processes of these sessions that have not ended."""
+    """Return the ids of the processes of these sessions that have not ended."""
     wanted, found = set(map(str, sessions)), set()
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has gone meanwhile
+        with suppress(OSError):  # the process has ended meanwhile
             state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
             if session in wanted and state not in "ZX":
                 found.add(int(path.parent.name))
@@ -190,14 +190,14 @@ def living_processes(sessions):
 
 
 def kill(processes):
-    """Kill processes, those that have ended meanwhile left out."""
+    """Kill those of the processes that have not ended."""
     for process in processes:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
 
 def within(seconds, condition):
-    """Wait for a condition: whether it came in time."""
+    """Wait for a condition; return False if the time runs out before."""
     end = time.monotonic() + seconds
     while not (held := condition()) and time.monotonic() < end:
         time.sleep(0.02)
@@ -205,10 +205,10 @@ def within(seconds, condition):
 
 
 class Reference:
-    """The run that was left alone; `start` starts such a run in a folder."""
+    """The undisturbed run; `start` starts such a run in a folder."""
 
     def __init__(self, folder, start=Child):
-        launch(TrainingConfig(accelerator="cpu"))  # imports, so that children need not
+        launch(TrainingConfig(accelerator="cpu"))  # import once, so that children need not
         self.run, self.start = folder / "alone", start
         assert start(self.run).wait() == 0
         self.end = self.result(self.run)
@@ -220,7 +220,7 @@ class Reference:
         return read_state(folder)["step"], files, without_time(read_log(run))
 
     def judge(self, run, tally):
-        """Bring a killed run to its end and compare."""
+        """Finish a killed run and compare it with the undisturbed one."""
         if self.start(run).wait() != 0 or self.result(run) != self.end:
             tally.diverged += 1
         else:
@@ -229,8 +229,8 @@ class Reference:
 
 
 def check(run, saved, tally):
-    """Count a loss if the newest whole checkpoint is older than the last one that was saved."""
-    with warnings.catch_warnings(action="ignore"):  # damaged ones are passed over
+    """Count a loss if the newest whole checkpoint is older than the last saved one."""
+    with warnings.catch_warnings(action="ignore"):  # about damaged checkpoints, which are skipped
         newest = latest_checkpoint(run)
     if saved and (newest is None or read_state(newest)["step"] < saved):
         tally.lost += 1
@@ -244,7 +244,7 @@ def random_kills(folder, number, workers, seed=0):
         child = Child(run, workers)
         rarer = STEPPING if tally.kills[PHASES[STEPPING]] <= tally.kills[PHASES[SAVING]] else SAVING
         wanted = chance.choice([STARTING] + 7 * [rarer])
-        after = 0 if wanted == STARTING else chance.randrange(0, STEPS - EVERY, EVERY)  # not before this was saved
+        after = 0 if wanted == STARTING else chance.randrange(0, STEPS - EVERY, EVERY)  # not before this step was saved
         wait_for(child, wanted, after)
         time.sleep(chance.random() * {STARTING: 0.2, STEPPING: 0.02, SAVING: 0.02, DONE: 0}[wanted])
         kill([child.pid])
@@ -264,11 +264,11 @@ def random_kills(folder, number, workers, seed=0):
 
 
 def kills_of_one(folder, number, workers, seed=0, **settings):
-    """Kill one process of a run of two, or all, while the first is starting, in a step or in a save; then go on."""
+    """Kill one or all processes of a run of two, during the start, a step or a save; then resume."""
     chance, tally, start = random.Random(seed), Tally(), partial(Team, workers=workers, **settings)
     reference, run, saved = Reference(folder, start), folder / "killed", 0
     victims = ["rank 0", "rank 1", "all"] + ["a worker"] * bool(workers)
-    # Until they have found each other it is for torchrun, which is not here, to end the others.
+    # Until the processes have found each other, torchrun, which is not used here, would have to end the others.
     cases = [*product(victims, (STEPPING, SAVING)), ("all", STARTING)]
     chance.shuffle(cases)
     while tally.kills.total() < number:
@@ -291,13 +291,13 @@ def kills_of_one(folder, number, workers, seed=0, **settings):
 
 
 def wait_for(process, phase, after):
-    """Wait until a run saved step `after` and is in this phase, or has ended."""
+    """Wait until a run has saved step `after` and is in this phase, or has ended."""
     while process.phase != DONE and (process.phase != phase or process.saved < after) and not process.ended():
         time.sleep(0.001)
 
 
 def kills_at_every_call(folder, every=1):
-    """Kill a run before each (or every so manieth) of all the calls it makes that change files."""
+    """Kill a run before each (or every n-th) of its system calls that change files."""
     tally, reference, run = Tally(), Reference(folder), folder / "killed"
     for call, number in changes(traced(run, folder / "trace"))[::every]:
         shutil.rmtree(run)
@@ -312,7 +312,7 @@ def kills_at_every_call(folder, every=1):
 
 
 def traced(run, trace):
-    """Lines of the trace of a whole run: its calls that change files."""
+    """Return the lines of a complete run's trace: its calls that change files."""
     child = Child(run, stopped=True)
     tracer = strace(child, trace, f"trace={MUTATING}")
     assert child.wait() == 0
@@ -321,7 +321,7 @@ def traced(run, trace):
 
 
 def changes(trace, wanted=lambda line: True):
-    """(name, number among those of its name) of the wanted calls in a trace, files opened to be read left out."""
+    """Return (name, number among the calls of that name) of the wanted calls in a trace, except opening to read."""
     numbers, found = Counter(), []
     for line in trace:
         if call := re.match(r"\d+ +(\w+)\(", line):
@@ -332,11 +332,11 @@ def changes(trace, wanted=lambda line: True):
 
 
 def strace(child, trace, expression):
-    """Attach to a stopped child, and let it go on."""
+    """Attach strace to a stopped child and let it continue."""
     os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
     command = ["strace", "-f", "-y", "-qq", "-p", str(child.pid), "-o", str(trace), "-e", expression]
     if expression.startswith("inject="):
-        command += ["-e", expression.partition(":")[0].replace("inject", "trace")]  # else it writes of all calls
+        command += ["-e", expression.partition(":")[0].replace("inject", "trace")]  # otherwise strace prints all calls
     tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     status = Path(f"/proc/{child.pid}/status")
     while f"TracerPid:\t{tracer.pid}" not in status.read_text():

@@ -1,4 +1,4 @@
-"""Prints the parity table of the README: `make parity`."""
+"""Print the parity table of the README: `make parity`."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ from test_convert import ASK, RECORDED, ask_imagenet, built, converted
 
 
 def recorded_rows():
-    """Tiny models of DeepMind's code: name, outputs, what was recorded."""
+    """Yield the name, outputs and recorded outputs of DeepMind's tiny models."""
     for name, (preset, _) in RECORDED.items():
         recorded = read(name)
         with torch.no_grad():
@@ -22,7 +22,7 @@ def recorded_rows():
 
 
 def huggingface_rows():
-    """Tiny random models of transformers, ours under its options: name, outputs, its outputs."""
+    """Yield name, our outputs and theirs of tiny random models of transformers, ours with its numerics."""
     for family in hf.CLASSES:
         torch.manual_seed(0)
         model = hf.their_model(family, hf.TINY[family])
@@ -32,7 +32,7 @@ def huggingface_rows():
         question = hf.question_for(family, model.config, hf.size_of(family))
         outputs = hf.our_outputs(preset, ours, family, question)
         theirs = hf.their_outputs(model, family, question)
-        # They restore as many places of a text as there can be.
+        # Their class decodes all positions of a text of the maximum length.
         cut = {name: x[:, : outputs[name].shape[1]] if x.ndim == 3 else x for name, x in theirs.items()}
         yield family, outputs, cut
 

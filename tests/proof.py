@@ -14,7 +14,7 @@ Each section is written by the test it names when `make proof` runs. [security.m
 
 
 def write_section(title, text):
-    """Put a section in the place of the one of this title, or at the end; suites may do so at the same time."""
+    """Replace the section with this title, or append it; several suites may do so at the same time."""
     with PAGE.open("r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         _, *sections = re.split(r"^## ", file.read(), flags=re.MULTILINE)
@@ -27,6 +27,6 @@ def write_section(title, text):
 
 
 def table(heads, rows):
-    """A table in Markdown: the first column is of texts, the others of numbers."""
+    """Return a Markdown table: the first column holds text, the others numbers."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""The arrays recorded from the official code: reading them, and copying haiku parameters into our modules."""
+"""The arrays recorded from the official code: loading them, and copying haiku parameters into our modules."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -30,30 +30,30 @@ SELF_ATTENTION = ATTENTION_AND_MLP | {"layer_norm": "norm", "layer_norm_1": "mlp
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
-    """max|a - b| / max|b| over all elements; shapes must be equal, not just broadcast."""
+    """Return max|a - b| / max|b| over all elements; shapes must be equal, not just broadcastable."""
     assert a.shape == b.shape, f"{tuple(a.shape)} is not {tuple(b.shape)}"
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def read(name: str) -> Arrays:
-    """Every numeric array of a file."""
+    """Load every numeric array of a file."""
     with np.load(REFERENCE / f"{name}.npz") as file:
         return {key: torch.from_numpy(file[key]) for key in file.files if key != "cfg"}
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The sizes of a model file."""
+    """Load the sizes of a model file."""
     with np.load(REFERENCE / f"{name}.npz") as file:
         return json.loads(str(file["cfg"]))
 
 
 def under(prefix: str, arrays: Mapping[str, Tensor]) -> Arrays:
-    """The arrays whose names begin so, by the rest of their names."""
+    """Return the arrays whose names begin with a prefix, without that prefix."""
     return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def block(table: Mapping[str, str], haiku: str, ours: str) -> dict[str, str]:
-    """The names of a whole block's modules."""
+    """Return a table of the module names of a whole attention block."""
     return {f"{haiku}/{there}": f"{ours}{here}" for there, here in table.items()}
 
 
@@ -75,7 +75,7 @@ def copy_haiku(
                 targets[target].copy_(array)
             set_ones.append(target)
             used.append(key)
-    averages = {key for key in state if key.endswith("/average")}  # of a running mean only this is ever read
+    averages = {key for key in state if key.endswith("/average")}  # of a running mean, only the average is ever used
     assert sorted(set_ones) == sorted(targets), set(targets) ^ set(set_ones)
     assert sorted(used) == sorted(parameters.keys() | averages), (parameters.keys() | averages) ^ set(used)
 
@@ -83,7 +83,7 @@ def copy_haiku(
 def converted(
     model: nn.Module, haiku: str, ours: str, arrays: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, str, Tensor]]:
-    """(haiku name, our parameter, array in our layout) of one haiku module."""
+    """Yield (haiku name, our parameter, array in our layout) of one haiku module."""
     if ours in dict(model.named_parameters()):
         key = f"{haiku}/pos_embs"
         shape = model.get_parameter(ours).shape
@@ -94,9 +94,9 @@ def converted(
 
 
 def converted_layer(layer: nn.Module, haiku: str, arrays: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    """(our name, haiku name, array in our layout) of each array of a layer."""
+    """Yield (our name, haiku name, array in our layout) of each array of a layer."""
     match layer:
-        case nn.Linear():  # a 1x1 convolution is one too
+        case nn.Linear():  # a 1x1 convolution is a linear layer too
             weight, bias = f"{haiku}/w", f"{haiku}/b"
             yield "weight", weight, arrays[weight].flatten(0, -2).T
             yield "bias", bias, arrays[bias]

@@ -1,6 +1,6 @@
-"""A process with little memory that reads files made to need much, and says what came of each.
+"""A process with little memory that reads files made to need a lot of it, and reports the outcome of each.
 
-It may take a gigabyte more than it has when it begins, and a few seconds for each file.
+The process may take a gigabyte more than at its start, and a few seconds for each file.
 """
 
 import json
@@ -17,17 +17,17 @@ MORE_MEMORY, SECONDS = 2**30, 20
 
 @dataclass(frozen=True)
 class Report:
-    """What came of reading one file."""
+    """Result of reading one file."""
 
     outcome: str
     """`refused`, `read`, the name of another exception, or `died`."""
     message: str
     seconds: float
-    """Time of the processor."""
+    """CPU time."""
 
 
 def read_all(jobs, timeout=300):
-    """Read each file with the reader named beside it: reports by name. A process that dies is followed by another."""
+    """Read each file with the reader that `jobs` names, and return reports by name. A process that dies is replaced."""
     left, reports = list(jobs), {}
     while left:
         listed = [[name, jobs[name][0], str(jobs[name][1])] for name in left]
@@ -103,7 +103,7 @@ def _main():
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for _, reader, path in jobs:
         message, start = "", time.process_time()
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, also within a library
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, also within a C library
         try:
             readers[reader](Path(path))
             outcome = "read"

@@ -1,4 +1,4 @@
-"""A run that takes a second: sets and pictures, dropout, random points, dropped inputs."""
+"""A training run that takes a second: sets and pictures, dropout, random points, dropped inputs."""
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ CONFIG = Config(
 
 
 def small_records():
-    """23 pictures of 5 x 5, as points too, and whether they are bright."""
+    """Return 23 records: a picture of 5 x 5, the same as points, and whether it is bright."""
     rng = np.random.default_rng(0)
     places = np.moveaxis(np.indices((5, 5)), 0, -1).reshape(-1, 2)
     images = rng.normal(size=(23, 5, 5))
@@ -39,7 +39,7 @@ def small_records():
 
 
 def trained(records, run, num_steps, schema=SCHEMA, config=CONFIG, **settings):
-    """A model of these records after so many steps, on the CPU."""
+    """Return a model trained on these records for a number of steps, on the CPU."""
     torch.manual_seed(0)
     model = PerceiverIO(schema.fit(records), config)
     settings = {"log_every": 1, "checkpoint_every": 3, "batch_size": 8, "accelerator": "cpu"} | settings
@@ -48,10 +48,10 @@ def trained(records, run, num_steps, schema=SCHEMA, config=CONFIG, **settings):
 
 
 def weights_of(model):
-    """Bytes of all weights."""
+    """Return the bytes of all weights."""
     return b"".join(tensor.detach().numpy().tobytes() for tensor in model.state_dict().values())
 
 
 def without_time(log):
-    """Lines of a log but for the time they took."""
+    """Return the lines of a log without the times."""
     return [{key: value for key, value in line.items() if key != "seconds"} for line in log]

@@ -26,7 +26,7 @@ from perceivers.modalities.position_encodings import Fourier, Learned
 
 ALGORITHMS = get_args(Algorithm)
 
-pytestmark = pytest.mark.prints_warnings  # torchao, which PEFT imports, tells of PyTorch's deprecations
+pytestmark = pytest.mark.prints_warnings  # torchao, which PEFT imports, warns of PyTorch's deprecations
 
 PLACES = {
     "read query": "trunk.encoder.0.cross_attention.attention.query",
@@ -45,7 +45,7 @@ PLACES = {
     "input projection": "input_adapter.alignment.projections.image",
     "query projection": "output_query.alignment.projections.map",
 }
-"""Linear layers, each of which some algorithm does not call."""
+"""Linear layers; each is bypassed by some algorithm, which computes with its weights."""
 
 OTHERS = {
     "read query norm": "trunk.encoder.0.cross_attention.query_norm",
@@ -77,7 +77,7 @@ def small_model(**decoder: Any) -> PerceiverIO:
     )
     model = PerceiverIO(schema, config).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # behind a norm, a factor alone would change nothing
+        if name.endswith("bias"):  # after a norm, a factor alone would change nothing
             nn.init.normal_(parameter)
     return model
 
@@ -91,7 +91,7 @@ def flat(outputs: dict[str, Tensor]) -> Tensor:
 
 
 def assert_acts_alike(model: nn.Module, before: Tensor) -> None:
-    """Every algorithm, and reading in parts, give what calling all modules gives; and that is not what was."""
+    """Check that every algorithm gives the result of calling all modules, and that this differs from `before`."""
     assert isinstance(model, PerceiverIO)
     expected = flat(model(RAW, algorithm="dense")).detach()
     assert (expected - before).abs().max() > 1e-4, "changes nothing"
@@ -100,14 +100,14 @@ def assert_acts_alike(model: nn.Module, before: Tensor) -> None:
 
 
 def scaled(x: Tensor) -> Tensor:
-    """Each channel by another factor: a norm takes a common one out, a softmax what is added to all keys."""
+    """Scale each channel by another factor: a norm would remove a common one, a softmax a common summand of keys."""
     return x * (1 + torch.arange(x.shape[-1]) % 3)
 
 
 def change_lora(model: PerceiverIO, place: str) -> PerceiverIO:
     peft = pytest.importorskip("peft")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it does not know of a model that is not from the hub
+        warnings.simplefilter("ignore")  # about a model that is not from the hub
         adapted = peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=[place], lora_dropout=0.5), model)
     layer = adapted.get_submodule(place)
     nn.init.normal_(layer.lora_B["default"].weight)
@@ -271,7 +271,7 @@ def test_dynamic_quantisation_quantises_and_acts() -> None:
     model = small_model()
     before = flat(model(RAW)).detach()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch will take it out
+        warnings.simplefilter("ignore")  # deprecated in PyTorch
         model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     kinds = [type(module).__module__ for module in model.modules()]
     assert sum("quantized" in kind for kind in kinds) > 15
@@ -325,7 +325,7 @@ POSITIONS = {
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_positions_are_called(name: str) -> None:
-    """So a hook acts, and what pruning freezes is made again in each step."""
+    """Hooks on positions act, and a pruned table is computed again in each step."""
     place, spec, raw = POSITIONS[name]
     schema = Schema({name.split()[-1]: spec}, {"map": Image(size=(5, 3), positions=Learned(channels=3))})
     model = PerceiverIO(schema, Config(LatentsConfig(num_latents=3, channels=8)))
@@ -391,7 +391,7 @@ TIED_CHANGES: dict[str, Callable[[PerceiverIO], PerceiverIO]] = {
 
 @pytest.mark.parametrize("change", TIED_CHANGES)
 def test_a_tied_head_takes_the_embedding_that_the_input_has(change: str) -> None:
-    """Ids of 200 and more are not in the text: what is added to their vectors is seen by the head alone."""
+    """Ids of 200 and more do not occur in the text: a change of their vectors reaches the output by the head alone."""
     model = TIED_CHANGES[change](tied_model())
     embedding = model.get_submodule(EMBEDDING)
     base = [module for module in embedding.modules() if type(module) is nn.Embedding][-1]
@@ -460,14 +460,14 @@ def test_applying_a_linear_layer_is_calling_it() -> None:
 
 @pytest.fixture
 def process_group():
-    """A group of this process alone."""
+    """Start a process group of this process alone."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # pictures are views: nothing here changes one in place
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # the tests write to no view in place
 @pytest.mark.parametrize("kinds", [(CrossAttention,), (CrossAttention, SelfAttention), (nn.Linear,)])
 def test_blocks_that_are_sharded_each_compute_the_same(kinds: tuple[type[nn.Module], ...]) -> None:
     whole, sharded = small_model(), small_model()
@@ -491,7 +491,7 @@ def test_blocks_that_are_sharded_each_compute_the_same(kinds: tuple[type[nn.Modu
 
 def gradients(model: PerceiverIO, algorithm: Algorithm) -> list[Tensor | None]:
     model.zero_grad()
-    torch.manual_seed(0)  # for what is random
+    torch.manual_seed(0)  # for random layers
     flat(model(RAW, algorithm=algorithm)).square().sum().backward()
     return [parameter.grad for parameter in model.parameters()]
 

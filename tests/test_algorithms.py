@@ -1,4 +1,4 @@
-"""Every algorithm of a cross-attention gives what the dense one gives, and nothing else shows which was taken."""
+"""Every algorithm of a cross-attention gives the outputs and gradients of the dense one, at any block size."""
 
 import functools
 import itertools
@@ -64,7 +64,7 @@ def test_writing_agrees_with_the_dense_path(device: str, make: Make, tail: str, 
         assert_agreement(crossing, algorithm, block_size)
 
 
-# What is hard: precision, scores of very different size, tokens that are not there.
+# Difficult cases: precision, scores of very different size, absent tokens.
 
 GRID = Make(grid=(3, 7), mask="some", batch=3, content_batch=3, padding=2, residual=False)
 
@@ -82,7 +82,7 @@ every_crossing = pytest.mark.parametrize(
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float]:
-    """Of the result and of all gradients together, relative to their length."""
+    """Return the relative distance of the results, and that of all gradients together."""
     parts = [["result"], [name for name in expected if name != "result"]]
 
     def length(arrays: dict[str, Tensor], names: list[str]) -> float:
@@ -115,7 +115,7 @@ def assert_errors_within_twice_those_of_the_dense_path(
 
 @every_device
 def test_writing_agrees_where_biases_are_zero(device: str) -> None:
-    """As before training: what is folded then has no full rank."""
+    """Biases are zero before training; folded maps then lack full rank."""
     crossing = writing(replace(GRID, qk=2, v=2)).to(torch.float64, device)
     torch.nn.init.zeros_(crossing.cross.attention.output.bias)
     assert "separable-folded" in crossing.algorithms
@@ -124,7 +124,7 @@ def test_writing_agrees_where_biases_are_zero(device: str) -> None:
 
 
 class GivenBlocks(TokenBlocks):
-    """Scores and values as they are given."""
+    """Blocks with given scores and values."""
 
     per_token = ("scores", "values")
 
@@ -160,7 +160,7 @@ def test_autocast_costs_no_more_precision_than_on_the_dense_path(crossing: Cross
 @pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("step", [50.0, 5.0, 0.5, -0.5, -5.0, -50.0])
 def test_scores_of_any_size(step: float, shift: float) -> None:
-    """They rise or fall from token to token, and so the reference from block to block; far from 0 too."""
+    """Scores rise or fall from token to token, and so does max_score from block to block; also far from 0."""
     scores = shift + step * torch.arange(13.0)
     scores = torch.stack([scores, scores.flip(0), torch.full((13,), -torch.inf)], -1)
     scores[:5, 0] = -torch.inf
@@ -182,19 +182,19 @@ def test_scores_of_any_size(step: float, shift: float) -> None:
 
 
 def test_a_reference_is_raised_seldom() -> None:
-    """Scores a little above it are in range: states of all block sizes are the same numbers, not only the same sums."""
+    """Scores slightly above max_score stay in range, so the states of all block sizes are the same numbers."""
     scores = torch.arange(7.0)[:, None]
     assert float(_sums(GivenBlocks(scores, scores), 1)[0]) == 0
     assert float(_sums(GivenBlocks(2 * scores, scores), 1)[0]) == 10
 
 
-# Exactness of another kind: bits.
+# Bitwise equality.
 
 
 @every_device
 @every_crossing
 def test_bits_do_not_depend_on_the_rest_of_the_batch(crossing: Crossing, device: str) -> None:
-    """Where samples are taken one by one; and they are the same every time."""
+    """Samples are processed one by one; and repeated runs give the same bits."""
     crossing = crossing.to(torch.float32, device)
     for algorithm in crossing.algorithms:
         whole = parts_of(crossing, algorithm)
@@ -209,7 +209,7 @@ def test_bits_do_not_depend_on_the_rest_of_the_batch(crossing: Crossing, device:
 
 
 def parts_of(crossing: Crossing, algorithm: Algorithm) -> tuple[Tensor, ...]:
-    """What is made of each sample alone: maps of latents that have been read are products over the batch."""
+    """Return the results computed per sample; the maps applied to read latents are products over the whole batch."""
     if crossing.tail is not None:
         return (crossing.computed(algorithm, 5),)
     state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, algorithm, 5)
@@ -228,11 +228,11 @@ def test_block_size_changes_rounding_only(crossing: Crossing, device: str) -> No
 @every_device
 @every_crossing
 def test_gradients_are_those_of_finite_differences(crossing: Crossing, device: str) -> None:
-    """Of sums that are made again to be differentiated."""
+    """Gradients are right although the backward pass computes the sums again."""
     crossing = crossing.sample(1).to(torch.float64, device)
     leaves = {name: leaf for name, leaf in crossing.leaves.items() if "mlp" not in name}
     for algorithm in crossing.algorithms:
-        # Numerical differentiation changes the leaves in place.
+        # gradcheck changes the leaves in place.
         assert torch.autograd.gradcheck(
             lambda *_, algorithm=algorithm: crossing.computed(algorithm, 8), (*leaves.values(),), fast_mode=True
         )
@@ -245,7 +245,7 @@ def test_gradients_are_those_of_finite_differences(crossing: Crossing, device: s
 @pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("algorithm", [algorithm for algorithm in get_args(Algorithm) if algorithm != "dense"])
 def test_released_models_agree_in_every_algorithm(name: str, algorithm: Algorithm, device: str) -> None:
-    """An algorithm that is not possible somewhere leaves the choice to the plan."""
+    """Where an algorithm is not possible, the plan chooses."""
     model = built(*converted(name)).to(device, torch.float64)
     given = {
         key: x.to(device, torch.float64 if x.is_floating_point() else None)
@@ -262,7 +262,7 @@ def test_released_models_agree_in_every_algorithm(name: str, algorithm: Algorith
     assert all(relative_error(found[key], x) <= 1e-9 for key, x in expected.items())
 
 
-# These tests can fail: a thousandth more in any part of any algorithm is found.
+# Check of the tests: an error of a thousandth in any part of any algorithm is found.
 
 
 def scaled(x: Any, part: int | None) -> Any:
@@ -299,7 +299,7 @@ MUTATIONS: list[tuple[Algorithm, str, Any, str, int | None]] = [
     ("projected", "writing", epilogue, "through", None),
     ("absorbed", "reading", SoftmaxState, "attended", None),
 ]
-"""Algorithm, where, what, which of its results."""
+"""Algorithm, direction, owner and name of the changed function, and the index of the changed result."""
 
 
 @pytest.mark.parametrize(("algorithm", "where", "owner", "name", "part"), MUTATIONS)
@@ -361,7 +361,7 @@ def by_every_algorithm(run: Any) -> list[Any]:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e25])
 def test_a_query_made_of_what_is_no_number_finds_none(value: float) -> None:
-    """An output that asks with an input, in every algorithm; the other queries find what they did."""
+    """If an input's tokens are the queries, a non-finite token gives NaN in every algorithm, and only in its output."""
     pair = FramePair(size=(4, 3), channels=2, embed=None, positions=POSITIONS)
     model = small_model({"frames": pair}, {"flow": Flow()}, residual=False)
     sound = model.encode(torch.randn(2, 2, 4, 3, 2))
@@ -410,7 +410,7 @@ TOO_LARGE = {
 @pytest.mark.parametrize("alignment", ["pad", "project"])
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_values_that_a_norm_cannot_take_make_nan_and_others_are_exact(name: str, alignment: Any) -> None:
-    """A sample is right, or NaN, alike in every algorithm."""
+    """A sample is either exact or NaN, in every algorithm alike."""
     spec, raw = TOO_LARGE[name]
     model, double = (small_model({"x": spec}, WRITTEN, alignment) for _ in range(2))
     double.double()

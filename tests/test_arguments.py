@@ -1,4 +1,4 @@
-"""What a caller gives is taken rightly, or refused in one line that names it: tables of calls, and what they give.
+"""Arguments of callers are either used as meant, or refused in one line that names them: tables of calls and results.
 
 The model has an input and an output of every kind; each call gives one of them as nobody should, or may.
 """
@@ -71,7 +71,7 @@ def model():
 
 
 def whole():
-    """A sound batch of every input."""
+    """Return a valid batch of every input."""
     torch.manual_seed(1)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     return {
@@ -94,7 +94,7 @@ def quantised(x):
 
 
 def given(name, change):
-    """A sound batch of one input, changed."""
+    """Return a valid batch of one input, changed."""
     value = whole()[name]
     return {name: change(value) if not isinstance(value, dict) else {**value, **change(value)}}
 
@@ -265,7 +265,7 @@ WRONG_TYPES = [
     (lambda m: decoded(m, points={"label": torch.tensor([0])}, outputs=["label"]), "of type Tensor: give Indices"),
     (lambda m: decoded(m, outputs=["label"], share=(0.0, 2)), "share = (0.0, 2)"),
 ]
-"""Calls that the tests' own checks of types would refuse already."""
+"""Calls that jaxtyping's checks in the tests would refuse first."""
 
 CALLS = [
     (lambda m: m.encode(None), "several inputs: give a dictionary"),
@@ -384,7 +384,7 @@ ALGORITHMS = ["dense", "projected", "absorbed"]
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("positions", [BANDS, Learned(channels=3)], ids=["fourier", "learned"])
 def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch, algorithm, value, positions):
-    """As in compiled programs, which do not look at values: NaN in every algorithm, never a plausible number."""
+    """Compiled programs do not inspect values: there, every algorithm gives NaN, never a plausible number."""
     monkeypatch.setattr("perceivers.modalities.position_encodings.require", lambda holds, message: None)
     torch.manual_seed(0)
     image = Image(size=(5, 7), positions=positions)
@@ -404,7 +404,7 @@ def test_a_place_that_is_no_place_is_nan_where_it_cannot_be_refused(monkeypatch,
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_query_of_the_caller_is_of_finite_numbers(monkeypatch, algorithm, value):
-    """An error names it; NaN where it cannot be refused, as in compiled programs; what a mask leaves out is nothing."""
+    """The error names the query. Compiled programs cannot raise it and give NaN; masked queries may hold anything."""
     torch.manual_seed(0)
     small = replace(SMALL, decoder=replace(SMALL.decoder, query_residual=False))
     model = PerceiverIO(Schema({"vectors": SPECS["vectors"]}, {"vectors": SPECS["vectors"]}), small).eval()
@@ -422,7 +422,7 @@ def test_a_query_of_the_caller_is_of_finite_numbers(monkeypatch, algorithm, valu
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_coordinates_in_half_precision_mean_the_same_places(dtype):
-    """Whole numbers that half precision holds, between bounds and within a grid that it does not."""
+    """Integers that half precision represents, between bounds and within a grid that it does not represent."""
     points = replace(POINTS, bounds=((-1e5, 1e5),) * 3)
     model = PerceiverIO(Schema({"points": points}, {"points": points, "image": Image(size=(61, 67))}), SMALL).eval()
     places = torch.randint(256, (2, 7, 3))
@@ -477,7 +477,7 @@ model.decode(encoded, share="01"); attention_plan(model, [[1.0]], memory_limit="
 resampler(tokens[0]); resampler(tokens[..., :4]); resampler(tokens.cfloat()); resampler(None)
 resampler(tokens, torch.full((2, 7), 2)); resampler(tokens, torch.ones(2)); resampler(tokens, torch.ones(2, 6).bool())
 """
-"""Declarations and arguments that mean nothing."""
+"""Declarations and arguments without a meaning."""
 
 
 def check_wrong_declarations():

@@ -32,13 +32,13 @@ F, C = 17, 19  # widths of queries and tokens
 
 @pytest.fixture(params=["equal widths", "different widths"])
 def value_channels(request: pytest.FixtureRequest) -> int:
-    """Values as wide as keys go to a fused kernel, others through the explicit weights."""
+    """Values as wide as keys use a fused kernel, others the explicit weights."""
     return {"equal widths": D, "different widths": E}[request.param]
 
 
 @pytest.fixture
 def mask() -> Mask:
-    """Some keys, queries and pairs are absent; query 1 of sample 0 and query 3 of sample 1 have no key at all."""
+    """Return a mask without some keys, queries and pairs; query 1 of sample 0 and query 3 of sample 1 have no key."""
     keys = torch.rand(B, S) < 0.7
     keys[:, 0] = True
     queries = torch.ones(B, T, dtype=torch.bool)
@@ -61,7 +61,7 @@ def double(*shape: int) -> Tensor:
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """With biases and norms that are not at their neutral values."""
+    """Give biases and norms random values."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     return module
@@ -80,7 +80,7 @@ def test_attend_by_hand(width: int) -> None:
 
 
 def test_both_paths_agree(mask: Mask) -> None:
-    """More columns of values make the same sums, but without the fused kernel."""
+    """Values with more channels give the same sums without the fused kernel."""
     q, k, v = heads(T, D), heads(S, D), heads(S, D)
     wide = torch.cat([v, heads(S, 2)], dim=-1)
     for rule in (None, mask):
@@ -92,7 +92,7 @@ RULES = ["keys", "queries", "pairs"]
 
 @pytest.mark.parametrize("rules", [chosen for n in (1, 2, 3) for chosen in itertools.combinations(RULES, n)])
 def test_rules_of_a_mask_combine(mask: Mask, rules: tuple[str, ...], value_channels: int) -> None:
-    """Several rules are the pairs that all of them allow."""
+    """A pair is attended to only if all rules allow it."""
     allowed = torch.ones(B, T, S, dtype=torch.bool)
     allowed &= mask.keys[:, None] if "keys" in rules else True
     allowed &= mask.queries[:, :, None] if "queries" in rules else True
@@ -160,7 +160,7 @@ def test_scores_of_many_heads_are_not_all_in_memory() -> None:
     q, k, v = torch.randn(1, 8, 512, 16), torch.randn(1, 8, 2048, 16), torch.randn(1, 8, 2048, 24)
     with PeakMemory() as memory:
         attend(q, k, v)
-    assert memory.peak < 3 * 512 * 2048 * 4  # of one head: scores and weights; all 8 would take 67 MB
+    assert memory.peak < 3 * 512 * 2048 * 4  # scores and weights of one head; all 8 would take 67 MB
 
 
 def test_nothing_to_attend_to_gives_zero(value_channels: int) -> None:
@@ -192,7 +192,7 @@ def test_widths_must_be_multiples_of_the_heads(config: BlockConfig, message: str
     ],
 )
 def test_widths_of_attention(config: BlockConfig, qk: int, v: int) -> None:
-    """Queries and keys are as wide as tokens, values as queries and keys, unless told otherwise."""
+    """By default, queries and keys are as wide as tokens, and values as wide as queries and keys."""
     attention = Attention(F, C, config)
     layers = (attention.query, attention.key, attention.value, attention.output)
     assert [tuple(layer.weight.shape) for layer in layers] == [(qk, F), (qk, C), (v, C), (F, v)]
@@ -200,7 +200,7 @@ def test_widths_of_attention(config: BlockConfig, qk: int, v: int) -> None:
 
 @pytest.mark.parametrize("query_residual", [True, False])
 def test_the_residual_is_the_query_as_it_came(query_residual: bool) -> None:
-    """With attention and MLP silenced nothing else is left; a norm would show in the scale."""
+    """With attention and MLP silenced, only the residual is left; a norm would change its scale."""
     layer = randomised(CrossAttention(F, C, BlockConfig(), query_residual))
     for silenced in (layer.attention.output, layer.mlp.output):
         nn.init.zeros_(silenced.weight)
@@ -220,7 +220,7 @@ def test_one_sample_on_either_side_serves_the_whole_batch(mask: Mask) -> None:
 
 
 def test_the_attention_map_is_what_the_block_uses(mask: Mask) -> None:
-    """The map times the values, through the output map, is what attention gives."""
+    """The map times the values, through the output map, equals the attention's output."""
     layer = randomised(CrossAttention(F, C, BlockConfig(num_heads=H, qk_channels=H * D), query_residual=True))
     queries, tokens = torch.randn(B, T, F), torch.randn(B, S, C)
     weights = layer.weights(queries, tokens, mask)
@@ -254,7 +254,7 @@ def test_gradients_of_self_attention(config: BlockConfig) -> None:
 
 
 def check_gradients(layer: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """By the inputs and by every parameter."""
+    """Check the gradients with respect to the inputs and every parameter."""
     parameters = tuple(layer.parameters())
 
     def of_all(*all_of_them: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ def test_the_activation_by_hand() -> None:
 
 
 def initial_weights() -> dict[str, tuple[Tensor, float, float]]:
-    """Values, their standard deviation, and where they are cut (in the standard deviation of the uncut normal)."""
+    """Return values, their standard deviation, and their cut (in standard deviations of the uncut normal)."""
     cut = 0.8796256610
     layers = {
         "attention and MLP": (attention_linear(401, 503).weight, 401**-0.5, 2 / cut),
@@ -304,7 +304,7 @@ def test_initial_weights_are_spread_as_in_the_official_code() -> None:
 
 
 def test_initial_weights_are_cut_at_two_deviations() -> None:
-    """Of the uncut normal; a sample as large as these comes within 1% of the cut."""
+    """The cut is at two deviations of the uncut normal; samples as large as these come within 1 % of it."""
     for name, (weight, std, bound) in initial_weights().items():
         uncut = std if "attention" in name else std / 0.8796256610
         assert weight.abs().max().item() == pytest.approx(bound * uncut, rel=0.01), name
@@ -325,7 +325,7 @@ def test_initial_biases_and_norms_are_neutral() -> None:
 
 
 def test_every_linear_of_a_block_starts_from_the_attention_distribution() -> None:
-    """Widths of hundreds, so that the spread of each weight is measured to 3%."""
+    """Widths of hundreds, so that the standard deviation of each weight is measured to 3 %."""
     blocks = {
         "cross": CrossAttention(211, 307, BlockConfig(qk_channels=101), query_residual=True),
         "self": SelfAttention(211, BlockConfig(widening_factor=2)),
@@ -338,7 +338,7 @@ def test_every_linear_of_a_block_starts_from_the_attention_distribution() -> Non
 
 
 def test_a_mask_of_a_batch_makes_a_batch():
-    """Where queries and tokens are the same for every sample, and samples lack different ones."""
+    """Queries and tokens are the same for every sample, and the samples lack different ones."""
     block = CrossAttention(7, 11, BlockConfig(num_heads=1), query_residual=True).eval()
     queries, tokens, keys = torch.randn(1, 3, 7), torch.randn(1, 5, 11), torch.rand(2, 5) < 0.6
     found = block(queries, tokens, Mask(keys=keys))
@@ -361,7 +361,7 @@ def test_head_widths_filled_up_for_a_gpu_change_nothing(widths: tuple[int, int],
 @every_device
 @pytest.mark.parametrize("widths", [(8, 8), (32, 160), (322, 322), (261, 512)])
 def test_attention_on_every_device(device: str, widths: tuple[int, int]) -> None:
-    """On a GPU by fused kernels: with keys that are absent, and a sample that has none."""
+    """Fused kernels of a GPU handle absent keys, and a sample without any key."""
     shapes = (5, widths[0]), (7, widths[0]), (7, widths[1])
     q, k, v = (torch.randn(2, 2, *shape, device=device) for shape in shapes)
     mask = Mask(keys=torch.tensor([[True] * 4 + [False] * 3, [False] * 7], device=device))

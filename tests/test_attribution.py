@@ -1,4 +1,4 @@
-"""Contributions: what is left out is as if it had been missing; what a known function owes to its inputs is found."""
+"""Attributions: a part left out is treated as missing, and the attributions of a known function are recovered."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def predicted(model, rows, attribution=False):
 def model_of(schema, config):
     torch.manual_seed(3)
     model = PerceiverIO(schema, config).eval()
-    for parameter in model.parameters():  # what starts at 0 would hide everything
+    for parameter in model.parameters():  # weights that start at 0 would conceal everything
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.3)
     return model.requires_grad_(False)
@@ -143,7 +143,7 @@ def test_of_one_input_alone_the_fields_contribute():
 
 @pytest.mark.slow
 def test_a_known_function_is_found():
-    """y = 3 a, with b beside it: a contributes three times itself, b nothing."""
+    """With y = 3 a and an unused input b, the attribution to a is three times its value, to b nothing."""
     schema = Schema(
         {"a": Numbers(mean=(0.0,), std=(1.0,)), "b": Numbers(mean=(0.0,), std=(1.0,))},
         {"y": Numbers(query_channels=16)},
@@ -219,7 +219,7 @@ def test_the_command_explains(command, tmp_path):
 
 
 def test_attention_is_drawn_where_it_is(command, tmp_path):
-    """Of a picture on a grid of 2 x 3 tokens, a film and a series; a row that cannot be read says so."""
+    """Attention is drawn over a picture of 2 x 3 tokens, a film and a series; an unreadable row is reported."""
     inputs = {
         "image": Image(size=(4, 6), patch=2, channels=1),
         "film": Video(size=(4, 4, 6), patch=(2, 2, 2), channels=1),
@@ -236,6 +236,7 @@ def test_attention_is_drawn_where_it_is(command, tmp_path):
         "n": (2, 1),
     }
     torch.testing.assert_close(sum(weights.sum(dim=1) for weights in found.values()), torch.ones(2))
+    # Draw the page of three rows, one of them unreadable.
     rng = np.random.default_rng(0)
     row = {
         "image": rng.normal(size=(4, 6, 1)).tolist(),

@@ -23,7 +23,7 @@ from perceivers.training.losses import Objective
 from perceivers.training.training_config import TrainingConfig
 from test_autoencoding import grey_clip, write_recordings
 
-# Of few clips, many labels fit none: torchmetrics says so and counts them as 0.
+# With few clips, many labels never occur: torchmetrics warns and counts them as 0.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{beginning}")
     for beginning in ("No positive samples", "Average precision score")
@@ -34,7 +34,7 @@ HEAD = "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=2\n# YTID, 
 
 
 def write_audioset(folder):
-    """Three labels; a clip of the list is not there, another has sound of its own folder and suffix."""
+    """Write clips of three labels; a listed clip is missing, another has sound in a folder and format of its own."""
     (folder / "class_labels_indices.csv").write_text(
         'index,mid,display_name\n0,/m/09x0r,"Speech"\n2,/m/0k4j,"Car"\n1,/t/dd00088,"Gush, splash"\n'
     )
@@ -89,7 +89,7 @@ def test_what_is_no_audioset_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("mel", "sound", "tokens"), [(False, 480, 13_024), (True, 4800, 17_344)])
 def test_sizes_are_the_papers(mel, sound, tokens):
-    """Table 5: numbers and width of tokens."""
+    """Table 5 of the paper: numbers and widths of tokens."""
     schema = paper(mel=mel).schema
     with torch.device("meta"):
         model = audioset(512, mel=mel).build("meta")
@@ -101,7 +101,7 @@ def test_sizes_are_the_papers(mel, sound, tokens):
 
 
 def test_the_papers_runs_are_the_papers():
-    """100 epochs of 1.7 M clips; 16 windows of 32 frames."""
+    """100 epochs of 1.7 million clips; 16 windows of 32 frames."""
     recipe = paper()
     training = recipe.training
     assert abs(training.num_steps * training.batch_size - 100 * 1_700_000) < training.batch_size
@@ -114,7 +114,7 @@ def test_the_papers_runs_are_the_papers():
 @pytest.mark.slow
 @pytest.mark.parametrize("mel", [False, True])
 def test_a_real_step_of_the_papers_model(mel):
-    """One window of full size: the loss falls along its gradient."""
+    """One window at full size: the loss falls along its gradient."""
     recipe = paper(mel=mel)
     torch.manual_seed(0)
     model = PerceiverIO(recipe.schema, recipe.config)
@@ -132,7 +132,7 @@ def test_a_real_step_of_the_papers_model(mel):
 
 
 def test_windows_are_averaged(tmp_path):
-    """A clip's probabilities are the mean of its windows' (by hand), its labels those of any of them."""
+    """The probabilities of a clip are the means over its windows (by hand), its labels those of any window."""
     data = write_audioset(tmp_path)
     chances = torch.tensor([[0.9, 0.1], [0.5, 0.3], [0.2, 0.4], [0.0, 0.8]])
     truth = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]])
@@ -144,7 +144,7 @@ def test_windows_are_averaged(tmp_path):
 
 
 def test_scores_by_hand():
-    """Of two clips every speaker is right, one digit said, no digit shown; the frequency is what was counted."""
+    """Of two clips, every speaker is right, one spoken digit and no shown digit; frequencies are those counted."""
     recipe = small()
     names = recipe.schema.outputs["labels"].classes
     labels = [["says 3", "theo", "shows 9"], ["says 4", "lucas", "shows 0"]]

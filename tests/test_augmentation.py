@@ -30,7 +30,7 @@ def some_picture(height=11, width=13, seed=0):
 
 
 def places(height, width):
-    """A picture in which each pixel tells its place."""
+    """Return a picture in which each pixel holds its position."""
     rows, columns = np.indices((height, width))
     return np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
 
@@ -40,7 +40,7 @@ def operated(name, pixels, config=FULL, seed=0):
 
 
 def both_signs(name, pixels, config=FULL):
-    """What it gives for each of the two directions that it draws."""
+    """Return the results for the two directions that an operation chooses from."""
     results = {operated(name, pixels, config, seed).tobytes() for seed in range(20)}
     assert len(results) == 2
     return [np.frombuffer(result, np.uint8).reshape(pixels.shape) for result in sorted(results)]
@@ -70,7 +70,7 @@ def test_crops_have_the_area_and_the_aspect_asked_for():
 
 
 def test_heights_are_uniform():
-    """At aspect 1, TensorFlow draws the height uniformly between those of the least and the greatest area."""
+    """At aspect 1, TensorFlow draws heights uniformly between those of the smallest and the largest area."""
     config, rng = Augmentation(area=(0.25, 1.0), aspect=(1.0, 1.0)), np.random.default_rng(0)
     heights = Counter(len(random_crop(places(8, 9), config, rng)) for _ in range(5000))
     assert set(heights) == {5, 6, 7, 8}  # 4 x 4 is less than a quarter of 8 x 9
@@ -78,10 +78,10 @@ def test_heights_are_uniform():
 
 
 def test_a_crop_that_cannot_be_is_the_central_square():
-    wide = some_picture(3, 101)  # no crop of a tenth of it is at most 4/3 as wide as it is high
+    wide = some_picture(3, 101)  # no crop of a tenth of its area is at most 4/3 as wide as high
     crop = random_crop(wide, Augmentation(), np.random.default_rng(0))
     np.testing.assert_array_equal(crop, centre_crop(wide, 0.875))
-    whole = some_picture(16, 16)  # taken for a failure by the official code
+    whole = some_picture(16, 16)  # the official code treats this as a failure
     crop = random_crop(whole, Augmentation(area=(1.0, 1.0), aspect=(1.0, 1.0)), np.random.default_rng(0))
     np.testing.assert_array_equal(crop, whole[1:15, 1:15])
 
@@ -98,7 +98,7 @@ def test_what_changes_colours_by_hand():
     expected = {
         "invert": 255 - pixels,
         "posterize": pixels & 0xF0,
-        "solarize": pixels,  # from 256 on, that is nowhere
+        "solarize": pixels,  # the threshold 256 changes no pixel
         "solarize_add": np.array([[[110, 174, 210], [160, 128, 150], [210, 192, 255]]]),
         "brightness": np.minimum(pixels * 1.9, 255).astype(np.uint8),
     }
@@ -112,7 +112,7 @@ def test_what_changes_colours_by_hand():
 
 
 def test_equalising_makes_values_uniform():
-    """Values that occur equally often are spread evenly, whatever they were."""
+    """Equally frequent values are spread evenly, whatever they are."""
     ramp = np.repeat((np.arange(64) // 2 + 100).astype(np.uint8), 256).reshape(128, 128, 1).repeat(3, 2)
     result = operated("equalize", ramp)
     levels = np.unique(result)
@@ -187,7 +187,7 @@ def test_cutout_fills_one_square():
 
 
 def test_all_sixteen_are_drawn(monkeypatch):
-    """As often as the number of layers says, each equally likely."""
+    """The number of layers determines how many are drawn, each with equal probability."""
     drawn = Counter()
     for name, operation in OPERATIONS.items():
         monkeypatch.setitem(OPERATIONS, name, lambda i, c, r, n=name, o=operation: drawn.update([n]) or o(i, c, r))
@@ -235,7 +235,7 @@ def test_training_is_augmented_and_evaluation_is_not():
 
 
 def test_files_are_read_whole_where_they_are_cut(tmp_path):
-    """By their path in a record or in a table's cell; in shades of grey for one channel."""
+    """A path in a record or in a table's cell is loaded; one channel gives shades of grey."""
     pixels = some_picture(16, 17)
     path = write_image(tmp_path / "one.png", pixels)
     spec, rng = replace(SCHEMA.inputs["image"], size=14), np.random.default_rng(0)
@@ -250,7 +250,7 @@ def test_files_are_read_whole_where_they_are_cut(tmp_path):
 
 
 def test_a_record_is_the_same_whoever_asks(tmp_path):
-    """Alone, in any order, and from the workers of a run that begins anywhere: (seed, epoch, number) say it all."""
+    """A record depends on (seed, epoch, number) only: read alone, in any order, or by the workers of a resumed run."""
     records = some_records()
     for number, record in enumerate(records):
         record["image"] = write_image(tmp_path / f"{number}.png", record["image"])
@@ -266,11 +266,11 @@ def test_a_record_is_the_same_whoever_asks(tmp_path):
 
 
 def test_a_resumed_run_makes_the_same_steps(tmp_path):
-    """Bitwise, with augmentation and mixing, from workers."""
+    """The same bits, with augmentation and MixUp, from workers."""
     settings = {"schema": SCHEMA, "config": CONFIG, "mixup": Mixup(), "batch_size": 5}
     straight = trained(some_records(), tmp_path / "straight", 3, **settings)
     trained(some_records(), tmp_path / "stopped", 3, checkpoint_every=1, **settings)
-    shutil.rmtree(checkpoints(tmp_path / "stopped")[0])  # as if it had been killed after step 2
+    shutil.rmtree(checkpoints(tmp_path / "stopped")[0])  # as if the run had been killed after step 2
     resumed = trained(some_records(), tmp_path / "stopped", 3, num_workers=2, **settings)
     assert weights_of(resumed) == weights_of(straight)
     plain = trained(some_records(), tmp_path / "plain", 3, schema=SCHEMA, config=CONFIG, batch_size=5)
@@ -278,7 +278,7 @@ def test_a_resumed_run_makes_the_same_steps(tmp_path):
 
 
 def test_blends_are_of_the_beta_distribution():
-    """Variance of Beta(a, a): 1 / (4 (2a + 1))."""
+    """The variance of Beta(a, a) is 1 / (4 (2a + 1))."""
     parts = blends(20_000, [2, 3], 0.2)
     assert parts.shape == (20_000, 2, 3, 1)
     assert (parts == parts[:, :1, :1]).all()
@@ -293,12 +293,12 @@ def test_rectangles_are_rectangles():
     assert rows.sum(dim=1).max() > 9
     for side in (rows, columns):
         assert (side.int().diff(dim=1).abs().sum(dim=1) <= 2).all()
-    # Without the border a part would be uniform; what is outside is lost.
+    # Without the border, the area of a patch would be uniform; the part outside of the picture is lost.
     assert 0.25 < weights.float().mean() < 0.5
 
 
 def test_mixing_by_hand():
-    """The parts of the classes are those of the pixels; MixUp in one half, CutMix in the other."""
+    """Class weights equal the shares of pixels; half of the batch uses MixUp, the other half CutMix."""
     count, size = 6, 5
     schema = SCHEMA.changed("image", size=size).changed("label", classes=count)
     own = torch.arange(count).float()
@@ -322,7 +322,7 @@ def test_mixing_by_hand():
 
 
 def test_what_is_unknown_stays_unknown():
-    """A class, and the pixels of a missing picture, in both samples that they are mixed into."""
+    """An unknown class makes the classes of both mixed samples unknown, and a missing picture their pixels."""
     samples = [SCHEMA.preprocess(record, np.random.default_rng(0), False) for record in some_records(4)]
     samples[1]["inputs"]["image"] = None
     samples[2]["targets"]["label"] = None
@@ -334,7 +334,7 @@ def test_what_is_unknown_stays_unknown():
 
 
 def test_the_loss_of_probabilities_by_hand():
-    """Mixed, then smoothed: 0.9 (0.75, 0.25, 0) + 0.1 / 3."""
+    """Mixed first, then smoothed: 0.9 (0.75, 0.25, 0) + 0.1 / 3."""
     label, logits = Label(classes=3, smoothing=0.1), torch.tensor([[0.5, -1.0, 2.0]])
     smoothed = torch.tensor([0.675 + 0.1 / 3, 0.225 + 0.1 / 3, 0.1 / 3])
     expected = -(smoothed * logits[0].log_softmax(dim=-1)).sum()

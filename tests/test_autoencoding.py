@@ -1,4 +1,4 @@
-"""Video, sound and label: spoken digits, Kinetics in its published form, the recipes and what baselines give."""
+"""Video, sound and label: spoken digits, Kinetics in its published form, the recipes and the baselines."""
 
 import dataclasses
 from dataclasses import replace
@@ -34,7 +34,7 @@ TINY = Config(LatentsConfig(num_latents=3, channels=8), processor=ProcessorConfi
 
 
 def write_recordings(folder, numbers=(4, 5, 6)):
-    """A recording of each digit by two speakers for each number, of constants that tell which it is."""
+    """Write a recording of each digit by two speakers for each number; its constant samples identify it."""
     folder.mkdir(exist_ok=True)
     for speaker, name in enumerate(SPEAKERS[:2]):
         for digit in range(10):
@@ -47,7 +47,7 @@ def write_recordings(folder, numbers=(4, 5, 6)):
 
 
 def test_spoken_digits_are_what_they_say(tmp_path):
-    """Sound, speaker and label of a record belong together; so do they under "any", with a picture of another digit."""
+    """Sound, speaker and label of a record belong together, also with `shown: any` and its other pictures."""
     folder = write_recordings(tmp_path / "digits")
     data = SpokenDigits(folder=folder, num_training=83, frames=3, side=17, samples=53)
     assert [len(part) for part in (data.training(), data.held_out())] == [83, 20]
@@ -83,7 +83,7 @@ def test_pictures_of_the_parts_are_apart():
 
 @pytest.mark.parametrize("side", [16, 17, 29])
 def test_a_picture_bounces_whole_and_evenly(side):
-    """It is always whole, moves by its speed, and turns only at a border."""
+    """The picture stays whole, moves at its speed, and turns only at a border."""
     picture = np.ones((16, 16, 1), np.float32)
     film = bouncing(picture, 40, side, np.random.default_rng(3))
     assert (film.sum(axis=(1, 2, 3)) == 256).all()
@@ -124,14 +124,14 @@ def test_a_folder_without_recordings_is_refused(tmp_path):
 
 
 def grey_clip(path, levels, rate=8000):
-    """A film at 25 frames a second, each of one grey, and a constant sound in each frame's time."""
+    """Write a film of 25 frames a second, each of one grey, with a constant sound during each frame."""
     frames = np.broadcast_to(np.array(levels, np.uint8)[:, None, None, None], (len(levels), 32, 48, 3)).copy()
     sound = np.repeat(np.array(levels, np.float32) / 255, rate // 25)[:, None]
     return write_video(path, Clip(frames, 25.0, sound, rate))
 
 
 def write_kinetics(folder):
-    """Two labels; a clip of the list is not there."""
+    """Write clips of two labels; a listed clip is missing."""
     lists = {
         "train.csv": [
             "yawning,aaaaaaaaaaa,3,13,train",
@@ -149,7 +149,7 @@ def write_kinetics(folder):
 
 
 def test_kinetics_as_it_is_published(tmp_path):
-    """Windows go from the first frame to the last, each with its own sound; a short clip stands still in silence."""
+    """Windows go from the first to the last frame, each with its sound; a short clip ends in a still, silent frame."""
     data = write_kinetics(tmp_path)
     training, held_out = data.training(), data.held_out()
     assert data.names() == ["abseiling", "yawning"]
@@ -184,7 +184,7 @@ def test_what_is_no_kinetics_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("num_latents", "parameters"), [(784, 19_858_855), (392, 19_658_151), (196, 19_557_799)])
 def test_the_papers_runs_are_the_papers(num_latents, parameters):
-    """Facts of sections 4.3 and I: losses, batch and rate; 512 samples, 512 pixels and the label of each example."""
+    """Sections 4.3 and I of the paper: losses, batch and rate; 512 samples, 512 pixels and the label of an example."""
     recipe = paper(num_latents)
     training, outputs = recipe.training, recipe.schema.outputs
     assert (training.batch_size, training.optimiser.learning_rate) == (1024, 1e-3)
@@ -209,7 +209,7 @@ def test_halves_and_quarters_are_what_they_say():
 
 @pytest.mark.slow
 def test_a_real_step_of_the_papers_model():
-    """One clip of full size: all losses fall along their gradient."""
+    """One clip at full size: all losses fall along their gradient."""
     recipe = paper()
     torch.manual_seed(0)
     model = PerceiverIO(recipe.schema, recipe.config)
@@ -238,7 +238,7 @@ def little_schema():
 
 
 def little_records(count, seed):
-    """Clips that are sums of two patterns, so that two numbers and the mean hold all of each."""
+    """Return clips that are sums of two patterns, so that two numbers and the mean describe each exactly."""
     rng = np.random.default_rng(seed)
     patterns = np.random.default_rng(7).normal(size=(2, 12)) / 9
     rows = 0.5 + rng.uniform(-1, 1, (count, 2)) @ patterns
@@ -249,7 +249,7 @@ def little_records(count, seed):
 
 
 def test_baselines_by_hand():
-    """PCA with two numbers restores what has two; the mean's PSNR is that of the distance to it."""
+    """PCA with two components restores data of rank two; the mean's PSNR follows from the distance to it."""
     training, held_out = little_records(11, 0), little_records(5, 1)
     scores = baselines(little_schema(), training, held_out, 2)
     mean, coded = scores["mean clip, most frequent class"], scores["PCA, 2 numbers"]
@@ -296,7 +296,7 @@ def tiny_recipe(folder):
 
 
 def test_a_run_from_end_to_end(tmp_path):
-    """Train, evaluate with the label seen and unseen, compare, write clips that can be played."""
+    """Train, evaluate with the label visible and masked, compare, and write clips that can be played."""
     run = tmp_path / "run"
     run_recipe(tiny_recipe(write_recordings(tmp_path / "digits")), run)
     scores = evaluate_run(Run(run))
@@ -316,7 +316,7 @@ def test_a_run_from_end_to_end(tmp_path):
 
 
 def test_an_unseen_label_changes_nothing(tmp_path):
-    """What is written under the evaluation's schema does not depend on the label; behind it everything is as before."""
+    """With the label masked in evaluation, outputs do not depend on it; afterwards the model is unchanged."""
     recipe = tiny_recipe("")
     model = PerceiverIO(recipe.schema, recipe.config).eval()
     raw = {"audio": torch.rand(2, 64, 1), "image": torch.rand(2, 2, 16, 16, 1)}

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: ratios, memory, operations; every row runs at a tiny size. Nothing is timed."""
+"""The benchmarks measure correctly: ratios, memory, operations; every row runs at a tiny size. Nothing is timed."""
 
 import json
 import sys
@@ -66,11 +66,11 @@ def test_memory_meter_sees_what_is_gone_again():
 
 def test_kept_for_backward_by_hand():
     x, w = torch.ones(3, 5), torch.ones(5, 7, requires_grad=True)
-    # The product keeps x; the exponential keeps its result, once though two operations want it.
+    # The product keeps x; the exponential keeps its result, once although two operations use it.
     assert kept_for_backward(lambda: (lambda y: y * y)((x @ w).exp()), [w]) == 4 * (3 * 5 + 3 * 7)
 
 
-@pytest.mark.prints_warnings  # torchao, which Hugging Face's models import, tells of PyTorch's deprecations
+@pytest.mark.prints_warnings  # torchao, which transformers imports, warns of PyTorch's deprecations
 def test_kept_for_backward_needs_no_memory_to_be_counted():
     def kept():
         layer = torch.nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
@@ -84,7 +84,7 @@ def test_kept_for_backward_needs_no_memory_to_be_counted():
 
 @pytest.mark.slow
 def test_the_hugging_face_model_keeps_what_performance_says():
-    """12.7 GiB for one pair of frames; 30 with its dropout."""
+    """12.7 GiB for one pair of frames, 30 with the class's dropout."""
     program = huggingface_kept(Work("optical-flow", part="training"), Setting())
     assert round(program.kept_bytes / 2**30, 1) == 12.7
     assert "30.3 GiB" in program.note
@@ -96,7 +96,7 @@ def test_every_row_runs_and_outputs_agree(name):
     """Contenders that are not installed are left out."""
     row, reports = ROWS[name], {}
     for contender, build in row.contenders.items():
-        torch.manual_seed(len(reports))  # what they compute may not depend on it
+        torch.manual_seed(len(reports))  # the results may not depend on it
         try:
             program, report = measured(build(TINY), TINY)
         except ImportError:

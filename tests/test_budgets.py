@@ -1,4 +1,4 @@
-"""Small files that stand for gigabytes or for ever: refused in one line, within little memory; honest ones still read.
+"""Small files that announce gigabytes or endless work are refused in one line within little memory; honest ones load.
 
 Each case is a few bytes that mean far more, in a file of another kind. All are read by processes of little memory.
 """
@@ -40,7 +40,7 @@ CASES = {}
 
 
 def case(reader, name, *needed):
-    """A maker of the hostile file at a path; what is read is what it returns, or the path; `needed` in the message."""
+    """Register a writer of a hostile file, which may return the path to read; `needed` must be in the message."""
 
     def note(make):
         CASES[make.__name__.removeprefix("_")] = (reader, name, make, needed)
@@ -50,7 +50,7 @@ def case(reader, name, *needed):
 
 
 def aliases(depth=9, width=9, first="[x, x]"):
-    """A list of lists of lists, each a few times the last: width ** depth values."""
+    """Return YAML of nested lists, each with several references to the one before: width ** depth values."""
     lines = [f"a0: &a0 {first}"]
     for level in range(1, depth + 1):
         lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")
@@ -173,7 +173,7 @@ def _json_from_a_pipe(path):
 
 
 def model_folder(path, schema=None, config=None, **changes):
-    """A small model's folder whose description says something else: values by path, as config__latents__channels."""
+    """Write a small model's folder with a changed description: values by path, as config__latents__channels."""
     small = Config(LatentsConfig(num_latents=5, channels=8), processor=ProcessorConfig(num_heads=2, num_layers=1))
     model = PerceiverIO(schema or Schema({"image": Image(size=7)}, {"label": Label(classes=3)}), config or small)
     path.mkdir()
@@ -470,7 +470,7 @@ for reader in ("table", "shards"):
 
     @case(reader, "x.parquet", "row group 0 cannot be read")
     def _parquet_of_a_column_with_statistics_of_another_type(path):
-        """Of which pyarrow's description of the column would end the process."""
+        """A column with statistics of another type, whose description would make pyarrow end the process."""
         (written,) = (reader for reader in readers() if reader.name == "parquet")
         written.write(path)
         shards = dataclasses.replace(written, name="parquet-shards")
@@ -483,7 +483,7 @@ for reader in ("table", "shards"):
 
 
 def tar(path, *members, kind=tarfile.PAX_FORMAT):
-    """A .tar of (name, content, further fields of its header)."""
+    """Write a .tar of (name, content, further fields of its header)."""
     with tarfile.open(path, "w", format=kind) as file:
         for name, content, fields in members:
             member = tarfile.TarInfo(name)
@@ -494,7 +494,7 @@ def tar(path, *members, kind=tarfile.PAX_FORMAT):
 
 
 def changed_header(path, place, content, at=0):
-    """The header at a byte of a .tar with other content at a place, its sum put right."""
+    """Change the content of the header at byte `at` of a .tar, and correct its checksum."""
     data = bytearray(path.read_bytes())
     data[at + place : at + place + len(content)] = content
     data[at + 148 : at + 156] = b" " * 8
@@ -557,7 +557,7 @@ def _two_members_of_one_name(path):
 
 @case("shards", "x.tar", "global headers of 1")
 def _global_headers_of_many_keys(path):
-    """Each member would be compared with all of them."""
+    """Each member would be compared with all of the global headers."""
     keys = {f"k{number}": "" for number in range(101)}
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=keys) as file:
         file.addfile(tarfile.TarInfo("a.txt"))
@@ -566,7 +566,7 @@ def _global_headers_of_many_keys(path):
 for kind, said in ((tarfile.LNKTYPE, "a link"), (tarfile.SYMTYPE, "a link"), (tarfile.FIFOTYPE, "not a file")):
 
     def _member_that_is_no_file(path, kind=kind):
-        """Once left out without a word."""
+        """An earlier version left such members out silently."""
         tar(path, ("a.txt", b"words", {}), ("b.cls", b"1", {}), ("b.txt", b"", {"type": kind, "linkname": "a.txt"}))
 
     CASES[f"member_of_type_{kind.decode()}"] = ("shards", "x.tar", _member_that_is_no_file, ["x.tar", "b.txt", said])
@@ -579,7 +579,7 @@ def _shard_from_a_pipe(path):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """What came of each case."""
+    """Return the report of each case."""
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     jobs = {}
@@ -614,7 +614,7 @@ def test_honest_yaml_and_json_read():
 
 @pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 3}', '[{"x": {"a": 1, "a": 1}}]'])
 def test_a_key_that_is_there_twice_is_an_error(tmp_path, text):
-    """JSON's own parser would take the last without a word."""
+    """JSON's standard parser would silently take the last value."""
     with pytest.raises(ValueError, match="the key 'a' is there twice"):
         from_json(text)
 
@@ -630,7 +630,7 @@ def test_values_that_only_look_like_yaml_are_one_line(text):
 
 
 def test_a_wide_table_is_linear_in_its_columns(tmp_path):
-    """Of 50,000 columns: anything quadratic in them would take minutes."""
+    """A table of 50,000 columns: quadratic work would take minutes."""
     names = [f"c{number}" for number in range(50_000)]
     path = tmp_path / "wide.csv"
     path.write_text("\n".join([",".join(names), *(",".join(str((n * k) % 7) for n in range(50_000)) for k in (3, 5))]))
@@ -665,7 +665,7 @@ def test_texts_are_read_no_further_than_their_length(tmp_path):
 
 
 def test_rows_of_parquet_that_python_cannot_hold_are_rows_that_say_so(tmp_path):
-    """A day beyond its calendar, a text that is not UTF-8; and of two columns of one name none is dropped."""
+    """A day beyond Python's calendar, a text that is not UTF-8; and of two columns with one name neither is dropped."""
     arrow = pytest.importorskip("pyarrow")
     path, texts = tmp_path / "x.parquet", [arrow.py_buffer(np.array([0, 1, 2, 3], "i4")), arrow.py_buffer(b"a\xffb")]
     broken = arrow.Array.from_buffers(arrow.string(), 3, [None, *texts])
@@ -680,7 +680,7 @@ def test_rows_of_parquet_that_python_cannot_hold_are_rows_that_say_so(tmp_path):
 
 
 def test_texts_that_parquet_repeats_are_held_once(tmp_path):
-    """Also within lists and structures."""
+    """Repeated texts are stored once, also within lists and structures."""
     names, path = ["x" * 10**6, None, "y"] * 20, tmp_path / "a.parquet"
     columns = {"name": names, "list": [[name] for name in names], "parts": [{"of": {"it": name}} for name in names]}
     parquet(path, lambda arrow: columns, row_group_size=40)
@@ -704,7 +704,7 @@ KINDS_OF_PARQUET = [
 
 @pytest.mark.parametrize("options", KINDS_OF_PARQUET)
 def test_parquet_is_read_as_arrow_reads_it(tmp_path, options):
-    """Several groups, dictionaries that end within one, lists and maps of nothing; pictures as hubs keep them."""
+    """Several groups, dictionaries that end within one, empty lists and maps; pictures as hubs store them."""
     arrow, path = pytest.importorskip("pyarrow"), tmp_path / "a.parquet"
     texts = [None if number % 7 == 0 else f"{number % 11}" * (number % 13 + 1) for number in range(131)]
     lists = [None if number % 5 == 0 else texts[number : number + number % 4] for number in range(131)]

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one recipe and its data: nothing else is claimed, mixed, or taken for the same."""
+"""A run's folder belongs to one recipe and its data: it is never claimed by mistake, nor shared with other runs."""
 
 import fcntl
 import io
@@ -51,7 +51,7 @@ def table(tmp_path):
 
 @pytest.fixture
 def start(command, table):
-    """Start or go on with the run, and the message."""
+    """Return a function that starts or resumes the run, and returns exit code and message."""
 
     def start(*arguments):
         code, _, err = command(
@@ -64,7 +64,7 @@ def start(command, table):
 
 @pytest.fixture
 def go(table):
-    """The same without scores and report: what a refusal says."""
+    """Return a function that runs without scores and report, and returns the message of a refusal."""
 
     def go(accept=False):
         try:
@@ -110,7 +110,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_data_are_told_and_accepted(go, table, change):
     assert not go()
-    shutil.rmtree(latest_checkpoint(table / "run"))  # as if it had been killed before
+    shutil.rmtree(latest_checkpoint(table / "run"))  # as if the run had been killed before
     before = json.loads((table / "run" / "data.json").read_text())
     written = (table / "run" / "recipe.yaml").read_text()
     lines_changed(table / "own.csv", change)
@@ -123,11 +123,11 @@ def test_changed_data_are_told_and_accepted(go, table, change):
     assert kept["parts"] != before["parts"]
     assert [accepted["step"] for accepted in kept["accepted"]] == [1]
     assert (table / "run" / "recipe.yaml").read_text() == written
-    assert not go()  # what was accepted is what it goes on with
+    assert not go()  # later starts continue with the accepted data
 
 
 def test_a_new_class_cannot_be_accepted(go, table):
-    """The model knows no such class."""
+    """The model has no output for the new class."""
     assert not go()
     shutil.rmtree(latest_checkpoint(table / "run"))
     lines_changed(table / "own.csv", other_label_of_a_new_class)
@@ -148,7 +148,7 @@ def test_the_command_tells_and_accepts(start, table):
     ("change", "said"), [(other_labels, "other b"), (lambda lines: [*lines, *lines[1:9]], "records, before")]
 )
 def test_scores_of_other_records_than_were_held_out_are_told(command, start, table, change, said):
-    """A table that grew is split anew: the run has learned from some of what is now held out."""
+    """A table that grew is split anew: the run has trained on some of the rows that are now held out."""
     assert start()[0] == 0
     assert command("evaluate", table / "run")[2] == ""
     lines_changed(table / "own.csv", change)
@@ -161,7 +161,7 @@ def test_scores_of_other_records_than_were_held_out_are_told(command, start, tab
 
 
 def test_what_is_no_change_is_not_told(go, table):
-    """Another place with the same content, another time, a column that is not read."""
+    """A moved file with the same content, another time, or a change in a column that is not used."""
     assert not go()
     lines_changed(table / "own.csv", lambda lines: [f"{line}7" for line in lines[:1]] + [f"{x}1" for x in lines[1:]])
     copy = shutil.copy(table / "own.csv", table / "copy.csv")
@@ -182,7 +182,7 @@ def test_a_run_without_a_fingerprint_goes_on_and_gets_one(go, table):
 
 
 def test_fingerprints_are_of_content(tmp_path):
-    """Of pictures that cells name, of arrays, of folders, of shards; of what is computed nothing but the number."""
+    """Fingerprints cover pictures named in cells, arrays, folders and shards; of generated data only the number."""
     rng = np.random.default_rng(0)
     schema = Schema({"image": Image(size=5, channels=3)}, {"label": Label(classes=("a", "b"))})
     for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
@@ -198,7 +198,7 @@ def test_fingerprints_are_of_content(tmp_path):
     }
 
     def found():
-        fresh = {name: replace(data) for name, data in sets.items()}  # without what was read before
+        fresh = {name: replace(data) for name, data in sets.items()}  # fresh objects, without cached records
         return {name: {"all": fingerprint(data, schema, data.training())} for name, data in fresh.items()}
 
     before = found()
@@ -240,7 +240,7 @@ def test_shards_and_large_files_are_sampled(tmp_path):
 
 
 def test_a_refused_recipe_claims_nothing(start, table):
-    """Wrong data, settings, sizes, processes, devices, models to begin with: the folder is for another recipe."""
+    """Wrong data, settings, sizes, processes, devices or source models leave the folder free for another recipe."""
     for refused in (
         ("--set", "data.file=nowhere.csv"),
         ("--set", "schema.outputs.b.key=missing"),
@@ -258,7 +258,7 @@ def test_a_refused_recipe_claims_nothing(start, table):
 
 
 def test_a_run_that_made_no_step_leaves_its_folder_to_another_recipe(start, table):
-    """It failed at the first one; after a step, the folder is its own."""
+    """A run that fails at its first step does not keep the folder; after a step, the folder belongs to the run."""
     (table / "empty.csv").write_text("a,b\n" + "1,\n" * 20)
     code, err = start("--set", f"data.file={table / 'empty.csv'}", "schema.outputs.b.classes=[x, y]")
     assert (code, "no record of the batch has a target" in err) == (2, True), err
@@ -272,7 +272,7 @@ def test_a_run_that_made_no_step_leaves_its_folder_to_another_recipe(start, tabl
     "name", ["recipe.yaml", "log.jsonl", "metrics.json", "report.html", "command.txt", "data.json"]
 )
 def test_files_of_others_are_not_replaced(start, table, name):
-    """In a folder that is not a run's."""
+    """A file in a folder that does not belong to a run stays."""
     (table / "run").mkdir()
     text = "# mine\n" + (table / "schema.yaml").read_text() + f"data: {{kind: table, file: {table}/own.csv}}\n"
     (table / "run" / name).write_text(text)
@@ -285,8 +285,8 @@ def test_files_of_others_are_not_replaced(start, table, name):
 
 @pytest.mark.parametrize("steps", few([1, 40], [1]))
 def test_two_starts_at_once_do_not_mix(table, monkeypatch, steps):
-    """Of two recipes, both of which find the folder empty: one of them runs, with its own; the other is refused."""
-    launch(TrainingConfig(accelerator="cpu"))  # imports
+    """Two recipes find the folder empty: one runs there, the other is refused."""
+    launch(TrainingConfig(accelerator="cpu"))  # import once, before the forks
     both, said = multiprocessing.Barrier(2), [multiprocessing.Pipe() for _ in range(2)]
     run, pids = table / "run", []
 
@@ -316,7 +316,7 @@ def test_two_starts_at_once_do_not_mix(table, monkeypatch, steps):
 
 
 def test_a_locked_folder_is_not_written_to(start, table):
-    """By the second one, whatever its recipe is."""
+    """A second run, of whatever recipe, is refused."""
     (table / "run" / "checkpoints").mkdir(parents=True)
     ready, said = os.pipe()
     holder = os.fork()
@@ -335,7 +335,7 @@ def test_a_locked_folder_is_not_written_to(start, table):
 
 
 def test_processes_agree_on_a_refusal(table):
-    """The first one looks at the folder; all end."""
+    """Only the first process inspects the folder, but all processes end."""
 
     def run(rank):
         data = Table(file=str(table / "own.csv"))

@@ -103,7 +103,7 @@ def test_runs_that_start_from_one_another_in_a_circle_are_told(command, run, tmp
 
 @pytest.mark.slow
 def test_the_recipe_of_the_documentation_trains_on_own_files(tmp_path):
-    """docs/recipes.md as a user would follow it; the speed is the slope of the signal, so it can be learned."""
+    """Follow docs/recipes.md as a user would; the speed is the slope of the signal, so it can be learned."""
     text = (ROOT / "docs" / "recipes.md").read_text()
     (tmp_path / "mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
     rng = np.random.default_rng(0)
@@ -167,7 +167,7 @@ def test_wrong_options_get_one_line_and_exit_code_2(arguments, message):
 
 
 def test_training_again_continues_a_finished_run(command, run):
-    """The recipe in the folder is the recipe that was asked for, fitted statistics and all."""
+    """The folder keeps the recipe as given, together with the fitted statistics."""
     folder, result = run
     code, out, _ = command("train", "digits", "--out", folder, *QUICK, "--json")
     assert code == 0

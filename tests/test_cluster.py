@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def predicted(folder, data, *arguments):
-    """In a process of its own: a cluster's threads and files outlive what started it. Workers have one thread each."""
+    """Predict in a separate process, as a cluster's threads and files outlive their owner; a worker has one thread."""
     out = folder / "out.jsonl"
     command = ["predict", folder / "model", folder / data, "-o", out, "--batch-size", 3, *arguments]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Weights of others become ours: the recorded models with the recorded outputs, and nothing missing or left over."""
+"""Converted weights: the recorded models give the recorded outputs, and no array is missing or left over."""
 
 import functools
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from test_models import ask_flow, ask_imagenet, ask_video
 TOLERANCE = 1e-5
 
 IMAGE = {"schema.inputs.image.mean": None, "schema.inputs.image.std": None}
-"""The recorded pictures are in the network's units."""
+"""The recorded pictures are already normalised."""
 
 BLOCKS = {"config.processor.num_heads": 4, "config.processor.num_blocks": 2}
 
@@ -60,7 +60,7 @@ RECORDED = {
     "flow": ("optical-flow", {"schema.inputs.frames.size": (12, 16), "config.processor.num_heads": 4}),
     "video": ("multimodal", CLIP | {"config.processor.num_heads": 4}),
 }
-"""The preset of each recorded model, and what shapes do not tell."""
+"""The preset of each recorded model, and the settings that shapes do not determine."""
 
 RELEASED = [name for name, published in PRESETS.items() if published.released]
 
@@ -75,20 +75,20 @@ ASK = {"mlm": ask_mlm, "flow": ask_flow, "video": ask_video}
 
 
 def preset_of(name):
-    """For a recorded model: the released preset with what shapes cannot tell."""
+    """Return the released preset with the settings of a recorded model that shapes do not determine."""
     preset, values = RECORDED[name]
     return changed(PRESETS[preset].preset(), values)
 
 
 @functools.cache
 def converted(name):
-    """Ours, from the recorded arrays; not to be changed."""
+    """Return a recorded model's preset and weights in our format; they must not be changed."""
     recorded = read(name)
     return from_haiku(preset_of(name), under("param:", recorded), under("state:", recorded))
 
 
 def theirs(name, column):
-    """The recorded model as others would have it, and its preset."""
+    """Return a recorded model's preset, and its weights under another library's names."""
     preset, weights = converted(name)
     return preset, to_theirs(RECORDED[name][0], column, weights)
 
@@ -130,7 +130,7 @@ def test_pickles_too(name):
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_sizes_are_those_that_were_recorded(name):
-    """Only what shapes do not tell was given."""
+    """Only settings that shapes do not determine were given."""
     preset, weights = converted(name)
     assert preset.config.processor.num_layers == 2
     assert preset.config.latents.num_latents == weights["trunk.latents"].shape[0] < 10
@@ -146,7 +146,7 @@ def test_sizes_are_those_that_were_recorded(name):
 @pytest.mark.parametrize("name", RELEASED)
 @pytest.mark.parametrize("column", ["haiku", "huggingface"])
 def test_tables_name_every_array_of_the_released_models_once(name, column):
-    """At full size, without memory; and the sizes that the shapes tell are the preset's."""
+    """At full size, on the meta device; and the sizes inferred from the shapes are the preset's."""
     preset = PRESETS[name].preset()
     weights = preset.build("meta").state_dict()
     arrays = to_theirs(name, column, weights)
@@ -158,7 +158,7 @@ def test_tables_name_every_array_of_the_released_models_once(name, column):
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_haiku_names_and_layouts_are_the_official_ones(name):
-    """Back from ours, every array that DeepMind's code reads is there as it was."""
+    """Converted back, every array that DeepMind's code uses is as it was."""
     recorded = read(name)
     needed = under("param:", recorded)
     for key, array in under("state:", recorded).items():
@@ -176,7 +176,7 @@ def test_to_huggingface_names_and_back_is_exact(name):
 
 
 def test_only_the_kernel_of_deepminds_weights_in_the_hub_is_transposed():
-    """Their library applies what it saved as it is; `test_huggingface` compares the numbers."""
+    """transformers applies the kernel as saved; `test_huggingface` compares the numbers."""
     preset, arrays = theirs("imagenet_conv", "huggingface")
     kernel = arrays["perceiver.input_preprocessor.convnet.conv.weight"]
 
@@ -192,7 +192,7 @@ def test_only_the_kernel_of_deepminds_weights_in_the_hub_is_transposed():
 
 
 def test_deepminds_weights_in_the_hub_compute_what_deepmind_computes(tmp_path):
-    """Its config.json says erf GELU, which they were not trained with."""
+    """config.json names the erf GELU, with which the weights were not trained."""
     preset, arrays = theirs("imagenet_conv", "huggingface")
     name = "perceiver.input_preprocessor.convnet.conv.weight"
     arrays[name] = arrays[name].mT.contiguous()
@@ -219,7 +219,7 @@ def test_a_folder_is_theirs_whatever_its_name(tmp_path, monkeypatch):
 
 
 def test_what_files_leave_open_is_asked_for():
-    """A pickle of other sizes than the released model's; and a setting that the files contradict."""
+    """A pickle of other sizes than the released model's needs settings; a setting that contradicts it is refused."""
     pickle, image = REFERENCE / "pickles" / "imagenet_conv.pystate", "schema.inputs.image"
     settings = [f"{image}.size=32", f"{image}.positions.max_resolution=8", f"{image}.mean=null", f"{image}.std=null"]
     settings += ["config.processor.num_heads=4"]
@@ -257,11 +257,11 @@ KRASSERM = {
         "1.output_adapter.linear.bias",
     },
 }
-"""His names, as the state of his modules (perceiver-io 0.11.0) lists them; see `krasserm_names` for the rest."""
+"""krasserm's names, as his modules' state lists them (perceiver-io 0.11.0); see `krasserm_names` for the rest."""
 
 
 def krasserm_names(name):
-    """Names of all arrays of a model of his with two layers."""
+    """Return the names of all arrays of one of krasserm's models with two layers."""
 
     def block(prefix, attention, norms):
         linears = [f"{attention}attention.{x}_proj" for x in "qkvo"] + ["1.module.0", "1.module.1", "1.module.3"]
@@ -298,7 +298,7 @@ def test_krasserm_has_no_other_models():
 
 
 def test_weights_are_copies():
-    """What readers give may be views of a file."""
+    """Readers may return views of a file."""
     preset, arrays = theirs("mlm", "huggingface")
     _, weights = from_huggingface(preset, arrays)
     for array in arrays.values():
@@ -325,7 +325,7 @@ FROM = {
 
 @pytest.fixture(params=[(name, c) for name in RECORDED for c in FROM if c != "krasserm" or name in WITH_KRASSERM])
 def case(request):
-    """A model of theirs, and how it is read."""
+    """Return a foreign model and its reader."""
     name, column = request.param
     preset, arrays = theirs(name, column)
     return preset, arrays, FROM[column]
@@ -355,7 +355,7 @@ def test_an_array_with_an_axis_too_many_or_without_elements_is_named(case):
 
 
 def test_an_array_of_a_wrong_size_is_one_line(case):
-    """One place more along the last axis. It may be taken for the size of the model, and others for wrong."""
+    """One more entry along the last axis may change the inferred size, so that other arrays are reported."""
     preset, arrays, convert = case
     for name in [*arrays][:: len(arrays) // 5]:
         wrong = torch.zeros(*arrays[name].shape[:-1], (arrays[name].shape or (0,))[-1] + 1)

@@ -1,4 +1,4 @@
-"""Corruption is for training; in evaluation where an option says so; a prediction uses all that it is given."""
+"""Corruption acts in training; in evaluation only if an option enables it; a prediction uses all of its inputs."""
 
 import dataclasses
 import math
@@ -204,7 +204,7 @@ def test_an_evaluation_may_hide_at_random_and_a_model_outside_of_it_does_not():
     masking = masking_of(model, schema, seed=3)
     assert masking_of(model, model.schema).probs == {"numbers": 0.0}
     masked = model(raw, masking=masking)["label"]
-    assert len(masked.unique(dim=0)) == 2  # a sample is masked or not
+    assert len(masked.unique(dim=0)) == 2  # a sample is either masked or not
     assert torch.equal(masked, model(raw, masking=masking)["label"])
     assert not torch.equal(masked, model(raw, masking=masking._replace(seed=4))["label"])
     later = model({"numbers": raw["numbers"][:60]}, masking=masking._replace(first=4))["label"]
@@ -362,7 +362,7 @@ def test_old_schemas_keep_their_fields_and_are_evaluated_on_everything():
 
 
 def test_what_evaluations_change_is_checked_alone():
-    """Not the whole schema anew for each of them."""
+    """Changing one entry validates that entry, not the whole schema."""
     inputs = {f"x{number}": Numbers() for number in range(11)}
     schema = Schema(inputs, {"label": Label(classes=3)})
     changed = changed_specs(schema, {"x7": {"token": 1}})

@@ -1,4 +1,4 @@
-"""The dense model alone: how much there is to read, and that it needs nothing of core/fast."""
+"""The dense model alone: its number of lines, and that it needs nothing of core/fast."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def test_the_dense_model_is_read_in_an_hour() -> None:
 
 
 def test_the_dense_tests_pass_without_the_fast_folder(tmp_path: Path) -> None:
-    """Units, recorded models, tokens and the tests below, on a copy of the package that has no core/fast."""
+    """Run units, recorded models, tokens and the tests below on a copy of the package without core/fast."""
     shutil.copytree(SRC, tmp_path / "src", ignore=shutil.ignore_patterns("fast", "__pycache__"))
     files = [str(TESTS / name) for name in ("test_units.py", "test_models.py", "test_tokens.py", "test_dense.py")]
     command = [

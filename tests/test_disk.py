@@ -1,4 +1,4 @@
-"""A disk that fails at any call of a command: one line says so, what was there stays, and the next start goes on."""
+"""A disk that fails at any call of a command: one line reports it, existing files stay, and the next start goes on."""
 
 import errno
 import itertools
@@ -28,13 +28,13 @@ from small_run import without_time
 
 ERRORS = ("ENOSPC", "EIO", "EDQUOT")
 FAILING = re.compile(r"(open|openat|creat|mkdir|mkdirat|p?write(64|v)?|ftruncate|f(data)?sync|rename(at2?)?)$")
-"""System calls that can find a disk full or broken; opening a file to read it too."""
+"""System calls that can find a disk full or broken, including opening a file to read it."""
 
 EACH = 3
-"""One in this many of the calls that open a file to read it fails: they are many and alike."""
+"""One in this number of the calls that open a file to read it fails: there are many, and they are alike."""
 
 NEVER = 65_535
-"""Number of a call that no run makes."""
+"""Number of a call that no run reaches."""
 
 RECIPE = """
 data: {kind: table, file: TABLE, held_out_fraction: 0.2, max_bad_rows: 1}
@@ -69,7 +69,7 @@ that the same commands, once the disk works again, do not go on or end otherwise
 
 @dataclass
 class Ended:
-    """How commands ended."""
+    """Result of running the commands."""
 
     code: int
     errors: list[str]
@@ -79,10 +79,10 @@ class Ended:
 
 
 class Work:
-    """A folder in which commands write: a run, its report, predictions, a model."""
+    """Folder in which commands write: a run, its report, predictions, a model."""
 
     def __init__(self, folder):
-        launch(TrainingConfig(accelerator="cpu"))  # imports too
+        launch(TrainingConfig(accelerator="cpu"))  # this also imports what a run needs
         self.given, self.folder = folder / "given", folder / "work"
         self.run, self.trace, self.told = self.folder / "run", folder / "trace", folder / "told"
         self.given.mkdir(parents=True)
@@ -107,11 +107,11 @@ class Work:
         return Ended(code, self.told.read_text().splitlines(), child.saved)
 
     def calls(self):
-        """(name, number among the calls of its name) of all calls in this folder that can fail, of a whole run."""
+        """Return (name, number among the calls of its name) of all calls of a whole run here that can fail."""
         self.clear()
         assert self.start(f"trace={kills.MUTATING}").code == 0, self.told.read_text()
         lines = self.lines()
-        first = lines[0].split()[0]  # other threads have numbers of their own
+        first = lines[0].split()[0]  # calls of other threads are numbered separately
         numbers, found, readings = Counter(), [], itertools.count()
         for line in lines:
             thread, call = re.match(r"(\d+) +(\w*)", line).groups()
@@ -133,7 +133,7 @@ class Work:
         (self.folder / "predicted.csv").write_text("old\n")
 
     def result(self):
-        """All that the commands leave, without times."""
+        """Return all that the commands leave, without times."""
         assert not list(self.folder.rglob("*.unfinished*")), "what a writer left was not removed"
         checkpoint = {path.name: path.read_bytes() for path in latest_checkpoint(self.run).glob("*.safetensors")}
         files = ["run/recipe.yaml", "run/metrics.json", "run/unreadable.jsonl", "model/model.safetensors"]
@@ -143,7 +143,7 @@ class Work:
 
 
 def perform(commands, told):
-    """Commands one after the other, as a shell would start them; what the last one says goes to a file."""
+    """Run commands in turn, as a shell would; the messages of the last one go to a file."""
     sys.stdout = sys.stderr = told.open("w")
     for arguments in commands:
         sys.stderr.truncate(0)
@@ -162,12 +162,12 @@ def perform(commands, told):
 
 
 def fail(work, call, number, error, reference):
-    """Let a call fail: what must not be so, in words."""
+    """Let a call fail, and return descriptions of the faults."""
     work.clear()
     ended = work.start(f"inject={call}:error={error}:when={number}")
     faults = [] if ended.code in (0, 2) else [f"exit code {ended.code}: {ended.errors[-1:]}"]
     complaints = [line for line in ended.errors if line.startswith("perceivers: ")]
-    reasons = (os.strerror(getattr(errno, error)), "safetensors: cannot be read")  # the library does not say why
+    reasons = (os.strerror(getattr(errno, error)), "safetensors: cannot be read")  # the library omits the reason
     if ended.code == 2 and (len(complaints) != 1 or not any(reason in complaints[0] for reason in reasons)):
         faults.append(f"said {ended.errors}")
     tally = kills.Tally()
@@ -179,7 +179,7 @@ def fail(work, call, number, error, reference):
         faults.append("the older prediction is neither there nor replaced")
     if number != NEVER and not any("(INJECTED)" in line and str(work.folder) in line for line in work.lines()):
         faults.append("another call failed: the numbers of calls have shifted")
-    again = work.start() if ended.code else ended  # what failed may be done in another way
+    again = work.start() if ended.code else ended  # after an injected failure, a command may succeed in another way
     if again.code:
         faults.append(f"then it does not go on: {again.errors}")
     elif work.result() != reference:
@@ -188,10 +188,10 @@ def fail(work, call, number, error, reference):
 
 
 def failures(folder, number=None, errors=ERRORS):
-    """Let calls fail, of every kind if not all: faults in words, and how many failed."""
+    """Let all (or a number of) calls fail, and return descriptions of the faults and the number of failed calls."""
     work = Work(folder)
-    # What the first run writes for later ones (compiled sources), and what this process imports and starts to check a
-    # run, shifts the numbers of calls.
+    # The first run writes compiled sources, and this process imports modules and begins to check types: both shift the
+    # numbers of later calls.
     work.calls()
     fail(work, "openat", NEVER, errors[0], work.result())
     points = work.calls()
@@ -210,7 +210,7 @@ def test_a_disk_that_fails_at_some_calls(tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_fails_at_any_call(tmp_path):
-    """Of a training, its report, predictions as CSV, JSON lines and Parquet, a model folder; writes docs/proof.md."""
+    """Test training, its report, predictions as CSV, JSON Lines and Parquet, a model folder; write docs/proof.md."""
     found, number = failures(tmp_path)
     write_section(
         "A disk that fails", TEXT.replace("TABLE", table(["calls that failed", "faults"], [[number, len(found)]]))

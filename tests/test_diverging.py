@@ -1,4 +1,4 @@
-"""Numbers that are not finite: no checkpoint holds them, none is best, no score and no prediction is made of them."""
+"""Non-finite numbers: no checkpoint holds them or is chosen by them, and no score or prediction is made of them."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ from test_processes import SETTINGS, together
 
 
 def spoil(part):
-    """Make a part of a state not finite at its fourth step."""
+    """Return a function that makes a part of a state non-finite at its fourth step."""
     update = TrainingState.update_average
 
     def spoiled(state):
@@ -59,7 +59,7 @@ def spoil(part):
 @pytest.mark.parametrize("part", ["weights", "averaged weights", "moments"])
 @pytest.mark.parametrize("last", [4, 5])
 def test_no_checkpoint_holds_what_is_not_finite(tmp_path, monkeypatch, part, last):
-    """The last step is looked at like any other; the checkpoint that the error names is good."""
+    """The last step is checked like any other; the checkpoint that the error names is good."""
     monkeypatch.setattr(TrainingState, "update_average", spoil(part))
     with pytest.raises(ValueError, match=rf"step 4: the (loss of the new weights|{part}).*step-00000002") as caught:
         trained(small_records(), tmp_path, last, checkpoint_every=2, average_decay=0.5)
@@ -89,7 +89,7 @@ def test_a_validation_score_that_is_not_finite_ends_the_run(tmp_path, monkeypatc
 
 
 def test_a_validation_score_of_nothing_is_none(tmp_path):
-    """No record that chooses the best checkpoint has a target, or there is no such record."""
+    """No validation record has a target, or there is no validation record."""
     records, settings = small_records(), {"validation_fraction": 0.2}
     for record in loop.split(records, TrainingConfig(**settings))[1]:
         record["label"] = -100
@@ -104,7 +104,7 @@ def test_a_validation_score_of_nothing_is_none(tmp_path):
 
 @pytest.mark.parametrize(("shard_model", "fraction"), [(False, 0.0), (True, 0.0), (True, 0.3)])
 def test_processes_agree_that_weights_are_not_finite(tmp_path, shard_model, fraction):
-    """They are so in one of them alone."""
+    """Weights are non-finite in one process alone."""
 
     def run(rank):
         TrainingState.update_average = spoil("weights")
@@ -123,7 +123,7 @@ def test_a_learned_weight_of_nothing_ends_the_run(tmp_path, monkeypatch):
 
 
 def older(folder, file, change):
-    """Write a checkpoint as versions did that looked at nothing."""
+    """Write a checkpoint as older versions did, which did not check for non-finite numbers."""
     copy = shutil.copytree(folder, folder.with_name("copy"))
     (copy / "manifest.json").unlink()
     change(copy / file)
@@ -160,7 +160,7 @@ def test_an_older_checkpoint_that_is_not_finite_is_passed_over(tmp_path, file):
 
 @pytest.mark.parametrize("choose", [latest_checkpoint, best_checkpoint])
 def test_a_checkpoint_that_the_system_does_not_let_read_is_not_passed_over(tmp_path, monkeypatch, choose):
-    """An older checkpoint is not what was asked for, whichever call that opens a file fails."""
+    """No older checkpoint is used instead, whichever call that opens a file fails."""
     trained(small_records(), tmp_path / "run", 4, checkpoint_every=2)
     newest, opened, failing = checkpoints(tmp_path / "run")[0], [], [-1]
     plain, library = Path.open, safetensors.safe_open
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_the_system_does_not_let_read_is_not_passed_over(tmp_p
         return call
 
     monkeypatch.setattr(Path, "open", opening(plain, OSError(errno.EIO, "Input/output error", "of this file")))
-    monkeypatch.setattr(safetensors, "safe_open", opening(library, FileNotFoundError("No such file")))  # as it says
+    monkeypatch.setattr(safetensors, "safe_open", opening(library, FileNotFoundError("No such file")))  # as the library
     assert choose(tmp_path / "run") == newest
     count = len(opened)
     assert {"model.safetensors", TRAINING} <= set(opened)
@@ -212,7 +212,7 @@ def test_no_score_is_made_of_predictions_that_are_not_finite(tmp_path):
 
 
 def test_a_score_that_is_none_is_null(tmp_path):
-    """Of an output without a target, or a metric that is not defined."""
+    """An output without a target, or an undefined metric, gives null."""
     scores = {"held out": {"label": {"accuracy": math.nan, "auroc": 0.5}, "image": {"psnr": math.inf}}}
     keep_scores(tmp_path, scores)
     text = (tmp_path / "metrics.json").read_text()
@@ -222,7 +222,7 @@ def test_a_score_that_is_none_is_null(tmp_path):
 
 
 def test_the_command_says_null_and_never_nan(command, tmp_path):
-    """Evaluation on held-out rows of which none has a target, and a table of the run."""
+    """Evaluate held-out rows without any target, and make a table of the run."""
     (tmp_path / "own.csv").write_text("a,b\n" + "".join(f"{n % 7},{'xy'[n % 2]}\n" for n in range(24)))
     (tmp_path / "other.csv").write_text("a,b\n" + "".join(f"{n},\n" for n in range(3)))
     schema = "schema: {inputs: {a: {kind: numbers}}, outputs: {b: {kind: label}}}\n"
@@ -272,7 +272,7 @@ def test_such_a_row_keeps_its_place_and_changes_no_other(tmp_path, model):
 
 
 def test_predictions_of_every_modality_are_looked_at(model):
-    """One whose cells hide it: a class is the largest of any numbers. Records of arrays are numbered."""
+    """A class is the largest logit, so its cell conceals a NaN. Records of arrays are numbered."""
     records = [{"curve": np.zeros(5)} for _ in range(5)]
     with torch.no_grad():
         model.output_adapter.adapters["kind"].head.bias[1] = math.nan
@@ -283,7 +283,7 @@ def test_predictions_of_every_modality_are_looked_at(model):
 
 
 def test_a_gradient_that_no_scale_makes_finite_is_not_passed_over_for_ever():
-    """Under 16-mixed."""
+    """In 16-mixed precision, a gradient that is not finite even at the smallest loss scale is reported."""
 
     scale = [65536.0]
     precision = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: scale[0]))
@@ -298,7 +298,7 @@ def test_a_gradient_that_no_scale_makes_finite_is_not_passed_over_for_ever():
 
 @pytest.mark.parametrize("out", ["out.csv", "out.jsonl", "out.parquet"])
 def test_what_is_kept_is_written_in_every_format(tmp_path, model, out):
-    """NaN is no value, a date its text; the content of files is refused in one line."""
+    """NaN is written as a missing value, a date as its text; file contents are refused in one line."""
     kept = {"when": datetime(2026, 1, 2, 3), "price": Decimal("1.50"), "gap": math.nan, "note": "x"}
     rows = [Row(f"row {number}", {**row, **kept}, HERE) for number, row in enumerate(rows_of(3))]
     write_rows(tmp_path / out, predict_rows(model, rows, 2, keep=list(kept)))

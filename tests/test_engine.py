@@ -1,4 +1,4 @@
-"""Options of training: each does what it says, and nothing else to the result."""
+"""Options of training: each has its documented effect on the result, and no other."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ POSITIONS = Fourier(num_bands=2, max_resolution=5)
 
 @pytest.fixture(scope="module")
 def records():
-    """Some labels are unknown, and texts differ in length: parts of a batch count differently."""
+    """Return records with unknown labels and texts of different length, so that parts of a batch count differently."""
     rng = np.random.default_rng(1)
     texts = ["a", "two words", "and three words", "x", "yes or no", "long and longer words"]
     return [
@@ -56,7 +56,7 @@ def schema(records):
 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(records, schema):
-    """Also where they hold different numbers of known labels and masked words; in float64, to rounding."""
+    """Parts hold different numbers of known labels and masked words; in float64, the gradients agree to rounding."""
     config = TrainingConfig(accelerator="cpu", precision="64-true")
     fabric = launch(config)
     learner = fabric.setup_module(Objective(PerceiverIO(schema, PLAIN)))
@@ -92,7 +92,7 @@ def test_a_batch_without_any_target_is_an_error(records, schema):
 
 
 def test_averaged_weights_by_hand(tmp_path):
-    """Each step moves them by 1 - decay, which rises to its value; checkpoints hold both, evaluation takes them."""
+    """Each step moves the averages by 1 - decay, and decay rises to its value; checkpoints hold both versions."""
     records = small_records()
     trained(records, tmp_path, 3, average_decay=0.15, checkpoint_every=1)
     weights = {}
@@ -125,7 +125,7 @@ def test_every_optimiser_resumes_exactly(tmp_path, kind):
 
 
 def test_recomputed_activations_change_no_bit(tmp_path):
-    """Dropout included; and the model has its own methods back."""
+    """Dropout is the same; and the model's methods are restored."""
     records = small_records()
     kept, again = (trained(records, tmp_path / str(r), 3, activation_checkpointing=r) for r in (False, True))
     assert weights_of(kept) == weights_of(again)
@@ -133,7 +133,7 @@ def test_recomputed_activations_change_no_bit(tmp_path):
 
 
 def test_recomputing_keeps_less(records, schema):
-    """Fewer tensors stay for the backward pass."""
+    """Fewer tensors are kept for the backward pass."""
     model = PerceiverIO(schema, PLAIN)
     batch = next(iter(evaluation_batches(schema, records, 5)))
     kept = []
@@ -147,7 +147,7 @@ def test_recomputing_keeps_less(records, schema):
 
 
 def test_a_memory_limit_reaches_the_model(tmp_path):
-    """What it does there is tested in test_plan.py."""
+    """test_plan.py tests the effect of the limit."""
     for limit in (3_000_000, "3MB"):
         assert trained(small_records(), tmp_path / str(limit), 1, memory_limit=limit).memory_limit == limit
     with pytest.raises(ValueError, match="memory_limit = 0 must be a whole number of bytes, at least 1, text such as"):
@@ -158,7 +158,7 @@ def test_a_memory_limit_reaches_the_model(tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_run_is_close(tmp_path):
-    """In a process of its own: what checks the types of the other tests is not for the compiler."""
+    """Run in a separate process: the compiler cannot trace the type checks of the tests."""
     code = """
 import sys; from pathlib import Path; import torch
 from perceivers import Config, Image, Label, LatentsConfig, Schema
@@ -178,7 +178,7 @@ for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
 
 
 def test_the_rate_scales_with_the_batch():
-    """The paper's ImageNet: base rate 5e-4 at 256 is 2e-3 at 1,024."""
+    """The paper's ImageNet: the base rate of 5e-4 at 256 gives 2e-3 at 1,024."""
     optimiser = OptimiserConfig(learning_rate=5e-4, base_batch_size=256)
     assert TrainingConfig(batch_size=1024, optimiser=optimiser).rate(0) == pytest.approx(2e-3)
     assert TrainingConfig(batch_size=1024, optimiser=OptimiserConfig(learning_rate=5e-4)).rate(0) == 5e-4
@@ -197,7 +197,7 @@ def test_mixed_precision_leaves_the_batch_alone(schema, records):
 
 def test_validation_chooses_the_checkpoint_that_stays(tmp_path):
     records = small_records()
-    optimiser = OptimiserConfig(kind="adamw", learning_rate=0.3)  # so much that it gets worse
+    optimiser = OptimiserConfig(kind="adamw", learning_rate=0.3)  # so large that the loss rises
     trained(records, tmp_path, 9, optimiser=optimiser, checkpoint_every=1, validation_fraction=0.3)
     found = checkpoints(tmp_path)
     scores = {path: json.loads((path / "state.json").read_text())["score"] for path in found}
@@ -208,7 +208,7 @@ def test_validation_chooses_the_checkpoint_that_stays(tmp_path):
 
 
 def test_validation_changes_no_step(tmp_path):
-    """Nor does the number of checkpoints: they draw nothing and leave the model in training."""
+    """Validation and checkpoints draw no random numbers, and leave the model in training mode."""
     records = small_records()
     some, others = (trained(records, tmp_path / str(n), 6, validation_fraction=0.2, checkpoint_every=n) for n in (2, 6))
     assert weights_of(some) == weights_of(others)

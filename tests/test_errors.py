@@ -1,4 +1,4 @@
-"""Errors end the command with one line and an exit code; what a file says never acts on the terminal."""
+"""Errors end the command with one line and an exit code; text from a file never acts on the terminal."""
 
 import ast
 import csv
@@ -32,7 +32,7 @@ from tiers import few
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "c\x1b[31m\x07\x08\u202e\x9b[/]"
-"""Colour, bell, backspace, right to left, a command of 8 bits, and markup of rich."""
+"""Colour, bell, backspace, right-to-left mark, an 8-bit control character, and markup of rich."""
 
 SIZES = """
 config:
@@ -46,7 +46,7 @@ training: {num_steps: 2, batch_size: 4, checkpoint_every: 1, log_every: 1, accel
 
 @pytest.fixture
 def failing(command, monkeypatch):
-    """The command with a verb `info` that raises this error."""
+    """Return a function that runs the command with a verb `info` that raises an error."""
 
     def call(error):
         def raises(*arguments, **options):
@@ -60,7 +60,7 @@ def failing(command, monkeypatch):
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """A folder with a table and a recipe for it, of a number and a class with hostile names."""
+    """Write a table of a number and a class with hostile names, and a recipe for it."""
     monkeypatch.chdir(tmp_path)
     with open("t.csv", "w", newline="") as file:
         rows = csv.writer(file)
@@ -148,7 +148,7 @@ def test_a_message_keeps_its_beginning_and_its_end():
 
 
 def test_the_errors_of_libraries_exist():
-    """Those of what is installed: a name that no longer is would let a traceback through."""
+    """The errors named in errors.py exist in the installed libraries; otherwise tracebacks would get through."""
     found = set()
     for module in ("csv", "struct", "zlib", "lzma", "zipfile", "tarfile", "pickle", "yaml", "safetensors", "PIL.Image"):
         found |= set(filter(callable, vars(__import__(module, fromlist=["x"])).values()))
@@ -228,7 +228,7 @@ def test_the_cause_in_another_process_is_told():
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_of_several_processes_one_says_what_is_wrong(alike):
-    """The first if it knows; the one that met it else, though the first ends for want of it."""
+    """The first process reports the error if it has it; otherwise the process that met it does, in its place."""
     code = "import os, subprocess, sys, time\nfrom perceivers.cli import errors\nerrors.PATIENCE = 2.0\n"
     code += "def first():\n    if len(sys.argv) == 2:\n"
     code += "        me = [sys.executable, '-c', sys.argv[1], sys.argv[1], 'child']\n"
@@ -245,7 +245,7 @@ def test_of_several_processes_one_says_what_is_wrong(alike):
 
 
 def test_every_package_that_is_imported_has_its_extra():
-    """Of pyproject.toml: what is neither required nor in an extra could not be installed by what the line says."""
+    """An imported package must be required or in an extra of pyproject.toml, so that the message can name the extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     plain = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
     known = extras()
@@ -310,7 +310,7 @@ def test_numbers_and_names_out_of_range_are_told_before_the_work(command, table,
 
 
 def test_what_a_file_says_never_acts_on_the_terminal(command, table):
-    """Every verb that prints names of a table or of files, to both streams; the data themselves stay as they are."""
+    """Every verb that prints names of a table or of files, to both streams; the data themselves are unchanged."""
     calls = [
         ("schema", "propose", "t.csv"),
         ("schema", "check", "r.yaml"),
@@ -335,7 +335,7 @@ def test_what_a_file_says_never_acts_on_the_terminal(command, table):
             os.rename(call[-1], "run")
     assert "[/]" in printed["schema", "propose"]
     Path("proposed.yaml").write_text(printed["schema", "propose"])
-    assert command("schema", "check", "proposed.yaml")[0] == 0  # spelled out, it says what it said
+    assert command("schema", "check", "proposed.yaml")[0] == 0  # unescaped again, the recipe holds the original names
     assert HOSTILE in Path("p.csv").read_text()
     assert "\x1b" not in Path("run/report.html").read_text()
 
@@ -360,7 +360,7 @@ def test_what_is_spelled_out_is_the_same_in_json():
 
 
 def test_only_two_modules_print_through_rich():
-    """Rich writes to the terminal itself, so what it is given must be printable: tables and progress see to it."""
+    """Rich writes to the terminal itself, so its text must be printable; tables.py and progress.py ensure that."""
     using = {path.name for path in (ROOT / "src").rglob("*.py") if "import Console" in path.read_text()}
     assert using == {"tables.py", "progress.py"}
 
@@ -391,7 +391,7 @@ ARGUMENTS = [
 @pytest.mark.parametrize("line", ARGUMENTS)
 @pytest.mark.parametrize("name", ["pipe", "pipe.csv", "pipe.png", "folder.csv", "/dev/zero", "/dev/null", "missing"])
 def test_no_argument_of_a_verb_may_be_a_pipe_a_device_or_a_folder(command, table, line, name):
-    """A pipe that nobody writes would be waited for without an end, and zeros be read without one."""
+    """A pipe without a writer would be waited for, and /dev/zero read, without end."""
     if name.startswith("pipe"):
         os.mkfifo(name)
     elif name.startswith("folder"):
@@ -411,7 +411,7 @@ def test_no_run_lies_in_a_pipe_or_a_device(command, table, name):
 
 @pytest.mark.parametrize("verb", ["convert", "predict", "report", "train"])
 def test_a_disk_that_fills_leaves_no_half_written_output(command, table, verb):
-    """At any write: files may not grow beyond a few bytes."""
+    """Files may not grow beyond a few bytes, so writes fail at any point."""
     assert command("train", "r.yaml", "--out", "run")[0] == 0
     outputs = {
         "convert": ("convert", "run", "model"),
@@ -434,7 +434,7 @@ def test_a_disk_that_fills_leaves_no_half_written_output(command, table, verb):
 
 
 def test_output_that_nobody_takes(tmp_path):
-    """A full disk behind the standard output is an error; a reader that has gone is none of ours."""
+    """A full disk behind the standard output is an error; a reader that has closed the pipe is not."""
     code = "import sys, types\nverbs = types.ModuleType('verbs')\n"
     code += "verbs.VERBS = dict.fromkeys('ab', lambda: print('x' * 10**6))\n"
     code += "sys.modules['perceivers.cli.verbs'] = verbs\nsys.argv = ['perceivers', 'a']\n"
@@ -453,7 +453,7 @@ def test_output_that_nobody_takes(tmp_path):
 
 @pytest.fixture
 def heeded_signals():
-    """Signals as a terminal has them: a job in the background, or under nohup, starts with some ignored."""
+    """Restore the default signal handlers: a job in the background, or under nohup, starts with some ignored."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     yield
@@ -464,7 +464,7 @@ def heeded_signals():
 @pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_verb_quietly(command, monkeypatch, name):
-    """Whatever a library makes of the exception, and though it comes twice."""
+    """The verb ends even if a library wraps the exception, and if the signal comes twice."""
     number, left = getattr(signal, name), []
 
     def works():
@@ -482,7 +482,7 @@ def test_a_signal_ends_a_verb_quietly(command, monkeypatch, name):
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.usefixtures("heeded_signals")  # a child inherits what is ignored, and nothing else
+@pytest.mark.usefixtures("heeded_signals")  # a child inherits ignored signals only
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_modules_load_ends_quietly(name):
     code = "import os, signal, sys\nfrom perceivers.__main__ import main\nassert 'torch' not in sys.modules\n"
@@ -514,7 +514,7 @@ def test_texts_in_yaml_say_the_same_after_they_were_printed():
 
 @pytest.mark.parametrize("encoding", few(["ascii", "latin-1", "utf-8"], ["ascii"]))
 def test_wrong_arguments_are_told_in_any_encoding(encoding):
-    """Where there is no UTF-8 there is no box around what is wrong."""
+    """An encoding other than UTF-8 gets no box around the message."""
     call = [sys.executable, "-m", "perceivers", "plan", "x", "--batch-size", "many"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(call, capture_output=True, check=False, env=environment)
@@ -539,7 +539,7 @@ main()
 
 @pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_nobody_who_listens(tmp_path, closed):
-    """The work is done, the exit code is what it would be, and no file is taken for a closed stream."""
+    """The verb works and its exit code is unchanged; no other file is opened in place of a closed stream."""
     for verb, code in (("works", 0), ("fails", 2), ("neither", 2)):
         call = ["bash", "-c", f'"$0" -c "$1" {verb} {closed}', sys.executable, IN_A_SHELL]
         done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -572,7 +572,7 @@ def test_what_an_encoding_lacks_is_spelled_out(tmp_path, encoding):
     done = subprocess.run([sys.executable, "-m", "perceivers", "schema", "propose", "t.csv"], **options)
     if encoding == "utf-8":
         assert "größe: {kind: number}" in done.stdout.decode()
-    else:  # read as YAML, it would name another column
+    else:  # read as YAML, the text would name another column
         assert (done.returncode, done.stdout) == (2, b"")
         one_line(done.stderr.decode(encoding), "set PYTHONUTF8=1")
 
@@ -638,7 +638,7 @@ OVERWRITING = [
 
 
 def test_no_verb_writes_over_what_it_reads(command, table):
-    """Nor over its other output, a model's own files, or into a folder of which every file is a row."""
+    """Outputs also never overwrite each other or a model's files, nor lie in a folder whose files are all rows."""
     assert command("train", "r.yaml", "--out", "run")[0] == 0
     assert command("convert", "run", "model")[0] == 0
     for folder in ("pictures", "texts"):
@@ -657,5 +657,5 @@ def test_no_verb_writes_over_what_it_reads(command, table):
         assert code == 2, line
         one_line(err, "would")
         assert {path: path.read_bytes() for path in table.rglob("*") if path.is_file()} == before, line
-    for _ in range(2):  # what is not of the run may lie there, and be replaced
+    for _ in range(2):  # other files may lie in a run's folder, and be replaced
         assert command("predict", "run", "t.csv", "-o", "run/q.csv")[0] == 0

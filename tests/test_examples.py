@@ -1,4 +1,4 @@
-"""The examples of docs/: their data from tiny files in the published formats, their schema files trained on it."""
+"""The examples of docs/: their data, from tiny files in the published formats, and training on their schema files."""
 
 import gzip
 import importlib
@@ -32,7 +32,7 @@ QUICK = (
 
 @pytest.fixture
 def example(monkeypatch):
-    """An example's script as a module."""
+    """Return a function that imports an example's script."""
     monkeypatch.syspath_prepend(EXAMPLES)
     return importlib.import_module
 
@@ -139,7 +139,7 @@ def test_a_schema_file_checks_and_trains(name, example, command, tmp_path, monke
 
 
 def narrow(file):
-    """Few channels, for a model that need not be good."""
+    """Make the model of a schema file small."""
     return ("config.latents.channels=64",) if "channels: 512}" in file.read_text() else ()
 
 
@@ -209,7 +209,7 @@ def test_photographed_pairs_have_the_flow_of_their_disparity_and_of_their_plane(
     disparity[1, 2] = np.inf
     np.savez(source / "motorcycle_disp.npz", disparity)
     write_image(source / "aloeGT.png", np.arange(35, dtype=np.uint8).reshape(5, 7))
-    # (x, y) is seen at (2 x + 1, y - 1) / 2.
+    # The point (x, y) appears at (2 x + 1, y - 1) / 2.
     (source / "H1to3p.xml").write_text(
         "<opencv_storage><data>\n 2. 0. 1.\n 0. 1. -1. 0. 0. 2. </data></opencv_storage>"
     )
@@ -225,4 +225,4 @@ def test_photographed_pairs_have_the_flow_of_their_disparity_and_of_their_plane(
     np.testing.assert_array_equal(flows["aloe"][2, 3], [-17, 0])
     assert np.isnan(flows["aloe"][0, 0]).all()
     np.testing.assert_allclose(flows["wall"][3, 4], [0.5, -2])
-    assert np.isnan(flows["wall"][0]).all()  # seen above the second picture
+    assert np.isnan(flows["wall"][0]).all()  # appears above the second picture

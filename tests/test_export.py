@@ -1,4 +1,4 @@
-"""The released models compile without a break and export with any batch; encode and decode are separate programs."""
+"""The released models compile in one graph and export with any batch size; encode and decode are separate programs."""
 
 import multiprocessing
 import shutil
@@ -26,7 +26,7 @@ Arrays = dict[str, Any]
 
 
 class Encode(nn.Module):
-    """Raw inputs to latents."""
+    """Program from raw inputs to latents."""
 
     def __init__(self, model: PerceiverIO) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Encode(nn.Module):
 
 
 class Decode(nn.Module):
-    """Latents to raw outputs, some of them at places only; raw inputs where an output asks with them."""
+    """Program from latents to raw outputs, some at given positions only, and with raw inputs that serve as queries."""
 
     def __init__(self, model: PerceiverIO) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class Decode(nn.Module):
 
 
 ASKED_WITH = {"mlm": "text", "flow": "frames"}
-"""Inputs that an output asks with."""
+"""Inputs whose tokens are the queries of an output."""
 
 PLACES = {"mlm": ["restored"], "flow": ["flow"], "video": ["image", "audio"]}
-"""Outputs that are asked at some places."""
+"""Outputs that are decoded at some positions."""
 
 
 def raw_of(name: str) -> Arrays:
@@ -69,7 +69,7 @@ def raw_of(name: str) -> Arrays:
 
 
 def programs(name: str, batch: int, asked: int, length: int | None = None) -> list[tuple[nn.Module, tuple[Any, ...]]]:
-    """Encoder and decoder with what they are given; texts of a length."""
+    """Return encoder and decoder with their arguments; texts have this length."""
     model = built(*converted(name))
     raw = tree_map(lambda x: torch.cat([x] * batch)[:batch], raw_of(name))
     raw = tree_map(lambda x: x[:, :length], raw) if name == "mlm" else raw
@@ -86,7 +86,7 @@ def assert_close(found: Any, expected: Any) -> None:
 
 
 def check_compiled(name: str, backend: str) -> None:
-    inductor_config.compile_threads = 1  # no processes of its own
+    inductor_config.compile_threads = 1  # no further processes
     for program, given in programs(name, batch=2, asked=3):
         torch.compiler.reset()
         with torch.no_grad():
@@ -97,7 +97,7 @@ def check_compiled(name: str, backend: str) -> None:
 
 
 def check_exported(name: str) -> None:
-    """Pictures and films keep the size that they were exported with; texts and queries do not."""
+    """Check the exported programs: pictures and films keep their size; numbers of text tokens and queries vary."""
     others = programs(name, batch=5, asked=4, length=7)
     for (program, given), (_, other) in zip(programs(name, batch=3, asked=3, length=9), others, strict=True):
         dynamic = tuple(
@@ -115,7 +115,7 @@ def check_exported(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[ProcessPoolExecutor]:
-    """A process whose functions do not check the shapes of what they are given: compilers cannot look into that."""
+    """Yield a process without jaxtyping's checks of shapes, which compilers cannot trace."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         yield pool
 

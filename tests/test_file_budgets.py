@@ -1,4 +1,4 @@
-"""Small files that ask for much: refused before the work, or read within it; and large honest ones."""
+"""Small files that need a lot of work are refused before it, or read within limits; large honest files are read."""
 
 import ctypes
 import gzip
@@ -34,19 +34,19 @@ Read = Callable[[Path], object]
 
 
 def peak() -> int:
-    """The most resident memory of this process so far, in bytes."""
+    """Return the peak resident size of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 class Budget:
-    """What is done within takes at most so many bytes, and a generous ten seconds of the processor."""
+    """Context that checks the memory of its block, and its CPU time against a generous ten seconds."""
 
     def __init__(self, bytes_: int = 64 * 2**20) -> None:
         self.bytes = bytes_
 
     def __enter__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the record of the largest memory begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak resident size
         self.before, self.started = peak(), time.process_time()
 
     def __exit__(self, *error: object) -> None:
@@ -69,7 +69,7 @@ def written(path: Path, content: bytes) -> Path:
 
 
 def npy(shape: tuple[int, ...], content: bytes = b"", descr: object = "<f8") -> bytes:
-    """A .npy file whose header says what it likes."""
+    """Return a .npy file with an arbitrary header."""
     header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + content
 
@@ -88,7 +88,7 @@ def npz(*members: tuple[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
 @pytest.mark.parametrize("size", [(2_000_003, 1), (1, 2_000_003)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_narrow_pictures_of_16_bits_are_read_in_seconds(size: tuple[int, int], channels: int, tmp_path: Path) -> None:
-    """Once 50,000,000 x 1 pixels took as many steps."""
+    """An earlier version took a step per line, 50,000,000 of them."""
     width, height = size
     lines = bytes(height * (1 + width * 2 * channels))
     path = written(tmp_path / "a.png", png(width, height, 16, 0 if channels == 1 else 2, lines))
@@ -102,7 +102,7 @@ def test_pictures_of_16_bits_take_three_times_their_memory(channels: int, tmp_pa
     values = np.random.default_rng(0).integers(0, 2**16, (1201, 1213, channels), np.uint16)
     path = write_png16(tmp_path / "a.png", values)
     for read in (read_png16, read_image):
-        read(path)  # what the allocator keeps is kept
+        read(path)  # memory that the allocator keeps is not counted below
         with Budget(3 * read(path).nbytes):
             read(path)
     assert np.array_equal(read_png16(path), values)
@@ -122,7 +122,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_take_few_times_their_memory(name: str, tmp_path: Path) -> None:
-    """Pixel for pixel what Pillow makes of the whole at once."""
+    """The pixels equal those that Pillow returns when it loads the whole picture."""
     (mode, settings), (width, height) = PICTURES[name], (2503, 1901)
     values = np.random.default_rng(0).integers(0, 256, (height // 50, width // 50, len(mode)), np.uint8)
     picture = Image.fromarray(values.squeeze(), mode).resize((width, height), Image.Resampling.NEAREST)
@@ -138,8 +138,8 @@ def test_pictures_take_few_times_their_memory(name: str, tmp_path: Path) -> None
     expected = np.rot90(expected, -1) if "exif" in settings else expected
     del whole, white, over
     assert np.array_equal(read_image(path), expected)
-    ctypes.CDLL(None).malloc_trim(0)  # else what is free already is not counted
-    with Budget((6 if name.endswith("webp") else 3) * expected.nbytes):  # libwebp alone takes five times
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise, freed memory that malloc keeps would hide growth
+    with Budget((6 if name.endswith("webp") else 3) * expected.nbytes):  # libwebp itself takes five times
         read_image(path)
 
 
@@ -150,13 +150,13 @@ def in_a_jpeg(path: Path, segments: bytes) -> Path:
 
 
 def test_pictures_with_headers_in_many_pieces(tmp_path: Path) -> None:
-    """Pillow appends each to a copy of those before."""
+    """For each piece, Pillow would copy all previous ones."""
     exif = b"\xff\xe1" + struct.pack(">H", 508) + b"Exif\0\0" + b"M" * 500
     refused(read_image, in_a_jpeg(tmp_path / "a.jpg", exif * 40_000), "many pieces")
     out = io.BytesIO()
     Image.new("L", (3, 2)).save(out, "GIF")
     good = out.getvalue()
-    start = 13 + 3 * (2 << (good[10] & 7))  # behind the colours
+    start = 13 + 3 * (2 << (good[10] & 7))  # after the colour table
     for comments in (b"!\xfe" + (b"\xff" + b"c" * 255) * 40_000 + b"\0", b"!\xfe\1c\0" * 400_000):
         refused(read_image, written(tmp_path / "a.gif", good[:start] + comments + good[start:]), "many pieces")
     large = b"\xff\xe1" + struct.pack(">H", 65_002) + b"http://ns.adobe.com/xap/1.0/\0" + bytes(64_971)
@@ -165,7 +165,7 @@ def test_pictures_with_headers_in_many_pieces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["jpeg", "before", "behind"])
 def test_exif_of_entries_that_overlap(place: str, tmp_path: Path) -> None:
-    """Of 200 kB Pillow made three gigabytes."""
+    """Pillow would turn 200 kB into three gigabytes."""
     entries = b"".join(struct.pack(">HHII", number, 7, 60_000, 0) for number in range(5000))
     exif = b"MM\0*\0\0\0\x08" + struct.pack(">H", 5000) + entries
     if place == "jpeg":
@@ -193,7 +193,7 @@ def test_a_png_of_a_million_chunks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(49_999_999, 1), (1, 49_999_999)])
 def test_run_lengths_that_jump_far(size: tuple[int, int], tmp_path: Path) -> None:
-    """Two bytes say: 255 lines further; of long lines that is 13 GB, and Pillow fills it a pixel at a time."""
+    """Two bytes can skip 255 lines, 13 GB if the lines are long, and Pillow fills each pixel in a loop."""
     palette, pixels = bytes(1024), b"\0\2\0\xff" + b"\0\0" + b"\0\1"
     header = struct.pack("<IiiHHIIiiII", 40, *size, 1, 8, 1, len(pixels), 0, 0, 256, 0)
     start = struct.pack("<2sIHHI", b"BM", 1078 + len(pixels), 0, 0, 1078)
@@ -202,7 +202,7 @@ def test_run_lengths_that_jump_far(size: tuple[int, int], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
 def test_a_jpeg_of_many_scans(kind: str, tmp_path: Path) -> None:
-    """Each of 75 bytes is read over all pixels."""
+    """Each scan of 75 bytes would be decoded over all pixels."""
     out = io.BytesIO()
     second = {"save_all": True, "append_images": [Image.new("L", (5, 7))]} if kind == "MPO" else {}
     Image.new("L", (4001, 4003)).save(out, kind, progressive=True, **second)
@@ -222,7 +222,7 @@ def test_a_jpeg_of_many_segments(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", "<>")
 def test_texts_of_no_characters(order: str, tmp_path: Path) -> None:
-    """Once a SystemError of Python's own."""
+    """Python raised a SystemError for such text."""
     codes = np.array([[65, 66], [67, 2**31]], f"{order}u4")
     path = written(tmp_path / "a.npz", npz(("a.npy", npy((2,), codes.tobytes(), f"{order}U2"))))
     refused(lambda path: list(read_arrays(str(path))), path, "no character")
@@ -320,7 +320,7 @@ def test_arrays_in_archives_that_overlap(tmp_path: Path) -> None:
 
 
 def test_safetensors_of_records_without_values(tmp_path: Path) -> None:
-    """Each record was made at once: a trillion of nothing never ended."""
+    """A trillion empty records would have been made, in endless time."""
     header = json.dumps({"x": {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]}}).encode()
     path = written(tmp_path / "a.safetensors", struct.pack("<Q", len(header)) + header)
     refused(lambda path: read_arrays(str(path)), path, "holds nothing")
@@ -354,7 +354,7 @@ def test_packed_text_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
 
 
 def test_packed_lines_that_unpack_to_gigabytes(tmp_path: Path) -> None:
-    """Once all of a line was read, though the file would be refused when it came to a document of it."""
+    """The whole line would have been loaded before a document in it is refused."""
     path = written(tmp_path / "a.jsonl.gz", gzip.compress(bytes(2**20)) * 300)
     refused(lambda _: Documents(str(tmp_path)), path, "a line of more than 134,217,728 bytes", 2**29)
     written(path, gzip.compress(b'{"text": "%s"}\n' % bytes(2**20)) * 300)
@@ -402,7 +402,7 @@ def test_targets_that_are_no_numbers(task: str, line: str, match: str, tmp_path:
 
 
 def test_a_tokenizer_with_an_id_of_four_billion(tmp_path: Path) -> None:
-    """A model would have a row of numbers for each id below it."""
+    """A model would have an embedding for each smaller id."""
     model = {"type": "WordLevel", "vocab": {"a": 0, "b": 2**32 - 1}, "unk_token": "a"}
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
@@ -449,7 +449,7 @@ def split(pattern: str) -> dict[str, object]:
 def test_tokenizers_that_would_never_end(
     parts: dict[str, object], match: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Once gigabytes, hours, an end of the process, or a panic of Rust on the error stream."""
+    """Such files took gigabytes or hours, ended the process, or printed a Rust panic."""
     path = token_file(tmp_path / "tokenizer.json", **parts)
     with Budget(), pytest.raises(ValueError, match=match) as error:
         FileTokenizer(str(path))

@@ -38,7 +38,7 @@ def write_autoflow(folder):
 
 
 def write_sintel(folder):
-    """Two scenes, of three frames and of two; one with occlusions."""
+    """Write two scenes, of three frames and of two; one has occlusions."""
     training = folder / "training"
     for number, (scene, frame) in enumerate([("alley_1", 1), ("alley_1", 2), ("market_2", 1)]):
         write_flow(training / "flow" / scene / f"frame_{frame:04d}.flo", some_flow(number))
@@ -112,7 +112,7 @@ def test_what_is_no_such_folder_is_refused(tmp_path):
 
 
 def test_reversed_flow_by_hand():
-    """Two pixels end at the third and are averaged; what leaves the frame ends nowhere; unknown flow counts nothing."""
+    """Two pixels end at the third and are averaged; flow that leaves the frame and unknown flow contribute nothing."""
     flow = np.array([[[2, 0], [1, 0], [9, 0], [np.nan, np.nan], [-1.4, 0.3]]], np.float32)
     expected = np.full((1, 5, 2), np.nan)
     expected[0, 2] = -1.5, 0
@@ -134,7 +134,7 @@ def records(tmp_path, **changes):
 
 
 def test_the_first_phase_is_plain_and_both_ways(tmp_path):
-    """With crops as large as the frames: each pair as it is, then backward, in an order of its own in each pass."""
+    """Crops as large as the frames give each pair unchanged, then reversed, in a new random sequence in each pass."""
     learned = records(tmp_path, size=(HEIGHT, WIDTH), plain_part=1.0)
     assert len(learned) == 40
     pairs = {some_frame(number).tobytes(): number for number in range(2)}
@@ -167,7 +167,7 @@ def test_strength_grows():
 
 
 def test_mirroring_turns_flow_too():
-    """A ramp moved by its flow stays consistent: each pixel's colour is its place, and flow points along it."""
+    """A ramp moved by its flow stays consistent: the colour of a pixel is its position, and flow points along it."""
     flow = np.zeros((4, 5, 2))
     flow[..., 0], flow[..., 1] = 1, 2
     frames = np.zeros((2, 4, 5, 3))
@@ -179,7 +179,7 @@ def test_mirroring_turns_flow_too():
 
 
 def test_magnifying_scales_flow_too():
-    """Twice as large along both axes: displacements are twice as far."""
+    """Twice as large along both axes: displacements double."""
     certain = replace(CURRICULUM, scale=(1.0, 1.0), stretch=0.0, spatial_prob=1.0)
     flow = np.broadcast_to(np.array([1.5, -0.5], np.float32), (HEIGHT, WIDTH, 2))
     frames, larger = magnified(np.random.default_rng(0), np.zeros((2, HEIGHT, WIDTH, 3)), flow, certain, 1.0)

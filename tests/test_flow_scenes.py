@@ -1,4 +1,4 @@
-"""Made-up scenes: a scene by hand, frames that agree with their flow, and the same scene from the same number."""
+"""Synthetic scenes: one by hand, frames that agree with their flow, and reproducibility from the scene's number."""
 
 from dataclasses import replace
 
@@ -21,13 +21,13 @@ def shifted(x, y):
 
 
 def square(left, top, side):
-    """A square of `side` pixels whose first one is (left, top)."""
+    """Return a square of `side` pixels whose first pixel is (left, top)."""
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * side / 2
     return Shape(np.array([left, top]) + side / 2 - 0.5, np.arctan2(corners[:, 1], corners[:, 0]), np.hypot(*corners.T))
 
 
 def place_textured(layer):
-    """The same layer painted with its own places, as red and green, which linear interpolation keeps exactly."""
+    """Paint a layer with its coordinates as red and green, which linear interpolation preserves exactly."""
     height, width = 200, 300
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     picture = torch.from_numpy(np.stack([x / width, y / height, 0 * x]).astype(np.float32))
@@ -37,7 +37,7 @@ def place_textured(layer):
 
 
 def warped(frame, flow):
-    """The second frame fetched back by the flow [H, W, C], interpolated linearly."""
+    """Warp the second frame to the first by the flow [H, W, C], with linear interpolation."""
     height, width = flow.shape[:2]
     places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + flow
     unit = torch.from_numpy((places / [width - 1, height - 1] * 2 - 1).astype(np.float32))[None]
@@ -46,7 +46,7 @@ def warped(frame, flow):
 
 
 def inner(seen, layers, views):
-    """Pixels whose four neighbours in the second frame show the same layer as they do."""
+    """Return a mask of the pixels whose four neighbours in the second frame belong to the same layer."""
     places = views[0].points + views[0].flow_to(views[1])[0].reshape(-1, 2)
     low = np.floor(places).astype(int)
     height, width = SIZE
@@ -59,7 +59,7 @@ def inner(seen, layers, views):
 
 
 def test_a_scene_by_hand():
-    """A square of three pixels moves by (2, 1) over a still ground; a second one, still, hides one of its columns."""
+    """A square of three pixels moves by (2, 1) over a static ground; a static square hides one of its columns."""
     layers = [
         Layer(GREY, shifted(0, 0)),
         Layer(GREY, shifted(2, 1), square(1, 1, 3)),
@@ -71,10 +71,10 @@ def test_a_scene_by_hand():
     expected[1:4, 1:4] = 2, 1
     assert np.array_equal(flow, expected)
     hidden = np.zeros((7, 11), bool)
-    hidden[2:5, 3:6] = True  # where the moving square arrives ...
-    hidden[1:4, 1:4] = False  # ... except for what it left itself
-    hidden[1:4, 3] = True  # its last column goes behind the still square
-    hidden[2:5, 5] = False  # which is not hidden
+    hidden[2:5, 3:6] = True  # destination of the moving square ...
+    hidden[1:4, 1:4] = False  # ... except for its own former pixels
+    hidden[1:4, 3] = True  # the last column goes behind the static square
+    hidden[2:5, 5] = False  # the static square itself stays visible
     assert np.array_equal(occluded, hidden)
     back, _ = second.flow_to(first)
     assert np.array_equal(back[2:5, 3:5], np.broadcast_to([-2.0, -1.0], (3, 2, 2)))
@@ -90,7 +90,7 @@ def test_what_leaves_the_frame_is_occluded():
 @pytest.mark.parametrize("number", range(7))
 @pytest.mark.parametrize("swap", [False, True])
 def test_the_second_frame_fetched_back_is_the_first(number, swap):
-    """Exactly, up to how much a homography and waves bend between two pixels, on what is seen in both frames."""
+    """Exact, up to the curvature of homography and waves between two pixels, where both frames show the layer."""
     rng = np.random.default_rng(number)
     layers = [place_textured(layer) for layer in make_layers(rng, DATA, photos_of("")[0], 1.0)]
     views = [View(layers, SIZE, second) for second in ((True, False) if swap else (False, True))]
@@ -102,7 +102,7 @@ def test_the_second_frame_fetched_back_is_the_first(number, swap):
 
 
 def test_real_textures_agree_too():
-    """With photos the error is that of interpolation, far below that of not moving at all."""
+    """With photographs, the error is that of interpolation, far below the error without motion."""
     fetched, still = [], []
     for record in DATA.held_out():
         first, second = record["frames"]
@@ -138,7 +138,7 @@ def test_difficulty_grows_over_the_records():
 
 
 def test_both_ways_swaps_frames_and_flow():
-    """Flow there, then back, ends where it began, on what both frames show."""
+    """Flow forth and back ends at its start, where both frames show the layer."""
     data = replace(DATA, both_ways=True)
     forward, backward = data.training()[8], data.training()[9]
     np.testing.assert_array_equal(forward["frames"][0], backward["frames"][1])

@@ -1,4 +1,4 @@
-"""The recipes of optical flow and what needs no training."""
+"""The recipes of optical flow, and baselines that need no training."""
 
 from dataclasses import replace
 from typing import get_args
@@ -25,7 +25,7 @@ from perceivers.training.loop import TrainingConfig
 
 
 def test_metrics_by_hand():
-    """Errors of 5, 0 and 4 pixels, one unknown; Fl counts those above 3 pixels and above 5 percent of the truth."""
+    """Errors of 5, 0 and 4 pixels, one unknown; Fl counts errors above 3 pixels and 5 percent of the true flow."""
     target = np.array([[[3, 4], [1, 1], [96, 0], [np.nan, np.nan]]], np.float32)
     guess = np.array([[[0, 0], [1, 1], [100, 0], [9, 9]]], np.float32)
     records = [{"frames": np.zeros((2, 1, 4, 3), np.float32), "flow": target}]
@@ -36,7 +36,7 @@ def test_metrics_by_hand():
 
 
 def test_opencv_finds_a_shift():
-    """Both of OpenCV's baselines know right from down, and pixels from anything else."""
+    """Both baselines of OpenCV find the direction and the size of a shift in pixels."""
     pytest.importorskip("cv2")
     from sklearn.datasets import load_sample_image
 
@@ -55,7 +55,7 @@ def test_bytes_are_the_pictures():
 
 
 def test_the_papers_run_is_the_papers():
-    """Facts of section H: 480 epochs of 400,000 pairs in batches of 512, LAMB at 4e-4 with a cosine."""
+    """Section H: 480 epochs of 400,000 pairs in batches of 512, LAMB at 4e-4 with a cosine schedule."""
     recipe = paper()
     training, data = recipe.training, recipe.data
     assert training.num_steps * training.batch_size == 480 * 400_000
@@ -77,7 +77,7 @@ def test_the_papers_run_is_the_papers():
     ],
 )
 def test_sizes_of_the_papers_variants(variant, channels, queries):
-    """Paper, table 5: widths of tokens and numbers of queries, at full size."""
+    """Table 5 of the paper: widths of tokens and numbers of queries, at full size."""
     model = optical_flow((2048, 512), 1, variant).build("meta")
     frames = model.input_adapter.adapters["frames"]
     tokens = frames(torch.zeros(1, 2, 368, 496, 3, device="meta"))
@@ -87,9 +87,9 @@ def test_sizes_of_the_papers_variants(variant, channels, queries):
 
 
 def test_convex_upsampling_by_hand():
-    """Each fine pixel picks one of the nine coarse ones around its own, row by row; beyond the border there is 0."""
+    """Each fine pixel selects one of the nine coarse ones around its own, row by row; beyond the border there is 0."""
     coarse = torch.arange(1.0, 7).reshape(1, 2, 3, 1)  # 1 2 3 over 4 5 6
-    chosen = torch.tensor([4, 5, 3, 1])  # of its own block's four pixels: itself, right, left, above
+    chosen = torch.tensor([4, 5, 3, 1])  # for the four pixels of a block: the coarse pixel itself, right, left, above
     logits = torch.zeros(1, 2, 3, 9, 4)
     logits[..., chosen, range(4)] = 1e3
     fine = convex_upsample(coarse, logits.flatten(3), 2)
@@ -107,7 +107,7 @@ def test_convex_upsampling_mixes_and_never_exceeds():
 
 @pytest.mark.parametrize("variant", get_args(Variant))
 def test_variants_give_flow_of_each_pixel(variant, monkeypatch):
-    """At first no motion, after a step some; single pixels are refused where neighbours mix."""
+    """An untrained model gives no motion, a trained step some; variants that mix neighbours refuse single pixels."""
     torch.manual_seed(0)
     recipe = side_by_side(variant)
     model = optical_flow((5, 16), 1, variant)
@@ -143,7 +143,7 @@ def test_fetching_back_undoes_a_shift():
 
 
 def test_levels_add_up():
-    """A model that always says one pixel to the right: half the size says two of them, and the rest one more."""
+    """A model that always predicts one pixel to the right: two from the half size, and one more from the rest."""
     recipe = side_by_side("3x3")
     model = replace(optical_flow((5, 16), 1), schema=recipe.schema).build().eval()
     torch.nn.init.constant_(model.output_adapter.adapters["flow"].head.bias, 0)
@@ -159,7 +159,7 @@ def test_levels_add_up():
 
 
 def test_separate_frames_are_asked_with_the_first():
-    """Tokens of the second frame are read but do not ask: queries are those of a pair with another second frame."""
+    """Tokens of the second frame are read but are no queries: another second frame gives the same queries."""
     torch.manual_seed(0)
     model = replace(optical_flow((5, 16), 1), schema=side_by_side("3x3-separate").schema).build().eval()
     frames = torch.rand(2, 2, 5, 7, 3)

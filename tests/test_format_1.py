@@ -1,4 +1,4 @@
-"""Files of format 1: model folders load with each field that is called otherwise now, recipes are told the new word."""
+"""Files of format 1: model folders load with the old field names; a recipe with one is refused with the new name."""
 
 import json
 from dataclasses import replace
@@ -40,17 +40,17 @@ CONFIG = Config(
     DecoderConfig(channel_alignment="project"),
 )
 TRAINING_ALONE = {"mixing", "recompute"}
-"""Old words that no model folder holds."""
+"""Old names that no model folder contains."""
 
 
 def old_fields(plain: Any, renamed: dict[str, str]) -> Any:
-    """Return a section of a description with the old words."""
+    """Return a section of a description with the old names."""
     names = {new: old for old, new in renamed.items()}
     return {names.get(name, name): value for name, value in plain.items()} if isinstance(plain, dict) else plain
 
 
 def as_format_1(folder: Path, renamed: dict[str, str]) -> None:
-    """Rewrite a model folder with the old words."""
+    """Rewrite a model folder with the old names."""
     place = folder / "model.json"
     description = json.loads(place.read_text())
     assert description["format"] == FORMAT == 2

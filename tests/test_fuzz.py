@@ -1,4 +1,4 @@
-"""Every reader, given valid files with a few things changed: read, or refused in one line, within time and memory."""
+"""Every reader, given valid files with a few changes: read, or refused in one line, within time and memory."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from tiers import few
 READERS = readers()
 
 FAST = [reader for reader in READERS if reader.name in ("png", "wav-float", "safetensors", "npz", "haiku")]
-"""Readers of which a few changed files are read in `make test` too."""
+"""Readers that `make test` also tests, with a few changed files."""
 
 COUNT = -(-10_000 // len(READERS))
-"""Cases of each reader in `make proof`: 10,000 of all."""
+"""Cases of each reader in `make proof`: 10,000 in all."""
 
 
 @pytest.mark.parametrize("reader", FAST, ids=lambda reader: reader.name)

@@ -1,4 +1,4 @@
-"""No source of ours loads or runs what a file names, but where that was reviewed; what is installed has hashes."""
+"""No source loads or runs what a file names, except in reviewed places; every installed package has hashes."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for room in ("src", "benchmarks", "examples", "locks") for path in (ROOT / room).rglob("*.py"))
 
 REVIEWED = {
-    "torch.load": {"src/perceivers/pretrained/foreign.py"},  # after its own look at the archive; weights_only
+    "torch.load": {"src/perceivers/pretrained/foreign.py"},  # after our check of the archive, and with weights_only
     "import_module": {
         "src/perceivers/media/extra.py",  # libraries of the extra, named by our own sources
         "src/perceivers/core/__init__.py",  # the folder of our fast algorithms
@@ -26,12 +26,12 @@ REVIEWED = {
         "locks/__main__.py",
         "benchmarks/pictures.py",
     },
-    "MAX_IMAGE_PIXELS": {"benchmarks/pictures.py"},  # of a picture that it made
+    "MAX_IMAGE_PIXELS": {"benchmarks/pictures.py"},  # for a picture that the benchmark made
 }
-"""Where what is dangerous elsewhere was looked at by a person."""
+"""Reviewed uses of functions that are forbidden elsewhere."""
 
 MODULES = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pty", "code", "runpy"}
-"""Modules that load objects or run code: never imported. `pickletools` reads a pickle's words without doing them."""
+"""Modules that load objects or run code: never imported. `pickletools` only parses a pickle."""
 
 CALLS = re.compile(
     r"(builtins\.)?(eval|exec|compile|__import__)|os\.(system|popen|exec\w+|spawn\w+)|"
@@ -40,11 +40,11 @@ CALLS = re.compile(
 """Functions that are never called."""
 
 ARGUMENTS = {"shell": False, "trust_remote_code": False, "allow_pickle": False, "weights_only": True}
-"""Arguments that are never given another value, nor one that is only known when it runs."""
+"""Arguments that never have another value, or a value that is known only at run time."""
 
 
 def dangers(source):
-    """(what it is, line) of everything in a source that loads or runs more than it says."""
+    """Yield (name, line) of everything in a source that could load or run code."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
@@ -112,7 +112,7 @@ def test_the_gate_sees(source):
 
 
 def locked(name):
-    """(version, number of hashes) of each package of a lock file."""
+    """Return (version, number of hashes) of each package of a lock file."""
     text = (ROOT / "locks" / f"{name}.txt").read_text()
     entries = re.findall(r"^([\w.-]+)==(\S+)(.*\n(?:[ \t].*\n)*)", text, re.MULTILINE)
     assert len(entries) == len(re.findall(r"^\w", text, re.MULTILINE)), "a line without a version"
@@ -132,7 +132,7 @@ def test_every_locked_package_has_hashes_and_the_version_of_the_constraints(name
 
 @pytest.mark.parametrize(("extra", "files"), [("train", ["run"]), ("dev", ["run", "dev"])])
 def test_the_locks_hold_everything_that_an_extra_needs(extra, files):
-    """So that a dependency that is added without `make locks` is told here, and not on a machine that lacks it."""
+    """A dependency that was added without `make locks` fails here, and not on a machine that lacks it."""
     known = {package for name in ["torch-cpu", *files] for package in locked(name)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(project["optional-dependencies"]) >= {extra}
@@ -150,7 +150,7 @@ def test_the_locks_hold_everything_that_an_extra_needs(extra, files):
 
 
 def needs(package, project):
-    """Requirements of a package with their markers; of ours as pyproject.toml has them."""
+    """Return the requirements of a package with their markers, for ours those in pyproject.toml."""
     if package != "perceivers":
         return requires(package) or []
     extras = project["optional-dependencies"].items()

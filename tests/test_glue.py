@@ -1,4 +1,4 @@
-"""GLUE: its files as they are published, the three ways to ask for a task, scores by hand, runs from end to end."""
+"""GLUE: its files as published, the three kinds of task queries, scores by hand, runs from end to end."""
 
 import math
 from dataclasses import replace
@@ -124,7 +124,7 @@ def of(records, task):
     ],
 )
 def test_files_that_glue_publishes(official, task, training, held_out):
-    """Lines without a target or without all cells are left out; quotation marks are text."""
+    """Lines without a target or with missing cells are left out; quotation marks are text."""
     data = Glue(official, (task,))
     assert of(data.training(), task) == training
     assert data.held_out()[0]["text"] == held_out
@@ -141,7 +141,7 @@ def test_files_from_before_glue(before):
 
 
 def test_vaders_ratings_and_their_signs(before):
-    """Documents 5 and 10 are held out with all their sentences; a rating of 0 is of no class."""
+    """Documents 5 and 10 are held out with all of their sentences; a rating of 0 belongs to no class."""
     data = Glue(before, ("vader",))
     training = [(record["text"], record.get("vader"), record["vader_rating"]) for record in data.training()]
     assert training == [("Yay!", "positive", 2.5), ("Awful.", "negative", -3.25), ("On Monday.", None, 0.0)]
@@ -155,7 +155,7 @@ def test_vaders_ratings_and_their_signs(before):
 
 
 def test_tasks_come_one_behind_the_other_and_by_their_shares(official):
-    """Two of CoLA, one of RTE, two of STS; with shares of 1 : 2 : 1 RTE comes four times, the others once."""
+    """Two of CoLA, one of RTE, two of STS; with shares of 1 : 2 : 1, RTE comes four times, the others once."""
     tasks = ("cola", "rte", "sts")
     data = Glue(official, tasks)
     assert [record["task"] for record in data.training()] == ["cola", "cola", "rte", "sts", "sts"]
@@ -206,7 +206,7 @@ def model_of(variant, tasks=("cola", "rte", "sts")):
 
 
 def test_what_asks_for_a_task():
-    """One token for all, one token each, a query each; the tokens stand before the text."""
+    """One token for all tasks, one token each, or one query each; the tokens precede the text."""
     queries = {}
     for variant, tokens in (("shared-token", 1), ("task-tokens", 3), ("task-queries", 0)):
         _, model = model_of(variant)
@@ -225,7 +225,7 @@ def test_what_asks_for_a_task():
 
 @pytest.mark.parametrize("variant", ["shared-token", "task-tokens", "task-queries"])
 def test_other_texts_of_a_batch_change_nothing(variant):
-    """Padding behind a short text, and a record without a text, are not read; the tokens learn."""
+    """Padding after a short text, and a record without a text, are not read; the tokens get gradients."""
     schema, model = model_of(variant)
     records = [{"text": "Ö!"}, {"text": "a longer one"}, {"text": None}]
     samples = [schema.preprocess(record, np.random.default_rng(0), False) for record in records]
@@ -243,7 +243,7 @@ def test_other_texts_of_a_batch_change_nothing(variant):
 
 
 def test_a_text_of_one_byte_is_told_all_classes():
-    """Rows of an output that asks with a token do not follow the input's tokens."""
+    """The number of classes of an output that uses a token as its query does not depend on the number of tokens."""
     _, model = model_of("shared-token", ("mnli",))
     row = next(predict_rows(model, [{"text": "a"}], 1))
     assert row["mnli"] in CLASSES["mnli"]
@@ -263,7 +263,7 @@ def test_tokens_that_are_not_there_and_what_they_exclude():
 
 
 def test_the_head_is_two_layers_with_tanh():
-    """With zeros in the last layer its bias comes out; and it saturates: an infinite row gives a finite answer."""
+    """By hand; tanh saturates, so that a huge input gives a finite output."""
     _, model = model_of("task-queries")
     head = model.output_adapter.adapters["cola"].head
     first, last = head[0], head[2]
@@ -274,7 +274,7 @@ def test_the_head_is_two_layers_with_tanh():
 
 
 def test_other_tasks_take_no_part_in_the_loss(official):
-    """Nothing of RTE's query and head learns from a record of CoLA."""
+    """A record of CoLA gives no gradient to RTE's query and head."""
     schema, model = model_of("task-queries")
     record = Glue(official, ("cola",)).training()[0]
     batch = schema.collate([schema.preprocess(record, np.random.default_rng(0), True)])
@@ -287,7 +287,7 @@ def test_other_tasks_take_no_part_in_the_loss(official):
 
 
 def test_scores_by_hand():
-    """MNLI: 1 of 2 and 1 of 1 right, which is 75 and not 67 percent; CoLA's Matthews is 1 / 3 of 4 : 2 with 2 wrong."""
+    """MNLI: 1 of 2 and 1 of 1 right, 75 and not 67 percent; CoLA: Matthews 1 / 3, with 4 : 2 records and 2 wrong."""
     schema = glue_schema(("mnli", "cola"), TEXT)
     hot = torch.eye(3)
     compared = {
@@ -301,7 +301,7 @@ def test_scores_by_hand():
     assert by_file["mismatched"]["mnli"]["accuracy"] == 1
     assert by_file.keys() == {"matched", "mismatched"}
     scores = glue_scores(schema, compared, by_file)
-    # Of 6: 3 right positives, 1 right negative, 1 wrong of each: (3 * 1 - 1 * 1) / sqrt(4 * 4 * 2 * 2) = 1 / 4.
+    # Six records: 3 true positives, 1 true negative, 1 wrong of each: (3 * 1 - 1 * 1) / sqrt(4 * 4 * 2 * 2) = 1 / 4.
     assert scores["cola"] == {"matthews": pytest.approx(1 / 4)}
     assert scores["mnli"] == {"accuracy": 0.75}
     assert scores["average"] == {"score": pytest.approx(0.5)}
@@ -321,7 +321,7 @@ def test_f1_and_correlation_by_hand():
     metrics = schema.outputs["sts"].metrics()
     for metric in metrics.values():
         metric.update(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3.0, 1.0, 2.0]))
-    # Deviations (-4, -1, 5) / 3 and (1, -1, 0).
+    # The deviations are (-4, -1, 5) / 3 and (1, -1, 0).
     assert float(metrics["pearson"].compute()) == pytest.approx(-3 / (42 * 2) ** 0.5)
     sure = ProbabilisticRegression(further_metrics=("pearson",))
     means = torch.tensor([[1.0], [2.0], [4.0]])[..., None]
@@ -333,7 +333,7 @@ def test_f1_and_correlation_by_hand():
 
 
 def test_baselines_by_hand(tmp_path):
-    """Letters tell the class: bytes find it, the most frequent answer is right for what is most frequent."""
+    """Letters determine the class, so that the byte baseline is right; the most frequent class is right at its rate."""
     files = {
         "SST-2/train.tsv": [f"{'good' if n % 3 else 'bad'} film {n}\t{int(n % 3 > 0)}" for n in range(30)],
         "SST-2/dev.tsv": ["good\t1", "bad\t0", "good one\t1", "bad one\t0", "so bad\t0"],
@@ -364,7 +364,7 @@ def test_classes_that_are_never_seen_have_no_probability():
 
 
 def test_the_papers_recipes_are_the_papers():
-    """F.4: 10 epochs of the byte model, LAMB, 200 steps of warm-up; F.3's sizes with a query and a head of 768."""
+    """F.4: 10 epochs of the byte model, LAMB, 200 steps of warm-up; F.3's sizes with a query and head of width 768."""
     recipe = paper(("cola",))
     assert (recipe.training.num_steps, recipe.training.batch_size) == (2672, 32)
     assert recipe.training.optimiser.kind == "lamb"
@@ -372,7 +372,7 @@ def test_the_papers_recipes_are_the_papers():
     assert recipe.training.schedule.warmup_steps == 200
     model = Preset(recipe.schema, recipe.config).build("meta")
     head = 768 * 768 + 768 + 768 * 2 + 2
-    encoder = 201_108_230 - 2048 * 768 - 262  # the released model without its queries and its bias of bytes
+    encoder = 201_108_230 - 2048 * 768 - 262  # the released model without its queries and the biases of its bytes
     assert sum(parameter.numel() for parameter in model.parameters()) == encoder + 768 + head
     several = {variant: paper(tuple(EXAMPLES), variant) for variant in ("shared-token", "task-tokens", "task-queries")}
     assert several["shared-token"].schema.inputs["text"].prefix == 1
@@ -382,7 +382,7 @@ def test_the_papers_recipes_are_the_papers():
 
 @pytest.mark.slow
 def test_the_paper_takes_a_step(official):
-    """A record through the full model, and LAMB on what it says."""
+    """One record through the full model, and a step of LAMB on its loss."""
     recipe = paper(tuple(EXAMPLES), "task-tokens")
     data = replace(recipe.data, folder=official)
     schema = recipe.schema.fit(data.training())
@@ -392,17 +392,18 @@ def test_the_paper_takes_a_step(official):
     losses = Objective(model)(schema.collate([sample]))
     losses["cola"].backward()
     optimiser.step()
-    assert math.log(2) / 4 < losses["cola"] < 4 * math.log(2)  # of two classes, guessed
+    assert math.log(2) / 4 < losses["cola"] < 4 * math.log(2)  # two classes, guessed
     assert not torch.equal(model.trunk.latents, latents)
 
 
 @pytest.mark.parametrize("variant", ["shared-token", "task-tokens", "task-queries"])
 def test_a_run_from_end_to_end(official, tmp_path, variant):
-    """Several tasks at once, from a tiny byte model: it is scored by task, and shown."""
+    """Several tasks at once, from a tiny byte model: scores by task, and a report."""
     torch.manual_seed(0)
     schema = Schema({"text": TEXT}, {"restored": replace(TEXT, key="text", of="text", query_channels=8)})
     (tmp_path / "bytes").mkdir()
     save_model(PerceiverIO(schema, TINY), tmp_path / "bytes")
+    # Train from the byte model.
     tasks = ("cola", "mnli", "sts")
     recipe = replace(
         small(tasks, variant),
@@ -418,6 +419,7 @@ def test_a_run_from_end_to_end(official, tmp_path, variant):
     assert "decoder" in lines[0]
     assert "text.embedding" in lines[0] or "input_adapter" in lines[0]
     assert "output_adapter" in lines[1]
+    # Compare scores and report.
     task = TASKS["glue-cola"]
     keep_scores(tmp_path / "run", evaluate_run(Run(tmp_path / "run")) | task.baseline_scores(Run(tmp_path / "run")))
     scores = read_scores(tmp_path / "run")
@@ -432,7 +434,7 @@ def test_a_run_from_end_to_end(official, tmp_path, variant):
 
 
 def test_what_a_byte_model_lends():
-    """All that reads and processes, and the decoder; queries and heads start fresh."""
+    """The text's embedding, the trunk and the decoder are loaded; queries and heads start fresh."""
     torch.manual_seed(0)
     source = PerceiverIO(Schema({"text": TEXT}, {"restored": replace(TEXT, of="text", query_channels=8)}), TINY)
     _, model = model_of("task-tokens")
@@ -443,7 +445,7 @@ def test_what_a_byte_model_lends():
 
 
 def test_answers_stand_beside_their_records(official):
-    """Of each output as many as there are records of its task, in their order."""
+    """Each output has as many answers as its task has records, in the same order."""
     schema, model = model_of("task-queries")
     records = Glue(official, ("cola", "rte", "sts")).held_out()
     found = gathered(answers(model, schema, records))

@@ -1,4 +1,4 @@
-"""The house stays a house: imports go one way, a forward pass stays short, the README shows what is there."""
+"""Structure of the code: imports go one way, a forward pass stays short, the README shows the real tree."""
 
 import ast
 import inspect
@@ -29,10 +29,10 @@ FLOORS = [
     ["public"],
     ["__main__", "__init__"],
 ]
-"""Each part may import from its own part and from the floors below."""
+"""Each part may import from itself and from the parts listed before it."""
 
 SYSTEM_FILES = ("model.py", "recipes.py", "baselines.py", "inference.py", "report.py")
-"""Names that the files of a system have."""
+"""Allowed names of a system's files."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -84,7 +84,7 @@ def test_no_other_room_has_a_file_of_the_same_name(room):
 
 
 def test_one_dense_forward_pass_opens_at_most_680_lines():
-    """Lines of all our functions that run when an image is classified, beside those that refuse wrong arguments."""
+    """Count the lines of all our functions that run when an image is classified, except argument checks."""
     model = PerceiverIO(Schema({"image": Image(size=8)}, {"label": Label(classes=3)})).eval()
     opened = lines_opened(lambda: model(torch.zeros(2, 8, 8, 3), algorithm="dense"))
     for guard in ("arguments.py", "checks.py", "guard.py", "memory_limits.py", "precision.py", "raw.py"):
@@ -93,7 +93,7 @@ def test_one_dense_forward_pass_opens_at_most_680_lines():
 
 
 def lines_opened(run):
-    """Lines of the functions of the package that `run` calls, by file, each once."""
+    """Return the number of lines of the package's functions that `run` calls, by file, each counted once."""
     opened = {}
 
     def note(frame, event, argument):
@@ -116,7 +116,7 @@ def test_functions_are_short_and_take_few_arguments():
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name} is long"
                 if any("triton" in ast.unparse(decorator) for decorator in node.decorator_list):
-                    continue  # a kernel is given arrays and sizes, no objects
+                    continue  # a kernel gets arrays and sizes, not objects
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 assert len(arguments) <= 9, f"{path.name}: {node.name} takes {len(arguments)} arguments"
 

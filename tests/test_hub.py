@@ -1,4 +1,4 @@
-"""Model folders: kept for ever, whole or not at all, never more than data; the hub, played by a folder."""
+"""Model folders: readable for ever, whole or absent, never more than data; and a folder that acts as the hub."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub that holds the frozen model as owner/model, and what was asked of it."""
+    """Return a folder that acts as the hub, with the frozen model as owner/model, and a list of the requests."""
     import huggingface_hub
 
     asked = []
@@ -42,7 +42,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_frozen_models_compute_what_they_did(number):
-    """A model folder of each format is loaded for ever."""
+    """The model folder of each format loads, now and in later versions."""
     frozen = REFERENCE / f"frozen-{number}"
     assert f'"format": {number},' in (frozen / "model.json").read_text()
     recorded = load_tensors(frozen.with_suffix(".safetensors"))
@@ -97,7 +97,7 @@ def test_a_repository_of_another_library_says_how_to_convert_it(hub):
 def test_convert_fetches_what_is_no_folder(command, hub, tmp_path):
     _, asked = hub
     code, _, err = command("convert", "owner/model", tmp_path / "dest", "--model", "language")
-    assert code == 2  # the frozen model is none of the released ones
+    assert code == 2  # the frozen model is not a released one
     assert len(err.strip().splitlines()) == 1
     ((name, options),) = asked
     assert name == "owner/model"
@@ -160,7 +160,7 @@ def test_lying_descriptions_are_errors_of_one_line(folder, lie):
         path.write_text(json.dumps(description))
     else:
         path.write_text(LIES[lie])
-    (folder / "manifest.json").unlink()  # which would notice any change
+    (folder / "manifest.json").unlink()  # the manifest would reveal any change
     with pytest.raises(ValueError, match=r"model\.(json|safetensors)") as caught:
         from_pretrained(folder)
     assert len(str(caught.value).splitlines()) == 1

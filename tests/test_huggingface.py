@@ -1,4 +1,4 @@
-"""Equality with transformers' own classes, random weights, in both directions, under the option set `huggingface`."""
+"""Equality with transformers' classes, with random weights, in both directions, under the numerics `huggingface`."""
 
 import json
 import math
@@ -59,13 +59,13 @@ TINY = {
     | {"output_shape": [1, 2, 12, 20], "output_num_channels": 29, "_label_trainable_num_channels": 37}
     | {"hidden_act": "gelu_pytorch_tanh"},
 }
-"""As small as the classes let them be, and other than the released models in every key that changes the numbers.
+"""The smallest sizes that the classes allow, different from the released models in every key that changes the numbers.
 
 They hard-code bands, most widths and the decoder's heads.
 """
 
 OTHER_NAMES = {"hidden_act", "num_labels", "qk_channels", "v_channels", "cross_attention_shape_for_attention"}
-"""Keys that can say the same in several ways."""
+"""Keys that can express the same in several ways."""
 
 IMAGENET = {
     "num_latents": 512,
@@ -93,7 +93,7 @@ Outputs = dict[str, Tensor]
 
 @dataclass
 class Question:
-    """The same inputs for both, and points where the model must be asked at some."""
+    """Inputs for both models, and points for models that decode at some positions."""
 
     theirs: dict[str, Any]
     ours: dict[str, Any]
@@ -144,7 +144,7 @@ def question_for(family: str, config: Any, size: tuple[int, int]) -> Question:
 
 
 def their_model(family: str, sizes: dict[str, Any]) -> Any:
-    """One of transformers' models, every parameter and statistic random."""
+    """Return one of transformers' models, with every parameter and statistic random."""
     config = transformers.PerceiverConfig(**sizes)
     model = getattr(transformers, CLASSES[family])(config).eval()
     with torch.no_grad():
@@ -179,19 +179,19 @@ def our_outputs(preset: Preset, weights: dict[str, Tensor], family: str, questio
 def assert_equal(ours: Outputs, theirs: Outputs) -> None:
     assert ours.keys() == theirs.keys()
     for name, output in ours.items():
-        # They restore as many places of a text as there can be.
+        # Their class decodes all positions of a text of the maximum length.
         expected = theirs[name][:, : output.shape[1]] if output.ndim == 3 else theirs[name]
         assert relative_error(output, expected) <= TOLERANCE, name
 
 
 def saved(model: Any, folder: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As their library saves it, read by ours."""
+    """Save a model with transformers and load its files with our reader."""
     model.save_pretrained(folder)
     return read_torch(folder), json.loads((folder / "config.json").read_text())
 
 
 def loaded(family: str, weights: dict[str, Tensor], config: dict[str, Any], folder: Any) -> Any:
-    """As ours saves it, read by their library; everything it has is in the file, and nothing else."""
+    """Save weights with our code and load them with transformers, which must find all of its arrays and no others."""
     save_tensors(folder / "model.safetensors", weights)
     (folder / "config.json").write_text(json.dumps(config))
     model, report = getattr(transformers, CLASSES[family]).from_pretrained(folder, output_loading_info=True)
@@ -200,20 +200,20 @@ def loaded(family: str, weights: dict[str, Tensor], config: dict[str, Any], fold
 
 
 def size_of(family: str) -> tuple[int, int]:
-    """Height and width; transformers' learned positions are those of a square."""
+    """Return height and width; transformers' learned positions need a square."""
     return {"imagenet-learned": (13, 13), "imagenet-conv": (37, 43)}.get(family, (12, 17))
 
 
 def read_as_theirs(family: str, folder: Any) -> tuple[Preset, dict[str, Tensor]]:
-    """What `convert` makes of a folder by itself."""
+    """Convert a folder as `convert` does without options."""
     model = read_checkpoint(folder, PRESETS[family].preset())
     return Preset(model.schema, model.config), model.state_dict()
 
 
 @pytest.mark.parametrize("family", CLASSES)
-@pytest.mark.prints_warnings  # torchao, which transformers imports, tells of deprecations
+@pytest.mark.prints_warnings  # torchao, which transformers imports, warns of deprecations
 def test_theirs_as_ours_compute_the_same(family: str, tmp_path: Any) -> None:
-    """What their library saves needs no word but the model's name; and it comes back as it was."""
+    """A folder saved by transformers needs only the model's name; written back, it is the same."""
     model = their_model(family, TINY[family])
     model.save_pretrained(tmp_path / "theirs")
     preset, ours = read_as_theirs(family, tmp_path / "theirs")
@@ -245,7 +245,7 @@ def test_every_activation_is_theirs(activation: str) -> None:
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_ours_as_theirs_compute_the_same(family: str, tmp_path: Any) -> None:
-    """Sizes and activation that their library did not make."""
+    """With sizes and an activation that transformers' defaults lack."""
     weights, config = saved(their_model(family, TINY[family]), tmp_path)
     preset, ours = from_huggingface(PRESETS[family].preset(), weights, config)
     preset = changed(preset, {f"config.{stage}.activation": "gelu_tanh" for stage in STAGES})
@@ -263,7 +263,7 @@ def test_ours_as_theirs_compute_the_same(family: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_every_array_of_theirs_is_used(family: str) -> None:
-    """At full size, without memory; the preset that comes back is the released one."""
+    """At full size, on the meta device; the preset after the round trip is the released one."""
     with torch.device("meta"):
         model = getattr(transformers, CLASSES[family])(transformers.PerceiverConfig(**FULL[family]))
     preset = PRESETS[family].preset()
@@ -288,7 +288,7 @@ def test_shapes_of_their_classes_follow_from_config_json(family: str, sizes: dic
 
 
 def test_defaults_are_theirs_for_every_key_of_their_class() -> None:
-    """All but two, with which it computes nothing."""
+    """All keys except two, which do not affect the outputs."""
     config, general = transformers.PerceiverConfig(), transformers.PreTrainedConfig().to_dict()
     own = {key: value for key, value in plain(config.to_dict()).items() if key not in general}
     assert own | {"num_labels": config.num_labels} == DEFAULTS | {
@@ -345,7 +345,7 @@ def test_what_their_class_could_not_load_is_not_written(
 def test_what_config_json_says_or_lacks_must_be_that_of_the_arrays(
     family: str, lie: dict[str, Any], message: str, tmp_path: Any
 ) -> None:
-    """As their class takes it, which would not load them; `...` stands for a key that is not there."""
+    """transformers' class would not load such folders either; `...` stands for a missing key."""
     weights, config = saved(their_model(family, TINY[family]), tmp_path)
     config = {key: value for key, value in (config | lie).items() if value is not ...}
     with pytest.raises(ValueError, match=f"^config.json: .*{message}"):
@@ -353,7 +353,7 @@ def test_what_config_json_says_or_lacks_must_be_that_of_the_arrays(
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it."""
+    """Return a value as JSON represents it."""
     return json.loads(json.dumps(value))
 
 
@@ -373,7 +373,7 @@ def test_names_of_classes_come_and_go(tmp_path: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CLASSES)
 def test_full_size(family: str) -> None:
-    """Both directions: the second by equal weights and sizes."""
+    """Both directions; the second is checked by equal weights and sizes."""
     model = their_model(family, FULL[family])
     config = plain(model.config.to_dict()) | {"attention_probs_dropout_prob": 0.0}
     preset, ours = from_huggingface(PRESETS[family].preset(), model.state_dict(), config)
@@ -403,7 +403,7 @@ def test_convert_says_whose_numbers_it_took(command: Any, tmp_path: Any) -> None
 
 
 def test_a_model_of_ours_is_written_otherwise_only_on_demand(command: Any, tmp_path: Any) -> None:
-    """Its padding is not theirs; its activation and everything else is."""
+    """The padding of our model differs from theirs; the activation and everything else agrees."""
     their_model("imagenet-conv", TINY["imagenet-conv"]).save_pretrained(tmp_path / "theirs")
     numbers = ["--numbers", "deepmind", "--set", "config.encoder.attention_dropout=0.1"]
     numbers += ["config.processor.attention_dropout=0.1", "config.decoder.attention_dropout=0.1"]
@@ -443,7 +443,7 @@ def test_their_other_classes_are_named(tmp_path: Any) -> None:
     ],
 )
 def test_pixels_are_scaled_as_their_processor_scales_them(processor: dict[str, Any], tmp_path: Any) -> None:
-    """Both directions; cutting and resizing aside."""
+    """Both directions, without cropping and resizing."""
     theirs, family = their_model("imagenet-conv", TINY["imagenet-conv"]), "imagenet-conv"
     theirs.save_pretrained(tmp_path / "theirs")
     transformers.PerceiverImageProcessorPil(**processor).save_pretrained(tmp_path / "theirs")

@@ -1,4 +1,4 @@
-"""Image classification: IDX files and folders of classes, its recipes, what stands beside it."""
+"""Image classification: IDX files and folders of classes, the recipes, the baselines."""
 
 import gzip
 import math
@@ -42,7 +42,7 @@ def idx_bytes(array):
 
 
 def write_idx(folder, counts=(23, 11), size=(28, 28), classes=10):
-    """As published, the training part packed; two bright rows of a picture tell its class."""
+    """Write files as published, the training part compressed; two bright rows of a picture show its class."""
     rng = np.random.default_rng(0)
     for part, count in zip(("train", "t10k"), counts, strict=True):
         labels = (np.arange(count) % classes).astype(np.uint8)
@@ -59,7 +59,7 @@ def write_idx(folder, counts=(23, 11), size=(28, 28), classes=10):
 
 
 def write_pictures(folder, counts):
-    """So many pictures of each class, each of a size of its own."""
+    """Write a number of pictures of each class, all of different sizes."""
     rng = np.random.default_rng(0)
     for name, count in counts.items():
         for number in range(count):
@@ -113,7 +113,7 @@ def test_idx_folders_that_do_not_fit(tmp_path):
 
 
 def test_imagenets_folders(tmp_path):
-    """Classes are those of train; pictures of others in val are passed over, and so is what is no picture."""
+    """The classes are those of train; other classes in val, and files that are no pictures, are skipped."""
     write_pictures(tmp_path / "train", {"n01440764": 3, "n01443537": 2})
     write_pictures(tmp_path / "val", {"n01443537": 2, "n99999999": 1})
     (tmp_path / "train" / "n01440764" / "notes.txt").write_text("no picture")
@@ -129,7 +129,7 @@ def test_imagenets_folders(tmp_path):
 
 
 def test_a_folder_is_split_by_names(tmp_path):
-    """About the part asked for; more files move none of the others; the largest classes, each picture once."""
+    """About the requested share; new files move no others; the largest classes only, and each picture once."""
     write_pictures(tmp_path, {"cat": 60, "dog": 40, "eel": 3})
     (tmp_path / "dog" / "again.png").symlink_to(tmp_path / "cat" / "0.png")
     data = ImageFolder(folder=str(tmp_path), held_out_fraction=0.25, largest=2)
@@ -145,7 +145,7 @@ def test_a_folder_is_split_by_names(tmp_path):
 
 
 def test_large_pictures_are_passed_over(tmp_path):
-    """Those of more pixels than asked for, a bomb among them; a damaged one is still said."""
+    """Pictures above the pixel limit, such as a bomb, are skipped; a damaged one is kept, and reported when read."""
     write_pictures(tmp_path, {"cat": 2})
     write_image(tmp_path / "cat" / "large.png", np.zeros((40, 50, 3), np.uint8))
     (tmp_path / "cat" / "bomb.png").write_bytes(bombs()["png"])
@@ -155,7 +155,7 @@ def test_large_pictures_are_passed_over(tmp_path):
 
 
 def test_a_worker_says_in_one_line_which_picture_is_damaged(tmp_path):
-    """And the command ends: it does not wait for the worker."""
+    """The command ends too, without waiting for the worker."""
     write_pictures(tmp_path / "art", {"cat": 9, "dog": 9})
     for path in (tmp_path / "art").glob("cat/*"):
         path.write_bytes(path.read_bytes()[:20])
@@ -179,7 +179,7 @@ def test_folders_without_pictures_are_refused(tmp_path):
 
 
 def test_the_papers_run_is_the_papers():
-    """Facts of A.1: 110 epochs, LAMB at 2e-3 for batches of 1024, flat for half of them, no warm-up, smoothing 0.1."""
+    """Section A.1: 110 epochs, LAMB at 2e-3 for batches of 1024, constant for half of them, smoothing 0.1."""
     recipe = paper("fourier")
     training = recipe.training
     assert training.num_steps == pytest.approx(110 * 1_281_167 / 1024, abs=1)
@@ -197,11 +197,11 @@ def test_the_papers_run_is_the_papers():
     schema = tuned.schema.changed("label", classes=1000)
     model = preset_of(replace(tuned, schema=schema)).build("meta")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert round(parameters / 1e4) == 21308  # the paper says 212 M, without the map of pixels
+    assert round(parameters / 1e4) == 21308  # the paper gives 212 M, without the pixel map
 
 
 def test_recipes_that_cannot_be_mixed_are_refused(command, tmp_path):
-    """Before anything is written."""
+    """Refused before anything is written."""
     code, _, errors = command(
         "train", "digits", "--out", tmp_path / "run", "--set", "training.mixup={mixup_alpha: 1.0}"
     )
@@ -212,7 +212,7 @@ def test_recipes_that_cannot_be_mixed_are_refused(command, tmp_path):
 
 @pytest.mark.parametrize("features", ["fourier", "learned", "conv"])
 def test_a_run_from_end_to_end(features, tmp_path):
-    """Training, evaluation at other sizes than the trained one, baselines, report."""
+    """Train, evaluate at other sizes than the trained one, compare with baselines, write a report."""
     write_idx(tmp_path)
     recipe = replace(
         small(features),
@@ -225,7 +225,7 @@ def test_a_run_from_end_to_end(features, tmp_path):
     run_recipe(recipe, run)
     scores = evaluate_run(Run(run)) | TASKS["images"].baseline_scores(Run(run))
     assert {"held out", "20 x 20", "36 x 36", "56 x 56"} < scores.keys()
-    assert scores["logistic regression"]["label"]["accuracy"] == 1  # the classes are written into the pictures
+    assert scores["logistic regression"]["label"]["accuracy"] == 1  # the pictures show their classes
     assert scores["most frequent class"]["label"]["accuracy"] == pytest.approx(2 / 11)
     keep_scores(run, scores)
     page = report(Run(run)).read_text()
@@ -234,7 +234,7 @@ def test_a_run_from_end_to_end(features, tmp_path):
 
 
 def test_a_run_on_pictures_of_any_size(tmp_path):
-    """Clip art's recipe: paths, crops, RandAugment, MixUp and CutMix, from workers; sizes differ from file to file."""
+    """The recipe `clip-art`: paths, crops, RandAugment, MixUp and CutMix, from workers; pictures of various sizes."""
     write_pictures(tmp_path / "art", {"cat": 13, "dog": 11})
     recipe = clip_art()
     recipe = replace(
@@ -265,7 +265,7 @@ def test_guesses_by_hand():
 
 
 def test_confusion_by_hand():
-    """A model that always says the second class."""
+    """A model that always predicts the second class."""
     schema = Schema({"image": Image(size=2, channels=1)}, {"label": Label(classes=3)})
     model = PerceiverIO(schema, TINY).eval()
     head = model.output_adapter.adapters["label"].head
@@ -278,7 +278,7 @@ def test_confusion_by_hand():
 
 @pytest.mark.slow
 def test_a_step_of_the_papers_size(tmp_path):
-    """A picture through the whole of `imagenet-fourier-paper`, by LAMB; the loss is about that of guessing."""
+    """One picture through the full model of `imagenet-fourier-paper`, with LAMB; the loss is about that of guessing."""
     write_pictures(tmp_path / "train", {"n01440764": 3, "n01443537": 2})
     write_pictures(tmp_path / "val", {"n01443537": 1})
     recipe = paper("fourier")

@@ -1,4 +1,4 @@
-"""Samples that are read together, and the kernel that does it: on a GPU, or in Triton's interpreter on a CPU."""
+"""Samples that are read together, and the kernel for it, on a GPU or in Triton's interpreter on a CPU."""
 
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,7 @@ kernel = pytest.mark.skipif(triton_kernels() is None, reason="Triton is not inst
 
 @pytest.fixture(autouse=True)
 def _together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU."""
+    """Read all samples together, as on a GPU."""
     monkeypatch.setattr(algorithms, "TOGETHER", ("cpu", "cuda"))
 
 
@@ -40,13 +40,13 @@ grids = makes.filter(lambda make: len(make.grid) > 1 and make.positions == "tabl
 @many
 @given(make=grids, block_size=blocks, seed=seeds)
 def test_samples_read_together_agree_with_the_dense_path(make: Make, block_size: int, seed: int) -> None:
-    """In float64, which no kernel takes: block by block, gradients too."""
+    """In float64, which the kernel does not support: block by block, gradients too."""
     crossing = reading(make, seed).to(torch.float64, DEVICE)
     assert is_together("separable", crossing.latents.device)
     assert_agreement(crossing, "separable", block_size)
 
 
-# The kernel. Its programs take 32 rows, 32 columns, 64 questions; content is filled up to 16 channels or more.
+# The kernel. Its programs take 32 rows, 32 columns, 64 queries; content is padded to 16 channels or more.
 
 TILES = Make(grid=(37, 41), mask="some", masked=True)
 
@@ -136,7 +136,7 @@ def test_what_the_kernel_does_not_take_is_read_without_it(content: int, dtype: t
 @kernel
 @pytest.mark.parametrize("part", range(6))
 def test_a_thousandth_more_of_any_sum_is_found(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the reference, total, content and hidden ones, row features, scales, columns."""
+    """The sums: max_score, total, content with masked tokens, row features, scales, column features."""
     crossing = reading(replace(KERNELS["less than a tile"], masked=True, padding=2)).to(torch.float32, DEVICE)
     exact = crossing.to(torch.float64)
     expected = exact.dense().detach()
@@ -155,7 +155,7 @@ def test_a_thousandth_more_of_any_sum_is_found(part: int, monkeypatch: pytest.Mo
 
     assert error() < 1e-5
     monkeypatch.setattr(kernels, "sums", changed)
-    if part == 0:  # it cancels in the result, but not in what states add up to
+    if part == 0:  # max_score cancels in the result, but not in sums of states
         one, two = (
             (state.max_score + state.sum_exp.log()).detach()
             for state in (algorithms.read(x.cross, x.latents, x.segment, "separable", 100) for x in (crossing, exact))
@@ -178,12 +178,12 @@ def test_memory_of_the_kernel_stays_within_the_limit(counted: list[Any], monkeyp
     assert counted
 
 
-# The plan, with what a GPU's operations cost.
+# The plan, with the costs of a GPU's operations.
 
 
 @kernel
 def test_the_kernel_is_taken_where_it_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For many samples; not where gradients make every score again; and dense attention is fused there too."""
+    """The kernel is chosen for many samples, but not with gradients, which need all scores again."""
     monkeypatch.setitem(RATES, "cpu", RATES["cuda"])
     many_pixels = Make(grid=(101, 103), content=3, padding=199, batch=8, content_batch=8)
     crossing = reading(many_pixels).to(torch.bfloat16)
@@ -208,7 +208,7 @@ def test_fused_attention_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every use of the kernel."""
+    """Record every call of the kernel."""
     kernels, used = triton_kernels(), []
     sums = kernels.sums
     monkeypatch.setattr(kernels, "sums", lambda *given: used.append(given) or sums(*given))
@@ -217,7 +217,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture
 def widened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter keeps bfloat16 as whole numbers, and multiplies matrices of them as such."""
+    """Widen bfloat16: the interpreter stores it as integers, and would multiply matrices of these."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder
 

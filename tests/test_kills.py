@@ -1,4 +1,4 @@
-"""A run killed anywhere and started again loses nothing and ends with the same bits: a tenth of the kills here."""
+"""A run killed at any point and started again loses nothing and ends with the same bits: a tenth of the kills here."""
 
 import json
 import os
@@ -35,7 +35,7 @@ killed, or a worker, or all; the others must then end by themselves, within a mi
 
 
 def campaign(folder, number, every):
-    """Random kills with and without workers, then kills at system calls: what they found, by name."""
+    """Return the counts, by name, of random kills with and without workers, and of kills at system calls."""
     found = {
         f"at random, {workers} workers": kills.random_kills(folder / str(workers), number // 2, workers)
         for workers in (0, 2)
@@ -49,7 +49,7 @@ def faults_of(tally):
 
 
 def campaign_of_two(folder, number):
-    """Kills of one process of two, or of all, with and without workers and sharding: what they found, by name."""
+    """Return the counts, by name, of kills of one process of two, or of all, with and without workers and sharding."""
     return {
         f"of two processes, {'sharded' if sharded else 'DDP'}, {workers} workers each": kills.kills_of_one(
             folder / f"{workers}{sharded}", number, workers, shard_model=sharded
@@ -73,15 +73,15 @@ def test_a_tenth_of_the_kills(tmp_path):
 
 @pytest.mark.slow
 def test_a_kill_of_one_process_of_two(tmp_path):
-    """The other ends, and its workers; what they saved is whole, and they go on from there."""
+    """The other process and its workers end; their checkpoint is whole, and the run resumes from it."""
     tally = kills.kills_of_one(tmp_path, 3, workers=2, shard_model=True)
     assert not any(tally.faults), tally
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "meanwhile"])
 def test_a_process_ends_with_the_one_that_started_it(before):
-    """Also if that one is gone before the other has begun to look: alone it would wait for half an hour."""
-    alive, held = os.pipe()  # held open by the one that is started, for as long as it lives
+    """The starter may be gone before the process begins to watch it; left alone, the process would wait for long."""
+    alive, held = os.pipe()  # held open by the started process while it lives
     starter = os.fork()
     if starter == 0:
         os.environ[STARTER] = str(os.getpid())
@@ -106,7 +106,7 @@ def test_a_process_ends_with_the_one_that_started_it(before):
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 3, 6, 9, 12])
 def test_the_command_killed_at_its_start_leaves_no_process(tmp_path, seconds):
-    """As soon as it has started the second process, and later."""
+    """Killed as soon as it has started the second process, and later."""
     settings = ["devices=2", "num_steps=3", "batch_size=8", "accelerator=cpu", "schedule.warmup_steps=1"]
     command = [sys.executable, "-m", "perceivers", "train", "digits", "--out", tmp_path / "run", "--set"]
     command += [f"training.{setting}" for setting in settings]
@@ -123,7 +123,7 @@ def test_the_command_killed_at_its_start_leaves_no_process(tmp_path, seconds):
 
 @pytest.mark.slow
 def test_all_kills(tmp_path):
-    """200 random ones, one at every call, 24 of each kind of several processes; writes docs/proof.md."""
+    """Make 200 random kills, one at every call, and 24 of each setting of two processes; write docs/proof.md."""
     found = campaign(tmp_path, 200, every=1) | campaign_of_two(tmp_path, 24)
     rows = [
         (name, t.kills.total(), t.kills["in a save"], t.kills["in a step"], *faults_of(t)) for name, t in found.items()
@@ -133,9 +133,9 @@ def test_all_kills(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.prints_warnings  # of the checkpoints that it damages
+@pytest.mark.prints_warnings  # about the checkpoints that it damages
 def test_a_planted_bug_is_found(tmp_path, monkeypatch):
-    """The suite turns red if checkpoints are written in their place, over the old ones."""
+    """The suite fails if checkpoints are written over the old ones."""
 
     def in_place(target, write):
         target = target.with_name("step-00000002")
@@ -150,7 +150,7 @@ def test_a_planted_bug_is_found(tmp_path, monkeypatch):
 
 
 def test_everything_is_on_disk_before_it_has_its_name(tmp_path):
-    """As a loss of power sees it: each file synced after its last change, then the folder, the name, the parent."""
+    """After a loss of power: each file is synced after its last change, then the folder, the name and its parent."""
     waiting, seen = {}, 0
     for line in kills.traced(tmp_path / "run", tmp_path / "trace"):
         synced = re.search(r"f(?:data)?sync\(\d+<(.*?)>", line)

@@ -1,4 +1,4 @@
-"""Checkpoints of krasserm's perceiver-io against his equations, written down here, with heads other than the preset's.
+"""Checkpoints of krasserm's perceiver-io against his equations, written out here, with heads other than the preset's.
 
 The equations were compared with his package (0.11.0): equal within rounding for all three models.
 """
@@ -28,7 +28,7 @@ SIZE, BANDS, RESCALE = (5, 7), 4, 13.0
 HEADS = {"encoder": 3, "processor": 5, "decoder": 2}
 
 WIDTHS = {"encoder": (15, 21), "processor": (25, 35), "decoder": (14, 26)}
-"""Of queries and keys, and of values."""
+"""Widths of queries and keys, and of values."""
 
 READS, BLOCKS, LAYERS = 2, 3, 2
 
@@ -63,7 +63,7 @@ MODEL_TYPE = {
 
 
 def config_of(family: str) -> dict[str, Any]:
-    """His config.json, with every setting of his model."""
+    """Return his config.json with every setting of his model."""
     encoder: dict[str, Any] = {
         "num_cross_attention_heads": HEADS["encoder"],
         "num_cross_attention_layers": READS,
@@ -109,7 +109,7 @@ def config_of(family: str) -> dict[str, Any]:
 
 
 def weights_of(family: str) -> dict[str, Tensor]:
-    """Random arrays under his names."""
+    """Return random arrays under his names."""
     state = changed(PRESETS[family].preset(), SIZES | OWN[family]).build("meta").state_dict()
     torch.manual_seed(3)
     arrays = {
@@ -119,14 +119,14 @@ def weights_of(family: str) -> dict[str, Tensor]:
         for name, x in state.items()
     }
     theirs = to_theirs(family, "krasserm", arrays)
-    if family != "imagenet-fourier":  # no residual, no wrapper around the decoder's attention
+    if family != "imagenet-fourier":  # without a residual, the decoder's attention has no wrapper
         theirs = {name.replace("1.cross_attn.0.module.", "1.cross_attn.0."): x for name, x in theirs.items()}
     return theirs
 
 
 @dataclass
 class His:
-    """His model: a state and a forward pass."""
+    """His model as arrays, with the forward pass of each family."""
 
     family: str
     arrays: dict[str, Tensor]
@@ -179,7 +179,7 @@ class His:
 
 
 def places() -> Tensor:
-    """His Fourier features of a picture, whose highest frequency follows from its size."""
+    """Return his Fourier features of a picture, whose highest frequency follows from its size."""
     axes = [torch.linspace(-1, 1, n) for n in SIZE]
     at = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
     waves = [at[:, i : i + 1] * torch.linspace(1, n / 2, BANDS) * math.pi for i, n in enumerate(SIZE)]
@@ -187,7 +187,7 @@ def places() -> Tensor:
 
 
 def ask(model: His) -> tuple[dict[str, Any], Tensor]:
-    """Inputs as ours takes them, and his outputs."""
+    """Return inputs for our model, and his outputs for them."""
     torch.manual_seed(5)
     if model.family == "language":
         ids = torch.randint(0, 131, (3, 19))
@@ -232,7 +232,7 @@ def test_without_config_json_heads_are_asked_for(tmp_path: Any) -> None:
     said = [f"{path}={x}" for path, x in settings.items()]
     for path in [*settings][:-1]:
         rest = [setting for setting in said if not setting.startswith(path)]
-        rest += ["config.encoder.num_reads=1"] if path.endswith("blocks") else []  # each read stands before a block
+        rest += ["config.encoder.num_reads=1"] if path.endswith("blocks") else []  # each read precedes a block
         with pytest.raises(ValueError, match=f"nothing in the files says {path}: give it with --set {path}=NUMBER"):
             read_checkpoint(folder, PRESETS["language"].preset(), rest)
     model = read_checkpoint(folder, PRESETS["language"].preset(), said)
@@ -297,7 +297,7 @@ def test_a_key_without_effect_warns(place: str) -> None:
 
 
 def lying(family: str, place: str, value: Any) -> dict[str, Any]:
-    """His config.json with another value at a place."""
+    """Return his config.json with another value at one position."""
     config = config_of(family)
     *parents, name = place.split(".")
     node = config["model_config"]

@@ -1,4 +1,4 @@
-"""Texts as records, 5-grams by hand, a vocabulary of one's own, and the recipes of masked language modelling."""
+"""Texts as records, 5-grams by hand, a trained vocabulary, and the recipes of masked language modelling."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ from perceivers.training.sampler import BatchOrder, evaluation_batches, training
 
 
 def write_corpus(folder, number=23):
-    """Documents of words that tell their number, in every layout: text, packed text, JSON Lines, packed ones."""
+    """Write documents, whose words contain their number, in every layout: text and JSON Lines, compressed or not."""
     (folder / "deep").mkdir(parents=True)
     lines = [json.dumps({"url": "u", "text": document(place)}) + "\n" for place in range(number)]
     (folder / "a.txt").write_text(document(number))
@@ -62,14 +62,14 @@ def numbers_in(records):
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Data of 26 documents."""
+    """Return a data set of 26 documents."""
     return Texts(
         folder=write_corpus(tmp_path / "corpus"), length=61, held_out_every=4, num_training=97, num_held_out=13
     )
 
 
 def test_every_document_is_in_one_part(corpus):
-    """Each fourth one is held out, in the order of the files' names and their lines."""
+    """Every fourth document is held out, in the order of file names and lines."""
     parts = [list(corpus.documents(held_out)) for held_out in (False, True)]
     assert sorted(parts[0] + parts[1]) == sorted(map(document, range(26)))
     assert len(parts[1]) == 26 // 4
@@ -171,7 +171,7 @@ def test_bytes_that_are_no_text_are_shown_as_such():
 
 
 def test_surroundings_by_hand():
-    """In "ab cd e" with "ab" masked: of c, the space before it, nothing further; behind its word, a space and e."""
+    """In "ab cd e" with "ab" masked: c has a space before it and nothing further; after its word, a space and e."""
     ids, words = bytes_and_words("ab cd e")
     hidden = np.array([True, True, *[False] * 5])
     found = surroundings(ids, words, hidden)
@@ -182,12 +182,12 @@ def test_surroundings_by_hand():
     assert found.right[2].tolist() == [space, ord("e") + 6, nothing, nothing]
     assert found.left[4].tolist() == [space, ord("d") + 6, ord("c") + 6, space]
     assert found.right[0].tolist()[:3] == [space, ord("c") + 6, ord("d") + 6]
-    behind = surroundings(ids, words, ~hidden & (words == 1))  # "cd" hidden: from e, a gap of two bytes
+    behind = surroundings(ids, words, ~hidden & (words == 1))  # "cd" masked: e has a gap of two bytes before it
     assert behind.left[4].tolist() == [space, 2 * NUM_IDS + space, ord("b") + 6, ord("a") + 6]
 
 
 def test_backing_off_by_hand():
-    """A context seen 3 times, with bytes 7, 7 and 8, counts 3 to TRUST x 2; one never seen changes nothing."""
+    """A context seen 3 times, with bytes 7, 7 and 8, weighs 3 to TRUST x 2; an unseen context changes nothing."""
     ids, guess = np.array([7, 7, 8]), np.full((2, NUM_IDS), 1 / NUM_IDS)
     found = counted(ids, [(np.array([5, 5, 5]), np.array([5, 6]))], guess)
     assert found[0, 7] == pytest.approx((2 + 2 * TRUST / NUM_IDS) / (3 + 2 * TRUST))
@@ -196,13 +196,13 @@ def test_backing_off_by_hand():
 
 
 def test_sides_together_by_hand():
-    """(0.8 x 0.5)^0.75 / 0.5^0.5 to (0.2 x 0.5)^0.75 / 0.5^0.5: 2.83 to 1."""
+    """The odds are (0.8 x 0.5)^0.75 / 0.5^0.5 to (0.2 x 0.5)^0.75 / 0.5^0.5, which is 2.83 to 1."""
     left, right, alone = (np.array([[a, 1 - a]]) for a in (0.8, 0.5, 0.5))
     assert both_sides(left, right, alone)[0, 0] == pytest.approx(4**0.75 / (4**0.75 + 1))
 
 
 def test_five_grams_know_what_counting_can_tell():
-    """After "q" always "u", before "x" always "z"; masked words of one byte between them."""
+    """The letter "u" always follows "q", "z" always precedes "x"; masked words of one byte stand between them."""
     rng = np.random.default_rng(0)
     documents = [" ".join(rng.choice(["q u x y", "k z x k", "m u m m"], size=200)) for _ in range(5)]
     asked = [MaskedText("q u x", np.array([False, False, True, False, False]))]
@@ -215,7 +215,7 @@ def test_five_grams_know_what_counting_can_tell():
 
 
 def test_no_baseline_sees_what_is_masked():
-    """Other bytes in masked words change nothing of what is beside them."""
+    """Changing the bytes of masked words changes nothing in the surroundings of other words."""
     hidden = np.array([False, False, True, True, False, True, True, True, False, False])
     for one, other in (("a bc def g", "a xy zzz g"), ("a bc def g", "a   def g"[:2] + "pq" + " def g")):
         first, second = (masked_surroundings(MaskedText(text, hidden)) for text in (one, other))
@@ -224,7 +224,7 @@ def test_no_baseline_sees_what_is_masked():
 
 
 def test_scores_by_hand():
-    """Two words masked, "é" (two bytes) right and "ab" half right, with probabilities 1/2 and 1/4 of the true bytes."""
+    """Two masked words, "é" (two bytes) right and "ab" half right; the true bytes have probabilities 1/2 and 1/4."""
     text = "é ab c"
     ids = ByteTokenizer().encode(text)
     hidden = np.array([True, True, False, True, True, False, False])
@@ -236,7 +236,7 @@ def test_scores_by_hand():
 
 
 def test_bits_and_accuracy_by_hand():
-    """Of three tokens two are masked: true probabilities 1/2 and 1/8."""
+    """Two of three tokens are masked; the true ones have probabilities 1/2 and 1/8."""
     spec = Text(vocab_size=4, length=3)
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25, 1e-9], [0.1, 0.2, 0.3, 0.4], [0.5, 0.25, 0.125, 0.125]]]))
     target = {
@@ -252,7 +252,7 @@ def test_bits_and_accuracy_by_hand():
 
 
 def test_visible_tokens_count_as_little_as_asked():
-    """One masked token of 1 bit and two unmasked ones of 2 bits, at a quarter: (1 + 2 x 0.25 x 2) / 1.5 bits."""
+    """One masked token of 1 bit and two unmasked ones of 2 bits, with weight 0.25: (1 + 2 x 0.25 x 2) / 1.5 bits."""
     spec = Text(vocab_size=4, length=4, of="text", unmasked_loss_weight=0.25)
     logits = torch.log(torch.tensor([[[0.5, 0.5, 1e-9, 1e-9], [0.25] * 4, [0.25] * 4, [1e-9, 1e-9, 1e-9, 1.0]]]))
     target = {"ids": torch.tensor([[0, 1, 2, 0]]), "mask": torch.tensor([[True, True, True, False]])}
@@ -263,14 +263,14 @@ def test_visible_tokens_count_as_little_as_asked():
 
 
 def test_sines_by_hand():
-    """Two rows for places 0 and 2 of four; wavelengths 2 pi and 8 pi places; their mean square is 1."""
+    """Two rows for positions 0 and 2 of four; wavelengths of 2 pi and 8 pi positions; their mean square is 1."""
     expected = [[0, 1, 0, 1], [math.sin(2), math.cos(2), math.sin(0.5), math.cos(0.5)]]
     torch.testing.assert_close(sines(2, 4, 4).detach(), math.sqrt(2) * torch.tensor(expected))
     assert sines(7, 13, 5).shape == (7, 5)
 
 
 def test_small_models_start_with_local_attention():
-    """Half of what a latent reads lies within a stretch beside its own; from the paper's start, a twentieth does."""
+    """Half of a latent's attention lies within 4 bytes of its position; from the paper's start, a twentieth does."""
     torch.manual_seed(0)
     recipe = small()
     official = replace(recipe, schema=replace_text(recipe, sines=False), config=plain_start(recipe.config))
@@ -300,7 +300,7 @@ def test_only_what_is_as_wide_can_be_aligned():
 
 
 def test_tokens_and_bytes_hide_the_same_words(corpus, tmp_path):
-    """So that baselines which guess bytes are asked what the model is asked."""
+    """Baselines that predict bytes are evaluated on the same words as the model."""
     path = str(tmp_path / "tokenizer.json")
     recipe = tokens_recipe(corpus, path)
     fit_tokenizer(recipe, Path(path))
@@ -338,7 +338,7 @@ def test_a_vocabulary_is_of_the_training_part(corpus, tmp_path):
 
 @pytest.mark.parametrize("name", ["language", "language-tokens"])
 def test_small_recipes_run_on_the_command_line(name, tmp_path, monkeypatch, command):
-    """Vocabulary, training, scores of model and baselines on the same bytes, and a report with what was written."""
+    """Vocabulary, training, scores of model and baselines on the same bytes, and a report with samples."""
     monkeypatch.chdir(tmp_path)
     folder = f"data.folder={write_corpus(tmp_path / 'corpus')}"
     settings = [folder, "data.held_out_every=4", "data.num_held_out=5", "training.num_steps=3"]
@@ -366,7 +366,7 @@ def test_a_vocabulary_needs_documents(tmp_path, command):
 
 
 def test_the_papers_hyperparameters():
-    """Table 12 and section F.3."""
+    """Table 12 and section F.3 of the paper."""
     recipe = RECIPES["language-paper"]()
     training, optimiser = recipe.training, recipe.training.optimiser
     assert (training.num_steps, training.batch_size) == (500_000, 2048)
@@ -380,7 +380,7 @@ def test_the_papers_hyperparameters():
 
 @pytest.mark.slow
 def test_a_step_of_the_papers_recipe(corpus, tmp_path):
-    """At its full size, with a batch of one."""
+    """At full size, with a batch of one."""
     recipe = RECIPES["language-paper"]()
     schedule = replace(recipe.training.schedule, warmup_steps=0)
     training = replace(recipe.training, num_steps=1, batch_size=1, num_workers=0, schedule=schedule)

@@ -1,4 +1,4 @@
-"""Large products are oneDNN's, with every derivative; all others PyTorch's."""
+"""Large products use oneDNN, with every derivative; all others use PyTorch."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ ROWS, INNER, COLUMNS = 512, 160, 104
 
 Three = tuple[Tensor, Tensor, Tensor]
 
-pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch.backends.mkldnn.flags, on its way out
+pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch.backends.mkldnn.flags, deprecated
 
 
 def test_onednn_is_there_where_pytorch_has_it() -> None:
@@ -26,7 +26,7 @@ def test_onednn_is_there_where_pytorch_has_it() -> None:
 
 
 def three(dtype: torch.dtype = torch.float32) -> Three:
-    """Two samples of rows, a weight, a bias."""
+    """Return two samples of inputs, a weight and a bias."""
     generator = torch.Generator().manual_seed(0)
     sizes = (2, ROWS, INNER), (COLUMNS, INNER), (COLUMNS,)
     x, weight, bias = (torch.randn(size, generator=generator).to(dtype).requires_grad_() for size in sizes)
@@ -34,7 +34,7 @@ def three(dtype: torch.dtype = torch.float32) -> Three:
 
 
 def derivatives(function: Callable[..., Tensor], given: Three) -> list[Tensor]:
-    """The result, its gradients, gradients of these, and a derivative along a direction."""
+    """Return the result, its gradients, their gradients, and directional derivatives in two ways."""
     result = function(*given)
     first = torch.autograd.grad(result.square().sum(), given, create_graph=True)
     second = torch.autograd.grad(torch.stack([x.square().sum() for x in first]).sum(), given)

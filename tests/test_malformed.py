@@ -1,4 +1,4 @@
-"""Files that are broken in any way: one line that names the file, never anything else."""
+"""Files that are broken in any way give one line that names the file, and nothing else."""
 
 import copy
 import itertools
@@ -66,7 +66,7 @@ BYTES = [
 
 
 def broken_text(text, rng):
-    """A declaration with a few lines or values changed."""
+    """Return a schema file with a few lines or values changed."""
     lines = text.splitlines()
     for _ in range(rng.integers(1, 4)):
         place = rng.integers(len(lines))
@@ -91,7 +91,7 @@ def broken_text(text, rng):
 
 
 def broken_bytes(data, rng):
-    """A file with a few bytes changed, put in, left out, or its end cut off."""
+    """Return a file with a few bytes changed, inserted or removed, or its end cut off."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         place = int(rng.integers(len(data) + 1))
@@ -108,7 +108,7 @@ def broken_bytes(data, rng):
 
 
 def failures(count, make, attempt):
-    """How often an attempt was refused; anything but a ValueError fails the test, with the file that did it."""
+    """Count how often an attempt is refused; anything but a ValueError fails the test and shows the file."""
     refused = 0
     for seed in range(count):
         content = make(np.random.default_rng(seed))
@@ -152,6 +152,7 @@ def test_broken_tables_are_refused_or_read(count, suffix, tmp_path):
         }
         for number in range(12)
     ]
+    # Write the table, and read damaged copies of it.
     path = tmp_path / f"mine{suffix}"
     write_rows(path, rows)
     whole = path.read_bytes()
@@ -190,7 +191,7 @@ def test_broken_arrays_are_refused_or_read(count, suffix, tmp_path):
 
 
 def test_the_command_says_one_line(command, tmp_path):
-    """A few of each through the whole command: exit code 2, one line, nothing written."""
+    """A few files of each type through the whole command: exit code 2, one line, nothing written."""
     declaration, table = tmp_path / "mine.yaml", tmp_path / "mine.jsonl"
     wrong = DECLARATION.replace("kind: series", "kind: serie")
     for seed in range(6):
@@ -291,18 +292,18 @@ WRONG = (
     *(None, "", [], {}, [1], [None], [1, 2, 3, 4, 5], ["x", "x"], [[1]], [{}], [0.5], -1, 0, 1.5, math.inf, math.nan),
     *("x", {"a": 1}, {"kind": "fourier"}, True, 2**70, {1: 2}, "0" * 5000),
 )
-"""Values, each of which is wrong in most places of a file."""
+"""Values, each of which is wrong at most positions of a file."""
 
 
 def places_of(plain, at=()):
-    """Yield the place of each value of a file that was read."""
+    """Yield the path of each value of a parsed file."""
     yield at
     for key in plain if isinstance(plain, dict) else range(len(plain)) if isinstance(plain, list) else ():
         yield from places_of(plain[key], (*at, key))
 
 
 def changed_at(plain, place, value):
-    """Return a file with another value at a place."""
+    """Return a parsed file with another value at a path."""
     if not place:
         return value
     changed = copy.copy(plain)
@@ -347,7 +348,7 @@ CONFIGS = {
 @pytest.mark.filterwarnings("ignore:trunk. transformer reads no latents")
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_wrong_value_at_any_place_of_a_config_is_one_line(config):
-    """A config that is taken makes a model that runs, here without memory for its numbers (device meta)."""
+    """A config that is accepted gives a model that runs, here on the meta device."""
     schema, plain = Schema({"x": Numbers(count=2)}, {"y": Label(classes=3)}), to_plain(config)
     refused = 0
     for place, value in itertools.product(places_of(plain), WRONG):

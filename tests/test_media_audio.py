@@ -1,4 +1,4 @@
-"""Sound files of every kind read back, rates and channels changed, and files that are not what they should be."""
+"""Sound files of every format read back, rates and channels changed, and malformed files refused."""
 
 import os
 import struct
@@ -15,18 +15,18 @@ from test_media_image import COUNTS, complaint, memory, read_damaged, refuse_wha
 from tiers import few
 
 PLAIN = {"WAV": 0, "WAVEX": 0, "RF64": 0, "W64": 0, "AIFF": 0, "AU": 0, "CAF": 0, "FLAC": 0, "OGG": 0.02}
-"""Kinds that libsndfile writes, and how far what is read may be from 16 bits of what was written."""
+"""Formats of libsndfile, and the largest error after reading 16-bit sound back."""
 
 
 def tones(length: int = 7000, channels: int = 2, rate: int = 16_000) -> np.ndarray:
-    """float32 [n, channels], a tone of its own in each channel, in steps of 16 bits."""
+    """Return float32 [n, channels] in steps of 16 bits, with a different tone in each channel."""
     times = np.arange(length)[:, None] / rate
     waves = 0.4 * np.sin(2 * np.pi * times * (200 + 110 * np.arange(channels)))
     return (np.rint(waves * 2**15) / 2**15).astype(np.float32)
 
 
 def with_ffmpeg(path: Path, codec: str, samples: np.ndarray, rate: int = 16_000) -> bytes:
-    """The bytes of a file of mono or stereo sound that FFmpeg wrote."""
+    """Return the bytes of a mono or stereo sound file written by FFmpeg."""
     layout = "mono" if samples.shape[1] == 1 else "stereo"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
@@ -78,7 +78,7 @@ def test_what_is_no_sound_is_not_written(samples: np.ndarray, rate: int, tmp_pat
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_formats(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "a.raw").write_bytes(with_libsndfile(tmp_path / "a", kind))  # the name says nothing
+    (tmp_path / "a.raw").write_bytes(with_libsndfile(tmp_path / "a", kind))  # the suffix does not matter
     samples, rate = read_audio(tmp_path / "a.raw")
     assert (samples.shape, rate) == ((7000, 2), 16_000)
     assert np.abs(samples - tones()).max() <= PLAIN[kind] + 2**-15
@@ -98,7 +98,7 @@ def test_formats_of_ffmpeg(suffix: str, codec: str, tmp_path: Path) -> None:
     with_ffmpeg(tmp_path / f"a.{suffix}", codec, tones())
     samples, rate = read_audio(tmp_path / f"a.{suffix}")
     assert (rate, samples.shape[1], samples.dtype) == (16_000, 2, np.float32)
-    assert 7000 <= len(samples) < 7000 + 3 * 1152  # AAC and MP3 end with a block that is not full
+    assert 7000 <= len(samples) < 7000 + 3 * 1152  # AAC and MP3 end with an incomplete block
     assert np.abs(samples[:7000] - tones()).mean() < 0.02
 
 
@@ -111,7 +111,7 @@ def test_beyond_one(tmp_path: Path) -> None:
 
 
 def wav(channels: int, rate: int, declared: int, data: bytes) -> bytes:
-    """A WAV of 16 bits put together by hand."""
+    """Return a 16-bit WAV file assembled by hand."""
     shape = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2 % 2**32, channels * 2 % 2**16, 16)
     body = b"WAVEfmt " + struct.pack("<I", 16) + shape + b"data" + struct.pack("<I", declared) + data
     return b"RIFF" + struct.pack("<I", min(len(body), 2**32 - 1)) + body

@@ -1,4 +1,4 @@
-"""Flow files written by hand and read back, unknown flow, what is refused, and colours."""
+"""Flow files written by hand and read back, unknown flow, malformed files refused, and colours."""
 
 import struct
 import zlib
@@ -14,7 +14,7 @@ from test_media_image import COUNTS, chunk, complaint, memory, png, read_damaged
 
 
 def some_flow(height: int = 7, width: int = 11) -> np.ndarray:
-    """float32 [H, W, 2], one pixel unknown."""
+    """Return float32 [H, W, 2] with one unknown pixel."""
     flow = np.random.default_rng(0).normal(0, 30, (height, width, 2)).astype(np.float32)
     flow[3, 5] = np.nan
     return flow
@@ -31,7 +31,7 @@ def test_written_flow_is_read_as_it_was(suffix: str, step: float, tmp_path: Path
 
 
 def test_middlebury_by_hand(tmp_path: Path) -> None:
-    """As color_flow's flowIO writes it: the tag reads PIEH, unknown flow is beyond 1e9."""
+    """The layout of color_flow's flowIO: the tag reads PIEH, unknown flow is beyond 1e9."""
     values = (1.5, -2.0, 1e10, 0.0, 3.0, np.nan, -1.666e9, 4.0, 0.0, 0.0, 7.0, 8.0)
     (tmp_path / "a.flo").write_bytes(b"PIEH" + struct.pack("<ii12f", 3, 2, *values))
     nan = np.nan
@@ -46,7 +46,7 @@ def test_unknown_as_middlebury_writes_it(tmp_path: Path) -> None:
 
 
 def test_kitti_by_hand(tmp_path: Path) -> None:
-    """Right is (value - 2 ** 15) / 64, then down, then whether it is known."""
+    """The components are (value - 2 ** 15) / 64: right, down, and whether the flow is known."""
     row = np.array([[32768, 32768 + 64, 1], [32768 - 96, 0, 1], [40000, 40000, 0]], ">u2")
     (tmp_path / "a.png").write_bytes(png(3, 1, 16, 2, b"\0" + row.tobytes()))
     nan = np.nan

@@ -1,4 +1,4 @@
-"""Pictures: every mode and orientation, sizes by hand and by TensorFlow, and files that are not what they should be."""
+"""Pictures: every mode and orientation, sizes by hand and by TensorFlow, and malformed files refused."""
 
 import io
 import os
@@ -20,11 +20,11 @@ from perceivers.media.resampling import imagenet_crop, resize
 from tiers import few
 
 COUNTS = [20, pytest.param(200, marks=pytest.mark.slow)]
-"""Damaged files of each kind, in the normal and in the long run."""
+"""Numbers of damaged files of each format, in `make test` and in `make proof`."""
 
 
 def damaged(good: bytes, count: int) -> Iterator[bytes]:
-    """A file cut, with bytes changed anywhere, in its header, parts left out, overwritten and repeated, in turn."""
+    """Yield files cut off, changed anywhere or in the header, with parts removed, overwritten or repeated, in turn."""
     rng = np.random.default_rng(0)
     for number in range(count):
         data = bytearray(good)
@@ -48,14 +48,14 @@ def damaged(good: bytes, count: int) -> Iterator[bytes]:
 
 
 def complaint(read: Callable[[Path], object], path: Path) -> str:
-    """What a reader says of a bad file: one line that names it."""
+    """Return the error message of a reader for a bad file: one line that names the file."""
     with pytest.raises(ValueError, match=": ") as error:
         read(path)
     return one_line_about(path, error.value)
 
 
 def one_line_about(path: Path, error: ValueError) -> str:
-    """The text of an error, if it is one line that names the file."""
+    """Return the text of an error, which must be one line that names the file."""
     line = str(error)
     assert line.startswith(f"{path}: "), line
     assert "\n" not in line
@@ -64,7 +64,7 @@ def one_line_about(path: Path, error: ValueError) -> str:
 
 
 def read_damaged(read: Callable[[Path], np.ndarray], good: bytes, path: Path, count: int) -> None:
-    """Every damaged file is read as a whole array or refused in one line, and nothing else lies about after it.
+    """Check that every damaged file is read as an array or refused in one line, and leaves no other files.
 
     Some are refused: the damage is none that nobody sees.
     """
@@ -81,7 +81,7 @@ def read_damaged(read: Callable[[Path], np.ndarray], good: bytes, path: Path, co
 
 
 def refuse_what_is_no_file(read: Callable[[Path], object], folder: Path, suffix: str) -> None:
-    """Missing, a folder, a pipe, empty, of text, of random bytes, of a name that cannot be: one line each."""
+    """Check missing files, folders, pipes, empty and random files, texts and impossible names: one line each."""
     assert "No such file" in complaint(read, folder / f"missing{suffix}")
     (folder / f"folder{suffix}").mkdir()
     assert "not a file" in complaint(read, folder / f"folder{suffix}")
@@ -96,12 +96,12 @@ def refuse_what_is_no_file(read: Callable[[Path], object], folder: Path, suffix:
 
 
 def memory() -> int:
-    """The most memory this process has held, in bytes."""
+    """Return the peak resident size of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def photo(height: int = 37, width: int = 53) -> np.ndarray:
-    """uint8 [H, W, 3] that no two axes or directions of look alike."""
+    """Return uint8 [H, W, 3] that differs under every flip and transposition."""
     down, right = np.mgrid[:height, :width]
     return np.stack([down * 255 // height, right * 255 // width, (down * right) % 256], axis=-1).astype(np.uint8)
 
@@ -119,7 +119,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(
     width: int, height: int, depth: int, colour: int, data: bytes, interlaced: int = 0, extra: bytes = b""
 ) -> bytes:
-    """A PNG put together by hand; `data` before compression."""
+    """Return a PNG assembled by hand; `data` before compression."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
@@ -172,7 +172,7 @@ def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
     turns = Image.Transpose
-    stored = {  # as a camera held so stores it: the inverse of what shows it upright
+    stored = {  # a rotated camera stores the inverse of the transposition that shows the picture upright
         2: turns.FLIP_LEFT_RIGHT,
         3: turns.ROTATE_180,
         4: turns.FLIP_TOP_BOTTOM,
@@ -197,11 +197,11 @@ def test_broken_orientation_is_none(tmp_path: Path) -> None:
 
 
 COLOUR, HALF = (200, 100, 50), (227, 177, 152)
-"""A colour, and what is seen of it over white with an alpha of 128."""
+"""A colour, and the same over white with an alpha of 128."""
 
 
 def image_of(mode: str) -> tuple[Image.Image, str, dict[str, object], tuple[int, int, int]]:
-    """A picture of one mode, the kind of file that holds it, settings, and the colour that must be read."""
+    """Return a picture of one mode, a format that holds it, settings, and the colour that must be read."""
     palette = Image.new("P", (5, 7), 1)
     palette.putpalette([0, 0, 0, *COLOUR])
     return {
@@ -260,7 +260,7 @@ def test_16_bits(channels: int, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 1 << 16, (13, 11, channels)).astype(np.uint16)
     path = write_png16(tmp_path / "a.png", values)
     assert np.array_equal(read_png16(path), values)
-    # FFmpeg sees the same.
+    # FFmpeg decodes the same.
     kind = {1: "gray16be", 2: "ya16be", 3: "rgb48be", 4: "rgba64be"}[channels]
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
@@ -314,7 +314,7 @@ def test_16_bits_only(tmp_path: Path) -> None:
 
 
 def bombs() -> dict[str, bytes]:
-    """Small files whose headers say 50,000 x 50,000 pixels, or whose data would unpack to far more than they say."""
+    """Return small files whose headers announce 50,000 x 50,000 pixels, or whose data unpack to more than announced."""
     small = Image.new("RGB", (8, 8))
     gif, bmp, jpeg = encoded(small, "GIF"), encoded(small, "BMP"), encoded(small, "JPEG")
     start = jpeg.index(b"\xff\xc0") + 5
@@ -383,12 +383,12 @@ def test_cut_files_are_refused(kind: str, tmp_path: Path) -> None:
 def test_cubic_by_hand() -> None:
     impulse = np.zeros((1, 9, 1), np.float32)
     impulse[0, 4] = 1
-    # Twice as wide: pixels lie a quarter beside the old ones, where Keys' cubic is worth these.
+    # Twice as wide: new pixels lie a quarter off the old ones, where Keys' cubic has these weights.
     near, far = 0.8671875, -0.0703125
     middle, other = 0.2265625, -0.0234375
     expected = [other, far, middle, near, near, middle, far, other]
     assert np.allclose(resize(impulse, (1, 18))[0, 5:13, 0], expected, atol=1e-7)
-    # At the border the weights outside are left out and the others made to sum to one: overshoot, not clamped.
+    # At the border, the inner weights are rescaled to sum to one: the result overshoots, it is not clamped.
     assert np.isclose(resize(np.array([[[1.0], [0.0], [0.0]]]), (1, 6))[0, 0, 0], near / (near + far))
 
 

@@ -1,4 +1,4 @@
-"""Films written and read back: pictures, sound, rates and turns, and files that are not what they should be."""
+"""Films written and read back: pictures, sound, rates and rotations, and malformed files refused."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from test_media_audio import tones, with_ffmpeg
 from test_media_image import complaint, encoded, memory, one_line_about, photo, read_damaged, refuse_what_is_no_file
 
 CODECS = {"mp4": "libx264", "mkv": "libx264", "avi": "mpeg4", "webm": "libvpx", "ts": "mpeg2video", "gif": "gif"}
-"""Kinds of films, and the codec of the pictures in the ones that are made here."""
+"""Containers, and the video codec of the films that are made here."""
 FORMATS = {"gif": "gray", "huffyuv": "rgb24"}
 """Codecs whose pixels are not yuv420p."""
 
@@ -29,7 +29,7 @@ FRAMES = 13
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> object:
-    """No temporary file outlives a test."""
+    """Check that no temporary file outlives a test."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield
@@ -37,13 +37,13 @@ def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 
 def greys(count: int = FRAMES, height: int = 32, width: int = 48) -> np.ndarray:
-    """uint8 [T, H, W, 3]; frame k is of grey 20 + 15 k."""
+    """Return uint8 [T, H, W, 3]; frame k has the grey 20 + 15 k."""
     levels = (20 + 15 * np.arange(count)).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
 
 def levels(clip: Clip) -> list[int]:
-    """Which of the frames of `greys` each frame is."""
+    """Return the index in `greys` of each frame."""
     return [round((float(frame.mean()) - 20) / 15) for frame in clip.frames]
 
 
@@ -53,7 +53,7 @@ def film(
     rotation: tuple[float, bool, bool] | None = None,
     codec: str | None = None,
 ) -> Path:
-    """A film of the kind of its suffix without sound, frame k shown from tick `ticks[k]` on, 25 a second."""
+    """Write a film without sound in the container of its suffix; frame k begins at tick `ticks[k]`, at 25 a second."""
     codec = codec or CODECS[path.suffix[1:]]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
@@ -72,7 +72,7 @@ def film(
 
 
 def with_sound(path: Path, sound: np.ndarray, late: int = 0, rate: int = 16_000) -> Path:
-    """A Matroska film of `greys` and sound that begins `late` samples after the pictures."""
+    """Write a Matroska film of `greys` with sound that begins `late` samples after the pictures."""
     with av.open(str(path), "w", format="matroska") as container:
         pictures = container.add_stream("libx264", rate=25)
         pictures.width, pictures.height, pictures.pix_fmt = 48, 32, "yuv420p"
@@ -152,7 +152,7 @@ def test_channels(channels: int, tmp_path: Path) -> None:
     assert read.sound is not None
     assert read.sound.shape == (16_000, channels)
     for old, new in zip(sound.T, read.sound.T, strict=True):
-        assert np.corrcoef(old, new)[0, 1] > 0.98  # at the same place, in the same channel
+        assert np.corrcoef(old, new)[0, 1] > 0.98  # at the same time, in the same channel
 
 
 @pytest.mark.parametrize(
@@ -245,14 +245,14 @@ def test_films_turned_askew(tmp_path: Path) -> None:
 
 
 def test_variable_rate(tmp_path: Path) -> None:
-    """Each tick shows the picture of its time; the last picture as long as the file says, here one tick."""
+    """Each tick shows the picture of its time; the file gives the duration of the last picture, here one tick."""
     ticks = [0, 1, 2, 5, 6, 10, 11, 12, 13, 14, 15, 16, 17]
     clip = read_video(film(tmp_path / "a.avi", ticks))
     assert clip.fps == 25
     assert levels(clip) == [0, 1, 2, 2, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     part = read_video(tmp_path / "a.avi", start=3, frames=6)
     assert levels(part) == [2, 2, 3, 4, 4, 4]
-    # An MP4 says the mean rate: no time is lost, and no picture is shown before its time.
+    # An MP4 holds the mean rate: no time is lost, and no picture is shown before its time.
     clip = read_video(film(tmp_path / "a.mp4", ticks))
     assert len(clip.frames) / clip.fps == pytest.approx(18 / 25, abs=0.04)
     times = np.arange(len(clip.frames)) / clip.fps
@@ -266,7 +266,7 @@ def test_one_picture(tmp_path: Path) -> None:
 
 
 def test_sound_lies_where_its_time_stamps_say_when_pictures_begin_later(tmp_path: Path) -> None:
-    """By two frames."""
+    """Pictures begin two frames later."""
     clip = read_video(with_sound(tmp_path / "a.mkv", tones(8_320, 1)), start=2)
     assert clip.sound is not None
     assert np.abs(clip.sound - tones(8_320, 1)[1_280:]).max() < 2**-14
@@ -361,7 +361,7 @@ def test_cut_files_are_refused(kind: str, tmp_path: Path) -> None:
     for share in (0.1, 0.4, 0.7):
         path.write_bytes(good[: int(share * len(good))])
         complaint(read_video, path)
-    path.write_bytes(good[:-20])  # in some kinds of file, nothing of value
+    path.write_bytes(good[:-20])  # in some containers, the end holds nothing of value
     try:
         assert levels(read_video(path)) == list(range(FRAMES))
     except ValueError as error:

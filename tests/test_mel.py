@@ -1,4 +1,4 @@
-"""Log-mel spectrograms: the scale, the triangles and the power against known formulas; the kind that reads them."""
+"""Log-mel spectrograms: scale, triangles and power against known formulas; the modality that reads sound as one."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_the_scale_is_htks():
 
 
 def test_triangles_by_hand():
-    """Neighbours meet at half height between their centres, every frequency between the outer centres counts as one."""
+    """Neighbours meet at half height between their centres; frequencies between the outer centres have weight one."""
     bank = mel_bank(RATE, BANDS, WINDOW).numpy()
     corners = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 4000 / 700), BANDS + 2) / 2595) - 1)
     frequencies = np.arange(129) * 8000 / 256
@@ -31,7 +31,7 @@ def test_triangles_by_hand():
 
 
 def test_a_tone_is_in_its_band():
-    """A tone of amplitude a at a frequency of the transform: power (a N / 4)² there and a quarter of it beside it."""
+    """A tone of amplitude a at a frequency of the transform has power (a N / 4)² there, and a quarter of it beside."""
     number, amplitude = 40, 0.3
     times = np.arange(7 * HOP)
     tone = (amplitude * np.cos(2 * np.pi * number / WINDOW * times)).astype(np.float32)
@@ -44,7 +44,7 @@ def test_a_tone_is_in_its_band():
 
 
 def test_steps_stand_over_their_own_samples():
-    """A click is loudest in the step whose hop it lies in the middle of; silence is at the floor."""
+    """A click is loudest in the step whose hop has it in the middle; silence is at the floor."""
     for step in range(5):
         click = np.zeros(5 * HOP + 7, np.float32)
         click[step * HOP + HOP // 2] = 1
@@ -69,7 +69,7 @@ def test_what_cannot_be_is_refused():
 
 
 def test_a_spectrogram_reads_sound(tmp_path):
-    """Of samples or of a file, at its rate, with silence behind what is short; tokens are patches of it."""
+    """Samples or a file, at any rate, padded with silence if too short; tokens are patches of the spectrogram."""
     spec = Spectrogram(size=(4, 6), patch=(2, 3), rate=4000, hop=50, window=100)
     tone = np.sin(np.arange(600) / 3).astype(np.float32)[:, None] / 2
     write_audio(tmp_path / "a.wav", tone, 8000)

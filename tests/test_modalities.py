@@ -1,4 +1,4 @@
-"""Every modality keeps the same contract: these tests run over the table of modalities."""
+"""Every modality fulfils the same contract: these tests run over the table of modalities."""
 
 import io
 from dataclasses import replace
@@ -47,7 +47,7 @@ def rng():
 
 
 def schema_of(modality):
-    """A schema with the modality as an input and as an output, as far as it can be either; and its example values."""
+    """Return a schema with the modality as an input and as an output, where possible, and its example values."""
     spec, values = modality.example(rng())
     others = {"frames": np.zeros((2, 5, 7, 3)), "x": np.ones((2, 3)), "out": "abc"}
     records = [{"it": value, **others} for value in values]
@@ -129,11 +129,11 @@ def test_forward_loss_and_backward(modality):
     gradients = [p.grad for p in model.trunk.parameters()]
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
     reached = any(gradient is not None and gradient.any() for gradient in gradients)
-    assert reached != (modality is Flow)  # whose head starts at zero
+    assert reached != (modality is Flow)  # the head of Flow starts at zero
 
 
 def test_missing_sample_takes_part_in_nothing(input_modality):
-    """A sample that lacks the input gives what its other inputs give alone; one that has it gives something else."""
+    """A sample that lacks the input gives the result of its other inputs; a sample that has it gives another result."""
     schema, records = schema_of(input_modality)
     schema = Schema({**schema.inputs, "x": Vectors(channels=3)}, schema.outputs)
     torch.manual_seed(0)
@@ -164,7 +164,7 @@ def test_row_of_a_batch_equals_the_sample_alone(input_modality):
 
 
 def in_other_units(spec, mean=1e5, std=1e4):
-    """The spec with statistics that half precision cannot hold; None for a modality without any."""
+    """Return the spec with statistics beyond half precision; None for a modality without statistics."""
     if isinstance(spec, Records):
         fields = {name: replace(own, mean=mean, std=std) for name, own in spec.fields.items() if hasattr(own, "mean")}
         return replace(spec, fields={**spec.fields, **fields})
@@ -181,7 +181,7 @@ WITH_STATISTICS = [modality for modality in MODALITIES if in_other_units(modalit
 @pytest.mark.parametrize("modality", WITH_STATISTICS, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_values_in_half_precision_mean_what_they_are(modality, dtype):
-    """A known value is neither rounded nor lost on its way to the network's units, whatever the statistics."""
+    """A known value is neither rounded nor lost before it is normalised, whatever the statistics."""
     spec = in_other_units(modality.example(rng())[0])
     torch.manual_seed(0)
     schema, batch = batch_of(Schema({"it": spec}, {"class": Label(classes=3)}), schema_of(modality)[1], training=False)
@@ -194,7 +194,7 @@ def test_values_in_half_precision_mean_what_they_are(modality, dtype):
 
 @pytest.mark.parametrize("modality", [modality for modality in WITH_STATISTICS if modality in OUTPUTS], ids=name_of)
 def test_outputs_in_half_precision_are_as_exact_as_in_the_networks_units(modality):
-    """Near a large mean, bfloat16's numbers are further apart than whatever varies."""
+    """Near a large mean, the spacing of bfloat16's numbers exceeds the variation of the data."""
     spec = in_other_units(modality.example(rng())[0], mean=1e5, std=1.0)
     torch.manual_seed(0)
     _, records = schema_of(modality)
@@ -257,7 +257,7 @@ def _complex(x):
 
 
 def test_target_is_never_corrupted(output_modality):
-    """Preparing twice with different random numbers gives the same target, as does an input that drops and masks."""
+    """The target does not depend on the random numbers, nor on an input that drops and masks."""
     schema, records = schema_of(output_modality)
     if "it" in schema.inputs:
         corrupted = replace(schema.inputs["it"], drop_prob=1.0)
@@ -272,11 +272,11 @@ PERFECT = {
     **{"accuracy": 1.0, "ece": 0.0, "mAP": 1.0, "bits_per_token": 0.0},
     **{"mae": 0.0, "r2": 1.0, "rmse": 0.0, "psnr": np.inf, "coverage": 1.0, "epe": 0.0, "fl": 0.0},
 }
-"""Metrics of a prediction that is the target."""
+"""Metrics of a prediction that equals the target."""
 
 
 def perfect(spec, target):
-    """The prediction that says exactly what a target says; of what is unknown, anything."""
+    """Return the prediction that equals a target; unknown values are arbitrary."""
     match spec:
         case Label():
             return sure_of(target, spec.num_classes)
@@ -294,13 +294,13 @@ def perfect(spec, target):
 
 
 def sure_of(classes, count):
-    """Logits [..., count] that leave no doubt."""
+    """Return logits [..., count] with a probability of practically 1."""
     return 50.0 * torch.nn.functional.one_hot(classes.clamp(min=0), count)
 
 
 @pytest.mark.filterwarnings("ignore:No positive samples")
 def test_metrics_of_perfect_predictions_are_perfect(output_modality):
-    """And those of a model that has learned nothing are worse."""
+    """The metrics of an untrained model are worse."""
     schema, records = schema_of(output_modality)
     torch.manual_seed(0)
     schema, batch = batch_of(schema, records, training=False)
@@ -319,7 +319,7 @@ def test_metrics_of_perfect_predictions_are_perfect(output_modality):
 
 
 def num_rows(modality):
-    """Queries of the whole output."""
+    """Return the number of queries of a whole output."""
     schema, batch = batch_of(*schema_of(modality), training=False)
     model = PerceiverIO(schema, SMALL).eval()
     encoded = model.encode(batch["inputs"])
@@ -328,7 +328,7 @@ def num_rows(modality):
 
 @pytest.mark.parametrize("modality", [modality for modality in OUTPUTS if num_rows(modality) > 3], ids=name_of)
 def test_chunks_equal_the_whole(modality):
-    """Of all outputs that have a whole, and more of it than a chunk."""
+    """Outputs that can be decoded whole and have more queries than a chunk."""
     schema, records = schema_of(modality)
     torch.manual_seed(0)
     schema, batch = batch_of(schema, records, training=False)
@@ -346,7 +346,7 @@ def test_chunks_equal_the_whole(modality):
 
 
 def test_a_row_of_many_fields_is_drawn_in_part():
-    """Downwards and without a warning, however many there are."""
+    """The list of fields is cut at the bottom and says how many are missing, without a warning."""
     row = Records({f"a_field_of_number_{n}": NumberField() for n in range(40)}, max_records=1, key="*")
     schema = Schema({"row": row}, {"label": Label(classes=3)})
     values = {name: torch.rand(2, 1) for name in row.fields} | {"mask": torch.ones(2, 1).bool()}
@@ -373,7 +373,7 @@ def test_picture_draws(modality):
 
 @pytest.mark.parametrize("modality", [modality for modality in INPUTS if modality is not Label], ids=name_of)
 def test_gradients_are_right_in_float64(modality):
-    """gradcheck from raw numbers, or else the first parameter, to tokens; a one-hot label has neither."""
+    """gradcheck from raw values, or else from the first parameter, to tokens; a one-hot label has neither."""
     schema, records = schema_of(modality)
     torch.manual_seed(0)
     schema, batch = batch_of(schema, records, training=False)
@@ -413,7 +413,7 @@ def _with_float(raw, x):
 
 @pytest.mark.parametrize("alignment", ["pad", "project"])
 def test_decoding_in_blocks_changes_nothing(modality, alignment, monkeypatch):
-    """With hardly more memory than the least that works, a block holds a few queries."""
+    """With little more memory than the smallest limit that works, a block holds a few queries."""
     schema, records = schema_of(modality)
     torch.manual_seed(0)
     schema, batch = batch_of(schema, records, training=False)
@@ -431,7 +431,7 @@ def test_decoding_in_blocks_changes_nothing(modality, alignment, monkeypatch):
 
 
 def test_terms_of_samples_add_up_to_those_of_the_batch(output_modality):
-    """So that parts of a batch can be weighed; a sample without a target has none."""
+    """This is needed to weigh the parts of a batch; a sample without a target has no terms."""
     schema, records = schema_of(output_modality)
     schema, batch = batch_of(schema, records)
     spec, target = schema.outputs["it"], batch["targets"]["it"]

@@ -35,14 +35,14 @@ Sizes = dict[str, Any]
 
 @dataclass
 class Built:
-    """A model of ours, not yet loaded, and where its parameters are in the recording."""
+    """A model without weights yet, and the names of its parameters in the recording."""
 
     model: PerceiverIO
     names: Names
 
 
 def trunk_config(sizes: Sizes, decoder: DecoderConfig, input_padding: int = 0) -> Config:
-    """What the released models have in common."""
+    """Return the settings that the released models share."""
     return Config(
         latents=LatentsConfig(num_latents=sizes["n"], channels=sizes["d"]),
         encoder=EncoderConfig(channel_alignment="pad", min_padding=input_padding),
@@ -112,7 +112,7 @@ def flow(sizes: Sizes) -> Built:
 
 
 def video(sizes: Sizes) -> Built:
-    """The input's Fourier features stop at the resolution of its patches, and so do the queries for single pixels."""
+    """The Fourier features of the input stop at the resolution of its patches, as do the queries of single pixels."""
     samples = sizes["frames"] * sizes["samples_per_frame"]
     clip = (sizes["frames"], sizes["im"], sizes["im"])
     patch = sizes["im"] // sizes["grid"]
@@ -163,7 +163,7 @@ def ask_video(model: PerceiverIO, given: Arrays) -> Arrays:
     raw = {"audio": given["audio"], "image": given["images"], "label": given["label"]}
     points = {"image": Indices(given["sub_image"]), "audio": Indices(given["sub_audio"])}
     outputs = model(raw, points)
-    return outputs | {"audio": outputs["audio"].flatten(1)}  # samples of patches that follow one another
+    return outputs | {"audio": outputs["audio"].flatten(1)}  # samples of consecutive patches
 
 
 MODELS = {
@@ -207,7 +207,7 @@ VIDEO |= {"layers": 8, "heads": 8, "a_bands": 192, "v_bands": 32, "out": 512, "l
     ],
 )
 def test_released_sizes_have_the_official_number_of_parameters(build: Any, sizes: Sizes, count: int) -> None:
-    """Counted with the official code; the second of flow is the paper's light one, that of video its smaller one."""
+    """Counted with the official code; the second of flow is the paper's light model, that of video its smaller one."""
     released = {imagenet: IMAGENET, flow: FLOW, video: VIDEO}[build]
     with torch.device("meta"):
         model = build(released | sizes).model

@@ -1,4 +1,4 @@
-"""Data come one way: a cell is parsed once, a picture is decoded once for each use, a command reads nothing twice."""
+"""Each input is loaded once: a cell is parsed once, a picture decoded once for each use, a command reads data once."""
 
 import json
 import re
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Count the calls of functions: `calls(owner, name)` begins to count, `calls[name]` is how many there were."""
+    """Return a counter of function calls: `calls(owner, name)` starts counting, `calls[name]` is the count."""
 
     class Calls(Counter):
         def __call__(self, owner, name):
@@ -45,7 +45,7 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """What `read` of each modality was given, in order, by modality."""
+    """Record the cells that `read` of each modality parses, by modality."""
     seen = {}
     for modality in (Label, Labels, Numbers, PointSet, Records, Text):
         read, seen[modality.__name__] = modality.read, []
@@ -59,7 +59,7 @@ def parsed(monkeypatch):
 
 
 def rows_of(count=20):
-    """Rows with a cell of every kind."""
+    """Return rows with a cell for every modality."""
     return [
         {
             "x": f"{number}.5",
@@ -79,7 +79,7 @@ def write_table(path, rows):
 
 
 def test_each_cell_is_parsed_once_before_training(tmp_path, parsed):
-    """For the check, the statistics and the vocabularies together, whether an input or an output reads it, or both."""
+    """One parse serves the check, the statistics and the vocabularies, for an input, an output, or both."""
     rows = rows_of()
     fields = {"size": NumberField(), "name": CategoryField()}
     schema = Schema(
@@ -107,7 +107,7 @@ def test_inputs_that_read_a_cell_differently_each_get_their_own(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A table of ten pictures with classes."""
+    """Write a table of ten pictures with classes."""
     rng = np.random.default_rng(0)
     for number in range(10):
         write_image(tmp_path / f"{number}.png", rng.uniform(size=(6, 6, 3)))
@@ -116,7 +116,7 @@ def pictures(tmp_path):
 
 @pytest.mark.parametrize("fitted", [False, True])
 def test_a_picture_is_decoded_once_for_each_use(pictures, calls, fitted):
-    """An input and an output of one column share it; so do the check and the statistics."""
+    """An input and an output of one column share the picture; so do the check and the statistics."""
     calls(image, "read_image")
     statistics = {"mean": (0.0,), "std": (1.0,), "value_range": (0.0, 255.0)} if fitted else {}
     schema = Schema(
@@ -133,7 +133,7 @@ STEPS, BATCH = 3, 4
 
 
 def test_a_command_reads_its_data_and_its_model_once(pictures, calls, command, tmp_path):
-    """Training, evaluation and report of one command; each then reads a picture only where it is used."""
+    """One command trains, evaluates and reports; each step then loads a picture only where it is used."""
     (tmp_path / "own.yaml").write_text(
         f"data: {{kind: table, file: {pictures}}}\n"
         "schema: {inputs: {file: {kind: image, size: 4}}, outputs: {y: {kind: label}}}\n"
@@ -158,7 +158,7 @@ def test_a_command_reads_its_data_and_its_model_once(pictures, calls, command, t
 
 @dataclass(frozen=True)
 class Codes(Modality):
-    """A user's modality whose values mean nothing before it is fitted."""
+    """A user's modality, whose values have no meaning before it is fitted."""
 
     names: tuple[str, ...] = ()
 
@@ -185,7 +185,7 @@ def test_a_modality_that_must_be_fitted_first_is_not_checked_before(tmp_path):
 
 
 def test_a_row_that_cannot_be_used_does_not_count_in_statistics(tmp_path):
-    """Its number is sound, its list is not."""
+    """The row's number is valid, but its list is not."""
     rows = [{"x": 1000.0 if n == 3 else 1.0 + n % 2, "z": [1.0] if n == 3 else [1.0, 2.0]} for n in range(10)]
     data = Table(str(write_table(tmp_path / "own.jsonl", rows)), max_bad_rows=1)
     parts = read_parts(data, Schema({"x": Numbers()}, {"z": Numbers(count=2, mean=(0.0,), std=(1.0,))}))
@@ -196,7 +196,7 @@ def test_a_row_that_cannot_be_used_does_not_count_in_statistics(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "most"), [("flow", 20), ("train", 26)])
 def test_data_pass_few_files_and_the_readme_lists_them(what, most):
-    script = [sys.executable, ROOT / "tests" / "dataflow.py", what]  # a process without the tests' checks of types
+    script = [sys.executable, ROOT / "tests" / "dataflow.py", what]  # a process without the tests' type checks
     printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     passed = re.findall(r"^(\S+\.py)", printed, re.MULTILINE)
     assert 10 < len(passed) <= most

@@ -14,8 +14,8 @@ from perceivers.training.optimisers import Lamb, OptimiserConfig, ScheduleConfig
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "optim.npz")
 
-# The recordings do not name their settings: these were recovered from the numbers. With optax's float32 bias correction
-# they come within 2e-7; a decay of 0.0999 is 2e-6 off, a norm of 5 is 3e-6, no clipping 1e-3.
+# The recordings lack their settings, which were recovered from the numbers. With optax's float32 bias correction
+# they agree within 2e-7; a decay of 0.0999 is 2e-6 off, a norm of 5 is 3e-6, no clipping 1e-3.
 LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 2e-3, 0.1, 10.0
 SCHEDULES = {
     "constant_cosine": ScheduleConfig(kind="constant_cosine"),
@@ -51,7 +51,7 @@ class Recorded(nn.Module):
 
 
 class OutputBias(nn.Module):
-    """As the official EmbeddingDecoder: an output bias and an embedding shared with the input."""
+    """The official EmbeddingDecoder: an output bias, and an embedding shared with the input."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class OutputBias(nn.Module):
 
 
 class EveryCase(nn.Module):
-    """One parameter of every kind that the decay rule tells apart."""
+    """One parameter for every case that the decay rule distinguishes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class EveryCase(nn.Module):
 
 @pytest.fixture
 def _untyped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test run's type checker would refuse an unknown kind first; users do not have it."""
+    """Remove the type checks of the tests, which would refuse an unknown kind first."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -156,7 +156,7 @@ def test_decay_groups(kind: str) -> None:
         decayed, exempt = (names_of(model, group) for group in optimiser.param_groups)
         assert [group["weight_decay"] for group in optimiser.param_groups] == [WEIGHT_DECAY, 0.0]
         assert set(decayed) == (always | positions if decay_positions else always)
-        # The shared embedding is in once.
+        # The shared embedding is counted once.
         assert sorted(decayed + exempt) == sorted(name for name, _ in model.named_parameters())
 
 
@@ -193,7 +193,7 @@ def test_a_saved_state_continues_bitwise(kind: str) -> None:
 
 
 def test_trust_ratio_by_hand() -> None:
-    """Update (0.6, 0.8) + 1 * (3, 4) = (3.6, 4.8) has norm 6, the parameter 5: times 5/6 and lr 0.6 is (1.8, 2.4)."""
+    """The update (0.6, 0.8) + 1 * (3, 4) = (3.6, 4.8) has norm 6, the parameter 5; 5/6 of it at lr 0.6: (1.8, 2.4)."""
     param, zero, still = (nn.Parameter(torch.tensor(value)) for value in ([3.0, 4.0], [0.0, 0.0], [3.0, 4.0]))
     param.grad = zero.grad = torch.tensor([1.5, 4.0])  # first Adam update: g / (|g| + 1)
     still.grad = torch.zeros(2)
@@ -220,7 +220,7 @@ def test_lamb_evaluates_a_closure_with_gradients() -> None:
 
 
 class Nouns(nn.Module):
-    """Matrices where a model has them."""
+    """A model with matrices in every part."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Properties of whole models: what may not matter does not, what is written is true of every configuration."""
+"""Properties of whole models: irrelevant changes have no effect, and every configuration behaves as documented."""
 
 import copy
 import dataclasses
@@ -62,7 +62,7 @@ both_alignments = pytest.mark.parametrize("config", [SMALL, PADDED], ids=["proje
 
 
 def build(inputs: dict[str, Modality], outputs: dict[str, Modality], config: Config = SMALL) -> PerceiverIO:
-    """In evaluation, every parameter random: zeros and ones would hide what is left out."""
+    """Return a model in evaluation mode with every parameter random: zeros and ones would conceal a forgotten term."""
     model = PerceiverIO(Schema(inputs, outputs), config)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -89,11 +89,11 @@ def prefixed(sets: dict[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 def sample(raw: Any, index: int) -> Any:
-    """A batch of one."""
+    """Return a batch of one sample."""
     return {k: sample(v, index) for k, v in raw.items()} if isinstance(raw, dict) else raw[index : index + 1]
 
 
-# Everything at once: inputs with and without masks, outputs that ask with positions, trained queries and inputs.
+# One model with everything: inputs with and without masks, outputs with positions, trained queries and input tokens.
 
 
 @pytest.fixture(params=[SMALL, PADDED], ids=["project", "pad"])
@@ -127,7 +127,7 @@ def test_encode_then_decode_is_forward(everything: PerceiverIO, raw: dict[str, A
     for asked in (None, points):
         expected = everything(raw, asked)
         encoded = everything.encode(raw)
-        for _ in range(2):  # asked as often as one likes
+        for _ in range(2):  # decoding twice gives the same
             outputs = everything.decode(encoded, asked)
             assert all(torch.equal(outputs[name], expected[name]) for name in expected)
 
@@ -196,7 +196,7 @@ def test_a_bfloat16_model_is_near(everything: PerceiverIO, raw: dict[str, Any]) 
         assert relative_error(output.float(), expected[name]) <= 0.1
 
 
-# The order and number of tokens.
+# Sequence and number of tokens.
 
 
 @both_alignments
@@ -208,7 +208,7 @@ def test_the_order_of_points_does_not_matter(config: Config) -> None:
     order = torch.randperm(7)
     permuted = {name: array[:, order] for name, array in raw.items()}
     assert relative_error(model({"points": permuted})["label"], expected) <= TOLERANCE
-    other = raw | {"coordinates": permuted["coordinates"]}  # values at one another's places are another set
+    other = raw | {"coordinates": permuted["coordinates"]}  # coordinates permuted without their values: another set
     assert relative_error(model({"points": other})["label"], expected) > 100 * TOLERANCE
 
 
@@ -245,7 +245,7 @@ def test_padding_does_not_matter(config: Config, spec: Modality, given: Any, pad
 
 @both_alignments
 def test_ragged_batches_are_their_samples(config: Config) -> None:
-    """Several inputs, each of another length in each sample; one sample has no points, another no series."""
+    """Several inputs of different length in each sample; one sample has no points, another no series."""
     model = build({"points": POINTS, "series": SERIES}, {"label": LABEL}, config)
     points, long = point_set(), series()
     lengths = {"points": [7, 2, 0], "series": [5, 0, 11]}
@@ -271,7 +271,7 @@ def test_a_set_without_points_is_like_one_whose_points_are_all_masked() -> None:
 
 
 def test_series_of_any_length_are_read_with_steps_of_one_length() -> None:
-    """A longer series has the same features at the same steps, so cutting it is masking its end."""
+    """The same step has the same features in a longer series, so cutting a series equals masking its end."""
     model = build({"series": SERIES}, {"label": LABEL})
     long = series(17)
     masked = {"values": long, "mask": (torch.arange(17) < 7).expand(B, -1)}
@@ -280,7 +280,7 @@ def test_series_of_any_length_are_read_with_steps_of_one_length() -> None:
 
 @pytest.mark.parametrize("size", [(11, 13), (3, 2), (5, 7)], ids=str)
 def test_images_of_any_size_are_read_with_positions_from_end_to_end(size: tuple[int, int]) -> None:
-    """Learned positions are stretched as a picture is; an image made of such tokens shows it."""
+    """Learned positions are resized as a picture is; an image output made of such tokens shows it."""
     spec = dataclasses.replace(IMAGE, positions=Learned(channels=11))
     adapter = build({"image": spec}, {"label": LABEL}).input_adapter.adapters["image"]
     pixels = torch.randn(B, *size, 3)
@@ -299,14 +299,14 @@ def test_models_take_images_of_any_size(positions: Fourier | Learned) -> None:
         pixels = torch.randn(B, *size, 3, requires_grad=True)
         model(pixels)["label"].square().sum().backward()
         assert pixels.grad.isfinite().all()
-        assert pixels.grad.any(dim=-1).all()  # every pixel is read
+        assert pixels.grad.any(dim=-1).all()  # every pixel has an effect
 
 
-# Asking.
+# Queries.
 
 
 def chunks(count: int) -> list[Tensor]:
-    """Several places at a time, in no order."""
+    """Return random subsets of the positions that cover all of them."""
     return list(torch.randperm(count).split(11))
 
 
@@ -359,7 +359,7 @@ def test_places_that_are_not_asked_for_do_not_matter(everything: PerceiverIO, ra
     index, mask = torch.randint(35, (B, 4)), torch.tensor([[True] * 4, [True, False, True, True], [False] * 4])
     masked, expected = (everything.decode(encoded, {"image": Indices(index, m)})["image"] for m in (mask, None))
     assert relative_error(masked[mask], expected[mask]) <= TOLERANCE
-    nothing = masked[~mask]  # the answer to any question that is not there
+    nothing = masked[~mask]  # outputs of masked queries
     assert relative_error(nothing, nothing[:1].expand_as(nothing)) <= TOLERANCE
 
 
@@ -440,7 +440,7 @@ def test_video_is_upsampled_to_its_size(patch: tuple[int, int, int]) -> None:
     ids=["patches", "conv", "conv by three", "strided"],
 )
 def test_outputs_have_their_declared_size_or_are_refused(spec: Image) -> None:
-    """A prediction of another size than its target is of no use, and nothing would say so before the first loss."""
+    """A prediction whose size differs from its target's would fail only at the first loss."""
     model = made_or_refused(lambda: build({"vectors": VECTORS}, {"image": spec}), "patch")
     assert model is None or model(torch.randn(B, 2, 5))["image"].shape == (B, *spec.size, 3)
 
@@ -458,13 +458,13 @@ def test_outputs_have_their_declared_size_or_are_refused(spec: Image) -> None:
     ids=["conv 4 x 16", "conv 2 x 4 x 4", "conv", "conv video", "patches", "strided"],
 )
 def test_tokens_are_as_many_as_the_patches_or_are_refused(spec: Image | Video) -> None:
-    """A convolutional stem makes pictures equally smaller along both axes and leaves time alone."""
+    """A convolutional stem reduces both axes of a picture equally, and leaves time as it is."""
     adapter = made_or_refused(spec.build_input, "patch")
     assert adapter is None or adapter(torch.randn(B, *spec.size, 3)).grid == spec.grid
 
 
 def made_or_refused(make: Callable[[], Any], word: str) -> Any:
-    """None if it is refused by a ValueError that says why."""
+    """Return the result, or None if it is refused by a ValueError that contains the word."""
     try:
         return make()
     except ValueError as error:
@@ -537,7 +537,7 @@ def test_an_output_that_asks_with_a_missing_input_is_left_out_or_says_which() ->
 @pytest.mark.parametrize("name", ["image_2", "values", "type", "keys", "training", "copy", "get", "ä"])
 @both_alignments
 def test_every_name_works_or_is_refused(name: str, config: Config) -> None:
-    """A record's fields are not ours to choose, but torch keeps parts by name among a module's own attributes."""
+    """Names of fields are arbitrary, but torch keeps submodules by name among a module's attributes."""
     inputs = {name: dataclasses.replace(IMAGE, mask_prob=0.5), "numbers": NUMBERS}
     schema = made_or_refused(lambda: Schema(inputs, {name: IMAGE, "label": LABEL}), f"name '{name}'")
     if schema is not None:
@@ -556,7 +556,7 @@ def test_the_only_input_needs_no_name() -> None:
 
 @both_alignments
 def test_missing_inputs_are_left_out(config: Config) -> None:
-    """None is as good as nothing, and a sample whose tokens are all masked as good as one without the input."""
+    """None equals a missing input, and a sample whose tokens are all masked equals one without the input."""
     model = build({"image": IMAGE, "series": SERIES}, {"label": LABEL}, config)
     pixels, values = image(), series()
     without = model({"image": pixels})["label"]
@@ -581,7 +581,7 @@ MASKABLE = {
 @both_alignments
 @pytest.mark.parametrize("kind", MASKABLE)
 def test_a_missing_input_is_its_mask_token(config: Config, kind: str) -> None:
-    """As many tokens as it usually has, whatever they hold: as if all of it had been masked."""
+    """A missing maskable input has its usual number of tokens, all of them mask tokens."""
     spec, given = MASKABLE[kind]
     model = build({"vectors": VECTORS, "other": spec}, {"label": LABEL}, config)
     vectors = torch.randn(B, 2, 5)
@@ -608,7 +608,7 @@ PARTLY_MISSING = {
 
 @pytest.mark.parametrize("kind", PARTLY_MISSING)
 def test_an_input_missing_from_one_sample_is_its_mask_token_there(kind: str) -> None:
-    """Whether the other samples of the batch have the input is none of this one's business."""
+    """The result does not depend on whether other samples of the batch have the input."""
     spec = dataclasses.replace(MASKABLE[kind][0], mask_prob=0.0)
     model = build({"vectors": VECTORS, "other": spec}, {"label": LABEL})
     vectors = torch.randn(B, 2, 5)
@@ -695,7 +695,7 @@ def test_tokens_are_masked_with_their_probability(prob: float, at_eval: bool, tr
     token = model.input_adapter.mask_tokens["vectors"]
     hidden = (tokens.dense(torch.float32) == token).all(dim=-1).float()
     assert hidden.mean().item() == pytest.approx(expected, abs=0.02)
-    if 0 < expected < 1:  # each sample draws its own
+    if 0 < expected < 1:  # each sample is drawn separately
         assert not torch.equal(hidden[0], hidden[1])
     assert own["vectors"].masked is None
 
@@ -726,7 +726,7 @@ def test_an_output_asks_with_what_its_input_held_before_masking() -> None:
     assert torch.equal(source.dense(torch.float32), expected.dense(torch.float32))
 
 
-# Adding to a schema.
+# Extending a schema.
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
@@ -772,7 +772,7 @@ def test_a_schema_that_is_replaced_checks_the_calls() -> None:
         model({"image": torch.zeros(1, *IMAGE.size, 3)})
 
 
-# Stages.
+# Read, process and write.
 
 
 def trunk(num_reads: int, share_reads: str, num_blocks: int, share_blocks: str) -> Resampler:
@@ -907,7 +907,7 @@ def test_a_resampler_trains_in_a_plain_loop() -> None:
 
 
 def test_attention_maps(everything: PerceiverIO, raw: dict[str, Any]) -> None:
-    """Of the encoder over all tokens of all inputs together, none on tokens that are not there."""
+    """The encoder's weights over all tokens of all inputs together; absent tokens have none."""
     maps = everything.attention_maps(raw)
     num_heads = everything.config.encoder.num_heads
     sizes = {"image": 35, "points": 7, "frames": 35, "numbers": 1, "vectors": 2}
@@ -938,7 +938,7 @@ BASE = Config(
     decoder=DecoderConfig(query_channels=26),
 )
 STAGES = ("encoder", "processor", "decoder")
-# Value, and other settings without which it would have no effect or would not be allowed.
+# The value, and further settings without which it would have no effect or be refused.
 BLOCK_CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "num_heads": (1, {}),
     "qk_channels": (6, {}),
@@ -979,7 +979,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def changed(config: Config, changes: dict[str, Any]) -> Config:
-    """With these settings, given as "section.field" or "field"."""
+    """Return a config with these settings, given as "section.field" or "field"."""
     sections = dataclasses.asdict(config)
     for name, value in changes.items():
         *section, field = name.split(".")
@@ -989,7 +989,7 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def run_training(config: Config) -> tuple[dict[str, torch.Size], Tensor]:
-    """Shapes of the parameters, and outputs in training mode, under one seed."""
+    """Return the shapes of the parameters, and outputs in training mode, under one seed."""
     torch.manual_seed(3)
     inputs, outputs = {"image": IMAGE, "numbers": NUMBERS}, {"label": LABEL, "numbers": NUMBERS}
     model = PerceiverIO(Schema(inputs, outputs), config).train()
@@ -1016,7 +1016,7 @@ def test_every_setting_has_an_effect(setting: str) -> None:
 
 
 def test_the_same_settings_have_the_same_effect() -> None:
-    """Else the test before this one would say nothing."""
+    """Without this, the test before would show nothing."""
     (shapes, outputs), (same_shapes, same_outputs) = (run_training(changed(BASE, {})) for _ in range(2))
     assert shapes == same_shapes
     assert torch.equal(outputs, same_outputs)
@@ -1034,7 +1034,7 @@ def test_dropout_is_of_training_only(section: str, field: str) -> None:
 
 
 def test_encoded_keeps_what_outputs_ask_with(everything: PerceiverIO, raw: dict[str, Any]) -> None:
-    """The latents, and the tokens of those inputs only that an output asks with."""
+    """The latents, and the tokens of only those inputs that serve as queries."""
     encoded = everything.encode(raw)
     assert isinstance(encoded, Encoded)
     assert encoded.latents.shape[0] == B
@@ -1055,7 +1055,7 @@ def tied_texts() -> dict[str, Any]:
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("algorithm", ["projected", "absorbed"])
 def test_every_algorithm_gives_a_tied_head_its_gradient(algorithm: Algorithm, recompute: bool) -> None:
-    """Latents are made of the same embeddings: both ways lead to them, in each block."""
+    """Latents depend on the same embeddings: gradients flow through both, in each block."""
     torch.manual_seed(0)
     model = PerceiverIO(TIED, SMALL).double().train()
     for parameter in model.parameters():

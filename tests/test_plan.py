@@ -1,4 +1,4 @@
-"""The plan counts what is done, keeps to its limits, and depends on shapes alone."""
+"""The plan's counts are those of the computation, keep to the limits, and depend on shapes alone."""
 
 from dataclasses import replace
 from typing import Any
@@ -45,7 +45,7 @@ def case_of(crossing: Crossing) -> CostModel:
 
 
 def run(crossing: Crossing, choice: Choice) -> tuple[Tensor, ...]:
-    """The results of an attention alone."""
+    """Return the results of a single attention."""
     if crossing.tail is not None:
         return (crossing.computed(choice.algorithm, choice.block_size),)
     state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, choice.algorithm, choice.block_size)
@@ -68,7 +68,7 @@ def size_of(x: Tensor | None) -> int:
 
 
 def peak(crossing: Crossing, choice: Choice) -> int:
-    """Bytes beside inputs, parameters, results and gradients, at most at once."""
+    """Return the peak bytes in addition to inputs, parameters, results and gradients."""
     memory, segment = PeakMemory(), crossing.segment
     axes: Any = segment.positions.tables if isinstance(segment.positions, AxisTables) else ()
     memory.hold([*crossing.leaves.values(), *(axis.features for axis in axes), segment.mask, segment.masked])

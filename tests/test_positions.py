@@ -45,13 +45,13 @@ def learned(grid: tuple[int, ...], channels: int = 13) -> LearnedPositions:
 
 
 def every_place(grid: tuple[int, ...]) -> Tensor:
-    """Coordinates written out in loops, row-major."""
+    """Return all coordinates of a grid, written out in loops, row-major."""
     axes = [[-1 + 2 * i / (n - 1) if n > 1 else -1.0 for i in range(n)] for n in grid]
     return torch.tensor(list(itertools.product(*axes)), dtype=torch.float64)
 
 
 def test_bands_by_hand() -> None:
-    """Two bands to half of 8 are 1 and 4: phases pi/2 and 2 pi at a half, 3 pi / 2 and 6 pi at one and a half."""
+    """Two bands up to half of 8 are 1 and 4: phases pi/2 and 2 pi at a half, 3 pi / 2 and 6 pi at one and a half."""
     config = Fourier(num_bands=2, max_resolution=8)
     half, beyond = FourierPositions(1, None, config).at(torch.tensor([[0.5], [1.5]], dtype=torch.float64))
     assert torch.allclose(half, torch.tensor([0.5, 1, 0, 0, 1], dtype=torch.float64), atol=1e-12)
@@ -59,7 +59,7 @@ def test_bands_by_hand() -> None:
 
 
 def test_order_of_features_by_hand() -> None:
-    """Coordinates, then sines axis by axis, then cosines axis by axis."""
+    """Coordinates first, then sines axis by axis, then cosines axis by axis."""
     y, x = 0.25, -0.75
     config = Fourier(num_bands=2, max_resolution=(4, 10))  # bands 1 and 2; 1 and 5
     sines, cosines = ([f(math.pi * c * b) for c, b in ((y, 1), (y, 2), (x, 1), (x, 5))] for f in (math.sin, math.cos))
@@ -130,7 +130,7 @@ def test_a_long_axis_is_made_in_parts() -> None:
 
 
 def test_tables_by_hand() -> None:
-    """Channels of each axis are put where they belong."""
+    """Each axis has its own channels."""
     tables = AxisTables(
         (GivenAxis(torch.tensor([[1.0], [2.0]])), GivenAxis(torch.tensor([[3.0, 4.0], [5.0, 6.0]]))), ((1,), (2, 0))
     )
@@ -185,7 +185,7 @@ def test_settings_that_do_not_fit(
 
 @pytest.mark.parametrize("config", [Fourier(num_bands=3), Learned(channels=11)])
 def test_projection_and_residual_layers_by_hand(config: Fourier | Learned) -> None:
-    """A linear map, then x + L1(x), then ReLU(x) + L2(ReLU(x)): the ReLU stands before all but the first layer."""
+    """A linear map, then x + L1(x), then ReLU(x) + L2(ReLU(x)): the ReLU precedes all layers but the first."""
     bare, positions = (
         Positions(1, (7,), c) for c in (config, type(config)(**vars(config) | {"project": 5, "num_residual_layers": 2}))
     )
@@ -227,7 +227,7 @@ def test_learned_positions_are_linear_between_places_and_constant_beyond() -> No
     ],
 )
 def test_learned_positions_on_another_grid(grid: tuple[int, ...], other: tuple[int, ...], mode: str) -> None:
-    """As PyTorch resizes a picture whose corners stay in place."""
+    """The same as PyTorch's resizing of a picture with aligned corners."""
     positions = learned(grid)
     picture = positions.table.detach().T.unflatten(1, grid)[None]
     expected = functional.interpolate(picture, other, mode=mode, align_corners=True)[0].flatten(1).T
@@ -236,7 +236,7 @@ def test_learned_positions_on_another_grid(grid: tuple[int, ...], other: tuple[i
 
 def test_learned_positions_pass_gradients_to_the_places_around() -> None:
     positions = learned((5,), channels=1)
-    positions.at(torch.tensor([[-0.875]])).sum().backward()  # a quarter of the way from the first to the second
+    positions.at(torch.tensor([[-0.875]])).sum().backward()  # a quarter of the way from the first one to the second
     assert positions.table.grad.flatten().tolist() == [0.75, 0.25, 0, 0, 0]
 
 
@@ -251,7 +251,7 @@ def test_phases_of_half_coordinates_are_computed_in_float32(dtype: torch.dtype) 
 
 
 def test_half_coordinates_find_their_place_among_many() -> None:
-    """997 places lie closer than bfloat16's numbers near 1."""
+    """The spacing of 997 positions is smaller than that of bfloat16's numbers near 1."""
     positions = learned((997,), channels=1)
     coordinates = (2 * torch.rand(13, 1) - 1).bfloat16()
     assert torch.equal(positions.at(coordinates), positions.at(coordinates.float()))
@@ -259,7 +259,7 @@ def test_half_coordinates_find_their_place_among_many() -> None:
 
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 def test_features_on_a_grid_are_exact_to_the_last_place_of_any_type(dtype: torch.dtype, precision: float) -> None:
-    """Half a unit in the last place of 1, though phases reach 48,000 radians; also in a model of that type."""
+    """Half a unit in the last place of 1, though phases reach 48,000 radians; also in a model of that dtype."""
     positions = Positions(1, (1920,), Fourier(num_bands=5, max_resolution=30720)).to(dtype)
     tables = positions.on_grid(GridPositions((1920,)))
     truth = fourier_features(every_place((1920,)), (30720,), positions.source.config)
@@ -279,7 +279,7 @@ def test_positions_with_parameters_come_in_the_models_type(config: Fourier | Lea
 
 
 def test_a_part_as_large_as_the_trained_grid_has_the_positions_of_its_place() -> None:
-    """The whole may be larger than the grid: its positions are interpolated, in parts too."""
+    """The whole may be larger than the trained grid; then positions are interpolated, for its parts too."""
     positions = learned((3, 2))
     whole = positions.on_grid(GridPositions((6, 2))).unflatten(0, (6, 2))
     for start in (0, 3):

@@ -46,7 +46,7 @@ def test_six_models_are_released():
 
 @pytest.mark.slow
 def test_full_size_makes_a_forward_pass(name):
-    """Real numbers through every published model, outputs in chunks."""
+    """Random weights through every published model, with outputs decoded in chunks."""
     preset = PRESETS[name].preset()
     model = preset.build().eval()
     raw = {name: spec.dummy_input(1, torch.device("cpu")) for name, spec in preset.schema.inputs.items()}

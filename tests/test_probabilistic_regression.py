@@ -1,4 +1,4 @@
-"""Numbers with how sure they are: losses by hand, and what is learned of noise that is known."""
+"""Numbers with their uncertainty: losses by hand, and a known noise that is learned."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_the_likelihood_of_a_normal_distribution():
     prediction = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [0.0, 1.0]]])
     target = torch.tensor([[3.0, math.nan], [math.nan, math.nan]])
     assert float(spec.loss(prediction, target)) == pytest.approx(math.log(2.0) + 0.5 * (2 / 2) ** 2)
-    # In units of the data's deviation: the second number's mean is 1.5, its deviation 2.
+    # In units of the data's standard deviation, the second number's mean is 1.5 and its standard deviation 2.
     second = spec.loss(prediction, torch.tensor([[math.nan, 5.0], [math.nan, math.nan]]))
     assert float(second) == pytest.approx(math.log(2.0) + 0.5 * (1 / 2) ** 2)
 
@@ -52,7 +52,7 @@ def test_quantiles_rise_and_deviations_are_positive():
 @pytest.mark.slow
 @pytest.mark.parametrize("quantiles", [(), (0.1587, 0.5, 0.8413)])
 def test_known_noise_is_learned(quantiles):
-    """The noise grows with x; its deviation, or the distance of the quantiles that are one deviation off, is found."""
+    """The noise grows with x; the predicted standard deviation, or the distance between quantiles, must agree."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     x = rng.choice([1.0, 4.0], 512).astype(np.float32)
@@ -61,6 +61,7 @@ def test_known_noise_is_learned(quantiles):
     schema = Schema({"x": Numbers()}, {"y": ProbabilisticRegression(quantiles=quantiles, query_channels=8)}).fit(
         records
     )
+    # Train.
     model = PerceiverIO(schema, SMALL)
     optimiser = torch.optim.Adam(model.parameters(), 5e-3)
     inputs, target = torch.from_numpy(x)[:, None], torch.from_numpy(y)[:, None]
@@ -69,6 +70,7 @@ def test_known_noise_is_learned(quantiles):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    # Compare intervals and metrics with the known noise.
     found = model({"x": torch.tensor([[1.0], [4.0]])})["y"][:, 0].detach()
     low, high = schema.outputs["y"].interval(found)
     torch.testing.assert_close((high - low) / 2, torch.tensor([1.0, 4.0]), rtol=0.25, atol=0.0)

@@ -1,4 +1,4 @@
-"""Two processes against one: the same losses, the same weights, checkpoints of sharded models, shares without gaps."""
+"""Two processes against one: equal losses and weights, checkpoints of sharded models, shares without gaps."""
 
 import gc
 import json
@@ -50,12 +50,12 @@ SCHEMA = Schema(
 SETTINGS = {"precision": "64-true", "batch_size": 8, "schema": SCHEMA, "config": CONFIG, "average_decay": 0.9}
 OPTIMISERS = ["adamw", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lamb", "muon"))]
 EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-12}, {"rtol": 2e-3, "atol": 1e-5}
-"""Muon makes its update orthogonal in bfloat16: of a sharded matrix it sums in another order."""
+"""Tolerances: Muon orthogonalises in bfloat16, and sums over a sharded matrix run in another sequence."""
 
 
 @pytest.fixture(scope="module")
 def records():
-    """Unknown labels and short texts: the two shares of a batch count differently."""
+    """Return records with unknown labels and short texts, so that the two shares of a batch count differently."""
     return [
         {**record, "label": None if number % 3 == 0 else record["label"], "text": "ab cde f gh"[: 3 + number % 9]}
         for number, record in enumerate(small_records())
@@ -63,8 +63,8 @@ def records():
 
 
 def together(world, function):
-    """Run a function in so many processes, forked and numbered as torchrun does; all must end well."""
-    launch(TrainingConfig(accelerator="cpu"))  # imports
+    """Run a function in several forked processes, numbered as torchrun does; all must exit with 0."""
+    launch(TrainingConfig(accelerator="cpu"))  # import once, before the forks
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +94,7 @@ def losses_of(run):
 @pytest.mark.parametrize("shard_model", [False, True])
 @pytest.mark.parametrize("kind", OPTIMISERS)
 def test_two_processes_make_the_steps_of_one(records, tmp_path, kind, shard_model):
-    """In float64, with missing inputs and targets: losses to 1e-9, and the weights."""
+    """In float64, with missing inputs and targets: losses agree to 1e-9, and so do the weights."""
     settings = SETTINGS | {"optimiser": OptimiserConfig(kind=kind, learning_rate=3e-3)}
     one = trained(records, tmp_path / "one", 5, **settings)
     together(2, lambda rank: trained(records, tmp_path / "two", 5, shard_model=shard_model, **settings))
@@ -111,9 +111,9 @@ def test_two_processes_make_the_steps_of_one(records, tmp_path, kind, shard_mode
 
 @pytest.mark.parametrize("shard_model", [False, True])
 def test_two_processes_learn_the_weights_of_one(records, tmp_path, shard_model):
-    """Of losses; sharded and stopped after three steps, then one goes on alone."""
+    """Learned loss weights: a sharded run of two processes stops after three steps, and one process continues it."""
     settings = SETTINGS | {"optimiser": OptimiserConfig(kind="adamw", learning_rate=3e-2), "weights": "learned"}
-    settings["schedule"] = ScheduleConfig(kind="constant")  # of any number of steps
+    settings["schedule"] = ScheduleConfig(kind="constant")  # does not depend on the number of steps
     trained(records, tmp_path / "one", 5, **settings)
     together(2, lambda rank: trained(records, tmp_path / "two", 3, shard_model=shard_model, **settings))
     trained(records, tmp_path / "two", 5, **settings)
@@ -125,7 +125,7 @@ def test_two_processes_learn_the_weights_of_one(records, tmp_path, shard_model):
 
 @pytest.mark.parametrize("kind", OPTIMISERS)
 def test_a_sharded_run_goes_on_in_any_number_of_processes(records, tmp_path, kind):
-    """Two, then one, then two again: as in one process alone, but for rounding."""
+    """Two processes, then one: the same as one process throughout, up to rounding."""
     settings = SETTINGS | {"optimiser": OptimiserConfig(kind=kind, learning_rate=3e-3), "checkpoint_every": 2}
     trained(records, tmp_path / "one", 6, **settings)
     run = tmp_path / "changing"
@@ -137,7 +137,7 @@ def test_a_sharded_run_goes_on_in_any_number_of_processes(records, tmp_path, kin
 
 
 def test_processes_agree_on_stopping(records, tmp_path):
-    """A signal to one of them is enough: both save and stop."""
+    """A signal to one of them suffices: both save and stop."""
 
     def run(rank):
         real, calls = loop.gradients, []
@@ -157,7 +157,7 @@ def test_processes_agree_on_stopping(records, tmp_path):
 
 
 def test_processes_agree_that_a_loss_is_not_finite(records, tmp_path):
-    """It is so in one of them."""
+    """The loss is not finite in one process alone."""
 
     def run(rank):
         real = losses.Objective.forward
@@ -172,7 +172,7 @@ def test_processes_agree_that_a_loss_is_not_finite(records, tmp_path):
 
 @pytest.mark.parametrize("failing", [False, True])
 def test_nothing_of_the_model_outlives_its_process_group(records, tmp_path, failing):
-    """DDP that is the last to hold the group may never end: it joins a thread that waits for Python's lock."""
+    """If DDP is the last to hold the group, it may never end: it joins a thread that waits for the GIL."""
 
     def run(rank):
         real, ended = torch.distributed.destroy_process_group, []
@@ -194,7 +194,7 @@ def test_nothing_of_the_model_outlives_its_process_group(records, tmp_path, fail
 @pytest.mark.parametrize("shard_model", ["false", "true"])
 @pytest.mark.parametrize("torchrun", [False, True])
 def test_the_command_trains_in_two_processes(tmp_path, torchrun, shard_model):
-    """Started by torchrun, or by itself; the first process alone evaluates and reports."""
+    """Started by torchrun, or by the command itself; only the first process evaluates and reports."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
     settings = ["num_steps=2", "batch_size=8", "schedule.warmup_steps=1", "accelerator=cpu", "log_every=1"]
     settings += [f"shard_model={shard_model}", "devices=1" if torchrun else "devices=2"]

@@ -1,4 +1,4 @@
-"""Proposals: what a column is taken for, recipes that train as they are, models from an example."""
+"""Proposals: the modality chosen for a column, recipes that train unchanged, models from an example."""
 
 import json
 import math
@@ -80,7 +80,7 @@ SCALARS = (
 
 
 def any_value(rng, depth=0):
-    """Any value of JSON in any other."""
+    """Return a random nested value of JSON."""
     if depth == 4 or rng.random() < 0.5:
         return rng.choice(SCALARS)
     if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Properties of any schema: it is built, learns, is kept in files, and answers whatever is missing."""
+"""Properties of any schema: it builds, learns, is saved, and predicts whatever is missing."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ small = st.integers(1, 3)
 
 
 def grid(kind, axes, output):
-    """Grids of a size that their patch divides; as inputs, one-dimensional ones are ragged."""
+    """Return grids whose size is divisible by their patch; one-dimensional ones vary in length as inputs."""
 
     @st.composite
     def strategy(draw):
@@ -107,7 +107,7 @@ def records(output):
 
 
 def simple(output):
-    """Modalities without options that matter here."""
+    """Return modalities whose options do not matter here."""
     count = 2
     texts = ["a", "Grüße", "", "two words"]
     pairs = [
@@ -143,7 +143,7 @@ tasks = st.fixed_dictionaries(
 
 
 def schema_and_rows(inputs, outputs, mask, seed):
-    """A fitted schema and records, of which the first lacks nothing."""
+    """Return a fitted schema and records; the first record lacks nothing."""
     rng = np.random.default_rng(seed)
     parts = {f"in{n}": part for n, part in enumerate(inputs)} | {f"out{n}": part for n, part in enumerate(outputs)}
     rows = [
@@ -181,7 +181,7 @@ RELAXED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Do not use the .random. module")  # beartype draws which items it checks
+@pytest.mark.filterwarnings("ignore:Do not use the .random. module")  # beartype draws the items that it checks
 @given(task=tasks)
 @settings(max_examples=20, **RELAXED)
 def test_any_schema_is_built_learns_is_kept_and_answers(tmp_path_factory, task):
@@ -217,7 +217,7 @@ def check(folder, task):
     again = load_model(folder)
     assert_equal(again.decode(again.encode(batch["inputs"]), points, outputs=names), whole, rtol=0, atol=0)
 
-    # One input at a time is enough; and what a sample gives does not depend on the others of its batch.
+    # One input at a time suffices, and the result of a sample does not depend on the others of its batch.
     for name in batch["inputs"]:
         assert model.encode({name: batch["inputs"][name]}).latents.isfinite().all()
     alone = batch_of(schema, rows[:1], training=False)
@@ -225,7 +225,7 @@ def check(folder, task):
 
 
 def learn(model, schema, batch):
-    """One step; whatever is missing, gradients are finite and something moves."""
+    """Take one step: whatever is missing, gradients are finite and some parameter changes."""
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
     losses = schema.losses(model(batch["inputs"], schema.points(batch["targets"])), batch["targets"])
     assert losses.keys() == batch["targets"].keys()

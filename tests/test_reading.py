@@ -1,4 +1,4 @@
-"""What reading leaves behind adds up: in any order, over inputs, chunks and processes."""
+"""The states of a reading add up: in any order, over inputs, chunks and processes."""
 
 import functools
 import operator
@@ -67,7 +67,7 @@ def test_a_part_as_large_as_what_was_trained_on_has_its_own_learned_positions() 
 
 
 def state_of(scores: Tensor, values: Tensor, reference: float) -> SoftmaxState:
-    """One latent's, by definition."""
+    """Return the state of one latent, by definition."""
     weights = (scores - reference).exp()
     shape = torch.full((1, 1, 1), reference, dtype=scores.dtype)
     return SoftmaxState(shape, weights.sum().expand(1, 1, 1), (weights @ values).expand(1, 1, 1, -1))
@@ -154,7 +154,7 @@ def model(request: pytest.FixtureRequest) -> PerceiverIO:
 
 
 def inputs(model: PerceiverIO) -> dict[str, Any]:
-    """Where the model is."""
+    """Return inputs on the device of the model."""
     torch.manual_seed(2)
     vectors = torch.randn(3, 11, 5, dtype=torch.float64)
     raw = {

@@ -1,4 +1,4 @@
-"""Every recipe of every system is a file like any other."""
+"""Every recipe of every system is a valid recipe file."""
 
 import json
 

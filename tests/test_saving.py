@@ -1,4 +1,4 @@
-"""Saving replaces what was saved before and nothing else, in a folder of any kind, and is not cut off in between."""
+"""Saving replaces the previous model and nothing else, in any folder, and an interruption leaves a whole model."""
 
 import errno
 import hashlib
@@ -49,7 +49,7 @@ def changed():
 
 @pytest.fixture
 def folder(tmp_path, model):
-    """A saved model, and beside it what others put there."""
+    """Return a folder with a saved model and files of other people."""
     folder = tmp_path / "folder"
     save_pretrained(model, folder)
     (folder / "thesis.txt").write_text("years of work")
@@ -64,7 +64,7 @@ def folder(tmp_path, model):
 
 
 def others(folder):
-    """Everything in a folder that is not ours, its content and its permissions."""
+    """Return the content and permissions of all other files in a folder."""
     paths = [path for path in sorted(folder.rglob("*")) if path.relative_to(folder).as_posix() not in OURS]
     return {
         str(path.relative_to(folder)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else None)
@@ -113,7 +113,7 @@ def normed(model):
 
 
 def adapted(model):
-    """As adapters (LoRA) do it: the layer within another, beside layers of its own."""
+    """Wrap the layer in another one that has layers of its own, as LoRA adapters do."""
     layer = nn.Module()
     layer.base_layer, layer.lora_A = model.get_submodule(KEY), nn.Linear(12, 2)
     model.set_submodule(KEY, layer)
@@ -171,7 +171,7 @@ def diverged(model):
     ],
 )
 def test_a_model_that_would_not_load_is_not_saved(folder, changed, change, message):
-    """And the model that was saved before stays."""
+    """The previous model stays."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     change(changed)
     for save in (lambda: save_pretrained(changed, folder), lambda: write_huggingface(changed, folder)):
@@ -183,7 +183,7 @@ def test_a_model_that_would_not_load_is_not_saved(folder, changed, change, messa
 
 def test_what_is_no_model_of_ours_is_not_saved(tmp_path, model):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own future
+        warnings.simplefilter("ignore")  # deprecations inside torch
         quantised = torch.ao.quantization.quantize_dynamic(from_pretrained(FROZEN), {nn.Linear})
     others = {"NoneType": None, "Linear": nn.Linear(2, 2), "Sequential": nn.Sequential(model)}
     for name, other in others.items():
@@ -227,7 +227,7 @@ def of_links(place, folder):
     ],
 )
 def test_what_only_has_the_name_of_a_save_in_progress_is_neither_loaded_nor_put_in_place(folder, changed, make):
-    """A link is not followed; it is named and stays."""
+    """Such an entry is reported and stays; a link is not followed."""
     before = latents(folder)
     make(folder / READY, folder)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -235,7 +235,7 @@ def test_what_only_has_the_name_of_a_save_in_progress_is_neither_loaded_nor_put_
         save_pretrained(changed, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
     (folder / READY).unlink() if (folder / READY).is_symlink() or (folder / READY).is_file() else None
-    if make is not of_links:  # a folder with a whole model in it is a save that was cut off, until the next one
+    if make is not of_links:  # a folder with a whole model is an interrupted save, which is loaded until the next save
         assert torch.equal(latents(folder), before)
 
 
@@ -291,7 +291,7 @@ def test_older_files_of_ours_go_unless_they_were_changed(tmp_path):
 
 
 def test_folders_of_every_kind(tmp_path, folder, changed, monkeypatch):
-    """A link to a folder, a link to nothing yet, the working folder, permissions; a file is none."""
+    """A link to a folder, a link to nothing yet, the working folder, permissions; a file is refused."""
     (tmp_path / "linked").symlink_to(folder)
     (tmp_path / "to-be").symlink_to(tmp_path / "new")
     folder.chmod(0o750)
@@ -311,7 +311,7 @@ def test_folders_of_every_kind(tmp_path, folder, changed, monkeypatch):
 
 
 def cut_off(number, act):
-    """Whether `act`, in a process of its own, ended before its change to the disk of this number."""
+    """Kill `act`, in a forked process, before its n-th change to the disk; return False if it ends before."""
     pid = os.fork()
     if pid == 0:
         left = [number]
@@ -347,7 +347,7 @@ def test_a_file_system_without_links(folder, changed, monkeypatch):
 
 
 def test_a_save_that_is_cut_off_leaves_the_old_model_or_the_new_one(folder, model, changed):
-    """At each change of the disk, and the next save is none the worse; everything else is there."""
+    """Interrupted before each change to the disk; the next save works, and all other files are there."""
     before, number, newer = others(folder), 0, False
     names = {*before, *OURS}
     while cut_off(number, lambda: save_pretrained(changed, folder)):
@@ -355,7 +355,7 @@ def test_a_save_that_is_cut_off_leaves_the_old_model_or_the_new_one(folder, mode
         newer = newer or torch.equal(found, changed.trunk.latents)
         assert torch.equal(found, (changed if newer else model).trunk.latents)
         assert others(folder).items() >= before.items()
-        cut_off(number // 2, lambda: save_pretrained(model, folder))  # and the next one too
+        cut_off(number // 2, lambda: save_pretrained(model, folder))  # interrupted in the same way
         save_pretrained(model, folder)
         assert {path.relative_to(folder).as_posix() for path in folder.rglob("*")} == names
         assert others(folder) == before
@@ -380,12 +380,14 @@ def test_only_what_is_ours_is_uploaded(folder, changed, monkeypatch):
             uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*")})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    # Refuse wrong names.
     for name in ("", None, 3, "noslash", "a/b/c", "../x", "a b/c", "-a/b", "a/" + "b" * 100):
         with pytest.raises(ValueError, match=r"^name = .* must be a hub repository owner/name"):
             check_repository(name)
     with pytest.raises(ValueError, match="must be a hub repository owner/name"):
         push_to_hub(changed, "noslash", folder.parent / "new")
     assert not (folder.parent / "new").exists()
+    # Upload, and compare with the folder.
     push_to_hub(changed, "owner/model", folder)
     assert uploaded == {name: (folder / name).read_bytes() for name in OURS}
     manifest = json.loads(uploaded["manifest.json"])
@@ -415,7 +417,7 @@ def test_what_is_swept_has_a_name_that_only_we_give(tmp_path):
 
 
 def test_a_table_replaces_a_file_and_nothing_else(tmp_path):
-    """Through a link the file that it leads to; no folder, no pipe; permissions stay."""
+    """Through a link, the file behind it is replaced; folders and pipes are refused; permissions stay."""
     (tmp_path / "real.csv").write_text("old")
     (tmp_path / "real.csv").chmod(0o600)
     (tmp_path / "link.csv").symlink_to("real.csv")
@@ -433,7 +435,7 @@ def test_a_table_replaces_a_file_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("name", ["thesis.txt", "README.md"])
 def test_a_list_of_files_that_another_program_wrote_is_refused(tmp_path, model, name):
-    """Though it has sizes and hashes as ours has: what it names is not removed."""
+    """The list has sizes and hashes as ours has, but the files that it names are not removed."""
     (tmp_path / name).write_text("years of work")
     entry = {"size": 13, "sha256": hashlib.sha256(b"years of work").hexdigest()}
     (tmp_path / "manifest.json").write_text(json.dumps({name: entry}))
@@ -452,7 +454,7 @@ def test_a_checkpoint_is_not_replaced_by_a_model(tmp_path):
 
 
 def test_saves_and_loads_at_once(tmp_path, model, changed):
-    """Each is whole; none finds the work of another half done."""
+    """Each is whole; none sees a partial state of another."""
     save_pretrained(model, tmp_path)
 
     def work(number):
@@ -485,7 +487,7 @@ def test_an_error_of_the_disk_names_the_target_alone(tmp_path, model):
 
 
 def test_a_first_save_whose_name_is_not_on_the_disk_is_undone(model, tmp_path, monkeypatch):
-    """Then the same command can be given again: it would refuse a folder that is there."""
+    """Otherwise the same command would refuse the existing folder when repeated."""
     to_disk = durable_folder.to_disk
 
     def broken(path):

@@ -1,4 +1,4 @@
-"""Schemas and configs in files: round trips, and errors that name the place."""
+"""Schemas and configs in files: round trips, and errors that give the position."""
 
 import json
 

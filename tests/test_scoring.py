@@ -1,4 +1,4 @@
-"""A model is scored on other data than its own; optical flow in tiles, from coarse to fine, beside baselines."""
+"""Scores of a model on other data than its own; optical flow in tiles, from coarse to fine, with baselines."""
 
 import json
 from dataclasses import replace
@@ -68,7 +68,7 @@ def test_flow_is_scored_in_tiles_beside_the_baselines(command, tmp_path):
 
 def test_a_model_that_says_no_motion_scores_as_no_motion_does():
     recipe = replace(side_by_side("3x3"), data=FlowScenes(size=(HEIGHT, WIDTH), num_held_out=2))
-    model, records = preset_of(recipe).build(), recipe.data.held_out()  # a model starts at no motion
+    model, records = preset_of(recipe).build(), recipe.data.held_out()  # an untrained model predicts no motion
     still = scores_of({"still": no_motion}, records, model.schema)["still"]
     assert score_in_tiles(model, records, model.schema) == still
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_a_score_that_has_no_value_is_nan_and_the_others_stay(name):
 def test_mean_average_precision_is_of_the_classes_that_some_have():
     logits = torch.tensor([[3.0, 0.1, 5.0], [-2.0, 0.2, -5.0], [1.0, 0.3, 5.0], [0.5, 0.9, 0.7]])
     true = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    spec, rows = Labels(classes=3), [slice(0, 3), slice(3, 4)]  # alone, the last ones could be probabilities
+    spec, rows = Labels(classes=3), [slice(0, 3), slice(3, 4)]  # alone, the last ones could pass for probabilities
     found = scored({"y": spec}, [("y", spec.metric_inputs(logits[own], true[own])) for own in rows])
     assert found["y"]["mAP"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
 

@@ -1,4 +1,4 @@
-"""Each process of a group reads a part of the inputs; what comes out, and every gradient, is as in one process."""
+"""Each process of a group reads a part of the inputs; outputs and gradients equal those of one process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +19,13 @@ from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
 
 SIZES = {2: (4, 7), 4: (5, 0, 2, 4)}
-"""How many of 11 tokens each process reads, by the number of processes; one may have nothing to read."""
+"""Number of the 11 tokens that each process reads, by the number of processes; a process may have none."""
 
 Parts = dict[str, Tensor]
 
 
 class Sharded(nn.Module):
-    """Reads a part, writes from all."""
+    """A model that reads a part of the inputs and decodes from all of them."""
 
     def __init__(self, model: PerceiverIO, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Sharded(nn.Module):
 
     def forward(self, vectors: Parts) -> Tensor:
         reading = self.model.read({"vectors": vectors}).all_reduce(self.group)
-        return self.model.decode(self.model.process(reading))["label"].clone()  # no view: FSDP warns of these
+        return self.model.decode(self.model.process(reading))["label"].clone()  # not a view, of which FSDP would warn
 
 
 def model() -> PerceiverIO:
@@ -60,7 +60,7 @@ def loss_of(label: Tensor) -> Tensor:
 
 
 def expected() -> tuple[Tensor, dict[str, Tensor]]:
-    """In one process."""
+    """Return the output and the gradients of one process."""
     alone = model()
     label = alone({"vectors": vectors()}, algorithm="dense")["label"]
     loss_of(label).backward()
@@ -80,7 +80,7 @@ def own_part(rank: int, processes: int, samples: slice = slice(None)) -> Parts:
 
 
 def one_group(rank: int, processes: int) -> None:
-    """Forward and backward; gradients are averaged by hand."""
+    """Forward and backward; gradients are averaged explicitly."""
     sharded = Sharded(model())
     label = sharded(own_part(rank, processes))
     assert torch.allclose(label, expected()[0], rtol=1e-10)
@@ -91,19 +91,19 @@ def one_group(rank: int, processes: int) -> None:
 
 
 def data_parallel(rank: int, processes: int) -> None:
-    """All read parts of the same samples; or pairs share samples, and each pair has others."""
+    """All processes read parts of the same samples; or pairs do, and each pair has other samples."""
     pairs = processes // 2
     groups = [dist.new_group([2 * pair, 2 * pair + 1]) for pair in range(pairs)]
     samples = slice(4 // pairs * (rank // 2), 4 // pairs * (rank // 2 + 1))
     module = DistributedDataParallel(Sharded(model(), groups[rank // 2]))
-    for _ in range(2):  # a parameter without a gradient would be missed by the second step only
+    for _ in range(2):  # only the second step would reveal a parameter without a gradient
         module.zero_grad()
         loss_of(module(own_part(rank % 2, 2, samples))).backward()
     assert_gradients(module.module.model)
 
 
 def fully_sharded(rank: int, processes: int) -> None:
-    """Parameters are spread over the processes too."""
+    """Parameters are spread over the processes as well."""
     sharded = Sharded(model())
     fully_shard(sharded, mesh=init_device_mesh("cpu", (processes,)))
     label = sharded(own_part(rank, processes))

@@ -1,4 +1,4 @@
-"""Shards: every record is read alone and whole, each once an epoch over processes and workers, also after resuming."""
+"""Shards: every record is loaded alone and whole, once per epoch over processes and workers, also after resuming."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def content_of(number):
-    """Members of a record: a curve of its own length, its class, an object."""
+    """Return the members of a record: a curve of varying length, its class, a JSON object."""
     curve = io.BytesIO()
     np.save(curve, np.linspace(0, number, 3 + number % 3))
     described = {"height": number / 2, "note": "ü" * number}
@@ -61,7 +61,7 @@ def write_tar(path, numbers, name="record-{:04d}", kind=tarfile.GNU_FORMAT):
 
 @pytest.fixture
 def tars(tmp_path):
-    """31 records in shards of 11, 1, 0 and 19."""
+    """Write 31 records in shards of 11, 1, 0 and 19."""
     for shard, numbers in enumerate((range(11), range(11, 12), range(0), range(12, 31))):
         write_tar(tmp_path / f"train-{shard}.tar", numbers)
     return str(tmp_path / "train-*.tar")
@@ -69,7 +69,7 @@ def tars(tmp_path):
 
 @pytest.fixture
 def parquet(tmp_path):
-    """31 records in row groups of 3, in files of 17 and 14."""
+    """Write 31 records in row groups of 3, in files of 17 and 14."""
     arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for shard, numbers in enumerate((range(17), range(17, 31))):
         rows = [
@@ -142,7 +142,7 @@ def test_where_records_begin_is_found_once(tars, tmp_path, monkeypatch):
 
 
 def test_shards_are_read_without_a_home(tars, monkeypatch):
-    """As by a user of a container: a cache that cannot be had is none."""
+    """Some container users have no home folder: then nothing is cached."""
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: Path("~none").expanduser())
     assert numbers_of(open_shards(tars)) == list(range(31))
@@ -184,7 +184,7 @@ def test_a_record_that_cannot_be_read_says_which(tmp_path):
 
 
 def test_shards_are_read_where_they_are(tars, parquet):
-    """As from a hub: only the bytes that are needed, through any file system of fsspec."""
+    """As from a hub: only the needed bytes are fetched, through any file system of fsspec."""
     memory = fsspec.filesystem("memory")
     for pattern in (tars, parquet):
         for path in fsspec.filesystem("file").glob(pattern):
@@ -207,7 +207,7 @@ def test_parts_and_statistics(files):
 
 
 def test_bad_records_are_left_out_and_named(tmp_path):
-    """Two of eleven; up to two are allowed, and neither part has them."""
+    """Two of eleven records are bad and two are allowed; no part contains them."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for number in range(11):
             data = b"{" if number in (3, 7) else json.dumps({"height": number, "label": number % 2}).encode()
@@ -233,7 +233,7 @@ def test_validation_does_not_make_the_records(files):
     records = open_shards(files)
     make, records.make = records.make, lambda number: asked.append(number) or make(number)
     learned_from, validation = split(records, TrainingConfig(validation_fraction=0.25))
-    assert len(asked) < 15  # which the tests' checks of types look at
+    assert len(asked) < 15  # inspected by the tests' type checks
     assert sorted(numbers_of(learned_from) + numbers_of(validation)) == list(range(31))
     assert sum(learned_from.groups) == (23 if records.groups else 0)
 
@@ -287,7 +287,7 @@ training: {num_steps: 3, batch_size: 8, log_every: 1, schedule: {kind: constant}
 
 
 def test_what_is_proposed_for_shards_trains_as_it_is(command, files, tmp_path):
-    """Fields of an object are columns, not the object beside them; nor is the record's name one to learn from."""
+    """Fields of an object become columns; the object itself and the record's name do not become inputs."""
     code, out, err = command("schema", "propose", files, "--predict", "cls")
     assert code == 0, err
     proposed = yaml.safe_load(out)
@@ -316,7 +316,7 @@ def test_the_command_learns_from_shards_and_predicts_them(command, tars, tmp_pat
 
 
 def test_records_that_are_made_when_asked_for_are_not_made_before():
-    """Of a large data set that needs no fitting."""
+    """A large data set that needs no fitting."""
     made = []
 
     @dataclass(frozen=True)
@@ -329,5 +329,5 @@ def test_records_that_are_made_when_asked_for_are_not_made_before():
 
     fitted = {"mean": (0.0,), "std": (1.0,)}
     parts = read_parts(Large(), Schema({"x": Numbers(**fitted)}, {"y": Numbers(**fitted)}))
-    assert len(made) < 20  # which the tests' checks of types look at
+    assert len(made) < 20  # inspected by the tests' type checks
     assert len(parts.training) == 10_000

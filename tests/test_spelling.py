@@ -1,4 +1,4 @@
-"""Text as an output of its own: it has an end, and is learned, scored, predicted, proposed like any other."""
+"""Text as an output without a text input: its end, training, scores, predictions and proposals."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_a_text_has_an_end_if_there_is_room():
 
 @pytest.mark.slow
 def test_numbers_are_learned_to_be_spelled():
-    """From a class, all letters at once; the end included."""
+    """From a class, all letters are predicted at once, and so is the end."""
     schema = Schema(
         {"digit": Label(classes=10)}, {"word": Text(length=7, vocab_size=262, query_channels=32, tied=False)}
     )
@@ -82,7 +82,7 @@ def test_a_table_with_text_to_write(command, tmp_path):
     code, _, err = command("predict", tmp_path / "run", data, "-o", tmp_path / "out.csv", "--attribution")
     assert code == 0, err
     rows = list(read_rows(tmp_path / "out.csv"))
-    assert list(rows[0]) == ["word"]  # what the only input contributes is everything
+    assert list(rows[0]) == ["word"]  # the attribution to the only input is empty
     assert len(rows) == 40
 
 

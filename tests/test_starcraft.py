@@ -1,4 +1,4 @@
-"""StarCraft II: units followed through events by hand, what is masked, the entity encoder, and what guessing gives."""
+"""StarCraft II: units followed through events by hand, masked types, the entity encoder, and the baselines."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def player_stats(second, pid, workers):
 
 
 def some_game(number):
-    """Two snapshots: a drone that becomes an egg, moves and dies, a probe, a mineral field, and a beacon."""
+    """Return two snapshots: a drone that becomes an egg, moves and dies, a probe, a mineral field and a beacon."""
     return [
         born(0, 0, "MineralField", 0, 5, 6),
         born(0, 1, "BeaconArmy", 1, 0, 0),
@@ -61,7 +61,7 @@ def some_game(number):
 
 @pytest.fixture
 def games(monkeypatch):
-    """Data of six games."""
+    """Return the data set of six games."""
     monkeypatch.setattr(
         starcraft_replays,
         "replays",
@@ -85,7 +85,7 @@ def test_units_are_followed_through_events():
 
 
 def test_what_is_hidden_is_told_once_only(games):
-    """A type is either in the input or in the target; other ones are masked each time, about as many as asked for."""
+    """A type is either in the input or in the target; others are masked each time, about the requested share."""
     records = games.training()
     fitted = schema().fit(records)
     hidden = []
@@ -101,7 +101,7 @@ def test_what_is_hidden_is_told_once_only(games):
 
 
 def test_games_are_apart(games):
-    """The drone's place tells the game: each third one is held out."""
+    """The drone's position identifies the game: every third one is held out."""
     places = [{record["units"]["x"][0] for record in part[::3]} for part in (games.training(), games.held_out())]
     assert places == [{10, 11, 13, 14}, {12, 15}]
 
@@ -127,7 +127,7 @@ def test_a_damaged_replay_is_refused(tmp_path):
 
 @pytest.mark.parametrize("trunk", [lambda: PerceiverEntities(TINY), lambda: TransformerEntities(ONE)])
 def test_empty_slots_count_nowhere(trunk):
-    """Whatever they hold, and however many there are."""
+    """The content and number of empty slots have no effect."""
     torch.manual_seed(0)
     encoder = EntityEncoder(trunk()).eval()
     entities = torch.randn(2, 7, 256)
@@ -155,7 +155,7 @@ def test_entities_are_a_set(trunk):
 
 
 def test_operations_of_both_encoders():
-    """Paper, table 9: 3.3 billion for the Transformer, about 3.5 times as many as for Perceiver IO."""
+    """Table 9 of the paper: 3.3 billion for the Transformer, about 3.5 times as many as for Perceiver IO."""
     flops = []
     for trunk in (PerceiverEntities, TransformerEntities):
         encoder = EntityEncoder(trunk()).eval()
@@ -167,7 +167,7 @@ def test_operations_of_both_encoders():
 
 
 def test_a_run_from_end_to_end(games, tmp_path):
-    """Training, evaluation, and baselines on the same records; with one type only, guessing it is always right."""
+    """Train, evaluate and compare with baselines on the same records; with a single type, the baseline never errs."""
     recipe = replace(
         small(), data=games, config=TINY, training=TrainingConfig(num_steps=2, batch_size=4, accelerator="cpu")
     )
@@ -178,14 +178,14 @@ def test_a_run_from_end_to_end(games, tmp_path):
     assert 0 <= scores["hidden"]["accuracy"] <= 1
     assert scores["statistics"]["rmse"] > 0
     assert 0 <= guesses["most frequent type of the player's others"]["hidden"]["accuracy"] <= 1
-    assert guesses["means at the same time"]["statistics"]["rmse"] == pytest.approx(0)  # all games are alike
+    assert guesses["means at the same time"]["statistics"]["rmse"] == pytest.approx(0)  # all games are equal
     page = report(Run(tmp_path)).read_text()
     assert "means at the same time" in page
     assert "Snapshot 6" in page
 
 
 def test_guesses_by_hand(games):
-    """Over the three snapshots of a game there are a drone, an egg, two gateways, three probes and a zergling."""
+    """The three snapshots of a game contain a drone, an egg, two gateways, three probes and a zergling."""
     training = games.training()[:3]
     fitted = schema().fit(training)
     counts = dict(zip(fitted.outputs["hidden"].fields["type"].classes, type_counts(fitted, training), strict=True))
@@ -194,7 +194,7 @@ def test_guesses_by_hand(games):
 
 
 def test_the_others_of_a_player_tell(games):
-    """Ten probes of player 1, nine gateways of player 2: whichever is masked, the others of its player are right."""
+    """Ten probes of player 1, nine gateways of player 2: the other units of a player give the masked type."""
     units = {"type": np.array(["Probe"] * 10 + ["Gateway"] * 9, object), "owner": np.array([1] * 10 + [2] * 9)}
     units |= {name: np.zeros(19, np.float32) for name in ("x", "y", "age")}
     records = [{**games.training()[0], "units": units}] * 5

@@ -1,4 +1,4 @@
-"""Signals end a run with a checkpoint at the step it is at; what is on disk is whole whatever happens."""
+"""Signals end a run with a checkpoint at the current step; files on disk are whole whatever happens."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ from small_run import small_records, trained, weights_of, without_time
 @pytest.mark.parametrize("name", EXIT_CODES)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_makes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path, monkeypatch, name, workers):
-    """Sent in the middle of step 3, twice, and to the whole group when there are workers."""
+    """Sent twice in the middle of step 3, and to the whole process group if there are workers."""
     records, before = small_records(), signal.getsignal(getattr(signal, name))
     straight = trained(records, tmp_path / "straight", 7)
     real, calls = loop.gradients, []
@@ -55,7 +55,7 @@ def test_a_signal_makes_a_checkpoint_and_the_run_goes_on_exactly(tmp_path, monke
 
 @pytest.mark.slow
 def test_the_command_stops_in_good_order(tmp_path):
-    """One line that says how to go on, and the documented exit code."""
+    """One line tells how to resume; the exit code is the documented one."""
     command = [sys.executable, "-m", "perceivers", "train", "digits", "--out", tmp_path / "run"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not read_log(tmp_path / "run"):
@@ -87,7 +87,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):
-    """Until the first one ends, even if it was killed and a worker of it lives on."""
+    """The folder stays locked until the first training ends, even if it was killed and a worker lives on."""
     fabric = launch(TrainingConfig(accelerator="cpu"))
     ready, said = os.pipe()
     holder = os.fork()
@@ -115,7 +115,7 @@ def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path):
 
 
 def test_a_removed_folder_is_gone_at_once(tmp_path, monkeypatch):
-    """What is half removed has another name already."""
+    """A folder is renamed before its files are removed."""
     write_folder(tmp_path / "step-1", lambda folder: (folder / "file").touch())
     monkeypatch.setattr(shutil, "rmtree", lambda path: None)
     remove_folder(tmp_path / "step-1")
@@ -144,7 +144,7 @@ def test_a_full_or_broken_disk_leaves_what_was_there(tmp_path, monkeypatch, call
 
 
 def test_shards_are_read_as_one(tmp_path):
-    """Pieces along the first axis; what is in the first alone is not cut."""
+    """Shards are concatenated along the first axis; an array that is only in the first shard was not split."""
     path, whole = tmp_path / WEIGHTS, {"a": torch.arange(15.0).reshape(5, 3), "step": torch.tensor(3.0)}
     save_tensors(shard_name(path, 0, 2), {"a": whole["a"][:3], "step": whole["step"]})
     save_tensors(shard_name(path, 1, 2), {"a": whole["a"][3:]})

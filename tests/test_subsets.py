@@ -1,4 +1,4 @@
-"""Losses at random places of an output are, in expectation, the loss of the whole (paper: 512 + 512 + 1 places)."""
+"""The expected loss at random positions of an output is the loss of the whole (the paper: 512 + 512 + 1 positions)."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ PLACES = {"sound": 7, "picture": 6, "film": 8}
 
 
 def schema_with(num_points):
-    """An autoencoder of three grids and a class."""
+    """Return an autoencoder schema of three grids and a class."""
     changed = {name: type(kind)(**{**vars(kind), "num_points": num_points}) for name, kind in SPECS.items()}
     label = {"label": Label(classes=3, query_channels=5)}
     return Schema(SPECS | label, changed | label)
@@ -50,7 +50,7 @@ def model():
 
 
 def batch_at(records, chosen):
-    """A batch whose outputs are asked at chosen places: {name: numbers of places}."""
+    """Return a batch whose outputs are decoded at chosen positions: {name: indices}."""
     whole = schema_with(None)
     batch = whole.collate([whole.preprocess(record, np.random.default_rng(0), False) for record in records])
     batch = {
@@ -68,7 +68,7 @@ def batch_at(records, chosen):
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_mean_over_all_subsets_is_the_loss_of_the_whole(records, model, name, size):
-    """Enumerated: every subset of one or two places is as probable as any other. Losses and gradients, to rounding."""
+    """All subsets of one or two positions are equally probable. Losses and gradients agree to rounding."""
     objective = Objective(model)
     whole = objective(batch_at(records, {}))
     subsets = list(itertools.combinations(range(PLACES[name]), size))
@@ -77,12 +77,12 @@ def test_the_mean_over_all_subsets_is_the_loss_of_the_whole(records, model, name
         mean = torch.stack([loss[output] for loss in losses]).mean()
         torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-12)
     gradients = torch.stack([gradient_of(loss, model) for loss in losses])
-    assert gradients.std(dim=0).max() > 1e-3  # one subset alone is not the whole
+    assert gradients.std(dim=0).max() > 1e-3  # a single subset differs from the whole
     torch.testing.assert_close(gradients.mean(dim=0), gradient_of(whole, model), rtol=1e-9, atol=1e-12)
 
 
 def test_places_are_drawn_evenly(records):
-    """Every place as often as any other, in training; everything in evaluation. 4 standard deviations are allowed."""
+    """In training, each position is equally likely, within 4 standard deviations; evaluation uses all positions."""
     schema, draws = schema_with(2), 600
     for name, places in PLACES.items():
         chosen = [
@@ -98,7 +98,7 @@ def test_places_are_drawn_evenly(records):
 
 
 def test_values_stand_where_they_were_chosen(records):
-    """The values of a subset are those of the whole at these places."""
+    """The values of a subset are those of the whole at the same positions."""
     prepared = schema_with(3).preprocess(records[1], np.random.default_rng(5), True)["targets"]
     for name in SPECS:
         index = prepared[name]["index"]

@@ -1,4 +1,4 @@
-"""Schema files: how a model is wired, the sizes that `auto` picks, what editors are told."""
+"""Schema files: the summary of a model, the sizes that `auto` chooses, and the JSON schema for editors."""
 
 import json
 
@@ -76,12 +76,12 @@ def test_a_training_step_takes_more_memory_the_more_samples_it_has():
     schema = schema_with(points=PointSet(axes=3, channels=2))
     preset = Preset(schema, auto_config(schema))
     one, seven = training_bytes(preset, 1), training_bytes(preset, 7)
-    # Weights, gradients and two moments do not depend on the batch.
+    # The memory of weights, gradients and two moments does not depend on the batch.
     assert 16 * costs(preset).parameters < one < seven < 7 * one
 
 
 def test_a_training_step_in_blocks_is_counted():
-    """One head over many positions is read in blocks; nothing of the content may be asked for."""
+    """One head over many positions is read in blocks; content has no values here, so none may be used."""
     config = Config(LatentsConfig(num_latents=64, channels=64), processor=ProcessorConfig(num_heads=4))
     preset = Preset(schema_with(image=Image(size=257)), config)
     assert 16 * costs(preset).parameters < training_bytes(preset, 3)

@@ -1,4 +1,4 @@
-"""Own data as tables: every format says the same, nothing is silently dropped, splits keep their promise."""
+"""Tables: every format gives the same records, nothing is dropped silently, splits keep groups and order."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ training: {num_steps: 3, batch_size: 8, log_every: 1, schedule: {kind: constant}
 
 
 def rows_of(count=23, seed=0):
-    """Rows with every sort of cell, some of them missing."""
+    """Return rows with a cell for every modality, some of them missing."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -405,7 +405,7 @@ def test_arrays_are_read_from_safetensors_and_split(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of SCHEMA on a table with two bad rows, made by the command's own functions."""
+    """Return a run of SCHEMA on a table with two bad rows, made by the command's functions."""
     from perceivers.runs.evaluate import evaluate_run
     from perceivers.runs.run import Run
     from perceivers.runs.schema_file import read_schema_file

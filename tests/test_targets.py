@@ -1,4 +1,4 @@
-"""Targets: the same class whichever library a value comes from; a number that is no class is unknown or an error."""
+"""Targets: a class is the same whichever library its value comes from; other numbers are unknown or refused."""
 
 import enum
 from datetime import date

@@ -1,4 +1,4 @@
-"""Segments and Tokens: how the array of tokens is made, rows of it, masks, names."""
+"""Segments and Tokens: the array of tokens, a choice of its rows, masks, names."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def constant() -> Tensor:
 
 @pytest.fixture
 def full(content: Tensor, tables: AxisTables, constant: Tensor) -> Segment:
-    """Everything that a segment can have."""
+    """Return a segment with all possible parts."""
     width = C + tables.num_channels + K
     return Segment(
         content,
@@ -129,7 +129,7 @@ def test_rows_are_rows_of_the_dense_array(full: Segment, index: Tensor) -> None:
 
 
 def test_rows_of_one_sample_at_indices_of_each(content: Tensor, positions: Tensor) -> None:
-    """What is the same for every sample is so before the choice, not after it."""
+    """Parts that are the same for every sample are expanded to the chosen indices of each sample."""
     index = torch.tensor([[34, 0, 8], [1, 1, 33]])
     added = torch.randn(1, *positions.shape)
     sums = Segment(added, positions, positions_added=True)
@@ -139,7 +139,7 @@ def test_rows_of_one_sample_at_indices_of_each(content: Tensor, positions: Tenso
 
 @pytest.fixture
 def several(full: Segment) -> Tokens:
-    """One with a mask, one without, one that is the same for every sample."""
+    """Return tokens of three segments: with a mask, without one, and the same for every sample."""
     width = full.dense(torch.float32).shape[-1]
     plain, shared = Segment(torch.randn(B, 2, width)), Segment(torch.randn(1, 3, width))
     return Tokens({"full": full, "plain": plain, "shared": shared})

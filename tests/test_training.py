@@ -1,4 +1,4 @@
-"""Training: exact resume, whole checkpoints, orders that depend on seed and step alone."""
+"""Training: exact resume, whole checkpoints, and record sequences that depend on seed and step alone."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ def test_a_resumed_run_makes_the_same_steps(records, tmp_path):
     straight = trained(records, tmp_path / "straight", 8)
     trained(records, tmp_path / "stopped", 8, checkpoint_every=1)
     for folder in checkpoints(tmp_path / "stopped")[:1]:
-        shutil.rmtree(folder)  # as if it had been killed after step 7
+        shutil.rmtree(folder)  # as if the run had been killed after step 7
     resumed = trained(records, tmp_path / "stopped", 8)
     for (name, one), other in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_passed_over(records, tmp_path):
 
 
 def test_a_model_alone_among_the_checkpoints_is_passed_over(records, tmp_path, command):
-    """Of none can a run go on; `convert` makes none there."""
+    """A run cannot resume from a model without a training state, and `convert` writes none there."""
     model = trained(records, tmp_path, 2, checkpoint_every=2)
     alone = tmp_path / "checkpoints" / "step-00000009"
     code, _, err = command("convert", checkpoints(tmp_path)[0], alone)
@@ -86,7 +86,7 @@ def test_a_model_alone_among_the_checkpoints_is_passed_over(records, tmp_path, c
 @pytest.mark.parametrize("name", ["state.json", "manifest.json", "model.safetensors"])
 @pytest.mark.parametrize("find", [latest_checkpoint, best_checkpoint])
 def test_a_checkpoint_that_the_system_does_not_let_read_is_no_damaged_one(records, tmp_path, monkeypatch, find, name):
-    """To take an older one instead would be another model without a word."""
+    """An older checkpoint would silently be another model."""
     trained(records, tmp_path, 4, checkpoint_every=2)
     monkeypatch.setattr(Path, "open", refusing(Path.open, checkpoints(tmp_path)[0] / name))
     with pytest.raises((UnreadableError, OSError), match="Input/output error"):
@@ -147,7 +147,7 @@ def test_order_is_a_permutation_in_each_epoch():
 
 
 def test_records_come_in_their_order_without_shuffling():
-    """A curriculum counts on it, over the processes too."""
+    """A curriculum needs this, over several processes too."""
     shares = [list(BatchOrder(1, 7, 4, 0, 3, rank, 2, shuffle=False)) for rank in (0, 1)]
     numbers = [sorted(draw for share in shares for draw in share[step]) for step in range(3)]
     assert numbers == [[(0, n) for n in range(4)], [(0, 4), (0, 5), (0, 6), (1, 0)], [(1, n) for n in range(1, 5)]]

@@ -1,4 +1,4 @@
-"""Starting from another model: what fits is loaded, what is new starts fresh, what is frozen stays."""
+"""Starting from another model: layers that fit are loaded, new ones start fresh, frozen ones stay."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ RELEASED = [name for name, published in PRESETS.items() if published.released]
 
 
 def small(name):
-    """A released architecture with few latents, one layer and no more than 128 channels of latents."""
+    """Return a released architecture with few latents, one layer and at most 128 latent channels."""
     preset = PRESETS[name].preset()
     config = preset.config
     encoder, processor = (
@@ -38,7 +38,7 @@ def small(name):
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_model_starts_one_with_other_outputs(name):
-    """Its reading and processing are taken over bit for bit; heads of other sizes and new outputs start fresh."""
+    """The reading and processing layers are copied bit for bit; heads of other sizes and new outputs start fresh."""
     preset = small(name)
     source = preset.build()
     source.load_state_dict(
@@ -110,7 +110,7 @@ def test_nothing_to_freeze_is_an_error():
 
 @pytest.mark.slow
 def test_the_command_starts_from_a_run(command, tmp_path):
-    """From one run to another with a wider output; both lists are printed, and the recipe says it all."""
+    """From one run to another with a wider output; both lists are printed, and the recipe records them."""
     quick = [
         "training.num_steps=2",
         "training.batch_size=8",
@@ -119,6 +119,7 @@ def test_the_command_starts_from_a_run(command, tmp_path):
     ]
     code, _, err = command("train", "digits", "--out", tmp_path / "one", "--set", *quick)
     assert code == 0, err
+    # Start a second run from the first.
     more = [*quick, "schema.outputs.label.query_channels=7", "training.optimiser.learning_rate=0.0"]
     arguments = ["--from", tmp_path / "one", "--freeze", "encoder", "processor", "--set", *more]
     code, _, err = command("train", "digits", "--out", tmp_path / "two", *arguments)
@@ -128,6 +129,7 @@ def test_the_command_starts_from_a_run(command, tmp_path):
     one, two = (load_model(latest_checkpoint(tmp_path / run)) for run in ("one", "two"))
     assert torch.equal(one.trunk.latents, two.trunk.latents)
     assert "freeze:\n- encoder\n- processor" in (tmp_path / "two" / "recipe.yaml").read_text()
+    # The table of results.
     table = tmp_path / "results.md"
     code, _, err = command("report", tmp_path / "two", "--out", table)
     assert code == 0, err

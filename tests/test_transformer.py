@@ -1,4 +1,4 @@
-"""The Transformer as a trunk: what Perceiver IO is compared with, on the same inputs and outputs."""
+"""The Transformer trunk, to which Perceiver IO is compared, on the same inputs and outputs."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_each_token_is_a_latent(model):
 
 
 def test_what_does_not_exist_counts_nowhere(model):
-    """Neither its content nor how much of it there is."""
+    """The content and number of absent tokens have no effect."""
     changed = raw(11)
     changed["points"]["values"][~changed["points"]["mask"]] = 1e3
     whole, other, shorter = (model(inputs) for inputs in (raw(11), changed, raw(7)))

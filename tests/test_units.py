@@ -20,7 +20,7 @@ from reference_files import CROSS_ATTENTION, SELF_ATTENTION, block, copy_haiku, 
 ARRAYS = read("units")
 TOLERANCE = 1e-5
 
-# Grid, axis by axis, settings, tolerance on our own coordinates and on the recorded ones. The official float32 phases
+# Grid, settings for each axis, tolerance at our coordinates and at the recorded ones. The official float32 phases
 # reach 352 radians at 224 samples and 48,000 at 30,720, where a unit in the last place is 3e-5 and 4e-3 radians.
 FOURIER = {
     "2d": ((6, 5), Fourier(num_bands=4), TOLERANCE, TOLERANCE),
@@ -33,11 +33,11 @@ FOURIER = {
 
 
 class Recorded(Mapping[str, Tensor]):
-    """Some of the recorded arrays; it knows which have not been looked at."""
+    """A part of the recorded arrays, which notes the arrays that no test has used yet."""
 
     def __init__(self, *groups: str) -> None:
         self.arrays = {key: array for key, array in ARRAYS.items() if any(belongs(key, group) for group in groups)}
-        # A running mean is also recorded before its debiasing ("hidden", "counter"); nothing ever reads it so.
+        # A running mean is also recorded before its debiasing ("hidden", "counter"), which is never used.
         self.unread = {key for key in self.arrays if not key.endswith(("/hidden", "/counter"))}
 
     def __getitem__(self, key: str) -> Tensor:
@@ -55,7 +55,7 @@ COMPARED: list[str] = []
 
 
 def recordings(*groups: str) -> pytest.MarkDecorator:
-    """The test gets these groups as `recorded`, and must look at every array of them."""
+    """Pass these groups to a test as `recorded`; the test must use every array of them."""
     COMPARED.extend(groups)
     return pytest.mark.parametrize("recorded", [groups], indirect=True, ids=[groups[0]])
 
@@ -73,7 +73,7 @@ def recorded(request: pytest.FixtureRequest) -> Iterator[Recorded]:
 
 
 def load(module: nn.Module, recorded: Recorded, names: Mapping[str, str], group: str) -> nn.Module:
-    """The module with the recorded parameters, in evaluation."""
+    """Return the module with the recorded parameters, in evaluation mode."""
     parameters, state = (under(f"{group}:{kind}:", recorded) for kind in ("param", "state"))
     copy_haiku(module, parameters, names, state)
     return module.eval()
@@ -93,7 +93,7 @@ def test_attend(recorded: Recorded) -> None:
 
 
 def test_the_recorded_mask_has_a_dead_row() -> None:
-    """Without one the comparison would say nothing of the rule for queries that have no key."""
+    """Otherwise the comparison would not cover queries without any key."""
     dead = ~ARRAYS["attend:mask"].bool().any(dim=-1)
     assert dead.any()
     assert (ARRAYS["attend:out_masked"][dead] == 0).all()
@@ -107,7 +107,7 @@ def test_every_recording_of_fourier_features_has_its_settings(recorded: Recorded
 
 @pytest.mark.parametrize("case", FOURIER)
 def test_fourier_features(case: str) -> None:
-    """On the grid, from our float64 coordinates; and in float32, at the coordinates that the official code made."""
+    """On the grid, from our float64 coordinates; and in float32, at the coordinates of the official code."""
     grid, config, tolerance, tolerance_at_recorded = FOURIER[case]
     expected, coordinates = ARRAYS[f"fourier:{case}"], ARRAYS[f"positions:{case}"]
     places = GridPositions(grid)
@@ -126,7 +126,7 @@ def test_space_to_depth_and_back(recorded: Recorded) -> None:
 
 @recordings("d2s")
 def test_depth_to_space(recorded: Recorded) -> None:
-    """Recorded of ones, so that it tells no more than the shape."""
+    """The recording is of ones, and shows only the shape."""
     ones = torch.ones_like(ARRAYS["s2d:4"])
     assert torch.equal(depth_to_space(ones, (4, 4)), recorded["d2s:4"])
 
@@ -139,7 +139,7 @@ def test_patches_around_pixels(recorded: Recorded) -> None:
 
 @recordings("extract")
 def test_extracted_patches(recorded: Recorded) -> None:
-    """The settings were not recorded: no others of sides to 9, strides and rates to 3 come near."""
+    """The settings were not recorded: no others with sides up to 9, strides and rates up to 3 come near."""
     image = ARRAYS["x4"]
     valid = extract_patches(image, size=(2, 3), stride=(2, 1), padding="VALID")
     assert torch.equal(valid, recorded["extract:valid"])
@@ -177,7 +177,7 @@ def test_upsampled_image(recorded: Recorded) -> None:
 
 @recordings("up3d")
 def test_upsampled_video(recorded: Recorded) -> None:
-    """Twice as long, four times as high and wide: a layer that has no more of time to double has stride 1 there."""
+    """Twice as long, four times as high and wide: the last layer, which need not double time, has stride 1 there."""
     names = {f"conv3_d_upsample/conv3d_transpose_{layer}": f"upsample.convolutions.{layer}" for layer in range(2)}
     check_upsample(recorded, "up3d", Video(size=(4, 16, 20), patch=(2, 4, 4), stem="conv"), names)
 

@@ -1,4 +1,4 @@
-"""Weights of others: what is good reads exactly, and what is hostile does nothing at all."""
+"""Weights of other libraries: good files are read exactly, and hostile ones do nothing at all."""
 
 import base64
 import collections
@@ -60,7 +60,7 @@ def saved(value, protocol, path):
 
 
 def assert_same(found, wanted):
-    """Equal in names, kinds, shapes and every bit."""
+    """Check equality of names, types, shapes and every bit."""
     assert found.keys() == wanted.keys()
     for name, array in found.items():
         want = np.asarray(wanted[name])
@@ -257,7 +257,7 @@ def reader_of(target):
 
 
 def is_fine(case, report, sandbox):
-    """Whether a hostile file was refused in a line that names it, or read as arrays if it may; harmless, and soon."""
+    """Return True if a file was refused in a line that names it, or read where it may be; without side effects."""
     refused = report.outcome == "refused" and report.message.startswith(f"{sandbox / case.name}")
     one_line = report.message.isprintable() and len(report.message) < 600
     passed = case.may_pass and report.outcome == "read"

@@ -1,4 +1,4 @@
-"""Models at work on arrays and on files: tiny random ones, whose results are checked against what they are made of."""
+"""Models in use on arrays and on files: tiny random ones, whose results are compared with direct calls."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ POSITIONS = Fourier(num_bands=3)
 
 
 def build(inputs, outputs):
-    """A model with random heads too: some start at zero, which would hide everything."""
+    """Return a model with random heads too: some start at zero, which would conceal everything."""
     torch.manual_seed(0)
     model = PerceiverIO(Schema(inputs, outputs), SMALL).eval()
     for parameter in model.parameters():
@@ -175,7 +175,7 @@ def test_tiles_cover_exactly_and_never_repeat(tile, beyond):
 
 
 def test_tiles_are_the_official_ones_for_sintel():
-    """436 x 1024 in tiles of 368 x 496: the notebook's six."""
+    """436 x 1024 in tiles of 368 x 496: the six of the official notebook."""
     assert tile_origins(436, 368) == [0, 68]
     assert tile_origins(1024, 496) == [0, 476, 528]
 
@@ -201,11 +201,11 @@ def test_tiles_are_blended_by_their_distance_from_the_border(flow_model, frames)
     flow = estimate_flow(flow_model, *frames)
     assert flow.shape == (41, 53, 2)
     top_left = estimate_flow(flow_model, *frames[:, :29, :37])
-    np.testing.assert_allclose(flow[:9, :16], top_left[:9, :16], rtol=1e-4, atol=1e-5)  # only one tile reaches there
+    np.testing.assert_allclose(flow[:9, :16], top_left[:9, :16], rtol=1e-4, atol=1e-5)  # only one tile covers these
 
 
 def test_frames_smaller_than_a_tile_are_padded_and_cut(flow_model, frames):
-    """By repeating their last rows and columns."""
+    """Their last rows and columns are repeated."""
     flow = estimate_flow(flow_model, *frames[:, :17, :19])
     padded = np.pad(frames[:, :17, :19], ((0, 0), (0, 12), (0, 18), (0, 0)), mode="edge")
     np.testing.assert_allclose(flow, estimate_flow(flow_model, *padded)[:17, :19], rtol=1e-5, atol=1e-6)
@@ -356,7 +356,7 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(command, folder, tmp_path,
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_numbers_than_float32(folder, dtype, frames, clip):
-    """Every verb's function computes in them; bfloat16 stays near float32."""
+    """Every verb's function works in other dtypes; bfloat16 stays near float32."""
     text, image, flow, film = (from_pretrained(folder / name).to(dtype) for name in ("text", "image", "flow", "film"))
     assert fill_mask(text, "ab[MASK]d")[0].candidates
     assert next(classify(image, [frames[0]]))

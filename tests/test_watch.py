@@ -1,4 +1,4 @@
-"""The watch of `conftest.py` sees warnings wherever they are printed, and nothing else."""
+"""The checks of `conftest.py` find warnings wherever they are printed, and nothing else."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def test_it_can_be_told_that_warnings_are_meant():
 
 
 def test_it_reads_what_a_test_itself_prints():
-    """Without Python's knowledge: libraries in C++, forks."""
+    """Libraries in C++ and forks print without Python's knowledge."""
     for line, outcome in (("[W1129 10:00:00.1 a.cpp:1] look out", "failed"), ("step 1", "passed")):
         report = SimpleNamespace(when="call", passed=True, outcome="passed", sections=[("Captured stderr call", line)])
         hook = pytest_runtest_makereport(SimpleNamespace(get_closest_marker=lambda name: None), None)

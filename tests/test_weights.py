@@ -1,4 +1,4 @@
-"""Learned weights of losses: gradients by hand, where they end, resuming, processes, the log and the report."""
+"""Learned loss weights: gradients by hand, their limits, resuming, processes, the log and the report."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ from perceivers.training.training_config import TrainingConfig
 from small_run import CONFIG, SCHEMA, small_records, trained, weights_of, without_time
 
 CALM = replace(CONFIG, encoder=EncoderConfig(), processor=ProcessorConfig(num_layers=1, num_heads=2))
-"""Without dropout."""
+"""A config without dropout."""
 LEARNED = {"weights": "learned", "optimiser": OptimiserConfig(kind="adamw", learning_rate=0.05)}
 OUTPUTS = {
     "label": Label(classes=3, query_channels=5, weight=0.5),
@@ -90,7 +90,7 @@ def test_a_resumed_run_makes_the_same_steps(tmp_path, kind):
     settings = {"weights": "learned", "optimiser": OptimiserConfig(kind=kind, learning_rate=0.05), "average_decay": 0.9}
     straight = trained(records, tmp_path / "straight", 8, **settings)
     trained(records, tmp_path / "stopped", 8, checkpoint_every=1, **settings)
-    shutil.rmtree(checkpoints(tmp_path / "stopped")[0])  # as if it had been killed after step 7
+    shutil.rmtree(checkpoints(tmp_path / "stopped")[0])  # as if the run had been killed after step 7
     resumed = trained(records, tmp_path / "stopped", 8, **settings)
     assert weights_of(straight) == weights_of(resumed)
     logs = [without_time(read_log(tmp_path / run)) for run in ("straight", "stopped")]

@@ -1,4 +1,4 @@
-"""The two tiers of the tests: `make test` runs what is not marked slow, `make proof` all of it."""
+"""The two tiers of the tests: `make test` runs those that are not marked slow, `make proof` runs all."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def few(cases: Iterable[Any], fast: Collection[Any]) -> list[Any]:
-    """Cases to parametrise a test with: those that are named in both tiers, the others in `make proof` alone."""
+    """Return cases for parametrize: those in `fast` run in both tiers, the others only in `make proof`."""
     cases = list(cases)
     assert fast
     assert all(case in cases for case in fast), f"{fast} are not all among {cases}"

@@ -24,7 +24,7 @@ def convert(
     model: str = "",
     to: Literal["perceivers", "huggingface"] = "perceivers",
     numbers: Literal["deepmind", "huggingface"] | None = None,
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE")] = (),  # noqa: A002
 ) -> None:
     """Convert a released checkpoint or a run to a model folder, ours or one that transformers loads.
 

@@ -16,7 +16,7 @@ def tokenizer(
     recipe: Annotated[str, tyro.conf.Positional],
     /,
     out: Path,
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE")] = (),  # noqa: A002
 ) -> None:
     """Train a SentencePiece (unigram) vocabulary on the training part of a recipe's texts, and write it as JSON.
 

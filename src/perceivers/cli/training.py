@@ -32,9 +32,9 @@ def train(
     /,
     out: Path,
     data: str | None = None,
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE=VALUE")] = (),  # noqa: A002
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE")] = (),  # noqa: A002
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="MODEL")] = None,
-    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOUN")] = (),
+    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART")] = (),
     accept_changed_data: bool = False,
     json: bool = False,
 ) -> None:

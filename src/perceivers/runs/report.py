@@ -22,7 +22,7 @@ def report(run: Run) -> Path:
     """Write report.html into the folder of a run that has been evaluated."""
     schema = run.recipe.schema
     page = Report(f"Run {run.folder.name}")
-    add_scores(page, run)
+    add_score_table(page, run)
     batch, predictions = predict(run.model.cpu(), schema, run.held_out[:SHOWN])
     page.heading("Held-out samples")
     page.figure(draw_samples(schema, batch, predictions), "Inputs, then the target and the prediction of each output.")
@@ -30,7 +30,7 @@ def report(run: Run) -> Path:
     return page.write(run.folder / "report.html")
 
 
-def add_scores(page: Report, run: Run) -> None:
+def add_score_table(page: Report, run: Run) -> None:
     """Add a table of all metrics: one row per metric, one column per evaluation."""
     scores = read_scores(run.folder)
     page.heading("Scores")

@@ -57,7 +57,7 @@ def best_checkpoint(run: Path) -> Path | None:
 
     Raise an UnreadableError or OSError if the operating system refuses to read one.
     """
-    scores = {folder: score_of(folder) for folder in checkpoints(run)}
+    scores = {folder: validation_score(folder) for folder in checkpoints(run)}
     ranked = sorted(scores, key=lambda folder: scores[folder])  # stable: of equal scores the newest comes first
     return next(filter(_is_good, ranked), None)
 
@@ -74,7 +74,7 @@ def read_state(folder: Path) -> State:
     return state
 
 
-def score_of(folder: Path) -> float:
+def validation_score(folder: Path) -> float:
     """Return the validation loss of a checkpoint; infinity, which is never the best, if it has no finite one."""
     try:
         score = float(read_json(folder / STATE)["score"])

@@ -17,7 +17,7 @@ from perceivers.files.durable import to_disk
 from perceivers.files.durable_folder import STATE, remove_folder, write_folder
 from perceivers.files.tensor_files import is_finite, load_shards, save_tensors, shard_name
 from perceivers.pretrained.model_folder import WEIGHTS, load_weights, save_description
-from perceivers.training.checkpoints import CHECKPOINTS, KEPT, checkpoints, diverged, read_state, score_of
+from perceivers.training.checkpoints import CHECKPOINTS, KEPT, checkpoints, diverged, read_state, validation_score
 from perceivers.training.losses import Objective
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class TrainingState:
             write_folder(target, write)
             # Remove all checkpoints but the newest and the best.
             folders = checkpoints(run)
-            for folder in set(folders[KEPT:]) - {min(folders, key=score_of)}:
+            for folder in set(folders[KEPT:]) - {min(folders, key=validation_score)}:
                 remove_folder(folder)
         else:
             self._write_tensors(self.fabric.broadcast(target))

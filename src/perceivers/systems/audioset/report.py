@@ -4,7 +4,7 @@ from pathlib import Path
 
 from perceivers.data.dataset import evenly
 from perceivers.media.html_report import Report
-from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
+from perceivers.runs.report import SHOWN, add_losses, add_score_table, predict
 from perceivers.runs.run import Run
 from perceivers.systems.audioset.baselines import label_names
 from perceivers.training.plots import draw_samples
@@ -14,7 +14,7 @@ def report(run: Run) -> Path:
     """Write scores, and some held-out clips with their true and their most probable labels."""
     recipe, model = run.recipe, run.model
     page = Report(f"Sounds and pictures to labels: run {run.folder.name}")
-    add_scores(page, run)
+    add_score_table(page, run)
     held_out, names = run.held_out, label_names(recipe)
     batch, predictions = predict(model.cpu(), recipe.schema, evenly(held_out, SHOWN))
     page.heading("Held-out clips")

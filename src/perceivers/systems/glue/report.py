@@ -11,7 +11,7 @@ from torch import Tensor
 from perceivers.media.html_report import Report
 from perceivers.modalities import Label
 from perceivers.modalities.modality import Modality
-from perceivers.runs.report import add_losses, add_scores, subplots
+from perceivers.runs.report import add_losses, add_score_table, subplots
 from perceivers.runs.run import Run
 from perceivers.schema import Record
 from perceivers.training.metrics import Compared, answers, gathered
@@ -28,7 +28,7 @@ def report(run: Run) -> Path:
     """Write scores with those of the baselines, and for each output sentences, and true against predicted values."""
     recipe, model = run.recipe, run.model
     page = Report(f"GLUE: run {run.folder.name}")
-    add_scores(page, run)
+    add_score_table(page, run)
     held_out = run.held_out
     for name, compared in gathered(answers(model, recipe.schema, held_out)).items():
         records = [record for record in held_out if name in record]

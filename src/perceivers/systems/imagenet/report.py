@@ -13,7 +13,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.media.drawing import drawable
 from perceivers.media.html_report import Report
 from perceivers.modalities import Image, Label
-from perceivers.runs.report import add_losses, add_scores, predict
+from perceivers.runs.report import add_losses, add_score_table, predict
 from perceivers.runs.run import Run
 from perceivers.schema import Batch, Record, Schema, find_modality
 from perceivers.training.metrics import answers, gathered
@@ -29,7 +29,7 @@ def report(run: Run) -> Path:
     """Write scores with those of the baselines, augmented pictures, samples, and the confusion matrix."""
     recipe, model = run.recipe, run.model
     page = Report(f"Image classification: run {run.folder.name}")
-    add_scores(page, run)
+    add_score_table(page, run)
     page.heading("Training pictures")
     page.figure(draw_training(run), "Pictures of the training part as augmented, with their target classes.")
     page.heading("Samples, held out")

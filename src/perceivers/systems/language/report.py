@@ -7,7 +7,7 @@ import torch
 from perceivers.media.html_report import Report
 from perceivers.modalities import Text
 from perceivers.modalities.modality import sample_of
-from perceivers.runs.report import add_losses, add_scores, predict
+from perceivers.runs.report import add_losses, add_score_table, predict
 from perceivers.runs.run import Run
 from perceivers.systems.language.recipes import INPUT, OUTPUT
 
@@ -19,7 +19,7 @@ def report(run: Run) -> Path:
     """Write scores with those of the baselines, and some held-out texts: true, masked, and predicted."""
     recipe, model = run.recipe, run.model
     page = Report(f"Masked language modelling: run {run.folder.name}")
-    add_scores(page, run)
+    add_score_table(page, run)
     batch, predictions = predict(model.cpu(), recipe.schema, run.held_out[:SHOWN])
     page.heading("Held-out texts: true, masked, predicted")
     spec = recipe.schema.outputs[OUTPUT]

@@ -12,7 +12,7 @@ from perceivers.media.drawing import show_image
 from perceivers.media.html_report import Report
 from perceivers.media.video_files import Clip, write_video
 from perceivers.runs.recipe import changed_schema
-from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
+from perceivers.runs.report import SHOWN, add_losses, add_score_table, predict
 from perceivers.runs.run import Run
 from perceivers.schema import Schema
 from perceivers.systems.multimodal.baselines import Values
@@ -29,7 +29,7 @@ def report(run: Run) -> Path:
     """Write scores with those of the baselines, and held-out clips with reconstructions, also as files to play."""
     recipe, model = run.recipe, run.model
     page = Report(f"Video, sound and label: run {run.folder.name}")
-    add_scores(page, run)
+    add_score_table(page, run)
     unseen = changed_schema(recipe.schema, recipe.evaluations[UNSEEN])
     shown = evenly(run.held_out, SHOWN)
     batch, predictions = predict(model.cpu(), unseen, shown)

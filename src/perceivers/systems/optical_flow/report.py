@@ -10,7 +10,7 @@ from jaxtyping import Float
 from perceivers.media.drawing import show_image
 from perceivers.media.flow_colours import colour_wheel, flow_colours
 from perceivers.media.html_report import Report
-from perceivers.runs.report import SHOWN, add_losses, add_scores, subplots
+from perceivers.runs.report import SHOWN, add_losses, add_score_table, subplots
 from perceivers.runs.run import Run
 from perceivers.schema import Record
 from perceivers.systems.optical_flow.baselines import as_bytes, baselines, by_model, no_motion
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def report(run: Run) -> Path:
     """Write scores with those of the baselines, and held-out pairs with true and predicted flow."""
     page = Report(f"Optical flow: run {run.folder.name}")
-    add_scores(page, run)
+    add_score_table(page, run)
     records = run.held_out[:SHOWN]
     page.heading("Held-out pairs")
     page.figure(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from perceivers.media.html_report import Report
 from perceivers.modalities import Records
-from perceivers.runs.report import SHOWN, add_losses, add_scores, predict
+from perceivers.runs.report import SHOWN, add_losses, add_score_table, predict
 from perceivers.runs.run import Run
 
 
@@ -12,7 +12,7 @@ def report(run: Run) -> Path:
     """Write scores with those of the baselines, and the predictions for the masked types of some snapshots."""
     recipe, model = run.recipe, run.model
     page = Report(f"StarCraft II: run {run.folder.name}")
-    add_scores(page, run)
+    add_score_table(page, run)
     held_out = run.held_out
     batch, predictions = predict(model.cpu(), recipe.schema, held_out[:: max(len(held_out) // SHOWN, 1)][:SHOWN])
     page.heading("Masked types: true, predicted")

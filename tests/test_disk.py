@@ -55,15 +55,15 @@ training:
 """
 
 TEXT = """By `tests/test_disk.py` on {date}. `train` (with validation, averages and a row that cannot be read),
-`predict` to three kinds of table and `convert` run under strace; one after the other, each of their system calls that
-can find a disk full or broken does so, with ENOSPC, EIO and EDQUOT in turn; of those that open a file to read it, each
-third.
+`predict` to three formats of table, and `convert` run under strace. One after another, each of their system calls that
+can find a disk full or broken fails, with ENOSPC, EIO and EDQUOT in turn; of the calls that open a file for reading,
+every third one.
 
 TABLE
 
-A fault is: an exit code other than 2 (or 0, where the same was done in another way), more or less than one line that
-says what the disk said, a saved checkpoint that is lost, an older prediction that is neither there nor replaced, or
-that the same commands, once the disk works again, do not go on or end otherwise than if nothing had failed.
+A fault is an exit code other than 2 (or 0, where another way led to the same result), more or less than one line that
+gives the reason of the system, a saved checkpoint that is lost, an older prediction that is neither kept nor replaced,
+or a difference from the undisturbed result when the same commands run again on a working disk.
 """
 
 

@@ -20,17 +20,18 @@ from perceivers.training import training_state
 from perceivers.training.distributed import STARTER, end_with_starter
 from proof import table, write_section
 
-HEADS = ["kills", "number", "in a save", "in a step", "checkpoints lost", "ended otherwise", "hung", "left workers"]
+HEADS = ["kills", "number", "in a save", "in a step", "checkpoints lost", "different results", "hung", "left workers"]
 
 TEXT = """By `tests/test_kills.py` on {date}. A short run (dropout, random points, averaged weights, accumulation,
-validation; a save every second step) is killed with SIGKILL, started again with the same arguments, and at its end
-compared with the run that was left alone: every byte of weights, moments and averages, every logged line.
+validation; a save every second step) is killed with SIGKILL and started again with the same arguments. At its end it is
+compared with an undisturbed run: every byte of weights, moments and averages, every logged line.
 
 TABLE
 
-A checkpoint is lost if, after a kill, the newest whole one is older than the last whose save had returned. Kills at
-system calls are one before each call of a whole run that changes a file (injected by strace). Of two processes one is
-killed, or a worker, or all; the others must then end by themselves, within a minute, and so must all workers.
+A checkpoint is lost if, after a kill, the newest whole one is older than the last one whose save had returned. The
+kills at system calls happen one before each call of a whole run that changes a file (injected by strace). Of two
+processes, one is killed, or a worker, or all of them; the others and all workers must then end by themselves within a
+minute.
 """
 
 

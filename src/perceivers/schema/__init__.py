@@ -153,7 +153,7 @@ def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) ->
     for name, spec in specs.items():
         check_new_name(side, name)
         named(f"{side}.{name}", _check_spec, spec)
-        source = getattr(spec, "of", None) if side == "outputs" else None
+        source = spec.of if side == "outputs" else None
         if source is not None:
             check_names(f"input in outputs.{name}.of:", [source], inputs)
 

@@ -80,7 +80,7 @@ def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[np.n
     """Return the indices of the records for which the attempt succeeds, and the other records with their errors."""
     good: list[int] = []
     bad: list[Unreadable] = []
-    for number in tracked(range(len(rows)), "checking rows"):
+    for number in tracked(range(len(rows)), "checking rows") if len(rows) else ():
         row = rows[number]
         try:
             attempt(row)

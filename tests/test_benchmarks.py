@@ -353,6 +353,7 @@ def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.prints_warnings
 def test_the_command_measures_a_row(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--rows", "imagenet-conv", "--out", str(tmp_path)])
     main()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils._pytree import tree_leaves
 
 from perceivers.data import Table, table
 from perceivers.data.validation import read_parts
 from perceivers.media.image_files import write_image
-from perceivers.modalities import Image, Label, Labels, Numbers, PointSet, Text, image
+from perceivers.modalities import MODALITIES, Image, Label, Labels, Numbers, PointSet, Text, image
 from perceivers.modalities.fields import CategoryField, NumberField
 from perceivers.modalities.label import class_number
 from perceivers.modalities.modality import Modality
@@ -182,6 +183,33 @@ def test_a_modality_that_must_be_fitted_first_is_not_checked_before(tmp_path):
     parts = read_parts(data, Schema({"code": Codes()}, {"y": Numbers()}))
     assert parts.schema.inputs["code"].names == ("a", "b", "c")
     assert not parts.unreadable
+
+
+@pytest.mark.parametrize("modality", [m for m in MODALITIES if not m.preprocess_needs_fit], ids=lambda m: m.__name__)
+def test_a_value_is_checked_before_the_fit_as_after_it(modality):
+    spec, values = modality.example(np.random.default_rng(0))
+    fitted = spec.fit([spec.summary(value) for value in values if value is not None])
+    assert fitted == spec.fit([value for value in values if value is not None])
+    for value in values:
+        for prepared in ("preprocess", "target") if value is not None else ():
+            more = ({},) if prepared == "target" else ()
+            before, after = (
+                getattr(one, prepared)(value, np.random.default_rng(1), *more, training=False) for one in (spec, fitted)
+            )
+            for one, other in zip(tree_leaves(before), tree_leaves(after), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_masked_values_of_records_are_checked_before_the_fit(tmp_path):
+    """Which of them are known is known after it."""
+    fields = {"name": CategoryField()}
+    units = Records(fields=fields, field_mask_prob={"name": 0.5}, key="units")
+    schema = Schema({"units": units}, {"masked": Records(fields=fields, key="units", of="units", masked_only=True)})
+    rows = [{"units": [{"name": "ab"[number % 2]}] * (number + 1)} for number in range(9)]
+    parts = read_parts(Table(str(write_table(tmp_path / "own.jsonl", rows))), schema)
+    assert parts.schema.outputs["masked"].fields["name"].classes == ("a", "b")
+    target = parts.schema.preprocess(parts.training[0], np.random.default_rng(0), training=False)["targets"]["masked"]
+    assert set(target["name"]) == {-1}  # nothing is masked in this evaluation
 
 
 def test_a_row_that_cannot_be_used_does_not_count_in_statistics(tmp_path):

@@ -130,7 +130,7 @@ class Records(Modality):
         source = prepared.get(self.of)
         if source is not None and _count(source) != _count(target):
             raise ValueError(f"{_count(target)} records, but {_count(source)} in input {self.of!r}, their queries")
-        if source is None or not self.masked_only:
+        if source is None or not (self.masked_only and self.is_fitted):  # no class is known before the fit
             return None if source is None else target
         # Values that are known in the input do not count: in the target they become unknown.
         known = {name: field.known(torch.from_numpy(source[name])).numpy() for name, field in self.fields.items()}

@@ -715,7 +715,7 @@ def safetensors() -> Iterator[Hostile]:
     raws = [b"", b"x", b"null", b"[]", b"7", b'"x"', b"{", b"{}x", b"\xff\xfe{}", b"\0" * 50, b"{'a': 1}"]
     raws += [b'{"a": }', b"NaN"]
     raws += [b"[" * 10**5, b'{"a":' * 10**5, b'{"a":' + b"[" * 50 + b"]" * 50 + b"}"]
-    raws += [b'{"\ud800": 1}'.replace(b"\\", b"")]
+    raws += [rb'{"\ud800": 1}'.replace(b"\\", b"")]
     tensor = json.dumps(entry("F32", [3], 0, 12)).encode()
     raws += [b'{"a": ' + tensor + b', "a": ' + tensor + b"}", b" " * 10**6 + b"{}", b"{}" + b" " * 10**6 + b"x"]
     for raw in raws:

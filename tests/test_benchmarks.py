@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -330,7 +331,7 @@ def test_the_machine_is_named(monkeypatch):
     assert here.versions["preloaded"] == "libjemalloc.so.2"
     assert here.processor
     assert here.cores >= 1
-    assert here.versions["torch"] == torch.__version__
+    assert here.versions["torch"] == version("torch")
 
 
 @pytest.mark.parametrize(

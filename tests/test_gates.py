@@ -133,7 +133,7 @@ def test_every_locked_package_has_hashes_and_the_version_of_the_constraints(name
 @pytest.mark.parametrize(("extra", "files"), [("train", ["run"]), ("dev", ["run", "dev"])])
 def test_the_locks_hold_everything_that_an_extra_needs(extra, files):
     """A dependency that was added without `make locks` fails here, and not on a machine that lacks it."""
-    known = {package for name in ["torch-cpu", *files] for package in locked(name)}
+    known = {package for name in ["torch-cpu", "torch-cuda", *files] for package in locked(name)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(project["optional-dependencies"]) >= {extra}
     waiting, seen = [("perceivers", extra)], set()

@@ -11,7 +11,7 @@ from cross_cases import Make, largest_error, makes, reading, with_gradients
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import is_together, triton_kernels
 from perceivers.core.fast.op_counts import RATES
-from perceivers.core.fast.planner import Plan
+from perceivers.core.fast.planner import Plan, choose
 from test_algorithms import (
     EXACT,
     assert_agreement,
@@ -173,7 +173,7 @@ def test_memory_of_the_kernel_stays_within_the_limit(counted: list[Any], monkeyp
             crossing = reading(make).to(torch.float32, DEVICE)
             for tokens in (1, 211, 701):
                 limit = case_of(crossing).costs()["separable"].bytes(tokens)
-                choice = case_of(crossing).choose(Plan(limit, "separable"), dense=True)
+                choice = choose(case_of(crossing), Plan(limit, "separable"), dense=True)
                 assert peak(crossing, choice) <= limit, (make, tokens)
     assert counted
 
@@ -190,11 +190,11 @@ def test_the_kernel_is_taken_where_it_is_cheaper(monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         costs = case_of(crossing).costs()
         assert min(costs, key=lambda algorithm: costs[algorithm].work) == "separable"
-        assert case_of(crossing).choose(Plan(), dense=True).algorithm == "separable"
-    assert case_of(crossing).choose(Plan(), dense=True).algorithm == "dense"
+        assert choose(case_of(crossing), Plan(), dense=True).algorithm == "separable"
+    assert choose(case_of(crossing), Plan(), dense=True).algorithm == "dense"
     monkeypatch.setattr(algorithms, "triton_kernels", lambda: None)
     with torch.no_grad():
-        assert case_of(crossing).choose(Plan(), dense=True).algorithm == "dense"
+        assert choose(case_of(crossing), Plan(), dense=True).algorithm == "dense"
 
 
 def test_fused_attention_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Structure of the code: imports go one way, a forward pass stays short, the README shows the real tree."""
 
 import ast
-import inspect
 import re
 import subprocess
 import sys
@@ -99,8 +98,8 @@ def lines_opened(run):
     def note(frame, event, argument):
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(str(PACKAGE)):
-            lines, first = inspect.getsourcelines(code)
-            opened.setdefault(Path(code.co_filename).name, set()).update(range(first, first + len(lines)))
+            last = max(line for *_, line in code.co_lines() if line is not None)
+            opened.setdefault(Path(code.co_filename).name, set()).update(range(code.co_firstlineno, last + 1))
 
     sys.setprofile(note)
     try:

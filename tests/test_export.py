@@ -120,6 +120,7 @@ def elsewhere() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.mark.prints_warnings  # of torch, that its guards are slower on Python 3.13.0
 @pytest.mark.parametrize("name", few(RECORDED, ["imagenet_conv"]))
 def test_compiled_in_one_graph(name: str, elsewhere: ProcessPoolExecutor) -> None:
     elsewhere.submit(check_compiled, name, "aot_eager").result()

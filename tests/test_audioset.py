@@ -144,7 +144,7 @@ def test_windows_are_averaged(tmp_path):
 
 
 def test_scores_by_hand():
-    """Of two clips, every speaker is right, one spoken digit and no shown digit; frequencies are those counted."""
+    """Two clips: every speaker is right, one spoken digit, no shown digit; frequencies are those that were counted."""
     recipe = small()
     names = recipe.schema.outputs["labels"].classes
     labels = [["says 3", "theo", "shows 9"], ["says 4", "lucas", "shows 0"]]

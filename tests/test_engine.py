@@ -152,8 +152,10 @@ def test_a_memory_limit_reaches_the_model(tmp_path):
         assert trained(small_records(), tmp_path / str(limit), 1, memory_limit=limit).memory_limit == limit
     with pytest.raises(ValueError, match="memory_limit = 0 must be a whole number of bytes, at least 1, text such as"):
         TrainingConfig(memory_limit=0)
-    with pytest.raises(ValueError, match="memory_limit = 200 is in bytes: for megabytes write 200MB"):
-        TrainingConfig(memory_limit=200)
+    for limit in (200, 2000, "2000"):
+        with pytest.raises(ValueError, match=f"memory_limit = {limit} is in bytes: write {limit}MB for megabytes"):
+            TrainingConfig(memory_limit=limit)
+    assert TrainingConfig(memory_limit="500kB").memory_limit == "500kB"
 
 
 @pytest.mark.slow

@@ -6,14 +6,11 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from perceivers.core.checks import is_whole
 
-MemoryLimit = int | str | None
-"""Bytes, or a number with its unit in text; None: no limit."""
-
 SIZES = TypeAdapter(ByteSize)
 """Parser of sizes with units."""
 
-SMALLEST_GIVEN = 1000
-"""Smallest number accepted without a unit in recipes and flags: a smaller one must be meant in megabytes."""
+SMALLEST_PLAIN = 1_000_000
+"""Smallest number accepted without a unit in recipes and flags: smaller ones were megabytes in earlier versions."""
 
 
 def limit_in_bytes(limit: Any) -> int | None:
@@ -31,8 +28,8 @@ def limit_in_bytes(limit: Any) -> int | None:
     return size
 
 
-def check_given_limit(limit: MemoryLimit) -> None:
-    """Raise a ValueError if a limit from a recipe or a flag is not a size, or must be meant in megabytes."""
+def check_given_limit(limit: int | str | None) -> None:
+    """Raise a ValueError if a limit from a recipe or a flag is not a size, or seems to be meant in megabytes."""
     size = limit_in_bytes(limit)
-    if size is not None and size < SMALLEST_GIVEN:
-        raise ValueError(f"memory_limit = {limit} is in bytes: for megabytes write {size}MB")
+    if size is not None and size < SMALLEST_PLAIN and str(limit).strip().isdigit():
+        raise ValueError(f"memory_limit = {limit} is in bytes: write {size}MB for megabytes, {size}B for bytes")

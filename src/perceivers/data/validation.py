@@ -43,24 +43,24 @@ class Parts:
 
 
 def read_parts(data: DataSet, schema: Schema) -> Parts:
-    """Return both parts, validated if `tries(data)`; ValueError if too many records are unreadable."""
+    """Return both parts, validated if `is_validated(data)`; ValueError if too many records are unreadable."""
     training, held_out = data.training(), data.held_out()
     fitted_to = training if data.fitted_to is None else training[: data.fitted_to]
     # Misspelled columns are reported before anything is read.
     if isinstance(data, Table | Shards):
         rows = [*fitted_to, *(held_out if isinstance(data, Table) else ())]
         check_columns(schema, [row for row in rows if isinstance(row, Row)])
-    if not tries(data):
+    if not is_validated(data):
         return Parts(schema.fit(fitted_to), training, held_out)
     # Read each record once: those that the schema is fitted to, the rest of the training part, and the held-out part.
     fitting = Fitting(schema.inputs, schema.outputs, check=True)
-    fitted, bad = sift(fitted_to, fitting.add)
+    fitted, bad = find_readable(fitted_to, fitting.add)
     check_count(bad, data.max_bad_rows)
     schema = Schema(*fitting.fitted())
     rest = np.arange(len(fitted_to), len(training))
-    good, unreadable = sift(chosen(training, rest), preprocessing(schema))
+    good, unreadable = find_readable(chosen(training, rest), preprocessing(schema))
     training = chosen(training, np.concatenate([fitted, rest[good]]))
-    good, others = sift(held_out, preprocessing(schema))
+    good, others = find_readable(held_out, preprocessing(schema))
     check_count([*bad, *unreadable, *others], data.max_bad_rows)
     return Parts(schema, training, chosen(held_out, good), [*bad, *unreadable, *others])
 
@@ -68,15 +68,15 @@ def read_parts(data: DataSet, schema: Schema) -> Parts:
 def read_held_out(data: DataSet, schema: Schema) -> Sequence[Record]:
     """Return the held-out records that a fitted schema can read."""
     held_out = data.held_out()
-    return chosen(held_out, sift(held_out, preprocessing(schema))[0]) if tries(data) else held_out
+    return chosen(held_out, find_readable(held_out, preprocessing(schema))[0]) if is_validated(data) else held_out
 
 
-def tries(data: DataSet) -> TypeGuard[Table | Shards]:
+def is_validated(data: DataSet) -> TypeGuard[Table | Shards]:
     """Return whether every record is validated before training: in tables, and in shards with max_bad_rows above 0."""
     return isinstance(data, Table) or (isinstance(data, Shards) and data.max_bad_rows > 0)
 
 
-def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[np.ndarray, list[Unreadable]]:
+def find_readable(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[np.ndarray, list[Unreadable]]:
     """Return the indices of the records for which the attempt succeeds, and the other records with their errors."""
     good: list[int] = []
     bad: list[Unreadable] = []
@@ -91,7 +91,7 @@ def sift(rows: Sequence[Record], attempt: Callable[[Record], Any]) -> tuple[np.n
 
 
 def preprocessing(schema: Schema) -> Callable[[Record], Any]:
-    """Return a function that preprocesses a record, as an attempt for `sift`."""
+    """Return a function that preprocesses a record, as an attempt for `find_readable`."""
     return lambda record: schema.preprocess(record, np.random.default_rng(0), training=False)
 
 

@@ -36,28 +36,28 @@ from perceivers.training.loop import seed_step, train
 def run_recipe(
     recipe: Recipe,
     run: Path,
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
     accept_changed_data: bool = False,
 ) -> Run:
     """Train a recipe in a folder, or resume it there; write recipe, log and checkpoints. Return the open run.
 
-    `tell` is called with messages for the user before training starts. A run continues with the data it began with;
+    `notify` is called with messages for the user before training starts. A run continues with the data it began with;
     changed data are an error that names the changes, unless `accept_changed_data`. Only the first process returns.
     """
     # Build the model, with initial weights of another one if the recipe names it.
-    recipe, parts, prints = resolved(recipe, run, accept_changed_data)
+    recipe, parts, current = resolved(recipe, run, accept_changed_data)
     seed_step(recipe.training.seed)
     model = preset_of(recipe).build()
     freeze(model, recipe.freeze)
     if recipe.start_from is not None and not checkpoints(run):
         loaded, fresh = transfer(model, find_model(recipe.start_from))
-        tell(f"loaded from {recipe.start_from}: {', '.join(loaded) or 'nothing'}")
-        tell(f"fresh: {', '.join(fresh) or 'nothing'}")
+        notify(f"loaded from {recipe.start_from}: {', '.join(loaded) or 'nothing'}")
+        notify(f"fresh: {', '.join(fresh) or 'nothing'}")
 
     # Once the folder is locked, check again that it is free for this recipe, then write what the run keeps.
     def claim(step: int) -> None:
         check_claim(run, recipe)
-        kept = kept_data(run, prints(), step, accept_changed_data) if has_steps(run) else {"parts": prints()}
+        kept = kept_data(run, current(), step, accept_changed_data) if has_steps(run) else {"parts": current()}
         if not (run / RECIPE).exists() or read_recipe(run) != recipe:
             write_text(run / RECIPE, to_yaml(recipe))
         write_text(run / DATA, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
@@ -80,15 +80,15 @@ def resolved(recipe: Recipe, run: Path, accept: bool) -> tuple[Recipe, Parts, Ca
     parts = read_parts(recipe.data, recipe.schema)
     preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
     whole = dataclasses.replace(recipe, schema=preset.schema, config=preset.config)
-    prints = cache(partial(fingerprints, whole, parts))
+    current = cache(partial(fingerprints, whole, parts))
     # Prefer the recipe of a run that has begun, if it differs only in what the data filled in.
     if has_steps(run) and (run / RECIPE).is_file() and (run / DATA).exists():
         earlier = read_recipe(run)
         if earlier != whole and _differ_by_data(*map(to_plain, (recipe, whole, earlier))):
-            kept_data(run, prints(), 0, accept)
-            return earlier, read_parts(recipe.data, earlier.schema), prints
+            kept_data(run, current(), 0, accept)
+            return earlier, read_parts(recipe.data, earlier.schema), current
     check_claim(run, whole)
-    return whole, parts, prints
+    return whole, parts, current
 
 
 def check_claim(run: Path, recipe: Recipe) -> None:
@@ -130,17 +130,17 @@ def fingerprints(recipe: Recipe, parts: Parts) -> Fingerprints:
     return {side: fingerprint(recipe.data, recipe.schema, records) for side, records in sides.items()}
 
 
-def kept_data(run: Path, prints: Fingerprints, step: int, accept: bool) -> KeptData:
+def kept_data(run: Path, current: Fingerprints, step: int, accept: bool) -> KeptData:
     """Return the content of data.json; ValueError if the data have changed since the run began, unless `accept`.
 
     A run of an older version, which kept no fingerprints, continues.
     """
-    before = read_kept_data(run) or {"parts": prints}
-    what = differences(before["parts"], prints)
+    before = read_kept_data(run) or {"parts": current}
+    what = differences(before["parts"], current)
     if what and not accept:
         raise ValueError(f"the data of {run} have changed since it began ({what}): --accept-changed-data goes on")
     accepted = [*before.get("accepted", []), *([{"step": step, "changed": what}] if what else [])]
-    return {"parts": prints, "accepted": accepted} if accepted else {"parts": prints}
+    return {"parts": current, "accepted": accepted} if accepted else {"parts": current}
 
 
 def _differ_by_data(given: Any, whole: Any, earlier: Any) -> bool:

@@ -100,7 +100,8 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
         tokens, _ = model.tokens(moved(inputs_of(preset, setting.batch or 1), setting))
         (segment,) = tokens.segments.values()
         assert isinstance(model.trunk, Trunk)
-        latents = model.trunk.latents[None]
+        start = model.trunk.start(tokens)
+        latents = start.array
         cross = next(stage for stage in model.trunk.stages if isinstance(stage, Read)).cross_attention
 
         def dense() -> Any:
@@ -109,7 +110,7 @@ def readings(family: str, setting: Setting, repeats: int) -> Iterator[Reading]:
         def by(algorithm: algorithms.Algorithm) -> Callable[[], Any]:
             choice = choose(CostModel(cross, latents, segment, None), Plan(algorithm=algorithm), dense=True)
             assert choice is not None
-            return lambda: algorithms.read(cross, latents, segment, algorithm, choice.block_size)
+            return lambda: algorithms.read(cross, start, segment, algorithm, choice.block_size)
 
         # Dense, by the kernel with each tile, then by each algorithm in PyTorch.
         yield _reading(f"{name}, dense", dense, setting, repeats)

@@ -11,12 +11,14 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from perceivers.core.attention import CrossAttention, Mask
-from perceivers.core.config import BlockConfig
+from perceivers.core.attention import Mask
+from perceivers.core.block_config import BlockConfig
+from perceivers.core.blocks import CrossAttention
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import CostModel
 from perceivers.core.fast.token_blocks import blocks_of, sample_of
+from perceivers.core.latents import Latents
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
@@ -179,8 +181,8 @@ class Crossing:
     def computed(self, algorithm: Algorithm, block_size: int) -> Tensor:
         """Compute the result as algorithms.py does."""
         if self.tail is not None:
-            return algorithms.write(self.cross, self.segment, self.latents, self.tail, algorithm, block_size)
-        state = algorithms.read(self.cross, self.latents, self.segment, algorithm, block_size)
+            return algorithms.write(self.cross, self.segment, Latents(self.latents), self.tail, algorithm, block_size)
+        state = algorithms.read(self.cross, Latents(self.latents), self.segment, algorithm, block_size)
         found = self.cross.attention.output(state.attended().to(self.latents.dtype))
         return self.cross.finish(self.latents, found)
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from perceivers import Config, Image, Label, LatentsConfig, PerceiverIO, Schema
-from perceivers.core.attention import CrossAttention, SelfAttention
+from perceivers.core.blocks import CrossAttention, SelfAttention
 from perceivers.core.config import DecoderConfig, EncoderConfig, ProcessorConfig
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.linear_maps import is_linear_map, linear_map

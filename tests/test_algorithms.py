@@ -17,7 +17,9 @@ from perceivers import Config, Flow, FramePair, Image, LatentsConfig, Numbers, P
 from perceivers.core.config import DecoderConfig, EncoderConfig
 from perceivers.core.fast import algorithms, epilogue, separable_blocks, token_blocks
 from perceivers.core.fast.algorithms import Algorithm, _sums
+from perceivers.core.fast.linear_maps import Norm
 from perceivers.core.fast.token_blocks import Block, TokenBlocks
+from perceivers.core.latents import Latents
 from perceivers.core.reading import SoftmaxState
 from perceivers.core.tokens import Segment
 from perceivers.modalities.position_encodings import Fourier
@@ -129,7 +131,7 @@ class GivenBlocks(TokenBlocks):
     per_token = ("scores", "values")
 
     def __init__(self, scores: Tensor, values: Tensor) -> None:
-        super().__init__(Segment(scores[None]), scores.dtype)
+        super().__init__(Segment(scores[None]), scores.dtype, Norm())
         self.tensors = {"scores": scores, "values": values}
 
     def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor]:
@@ -212,7 +214,7 @@ def parts_of(crossing: Crossing, algorithm: Algorithm) -> tuple[Tensor, ...]:
     """Return the results computed per sample; the maps applied to read latents are products over the whole batch."""
     if crossing.tail is not None:
         return (crossing.computed(algorithm, 5),)
-    state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, algorithm, 5)
+    state = algorithms.read(crossing.cross, Latents(crossing.latents), crossing.segment, algorithm, 5)
     return state.max_score, state.sum_exp, state.weighted_values
 
 

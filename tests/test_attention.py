@@ -9,17 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cross_cases import every_device
-from perceivers.core.attention import (
-    ACTIVATIONS,
-    MLP,
-    Attention,
-    CrossAttention,
-    Mask,
-    SelfAttention,
-    attend,
-    attention_weights,
-)
-from perceivers.core.config import BlockConfig
+from perceivers.core.attention import Attention, Mask, attend, attention_weights
+from perceivers.core.block_config import BlockConfig
+from perceivers.core.blocks import ACTIVATIONS, MLP, CrossAttention, SelfAttention
 from perceivers.core.fast.fused import padded_attention
 from perceivers.core.layers import attention_linear, plain_linear, trained_vector
 from perceivers.modalities.convolution import convolution_

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from perceivers.core.attention import Attention
-from perceivers.core.config import BlockConfig
+from perceivers.core.block_config import BlockConfig
 from perceivers.core.layers import sines
 from perceivers.data import Texts
 from perceivers.data.formats.documents import documents_of

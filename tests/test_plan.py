@@ -14,6 +14,7 @@ from perceivers.core.fast import algorithms
 from perceivers.core.fast.cost_model import CostModel
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.core.fast.planner import Choice, Plan, choose
+from perceivers.core.latents import Latents
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.positions import AxisTables
 from perceivers.modalities.image import Image, Video
@@ -48,7 +49,9 @@ def run(crossing: Crossing, choice: Choice) -> tuple[Tensor, ...]:
     """Return the results of a single attention."""
     if crossing.tail is not None:
         return (crossing.computed(choice.algorithm, choice.block_size),)
-    state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, choice.algorithm, choice.block_size)
+    state = algorithms.read(
+        crossing.cross, Latents(crossing.latents), crossing.segment, choice.algorithm, choice.block_size
+    )
     return state.max_score, state.sum_exp, state.weighted_values
 
 

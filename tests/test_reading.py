@@ -17,6 +17,7 @@ from perceivers.core.config import Config, EncoderConfig, LatentsConfig, Process
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.token_blocks import sample_of
+from perceivers.core.latents import Latents
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import NO_SCORE, Reading, SoftmaxState
 from perceivers.modalities.flow import Flow, FramePair
@@ -116,18 +117,18 @@ def total_of(states: list[SoftmaxState]) -> SoftmaxState:
 @pytest.mark.parametrize("algorithm", ["projected", "absorbed", "separable"])
 def test_what_is_masked_altogether_is_nothing(algorithm: Algorithm, device: str) -> None:
     crossing = reading(Make(mask="dead", batch=2, heads=2)).to(torch.float64, device)
-    state = algorithms.read(crossing.cross, crossing.latents, crossing.segment, algorithm, 5)
+    state = algorithms.read(crossing.cross, Latents(crossing.latents), crossing.segment, algorithm, 5)
     assert torch.equal(state.attended()[0], torch.zeros_like(state.attended()[0]))
     assert bool((state.attended()[1] != 0).all())
-    none = algorithms.read(crossing.cross, crossing.latents, sample_of(crossing.segment, 1), algorithm, 5)
-    dead = algorithms.read(crossing.cross, crossing.latents, sample_of(crossing.segment, 0), algorithm, 5)
+    none = algorithms.read(crossing.cross, Latents(crossing.latents), sample_of(crossing.segment, 1), algorithm, 5)
+    dead = algorithms.read(crossing.cross, Latents(crossing.latents), sample_of(crossing.segment, 0), algorithm, 5)
     assert torch.equal((none + dead).attended(), none.attended())
 
 
 def test_no_tokens_at_all_are_nothing() -> None:
     crossing = reading(Make(positions="none", content=3))
     empty = replace(crossing.segment, content=torch.zeros(2, 0, 3, dtype=torch.float64))
-    state = algorithms.read(crossing.cross, crossing.latents, empty, "absorbed", 5)
+    state = algorithms.read(crossing.cross, Latents(crossing.latents), empty, "absorbed", 5)
     assert torch.equal(state.attended(), torch.zeros(2, *state.attended().shape[1:]))
     assert state.weighted_values.requires_grad
     assert state.sum_exp.requires_grad

@@ -7,14 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.attention import CrossAttention, Mask, SelfAttention, attend
-from perceivers.core.config import BlockConfig, Config, LatentsConfig
-from perceivers.core.decoder import AverageDecoder
+from perceivers.core.attention import Mask, attend
+from perceivers.core.block_config import BlockConfig
+from perceivers.core.blocks import CrossAttention, SelfAttention
+from perceivers.core.config import Config, LatentsConfig
+from perceivers.core.decoder import LatentDecoder
+from perceivers.core.latents import Latents
+from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.patches import depth_to_space, extract_patches, space_to_depth, surrounding_patches
 from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPositions
+from perceivers.modalities.queries import LearnedQuery
 from reference_files import CROSS_ATTENTION, SELF_ATTENTION, block, copy_haiku, read, relative_error, under
 
 ARRAYS = read("units")
@@ -205,9 +210,10 @@ def test_residual_layers_of_positions(recorded: Recorded) -> None:
 @recordings("projection_decoder")
 def test_average_decoder_and_head(recorded: Recorded) -> None:
     head = load(nn.Linear(8, 5), recorded, {"projection_decoder/~/logits": ""}, "projection_decoder")
-    decoder = AverageDecoder(Config(LatentsConfig(num_latents=6, channels=8)))
-    queries = Tokens({"label": Segment(content=torch.empty(1, 1, 0))})
-    rows = decoder(queries, recorded["projection_decoder:in0"], {"label": head})["label"]
+    latents = Latents(recorded["projection_decoder:in0"])
+    mean = LearnedQuery(1, 3).of_latents(num_latents=6, channels=8, mean=True)(Encoded.of(latents, {}), None)
+    decoder = LatentDecoder(Config(LatentsConfig(num_latents=6, channels=8)))
+    rows = decoder(Tokens({"label": mean}), latents, {"label": head})["label"]
     assert relative_error(rows[:, 0], recorded["projection_decoder:out"]) <= TOLERANCE
 
 

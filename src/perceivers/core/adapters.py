@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from perceivers.core import layers
 from perceivers.core.checks import about, check_batches
-from perceivers.core.config import ChannelAlignmentRule
+from perceivers.core.config import ChannelAlignmentRule, Config
 from perceivers.core.layers import dtype_of, in_own_range, plain_linear, trained_vector
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens, zero_where_absent
@@ -46,7 +47,7 @@ class ChannelAlignment(nn.Module):
             return replace(segment, projection=known)
         with in_own_range(segment.device):
             tokens = projection(segment.dense(dtype_of(projection)))
-        return Segment(content=tokens, mask=segment.mask, grid=segment.grid, extent=segment.extent)
+        return replace(segment, content=tokens, positions=None)
 
 
 def mask_probs(inputs: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
@@ -123,6 +124,35 @@ class InputAdapters(nn.Module):
         usual = torch.arange(segment.num_tokens, device=mask.device) < absent.num_tokens
         lacking = ~mask.any(dim=1, keepdim=True) & usual
         return replace(segment, mask=mask | lacking, masked=masked | lacking)
+
+
+class Conditioning(nn.Module):
+    """The vector that conditions the blocks: a map of the sum of some inputs' mean tokens."""
+
+    def __init__(self, names: Iterable[str], channels: int, condition_channels: int) -> None:
+        super().__init__()
+        self.names, self.map = list(names), plain_linear(channels, condition_channels)
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], config: Config, channels: int) -> "Conditioning | None":
+        """Return the module for the inputs that condition the model; None if none does."""
+        names = [name for name, spec in inputs.items() if spec.role == "condition"]
+        stages = [name for name in ("encoder", "processor", "decoder") if getattr(config, name).conditioned]
+        if bool(names) != bool(stages):
+            lacking = f"input {names[0]!r} conditions no stage" if names else f"no input conditions the {stages[0]}"
+            raise ValueError(f"{lacking}: role: condition of an input goes with conditioned: true of a stage")
+        return cls(names, channels, config.latents.channels) if names else None
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "#b k"]:
+        """Return the condition; an input that is not given adds nothing."""
+        dtype = dtype_of(self)
+        total = torch.zeros(1, self.map.in_features, dtype=dtype, device=self.map.weight.device)
+        for name in self.names:
+            if (segment := tokens.segments.get(name)) is not None:
+                x = zero_where_absent(segment.dense(dtype), segment.mask)
+                count = segment.num_tokens if segment.mask is None else segment.mask.sum(1, keepdim=True).clamp(min=1)
+                total = total + x.sum(1) / count
+        return F.silu(self.map(total))
 
 
 class OutputQueries(nn.Module):

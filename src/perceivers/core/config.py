@@ -1,10 +1,12 @@
 """Sizes of a model; its inputs and outputs are in the schema."""
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
-from perceivers.core.checks import COUNT, FRACTION, SIZE, check_fields, check_ranges
+from perceivers.core.block_config import RANGES, BlockConfig
+from perceivers.core.checks import COUNT, SIZE, check_fields, check_ranges
 from perceivers.core.layers import INIT_STD
 
 ChannelAlignmentRule = Literal["pad", "project"]
@@ -13,44 +15,30 @@ Sharing = Literal["none", "all", "all_but_first"]
 MOST_LAYERS = 4096
 """Largest number of self-attention layers that a sample passes through."""
 
-SIZES = "num_heads qk_channels v_channels widening_factor num_latents channels sinusoidal_length num_blocks"
-RANGES = {
-    **dict.fromkeys([*SIZES.split(), "input_channels", "query_channels", "output_channels"], SIZE),
-    **dict.fromkeys(("min_padding", "num_layers"), COUNT),
-    **dict.fromkeys(("dropout", "attention_dropout"), FRACTION),
-}
-"""Valid ranges of the numeric fields below, by field name."""
-
 
 @dataclass(frozen=True)
-class BlockConfig:
-    """Settings common to all attention blocks."""
+class LatentAxis:
+    """The places of latents along a named axis: the middles of `count` equal parts of a range."""
 
-    num_heads: int = 1
-    """Attention heads; must divide the widths of queries-and-keys and of values."""
-    qk_channels: int | None = None
-    """Width of queries and keys, all heads together; None: the width of the tokens attended to."""
-    v_channels: int | None = None
-    """Width of values, all heads together; None: the width of queries and keys."""
-    widening_factor: int = 1
-    """Hidden width of the MLP, as a multiple of its input width."""
-    activation: Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu"] = "gelu_tanh"
-    """Activation of the MLP; the released models were trained with tanh GELU."""
-    dropout: float = 0.0
-    """Probability of dropout after attention and after the MLP, in training."""
-    qk_init_gain: float | None = None
-    """Initial key weights as a multiple of the query weights, so that like attends to like; None: random (official)."""
-    attention_dropout: float = 0.0
-    """Probability of dropout of the attention weights, in training."""
+    name: str
+    """Name of the axis."""
+    start: float
+    """Begin of the range, in units of the coordinates."""
+    stop: float
+    """End of the range."""
+    count: int
+    """Number of places."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_ranges(self, RANGES)
+        if not self.start <= self.stop:
+            raise ValueError(f"latents along {self.name!r} from {self.start} to {self.stop}: the range must rise")
 
 
 @dataclass(frozen=True)
 class LatentsConfig:
-    """The array of latents."""
+    """The latents at the start: learned, at places or without, or taken from the tokens of an input."""
 
     num_latents: int = 128
     """Number of latents, N."""
@@ -60,12 +48,40 @@ class LatentsConfig:
     """Standard deviation of their truncated normal initialisation."""
     sinusoidal_length: int | None = None
     """Length of the sequence that initial sines and cosines span; None: random initialisation (official)."""
+    places: tuple[LatentAxis, ...] = ()
+    """Axes of a grid of places, row-major, which give the latents coordinates; (): latents have none."""
+    per_place: int | None = None
+    """Number of learned vectors, the same ones at each place; None: each latent has its own vector."""
+    taken_from: str | None = None
+    """Input whose tokens are the latents at the start; None: latents are learned."""
+    rule: Literal["last", "strided", "random", "farthest"] = "last"
+    """Tokens taken: the last N; N evenly spaced; N at random (outside training always the same); or N points, each
+    the farthest from those before it, from the first point on."""
+    token_map: bool = False
+    """True: a linear map leads from tokens to latents; False: the tokens must be as wide as the latents."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_ranges(self, RANGES)
         if self.init_std <= 0:
             raise ValueError(f"init_std = {self.init_std} must be above 0")
+        names = [axis.name for axis in self.places]
+        if len({*names}) < len(names):
+            raise ValueError(f"latents.places = {names} must name each axis once")
+        if self.num_latents % (places := self.num_places):
+            raise ValueError(f"num_latents = {self.num_latents} is not a multiple of the {places} places")
+        if self.per_place is not None and (not names or self.num_latents != places * self.per_place):
+            right = f"{places} places x per_place = {self.per_place} are {places * self.per_place} latents"
+            raise ValueError(f"num_latents = {self.num_latents}, but {right}" if names else "per_place needs places")
+        if self.taken_from is None and (self.rule != "last" or self.token_map):
+            raise ValueError("latents.rule and token_map have no effect without taken_from: leave them out")
+        if self.taken_from is not None and (names or self.sinusoidal_length is not None):
+            raise ValueError("latents taken from tokens have the places of the tokens: leave out places and sines")
+
+    @property
+    def num_places(self) -> int:
+        """Number of places; 1 without a grid."""
+        return math.prod(axis.count for axis in self.places)
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,28 @@ class EncoderConfig(BlockConfig):
     """Number of reads, each before a processor block; more than 1 is the original Perceiver."""
     share_reads: Sharing = "all_but_first"
     """Sharing of weights among the reads."""
+    attend_latents: bool = False
+    """True: the latents attend to the tokens and to one another at once (Flamingo); needs tokens as wide as latents."""
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """A variational bottleneck: each latent becomes a normal distribution over fewer channels, and a sample of it."""
+
+    channels: int = 64
+    """Width of a sample."""
+    weight: float = 1e-3
+    """Weight of the loss "kl", the mean over latents and channels of the divergence from a unit normal."""
+    free_bits: float = 0.0
+    """Divergence of a channel, in bits, below which it adds nothing to the gradient."""
+    warmup_steps: int = 0
+    """Training steps over which the weight rises from 0."""
+    sample: bool = True
+    """In training: True for samples, False for means. Outside training the mean is decoded."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_ranges(self, {"channels": SIZE, **dict.fromkeys(("weight", "free_bits", "warmup_steps"), COUNT)})
 
 
 @dataclass(frozen=True)
@@ -98,14 +136,22 @@ class ProcessorConfig(BlockConfig):
     """Number of blocks, one after the other."""
     share_blocks: Sharing = "all"
     """Sharing of weights among the blocks."""
+    final_norm: bool = False
+    """True: the latents are normed after the last stage of the trunk."""
 
 
 @dataclass(frozen=True)
 class DecoderConfig(BlockConfig):
     """Writing: queries attend to latents."""
 
-    kind: Literal["query", "average"] = "query"
-    """Type of decoder; "average": no queries, the heads get the mean of the latents (original Perceiver)."""
+    kind: Literal["query", "average", "latents"] = "query"
+    """Type of decoder; without queries, the heads get the latents, or their mean (original Perceiver)."""
+    num_layers: int = 1
+    """Number of cross-attentions, one after the other."""
+    self_attention: bool = False
+    """True: before each cross-attention, the queries of an output attend to one another; decoded whole."""
+    final_norm: bool = False
+    """True: the decoded queries are normed before `output_channels` and the heads."""
     query_residual: bool = False
     """Residual connection: the result of attention is added to the queries."""
     channel_alignment: ChannelAlignmentRule = "project"
@@ -130,6 +176,8 @@ class Config:
     """Processing: latents attend to one another."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """Writing: queries attend to latents."""
+    bottleneck: BottleneckConfig | None = None
+    """Bottleneck between the first read and the rest; None: there is none."""
     trunk: Literal["perceiver", "transformer"] = "perceiver"
     """Trunk; "transformer": every token is a latent; only widths and alignment of `latents` and `encoder` apply."""
 

@@ -4,61 +4,123 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceivers.core.attention import CrossAttention, Mask
+from perceivers.core.attention import Mask
+from perceivers.core.blocks import CrossAttention, SelfAttention
 from perceivers.core.config import Config
-from perceivers.core.layers import apply_linear, plain_linear
-from perceivers.core.tokens import Tokens, token_dtype
+from perceivers.core.latents import Latents
+from perceivers.core.layers import apply_linear, norm_layer, plain_linear
+from perceivers.core.tokens import Segment, Tokens, token_dtype
 
-Latents = Float[Tensor, "#b n d"]
 Heads = Mapping[str, Callable[[Tensor], Tensor]]
 """The head of each output: [B, O, E] to [B, O, e]."""
 
 
 class Decoder(nn.Module):
-    """Decoder whose queries attend to the latents once."""
+    """Decoder whose queries attend to the latents, in one layer or several."""
 
     def __init__(self, config: Config, query_channels: int) -> None:
         super().__init__()
-        decoder, latent_channels = config.decoder, config.latents.channels
-        self.cross_attention = CrossAttention(query_channels, latent_channels, decoder, decoder.query_residual)
-        self.output_channels = decoder.output_channels or query_channels
-        self.output = plain_linear(query_channels, self.output_channels) if decoder.output_channels else nn.Identity()
+        decoder, d, f = config.decoder, config.latents.channels, query_channels
+        layers = range(decoder.num_layers)
+        self.self_attentions = nn.ModuleList(SelfAttention(f, decoder, d) for _ in layers if decoder.self_attention)
+        blocks = [CrossAttention(f, d, decoder, decoder.query_residual, condition_channels=d) for _ in layers]
+        self.earlier, self.cross_attention = nn.ModuleList(blocks[:-1]), blocks[-1]
+        self.norm = norm_layer(f, decoder.norm, decoder.norm_epsilon) if decoder.final_norm else None
+        self.output_channels = decoder.output_channels or f
+        self.output = plain_linear(f, self.output_channels) if decoder.output_channels else nn.Identity()
 
     def forward(
-        self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None, mask: Tensor | None = None
+        self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None
     ) -> dict[str, Float[Tensor, "b _ _"]]:
-        """Return [B, O, e] of each output, after its head; the mask [B, N] is True where a latent exists."""
-        if plan is not None and not plan.needs_dense(self.cross_attention, latents, queries, self.output, heads, mask):
-            write = partial(plan.write, output=self.output, heads=heads)
-            return self.cross_attention(queries, latents, compute=write)
-        x = self.cross_attention(queries.dense(token_dtype(latents.dtype)), latents, Mask(mask, queries.mask()))
-        return apply_heads(x, queries, self.output, heads)
+        """Return [B, O, e] of each output, after its head."""
+        if self.mixes_queries and plan is not None and plan.memory_limit is not None:
+            raise ValueError("decoder.self_attention: queries attend to one another, all at once: give no memory limit")
+        if self.earlier and plan is not None and plan.memory_limit is not None:
+            return plan.in_blocks(self, queries, latents, heads)
+        queries, cross = self._before_last(queries, latents), self.cross_attention
+        if plan is not None and not plan.needs_dense(cross, latents, queries, self.tail, heads):
+            return cross(queries, latents, compute=partial(plan.write, output=self.tail, heads=heads))
+        return apply_heads(cross(*writing_arguments(cross, queries, latents)), queries, self.tail, heads)
+
+    @property
+    def tail(self) -> tuple[nn.Module, ...]:
+        """The modules behind the last block that all outputs share."""
+        return (self.output,) if self.norm is None else (self.norm, self.output)
+
+    @property
+    def mixes_queries(self) -> bool:
+        """True if the queries of an output attend to one another: then an output is decoded at once."""
+        return len(self.self_attentions) > 0
+
+    def attention_map(self, queries: Tokens, latents: Latents) -> dict[str, Float[Tensor, "b h o n"]]:
+        """Return the attention map of the last layer, by output."""
+        queries, cross = self._before_last(queries, latents), self.cross_attention
+        x, array, mask, rotation, condition = writing_arguments(cross, queries, latents)
+        weights = partial(CrossAttention.weights, mask=mask, rotation=rotation, condition=condition)
+        return queries.split(cross(x, array, compute=weights), dim=-2)
+
+    def _before_last(self, queries: Tokens, latents: Latents) -> Tokens:
+        """Return the queries as the last cross-attention takes them."""
+        earlier: Any = self.earlier
+        for number, layer in enumerate(earlier):
+            queries = self._among_queries(number, queries, latents)
+            queries = as_arrays(queries, layer(*writing_arguments(layer, queries, latents)))
+        return self._among_queries(-1, queries, latents)
+
+    def _among_queries(self, number: int, queries: Tokens, latents: Latents) -> Tokens:
+        """Return the queries after those of each output have attended to one another, if they do."""
+        if not self.mixes_queries:
+            return queries
+        own: Any = self.self_attentions
+        layer, dtype = own[number], token_dtype(latents.array.dtype)
+        found = {}
+        for name, x in queries.segments.items():
+            array = layer(x.dense(dtype), Mask(keys=x.mask), layer.rotation(x, x), latents.condition)
+            found[name] = as_array(x, array)
+        return Tokens(found)
 
 
-class AverageDecoder(nn.Module):
-    """Decoder of the original Perceiver: every query gets the mean of the latents (official `ProjectionDecoder`)."""
+class LatentDecoder(nn.Module):
+    """Decoder without attention, for queries that are the latents, or their mean (official `ProjectionDecoder`)."""
+
+    mixes_queries = False
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.output_channels = config.latents.channels
 
     def forward(
-        self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None, mask: Tensor | None = None
+        self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Return [B, O, e] of each output, after its head; the plan has no effect."""
-        mean = latents.mean(dim=1, keepdim=True)
-        if mask is not None:
-            count = mask.sum(1, keepdim=True).clamp(min=1)[..., None]
-            mean = torch.where(mask[..., None], latents, 0).sum(1, keepdim=True) / count
-        return {name: heads[name](mean.expand(-1, q.num_tokens, -1)) for name, q in queries.segments.items()}
+        return {name: heads[name](q.dense(latents.array.dtype)) for name, q in queries.segments.items()}
+
+
+def writing_arguments(cross: CrossAttention, queries: Tokens, latents: Latents) -> tuple[Any, ...]:
+    """Return the arguments of a dense cross-attention of queries to latents."""
+    array, mask = queries.dense(token_dtype(latents.array.dtype)), Mask(latents.mask, queries.mask())
+    return array, latents.array, mask, cross.rotation(queries, latents), latents.condition
 
 
 def apply_heads(
-    x: Float[Tensor, "b _ f"], queries: Tokens, output: nn.Module, heads: Heads
+    x: Float[Tensor, "b _ f"], queries: Tokens, tail: tuple[nn.Module, ...], heads: Heads
 ) -> dict[str, Float[Tensor, "b _ _"]]:
-    """Return decoded queries after the map that all outputs share and each output's head."""
-    return {name: apply_linear(heads[name], part) for name, part in queries.split(apply_linear(output, x)).items()}
+    """Return decoded queries after the modules that all outputs share and each output's head."""
+    for module in tail:
+        x = apply_linear(module, x)
+    return {name: apply_linear(heads[name], part) for name, part in queries.split(x).items()}
+
+
+def as_array(segment: Segment, array: Float[Tensor, "b m c"]) -> Segment:
+    """Return the segment with an array in place of its parts."""
+    kept = {"mask": segment.mask, "coordinates": segment.coordinates, "grid": segment.grid, "extent": segment.extent}
+    return Segment(array, **kept)
+
+
+def as_arrays(tokens: Tokens, array: Float[Tensor, "b m c"]) -> Tokens:
+    """Return the segments with the parts of an array in place of their own."""
+    parts = tokens.split(array)
+    return Tokens({name: as_array(segment, parts[name]) for name, segment in tokens.segments.items()})

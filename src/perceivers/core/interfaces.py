@@ -42,9 +42,9 @@ class OutputQuery(nn.Module, ABC):
     def forward(self, encoded: Encoded, points: Any) -> Segment:
         """Return queries for these points; None: for everything. ValueError for points that the output lacks."""
 
-    def without_channels(self) -> "OutputQuery":
-        """Return the only query without content, for a decoder that averages; ValueError if there are more."""
-        raise ValueError("decoder.kind: average decodes one query; this output has more, so it needs kind: query")
+    def of_latents(self, num_latents: int, channels: int, mean: bool) -> "OutputQuery":
+        """Return queries that are the latents, or the single one that is their mean; ValueError if these do not fit."""
+        raise ValueError("the queries of this output are not as many as the latents: it needs decoder.kind: query")
 
 
 class OutputAdapter(nn.Module, ABC):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 fast: ModuleType | None = None
 """Package `core/fast`, the same numbers in less time and memory; set by `core/__init__.py`. None: all is dense."""
 
-LAYER_NORM_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
 INIT_STD = 0.02
 """Standard deviation of latents, learned positions, queries, paddings and mask tokens at initialisation."""
@@ -45,9 +45,9 @@ def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
 
 
-def attention_linear(in_channels: int, out_channels: int) -> nn.Linear:
+def attention_linear(in_channels: int, out_channels: int, bias: bool = True) -> nn.Linear:
     """Return a linear map inside attention or its MLP: std exactly 1 / sqrt(fan in), bias 0 (official `conv_1d`)."""
-    return _linear(in_channels, out_channels, 1 / math.sqrt(in_channels) / CUT_STD)
+    return _linear(in_channels, out_channels, 1 / math.sqrt(in_channels) / CUT_STD, bias)
 
 
 def plain_linear(in_channels: int, out_channels: int, zero: bool = False) -> nn.Linear:
@@ -93,8 +93,14 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def _linear(in_channels: int, out_channels: int, std: float) -> nn.Linear:
-    layer = nn.Linear(in_channels, out_channels)
-    nn.init.zeros_(layer.bias)
+def norm_layer(channels: int, kind: str = "layer", epsilon: float = NORM_EPSILON) -> nn.Module:
+    """Return a layer norm ("layer"), or an RMS norm ("rms"), over the last axis."""
+    return (nn.LayerNorm if kind == "layer" else nn.RMSNorm)(channels, eps=epsilon)
+
+
+def _linear(in_channels: int, out_channels: int, std: float, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(in_channels, out_channels, bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     nn.init.zeros_(layer.weight) if std == 0 else truncated_normal_(layer.weight, std)
     return layer

@@ -1,7 +1,7 @@
 """START HERE. The architecture: tokens are read into latents, latents are processed, outputs are decoded from them.
 
     tokens  = input_adapter(raw)                 # [B, M, C]
-    latents = trunk(tokens)                      # [B, N, D]: read (encode), then process
+    latents = trunk(tokens)                      # [B, N, D]: read (encode), then process, from the latents at the start
     queries = output_query(encoded, points)      # [B, O, F]
     written = decoder(queries, latents, heads)   # [B, O, e] by output: attention, then the output's head
     raw_out = output_adapter(written, queries)
@@ -17,11 +17,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from perceivers.core.adapters import ChannelAlignment, InputAdapters, Masking, OutputAdapters, OutputQueries, mask_probs
-from perceivers.core.attention import Mask, attention_map, plan_attention
+from perceivers.core.adapters import (
+    ChannelAlignment,
+    Conditioning,
+    InputAdapters,
+    Masking,
+    OutputAdapters,
+    OutputQueries,
+    mask_probs,
+)
+from perceivers.core.attention import plan_attention
 from perceivers.core.checks import about
 from perceivers.core.config import Config
-from perceivers.core.decoder import AverageDecoder, Decoder
+from perceivers.core.decoder import Decoder, LatentDecoder
+from perceivers.core.latents import Latents
 from perceivers.core.reading import Encoded, Reading
 from perceivers.core.tokens import Segment, Tokens, token_dtype
 from perceivers.core.trunk import Transformer, Trunk
@@ -49,16 +58,19 @@ class PerceiverIO(nn.Module):
         widths = {name: adapter.channels for name, adapter in inputs.items()}
         align = ChannelAlignment(widths, encoder.channel_alignment, encoder.input_channels or d, encoder.min_padding)
         self.input_adapter = InputAdapters(inputs, align, mask_probs(schema.inputs))
+        self.conditioning = Conditioning.of(schema.inputs, config, self.input_adapter.channels)
         # Trunk: tokens to latents.
         trunk = Transformer if config.trunk == "transformer" else Trunk
         self.trunk: Trunk | Transformer = trunk(config, self.input_adapter.channels)
-        # Queries of all outputs, and the decoder; an averaging decoder takes queries without content.
+        # Queries of all outputs, and the decoder; without attention, the queries are made of the latents.
         queries: dict[str, Any] = {n: spec.build_query(inputs) for n, spec in schema.outputs.items()}
-        self.decoder: Decoder | AverageDecoder
-        if decoder.kind == "average":
-            queries = {name: about("output", name, query.without_channels) for name, query in queries.items()}
-            self.output_query = OutputQueries(queries, ChannelAlignment(dict.fromkeys(queries, 0), "pad", 0, 0))
-            self.decoder = AverageDecoder(config)
+        self.decoder: Decoder | LatentDecoder
+        if decoder.kind != "query":
+            latents, mean = config.latents, decoder.kind == "average"
+            for name, query in queries.items():
+                queries[name] = about("output", name, query.of_latents, latents.num_latents, latents.channels, mean)
+            self.output_query = OutputQueries(queries, ChannelAlignment(dict.fromkeys(queries, d), "pad", d, 0))
+            self.decoder = LatentDecoder(config)
         else:
             widths = {name: query.channels for name, query in queries.items()}
             align = ChannelAlignment(
@@ -82,26 +94,36 @@ class PerceiverIO(nn.Module):
         memory_limit: Limit = None,
         algorithm: str | None = None,
         masking: Masking | None = None,
+        latents: Any = None,
     ) -> dict[str, Any]:
         """Return raw outputs by name, everywhere or at `points`, for raw inputs by name (or for the only input)."""
-        encoded = self.encode(raw, memory_limit, algorithm, masking)
+        encoded = self.encode(raw, memory_limit, algorithm, masking, latents)
         return self.decode(encoded, points, None, memory_limit, algorithm)
 
     def encode(
-        self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None, masking: Masking | None = None
+        self,
+        raw: Any,
+        memory_limit: Limit = None,
+        algorithm: str | None = None,
+        masking: Masking | None = None,
+        latents: Any = None,
     ) -> Encoded:
         """Read and process the inputs; an iterable of parts of the inputs is read one part at a time.
 
         Each read takes at most `memory_limit` in addition to inputs and model. `algorithm` forces an attention
         algorithm. Both change only run time, memory and rounding. `masking` selects what an evaluation masks.
+        `latents` replaces the latents at the start (`start`).
         """
         if self.schema.guard.comes_in_parts(raw):
             if masking is not None:
                 raise ValueError("masking draws for whole inputs: give them whole, not in parts")
-            return self.process(self._read_parts(raw, memory_limit, algorithm))
+            start = None if latents is None else self.start({}, latents)
+            return self.process(self._read_parts(raw, memory_limit, algorithm, start))
         tokens, segments = self.tokens(raw, None, masking)
-        latents = self.trunk(tokens, self._plan(memory_limit, algorithm))
-        return Encoded(latents, self._sources(segments), self._mask(tokens))
+        tokens, condition = self._conditioned(tokens)
+        start = self._start(tokens, condition, latents)
+        found = self.trunk(tokens, self._plan(memory_limit, algorithm), start)
+        return Encoded.of(found, self._sources(segments), self._redrawn)
 
     def tokens(
         self, raw: Any, missing: Iterable[str] | None = None, masking: Masking | None = None
@@ -111,23 +133,42 @@ class PerceiverIO(nn.Module):
         tokens, segments = self.input_adapter(self.schema.guard.tensors(raw, weight.device), missing, masking)
         return self.schema.guard.tokens(tokens, token_dtype(weight.dtype)), segments
 
-    def read(self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None) -> Reading:
+    def start(self, raw: Any, latents: Any = None) -> Latents:
+        """Return the latents before they read: the model's, chosen from the inputs, or given, with their condition.
+
+        `latents`: vectors [B, N, D] or an Encoded, whose latents carry on; numbers [B, N] of the tokens that become
+        latents, where the config takes latents from an input; or what `start` has returned.
+        """
+        if isinstance(latents, Latents):
+            return latents
+        tokens, condition = self._conditioned(self.tokens(raw, ())[0])
+        return self._start(tokens, condition, latents)
+
+    def read(
+        self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None, start: Latents | None = None
+    ) -> Reading:
         """Return the softmax states of these inputs, a reading that can be added to readings of other inputs.
 
-        An input given as None is read as missing. ValueError if the model reads more than once.
+        An input given as None is read as missing. ValueError if the model reads more than once. Where latents or their
+        condition depend on inputs, parts need the `start` of the whole.
         """
         trunk, plan = self._trunk(), self._plan(memory_limit, algorithm)
         missing = [name for name in raw if raw[name] is None] if isinstance(raw, Mapping) else []
         tokens, segments = self.tokens(raw, missing)
+        tokens, condition = self._conditioned(tokens)
+        is_own = start is None and condition is None and trunk.latents is not None
+        start = start or self._start(tokens, condition)
         adapters: Any = self.input_adapter.adapters
         parts = {n: (segments[n].extent if n in segments else None,) for n in tokens.segments if not adapters[n].is_set}
-        return Reading(trunk.read(tokens, plan), self._sources(segments), parts)
+        states = trunk.read(tokens, plan, start)
+        return Reading(states, self._sources(segments), parts, None if is_own else start)
 
     def process(self, reading: Reading) -> Encoded:
         """Process the latents after all reading: the same result as `encode` of the same inputs."""
         if not isinstance(reading, Reading):
             raise ValueError(f"processing takes a Reading, as `read` gives, not {type(reading).__name__}")
-        return Encoded(self._trunk().process(self._completed(reading).total()), reading.sources)
+        latents = self._trunk().process(self._completed(reading).total(), reading.start)
+        return Encoded.of(latents, reading.sources, self._redrawn)
 
     def decode(
         self,
@@ -146,26 +187,27 @@ class PerceiverIO(nn.Module):
         self._check_encoded(encoded)
         guard = self.schema.guard
         points, names = guard.points(points, encoded.latents.device), guard.output_names(outputs)
+        if share is not None and self.decoder.mixes_queries:
+            raise ValueError("decoder.self_attention: queries attend to one another, on one process: give no share")
         queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters)
         heads = self.output_adapter.heads(self.input_adapter.adapters)
-        written = self.decoder(queries, encoded.latents, heads, self._plan(memory_limit, algorithm), encoded.mask)
+        written = self.decoder(queries, encoded.around, heads, self._plan(memory_limit, algorithm))
         return self.output_adapter(guard.written(written, queries), queries)
 
     def attention_maps(self, raw: Any, points: Mapping[str, Any] | None = None) -> dict[str, dict[str, Tensor]]:
         """Return attention maps: "encoder" [B, H, N, M] by input at the first read, "decoder" [B, H, O, N] by output.
 
-        A transformer trunk has no "encoder" maps, an averaging decoder no "decoder" maps.
+        A transformer trunk has no "encoder" maps, a decoder without attention no "decoder" maps.
         """
         tokens, segments = self.tokens(raw)
-        maps = {}
+        tokens, condition = self._conditioned(tokens)
+        start, maps = self._start(tokens, condition), {}
         if isinstance(self.trunk, Trunk):
-            maps["encoder"] = self.trunk.attention_map(tokens)
+            maps["encoder"] = self.trunk.attention_map(tokens, start)
         if isinstance(self.decoder, Decoder):
-            encoded = Encoded(self.trunk(tokens), segments, self._mask(tokens))
+            encoded = Encoded.of(self.trunk(tokens, None, start), segments)
             queries = self.output_query(encoded, self.schema.guard.points(points, encoded.latents.device))
-            array, mask = queries.dense(token_dtype(encoded.latents.dtype)), Mask(encoded.mask, queries.mask())
-            found = attention_map(self.decoder.cross_attention, array, encoded.latents, mask)
-            maps["decoder"] = queries.split(found, dim=-2)
+            maps["decoder"] = self.decoder.attention_map(queries, encoded.around)
         return maps
 
     def _trunk(self) -> Trunk:
@@ -173,25 +215,39 @@ class PerceiverIO(nn.Module):
             raise ValueError("a transformer attends to all tokens at once: it cannot read in parts")
         return self.trunk
 
-    def _mask(self, tokens: Tokens) -> Tensor | None:
-        return tokens.mask() if isinstance(self.trunk, Transformer) else None
+    def _conditioned(self, tokens: Tokens) -> tuple[Tokens, Tensor | None]:
+        """Return the tokens that are read, and the condition that others make."""
+        condition = None if self.conditioning is None else self.conditioning(tokens)
+        roles = {name: spec.role for name, spec in self.schema.inputs.items()}
+        return Tokens({name: x for name, x in tokens.segments.items() if roles[name] == "read"}), condition
+
+    def _start(self, tokens: Tokens, condition: Tensor | None, latents: Any = None) -> Latents:
+        given = latents.latents if isinstance(latents, Encoded) else latents
+        if isinstance(given, Latents):
+            return given
+        weight = next(self.parameters())
+        given = self.schema.guard.latents(given, weight.device, weight.dtype)
+        return replace(self.trunk.start(tokens, given), condition=condition)
+
+    def _redrawn(self, latents: Latents, drawn: Tensor) -> Latents:
+        return self._trunk().redrawn(latents, drawn)
 
     def _plan(self, memory_limit: Limit, algorithm: str | None) -> Any:
         return plan_attention(self.memory_limit if memory_limit is None else memory_limit, algorithm)
 
-    def _read_parts(self, chunks: Iterable[Any], memory_limit: Limit, algorithm: str | None) -> Reading:
+    def _read_parts(self, chunks: Iterable[Any], limit: Limit, algorithm: str | None, start: Latents | None) -> Reading:
         reading = Reading()
         for chunk in chunks:
-            reading = reading + self.read(chunk, memory_limit, algorithm)
+            reading = reading + self.read(chunk, limit, algorithm, start)
         missing = {name: None for name in self.input_adapter.mask_probs if name not in reading.states}
-        return reading + self.read(missing, memory_limit, algorithm) if missing else reading
+        return reading + self.read(missing, limit, algorithm, reading.start) if missing else reading
 
     def _completed(self, reading: Reading) -> Reading:
         """Add the mask tokens of samples that lack an input in all of the parts that were read."""
         states = dict(reading.states)
         for name, extents in reading.parts.items():
             if name in self.input_adapter.mask_probs and any(extents):
-                state, missing = states[name], self.read({name: None}).states.get(name)
+                state, missing = states[name], self.read({name: None}, start=reading.start).states.get(name)
                 if missing is not None:
                     states[name] = state + missing.where(state.sum_exp == 0)
         return replace(reading, states=states)

@@ -6,7 +6,7 @@ weighted_values = sum exp(s - max_score) v; attention is weighted_values / sum_e
 
 import itertools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -17,6 +17,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from perceivers.core.coordinates import Coordinates
+from perceivers.core.latents import Latents
 from perceivers.core.tokens import Segment
 
 NO_SCORE = -1e30
@@ -86,6 +88,8 @@ class Reading:
     """Tokens of inputs that serve as an output's queries, by input."""
     parts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Extents (`Segment.extent`) that were read of each input that is not a set; None: the whole input."""
+    start: Latents | None = None
+    """The latents that read, if they or their condition depend on inputs or on the caller; None: the model's own."""
 
     def __add__(self, other: "Reading") -> "Reading":
         """Return both readings as one; ValueError if both have read the same tokens of an input."""
@@ -98,6 +102,10 @@ class Reading:
             raise ValueError(
                 f"an output is queried with the tokens of {', '.join(twice)}: read that input in one piece"
             )
+        start = self.start if self.states else other.start
+        if self.states and other.states and not _is_same(self.start, other.start):
+            text = "other latents at the start, or another condition: give every read start=model.start(raw)"
+            raise ValueError(f"readings by {text}, so that all parts are read by the same")
         both = {name: self.states[name] + other.states[name] for name in self.states if name in other.states}
         for name in both:
             if self.states[name] is other.states[name]:
@@ -107,16 +115,16 @@ class Reading:
                     raise ValueError(f"input {name!r} is read twice: it was given whole, not in parts (Part)")
                 one.check_apart(name, two)
         parts = {name: self.parts.get(name, ()) + other.parts.get(name, ()) for name in {**self.parts, **other.parts}}
-        return Reading({**self.states, **other.states, **both}, {**self.sources, **other.sources}, parts)
+        return Reading({**self.states, **other.states, **both}, {**self.sources, **other.sources}, parts, start)
 
     def without(self, *names: str) -> "Reading":
         """Return the reading as if these inputs had never been read."""
         if unknown := [name for name in names if name not in self.states]:
             raise ValueError(f"{', '.join(unknown)} was not read; there are {', '.join(self.states)}")
-        kept: Any = (
+        states, sources, parts = (
             {k: v for k, v in entries.items() if k not in names} for entries in (self.states, self.sources, self.parts)
         )
-        return Reading(*kept)
+        return Reading(states, sources, parts, self.start)  # type: ignore[arg-type]  # each has its own values
 
     def total(self) -> SoftmaxState:
         """Return the state of all inputs together."""
@@ -136,6 +144,13 @@ class Reading:
         return replace(self, states={name: self.states[name].all_reduce(group) for name in sorted(self.states)})
 
 
+def _is_same(one: Latents | None, other: Latents | None) -> bool:
+    if one is None or other is None or one is other:
+        return one is other
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ("array", "mask", "condition")]
+    return all(x is y or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Encoded inputs, from which outputs can be decoded any number of times."""
@@ -146,3 +161,29 @@ class Encoded:
     """Tokens of inputs that serve as an output's queries (optical flow: the frames), before alignment."""
     mask: Bool[Tensor, "b n"] | None = None
     """True where a latent exists; None: all do."""
+    coordinates: Coordinates = None
+    """Coordinates of the latents along named axes; None: there are none."""
+    condition: Float[Tensor, "b k"] | None = None
+    """The vector that conditions the decoder; None: there is none."""
+    posterior: Any = None
+    """The distribution in the bottleneck (`bottleneck.Posterior`); None: the model has no bottleneck."""
+    redrawn: Callable[[Latents, Tensor], Latents] | None = None
+    """Function that processes another sample of the posterior."""
+
+    @classmethod
+    def of(cls, latents: Latents, sources: Mapping[str, Segment], redrawn: Any = None) -> "Encoded":
+        """Return encoded inputs from the latents at the end of the trunk."""
+        around = (latents.mask, latents.coordinates, latents.condition, latents.posterior)
+        return cls(latents.array, sources, *around, None if latents.posterior is None else redrawn)
+
+    @property
+    def around(self) -> Latents:
+        """The latents, with all that the decoder needs to know of them."""
+        return Latents(self.latents, self.coordinates, self.mask, self.condition, self.posterior)
+
+    def sample(self, generator: torch.Generator | None = None) -> "Encoded":
+        """Return encoded inputs with another sample of the bottleneck; ValueError without a bottleneck."""
+        if self.posterior is None or self.redrawn is None:
+            raise ValueError("the model has no bottleneck to sample from: set config.bottleneck")
+        latents = self.redrawn(self.around, self.posterior.sample(generator))
+        return replace(self, latents=latents.array)

@@ -27,9 +27,10 @@ class Resampler(Trunk):
     ) -> Float[Tensor, "b n d"]:
         """Return latents from tokens; the mask [B, M] is True (or 1) where a token exists."""
         if not isinstance(tokens, Tokens):
-            found = as_tokens(tokens, mask, self.input_channels, self.latents.device)
-            tokens = in_range(found, token_dtype(self.latents.dtype))
-        return super().forward(tokens, plan)
+            weight = next(self.parameters())
+            found = as_tokens(tokens, mask, self.input_channels, weight.device)
+            tokens = in_range(found, token_dtype(weight.dtype))
+        return super().forward(tokens, plan).array
 
 
 def as_tokens(x: Any, mask: Any, channels: int, device: torch.device) -> Tokens:

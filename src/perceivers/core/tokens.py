@@ -5,7 +5,7 @@
 Letters: B batch, M tokens, C width of a token.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from perceivers.core.coordinates import Coordinates, GridCoordinates, Located, dense_coordinates
 from perceivers.core.layers import in_own_range, linear
 
 
@@ -36,6 +37,8 @@ class Segment:
     """Weight and bias of a linear map of the parts above to the common width, applied when tokens are assembled."""
     mask: Bool[Tensor, "#b m"] | None = None
     """True where the token is valid; None: all are."""
+    coordinates: Coordinates = None
+    """Coordinates of the tokens along named axes, for rotary positions; None: there are none."""
     grid: tuple[int, ...] | None = None
     """Shape of the grid that the M tokens form, row-major; None: no grid."""
     mask_token: Float[Tensor, " width"] | None = None
@@ -67,7 +70,8 @@ class Segment:
     def batch_size(self) -> int:
         """B; 1 if the tokens are the same for every sample."""
         positions = self.positions if isinstance(self.positions, Tensor) and self.positions.ndim == 3 else None
-        parts = (self.content, positions, self.mask, self.masked)
+        along = () if isinstance(self.coordinates, GridCoordinates | None) else self.coordinates.values()
+        parts = (self.content, positions, self.mask, self.masked, *along)
         return max([1, *(part.shape[0] for part in parts if part is not None)])
 
     @property
@@ -87,7 +91,7 @@ class Segment:
             parts = [part for part in (content, positions) if part is not None]
         if self.padding is not None:
             parts.append(self.padding.to(dtype).expand(1, self.num_tokens, -1))
-        x = _concatenated(parts, dim=-1)
+        x = concatenated(parts, dim=-1)
         if self.projection is not None:
             weight, bias = self.projection
             with in_own_range(x.device):
@@ -126,7 +130,15 @@ class Segment:
             positions = take(positions) if positions.ndim == 3 else take(positions[None])
         elif positions is not None:
             positions = take_tables(positions)
-        return replace(self, content=content, positions=positions, mask=mask, masked=masked, grid=grid)
+        taken = {"content": content, "positions": positions, "mask": mask, "masked": masked, "grid": grid}
+        if isinstance(self.coordinates, GridCoordinates):
+            return replace(self, **taken, coordinates=take_tables(self.coordinates))
+        coordinates = None if self.coordinates is None else {n: take(x) for n, x in self.coordinates.items()}
+        return replace(self, **taken, coordinates=coordinates)
+
+    def located(self, axes: Sequence[str]) -> Located:
+        """Return the coordinates along the axes of a rotary embedding."""
+        return Located.of(self.coordinates, self.num_tokens, axes, self.device)
 
     def _positions(self, dtype: torch.dtype) -> Tensor | None:
         if self.positions is None:
@@ -145,7 +157,7 @@ class Tokens:
         """Return all tokens as an array."""
         if not self.segments:
             raise ValueError("no tokens: at least one input or output is needed")
-        return _concatenated([segment.dense(dtype) for segment in self.segments.values()], dim=1)
+        return concatenated([segment.dense(dtype) for segment in self.segments.values()], dim=1)
 
     def mask(self) -> Bool[Tensor, "b m"] | None:
         """Return True where a token is valid; None: all are."""
@@ -154,7 +166,18 @@ class Tokens:
             return None
         like = next(iter(masks.values()))
         every = [masks.get(name, like.new_ones(1, x.num_tokens)) for name, x in self.segments.items()]
-        return _concatenated(every, dim=1)
+        return concatenated(every, dim=1)
+
+    def coordinates(self) -> Coordinates:
+        """Return the coordinates of all tokens; None if some lack an axis that others have."""
+        found = [dense_coordinates(segment.coordinates) for segment in self.segments.values()]
+        if not found[0] or any(part.keys() != found[0].keys() for part in found):
+            return None
+        return {axis: concatenated([part[axis] for part in found], dim=1) for axis in found[0]}
+
+    def located(self, axes: Sequence[str]) -> Located:
+        """Return the coordinates of all tokens along the axes of a rotary embedding."""
+        return Located.cat([segment.located(axes) for segment in self.segments.values()])
 
     def split(self, x: Tensor, dim: int = 1) -> dict[str, Tensor]:
         """Split an array along its token axis `dim` into the segments, by name."""
@@ -175,6 +198,7 @@ def zero_where_absent(x: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | Non
     return x if mask is None else torch.where(mask[..., None], x, torch.zeros_like(x))
 
 
-def _concatenated(parts: list[Tensor], dim: int) -> Tensor:
+def concatenated(parts: list[Tensor], dim: int) -> Tensor:
+    """Return the parts concatenated along an axis; a batch of 1 is expanded to that of the others."""
     batch = max(part.shape[0] for part in parts)
     return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], dim) if len(parts) > 1 else parts[0]

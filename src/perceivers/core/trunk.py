@@ -1,47 +1,68 @@
 """The trunk: tokens are read into latents, and latents are processed."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.core import layers
-from perceivers.core.attention import CrossAttention, Mask, SelfAttention, attention_map, plan_attention
+from perceivers.core.attention import Mask, plan_attention
+from perceivers.core.blocks import CrossAttention, SelfAttention
+from perceivers.core.bottleneck import Bottleneck
 from perceivers.core.config import Config, shared
-from perceivers.core.layers import apply_linear, plain_linear, sines, trained_vector
+from perceivers.core.latents import Latents, chosen_tokens, place_coordinates
+from perceivers.core.layers import apply_linear, norm_layer, plain_linear, sines, trained_vector
 from perceivers.core.reading import SoftmaxState
-from perceivers.core.tokens import Tokens, token_dtype
+from perceivers.core.tokens import Segment, Tokens, token_dtype
 
 
 class Read(nn.Module):
-    """A stage: the latents attend to the tokens."""
+    """A stage: the latents attend to the tokens, and perhaps to one another."""
 
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
-        encoder = config.encoder
-        self.cross_attention = CrossAttention(config.latents.channels, input_channels, encoder, encoder.query_residual)
+        encoder, d = config.encoder, config.latents.channels
+        self.cross_attention = CrossAttention(
+            d, input_channels, encoder, encoder.query_residual, encoder.attend_latents, d
+        )
 
-    def forward(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Any = None) -> Float[Tensor, "b n d"]:
+    def forward(self, latents: Latents, tokens: Tokens, plan: Any = None) -> Latents:
         """Return the updated latents. Without a plan (`plan_attention`) attention is dense."""
-        if plan is not None and not plan.needs_dense(self.cross_attention, latents, tokens):
-            return self.cross_attention(latents, tokens, compute=plan.read)
-        return self.cross_attention(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
+        cross = self.cross_attention
+        if plan is not None and not plan.needs_dense(cross, latents, tokens):
+            return replace(latents, array=cross(latents, tokens, compute=plan.read))
+        return replace(latents, array=cross(*reading_arguments(cross, latents, tokens)))
 
-    def states(self, latents: Float[Tensor, "#b n d"], tokens: Tokens, plan: Any = None) -> dict[str, SoftmaxState]:
+    def states(self, latents: Latents, tokens: Tokens, plan: Any = None) -> dict[str, SoftmaxState]:
         """Return the softmax state of each segment; states can be added."""
         attention = self.cross_attention.attention
         if attention.training and attention.dropout:
             raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
         return self.cross_attention(latents, tokens, compute=_dense_states if plan is None else plan.states)
 
-    def update(self, latents: Float[Tensor, "#b n d"], state: SoftmaxState) -> Float[Tensor, "b n d"]:
+    def update(self, latents: Latents, state: SoftmaxState) -> Latents:
         """Return the latents updated with the state of everything that was read."""
-        return self.cross_attention(latents, state, compute=CrossAttention.update)
+        return replace(latents, array=self.cross_attention(latents, state, compute=CrossAttention.update))
 
 
-def _dense_states(cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> dict[str, SoftmaxState]:
-    dtype, segments = token_dtype(latents.dtype), tokens.segments.items()
-    return {name: cross.softmax_state(latents, x.dense(dtype), Mask(keys=x.mask)) for name, x in segments}
+def reading_arguments(cross: CrossAttention, latents: Latents, tokens: Tokens) -> tuple[Any, ...]:
+    """Return the arguments of a dense cross-attention of latents to tokens."""
+    keys = Tokens({**tokens.segments, "": latents.segment}) if cross.attends_queries else tokens
+    array, mask = tokens.dense(token_dtype(latents.array.dtype)), Mask(keys=keys.mask())
+    return latents.array, array, mask, cross.rotation(latents, keys), latents.condition
+
+
+def dense_state(cross: CrossAttention, latents: Latents, segment: Segment) -> SoftmaxState:
+    """Return the softmax state of a segment, computed densely."""
+    array = segment.dense(token_dtype(latents.array.dtype))
+    return cross.softmax_state(latents, array, Mask(keys=segment.mask), cross.rotation(latents, segment))
+
+
+def _dense_states(cross: CrossAttention, latents: Latents, tokens: Tokens) -> dict[str, SoftmaxState]:
+    return {name: dense_state(cross, latents, segment) for name, segment in tokens.segments.items()}
 
 
 class Process(nn.Module):
@@ -49,75 +70,152 @@ class Process(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            SelfAttention(config.latents.channels, config.processor) for _ in range(config.processor.num_layers)
-        )
+        d, processor = config.latents.channels, config.processor
+        self.layers = nn.ModuleList(SelfAttention(d, processor, d) for _ in range(processor.num_layers))
 
-    def forward(self, latents: Float[Tensor, "#b n d"], mask: Mask | None = None) -> Float[Tensor, "b n d"]:
+    def forward(self, latents: Latents) -> Latents:
         """Return the updated latents."""
-        for layer in self.layers:
-            latents = layer(latents, mask)
-        return latents
+        x, mask = latents.array, None if latents.mask is None else Mask(keys=latents.mask)
+        layers: Any = self.layers
+        rotation = layers[0].rotation(latents, latents) if layers else None
+        for layer in layers:
+            x = layer(x, mask, rotation, latents.condition)
+        return replace(latents, array=x)
 
 
 class Trunk(nn.Module):
     """Trunk that reads any number of tokens into N latents and processes the latents."""
 
+    latents: nn.Parameter | None
+
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         encoder, processor = config.encoder, config.processor
+        self.config = config
         self._read_of = [shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
         self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
-        latents = config.latents
-        if latents.sinusoidal_length is None:
-            self.latents = trained_vector(latents.num_latents, latents.channels, std=latents.init_std)
-        else:
-            self.latents = sines(latents.num_latents, latents.sinusoidal_length, latents.channels)
+        self._add_latents(config, input_channels)
         self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(self._read_of) + 1))
+        bottleneck = config.bottleneck
+        self.bottleneck = None if bottleneck is None else Bottleneck(config.latents.channels, bottleneck)
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
+        self.final_norm = final_norm(config)
+
+    def _add_latents(self, config: Config, input_channels: int) -> None:
+        """Add the learned latents, or the map from tokens to latents."""
+        latents = config.latents
+        d, count = latents.channels, latents.per_place or latents.num_latents
+        self.latents, self.latent_map = None, None
+        if latents.sinusoidal_length is not None:
+            self.latents = sines(count, latents.sinusoidal_length, d)
+        elif latents.taken_from is None:
+            self.latents = trained_vector(count, d, std=latents.init_std)
+        elif latents.token_map:
+            self.latent_map = plain_linear(input_channels, d)
+        elif input_channels != d:
+            widths = f"tokens are {input_channels} wide and latents {d}"
+            raise ValueError(f"latents.taken_from: {widths}: set token_map, or make them equally wide")
 
     @property
     def stages(self) -> list[nn.Module]:
-        """Reads and processes in the order they run; shared stages are repeated."""
+        """Reads and processes in the order they run, with the bottleneck; shared stages are repeated."""
         stages: list[nn.Module] = []
         for number, block in enumerate(self._block_of):
             stages += [self.encoder[self._read_of[number]]] if number < len(self._read_of) else []
+            stages += [self.bottleneck] if self.bottleneck is not None and not number else []
             stages += [self.processor[block]]
         return stages
 
-    def forward(self, tokens: Tokens, plan: Any = None) -> Float[Tensor, "b n d"]:
-        """Return latents from tokens; the plan (`plan_attention`) chooses the algorithms of attention."""
-        latents, plan = self.latents[None], plan or plan_attention()
-        for stage in self.stages:
-            latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
-        return latents
+    def start(self, tokens: Tokens | None = None, given: Tensor | None = None) -> Latents:
+        """Return the latents before the first read.
 
-    def read(self, tokens: Tokens, plan: Any = None) -> dict[str, SoftmaxState]:
+        `given`: vectors [B, N, D] in their place, or numbers [B, N] of the tokens that become latents.
+        """
+        config = self.config.latents
+        if given is not None and given.is_floating_point():
+            return Latents(self._checked(given), place_coordinates(config, given.device))
+        if config.taken_from is not None:
+            return self._taken(tokens, given)
+        if given is not None:
+            raise ValueError("latents by token numbers need latents.taken_from, the input whose tokens they are")
+        assert self.latents is not None
+        array = self.latents[None]
+        array = array if config.per_place is None else array.repeat(1, config.num_places, 1)
+        return Latents(array, place_coordinates(config, array.device))
+
+    def _taken(self, tokens: Tokens | None, index: Tensor | None) -> Latents:
+        config = self.config.latents
+        segment = None if tokens is None else tokens.segments.get(config.taken_from or "")
+        if segment is None:
+            raise ValueError(f"latents are taken from input {config.taken_from!r}, which was not given")
+        exists = None
+        if index is None:
+            index, exists = chosen_tokens(segment, config, self.training)
+        taken = segment.at(index)
+        dtype = next(self.parameters()).dtype
+        array = taken.dense(token_dtype(dtype)).to(dtype)
+        array = array if self.latent_map is None else apply_linear(self.latent_map, array)
+        mask = taken.mask if exists is None else exists
+        return Latents(array, taken.coordinates, mask)
+
+    def _checked(self, given: Tensor) -> Tensor:
+        latents = self.config.latents
+        size = (latents.num_latents, latents.channels)
+        if given.ndim != 3 or given.shape[1:] != size:
+            raise ValueError(f"latents of shape {tuple(given.shape)}, expected [B, {size[0]}, {size[1]}]")
+        return given
+
+    def forward(self, tokens: Tokens, plan: Any = None, start: Latents | None = None) -> Latents:
+        """Return latents from tokens; the plan (`plan_attention`) chooses the algorithms of attention."""
+        latents, plan = start or self.start(tokens), plan or plan_attention()
+        return self._through(self.stages, latents, tokens, plan)
+
+    def read(self, tokens: Tokens, plan: Any = None, start: Latents | None = None) -> dict[str, SoftmaxState]:
         """Return the softmax state of each segment at the first read; ValueError if there are later reads."""
         if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
             layers.fast.check_unhooked(self, self.encoder[0])
         first, *later = (stage for stage in self.stages if isinstance(stage, Read))
         if later:
             raise ValueError(f"inputs are read {1 + len(later)} times: states of one read alone cannot be processed")
-        return first.states(self.latents[None], tokens, plan)
+        return first.states(start or self.start(), tokens, plan)
 
-    def process(self, state: SoftmaxState) -> Float[Tensor, "b n d"]:
+    def process(self, state: SoftmaxState, start: Latents | None = None) -> Latents:
         """Return latents from the sum of the states of everything that was read."""
         if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
             layers.fast.check_unhooked(self, self.encoder[0])
-        read, *processes = self.stages
+        read, *rest = self.stages
         assert isinstance(read, Read)
-        latents = read.update(self.latents[None], state)
-        for process in processes:
-            latents = process(latents)
-        return latents
+        return self._through(rest, read.update(start or self.start(), state))
 
-    def attention_map(self, tokens: Tokens) -> dict[str, Float[Tensor, "b h n m"]]:
-        """Return the attention map of the first read, by input."""
+    def redrawn(self, latents: Latents, drawn: Float[Tensor, "b n z"]) -> Latents:
+        """Return the latents at the end of the trunk for another sample of the bottleneck."""
+        assert self.bottleneck is not None
+        if len(self._read_of) > 1:
+            raise ValueError("a model that reads again behind its bottleneck cannot decode another sample alone")
+        return self._through(self.stages[2:], self.bottleneck.decoded(latents, drawn))
+
+    def attention_map(self, tokens: Tokens, start: Latents | None = None) -> dict[str, Float[Tensor, "b h n m"]]:
+        """Return the attention map of the first read, by input; with `attend_latents` also of the latents, ""."""
         read: Any = self.encoder[0]
-        latents = self.latents[None]
-        array, mask = tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask())
-        return tokens.split(attention_map(read.cross_attention, latents, array, mask), dim=-1)
+        cross, latents = read.cross_attention, start or self.start(tokens)
+        queries, array, mask, rotation, condition = reading_arguments(cross, latents, tokens)
+        weights = partial(CrossAttention.weights, mask=mask, rotation=rotation, condition=condition)
+        found = cross(queries, array, compute=weights)
+        own = {"": latents.segment} if cross.attends_queries else {}
+        return Tokens({**tokens.segments, **own}).split(found, dim=-1)
+
+    def _through(self, stages: Iterable[nn.Module], latents: Latents, tokens: Any = None, plan: Any = None) -> Latents:
+        for stage in stages:
+            latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
+        return latents if self.final_norm is None else replace(latents, array=self.final_norm(latents.array))
+
+
+def final_norm(config: Config) -> nn.Module | None:
+    """Return the norm behind the last stage of a trunk, if there is one."""
+    processor = config.processor
+    if not processor.final_norm:
+        return None
+    return norm_layer(config.latents.channels, processor.norm, processor.norm_epsilon)
 
 
 class Transformer(nn.Module):
@@ -132,13 +230,20 @@ class Transformer(nn.Module):
         self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
         self.encoder = plain_linear(input_channels, config.latents.channels)
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
+        self.final_norm = final_norm(config)
 
-    def forward(self, tokens: Tokens, plan: Any = None) -> Float[Tensor, "b m d"]:
+    def start(self, tokens: Tokens, given: Tensor | None = None) -> Latents:
+        """Return a latent for each token; ValueError for latents of the caller."""
+        if given is not None:
+            raise ValueError("trunk: transformer has no latents of its own: give it no latents")
+        array = apply_linear(self.encoder, tokens.dense(next(self.parameters()).dtype))
+        return Latents(array, tokens.coordinates(), tokens.mask())
+
+    def forward(self, tokens: Tokens, plan: Any = None, start: Latents | None = None) -> Latents:
         """Return a latent for each token."""
         if plan is not None and (plan.memory_limit is not None or plan.algorithm not in (None, "dense")):
             raise ValueError("a transformer attends to all tokens at once: it takes no memory limit and no algorithm")
-        latents = apply_linear(self.encoder, tokens.dense(next(self.parameters()).dtype))
-        exist = Mask(keys=tokens.mask())
+        latents = start or self.start(tokens)
         for block in self._block_of:
-            latents = self.processor[block](latents, exist)
-        return latents
+            latents = self.processor[block](latents)
+        return latents if self.final_norm is None else replace(latents, array=self.final_norm(latents.array))

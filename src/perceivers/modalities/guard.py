@@ -14,7 +14,7 @@ from perceivers.core.checks import about, is_whole
 from perceivers.core.precision import in_range, nan_where_out_of_range
 from perceivers.core.tokens import Tokens
 from perceivers.modalities.points import Part, Points, given_points, share_of
-from perceivers.modalities.raw import given, is_picture
+from perceivers.modalities.raw import as_tensor, given, is_picture
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ class Guard:
         check_names("input", list(raw), self.inputs)
         present = {name: value for name, value in raw.items() if value is not None}
         return {name: about("input", name, _tensors, self.inputs[name], x, device) for name, x in present.items()}
+
+    def latents(self, given: Any, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """Return a caller's latents as a tensor: vectors [B, N, D] in this precision, or numbers of tokens [B, N]."""
+        if given is None:
+            return None
+        x = as_tensor(given, device)
+        rank = 3 if x.is_floating_point() else 2
+        x = x[None] if x.ndim == rank - 1 else x
+        if x.ndim != rank or x.dtype == torch.bool:
+            shape = f"{tuple(x.shape)} and type {x.dtype}"
+            raise ValueError(f"latents of shape {shape}, expected vectors [B, N, D] or whole numbers of tokens [B, N]")
+        return x.to(dtype) if rank == 3 else x.long()
 
     def comes_in_parts(self, raw: Any) -> bool:
         """Return whether inputs come in chunks, that is, as an iterable whose items are each a valid input."""

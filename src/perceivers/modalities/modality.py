@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -79,6 +79,9 @@ class Modality(ABC):
     """As an input: probability that a token is replaced by the trained mask token; None: there is no mask token."""
     mask_at_eval: bool = False
     """As an input: mask in evaluation too; with `mask_prob` 1 also in prediction (released video model)."""
+    role: Literal["read", "condition", "query"] = "read"
+    """As an input: its tokens are read; or their mean conditions the stages that are `conditioned`; or they serve the
+    queries of outputs alone."""
 
     read_fields: ClassVar[tuple[str, ...] | None] = None
     """Names of the fields that `read` depends on; None: all."""

@@ -1,5 +1,6 @@
 """The queries of an output: trained vectors, positions, the tokens of an input, or the caller's vectors."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,9 +35,9 @@ class LearnedQuery(OutputQuery):
         """Return all queries, or those at Indices."""
         return at_points(Segment(content=self.table[None]), points)
 
-    def without_channels(self) -> OutputQuery:
-        """Return a query without content, for a decoder that averages; ValueError if there are several queries."""
-        return NoQuery() if len(self.table) == 1 else super().without_channels()
+    def of_latents(self, num_latents: int, channels: int, mean: bool) -> OutputQuery:
+        """Return queries that are the latents, or their mean; ValueError if there are not as many."""
+        return LatentQuery(len(self.table), None, num_latents, channels, mean)
 
 
 class PositionQuery(OutputQuery):
@@ -56,6 +57,10 @@ class PositionQuery(OutputQuery):
             return Segment(positions=self.positions.at(torch.stack(unit, dim=-1)), mask=points.mask)
         positions = self.positions.on_grid(GridPositions(self.grid, rule=self.rule, device=encoded.latents.device))
         return at_points(Segment(positions=positions, grid=self.grid), points)
+
+    def of_latents(self, num_latents: int, channels: int, mean: bool) -> OutputQuery:
+        """Return queries that are the latents, or their mean; ValueError if there are not as many."""
+        return LatentQuery(math.prod(self.grid), self.grid, num_latents, channels, mean)
 
 
 class CoordinateQuery(OutputQuery):
@@ -112,14 +117,28 @@ class GivenQuery(OutputQuery):
         return Segment(content=queries, mask=points.mask)
 
 
-class NoQuery(OutputQuery):
-    """One query of width 0, for decoders that need no queries."""
+class LatentQuery(OutputQuery):
+    """Queries that are the latents, or their mean, for a decoder without attention."""
 
-    channels = 0
+    def __init__(
+        self, num_queries: int, grid: tuple[int, ...] | None, num_latents: int, channels: int, mean: bool
+    ) -> None:
+        super().__init__()
+        if num_queries != (1 if mean else num_latents):
+            given = "one query, the mean of the latents" if mean else f"a query for each of {num_latents} latents"
+            raise ValueError(f"decoder.kind gives {given}, but this output has {num_queries}: it needs kind: query")
+        self.grid, self.channels, self.mean = grid, channels, mean
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
-        """Return the query; points can only select or mask this query."""
-        return at_points(Segment(content=encoded.latents.new_empty(1, 1, 0)), points)
+        """Return the latents as queries, or those at Indices."""
+        latents, mask = encoded.latents, encoded.mask
+        if not self.mean:
+            return at_points(Segment(latents, mask=mask, coordinates=encoded.coordinates, grid=self.grid), points)
+        found = latents.mean(dim=1, keepdim=True)
+        if mask is not None:
+            count = mask.sum(1, keepdim=True).clamp(min=1)[..., None]
+            found = torch.where(mask[..., None], latents, 0).sum(1, keepdim=True) / count
+        return at_points(Segment(found), points)
 
 
 def _batched(x: Float[Tensor, "*b o f"]) -> Float[Tensor, "b o f"]:

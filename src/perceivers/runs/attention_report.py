@@ -44,8 +44,8 @@ def attention(model: PerceiverIO, raw: Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(model.trunk, Trunk):
         raise ValueError("a transformer does not read into latents: it has no attention of theirs to show")
     with inference(model):
-        tokens, _ = model.tokens(raw)
-        return {name: weights.mean(dim=(1, 2)) for name, weights in model.trunk.attention_map(tokens).items()}
+        maps = model.attention_maps(raw)["encoder"]
+        return {name: weights.mean(dim=(1, 2)) for name, weights in maps.items()}
 
 
 def _add(page: Report, model: PerceiverIO, sample: Mapping[str, Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from perceivers.core.attention import CrossAttention, SelfAttention
+from perceivers.core.blocks import CrossAttention, SelfAttention
 
 
 @contextmanager

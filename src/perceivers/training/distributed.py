@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from perceivers.core.attention import CrossAttention, SelfAttention
+from perceivers.core.blocks import CrossAttention, SelfAttention
 from perceivers.files.durable import make_folder, sweep
 from perceivers.files.locks import try_lock
 from perceivers.training.devices import TRAINING, available_devices, best_device

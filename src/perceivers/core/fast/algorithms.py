@@ -27,7 +27,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from types import ModuleType
 from typing import Any, Literal, TypeVar, cast
 
@@ -37,20 +37,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from perceivers.core.attention import CrossAttention
+from perceivers.core.blocks import CrossAttention, Modulation
+from perceivers.core.coordinates import Rotation
 from perceivers.core.fast.epilogue import Epilogue, Tail, epilogue_of
-from perceivers.core.fast.linear_maps import LinearMap, linear_map
+from perceivers.core.fast.linear_maps import LinearMap, Norm, linear_map, norm_of, scale_and_shift
 from perceivers.core.fast.separable_blocks import SeparableBlocks
 from perceivers.core.fast.token_blocks import (
     AbsorbedBlocks,
     Block,
     DenseBlocks,
+    HeadSteps,
     ProjectedBlocks,
     TokenBlocks,
     blocks_of,
     sample_of,
 )
-from perceivers.core.layers import apply_linear, without_autocast
+from perceivers.core.latents import Latents
+from perceivers.core.layers import apply_linear, dtype_of, without_autocast
 from perceivers.core.reading import NO_SCORE, SoftmaxState
 from perceivers.core.tokens import Segment
 
@@ -225,7 +228,7 @@ def _in_full_precision(function: Function) -> Function:
 
     @wraps(function)
     def call(cross: CrossAttention, *given: Any) -> Any:
-        with without_autocast(cross.mlp_norm.weight.device):
+        with without_autocast(cross.attention.query.weight.device):
             return function(cross, *given)
 
     return cast(Function, call)
@@ -233,113 +236,167 @@ def _in_full_precision(function: Function) -> Function:
 
 @_in_full_precision
 def read(
-    cross: CrossAttention, latents: Float[Tensor, "#b n f"], segment: Segment, algorithm: Algorithm, block_size: int
+    cross: CrossAttention, latents: Latents, segment: Segment, algorithm: Algorithm, block_size: int
 ) -> SoftmaxState:
     """Return the softmax state of a segment for the latents, about `block_size` tokens at a time."""
     attention, norm = cross.attention, cross.token_norm
-    dtype = torch.promote_types(latents.dtype, torch.float32)
-    heads = attention.num_heads
-    # Queries [b, h, n, d]; the maps of keys and values with the tokens' norm folded in.
-    query = apply_linear(attention.query, cross.query_norm(latents.to(cross.query_norm.weight.dtype)))
-    query = rearrange(query.to(dtype), "b n (h d) -> b h n d", h=heads)
-    query = query / math.sqrt(query.shape[-1])
-    key, key_bias = _behind_norm(linear_map(attention.key), norm, heads, dtype)
-    value, value_bias = _behind_norm(linear_map(attention.value), norm, heads, dtype)
+    dtype = torch.promote_types(latents.array.dtype, torch.float32)
+    heads, group = attention.num_heads, attention.num_heads // attention.num_kv_heads
+    rotation = _rotation_of_first(cross, latents, segment)
+    query = _queries(cross, latents, rotation, dtype)
+    # The maps of keys and values with the tokens' norm folded in.
+    key, key_bias = _behind_norm(linear_map(attention.key), norm, attention.num_kv_heads, dtype)
+    value, value_bias = _behind_norm(linear_map(attention.value), norm, attention.num_kv_heads, dtype)
+    steps = None
+    if attention.key_head_norm is not None or rotation is not None:
+        inside = {"bias": key_bias, "value_bias": value_bias}
+        steps = HeadSteps(partial(cross.rotation, latents), attention.key_head_norm, **inside, group=group)
+        value_bias = value_bias[:, :0].sum()  # added to the values of each block
+    elif algorithm == "projected" and group > 1:
+        steps = HeadSteps(lambda _: None, group=group)
+        value_bias = value_bias.repeat_interleave(group, 0)
+    elif group > 1:
+        key, value, value_bias = (x.repeat_interleave(group, 0) for x in (key, value, value_bias))
     # The softmax cancels the keys' bias. Its gradient must be 0, not None: data parallelism waits for gradients.
     value_bias = value_bias + key_bias[:, :0].sum()
-    batch = max(len(latents), segment.batch_size)
+    batch = max(len(latents.array), segment.batch_size)
     # No tokens: zeros that still have gradients.
     if not segment.num_tokens:
-        parts = [*AbsorbedBlocks(sample_of(segment, 0), _folded(query[0], key)).tensors.values(), value, value_bias]
-        return _empty_state(parts, batch, query, value)
+        folded = _folded(query[0], key.repeat_interleave(heads // len(key), 0), norm_of(norm))
+        parts = [*AbsorbedBlocks(sample_of(segment, 0), norm_of(norm), folded).tensors.values(), value, value_bias]
+        return _empty_state(parts, batch, query, attention.v_channels // heads)
 
     def state_of(segment: Segment, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if algorithm == "projected":
-            max_score, total, found = _sums(ProjectedBlocks(segment, queries, key, value), block_size)
+            blocks = ProjectedBlocks(segment, norm_of(norm), queries, key, value, steps=steps)
+            max_score, total, found = _sums(blocks, block_size)
             weighted = found.mT
         else:
-            folded = _folded(queries, key)
+            folded = _folded(queries, key, norm_of(norm))
             folded = folded.expand(batch, -1, -1) if folded.ndim > 2 else folded
-            tokens = (SeparableBlocks if algorithm == "separable" else AbsorbedBlocks)(segment, folded)
+            tokens = (SeparableBlocks if algorithm == "separable" else AbsorbedBlocks)(segment, norm_of(norm), folded)
             max_score, total, *sums = _sums(tokens, block_size)
             weighted = rearrange(tokens.weighted_tokens(sums), "... c (h n) -> ... h n c", h=heads) @ value.mT
             max_score, total = (rearrange(x, "... 1 (h n) -> ... h 1 n", h=heads) for x in (max_score, total))
-        return max_score[..., 0, :], total[..., 0, :], weighted + total.mT * value_bias[:, None]
+        biases = value_bias if value_bias.ndim == 0 else total.mT * value_bias[:, None]
+        return max_score[..., 0, :], total[..., 0, :], weighted + biases
 
     # All samples at once where launches are costly, else one by one.
     if is_together(algorithm, segment.device):
         return SoftmaxState(*state_of(segment, query))
     states = [state_of(sample_of(segment, number), query[number % len(query)]) for number in range(batch)]
-    return SoftmaxState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+    max_score, total, weighted = (torch.stack(parts) for parts in zip(*states, strict=True))
+    return SoftmaxState(max_score, total, weighted if rotation is None else rotation.back(weighted))
+
+
+def _queries(
+    cross: CrossAttention, latents: Latents, rotation: Rotation | None, dtype: torch.dtype
+) -> Float[Tensor, "#b h n d"]:
+    """Return the queries of the latents, divided by the root of their width."""
+    attention, (modulation, _) = cross.attention, cross.modulations_of(latents.condition)
+    normed = cross.normed_queries(latents.array.to(dtype_of(cross.query_norm)), modulation)
+    query = rearrange(apply_linear(attention.query, normed).to(dtype), "b n (h d) -> b h n d", h=attention.num_heads)
+    query = query if attention.query_head_norm is None else attention.query_head_norm(query)
+    query = query if rotation is None else rotation.queries(query)
+    return query / math.sqrt(query.shape[-1])
+
+
+def _rotation_of_first(cross: CrossAttention, one: Any, segment: Any) -> Rotation | None:
+    """Return the rotation between the latents and the first token; it turns the latents as for all other tokens."""
+    if cross.attention.rotary is None or not segment.num_tokens:
+        return None
+    return cross.rotation(one, segment.block(0, 1))
 
 
 def _sums(tokens: TokenBlocks, block_size: int) -> tuple[Tensor, ...]:
     return _Sums.apply(tokens, blocks_of(tokens, block_size), *tokens.tensors.values())
 
 
-def _empty_state(parts: Sequence[Tensor], batch: int, query: Tensor, value: Tensor) -> SoftmaxState:
+def _empty_state(parts: Sequence[Tensor], batch: int, query: Tensor, width: int) -> SoftmaxState:
     """Return the state of no tokens, with gradients of 0 for all parts.
 
     A gradient of None would block a group of processes: one that has nothing to read must send its gradients too.
     """
-    nothing = torch.stack([x.flatten()[:0].sum(dtype=value.dtype) for x in parts]).sum()
+    nothing = torch.stack([x.flatten()[:0].sum(dtype=query.dtype) for x in parts]).sum()
     zeros = nothing.expand(batch, *query.shape[1:-1])
-    weighted = zeros[..., None].expand(-1, -1, -1, value.shape[1])
+    weighted = zeros[..., None].expand(-1, -1, -1, width)
     return SoftmaxState(torch.full_like(zeros, NO_SCORE), zeros, weighted)
 
 
 def _behind_norm(
-    linear: LinearMap, norm: nn.LayerNorm, heads: int, dtype: torch.dtype
+    linear: LinearMap, norm: nn.Module, heads: int, dtype: torch.dtype, modulation: Modulation | None = None
 ) -> tuple[Float[Tensor, "h d c"], Float[Tensor, "h d"]]:
-    """Return a linear map with the scale and shift of the norm before it folded in, split into heads."""
-    weight, bias = linear.to(dtype)
-    bias = bias + weight @ norm.bias.to(dtype)
-    return (weight * norm.weight.to(dtype)).unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
+    """Return a linear map with the scale and shift of the norm before it folded in, split into heads.
+
+    `modulation`: that of one sample, which acts between the norm and the map.
+    """
+    (weight, bias), (scale, shift) = linear.to(dtype), scale_and_shift(norm, dtype)
+    if modulation is not None:
+        factor = 1 + modulation.scale.to(dtype).flatten()
+        scale, shift = scale * factor, shift * factor + modulation.shift.to(dtype).flatten()
+    bias = bias + weight @ shift
+    return (weight * scale).unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
 
 
-def _folded(queries: Float[Tensor, "*b h n d"], linear: Float[Tensor, "h d c"]) -> Float[Tensor, "*b c hn"]:
+def _folded(queries: Float[Tensor, "*b h n d"], linear: Float[Tensor, "h d c"], norm: Norm) -> Float[Tensor, "*b c hn"]:
     """Return A, the queries folded with the keys' map, centred over channels so that a token's mean cancels."""
-    folded = rearrange(queries @ linear, "... h n c -> ... c (h n)")
-    return folded - folded.mean(-2, keepdim=True)
+    return norm.centred(rearrange(queries @ linear, "... h n c -> ... c (h n)"), -2)
 
 
 @_in_full_precision
 def write(
-    cross: CrossAttention,
-    queries: Segment,
-    latents: Float[Tensor, "#b n d"],
-    tail: Tail,
-    algorithm: Algorithm,
-    block_size: int,
+    cross: CrossAttention, queries: Segment, latents: Latents, tail: Tail, algorithm: Algorithm, block_size: int
 ) -> Float[Tensor, "b o e"]:
     """Return the decoded queries, after the maps of `tail`, about `block_size` queries at a time.
 
     As in `read` with the sides exchanged: the queries' map is folded into the latents' keys.
     """
-    heads, dtype = cross.attention.num_heads, torch.promote_types(latents.dtype, torch.float32)
-    # Keys and values of the latents [b, h, n, d]; the queries' map with their norm folded in.
-    normed = cross.token_norm(latents.to(cross.token_norm.weight.dtype))
-    key, value = (
-        rearrange(apply_linear(module, normed), "b n (h d) -> b h n d", h=heads)
-        for module in (cross.attention.key, cross.attention.value)
-    )
-    query, bias = _behind_norm(linear_map(cross.attention.query), cross.query_norm, heads, dtype)
-    written = []
+    attention, norm, heads = cross.attention, norm_of(cross.query_norm), cross.attention.num_heads
+    dtype = torch.promote_types(latents.array.dtype, torch.float32)
+    key, value = _keys_and_values(cross, queries, latents)
+    modulations = cross.modulations_of(latents.condition)
+    has_steps = attention.query_head_norm is not None or attention.rotary is not None
+    query_map, written = linear_map(attention.query), []
     # One sample after the other: its scores by blocks of queries, then the epilogue.
-    for number in range(max(len(latents), queries.batch_size)):
+    for number in range(max(len(latents.array), queries.batch_size)):
         sample, values = sample_of(queries, number), value[number % len(value)].to(dtype)
         keys = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
-        added = (keys @ bias[..., None]).flatten()
+        of_attention, of_mlp = (None if x is None else x.of_sample(number) for x in modulations)
+        query, bias = _behind_norm(query_map, cross.query_norm, heads, dtype, of_attention)
+        steps = None
+        if has_steps:
+            here = latents.of_sample(number)
+            steps = HeadSteps(partial(cross.rotation, tokens=here), attention.query_head_norm, bias)
+        added = None if has_steps else (keys @ bias[..., None]).flatten()
         if algorithm == "projected":
-            tokens: TokenBlocks = ProjectedBlocks(sample, keys, query, added=added)
+            tokens: TokenBlocks = ProjectedBlocks(sample, norm, keys, query, added=added, steps=steps)
         else:
             blocks = SeparableBlocks if algorithm.startswith("separable") else AbsorbedBlocks
-            tokens = blocks(sample, _folded(keys, query), added)
-        epilogue, shared = epilogue_of(algorithm, cross, values, tail)
+            tokens = blocks(sample, norm, _folded(keys, query, norm), added)
+        epilogue, shared = epilogue_of(algorithm, cross, values, tail, (of_attention, of_mlp))
         writer = _writer(cross, tokens, epilogue)
         tensors = (*tokens.tensors.values(), *shared.sources)
         written.append(_Written.apply(tokens, blocks_of(tokens, block_size), writer, shared.leaves, *tensors))
-    return (torch.stack(written) if len(written) > 1 else written[0][None]).to(latents.dtype)
+    return (torch.stack(written) if len(written) > 1 else written[0][None]).to(latents.array.dtype)
+
+
+def _keys_and_values(
+    cross: CrossAttention, queries: Segment, latents: Latents
+) -> tuple[Float[Tensor, "#b h n d"], Float[Tensor, "#b h n e"]]:
+    """Return the keys and values of the latents, a head of each for every head of queries."""
+    attention = cross.attention
+    normed = cross.token_norm(latents.array.to(dtype_of(cross.token_norm)))
+    key, value = (
+        rearrange(apply_linear(module, normed), "b n (h d) -> b h n d", h=attention.num_kv_heads)
+        for module in (attention.key, attention.value)
+    )
+    key = key if attention.key_head_norm is None else attention.key_head_norm(key)
+    if attention.rotary is not None and queries.num_tokens:
+        rotation = cross.rotation(queries.block(0, 1), latents)  # it turns the latents as for all other queries
+        key, value = (key, value) if rotation is None else (rotation.keys(key), rotation.values(value))
+    if (group := attention.num_heads // attention.num_kv_heads) > 1:
+        key, value = (x.repeat_interleave(group, 1) for x in (key, value))
+    return key, value
 
 
 def _writer(cross: CrossAttention, tokens: TokenBlocks, epilogue: Epilogue) -> Writer:
@@ -350,6 +407,8 @@ def _writer(cross: CrossAttention, tokens: TokenBlocks, epilogue: Epilogue) -> W
         weights, valid = scores.softmax(-1), tokens.valid(block)
         weights = weights if valid is None else weights.masked_fill(~valid[:, None], 0)
         queries = tokens.dense_block(part, block) if cross.query_residual and isinstance(tokens, DenseBlocks) else None
-        return epilogue(weights, queries)
+        steps = tokens.steps if isinstance(tokens, ProjectedBlocks) else None
+        rotation = None if steps is None else steps.rotation(tokens.segment.block(*block))
+        return epilogue(weights, queries, None if rotation is None else rotation.back)
 
     return writer

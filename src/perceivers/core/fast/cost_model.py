@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.attention import MLP, Attention, CrossAttention
+from perceivers.core.attention import Attention
+from perceivers.core.blocks import MLP, CrossAttention, Exit
 from perceivers.core.fast.algorithms import Algorithm, is_together, kernels_for
-from perceivers.core.fast.epilogue import is_linear, is_shorter_composed, modules_of
+from perceivers.core.fast.epilogue import is_linear, is_shorter_composed, modules_behind, modules_of
 from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.fast.linear_maps import (
     has_plain_tensors,
@@ -25,10 +26,13 @@ from perceivers.core.fast.linear_maps import (
     linear_shape,
 )
 from perceivers.core.fast.op_counts import HALF, RATES, AttentionShape, Cost, DeviceRates, OpCount
+from perceivers.core.fast.options import computing, drops_weights
 from perceivers.core.interfaces import BoundHead
-from perceivers.core.layers import LAYER_NORM_EPSILON
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
+
+NONE = type(None)
+"""Class of the MLP of a block without one."""
 
 ONE_HOT = 8
 """Approximate number of grid rows in a separable block; their one-hot code is a factor of a product."""
@@ -52,38 +56,45 @@ class CostModel:
 
     def costs(self) -> dict[Algorithm, Cost]:
         """Return the cost of each algorithm that is possible."""
-        algorithms: list[Algorithm] = ["dense"]
         if not self.is_transparent:
             return {"dense": self._cost("dense")}
-        writing, residual = self.tail is not None, self.cross.query_residual
-        if not (self.drops_weights or (writing and self.cross.training and self.cross.dropout.p)):
-            algorithms += ["projected", "absorbed"]
-            if self.width and not (writing and residual):
-                algorithms.append("separable")
-        if self.tail is not None and not residual and is_linear(self.tail):
-            folded: dict[Algorithm, Algorithm] = {"absorbed": "absorbed-folded", "separable": "separable-folded"}
-            algorithms += [folded[algorithm] for algorithm in algorithms if algorithm in folded]
+        algorithms = computing(self.cross, self.segment, self.tail is not None)
+        if not self.width:
+            algorithms = [name for name in algorithms if not name.startswith("separable")]
+        if self.tail is not None and not is_linear(self.tail):
+            algorithms = [name for name in algorithms if not name.endswith("folded")]
         return {algorithm: self._cost(algorithm) for algorithm in algorithms}
 
     @property
     def drops_weights(self) -> bool:
         """True if attention weights are dropped at random, which only the dense algorithm does."""
-        return self.cross.attention.training and self.cross.attention.dropout > 0
+        return drops_weights(self.cross)
 
     @cached_property
     def is_transparent(self) -> bool:
         """True if the weights of all modules that block-wise algorithms bypass are known, and calls do nothing else."""
         cross = self.cross
-        attention, mlp, norms = cross.attention, cross.mlp, (cross.query_norm, cross.token_norm, cross.mlp_norm)
-        if (type(attention), type(mlp), type(cross.dropout)) != (Attention, MLP, nn.Dropout):
+        attention, mlp = cross.attention, cross.mlp
+        ends: list[Any] = [cross.attention_exit]
+        norms: list[Any] = [cross.query_norm, cross.token_norm]
+        heads = (attention.query_head_norm, attention.key_head_norm)
+        maps = [attention.query, attention.key, attention.value, attention.output]
+        called: list[Any] = [attention, cross.dropout, attention.rotary, cross.modulations, *norms, *heads]
+        if (type(attention), type(cross.dropout), type(mlp)) not in [(Attention, nn.Dropout, x) for x in (MLP, NONE)]:
             return False
-        maps = (attention.query, attention.key, attention.value, attention.output, mlp.hidden, mlp.output)
+        if mlp is not None:
+            if type(mlp.dropout) is not nn.Dropout:
+                return False
+            called += [mlp, mlp.dropout]
+            maps += [mlp.hidden, mlp.output]
+            norms.append(cross.mlp_norm)
+            ends.append(cross.mlp_exit)
         return (
             not is_hooked(cross, sharding=False)
-            and not is_hooked(attention, mlp, cross.dropout, mlp.dropout)
-            and type(mlp.dropout) is nn.Dropout
+            and not is_hooked(*(module for module in (*called, *ends) if module is not None))
+            and all(type(end) is Exit and has_plain_tensors(end) for end in ends)
             and all(map(is_linear_map, maps))
-            and all(is_plain_norm(x, LAYER_NORM_EPSILON) for x in norms)
+            and all(map(is_plain_norm, [*norms, *(norm for norm in heads if norm is not None)]))
             and (self.tail is None or self._is_behind_known(self.tail))
         )
 
@@ -92,7 +103,7 @@ class CostModel:
         cross, behind = self.cross, [*modules_of(tail)]
         shared = [module for one in tail if isinstance(one, BoundHead) for module in one.shared]
         parameters = [x for module in shared for x in module.parameters()]
-        called = modules_of((cross.attention.output, cross.mlp_norm, cross.mlp, *tail))
+        called = modules_of((cross.attention.output, *modules_behind(cross, tail)))
         trained = itertools.chain(*(module.parameters(recurse=False) for module in called))
         return (
             not is_hooked(*(module for module in behind if module not in shared))
@@ -218,7 +229,8 @@ class CostModel:
         """Return the count of what follows the scores: sums of values, or the epilogue."""
         if self.tail is None:
             return self.shape.reading(algorithm)
-        hidden = getattr(self.cross.mlp, "hidden_channels", self.channels)  # an MLP of another class may lack it
+        # An MLP of another class may lack its width; a gated one has two hidden values for each.
+        hidden = 0 if self.cross.mlp is None else getattr(self.cross.mlp, "hidden_channels", self.channels)
         maps = [linear_shape(module) for module in self.tail if is_linear_map(module)]
         absorbed = algorithm in ("absorbed", "separable")  # irrelevant to other epilogues
         composed = absorbed and is_shorter_composed(self.cross, self.tail)

@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -25,11 +25,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.attention import CrossAttention
-from perceivers.core.fast.linear_maps import is_linear_map, linear_map, linear_shape
+from perceivers.core.blocks import CrossAttention, Exit, Modulation
+from perceivers.core.fast.linear_maps import (
+    LinearMap,
+    is_linear_map,
+    linear_map,
+    linear_shape,
+    norm_of,
+    scale_and_shift,
+)
 from perceivers.core.fast.onednn import linear, matmul
 from perceivers.core.interfaces import BoundHead
-from perceivers.core.layers import LAYER_NORM_EPSILON, apply_linear
+from perceivers.core.layers import apply_linear, dtype_of
 
 COLUMN_MULTIPLE = 8
 """Multiple to which the columns of a product are padded: such products are the fastest."""
@@ -37,8 +44,12 @@ COLUMN_MULTIPLE = 8
 Tail = Sequence[Any]
 """The maps behind a decoder's block: the map that all outputs share, then a head; modules or `BoundHead`s."""
 
-Epilogue = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None], Float[Tensor, "m e"]]
-"""Function that decodes queries from their attention weights and, with a residual, from the queries."""
+Epilogue = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None, Any], Float[Tensor, "m e"]]
+"""Function that decodes queries from their attention weights, with a residual also from the queries, and from the
+function that turns the heads of the result back, where values were turned (`coordinates.Rotation.back`)."""
+
+Modulations = tuple[Modulation | None, Modulation | None]
+"""The modulations of attention and MLP by a condition, for one sample."""
 
 
 @dataclass(frozen=True)
@@ -83,41 +94,105 @@ def through(maps: Tail, x: Tensor) -> Tensor:
     return x
 
 
+class BlockMaps(NamedTuple):
+    """The maps behind the attention, with LayerScale and the gates of a condition folded in."""
+
+    output: LinearMap
+    """The output map of the attention."""
+    hidden: LinearMap | None
+    """The first map of the MLP; None: there is no MLP."""
+    second: LinearMap | None
+    """The second map of the MLP."""
+    scale: Tensor | None
+    """Scale of the MLP's norm."""
+    shift: Tensor | None
+    """Shift of the MLP's norm."""
+
+    @classmethod
+    def of(cls, cross: CrossAttention, modulations: Modulations, dtype: torch.dtype) -> "BlockMaps":
+        """Return the maps of a block, for one sample."""
+        of_attention, of_mlp = modulations
+        output = _scaled(linear_map(cross.attention.output), cross.attention_exit, of_attention)
+        if cross.mlp is None or cross.mlp_norm is None or cross.mlp_exit is None:
+            return cls(output, None, None, None, None)
+        scale, shift = scale_and_shift(cross.mlp_norm, dtype)
+        if of_mlp is not None:
+            factor = 1 + of_mlp.scale.to(dtype).flatten()
+            scale, shift = scale * factor, shift * factor + of_mlp.shift.to(dtype).flatten()
+        second = _scaled(linear_map(cross.mlp.output), cross.mlp_exit, of_mlp)
+        return cls(output, linear_map(cross.mlp.hidden), second, scale, shift)
+
+
+def _scaled(linear: LinearMap, end: Exit, modulation: Modulation | None) -> LinearMap:
+    """Return a map followed by the scale and the gate of a branch's end."""
+    factors: list[Tensor] = [] if end.scale is None else [end.scale]
+    factors += [] if modulation is None else [1 + modulation.gate.flatten()]
+    for factor in factors:
+        linear = LinearMap(linear.weight * factor[:, None], linear.bias * factor)
+    return linear
+
+
 def epilogue_of(
-    algorithm: str, cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Tail
+    algorithm: str,
+    cross: CrossAttention,
+    values: Float[Tensor, "h n e"],
+    tail: Tail,
+    modulations: Modulations = (None, None),
 ) -> tuple[Epilogue, SharedParameters]:
-    """Return the epilogue of an algorithm, and the tensors that it uses."""
+    """Return the epilogue of an algorithm for one sample, and the tensors that it uses."""
+    if algorithm == "projected":
+        return _projected_epilogue(cross, values, tail, modulations)
+    maps = BlockMaps.of(cross, modulations, values.dtype)
     if algorithm.endswith("folded"):
-        return _folded_epilogue(cross, values, tail)
-    return (_projected_epilogue if algorithm == "projected" else _absorbed_epilogue)(cross, values, tail)
+        return _folded_epilogue(cross, maps, values, tail)
+    return _absorbed_epilogue(cross, maps, values, tail, modulations)
+
+
+def _detached(modulations: Modulations) -> tuple[Modulations, SharedParameters]:
+    """Return modulations for the graph of a block, and their tensors."""
+    tensors = [x for one in modulations if one is not None for x in (one.scale, one.shift, one.gate)]
+    made = SharedParameters.detached(*tensors)
+    leaves = iter(made.leaves)
+    found = [None if one is None else Modulation(next(leaves), next(leaves), next(leaves)) for one in modulations]
+    return (found[0], found[1]), made
+
+
+def modules_behind(cross: CrossAttention, tail: Tail) -> list[Any]:
+    """Return the modules behind the output map that an epilogue may call."""
+    found = (cross.attention_exit, cross.mlp_norm, cross.mlp, cross.mlp_exit)
+    return [*(module for module in found if module is not None), *tail]
 
 
 def _projected_epilogue(
-    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Tail
+    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Tail, modulations: Modulations
 ) -> tuple[Epilogue, SharedParameters]:
-    output, made, dtype = cross.attention.output, SharedParameters.detached(values), cross.mlp_norm.weight.dtype
+    output, made, dtype = cross.attention.output, SharedParameters.detached(values), dtype_of(cross.query_norm)
+    (of_attention, of_mlp), modulating = _detached(modulations)
 
-    def epilogue(weights: Tensor, queries: Tensor | None) -> Tensor:
-        found = apply_linear(output, rearrange(weights @ made.leaves[0], "h m e -> m (h e)").to(dtype))
+    def epilogue(weights: Tensor, queries: Tensor | None, back: Any) -> Tensor:
+        attended = weights @ made.leaves[0]
+        attended = attended if back is None else back(attended[None])[0]
+        found = apply_linear(output, rearrange(attended, "h m e -> m (h e)").to(dtype))
         queries = found if queries is None else queries.to(found)
-        return through(tail, cross.finish(queries[None], found[None]))[0]
+        return through(tail, cross.finish(queries[None], found[None], of_attention, of_mlp))[0]
 
-    return epilogue, made + SharedParameters.of(output, cross.mlp_norm, cross.mlp, *tail)
+    return epilogue, made + modulating + SharedParameters.of(output, *modules_behind(cross, tail))
 
 
 def _absorbed_epilogue(
-    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Tail
+    cross: CrossAttention, maps: BlockMaps, values: Float[Tensor, "h n e"], tail: Tail, modulations: Modulations
 ) -> tuple[Epilogue, SharedParameters]:
-    output = linear_map(cross.attention.output)
+    output = maps.output
     weight = output.weight.to(values.dtype).unflatten(-1, (len(values), -1))
     columns = _aligned(torch.einsum("hne,fhe->hnf", values, weight).flatten(0, 1))
     made = SharedParameters.detached(columns, output.bias)
     columns, bias = made.leaves
-    follow, shared = (_composed_mlp_and_tail if is_shorter_composed(cross, tail) else _mlp_and_tail)(
-        cross, values, tail
-    )
+    if is_shorter_composed(cross, tail):
+        follow, shared = _composed_mlp_and_tail(cross, maps, values, tail)
+    else:
+        follow, shared = _mlp_and_tail(cross, tail, modulations)
 
-    def epilogue(weights: Tensor, queries: Tensor | None) -> Tensor:
+    def epilogue(weights: Tensor, queries: Tensor | None, _: Any) -> Tensor:
         found = matmul(rearrange(weights, "h m n -> m (h n)"), columns)[:, : len(bias)]
         found = found.to(bias.dtype) + bias
         return follow(found if queries is None else found + queries.to(found))
@@ -126,33 +201,34 @@ def _absorbed_epilogue(
 
 
 def _mlp_and_tail(
-    cross: CrossAttention, values: Tensor, tail: Tail
+    cross: CrossAttention, tail: Tail, modulations: Modulations
 ) -> tuple[Callable[[Tensor], Tensor], SharedParameters]:
     """Return the function u [m, f] -> tail(u + mlp(norm u)), which calls the modules."""
+    (_, of_mlp), modulating = _detached((None, modulations[1]))
 
     def follow(x: Tensor) -> Tensor:
-        x = x[None]
-        return through(tail, x + cross.mlp(cross.mlp_norm(x)))[0]
+        return through(tail, cross.through_mlp(x[None], of_mlp))[0]
 
-    return follow, SharedParameters.of(cross.mlp_norm, cross.mlp, *tail)
+    return follow, modulating + SharedParameters.of(*modules_behind(cross, tail))
 
 
 def _composed_mlp_and_tail(
-    cross: CrossAttention, values: Tensor, tail: Tail
+    cross: CrossAttention, maps: BlockMaps, values: Tensor, tail: Tail
 ) -> tuple[Callable[[Tensor], Tensor], SharedParameters]:
     """Return the same function with maps multiplied out: Wt u + bias, plus Wt W2 times the activation."""
-    dtype, norm = values.dtype, cross.mlp_norm
-    last, after, bias = _last_maps(cross, values, tail)
-    scale, shift = norm.weight.to(dtype), norm.bias.to(dtype)
-    hidden_map, last_maps = linear_map(cross.mlp.hidden).to(dtype), torch.cat([last[0], after], -1)
-    made = SharedParameters.detached(*hidden_map, scale, shift, last_maps, bias)
-    hidden, hidden_bias, scale, shift, maps, bias = made.leaves
+    dtype, mlp = values.dtype, cross.mlp
+    if mlp is None or maps.hidden is None or maps.scale is None or maps.shift is None or cross.mlp_norm is None:
+        raise ValueError("a block without an MLP has nothing to compose")
+    norm = norm_of(cross.mlp_norm)
+    last, after, bias = _last_maps(maps, values, tail)
+    last_maps = torch.cat([last[0], after], -1)
+    made = SharedParameters.detached(*maps.hidden.to(dtype), maps.scale, maps.shift, last_maps, bias)
+    hidden, hidden_bias, scale, shift, both, bias = made.leaves
 
     def follow(x: Tensor) -> Tensor:
         x = x.to(dtype)
-        normed = F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPSILON)
-        inner = cross.mlp.activation(linear(normed, hidden, hidden_bias))
-        of_x, of_inner = maps.split([x.shape[-1], inner.shape[-1]], -1)
+        inner = mlp.activated(linear(norm(x, scale, shift), hidden, hidden_bias))
+        of_x, of_inner = both.split([x.shape[-1], inner.shape[-1]], -1)
         return linear(x, of_x, bias) + linear(inner, of_inner)
 
     return follow, made
@@ -161,54 +237,76 @@ def _composed_mlp_and_tail(
 def is_shorter_composed(cross: CrossAttention, tail: Tail) -> bool:
     """Return whether Wt and Wt W2, multiplied out, need fewer multiply-adds than W2 and then the tail."""
     maps = [linear_shape(module) for module in tail if is_linear_map(module)]
-    if not is_linear(tail) or not maps:
+    if not is_linear(tail) or not maps or cross.mlp is None:
         return False
     channels, hidden = cross.attention.query_channels, cross.mlp.hidden_channels
     return maps[-1][0] * (channels + hidden) < channels * hidden + sum(map(math.prod, maps))
 
 
-def _last_maps(cross: CrossAttention, values: Tensor, tail: Tail) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+def _last_maps(maps: BlockMaps, values: Tensor, tail: Tail) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return (Wt, bt), Wt W2, and the bias bt + Wt b2."""
-    second = linear_map(cross.mlp.output).to(values.dtype)
+    assert maps.second is not None
+    second = maps.second.to(values.dtype)
     last = _composed(tail, len(second[0]), values)
     return last, last[0] @ second[0], last[1] + last[0] @ second[1]
 
 
 def _folded_epilogue(
-    cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Tail
+    cross: CrossAttention, maps: BlockMaps, values: Float[Tensor, "h n e"], tail: Tail
 ) -> tuple[Epilogue, SharedParameters]:
     """Return the epilogue u -> tail(u + mlp(norm u)) with all linear maps applied to the values.
 
     It needs u through the tail, u through the MLP's first map, and the variance of u, |centred u|^2 / f. With
     centred u = C (v, 1) and C = Q R, the variance is |R (v, 1)|^2 / f; R (v, 1) has no more entries than (v, 1).
     """
-    dtype, mlp, norm = values.dtype, cross.mlp, cross.mlp_norm
-    output, hidden = linear_map(cross.attention.output).to(dtype), linear_map(mlp.hidden).to(dtype)
-    last, after, bias = _last_maps(cross, values, tail)
+    dtype, mlp = values.dtype, cross.mlp
+    output = maps.output.to(dtype)
+    if mlp is None or maps.hidden is None or maps.scale is None or maps.shift is None or cross.mlp_norm is None:
+        return _folded_tail(output, values, tail)
+    norm, hidden = norm_of(cross.mlp_norm), maps.hidden.to(dtype)
+    last, after, bias = _last_maps(maps, values, tail)
     # C, and R = Q' C. With Q constant, |R (v, 1)|^2 has a gradient even where R has no inverse (bias 0).
-    centred = torch.cat([output[0], output[1][:, None]], -1)
-    centred = centred - centred.mean(0)
+    centred = norm.centred(torch.cat([output[0], output[1][:, None]], -1), 0)
     tall = centred.shape[0] > centred.shape[1]
     root = torch.linalg.qr(centred.detach()).Q.mT @ centred if tall else centred
     # The three maps of (v, 1), stacked: through the MLP's first map, R, through the tail.
-    inside = hidden[0] * norm.weight.to(dtype) @ centred
-    maps = torch.cat([inside, root, torch.cat([last[0] @ output[0], (last[0] @ output[1])[:, None]], -1)])
-    per_head = maps[:, :-1].unflatten(-1, (len(values), -1))
-    columns = _aligned(torch.einsum("hne,fhe->hnf", values, per_head).flatten(0, 1))
-    constants = F.pad(maps[:, -1], (0, columns.shape[-1] - len(maps)))
-    sizes = [len(inside), len(root), len(last[0]), columns.shape[-1] - len(maps)]
-    hidden_bias = hidden[1] + hidden[0] @ norm.bias.to(dtype)
+    inside = hidden[0] * maps.scale @ centred
+    stacked = torch.cat([inside, root, torch.cat([last[0] @ output[0], (last[0] @ output[1])[:, None]], -1)])
+    columns, constants = _on_values(stacked, values)
+    sizes = [len(inside), len(root), len(last[0]), columns.shape[-1] - len(stacked)]
+    hidden_bias = hidden[1] + hidden[0] @ maps.shift
     # Leaves for the blocks.
     made = SharedParameters.detached(columns, constants, hidden_bias, after, bias)
     columns, constants, hidden_bias, after, bias = made.leaves
 
-    def epilogue(weights: Tensor, _: Tensor | None) -> Tensor:
+    def epilogue(weights: Tensor, _: Tensor | None, __: Any) -> Tensor:
         weights = rearrange(weights, "h m n -> m (h n)")
         inner, rooted, plain, _ = linear(weights, columns.T, constants).split(sizes, -1)
-        scale = torch.rsqrt((rooted * rooted).sum(-1, keepdim=True) / len(output[0]) + LAYER_NORM_EPSILON)
-        return plain + linear(mlp.activation(torch.addcmul(hidden_bias, inner, scale)), after, bias)
+        scale = torch.rsqrt((rooted * rooted).sum(-1, keepdim=True) / len(output[0]) + norm.epsilon)
+        return plain + linear(mlp.activated(torch.addcmul(hidden_bias, inner, scale)), after, bias)
 
     return epilogue, made
+
+
+def _folded_tail(output: LinearMap, values: Float[Tensor, "h n e"], tail: Tail) -> tuple[Epilogue, SharedParameters]:
+    """Return the epilogue u -> tail(u) with all linear maps applied to the values, for a block without an MLP."""
+    weight, shift = _composed(tail, len(output[0]), values)
+    stacked = torch.cat([weight @ output[0], (weight @ output[1] + shift)[:, None]], -1)
+    made = SharedParameters.detached(*_on_values(stacked, values))
+    columns, constants = made.leaves
+
+    def epilogue(weights: Tensor, _: Tensor | None, __: Any) -> Tensor:
+        found = linear(rearrange(weights, "h m n -> m (h n)"), columns.T, constants)
+        return found[:, : len(stacked)]
+
+    return epilogue, made
+
+
+def _on_values(stacked: Float[Tensor, "k v1"], values: Float[Tensor, "h n e"]) -> tuple[Tensor, Tensor]:
+    """Return maps of (v, 1) applied to the values, as columns by head and latent, and their constants."""
+    per_head = stacked[:, :-1].unflatten(-1, (len(values), -1))
+    columns = _aligned(torch.einsum("hne,fhe->hnf", values, per_head).flatten(0, 1))
+    return columns, F.pad(stacked[:, -1], (0, columns.shape[-1] - len(stacked)))
 
 
 def is_linear(tail: Tail) -> bool:

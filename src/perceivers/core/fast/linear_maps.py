@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.interfaces import BoundHead
+from perceivers.core.layers import NORM_EPSILON
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
 """Types of ordinary tensors; quantised and distributed tensors have other types."""
@@ -75,7 +77,7 @@ def is_row_wise(module: Any) -> bool:
         return all(map(is_row_wise, module))
     if type(module) is nn.Dropout:
         return not (module.training and module.p)
-    if type(module) is nn.LayerNorm:
+    if type(module) in (nn.LayerNorm, nn.RMSNorm):
         return len(module.normalized_shape) == 1
     return type(module) in ROW_WISE or is_linear_map(module)
 
@@ -85,14 +87,46 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
 
 
-def is_plain_norm(module: nn.Module, epsilon: float) -> bool:
-    """Return whether a module is a layer norm with a scale, a shift and this epsilon, and nothing else."""
+class Norm(NamedTuple):
+    """The kind of a norm and its epsilon."""
+
+    is_centred: bool = True
+    """True: layer norm; False: RMS norm, which does not subtract the mean."""
+    epsilon: float = NORM_EPSILON
+    """Number added to the variance."""
+
+    def __call__(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Return x normed over its last axis, then scaled and shifted."""
+        if self.is_centred:
+            return F.layer_norm(x, x.shape[-1:], weight, bias, self.epsilon)
+        found = F.rms_norm(x, x.shape[-1:], weight, self.epsilon)
+        return found if bias is None else found + bias
+
+    def centred(self, x: Tensor, dim: int) -> Tensor:
+        """Return x minus its mean over an axis, if the norm subtracts the mean."""
+        return x - x.mean(dim, keepdim=True) if self.is_centred else x
+
+
+def norm_of(module: nn.Module) -> Norm:
+    """Return the kind of a plain norm, and its epsilon."""
+    return Norm(isinstance(module, nn.LayerNorm), float(module.eps))  # type: ignore[arg-type]
+
+
+def scale_and_shift(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the scale and shift of a plain norm; an RMS norm has a shift of 0."""
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    return weight.to(dtype), torch.zeros_like(weight, dtype=dtype) if bias is None else bias.to(dtype)
+
+
+def is_plain_norm(module: nn.Module) -> bool:
+    """Return whether a module is a layer norm with a scale and a shift, or an RMS norm with a scale, and no more."""
     return (
-        isinstance(module, nn.LayerNorm)
-        and type_before_parametrizations(module) is nn.LayerNorm
-        and module.eps == epsilon
+        isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        and type_before_parametrizations(module) in (nn.LayerNorm, nn.RMSNorm)
         and isinstance(module.weight, Tensor)
-        and isinstance(module.bias, Tensor)
+        and (isinstance(module, nn.RMSNorm) or isinstance(module.bias, Tensor))
+        and module.eps is not None
         and not is_hooked(*module.modules())
         and has_plain_tensors(module)
     )

@@ -1,7 +1,7 @@
 """The plan of a model for an input, without running it: each cross-attention's algorithm, and all costs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,22 +54,23 @@ def attention_plan(
     tensors = model.schema.guard.tensors(raw, next(model.parameters()).device)
     tokens, segments = functional_call(model.input_adapter, buffers, (tensors,))
     # Plan each read, input by input.
-    latents = model.trunk.latents[None]
+    start = model.trunk.start(tokens)
     for number, read in enumerate(stage for stage in model.trunk.stages if isinstance(stage, Read)):
-        choices = choose_for_reading(read.cross_attention, latents, tokens, plan)
+        choices = choose_for_reading(read.cross_attention, start, tokens, plan)
         for name, segment in tokens.segments.items():
-            costs = CostModel(read.cross_attention, latents, segment, None)
+            costs = CostModel(read.cross_attention, start.array, segment, None)
             found.append(_planned(f"read {name}" + (f" ({number + 1})" if number else ""), costs, choices.get(name)))
     # Plan the decoder, output by output, with latents of the right shape.
     batch = max(segment.batch_size for segment in tokens.segments.values())
     if isinstance(decoder := model.decoder, Decoder):
-        latents = torch.empty_like(latents.expand(batch, -1, -1))
-        queries = model.output_query(Encoded(latents, segments), model.schema.guard.points(points, latents.device))
+        latents = replace(start, array=torch.empty_like(start.array.expand(max(batch, len(start.array)), -1, -1)))
+        encoded = Encoded.of(latents, segments)
+        queries = model.output_query(encoded, model.schema.guard.points(points, latents.array.device))
         heads = model.output_adapter.heads(model.input_adapter.adapters)
-        tails = {name: (decoder.output, heads[name]) for name in queries.segments}
+        tails = {name: (*decoder.tail, heads[name]) for name in queries.segments}
         choices = choose_for_writing(decoder.cross_attention, latents, queries, tails, plan)
         for name, segment in queries.segments.items():
-            costs = CostModel(decoder.cross_attention, latents, segment, tails[name])
+            costs = CostModel(decoder.cross_attention, latents.array, segment, tails[name])
             found.append(_planned(f"write {name}", costs, choices.get(name)))
     return found
 

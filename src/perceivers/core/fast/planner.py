@@ -15,17 +15,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.core.arguments import check_names
-from perceivers.core.attention import CrossAttention, Mask
-from perceivers.core.decoder import apply_heads
+from perceivers.core.blocks import CrossAttention
+from perceivers.core.decoder import apply_heads, writing_arguments
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import CostModel
 from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.fast.onednn import is_transformed
 from perceivers.core.fast.op_counts import Cost
+from perceivers.core.latents import Latents
 from perceivers.core.memory_limits import limit_in_bytes
 from perceivers.core.reading import SoftmaxState
-from perceivers.core.tokens import Tokens, token_dtype
+from perceivers.core.tokens import Tokens
+from perceivers.core.trunk import dense_state, reading_arguments
 
 Tails = Mapping[str, Sequence[Any]]
 """The maps behind the decoder's block, by output (`epilogue.Tail`)."""
@@ -53,34 +55,32 @@ class Plan:
     def needs_dense(
         self,
         cross: CrossAttention,
-        latents: Tensor,
+        latents: Latents,
         tokens: Tokens,
-        output: nn.Module | None = None,
+        output: Sequence[nn.Module] = (),
         heads: Mapping[str, Any] | None = None,
-        mask: Tensor | None = None,
     ) -> bool:
         """Return whether the block must be called as a whole, with arrays; ValueError if that takes too much memory.
 
-        With `heads`, which follow the map `output`, `tokens` are queries. A mask of latents, and hooks, need arrays.
+        With `heads`, which follow the modules `output`, `tokens` are queries. A mask of latents that are keys, and
+        hooks, need arrays.
         """
-        if mask is None and not self.always_dense and not is_hooked(cross, sharding=False):
+        if (heads is None or latents.mask is None) and not self.always_dense and not is_hooked(cross, sharding=False):
             return False
         if self.memory_limit is not None and not torch.compiler.is_compiling():
-            tails: Any = {} if heads is None else {name: (output, head) for name, head in heads.items()}
-            models = [CostModel(cross, latents, x, tails.get(name)) for name, x in tokens.segments.items()]
+            tails: Any = {} if heads is None else {name: (*output, head) for name, head in heads.items()}
+            models = [CostModel(cross, latents.array, x, tails.get(name)) for name, x in tokens.segments.items()]
             _check_fits(sum(model.costs()["dense"].bytes(0) for model in models), self.memory_limit)
         return True
 
-    def read(self, cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens) -> Float[Tensor, "b n d"]:
+    def read(self, cross: CrossAttention, latents: Latents, tokens: Tokens) -> Float[Tensor, "b n d"]:
         """Return the latents updated with all tokens."""
         choices = choose_for_reading(cross, latents, tokens, self)
         if not choices:
-            return cross.dense(latents, tokens.dense(token_dtype(latents.dtype)), Mask(keys=tokens.mask()))
+            return cross.dense(*reading_arguments(cross, latents, tokens))
         return cross.update(latents, reduce(operator.add, _states(cross, latents, tokens, choices).values()))
 
-    def states(
-        self, cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens
-    ) -> dict[str, SoftmaxState]:
+    def states(self, cross: CrossAttention, latents: Latents, tokens: Tokens) -> dict[str, SoftmaxState]:
         """Return the softmax state of each segment."""
         choices = choose_for_states(cross, latents, tokens, self)
         assert choices is not None, "weights are not dropped"
@@ -90,12 +90,12 @@ class Plan:
         self,
         cross: CrossAttention,
         queries: Tokens,
-        latents: Float[Tensor, "#b n d"],
-        output: nn.Module,
+        latents: Latents,
+        output: tuple[nn.Module, ...],
         heads: Mapping[str, Any],
     ) -> dict[str, Float[Tensor, "b _ _"]]:
-        """Return [B, O, e] of each output, after the map that all outputs share and the output's head."""
-        tails = {name: (output, heads[name]) for name in queries.segments}
+        """Return [B, O, e] of each output, after the modules that all outputs share and the output's head."""
+        tails = {name: (*output, heads[name]) for name in queries.segments}
         choices = choose_for_writing(cross, latents, queries, tails, self)
         written = {
             name: algorithms.write(
@@ -105,20 +105,19 @@ class Plan:
         }
         dense = Tokens({name: segment for name, segment in queries.segments.items() if name not in written})
         if dense.segments:
-            x = cross.dense(dense.dense(token_dtype(latents.dtype)), latents, Mask(queries=dense.mask()))
+            x = cross.dense(*writing_arguments(cross, dense, latents))
             written |= apply_heads(x, dense, output, heads)
         return {name: written[name] for name in queries.segments}
 
 
 def _states(
-    cross: CrossAttention, latents: Float[Tensor, "#b n d"], tokens: Tokens, choices: Mapping[str, "Choice"]
+    cross: CrossAttention, latents: Latents, tokens: Tokens, choices: Mapping[str, "Choice"]
 ) -> dict[str, SoftmaxState]:
     states = {}
     for name, segment in tokens.segments.items():
         choice = choices[name]
         if choice.algorithm == "dense":
-            array = segment.dense(token_dtype(latents.dtype))
-            states[name] = cross.softmax_state(latents, array, Mask(keys=segment.mask))
+            states[name] = dense_state(cross, latents, segment)
         else:
             states[name] = algorithms.read(cross, latents, segment, choice.algorithm, choice.block_size)
     return states
@@ -168,14 +167,14 @@ def choose(model: CostModel, plan: Plan, dense: bool) -> Choice | None:
     return Choice(algorithm, max(int(min(model.default_block(algorithm), room)), cost.unit), costs)
 
 
-def choose_for_states(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice] | None:
+def choose_for_states(cross: CrossAttention, latents: Latents, tokens: Tokens, plan: Plan) -> dict[str, Choice] | None:
     """Return for each segment an algorithm that gives a softmax state; None if dropout of weights forbids that.
 
     The dense algorithm is chosen only where the block's weights are not known.
     """
     choices = {}
     for name, segment in tokens.segments.items():
-        model = CostModel(cross, latents, segment, None)
+        model = CostModel(cross, latents.array, segment, None)
         choice = None if model.drops_weights else choose(model, plan, dense=not model.is_transparent)
         if choice is None:
             return None
@@ -183,7 +182,7 @@ def choose_for_states(cross: CrossAttention, latents: Tensor, tokens: Tokens, pl
     return choices
 
 
-def choose_for_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, plan: Plan) -> dict[str, Choice]:
+def choose_for_reading(cross: CrossAttention, latents: Latents, tokens: Tokens, plan: Plan) -> dict[str, Choice]:
     """Return a choice for each segment; an empty dictionary if all are dense.
 
     Either all segments are dense or none: the softmax of the dense algorithm runs over all of them.
@@ -193,7 +192,7 @@ def choose_for_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, p
     states = choose_for_states(cross, latents, tokens, plan)
     if states is None:
         return {}
-    dense = [CostModel(cross, latents, segment, None).costs()["dense"] for segment in tokens.segments.values()]
+    dense = [CostModel(cross, latents.array, segment, None).costs()["dense"] for segment in tokens.segments.values()]
     needed = sum(cost.bytes(0) for cost in dense)
     if any(choice.algorithm == "dense" for choice in states.values()):  # modules are called, for all tokens at once
         _check_fits(needed, plan.memory_limit)
@@ -204,12 +203,12 @@ def choose_for_reading(cross: CrossAttention, latents: Tensor, tokens: Tokens, p
 
 
 def choose_for_writing(
-    cross: CrossAttention, latents: Tensor, queries: Tokens, tails: Tails, plan: Plan
+    cross: CrossAttention, latents: Latents, queries: Tokens, tails: Tails, plan: Plan
 ) -> dict[str, Choice]:
     """Return a choice for each output whose queries are not decoded densely."""
     if plan.always_dense:
         return {}
-    models = {name: CostModel(cross, latents, segment, tails[name]) for name, segment in queries.segments.items()}
+    models = {name: CostModel(cross, latents.array, segment, tails[name]) for name, segment in queries.segments.items()}
     choices = {name: choose(model, plan, dense=True) for name, model in models.items()}
     return {name: x for name, x in choices.items() if x is not None and x.algorithm != "dense"}
 

@@ -19,11 +19,10 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from perceivers.core.fast.linear_maps import Norm
 from perceivers.core.fast.onednn import matmul
 from perceivers.core.fast.token_blocks import Block, TokenBlocks
-from perceivers.core.layers import LAYER_NORM_EPSILON
 from perceivers.core.positions import AxisTables
 from perceivers.core.tokens import Segment
 
@@ -37,8 +36,8 @@ class SeparableBlocks(TokenBlocks):
     `folded` [c, n] is for one sample; `folded` [b, c, n] reads all samples of the segment together.
     """
 
-    def __init__(self, segment: Segment, folded: Tensor, added: Tensor | None = None) -> None:
-        super().__init__(segment, folded.dtype, folded.shape[:-2])
+    def __init__(self, segment: Segment, norm: Norm, folded: Tensor, added: Tensor | None = None) -> None:
+        super().__init__(segment, folded.dtype, norm, folded.shape[:-2])
         tables, dtype = segment.positions, self.dtype
         assert isinstance(tables, AxisTables)
         *self.row_tables, self.column_table = tables.tables
@@ -49,11 +48,11 @@ class SeparableBlocks(TokenBlocks):
         self.tensors = {} if content is None else {"content": content}
         self.tensors |= {} if padding is None else {"padding": padding}
         # The queries' weights on a token's channels before its projection, part by part.
-        folded, offset, norm = self._through_projection(folded)
+        folded, offset, of_columns = self._through_projection(folded)
         on_content, on_rows, on_columns, on_padding = (folded[..., group, :] for group in self.channel_groups)
         offset = offset if padding is None else offset + padding @ on_padding
         # Contributions of a token's column to its score and to its norm.
-        columns = [(matmul(part, on_columns), _norm_of(part, norm)) for part in self.column_table.parts(dtype)]
+        columns = [(matmul(part, on_columns), _norm_of(part, of_columns)) for part in self.column_table.parts(dtype)]
         on_columns, norm_columns = (torch.cat(parts, -2) for parts in zip(*columns, strict=True))
         self.tensors |= {"on_rows": on_rows, "offset": offset, "on_columns": on_columns, "norm_columns": norm_columns}
         self.tensors |= {} if content is None else {"on_content": on_content}
@@ -87,13 +86,13 @@ class SeparableBlocks(TokenBlocks):
         segment, offset = self.segment, folded.new_zeros(*self.batch, folded.shape[-1])
         if segment.masked is not None:
             assert segment.mask_token is not None
-            token = F.layer_norm(segment.mask_token.to(self.dtype), segment.mask_token.shape, eps=LAYER_NORM_EPSILON)
+            token = self.norm(segment.mask_token.to(self.dtype))
             self.tensors |= {"masked_token": token, "on_masked": (token @ folded)[..., None, :]}
         if segment.projection is None:
             return folded, offset, None
         weight, bias = (x.to(self.dtype) for x in segment.projection)
         folded, offset = weight.T @ folded, bias @ folded
-        weight, bias = weight - weight.mean(0), bias - bias.mean()
+        weight, bias = self.norm.centred(weight, 0), self.norm.centred(bias, 0)
         of_content, of_rows, of_columns, of_padding = (weight[:, group].T for group in self.channel_groups)
         bias = bias + self.tensors["padding"] @ of_padding if "padding" in self.tensors else bias
         self.tensors |= {"norm_rows": of_rows, "norm_offset": bias}
@@ -159,7 +158,7 @@ class SeparableBlocks(TokenBlocks):
             weight, bias = (x.to(self.dtype) for x in self.segment.projection)
             x = weight @ x + bias[:, None] * scales
         # Centring commutes with the sum; masked tokens are added as they are.
-        x = x - x.mean(-2, keepdim=True)
+        x = self.norm.centred(x, -2)
         return x + self.tensors["masked_token"][:, None] * rest[..., -1:, :] if "masked_token" in self.tensors else x
 
     def _weighted_columns(self, weights: Float[Tensor, "*b x n"]) -> Float[Tensor, "*b p n"]:
@@ -196,11 +195,13 @@ class SeparableBlocks(TokenBlocks):
         # Chan's formula: a sum of terms that are not negative; mean of squares minus square of mean would cancel.
         zero = rows.new_zeros(len(rows), self.width)
         channels = sum(count for count, _, _ in parts)
-        mean = sum((count * part_mean for count, part_mean, _ in parts), zero) / channels
+        mean = zero
+        if self.norm.is_centred:
+            mean = sum((count * part_mean for count, part_mean, _ in parts), zero) / channels
         variance = (
             sum((count * (variance + (part_mean - mean) ** 2) for count, part_mean, variance in parts), zero) / channels
         )
-        return _inverse_root(variance).flatten(-2).expand(*self.batch, -1)
+        return _inverse_root(variance, self.norm.epsilon).flatten(-2).expand(*self.batch, -1)
 
     def _of_projected(self, tensors: dict[str, Tensor], rows: Float[Tensor, "y p"]) -> Float[Tensor, "*b m"]:
         """Return r of projected tokens, from the block's centred output of the projection."""
@@ -208,7 +209,7 @@ class SeparableBlocks(TokenBlocks):
         if "content" in tensors:
             content = tensors["content"].to(self.dtype) @ tensors["norm_content"]
             x = x + content.unflatten(-2, (len(rows), self.width))
-        return _inverse_root((x * x).mean(-1)).flatten(-2).expand(*self.batch, -1)
+        return _inverse_root((x * x).mean(-1), self.norm.epsilon).flatten(-2).expand(*self.batch, -1)
 
 
 def _norm_of(columns: Float[Tensor, "x p"], projection: Float[Tensor, "p c"] | None) -> Float[Tensor, "x _"]:
@@ -216,9 +217,9 @@ def _norm_of(columns: Float[Tensor, "x p"], projection: Float[Tensor, "p c"] | N
     return columns @ projection if projection is not None else torch.stack(_moments(columns)[1:], -1)
 
 
-def _inverse_root(variance: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
+def _inverse_root(variance: Float[Tensor, "*b m"], epsilon: float) -> Float[Tensor, "*b m"]:
     """Return 1 / std; NaN where the variance is infinite: 0 would mean that there is no token."""
-    return torch.where(variance.isinf(), torch.nan, torch.rsqrt(variance + LAYER_NORM_EPSILON))
+    return torch.where(variance.isinf(), torch.nan, torch.rsqrt(variance + epsilon))
 
 
 def _moments(x: Float[Tensor, "*b c"]) -> tuple[int, Float[Tensor, "*b"], Float[Tensor, "*b"]]:

@@ -13,19 +13,19 @@ Letters: m tokens of a block, n query columns, c channels of a token, h heads, d
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
+from perceivers.core.coordinates import Rotation
+from perceivers.core.fast.linear_maps import Norm, norm_of, scale_and_shift
 from perceivers.core.fast.onednn import linear, matmul
-from perceivers.core.layers import LAYER_NORM_EPSILON
 from perceivers.core.tokens import Segment
 
 Block = tuple[int, int]
@@ -46,8 +46,8 @@ class TokenBlocks(ABC):
     unit: int = 1
     """Divisor of the number of tokens in a block."""
 
-    def __init__(self, segment: Segment, dtype: torch.dtype, batch: torch.Size = ONE) -> None:
-        self.segment, self.dtype, self.batch = segment, dtype, batch
+    def __init__(self, segment: Segment, dtype: torch.dtype, norm: Norm, batch: torch.Size = ONE) -> None:
+        self.segment, self.dtype, self.norm, self.batch = segment, dtype, norm, batch
         self.tensors: dict[str, Tensor] = {}
         """All tensors that may need a gradient, by name."""
 
@@ -89,8 +89,8 @@ class TokenBlocks(ABC):
 class DenseBlocks(TokenBlocks):
     """Tokens that are assembled and normed block by block."""
 
-    def __init__(self, segment: Segment, dtype: torch.dtype) -> None:
-        super().__init__(segment, dtype)
+    def __init__(self, segment: Segment, dtype: torch.dtype, norm: Norm) -> None:
+        super().__init__(segment, dtype, norm)
         weight, bias = segment.projection or (None, None)
         positions = segment.positions if isinstance(segment.positions, Tensor) else None
         parts = {
@@ -111,16 +111,15 @@ class DenseBlocks(TokenBlocks):
         return replace(self.segment.block(*block), **part, projection=projection).dense(self.dtype)[0]
 
     def normed_block(self, tensors: dict[str, Tensor], block: Block) -> Float[Tensor, "m c"]:
-        """Return the tokens of a block after a layer norm without scale and shift."""
-        tokens = self.dense_block(tensors, block)
-        return F.layer_norm(tokens, tokens.shape[-1:], eps=LAYER_NORM_EPSILON)
+        """Return the tokens of a block after a norm without scale and shift."""
+        return self.norm(self.dense_block(tensors, block))
 
 
 class AbsorbedBlocks(DenseBlocks):
     """scores = x @ folded + added, where x [m, c] are normed tokens and `folded` [c, n] is A of algorithms.py."""
 
-    def __init__(self, segment: Segment, folded: Tensor, added: Tensor | None = None) -> None:
-        super().__init__(segment, folded.dtype)
+    def __init__(self, segment: Segment, norm: Norm, folded: Tensor, added: Tensor | None = None) -> None:
+        super().__init__(segment, folded.dtype, norm)
         self.tensors |= {"folded": folded} | ({} if added is None else {"added": added})
 
     def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor]:
@@ -139,18 +138,58 @@ class AbsorbedBlocks(DenseBlocks):
         return sums[0]
 
 
+@dataclass(frozen=True)
+class HeadSteps:
+    """What follows the linear maps of tokens to heads: biases, a norm, a rotation, copies for groups of heads."""
+
+    rotation: Callable[[Segment], Rotation | None]
+    """Function that returns the rotation between the tokens of a block and the latents."""
+    norm: nn.Module | None = None
+    """The norm of each head's keys (reading) or queries (writing); None: there is none."""
+    bias: Tensor | None = None
+    """Bias of the keys (or queries), [h, d]; None: `added` stands for it, or the softmax cancels it."""
+    value_bias: Tensor | None = None
+    """Bias of the values, [h, e]; None: it is added behind the sum."""
+    group: int = 1
+    """Number of neighbouring heads of queries that share a head of keys and values."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that may need a gradient, by name."""
+        found = {"bias": self.bias, "value_bias": self.value_bias}
+        if self.norm is not None:
+            found["head_scale"], found["head_shift"] = scale_and_shift(self.norm, self.norm.weight.dtype)  # type: ignore[arg-type]
+        return {name: x for name, x in found.items() if x is not None}
+
+    def normed(self, x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Return heads after their norm, if there is one."""
+        if self.norm is None:
+            return x
+        scale, shift = (tensors[name].to(x.dtype) for name in ("head_scale", "head_shift"))
+        return norm_of(self.norm)(x, scale, shift)
+
+
 class ProjectedBlocks(DenseBlocks):
     """scores = keys @ queries', keys = x key', values = x value', where x [m, c] are normed tokens.
 
-    `queries` [h, n, d], `key` [h, d, c], `value` [h, e, c]; `added` is a constant for each query.
+    `queries` [h, n, d], `key` [h, d, c], `value` [h, e, c]; `added` is a constant for each query. When writing, the
+    tokens are queries: `queries` are the latents' keys, and `key` is the map of queries.
     """
 
     def __init__(
-        self, segment: Segment, queries: Tensor, key: Tensor, value: Tensor | None = None, added: Tensor | None = None
+        self,
+        segment: Segment,
+        norm: Norm,
+        queries: Tensor,
+        key: Tensor,
+        value: Tensor | None = None,
+        added: Tensor | None = None,
+        steps: HeadSteps | None = None,
     ) -> None:
-        super().__init__(segment, queries.dtype)
+        super().__init__(segment, queries.dtype, norm)
         given = {"queries": queries, "key": key, "value": value, "added": added}
         self.tensors |= {name: part for name, part in given.items() if part is not None}
+        self.steps = steps
+        self.tensors |= {} if steps is None else steps.tensors()
 
     def scores(self, tensors: dict[str, Tensor], block: Block) -> tuple[Tensor, Tensor | None]:
         """Return scores [h, m, n], and the values [h, m, e]."""
@@ -162,6 +201,8 @@ class ProjectedBlocks(DenseBlocks):
             for name in ("key", "value")
         )
         assert keys is not None
+        if self.steps is not None:
+            keys, values = self._stepped(keys, values, tensors, block)
         scores = keys @ tensors["queries"].mT
         scores = scores + tensors["added"].unflatten(0, (len(scores), 1, -1)) if "added" in tensors else scores
         return self.mask_invalid(scores, block), values
@@ -170,6 +211,21 @@ class ProjectedBlocks(DenseBlocks):
         """Return sums of weights [h, 1, n] and of values [h, e, n]."""
         assert seen is not None
         return weights.sum(-2, keepdim=True), seen.mT @ weights
+
+    def _stepped(
+        self, keys: Tensor, values: Tensor | None, tensors: dict[str, Tensor], block: Block
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return keys (or queries) and values after `steps`."""
+        steps = self.steps
+        assert steps is not None
+        keys = keys + tensors["bias"][:, None] if "bias" in tensors else keys
+        values = values + tensors["value_bias"][:, None] if values is not None and "value_bias" in tensors else values
+        keys, rotation = steps.normed(keys, tensors), steps.rotation(self.segment.block(*block))
+        if values is None:  # writing
+            return keys if rotation is None else rotation.queries(keys[None])[0], None
+        if rotation is not None:
+            keys, values = rotation.keys(keys[None])[0], rotation.values(values[None])[0]
+        return keys.repeat_interleave(steps.group, 0), values.repeat_interleave(steps.group, 0)
 
 
 def sample_of(segment: Segment, number: int) -> Segment:

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from perceivers.core.attention import CrossAttention, Mask
+from perceivers.core.attention import Mask
+from perceivers.core.blocks import CrossAttention
 from perceivers.core.config import Config, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.latents import Latents
 from perceivers.core.layers import plain_linear
 from perceivers.core.resampler import Resampler
 from perceivers.core.trunk import Process
@@ -60,7 +62,8 @@ class TransformerEntities(nn.Module):
 
     def forward(self, entities: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"]) -> Float[Tensor, "b m c"]:
         """Return a vector for each slot."""
-        return self.layers(entities, Mask(keys=mask))
+        found: Latents = self.layers(Latents(entities, mask=mask))
+        return found.array
 
 
 class EntityEncoder(nn.Module):

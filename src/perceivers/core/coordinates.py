@@ -1,0 +1,221 @@
+"""Coordinates of tokens along named axes, and rotary positions, which act by them.
+
+Rotary positions turn pairs of a head's channels: pair i of an axis by the angle coordinate x frequency_i. The product
+of a turned query and a turned key then depends on the difference of their coordinates alone. An axis acts on a pair of
+tokens only if both have coordinates along it. Where some keys (or queries) lack an axis, the turned channels x are
+widened: the other side gets [turned x, x], tokens with the axis [turned x, 0], tokens without it [0, x].
+
+Letters: m tokens, a axes, p pairs of channels, d channels of a head.
+Source: RoFormer (Su et al. 2021, arXiv:2104.09864).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from perceivers.core.block_config import Axis, Rotary
+
+
+@dataclass(frozen=True)
+class GridCoordinates:
+    """Coordinates of the positions of a grid, kept axis by axis and expanded only when needed."""
+
+    names: tuple[str | None, ...]
+    """Name of each axis of the grid; None: it has no coordinates."""
+    along: tuple[Float[Tensor, " n"], ...]
+    """Coordinates of the positions along each axis."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of the grid."""
+        return tuple(map(len, self.along))
+
+    def at(self, index: Int[Tensor, "*b o"]) -> dict[str, Float[Tensor, "#b o"]]:
+        """Return the coordinates of positions by row-major index, by axis."""
+        index = index if index.ndim == 2 else index[None]
+        per_axis = zip(self.names, self.along, torch.unravel_index(index, self.grid), strict=True)
+        return {name: along[at] for name, along, at in per_axis if name is not None}
+
+    def slices(self, first: int, last: int) -> "GridCoordinates":
+        """Return the coordinates of the slices `first` to before `last` of the first axis."""
+        return replace(self, along=(self.along[0][first:last], *self.along[1:]))
+
+    def dense(self) -> dict[str, Float[Tensor, "1 m"]]:
+        """Return the coordinates of every position, by axis."""
+        return self.at(torch.arange(math.prod(self.grid), device=self.along[0].device))
+
+
+Coordinates = Mapping[str, Float[Tensor, "#b m"]] | GridCoordinates | None
+"""Coordinates of tokens by axis: numbers for each token, or the axes of the grid that the tokens form."""
+
+
+def dense_coordinates(coordinates: Coordinates) -> Mapping[str, Float[Tensor, "#b m"]]:
+    """Return the coordinates of every token, by axis; empty if there are none."""
+    return coordinates.dense() if isinstance(coordinates, GridCoordinates) else coordinates or {}
+
+
+@dataclass(frozen=True)
+class Located:
+    """Coordinates of tokens along the axes of a rotary embedding."""
+
+    coordinates: Float[Tensor, "#b m a"]
+    """Coordinates; 0 where a token has none along an axis."""
+    runs: tuple[tuple[int, tuple[bool, ...]], ...]
+    """Numbers of neighbouring tokens (a segment's), and for each axis whether they have coordinates along it."""
+
+    @classmethod
+    def of(cls, coordinates: Coordinates, num_tokens: int, axes: Sequence[str], device: torch.device) -> "Located":
+        """Return the coordinates of the tokens of one segment along these axes."""
+        dense = dense_coordinates(coordinates)
+        lacking = torch.zeros(1, num_tokens, device=device)
+        found = torch.broadcast_tensors(*(dense.get(axis, lacking) for axis in axes))
+        return cls(torch.stack(found, -1), ((num_tokens, tuple(axis in dense for axis in axes)),))
+
+    @classmethod
+    def cat(cls, parts: "Sequence[Located]") -> "Located":
+        """Return the coordinates of concatenated tokens."""
+        if len(parts) == 1:
+            return parts[0]
+        batch = max(len(part.coordinates) for part in parts)
+        expanded = [part.coordinates.expand(batch, -1, -1) for part in parts]
+        return cls(torch.cat(expanded, 1), tuple(run for part in parts for run in part.runs))
+
+    @property
+    def has(self) -> tuple[bool, ...] | None:
+        """Whether all tokens have coordinates along each axis; None: some have and some lack one."""
+        return self.runs[0][1] if len({has for _, has in self.runs}) == 1 else None
+
+    @property
+    def any(self) -> tuple[bool, ...]:
+        """Whether some tokens have coordinates along each axis."""
+        return tuple(map(any, zip(*(has for _, has in self.runs), strict=True)))
+
+    def limited(self, axes: Sequence[bool]) -> "Located":
+        """Return coordinates of 0 along all other axes; no token then counts as lacking one of the others."""
+        kept = torch.tensor(axes, device=self.coordinates.device)
+        runs = ((n, tuple(known or not there for known, there in zip(has, axes, strict=True))) for n, has in self.runs)
+        return Located(torch.where(kept, self.coordinates, 0), tuple(runs))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The turn of the heads of some tokens by their angles."""
+
+    cos: Float[Tensor, "#b 1 m p"]
+    """Cosines of the angles."""
+    sin: Float[Tensor, "#b 1 m p"]
+    """Sines of the angles."""
+    known: Float[Tensor, "m w"] | None = None
+    """1 where a token has the axis of a turned channel, 0 where it lacks the axis; None: all have all axes."""
+    widened: bool = False
+    """True if heads are widened, since tokens of one side lack an axis."""
+
+    def __call__(self, x: Float[Tensor, "b h m d"]) -> Float[Tensor, "b h m _"]:
+        """Return the turned heads, widened if needed."""
+        plain, rest = self._split(x)
+        turned = self._turned(plain, self.sin)
+        if not self.widened:
+            return torch.cat([turned.to(x.dtype), rest], -1)
+        if self.known is not None:
+            turned, plain = turned * self.known, plain * (1 - self.known)
+        return torch.cat([turned.to(x.dtype), plain.to(x.dtype), rest], -1)
+
+    def back(self, x: Float[Tensor, "b h m _"]) -> Float[Tensor, "b h m d"]:
+        """Return sums of turned values, turned back by the angles of these tokens."""
+        turned, rest = self._split(x)
+        found = self._turned(turned, -self.sin)
+        if self.widened:
+            plain, rest = self._split(rest)
+            found = found + plain if self.known is None else found * self.known + plain * (1 - self.known)
+        return torch.cat([found.to(x.dtype), rest], -1)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        width = 2 * self.cos.shape[-1]
+        return x[..., :width], x[..., width:]
+
+    def _turned(self, x: Tensor, sin: Tensor) -> Tensor:
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([first * self.cos - second * sin, second * self.cos + first * sin], -1).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The turns of one attention."""
+
+    of_queries: Turn
+    of_keys: Turn
+    turns_values: bool
+
+    def queries(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t _"]:
+        """Return turned queries; where they are widened, scaled for the division by the root of their width."""
+        turned = self.of_queries(q)
+        return turned * math.sqrt(turned.shape[-1] / q.shape[-1]) if self.of_queries.widened else turned
+
+    def keys(self, k: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h s _"]:
+        """Return turned keys."""
+        return self.of_keys(k)
+
+    def values(self, v: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h s _"]:
+        """Return the values, turned if values are."""
+        return self.of_keys(v) if self.turns_values else v
+
+    def back(self, attended: Float[Tensor, "b h t _"]) -> Float[Tensor, "b h t d"]:
+        """Return sums of values, turned back if values are turned."""
+        return self.of_queries.back(attended) if self.turns_values else attended
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary positions of heads of `head_channels`: rotations by coordinates."""
+
+    frequencies: Float[Tensor, "a p"]
+
+    def __init__(self, config: Rotary, head_channels: int) -> None:
+        super().__init__()
+        pairs = int(config.share * head_channels / 2) // len(config.axes)
+        if not pairs:
+            found = f"{config.share} of the {head_channels} channels of a head"
+            raise ValueError(f"rotary.share: {found} give no pair of channels to each of {len(config.axes)} axes")
+        self.axes, self.values = tuple(axis.name for axis in config.axes), config.values
+        self.register_buffer("frequencies", torch.stack([frequencies(axis, pairs) for axis in config.axes]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move the module; the frequencies keep their precision: rounded ones would be other wavelengths."""
+        before = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype != before.dtype:
+            self.frequencies = before.to(self.frequencies.device)
+        return self
+
+    def between(self, queries: Located, keys: Located, dtype: torch.dtype) -> Rotation | None:
+        """Return the rotation between queries and keys, in at least float32; None if they have no axis in common.
+
+        Either the queries or the keys must be alike in the axes that they have (the latents are).
+        """
+        assert queries.has or keys.has, "some queries and some keys lack an axis"
+        active = [one and other for one, other in zip(queries.any, keys.any, strict=True)]
+        if not any(active):
+            return None
+        queries, keys = queries.limited(active), keys.limited(active)
+        widened = queries.has is None or keys.has is None
+        return Rotation(self._turn(queries, dtype, widened), self._turn(keys, dtype, widened), self.values)
+
+    def _turn(self, at: Located, dtype: torch.dtype, widened: bool) -> Turn:
+        pairs = self.frequencies.shape[-1]
+        angles = (at.coordinates[..., None] * self.frequencies).flatten(-2)  # float32, under autocast too
+        angles = angles.to(torch.promote_types(dtype, angles.dtype))[:, None]
+        known = None
+        if at.has is None:
+            flags = [angles.new_tensor(has).repeat_interleave(2 * pairs).expand(count, -1) for count, has in at.runs]
+            known = torch.cat(flags)
+        return Turn(angles.cos(), angles.sin(), known, widened)
+
+
+def frequencies(axis: Axis, pairs: int) -> Float[Tensor, " p"]:
+    """Return 2 pi / wavelength for wavelengths that are spaced logarithmically, both ends included."""
+    low, high = math.log(axis.min_wavelength), math.log(axis.max_wavelength)
+    return (2 * math.pi / torch.linspace(low, high, pairs, dtype=torch.float64).exp()).float()

@@ -1,0 +1,124 @@
+"""The latents at the start: learned, at places or without, or taken from the tokens of an input.
+
+Letters: B batch, N latents, D their channels, M tokens of the input, a axes of its coordinates.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from perceivers.core.config import LatentsConfig
+from perceivers.core.coordinates import Coordinates, GridCoordinates, Located, dense_coordinates
+from perceivers.core.tokens import Segment
+
+if TYPE_CHECKING:
+    from perceivers.core.bottleneck import Posterior
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The latents between two stages, and what the stages need to know of them."""
+
+    array: Float[Tensor, "#b n d"]
+    """The vectors; a batch of 1 stands for "the same for every sample"."""
+    coordinates: Coordinates = None
+    """Their coordinates along named axes; None: there are none."""
+    mask: Bool[Tensor, "#b n"] | None = None
+    """True where a latent exists; None: all do."""
+    condition: Float[Tensor, "#b k"] | None = None
+    """The vector that conditions the blocks; None: there is none."""
+    posterior: "Posterior | None" = None
+    """The distribution in the bottleneck; None: there is none, or it is still to come."""
+
+    @property
+    def segment(self) -> Segment:
+        """The latents as tokens."""
+        return Segment(self.array, mask=self.mask, coordinates=self.coordinates)
+
+    def of_sample(self, number: int) -> "Latents":
+        """Return the latents of one sample, as a batch of one."""
+        coordinates = {name: x[number % len(x)][None] for name, x in dense_coordinates(self.coordinates).items()}
+        mask, condition = (None if x is None else x[number % len(x)][None] for x in (self.mask, self.condition))
+        return Latents(self.array[number % len(self.array)][None], coordinates or None, mask, condition)
+
+    def located(self, axes: Sequence[str]) -> Located:
+        """Return the coordinates along the axes of a rotary embedding."""
+        return Located.of(self.coordinates, self.array.shape[1], axes, self.array.device)
+
+
+def place_coordinates(config: LatentsConfig, device: torch.device) -> Coordinates:
+    """Return the coordinates of latents on a grid of places, place by place; None without a grid."""
+    if not config.places:
+        return None
+    along = []
+    for axis in config.places:
+        middles = (torch.arange(axis.count, dtype=torch.float64) + 0.5) / axis.count
+        along.append((axis.start + (axis.stop - axis.start) * middles).float().to(device))
+    grid = GridCoordinates(tuple(axis.name for axis in config.places), tuple(along)).dense()
+    return {name: repeat(x, "1 p -> 1 (p k)", k=config.num_latents // config.num_places) for name, x in grid.items()}
+
+
+def chosen_tokens(
+    segment: Segment, config: LatentsConfig, training: bool
+) -> tuple[Int[Tensor, "#b n"], Bool[Tensor, "#b n"] | None]:
+    """Return the numbers of the tokens that become latents, and True where a latent exists (None: all do).
+
+    A sample with fewer tokens than latents has that many latents: the last ones ("last"), or the first ones.
+    """
+    count, mask = config.num_latents, segment.mask
+    if mask is None:
+        mask = torch.ones(1, segment.num_tokens, dtype=torch.bool, device=segment.device)
+    if not segment.num_tokens:
+        raise ValueError(f"input {config.taken_from!r} has no tokens to take latents from")
+    number = torch.arange(count, device=mask.device)[None]
+    valid = mask.sum(1, keepdim=True)
+    # Tokens in the order of the rule, those that do not exist at the end; then the place of each latent in that order.
+    if config.rule == "farthest":
+        order, place = farthest_points(segment, mask, count), number.expand(len(mask), -1)
+    elif config.rule == "random":
+        order, place = _random_order(mask, training), number.expand(len(mask), -1)
+    else:
+        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+        last = valid - count + number
+        strided = torch.where(valid < count, number, number * valid // count)
+        place = last if config.rule == "last" else strided
+    exists = (place >= 0) & (place < valid)
+    index = order.gather(1, place.clamp(0, order.shape[1] - 1).expand(len(order), -1))
+    always = segment.mask is None and segment.num_tokens >= count
+    return index, None if always else exists
+
+
+def farthest_points(segment: Segment, mask: Bool[Tensor, "#b m"], count: int) -> Int[Tensor, "b n"]:
+    """Return `count` tokens, each the farthest from those before it; the first existing token comes first.
+
+    The distance is Euclidean, over all axes of coordinates that the tokens have. ValueError if they have none.
+    """
+    along = dense_coordinates(segment.coordinates)
+    if not along:
+        raise ValueError("latents.rule: farthest needs an input with coordinates: name its axes")
+    points = torch.stack(torch.broadcast_tensors(*along.values()), -1)  # [#b, m, a]
+    batch = max(len(points), len(mask))
+    points, mask = points.expand(batch, -1, -1), mask.expand(batch, -1)
+    distance = torch.where(mask, math.inf, -1.0)
+    chosen = []
+    for _ in range(count):
+        nearest = distance.argmax(1)
+        chosen.append(nearest)
+        here = points.gather(1, nearest[:, None, None].expand(-1, 1, points.shape[-1]))
+        distance = torch.minimum(distance, (points - here).square().sum(-1))
+    return torch.stack(chosen, 1)
+
+
+def _random_order(mask: Bool[Tensor, "#b m"], training: bool) -> Int[Tensor, "#b m"]:
+    """Return the existing tokens in a random order; outside training in the same one for every sample and call."""
+    if training:
+        key = torch.rand(mask.shape, device=mask.device)
+    else:
+        key = torch.rand(mask.shape[1], generator=torch.Generator().manual_seed(0)).to(mask.device)[None]
+    return torch.where(mask, key, 2.0).argsort(1)

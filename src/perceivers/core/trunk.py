@@ -12,7 +12,7 @@ from perceivers.core import layers
 from perceivers.core.attention import Mask, plan_attention
 from perceivers.core.blocks import CrossAttention, SelfAttention
 from perceivers.core.bottleneck import Bottleneck
-from perceivers.core.config import Config, shared
+from perceivers.core.config import Config, TrunkConfig, shared
 from perceivers.core.latents import Latents, chosen_tokens, place_coordinates
 from perceivers.core.layers import apply_linear, norm_layer, plain_linear, sines, trained_vector
 from perceivers.core.reading import SoftmaxState
@@ -22,7 +22,7 @@ from perceivers.core.tokens import Segment, Tokens, token_dtype
 class Read(nn.Module):
     """A stage: the latents attend to the tokens, and perhaps to one another."""
 
-    def __init__(self, config: Config, input_channels: int) -> None:
+    def __init__(self, config: TrunkConfig, input_channels: int) -> None:
         super().__init__()
         encoder, d = config.encoder, config.latents.channels
         self.cross_attention = CrossAttention(
@@ -68,7 +68,7 @@ def _dense_states(cross: CrossAttention, latents: Latents, tokens: Tokens) -> di
 class Process(nn.Module):
     """A stage: the latents attend to one another, layer after layer."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         d, processor = config.latents.channels, config.processor
         self.layers = nn.ModuleList(SelfAttention(d, processor, d) for _ in range(processor.num_layers))
@@ -88,7 +88,7 @@ class Trunk(nn.Module):
 
     latents: nn.Parameter | None
 
-    def __init__(self, config: Config, input_channels: int) -> None:
+    def __init__(self, config: TrunkConfig, input_channels: int) -> None:
         super().__init__()
         encoder, processor = config.encoder, config.processor
         self.config = config
@@ -101,7 +101,7 @@ class Trunk(nn.Module):
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
         self.final_norm = final_norm(config)
 
-    def _add_latents(self, config: Config, input_channels: int) -> None:
+    def _add_latents(self, config: TrunkConfig, input_channels: int) -> None:
         """Add the learned latents, or the map from tokens to latents."""
         latents = config.latents
         d, count = latents.channels, latents.per_place or latents.num_latents
@@ -207,10 +207,14 @@ class Trunk(nn.Module):
     def _through(self, stages: Iterable[nn.Module], latents: Latents, tokens: Any = None, plan: Any = None) -> Latents:
         for stage in stages:
             latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
+        return self.ended(latents)
+
+    def ended(self, latents: Latents) -> Latents:
+        """Return the latents behind the last stage, normed if there is a final norm."""
         return latents if self.final_norm is None else replace(latents, array=self.final_norm(latents.array))
 
 
-def final_norm(config: Config) -> nn.Module | None:
+def final_norm(config: TrunkConfig) -> nn.Module | None:
     """Return the norm behind the last stage of a trunk, if there is one."""
     processor = config.processor
     if not processor.final_norm:

@@ -142,7 +142,7 @@ class AbsorbedBlocks(DenseBlocks):
 class HeadSteps:
     """What follows the linear maps of tokens to heads: biases, a norm, a rotation, copies for groups of heads."""
 
-    rotation: Callable[[Segment], Rotation | None]
+    rotation: Callable[[Segment], Rotation]
     """Function that returns the rotation between the tokens of a block and the latents."""
     norm: nn.Module | None = None
     """The norm of each head's keys (reading) or queries (writing); None: there is none."""
@@ -222,9 +222,8 @@ class ProjectedBlocks(DenseBlocks):
         values = values + tensors["value_bias"][:, None] if values is not None and "value_bias" in tensors else values
         keys, rotation = steps.normed(keys, tensors), steps.rotation(self.segment.block(*block))
         if values is None:  # writing
-            return keys if rotation is None else rotation.queries(keys[None])[0], None
-        if rotation is not None:
-            keys, values = rotation.keys(keys[None])[0], rotation.values(values[None])[0]
+            return rotation.queries(keys[None])[0], None
+        keys, values = rotation.keys(keys[None])[0], rotation.values(values[None])[0]
         return keys.repeat_interleave(steps.group, 0), values.repeat_interleave(steps.group, 0)
 
 

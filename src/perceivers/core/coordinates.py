@@ -186,8 +186,11 @@ class RotaryEmbedding(nn.Module):
 
     def _turn(self, at: Located, dtype: torch.dtype, widened: bool) -> Turn:
         pairs = self.frequencies.shape[-1]
-        angles = (at.coordinates[..., None] * self.frequencies).flatten(-2)  # float32, under autocast too
-        angles = angles.to(torch.promote_types(dtype, angles.dtype))[:, None]
+        # At least float32, under autocast too.
+        coordinates = at.coordinates.to(
+            torch.promote_types(at.coordinates.dtype, torch.promote_types(dtype, torch.float32))
+        )
+        angles = (coordinates[..., None] * self.frequencies).flatten(-2)[:, None]
         known = None
         if at.has is None:
             flags = [angles.new_tensor(has).repeat_interleave(2 * pairs).expand(count, -1) for count, has in at.runs]

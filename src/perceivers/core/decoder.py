@@ -39,6 +39,10 @@ class Decoder(nn.Module):
             raise ValueError("decoder.self_attention: queries attend to one another, all at once: give no memory limit")
         if self.earlier and plan is not None and plan.memory_limit is not None:
             return plan.in_blocks(self, queries, latents, heads)
+        return self.written(queries, latents, heads, plan)
+
+    def written(self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None) -> Written:
+        """Return [B, O, e] of each output, all queries of a layer at once but for the last layer."""
         queries, cross = self._before_last(queries, latents), self.cross_attention
         if plan is not None and not plan.needs_dense(cross, latents, queries, self.tail, heads):
             return cross(queries, latents, compute=partial(plan.write, output=self.tail, heads=heads))

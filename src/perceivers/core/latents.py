@@ -36,6 +36,11 @@ class Latents:
     """The distribution in the bottleneck; None: there is none, or it is still to come."""
 
     @property
+    def batch_size(self) -> int:
+        """B; 1 if the latents and their condition are the same for every sample."""
+        return max(self.segment.batch_size, 1 if self.condition is None else len(self.condition))
+
+    @property
     def segment(self) -> Segment:
         """The latents as tokens."""
         return Segment(self.array, mask=self.mask, coordinates=self.coordinates)

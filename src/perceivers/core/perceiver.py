@@ -47,7 +47,7 @@ class PerceiverIO(nn.Module):
         self.input_adapter, self.conditioning = schema.build_inputs(self.config)
         trunk = Transformer if self.config.trunk == "transformer" else Trunk
         self.trunk: Trunk | Transformer = trunk(self.config, self.input_adapter.channels)
-        inputs: Any = self.input_adapter.adapters
+        inputs: Any = dict(self.input_adapter.adapters.items())
         self.output_query = schema.build_queries(self.config, inputs)
         decoder = Decoder if self.config.decoder.kind == "query" else LatentDecoder
         self.decoder: Decoder | LatentDecoder = decoder(self.config, self.output_query.channels)

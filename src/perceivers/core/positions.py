@@ -91,7 +91,7 @@ class GridCoordinates:
 
     names: tuple[str | None, ...]
     """Name of each axis of the grid; None: it has no coordinates."""
-    along: tuple[Float[Tensor, " n"], ...]
+    along: tuple[Float[Tensor, " _"], ...]
     """Coordinates of the positions along each axis."""
 
     @property

@@ -247,19 +247,19 @@ def read(
     # The maps of keys and values with the tokens' norm folded in.
     key, key_bias = _behind_norm(linear_map(attention.key), norm, attention.num_kv_heads, dtype)
     value, value_bias = _behind_norm(linear_map(attention.value), norm, attention.num_kv_heads, dtype)
-    steps = None
+    # What follows the maps is done head by head; else heads that queries share are copied, and biases added behind.
+    steps, shift = None, None
     if attention.key_head_norm is not None or rotation.of_keys is not None:
         inside = {"bias": key_bias, "value_bias": value_bias}
         steps = HeadSteps(partial(cross.rotation, latents), attention.key_head_norm, **inside, group=group)
-        value_bias = value_bias[:, :0].sum()  # added to the values of each block
-    elif algorithm == "projected" and group > 1:
-        steps = HeadSteps(lambda _: UNTURNED, group=group)
-        value_bias = value_bias.repeat_interleave(group, 0)
-    elif group > 1:
-        key, value, value_bias = (x.repeat_interleave(group, 0) for x in (key, value, value_bias))
-    # The softmax cancels the keys' bias. Its gradient must be 0, not None: data parallelism waits for gradients.
+        value_bias = value_bias[:, :0].sum()
+    else:
+        key, key_bias, value, value_bias = (x.repeat_interleave(group, 0) for x in (key, key_bias, value, value_bias))
+        if cross.attends_queries or attention.rotary is not None:  # other states have the keys' bias in their scores
+            shift = (query @ key_bias[..., None])[..., 0]
+    # Elsewhere the softmax cancels the keys' bias. Its gradient must be 0, not None: data parallelism waits for it.
     value_bias = value_bias + key_bias[:, :0].sum()
-    batch = max(len(latents.array), segment.batch_size)
+    batch = max(latents.batch_size, segment.batch_size)
     # No tokens: zeros that still have gradients.
     if not segment.num_tokens:
         folded = _folded(query[0], key.repeat_interleave(heads // len(key), 0), norm_of(norm))
@@ -283,10 +283,11 @@ def read(
 
     # All samples at once where launches are costly, else one by one.
     if is_together(algorithm, segment.device):
-        return SoftmaxState(*state_of(segment, query))
-    states = [state_of(sample_of(segment, number), query[number % len(query)]) for number in range(batch)]
-    max_score, total, weighted = (torch.stack(parts) for parts in zip(*states, strict=True))
-    return SoftmaxState(max_score, total, rotation.back(weighted))
+        max_score, total, weighted = state_of(segment, query)
+    else:
+        states = [state_of(sample_of(segment, number), query[number % len(query)]) for number in range(batch)]
+        max_score, total, weighted = (torch.stack(parts) for parts in zip(*states, strict=True))
+    return SoftmaxState(max_score if shift is None else max_score + shift, total, rotation.back(weighted))
 
 
 def _queries(
@@ -354,7 +355,7 @@ def write(
     has_steps = attention.query_head_norm is not None or attention.rotary is not None
     query_map, written = linear_map(attention.query), []
     # One sample after the other: its scores by blocks of queries, then the epilogue.
-    for number in range(max(len(latents.array), queries.batch_size)):
+    for number in range(max(latents.batch_size, queries.batch_size)):
         sample, values = sample_of(queries, number), value[number % len(value)].to(dtype)
         keys = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
         of_attention, of_mlp = (modulation_of_sample(x, number) for x in modulations)

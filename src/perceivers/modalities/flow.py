@@ -26,6 +26,7 @@ from perceivers.media.flow_colours import flow_colours
 from perceivers.modalities.convolution import ConvStem
 from perceivers.modalities.modality import Modality, Raw, input_of, mean_where, same_shape
 from perceivers.modalities.patches import as_sizes, flattened_grid, surrounding_patches, token_grid
+from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Points, at_points
 from perceivers.modalities.position_encodings import Fourier, GridPositions, PositionConfig, Positions
 from perceivers.modalities.queries import InputQuery
@@ -61,10 +62,24 @@ class FramePair(Modality):
     """Content of a token: the patches around a pixel, or convolution and max-pool, on a grid four times smaller."""
     separate: bool = False
     """True: a token for each pixel of each frame, with a position in time too; False: one token holds both frames."""
-    positions: PositionConfig = field(default_factory=lambda: Fourier(num_bands=64))
-    """Position features of the tokens."""
+    positions: PositionConfig | None = field(default_factory=lambda: Fourier(num_bands=64))
+    """Position features of the tokens; None: none."""
+    axis_names: tuple[str, ...] = ()
+    """Names of the axes (vertical, horizontal; with `separate`, first that of time), along which tokens, and the
+    queries of the flow, then have coordinates in pixels (frames) for rotary positions."""
     kind: Literal["frame_pair"] = "frame_pair"
     """Name in schema files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_axis_names(self.axis_names, 3 if self.separate else 2)
+
+    @property
+    def named_axes(self) -> NamedAxes:
+        """Axes along which tokens have coordinates."""
+        side = SHRINK if self.stem == "conv" else 1
+        patch = (1, side, side) if self.separate else (side, side)
+        return NamedAxes.of_patches(self.axis_names, patch, ((0.0, 1.0),) * len(patch))
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """Return [2, H, W, C] as float32."""
@@ -182,8 +197,8 @@ class FramePairInput(InputAdapter):
             if spec.embed is not None:
                 self.embed, width = plain_linear(width, spec.embed), spec.embed
         grid = (2, *size) if spec.separate else size
-        self.positions = Positions(len(grid), grid, spec.positions)
-        self.channels = width + self.positions.channels
+        self.positions = None if spec.positions is None else Positions(len(grid), grid, spec.positions)
+        self.channels = width + (0 if self.positions is None else self.positions.channels)
 
     def forward(self, raw: Raw) -> Segment:
         """Return the tokens, row-major, the first frame's first; a missing pair has no valid token."""
@@ -194,12 +209,15 @@ class FramePairInput(InputAdapter):
             raise ValueError(f"frames of shape {tuple(frames.shape)}, expected [B, 2, H, W, {self.spec.channels}]")
         content = self._content(frames)
         grid = tuple(content.shape[1:-1]) if self.spec.separate else tuple(content.shape[2:-1])
-        positions = self.positions.on_grid(GridPositions(grid, device=frames.device))
+        positions = None
+        if self.positions is not None:
+            positions = self.positions.on_grid(GridPositions(grid, device=frames.device))
         content = flattened_grid(content)
         if mask is not None and mask.ndim != 1:
             raise ValueError(f"mask of shape {tuple(mask.shape)}, expected [B], True where there is a pair")
         mask = None if mask is None else mask[:, None].expand(-1, content.shape[1])
-        return Segment(content, positions, mask=mask, grid=grid)
+        coordinates = self.spec.named_axes.on_grid(grid, None, frames.device)
+        return Segment(content, positions, mask=mask, coordinates=coordinates, grid=grid)
 
     def _content(self, frames: Float[Tensor, "b 2 h w c"]) -> Float[Tensor, "b t y x k"]:
         """Return the content of the tokens; t is 2 if they are separate, else 1: frames are joined along channels."""

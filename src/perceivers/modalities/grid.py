@@ -42,9 +42,10 @@ from perceivers.modalities.modality import (
     unit_std,
 )
 from perceivers.modalities.patches import as_sizes, depth_to_space, flattened_grid, space_to_depth, strided, token_grid
+from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Indices, Part, Points
 from perceivers.modalities.position_encodings import CoordinateRule, Fourier, GridPositions, PositionConfig, Positions
-from perceivers.modalities.queries import PositionQuery
+from perceivers.modalities.queries import PositionQuery, SharedContent
 from perceivers.modalities.raw import as_array, as_float32, check_keys, finite, may_hold
 from perceivers.modalities.table_cells import Files, array_file, holds_file, numbers
 
@@ -93,9 +94,16 @@ class Grid(Modality, ABC):
     embed: int | None = None
     """Width of a linear map (or, for "conv", of the convolutions) that makes the content of a token; None: no map."""
     positions: PositionConfig | None = field(default_factory=Fourier)
-    """Position features of tokens and queries; None: none."""
+    """Position features of tokens and queries; None: none, the queries are one trained vector at named axes."""
     add_positions: bool = False
     """True: positions are added to the content; False: they are concatenated."""
+    axis_names: tuple[str, ...] = ()
+    """Name of each axis, along which tokens and queries then have coordinates for rotary positions; (): none.
+
+    The coordinate of a token is the middle of its patch, counted in positions of the input from 0.
+    """
+    query_channels: int = 256
+    """As an output without positions: width of the trained vector of all queries."""
     coordinate_rule: CoordinateRule = "inclusive"
     """As an output: whether coordinates reach both ends of the grid; "exclusive" for the released video model."""
     noise: float = 0.0
@@ -117,6 +125,7 @@ class Grid(Modality, ABC):
         super().__post_init__()
         as_sizes(self.size, self.axes, "size")
         as_sizes(self.patch, self.axes, "patch")
+        check_axis_names(self.axis_names, self.axes)
         check_units(self.mean, self.std, self.channels)
         if self.stem == "conv" and self.axes == 1:
             raise ValueError("stem: conv is for images and video")
@@ -138,6 +147,16 @@ class Grid(Modality, ABC):
         if self.conv_padding == "symmetric":
             return tuple(n if p == 1 else symmetric_size(n, p) for n, p in zip(size, self.steps, strict=True))
         return token_grid(size, self.steps)
+
+    @property
+    def axis_units(self) -> tuple[tuple[float, float], ...]:
+        """Coordinate of position 0, and distance of neighbouring positions, along each axis."""
+        return ((0.0, 1.0),) * self.axes
+
+    @property
+    def named_axes(self) -> NamedAxes:
+        """Axes along which tokens have coordinates: each at the middle of the values that it holds."""
+        return NamedAxes.of_patches(self.axis_names, self.steps, self.axis_units, self.stem != "strided")
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -248,9 +267,10 @@ class Grid(Modality, ABC):
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
         """Build one query for each patch, from its position."""
-        if self.positions is None:
-            raise ValueError("the queries of an output on a grid are positions: give it positions")
-        query = PositionQuery(self.grid, self.positions, self.coordinate_rule)
+        if self.positions is None and not self.axis_names:
+            raise ValueError("queries on a grid differ by position: give positions, or axis_names for rotary ones")
+        content = None if self.positions is not None else SharedContent(self.query_channels)
+        query = PositionQuery(self.grid, self.positions, self.coordinate_rule, self.named_axes, content)
         return WholeQuery(query) if self.stem == "conv" else query
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "GridOutput":
@@ -441,7 +461,11 @@ class GridInput(InputAdapter):
 
     def _segment(self, content: Tensor, grid_positions: GridPositions, mask: Tensor | None) -> Segment:
         positions = None if self.positions is None else self.positions.on_grid(grid_positions)
-        return Segment(content, positions, self.spec.add_positions, mask=mask, grid=grid_positions.size)
+        size, start = grid_positions.size, grid_positions.start
+        coordinates = self.spec.named_axes.on_grid(size, start, content.device)
+        return Segment(
+            content, positions, self.spec.add_positions, mask=mask, coordinates=coordinates, grid=grid_positions.size
+        )
 
 
 class GridOutput(OutputAdapter):

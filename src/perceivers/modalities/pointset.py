@@ -24,6 +24,7 @@ from perceivers.modalities.modality import (
     Raw,
     check_units,
     denormalised,
+    input_of,
     known_units,
     mean_where,
     pad_sequences,
@@ -31,9 +32,10 @@ from perceivers.modalities.modality import (
     shown,
     statistics,
 )
+from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Coordinates, Points
 from perceivers.modalities.position_encodings import Fourier, Positions, sound_coordinates
-from perceivers.modalities.queries import CoordinateQuery
+from perceivers.modalities.queries import CoordinateQuery, SharedContent
 from perceivers.modalities.raw import as_float32, check_keys, finite
 from perceivers.modalities.table_cells import Files, numbers, plain
 
@@ -55,8 +57,14 @@ class PointSet(Modality):
     """Number of values of a point; 0: a point has only its coordinates."""
     bounds: tuple[tuple[float, float], ...] | None = None
     """Lowest and highest coordinate along each axis, mapped to -1 and 1. Fitted if None."""
-    positions: Fourier = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
-    """Position features; they resolve `max_resolution` positions along each axis."""
+    positions: Fourier | None = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
+    """Position features, which resolve `max_resolution` positions along each axis; None: none."""
+    axis_names: tuple[str, ...] = ()
+    """Name of each axis, along which points then have coordinates, in the data's units, for rotary positions."""
+    of: str | None = None
+    """As an output: input with a single token, which is the content of every query; None: no such input."""
+    query_channels: int = 256
+    """As an output with neither positions nor `of`: width of the trained vector of all queries."""
     subsample: tuple[float, float] = (1.0, 1.0)
     """As an input, in training: range of the random fraction of points that each sample keeps, at least one point."""
     subsample_at_eval: bool = False
@@ -72,6 +80,7 @@ class PointSet(Modality):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_axis_names(self.axis_names, self.axes)
         check_units(self.mean, self.std, self.channels)
         if self.bounds is not None and len(self.bounds) != self.axes:
             raise ValueError(f"bounds = {self.bounds} must have a pair for each of {self.axes} axes")
@@ -140,8 +149,14 @@ class PointSet(Modality):
         return PointSetInput(self)
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
-        """Build a query for each point to decode at, from its position."""
-        return CoordinateQuery(self.axes, self.positions, self.to_unit)
+        """Build a query for each point to decode at, from its position, and from the token of an input."""
+        if self.positions is None and not self.axis_names:
+            raise ValueError("queries at points differ by position: give positions, or axis_names for rotary ones")
+        content = None
+        if self.of is not None or self.positions is None:
+            width = self.query_channels if self.of is None else input_of(inputs, self.of).channels
+            content = SharedContent(width, self.of)
+        return CoordinateQuery(self.axes, self.positions, self.to_unit, NamedAxes(self.axis_names), content)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "PointSetOutput":
         """Build the adapter from decoded queries to values."""
@@ -237,8 +252,10 @@ class PointSetInput(InputAdapter):
     def __init__(self, spec: PointSet) -> None:
         super().__init__()
         self.spec = spec
-        self.positions = Positions(spec.axes, None, spec.positions)
-        self.channels = spec.channels + self.positions.channels
+        if spec.positions is None and not spec.channels:
+            raise ValueError("positions: points without values (channels = 0) have nothing else to make tokens of")
+        self.positions = None if spec.positions is None else Positions(spec.axes, None, spec.positions)
+        self.channels = spec.channels + (0 if self.positions is None else self.positions.channels)
 
     def forward(self, raw: Raw) -> Segment:
         """Return the tokens in the order of the points."""
@@ -253,7 +270,9 @@ class PointSetInput(InputAdapter):
             )
         coordinates = sound_coordinates(floats(raw["coordinates"]), mask, self.spec.axes)
         values, _ = known_units(zero_where_absent(floats(raw["values"]), mask), self.spec.mean, self.spec.std)
-        return Segment(values, self.positions.at(self.spec.to_unit(coordinates)), mask=mask)
+        positions = None if self.positions is None else self.positions.at(self.spec.to_unit(coordinates))
+        along = NamedAxes(self.spec.axis_names).at(coordinates, mask)
+        return Segment(values, positions, mask=mask, coordinates=along)
 
 
 class PointSetOutput(OutputAdapter):

@@ -1,6 +1,7 @@
 """Position encodings: Fourier features or learned vectors, on any grid and at any coordinates.
 
-    fourier(x) = [x, sin(pi f x) for each axis and frequency f, cos(pi f x) likewise],  f from 1 to max_resolution / 2
+    fourier(x) = [x, sin(pi f x) for each axis and frequency f, cos(pi f x) likewise],  f from 1 to max_resolution / 2,
+                                                                                       or f = 1, 2, 4, ... (octaves)
 
 Coordinates run from -1 to 1 along each axis; the axes come in the order of the array (row, then column). M positions
 of a grid have P features each. Source: the official position_encoding.py.
@@ -18,12 +19,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from perceivers.core.arguments import require
-from perceivers.core.checks import COUNT, SIZE, check_ranges
+from perceivers.core.checks import COUNT, SIZE, check_fields, check_ranges
 from perceivers.core.layers import plain_linear, trained_vector
 from perceivers.core.positions import AxisTables, PositionFeatures
 from perceivers.core.precision import precise
 
 CoordinateRule = Literal["inclusive", "exclusive"]
+
+MOST_OCTAVES = 64
+"""Most octaves: higher frequencies only show the rounding of coordinates."""
 
 POSITIONS_AT_ONCE = 256
 """Number of positions of an axis whose features are computed at once."""
@@ -45,11 +49,24 @@ class Fourier:
     """Width of a linear map of the features; None: no map."""
     num_residual_layers: int = 0
     """Residual linear layers after the map, ReLU between them (official `n_extra_pos_mlp`)."""
+    spacing: Literal["linear", "octaves"] = "linear"
+    """Frequencies at equal distances (official), or 1, 2, 4, ..., which need no `max_resolution`."""
     kind: Literal["fourier"] = "fourier"
     """Name in schema files."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_ranges(self, {"num_bands": COUNT, "project": SIZE, "num_residual_layers": COUNT})
+        if self.spacing == "octaves" and self.max_resolution is not None:
+            raise ValueError(f"max_resolution = {self.max_resolution} has no effect on octaves: leave it out")
+        if self.spacing == "octaves" and self.num_bands > MOST_OCTAVES:
+            raise ValueError(f"num_bands = {self.num_bands} octaves must be at most {MOST_OCTAVES}")
+
+    def bands(self, resolution: int, like: Tensor) -> Float[Tensor, " bands"]:
+        """Return the frequencies along an axis, in the precision of `like`."""
+        if self.spacing == "octaves":
+            return 2 ** torch.arange(self.num_bands, dtype=like.dtype, device=like.device)
+        return torch.linspace(1.0, resolution / 2, self.num_bands, dtype=like.dtype, device=like.device)
 
 
 @dataclass(frozen=True)
@@ -145,10 +162,7 @@ def fourier_features(
     coordinates: Float[Tensor, "*b axes"], max_resolution: Sequence[int], config: Fourier
 ) -> Float[Tensor, "*b p"]:
     """Return [coordinates, sines by axis then band, cosines likewise] (official `generate_fourier_features`)."""
-    bands = [
-        torch.linspace(1.0, resolution / 2, config.num_bands, dtype=coordinates.dtype, device=coordinates.device)
-        for resolution in max_resolution
-    ]
+    bands = [config.bands(resolution, coordinates) for resolution in max_resolution]
     phases = math.pi * torch.cat([coordinates[..., [axis]] * band for axis, band in enumerate(bands)], dim=-1)
     parts = [coordinates] if config.with_coordinates else []
     parts += [phases.sin()] if config.sine_only else [phases.sin(), phases.cos()]
@@ -219,6 +233,7 @@ class FourierPositions(PositionEncoding):
     def __init__(self, axes: int, grid: Sequence[int] | None, config: Fourier) -> None:
         super().__init__()
         resolution = grid if config.max_resolution is None else config.max_resolution
+        resolution = 1 if config.spacing == "octaves" else resolution  # without effect
         if resolution is None:
             raise ValueError("Fourier positions without a grid need max_resolution, e.g. Fourier(max_resolution=64)")
         self.max_resolution = (resolution,) * axes if isinstance(resolution, int) else tuple(resolution)

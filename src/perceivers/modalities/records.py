@@ -7,6 +7,7 @@ units (NaN: unknown) or class numbers (-1: unknown). The mask is True where ther
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from perceivers.core.arguments import check_names
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear, trained_vector
+from perceivers.core.precision import floats, precise
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import show_text
 from perceivers.modalities.fields import CategoryField, Column, Field, NumberField, is_missing
@@ -59,6 +61,11 @@ class Records(Modality):
     """As an input: a token for each record, or for each field of each record (not linked to its record)."""
     channels: int = 64
     """As an input with tokens = "field": width of a token."""
+    combine: Literal["concatenate", "sum"] = "concatenate"
+    """As an input with tokens = "record": the features of a record's fields are concatenated, or (equally wide) added."""
+    coordinate_fields: tuple[str, ...] = ()
+    """As an input: fields of numbers or dates (in days) that give no features, but the coordinate along the axis of the
+    same name, for rotary positions. A record whose coordinate is unknown is not read."""
     max_records: int | None = None
     """Largest number of records in a set; None: any number for an input or an output with `of`, otherwise one."""
     of: str | None = None
@@ -83,6 +90,9 @@ class Records(Modality):
         if "mask" in self.fields:
             raise ValueError("a field cannot be called 'mask', the name of the records' mask: give it another name")
         check_names("field in field_mask_prob:", list(self.field_mask_prob), self.fields)
+        self._check_coordinates()
+        if self.combine == "sum" and self.tokens != "record":
+            raise ValueError("combine: sum adds the fields of a record: it needs tokens: record")
         if self.masked_only and self.of is None:
             raise ValueError("masked_only needs `of`, the input whose values are masked")
 
@@ -172,10 +182,11 @@ class Records(Modality):
         }
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
-        """Return `max_records` or NOMINAL records whose fields are all unknown."""
+        """Return `max_records` or NOMINAL records whose features are all unknown, with coordinates of 0."""
         size = (batch_size, self.max_records or NOMINAL)
-        unknown = {name: torch.from_numpy(field.preprocess([None])) for name, field in self.fields.items()}
-        return {name: value.to(device).repeat(size) for name, value in unknown.items()}
+        values = {name: 0.0 if name in self.coordinate_fields else None for name in self.fields}
+        columns = {name: torch.from_numpy(self.fields[name].preprocess([value])) for name, value in values.items()}
+        return {name: column.to(device).repeat(size) for name, column in columns.items()}
 
     def build_input(self) -> InputAdapter:
         """Build the adapter that gives a token for each record, or for each field of each record."""
@@ -251,6 +262,21 @@ class Records(Modality):
         return {**{name: values[:count] for name, values in prediction.items()}, "mask": target["mask"]}
 
     @property
+    def features(self) -> dict[str, Field]:
+        """Type of each field that gives an input features, by name."""
+        return {name: field for name, field in self.fields.items() if name not in self.coordinate_fields}
+
+    def _check_coordinates(self) -> None:
+        names = check_names("field in coordinate_fields:", self.coordinate_fields, self.fields)
+        if wrong := [name for name in names if not isinstance(self.fields[name], NumberField)]:
+            kind = self.fields[wrong[0]].kind
+            raise ValueError(f"coordinate_fields: {wrong[0]!r} is of kind {kind}: a coordinate is a number or a date")
+        if len({*names}) < len(names) or not self.features:
+            raise ValueError(f"coordinate_fields = {names} must name each field once, and leave another for features")
+        if masked := [name for name in names if name in self.field_mask_prob]:
+            raise ValueError(f"field_mask_prob: {masked[0]!r} is a coordinate: only features can be masked")
+
+    @property
     def _num_queries(self) -> int:
         return self.max_records or 1
 
@@ -316,18 +342,25 @@ class Records(Modality):
 
 
 class RecordsInput(InputAdapter):
-    """Adapter with a token for each record: the features of its fields, concatenated."""
+    """Adapter with a token for each record: the features of its fields, concatenated or added."""
 
     is_set = True
 
     def __init__(self, spec: Records) -> None:
         super().__init__()
-        self.encodings = FieldEncodings(spec)
-        self.channels = sum(self.encodings.widths)
+        self.spec, self.encodings = spec, FieldEncodings(spec)
+        widths = self.encodings.widths
+        if spec.combine == "sum" and len({*widths}) > 1:
+            found = ", ".join(f"{name} has {width}" for name, width in zip(spec.features, widths, strict=True))
+            raise ValueError(f"combine: sum needs fields of equally many channels: {found}")
+        self.channels = widths[0] if spec.combine == "sum" else sum(widths)
 
     def forward(self, raw: Raw) -> Segment:
         """Return the tokens in the order of the records, which the model does not see."""
-        return Segment(torch.cat(self.encodings(raw), dim=-1), mask=raw.get("mask"))
+        features = self.encodings(raw)
+        content = reduce(torch.add, features) if self.spec.combine == "sum" else torch.cat(features, dim=-1)
+        mask, coordinates = located(self.spec, raw)
+        return Segment(content, mask=mask, coordinates=coordinates or None)
 
 
 class FieldsInput(InputAdapter):
@@ -337,38 +370,48 @@ class FieldsInput(InputAdapter):
 
     def __init__(self, spec: Records) -> None:
         super().__init__()
-        self.channels = spec.channels
+        self.spec, self.channels = spec, spec.channels
         self.encodings = FieldEncodings(spec)
         self.maps = nn.ModuleList(plain_linear(width, spec.channels) for width in self.encodings.widths)
-        self.names = trained_vector(len(spec.fields), spec.channels)
+        self.names = trained_vector(len(spec.features), spec.channels)
 
     def forward(self, raw: Raw) -> Segment:
         """Return the tokens record by record, within a record in the order of the fields."""
         features = zip(self.maps, self.encodings(raw), strict=True)
         tokens = torch.stack([linear(x.to(self.names.dtype)) for linear, x in features], dim=2) + self.names
-        mask = raw.get("mask")
+        mask, coordinates = located(self.spec, raw)
         mask = None if mask is None else repeat(mask, "b m -> b (m f)", f=len(self.maps))
-        return Segment(rearrange(tokens, "b m f c -> b (m f) c"), mask=mask)
+        along = {name: repeat(x, "b m -> b (m f)", f=len(self.maps)) for name, x in coordinates.items()}
+        content = rearrange(tokens, "b m f c -> b (m f) c")
+        return Segment(content, mask=mask, coordinates=along or None)
+
+
+def located(spec: Records, raw: Raw) -> tuple[Bool[Tensor, "b m"] | None, dict[str, Float[Tensor, "b m"]]]:
+    """Return which records are read (None: all), and their coordinates by axis, 0 where a record is not read."""
+    mask, coordinates = raw.get("mask"), {name: precise(floats(raw[name])) for name in spec.coordinate_fields}
+    for x in coordinates.values():
+        mask = x.isfinite() if mask is None else mask & x.isfinite()
+    return mask, {name: x if mask is None else torch.where(mask, x, 0) for name, x in coordinates.items()}
 
 
 class FieldEncodings(nn.Module):
-    """Encodings of all fields, from raw columns by name to the features of each field."""
+    """Encodings of the fields with features, from raw columns by name to the features of each field."""
 
     def __init__(self, spec: Records) -> None:
         super().__init__()
-        self.names = list(spec.fields)
+        self.columns, self.names = list(spec.fields), list(spec.features)
         # A list, not a ModuleDict: a field's name may hold dots or be the name of a method.
-        encodings = [field.build_encoding() for field in spec.fields.values()]
+        encodings = [field.build_encoding() for field in spec.features.values()]
         self.fields = nn.ModuleList(encodings)
         self.widths = [encoding.channels for encoding in encodings]
 
     def forward(self, raw: Raw) -> list[Float[Tensor, "b m _"]]:
         """Return the features in the order of the fields; ValueError if a field is absent."""
         if not isinstance(raw, Mapping):
-            raise ValueError(f"{shown(raw)}, expected a dictionary of {', '.join(self.names)} and mask, each [B, M]")
-        check_keys(raw, self.names, ["mask"])
+            raise ValueError(f"{shown(raw)}, expected a dictionary of {', '.join(self.columns)} and mask, each [B, M]")
+        check_keys(raw, self.columns, ["mask"])
         shapes = {name: tuple(x.shape) for name, x in raw.items()}
-        if any(len(shape) != 2 or shape[1] != shapes[self.names[0]][1] for shape in shapes.values()):
+        if any(len(shape) != 2 or shape[1] != shapes[self.columns[0]][1] for shape in shapes.values()):
             raise ValueError(f"columns of shapes {shapes}, expected [B, M] of each")
         mask = raw.get("mask")
         return [

@@ -1,5 +1,6 @@
 """Values over time: series and audio."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,9 +28,22 @@ class Series(Grid):
     stretched: ClassVar[bool] = False
     size: int | tuple[int, ...] = 256
     """Length in training; inputs may have any other length."""
+    step: float | None = None
+    """Distance of neighbouring positions in units of the coordinates (`axis_names`); None: 1."""
     read_fields: ClassVar[tuple[str, ...]] = ()
     kind: Literal["series"] = "series"
     """Name in schema files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step is not None and not (0 < self.step < math.inf and self.axis_names):
+            right = "a finite number above 0" if self.axis_names else "left out: it has no effect without axis_names"
+            raise ValueError(f"step = {self.step!r:.99} must be {right}")
+
+    @property
+    def axis_units(self) -> tuple[tuple[float, float], ...]:
+        """Coordinate of position 0, and distance of neighbouring positions."""
+        return ((0.0, self.step or 1.0),)
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Draw a line for each channel."""
@@ -59,9 +73,16 @@ class Audio(Series):
     """Number of samples that make one token."""
     rate: int | None = None
     """Sampling rate in Hz to which audio files are resampled; None: they are not."""
+    step: float | None = None
+    """Distance of neighbouring samples in units of the coordinates; None: 1 / `rate` seconds, or 1 without a rate."""
     read_fields: ClassVar[tuple[str, ...]] = ("size", "channels", "patch", "rate")
     kind: Literal["audio"] = "audio"  # type: ignore[assignment]
     """Name in schema files."""
+
+    @property
+    def axis_units(self) -> tuple[tuple[float, float], ...]:
+        """Coordinate of sample 0, and distance of neighbouring samples."""
+        return ((0.0, self.step or 1 / (self.rate or 1)),)
 
     @staticmethod
     def file_length(path: Path) -> tuple[int, int]:

@@ -40,6 +40,11 @@ class Spectrogram(Grid):
         if self.channels != 1:
             raise ValueError(f"channels = {self.channels}: a spectrogram has one channel of sound")
 
+    @property
+    def axis_units(self) -> tuple[tuple[float, float], ...]:
+        """Coordinate of position 0, and distance of neighbouring positions: in seconds; in bands."""
+        return ((self.hop - 1) / 2 / self.rate, self.hop / self.rate), (0.0, 1.0)
+
     def read_file(self, path: Path) -> np.ndarray:
         """Load the first samples of an audio file, as many as `size` needs, padded with zeros."""
         samples, rate = read_audio(path)

@@ -28,6 +28,7 @@ from perceivers.core.tokens import Segment
 from perceivers.media.drawing import show_text
 from perceivers.modalities.embeddings import TiedHead, bound_to_embedding, embedding
 from perceivers.modalities.modality import Modality, Raw, input_of, mean_where, pad_sequences, rounded
+from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Indices, Points, at_points
 from perceivers.modalities.position_encodings import GridPositions, LearnedPositions
 from perceivers.modalities.queries import InputQuery, LearnedQuery
@@ -59,6 +60,11 @@ class Text(Modality):
     """Number of ids; None: that of the tokenizer. Fitted if None."""
     channels: int = 256
     """As an input: width of the embeddings and of the positions, which are added."""
+    positions: Literal["learned"] | None = "learned"
+    """As an input: trained positions; None: none."""
+    axis_names: tuple[str, ...] = ()
+    """Name of the axis along which tokens and queries then have coordinates, their number in the text from 0, for
+    rotary positions; the trained tokens of a prefix have negative ones. With `of`, those of the input."""
     prefix: int = 0
     """As an input: number of trained tokens before the text, as BERT's CLS, which outputs can use as queries."""
     sines: bool = False
@@ -88,6 +94,9 @@ class Text(Modality):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, {"length": SIZE})
+        check_axis_names(self.axis_names, 1)
+        if self.sines and self.positions is None:
+            raise ValueError("sines: true has no effect without positions; leave it out")
         if self.prefix < 0:
             raise ValueError(f"prefix = {self.prefix} must be a number of tokens, 0 or more")
         for name in ("mask_words", "unmasked_loss_weight"):
@@ -182,7 +191,7 @@ class Text(Modality):
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
         """Build a trained query for each position; with `of`, as many are used as the input has tokens."""
         if self.of is None:
-            return LearnedQuery(self.length, self.query_channels)
+            return LearnedQuery(self.length, self.query_channels, NamedAxes(self.axis_names))
         self._source(inputs)
         size = (self.length, self.query_channels)
         table = sines(self.length, *size) if self.sines else trained_vector(*size)
@@ -311,6 +320,11 @@ class Text(Modality):
             expected, value = getattr(source.spec, name), getattr(self, name)
             if value != expected:
                 raise ValueError(f"{name} = {value!r} must be that of the input it restores, {self.of!r}: {expected!r}")
+        names = source.spec.axis_names
+        if self.axis_names and list(self.axis_names) != list(names):
+            raise ValueError(
+                f"axis_names = {self.axis_names} must be those of input {self.of!r}, {names}: leave it out"
+            )
         if source.spec.prefix:
             raise ValueError(f"input {self.of!r} has prefix = {source.spec.prefix}: only a text alone can be restored")
         return source
@@ -332,9 +346,9 @@ class TextInput(InputAdapter):
         super().__init__()
         self.spec, self.channels, self.num_ids = spec, spec.channels, spec.num_ids
         self.embedding = embedding(self.num_ids, spec.channels)
-        self.positions = LearnedPositions((spec.length,), spec.channels)
+        self.positions = None if spec.positions is None else LearnedPositions((spec.length,), spec.channels)
         self.prefix = trained_vector(spec.prefix, spec.channels) if spec.prefix else None
-        if spec.sines:
+        if spec.sines and self.positions is not None:
             self.positions.table = sines(spec.length, spec.length, spec.channels)
 
     def forward(self, raw: Raw) -> Segment:
@@ -354,12 +368,15 @@ class TextInput(InputAdapter):
             raise ValueError(f"{count} tokens are more than length = {self.spec.length}: give fewer, or raise length")
         # Embeddings and positions; the tokens of the prefix come first and have no positions.
         content = self.embedding(ids.long())
-        positions = self.positions.on_grid(GridPositions((count,), (self.spec.length,), device=ids.device))
+        positions, prefix = None, self.spec.prefix
+        if self.positions is not None:
+            positions = self.positions.on_grid(GridPositions((count,), (self.spec.length,), device=ids.device))
+            positions = F.pad(positions, (0, 0, prefix, 0)) if prefix else positions
+        coordinates = NamedAxes(self.spec.axis_names).on_grid((prefix + count,), (-prefix,), ids.device)
         if self.prefix is not None:
             content = torch.cat([self.prefix.expand(len(content), -1, -1), content], dim=1)
-            positions = F.pad(positions, (0, 0, len(self.prefix), 0))
             mask = None if mask is None else torch.cat([_any(mask).expand(-1, len(self.prefix)), mask], dim=1)
-        return Segment(content, positions, positions_added=True, mask=mask)
+        return Segment(content, positions, positions_added=True, mask=mask, coordinates=coordinates)
 
 
 class TextQuery(OutputQuery):
@@ -375,7 +392,8 @@ class TextQuery(OutputQuery):
         """Return as many queries as the input has tokens, or those at Indices, with the input's mask if `masked`."""
         tokens = self.source_query(encoded, None)
         mask = tokens.mask if self.masked else None
-        return at_points(Segment(content=self.table[None, : tokens.num_tokens], mask=mask), points)
+        content = self.table[None, : tokens.num_tokens]
+        return at_points(Segment(content, mask=mask, coordinates=tokens.coordinates), points)
 
 
 class TextOutput(OutputAdapter):

@@ -17,6 +17,7 @@ from perceivers.core.layers import plain_linear
 from perceivers.core.precision import floats
 from perceivers.core.tokens import Segment, zero_where_absent
 from perceivers.modalities.modality import NOMINAL, Modality, Raw, mean_where, pad_sequences, same_shape
+from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Points, Queries
 from perceivers.modalities.queries import GivenQuery
 from perceivers.modalities.raw import as_float32, check_keys, finite
@@ -33,8 +34,14 @@ class Vectors(Modality):
     """Width of a vector."""
     query_channels: int = 64
     """As an output: width of the caller's queries."""
+    axis_names: tuple[str, ...] = ()
+    """As an input: name of an axis, along which the coordinate of a vector is its number, for rotary positions."""
     kind: Literal["vectors"] = "vectors"
     """Name in schema files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_axis_names(self.axis_names, 1)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """Return [M, channels] as float32."""
@@ -72,10 +79,12 @@ class Vectors(Modality):
 
     def build_input(self) -> "VectorsInput":
         """Build the adapter that takes the vectors as tokens."""
-        return VectorsInput(self.channels)
+        return VectorsInput(self.channels, NamedAxes(self.axis_names))
 
     def build_query(self, inputs: Mapping[str, InputAdapter]) -> OutputQuery:
         """Build the module that takes the caller's queries."""
+        if self.axis_names:
+            raise ValueError("axis_names is for inputs: the queries that the caller gives have no coordinates")
         return GivenQuery(self.query_channels)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "VectorsOutput":
@@ -117,11 +126,10 @@ class Vectors(Modality):
 class VectorsInput(InputAdapter):
     """Adapter that takes the vectors as tokens."""
 
-    is_set = True
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, axes: NamedAxes) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.axes = channels, axes
+        self.is_set = not axes.names
 
     def forward(self, raw: Raw) -> Segment:
         """Return the tokens in the order of the vectors."""
@@ -130,7 +138,8 @@ class VectorsInput(InputAdapter):
         values, mask = raw["values"], raw.get("mask")
         if values.ndim != 3 or values.shape[-1] != self.channels:
             raise ValueError(f"input of shape {tuple(values.shape)}, expected [B, M, {self.channels}]")
-        return Segment(zero_where_absent(floats(values), mask), mask=mask)
+        coordinates = self.axes.on_grid(values.shape[1:2], None, values.device)
+        return Segment(zero_where_absent(floats(values), mask), mask=mask, coordinates=coordinates)
 
 
 class VectorsOutput(OutputAdapter):

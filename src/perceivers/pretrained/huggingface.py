@@ -474,7 +474,9 @@ def _demands(preset: Preset, family: str, weights: Weights) -> Iterator[tuple[st
     for path, needed in FIXED[family].items():
         yield path, value_at(preset, path), needed
     for path, positions in _needed_positions(preset, family).items():
-        current = replace(value_at(preset, f"{path}.positions"), max_resolution=_resolution(preset, path))
+        current = value_at(preset, f"{path}.positions")
+        if isinstance(current, Fourier) and current.spacing == "linear":
+            current = replace(current, max_resolution=_resolution(preset, path))
         yield f"{path}.positions", current, positions
     if family.startswith("imagenet"):
         yield f"{OUTPUT}label.query_channels", decoder["query"], config.latents.channels
@@ -513,7 +515,7 @@ def _needed_positions(preset: Preset, family: str) -> dict[str, Fourier]:
 def _resolution(preset: Preset, path: str) -> tuple[int, ...]:
     """Return the resolution of the highest Fourier frequency of a modality's positions, along each axis."""
     spec = value_at(preset, path)
-    if spec.positions.max_resolution is None:
+    if not isinstance(spec.positions, Fourier) or spec.positions.max_resolution is None:
         return spec.grid if isinstance(spec, Grid) else _sizes(preset, path)
     return as_sizes(spec.positions.max_resolution, axes_of(spec), f"{path}.positions.max_resolution")
 

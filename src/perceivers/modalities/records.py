@@ -62,7 +62,7 @@ class Records(Modality):
     channels: int = 64
     """As an input with tokens = "field": width of a token."""
     combine: Literal["concatenate", "sum"] = "concatenate"
-    """As an input with tokens = "record": the features of a record's fields are concatenated, or (equally wide) added."""
+    """As an input with tokens = "record": the fields' features are concatenated, or, equally wide, added."""
     coordinate_fields: tuple[str, ...] = ()
     """As an input: fields of numbers or dates (in days) that give no features, but the coordinate along the axis of the
     same name, for rotary positions. A record whose coordinate is unknown is not read."""

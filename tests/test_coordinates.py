@@ -10,8 +10,9 @@ import torch
 
 from perceivers.core.block_config import Axis, Rotary
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentAxis, LatentsConfig, ProcessorConfig
-from perceivers.core.coordinates import GridCoordinates, dense_coordinates
+from perceivers.core.coordinates import dense_coordinates
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.core.positions import GridCoordinates
 from perceivers.core.reading import Encoded
 from perceivers.modalities import (
     Audio,
@@ -28,6 +29,7 @@ from perceivers.modalities import (
     Video,
 )
 from perceivers.modalities.fields import CategoryField, DateField, NumberField
+from perceivers.modalities.places import check_axis_names
 from perceivers.modalities.points import Coordinates, Indices, Part
 from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPositions, Positions
 from perceivers.pretrained.model_folder import load_model, save_model
@@ -161,7 +163,7 @@ def test_coordinates_of_vectors_count_them():
 
 @pytest.mark.parametrize("positions", [Fourier(num_bands=3, spacing="octaves"), None])
 def test_coordinates_of_points_are_their_own_and_0_where_there_is_none(positions):
-    spec = PointSet(axes=2, channels=3, bounds=((0, 7), (0, 7)), positions=positions, axis_names=("y", "x"))
+    spec = PointSet(axes=2, channels=3, bounds=((0.0, 7.0), (0.0, 7.0)), positions=positions, axis_names=("y", "x"))
     adapter = spec.build_input()
     coordinates = torch.tensor([[[2.5, 7.0], [-1.0, 0.25]], [[1.0, 3.0], [math.nan, math.inf]]])
     mask = torch.tensor([[True, True], [True, False]])
@@ -223,7 +225,7 @@ def test_dates_are_coordinates_in_days():
 
 
 def test_ragged_and_missing_series_have_finite_coordinates():
-    spec = Series(size=12, channels=2, patch=3, step=2.0, axis_names=("time",), mask_prob=0.0, mean=(0,), std=(1,))
+    spec = Series(size=12, channels=2, patch=3, step=2.0, axis_names=("time",), mask_prob=0.0, mean=(0.0,), std=(1.0,))
     batch = spec.collate([np.ones((7, 2), np.float32), np.ones((2, 2), np.float32), None])
     adapter = spec.build_input()
     segment = adapter(batch)
@@ -497,11 +499,11 @@ def test_editors_know_the_fields():
     [
         (lambda: Image(axis_names=("y",)), r"^axis_names = \('y',\) must be a list of 2 different names, one for each"),
         (lambda: Video(axis_names=("t", "y", "y")), "must be a list of 3 different names"),
-        (lambda: Image(axis_names=("y", 3)), r"^axis_names = \('y', 3\) must be a list of 2 different names"),
+        (lambda: check_axis_names(("y", 3), 2), r"^axis_names = \('y', 3\) must be a list of 2 different names"),
         (lambda: Image(axis_names=("y", "")), "must be a list of 2 different names"),
-        (lambda: Series(axis_names="t"), r"^axis_names = 't' must be a list of a name, or empty$"),
+        (lambda: check_axis_names("t", 1), r"^axis_names = 't' must be a list of a name, or empty$"),
         (lambda: Text(axis_names=("a", "b")), "must be a list of a name, or empty"),
-        (lambda: Vectors(axis_names=(None,)), "must be a list of a name, or empty"),
+        (lambda: Vectors(axis_names=("a", "b")), "must be a list of a name, or empty"),
         (lambda: PointSet(axes=3, axis_names=("x", "y")), "must be a list of 3 different names"),
         (lambda: FramePair(separate=True, axis_names=("y", "x")), "must be a list of 3 different names"),
         (lambda: Series(step=0.5), "^step = 0.5 must be left out: it has no effect without axis_names$"),
@@ -509,13 +511,12 @@ def test_editors_know_the_fields():
         (lambda: Audio(step=math.nan, axis_names=("t",)), "^step = nan must be a finite number above 0$"),
         (lambda: Image(positions=None).build_query({}), "give positions, or axis_names for rotary ones$"),
         (lambda: PointSet(positions=None).build_query({}), "give positions, or axis_names for rotary ones$"),
-        (lambda: PointSet(channels=0, positions=None).build_input(), r"^positions: points without values \(channels"),
-        (lambda: PointSet(of="x").build_query({"y": None}), "unknown input 'x'; there are y"),
+        (lambda: PointSet(of="x").build_query({"y": Vectors().build_input()}), "unknown input 'x'; there are y"),
         (lambda: Vectors(axis_names=("index",)).build_query({}), "^axis_names is for inputs"),
         (lambda: Text(positions=None, sines=True), "^sines: true has no effect without positions; leave it out$"),
         (lambda: Fourier(spacing="octaves", max_resolution=5), "^max_resolution = 5 has no effect on octaves: leave"),
         (lambda: Fourier(spacing="octaves", num_bands=65), "^num_bands = 65 octaves must be at most 64$"),
-        (lambda: Fourier(spacing="octave"), "^spacing = 'octave' must be one of linear, octaves$"),
+        (lambda: from_plain(Fourier, {"spacing": "octave"}), "^spacing: Input should be 'linear' or 'octaves', not 'oct"),
         (lambda: events(coordinate_fields=("tim",)), "unknown field in coordinate_fields: 'tim'.* did you mean 'time'"),
         (
             lambda: events(coordinate_fields=("unit",)),

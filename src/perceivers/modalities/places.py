@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceivers.core.coordinates import Coordinates, GridCoordinates
+from perceivers.core.coordinates import Coordinates
+from perceivers.core.positions import GridCoordinates
 from perceivers.core.tokens import zero_where_absent
 
 

@@ -102,14 +102,14 @@ def to_unit(position: Tensor, span: int, rule: CoordinateRule = "inclusive") -> 
 
 def sound_coordinates(
     coordinates: Float[Tensor, "*b m axes"], mask: Bool[Tensor, "b m"] | None, axes: int
-) -> Float[Tensor, "*b m axes"]:
+) -> Float[Tensor, "... m axes"]:
     """Return coordinates in at least float32, checked by `sound_vectors`."""
     if coordinates.shape[-1] != axes:
         raise ValueError(f"coordinates of shape {tuple(coordinates.shape)}, expected {axes} of them at the end")
     return sound_vectors(precise(coordinates), mask, "coordinates of point")
 
 
-def sound_vectors(x: Float[Tensor, "*b m c"], mask: Bool[Tensor, "b m"] | None, what: str) -> Float[Tensor, "*b m c"]:
+def sound_vectors(x: Float[Tensor, "*b m c"], mask: Bool[Tensor, "b m"] | None, what: str) -> Float[Tensor, "... m c"]:
     """Return vectors of finite numbers, 0 where the mask is False; ValueError for the first that is not finite.
 
     Where values cannot be checked (compiled programs), numbers that are not finite become NaN: every attention

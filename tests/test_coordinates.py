@@ -33,6 +33,7 @@ from perceivers.modalities.places import check_axis_names
 from perceivers.modalities.points import Coordinates, Indices, Part
 from perceivers.modalities.position_encodings import Fourier, FourierPositions, GridPositions, Positions
 from perceivers.pretrained.model_folder import load_model, save_model
+from perceivers.runs.prediction import predict_rows
 from perceivers.runs.schema_file import schema_file_format
 from perceivers.schema import Schema
 from perceivers.schema.plain_values import from_plain, to_plain
@@ -340,6 +341,10 @@ def test_a_sample_without_the_input_has_no_query():
     losses = schema.losses(model(batch["inputs"], schema.points(batch["targets"])), batch["targets"])
     losses["asked"].backward()
     assert losses["asked"].isfinite()
+    rows = list(predict_rows(model, records, batch_size=2, attribution=True))
+    assert len(rows[0]["asked"]) == 4
+    assert rows[0]["asked.from.seen"] is None  # the only input that is read
+    assert rows[1] == {"asked": None, "asked.from.seen": None}
 
 
 def test_an_input_of_several_tokens_is_no_content():

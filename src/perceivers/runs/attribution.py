@@ -58,7 +58,9 @@ def _ablations(
 ) -> Iterator[tuple[str, str, Ablation, bool]]:
     """Yield all ablations of a batch, each with its input, its part ("": all of it), and True for a member of a set."""
     for source, raw in inputs.items():
-        parts = {"": _whole(source, samples), **schema.inputs[source].ablations(raw)}
+        if schema.inputs[source].role == "query":
+            continue
+        parts = {"": _whole(schema, source, samples), **schema.inputs[source].ablations(raw)}
         for part, ablations in parts.items():
             is_set = isinstance(ablations, list)
             for ablation in ablations if isinstance(ablations, list) else [ablations]:
@@ -125,12 +127,14 @@ def _first(sample: Raw, count: int) -> Raw:
 def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Raw | None], Encoded]:
     """Return a function that encodes the inputs with one of them replaced (None: left out).
 
-    A read is a sum over inputs: if it is the model's only one, each input is read once for all ablations.
+    A read is a sum over inputs: if it is the model's only one, each input is read once for all ablations, unless the
+    latents that read depend on the inputs.
     """
-    if not isinstance(model.trunk, Trunk) or model.config.encoder.num_reads > 1:
+    masked, reading = model.input_adapter.mask_probs, None
+    if isinstance(model.trunk, Trunk) and model.config.encoder.num_reads == 1:
+        reading = model.read({**dict.fromkeys(masked), **inputs})
+    if reading is None or reading.start is not None:
         return lambda name, raw: model.encode({**inputs, name: raw})
-    masked = model.input_adapter.mask_probs
-    reading = model.read({**dict.fromkeys(masked), **inputs})
 
     def encode(name: str, raw: Raw | None) -> Encoded:
         if raw is None and name not in masked:
@@ -141,14 +145,15 @@ def _encoder(model: PerceiverIO, inputs: Mapping[str, Raw]) -> Callable[[str, Ra
     return encode
 
 
-def _whole(name: str, samples: Sequence[Sample]) -> Ablation:
-    """Return the ablation of an input in the samples that have it and another one too."""
-    given = [[other for other, value in sample["inputs"].items() if value is not None] for sample in samples]
-    return Ablation(None, torch.tensor([name in names and len(names) > 1 for names in given]))
+def _whole(schema: Schema, name: str, samples: Sequence[Sample]) -> Ablation:
+    """Return the ablation of an input in the samples that have it, and another one that is read."""
+    others = [other for other, spec in schema.inputs.items() if other != name and spec.role == "read"]
+    given = [{other for other, value in sample["inputs"].items() if value is not None} for sample in samples]
+    return Ablation(None, torch.tensor([name in names and not names.isdisjoint(others) for names in given]))
 
 
 def _queried_with(schema: Schema, output: str, source: str) -> bool:
-    return schema.outputs[output].of == source
+    return schema.outputs[output].of == source or schema.inputs[source].role == "query"
 
 
 def _column(output: str, piece: str, source: str, part: str) -> str:

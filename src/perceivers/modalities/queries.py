@@ -57,7 +57,9 @@ class SharedContent(nn.Module):
             return Segment(self.vector.expand(1, count, -1))
         tokens = source_tokens(encoded, self.source)
         if tokens.num_tokens != 1:
-            raise ValueError(f"input {self.source!r} has {tokens.num_tokens} tokens: the content of queries is one")
+            raise ValueError(
+                f"input {self.source!r} has {tokens.num_tokens} tokens, but the content of queries is a single one"
+            )
         mask = None if tokens.mask is None else tokens.mask.expand(-1, count)
         return Segment(tokens.dense(token_dtype(encoded.latents.dtype)).expand(-1, count, -1), mask=mask)
 

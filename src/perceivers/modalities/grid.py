@@ -94,7 +94,7 @@ class Grid(Modality, ABC):
     embed: int | None = None
     """Width of a linear map (or, for "conv", of the convolutions) that makes the content of a token; None: no map."""
     positions: PositionConfig | None = field(default_factory=Fourier)
-    """Position features of tokens and queries; None: none, the queries are one trained vector at named axes."""
+    """Position features of tokens and queries; None: none (an output then needs `axis_names`)."""
     add_positions: bool = False
     """True: positions are added to the content; False: they are concatenated."""
     axis_names: tuple[str, ...] = ()
@@ -345,7 +345,7 @@ class GridInput(InputAdapter):
 
     def __init__(self, spec: Grid) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.named_axes = spec, spec.named_axes
         self.stem: nn.Module | None = None
         # The content of a token: features of a convolutional stem, or values of a patch with an optional linear map.
         if spec.stem == "conv":
@@ -461,11 +461,9 @@ class GridInput(InputAdapter):
 
     def _segment(self, content: Tensor, grid_positions: GridPositions, mask: Tensor | None) -> Segment:
         positions = None if self.positions is None else self.positions.on_grid(grid_positions)
-        size, start = grid_positions.size, grid_positions.start
-        coordinates = self.spec.named_axes.on_grid(size, start, content.device)
-        return Segment(
-            content, positions, self.spec.add_positions, mask=mask, coordinates=coordinates, grid=grid_positions.size
-        )
+        axes, size, start = self.named_axes, grid_positions.size, grid_positions.start
+        coordinates = axes.on_grid(size, start, content.device) if axes.names else None
+        return Segment(content, positions, self.spec.add_positions, mask=mask, coordinates=coordinates, grid=size)
 
 
 class GridOutput(OutputAdapter):

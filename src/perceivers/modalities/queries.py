@@ -35,7 +35,8 @@ class LearnedQuery(OutputQuery):
 
     def forward(self, encoded: Encoded, points: Points | None) -> Segment:
         """Return all queries, or those at Indices; with a named axis, the coordinate of a query is its number."""
-        coordinates = self.axes.on_grid((len(self.table),), None, self.table.device)
+        size, device = (len(self.table),), self.table.device
+        coordinates = self.axes.on_grid(size, None, device) if self.axes.names else None
         return at_points(Segment(content=self.table[None], coordinates=coordinates), points)
 
     def of_latents(self, num_latents: int, channels: int, mean: bool) -> OutputQuery:

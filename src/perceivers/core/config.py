@@ -111,11 +111,11 @@ class BottleneckConfig:
     channels: int = 64
     """Width of a sample."""
     weight: float = 1e-3
-    """Weight of the loss "kl", the mean over latents and channels of the divergence from a unit normal."""
+    """Weight of the loss "kl", the mean over latents and channels of the divergence from a unit normal, in nats."""
     free_bits: float = 0.0
     """Divergence of a channel, in bits, below which it adds nothing to the gradient."""
     warmup_steps: int = 0
-    """Training steps over which the weight rises from 0."""
+    """Training steps over which the weight rises linearly from 0; validation uses the full weight."""
     sample: bool = True
     """In training: True for samples, False for means. Outside training the mean is decoded."""
 
@@ -189,6 +189,8 @@ class Config:
         used = LatentsConfig(channels=self.latents.channels), EncoderConfig(**aligned)
         if self.trunk == "transformer" and used != (self.latents, self.encoder):
             warnings.warn("trunk: transformer reads no latents: other settings of theirs have no effect", stacklevel=3)
+        if self.trunk == "transformer" and self.bottleneck is not None:
+            raise ValueError("trunk: transformer has no bottleneck: leave config.bottleneck out, or use perceiver")
         reads, blocks = self.encoder.num_reads, self.processor.num_blocks
         if not 1 <= reads <= blocks:
             raise ValueError(f"encoder.num_reads = {reads} must be from 1 to processor.num_blocks = {blocks}")

@@ -27,6 +27,7 @@ from perceivers.core.adapters import (
     mask_probs,
 )
 from perceivers.core.attention import plan_attention
+from perceivers.core.bottleneck import KL
 from perceivers.core.checks import about
 from perceivers.core.config import Config
 from perceivers.core.decoder import Decoder, LatentDecoder
@@ -53,6 +54,8 @@ class PerceiverIO(nn.Module):
         config = config or Config()
         self.schema, self.config = schema, config
         encoder, decoder, d = config.encoder, config.decoder, config.latents.channels
+        if config.bottleneck is not None and KL in schema.outputs:
+            raise ValueError(f"output {KL!r} has the name of the loss of config.bottleneck: rename the output")
         # Inputs: an adapter each, and the alignment of their tokens to one width.
         inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
         widths = {name: adapter.channels for name, adapter in inputs.items()}
@@ -107,21 +110,23 @@ class PerceiverIO(nn.Module):
         algorithm: str | None = None,
         masking: Masking | None = None,
         latents: Any = None,
+        noise: Tensor | None = None,
     ) -> Encoded:
         """Read and process the inputs; an iterable of parts of the inputs is read one part at a time.
 
         Each read takes at most `memory_limit` in addition to inputs and model. `algorithm` forces an attention
         algorithm. Both change only run time, memory and rounding. `masking` selects what an evaluation masks.
-        `latents` replaces the latents at the start (`start`).
+        `latents` replaces the latents at the start (`start`). `noise` [B, N, z], standard normal numbers, makes the
+        sample of the bottleneck; None: in training torch's random numbers do, and elsewhere the mean is decoded.
         """
         if self.schema.guard.comes_in_parts(raw):
-            if masking is not None:
-                raise ValueError("masking draws for whole inputs: give them whole, not in parts")
+            if masking is not None or noise is not None:
+                raise ValueError("masking and noise are for whole inputs: give them whole, not in parts")
             start = None if latents is None else self.start({}, latents)
             return self.process(self._read_parts(raw, memory_limit, algorithm, start))
         tokens, segments = self.tokens(raw, None, masking)
         tokens, condition = self._conditioned(tokens)
-        start = self._start(tokens, condition, latents)
+        start = replace(self._start(tokens, condition, latents), noise=self._checked_noise(noise))
         found = self.trunk(tokens, self._plan(memory_limit, algorithm), start)
         return Encoded.of(found, self._sources(segments), self._redrawn)
 
@@ -228,6 +233,14 @@ class PerceiverIO(nn.Module):
         weight = next(self.parameters())
         given = self.schema.guard.latents(given, weight.device, weight.dtype)
         return replace(self.trunk.start(tokens, given), condition=condition)
+
+    def _checked_noise(self, noise: Tensor | None) -> Tensor | None:
+        bottleneck, count = self.config.bottleneck, self.config.latents.num_latents
+        if noise is not None and bottleneck is None:
+            raise ValueError("noise makes a sample of the bottleneck, which the model lacks: set config.bottleneck")
+        if noise is not None and bottleneck is not None and noise.shape[1:] != (count, bottleneck.channels):
+            raise ValueError(f"noise of shape {tuple(noise.shape)}, expected [B, {count}, {bottleneck.channels}]")
+        return noise
 
     def _redrawn(self, latents: Latents, drawn: Tensor) -> Latents:
         return self._trunk().redrawn(latents, drawn)

@@ -76,7 +76,7 @@ class Objective(nn.Module):
             predictions = self.predict(batch, masking)
         else:
             noise = batch["noise"]["bottleneck"] if self.training and "noise" in batch else None
-            encoded = self.model.encode(batch["inputs"], masking=masking, noise=noise)
+            encoded = self.model.encode(batch["inputs"], masking=cast(Any, masking), noise=noise)
             predictions = _precise(self.model.decode(encoded, self.schema.points(targets)))
         with without_autocast(next(self.parameters()).device):
             losses = self.schema.losses(predictions, targets)

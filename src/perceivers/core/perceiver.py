@@ -27,7 +27,7 @@ from perceivers.core.adapters import (
     mask_probs,
 )
 from perceivers.core.attention import plan_attention
-from perceivers.core.bottleneck import KL
+from perceivers.core.bottleneck import KL, checked_noise
 from perceivers.core.checks import about
 from perceivers.core.config import Config
 from perceivers.core.decoder import Decoder, LatentDecoder
@@ -126,7 +126,7 @@ class PerceiverIO(nn.Module):
             return self.process(self._read_parts(raw, memory_limit, algorithm, start))
         tokens, segments = self.tokens(raw, None, masking)
         tokens, condition = self._conditioned(tokens)
-        start = replace(self._start(tokens, condition, latents), noise=self._checked_noise(noise))
+        start = replace(self._start(tokens, condition, latents), noise=checked_noise(noise, self.config))
         found = self.trunk(tokens, self._plan(memory_limit, algorithm), start)
         return Encoded.of(found, self._sources(segments), self._redrawn)
 
@@ -233,14 +233,6 @@ class PerceiverIO(nn.Module):
         weight = next(self.parameters())
         given = self.schema.guard.latents(given, weight.device, weight.dtype)
         return replace(self.trunk.start(tokens, given), condition=condition)
-
-    def _checked_noise(self, noise: Tensor | None) -> Tensor | None:
-        bottleneck, count = self.config.bottleneck, self.config.latents.num_latents
-        if noise is not None and bottleneck is None:
-            raise ValueError("noise makes a sample of the bottleneck, which the model lacks: set config.bottleneck")
-        if noise is not None and bottleneck is not None and noise.shape[1:] != (count, bottleneck.channels):
-            raise ValueError(f"noise of shape {tuple(noise.shape)}, expected [B, {count}, {bottleneck.channels}]")
-        return noise
 
     def _redrawn(self, latents: Latents, drawn: Tensor) -> Latents:
         return self._trunk().redrawn(latents, drawn)

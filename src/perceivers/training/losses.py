@@ -85,8 +85,8 @@ class Objective(nn.Module):
                     if name in losses:
                         losses[name] = (-variance).exp() * losses[name] + self.schema.outputs[name].weight * variance
             if not losses:  # other processes may have targets and wait for this one's gradients, which are 0
-                zero = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
-                losses = {next(iter(self.schema.outputs)): zero}
+                used = [*tree_leaves(predictions), *self.extra_parameters.values()]
+                losses = {next(iter(self.schema.outputs)): 0.0 * torch.stack([x.sum() for x in used]).sum()}
             if encoded is not None and self.bottleneck is not None:
                 losses[KL] = self.bottleneck.weight * encoded.posterior.kl(self.bottleneck.free_bits).mean()
         return losses

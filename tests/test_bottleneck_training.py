@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from perceivers.core.block_config import Axis, Rotary
 from perceivers.core.bottleneck import Posterior
 from perceivers.core.config import BottleneckConfig, Config, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities import Image, Label, Numbers
 from perceivers.pretrained.model_folder import load_model
 from perceivers.runs.flops import costs
+from perceivers.runs.run import read_recipe
 from perceivers.schema import Schema
 from perceivers.schema.preset import Preset
 from perceivers.training import loop
@@ -371,3 +373,34 @@ def test_costs_name_the_bottleneck():
     parameters, flops = stages["trunk.bottleneck"]
     assert parameters == 2 * (12 * 3 + 3) + 3 * 12 + 12
     assert flops == 2 * 5 * 3 * 12 * 3
+
+
+def test_a_recipe_file_trains_and_resumes(command, tmp_path):
+    """Check, train, continue: the loss has its own name in the log."""
+    rows = [f"{n / 7:.2f},{'abc'[n % 3]},{'yes' if n % 2 else 'no'}" for n in range(40)]
+    (tmp_path / "table.csv").write_text("\n".join(["size,colour,bought", *rows]) + "\n")
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    file.write_text(f"""
+data: {{kind: table, file: {tmp_path / "table.csv"}}}
+inputs: {{size: {{kind: numbers}}, colour: {{kind: label}}}}
+outputs: {{bought: {{kind: label}}}}
+config:
+  latents: {{num_latents: 5, channels: 16}}
+  encoder: {{rotary: {{axes: [{{name: x}}]}}}}
+  processor: {{num_layers: 1, num_heads: 2}}
+  bottleneck: {{channels: 3, warmup_steps: 3}}
+training: {{num_steps: 4, batch_size: 4, log_every: 1, checkpoint_every: 2, accelerator: cpu}}
+""")
+    assert command("schema", "check", file)[0] == 0
+    assert command("train", file, "--out", run, "--set", "config.bottleneck.weight=0.5")[0] == 0
+    recipe = read_recipe(run)
+    assert recipe.config.bottleneck == BottleneckConfig(channels=3, weight=0.5, warmup_steps=3)
+    assert recipe.config.encoder.rotary == Rotary((Axis("x"),))
+    before = without_time(read_log(run))
+    assert [list(line["losses"]) for line in before] == [["bought", "kl"]] * 4
+    shutil.rmtree(checkpoints(run)[0])
+    assert command("train", file, "--out", run, "--set", "config.bottleneck.weight=0.5")[0] == 0
+    assert without_time(read_log(run)) == before
+    file.write_text(file.read_text().replace("{bought: {", "{kl: {key: bought, "))
+    code, _, err = command("schema", "check", file)
+    assert (code, "output 'kl' has the name of the loss of config.bottleneck: rename the output" in err) == (2, True)

@@ -163,6 +163,10 @@ class DecoderConfig(BlockConfig):
     output_channels: int | None = None
     """Width E of a linear map before the heads; None: no such map, E = F."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"num_layers": SIZE})
+
 
 @dataclass(frozen=True)
 class Config:

@@ -405,9 +405,8 @@ def test_a_tied_head_takes_the_embedding_that_the_input_has(change: str) -> None
         model.zero_grad()
         after.square().sum().backward()
     table = embedding(torch.arange(262)).detach()
-    rows = model.decoder(
-        model.output_query(model.encode(IDS), {}, None), model.encode(IDS).latents, {"text_out": nn.Identity()}
-    )
+    encoded = model.encode(IDS)
+    rows = model.decoder(model.output_query(encoded, {}, None), encoded.around, {"text_out": nn.Identity()})
     head = model.output_adapter.adapters["text_out"].head
     torch.testing.assert_close(model(IDS)["text_out"], rows["text_out"] @ table.T + head.bias)
 

@@ -12,6 +12,7 @@ from cross_cases import every_device
 from perceivers.core.attention import Attention, Mask, attend, attention_weights
 from perceivers.core.block_config import BlockConfig
 from perceivers.core.blocks import ACTIVATIONS, MLP, CrossAttention, SelfAttention
+from perceivers.core.coordinates import UNTURNED
 from perceivers.core.fast.fused import padded_attention
 from perceivers.core.layers import attention_linear, plain_linear, trained_vector
 from perceivers.modalities.convolution import convolution_
@@ -215,7 +216,7 @@ def test_the_attention_map_is_what_the_block_uses(mask: Mask) -> None:
     """The map times the values, through the output map, equals the attention's output."""
     layer = randomised(CrossAttention(F, C, BlockConfig(num_heads=H, qk_channels=H * D), query_residual=True))
     queries, tokens = torch.randn(B, T, F), torch.randn(B, S, C)
-    weights = layer.weights(queries, tokens, mask)
+    weights = layer.attention_map(queries, tokens, mask, UNTURNED, None)
     values = layer.attention.value(layer.token_norm(tokens)).unflatten(-1, (H, D)).movedim(2, 1)
     by_hand = layer.attention.output((weights @ values).movedim(1, 2).flatten(2))
     attended = layer.attention(layer.query_norm(queries), layer.token_norm(tokens), mask)
@@ -336,7 +337,7 @@ def test_a_mask_of_a_batch_makes_a_batch():
     found = block(queries, tokens, Mask(keys=keys))
     for number in range(2):
         torch.testing.assert_close(found[[number]], block(queries, tokens, Mask(keys=keys[[number]])))
-    assert block.weights(queries, tokens, Mask(keys=keys)).shape == (2, 1, 3, 5)
+    assert block.attention_map(queries, tokens, Mask(keys=keys), UNTURNED, None).shape == (2, 1, 3, 5)
 
 
 @pytest.mark.parametrize("widths", [(3, 5), (8, 8), (11, 16), (322, 7)])

@@ -364,8 +364,18 @@ def test_names_and_shapes_that_cannot_be():
         model.encode(x, noise=torch.zeros(3, 5, 3))
     with pytest.raises(ValueError, match="masking and noise are for whole inputs"):
         model.encode(iter([x]), noise=torch.zeros(2, 5, 3))
-    with pytest.raises(ValueError, match="trunk: transformer has no bottleneck: leave config"):
-        Config(bottleneck=BOTTLENECK, trunk="transformer")
+
+
+def test_a_transformer_has_no_bottleneck():
+    with pytest.warns(UserWarning, match="trunk: transformer reads no latents"):
+        config = replace(CONFIG, trunk="transformer")
+    schema, x = Schema({"x": Numbers(count=2)}, {"y": Numbers()}), {"x": torch.ones(2, 2)}
+    objective = Objective(PerceiverIO(schema, config))
+    assert (objective.names, objective.noise_shape) == (["y"], None)
+    assert list(objective({"inputs": x, "targets": {"y": torch.ones(2, 1)}})) == ["y"]
+    with pytest.raises(ValueError, match="which the model lacks"):
+        objective.model.encode(x, noise=torch.zeros(2, 5, 3))
+    assert "trunk.bottleneck" not in costs(Preset(schema, config)).stages
 
 
 def test_costs_name_the_bottleneck():

@@ -336,11 +336,11 @@ def test_chunks_equal_the_whole(modality):
     encoded = model.encode(batch["inputs"])
     queries = model.output_query(encoded, {}, ["it"])
     heads = model.output_adapter.heads(model.input_adapter.adapters)
-    whole = model.decoder(queries, encoded.latents, heads)["it"]
+    whole = model.decoder(queries, encoded.around, heads)["it"]
     chunks = []
     for index in torch.arange(whole.shape[1]).split(3):
         part = model.output_query(encoded, {"it": Indices(index)}, ["it"])
-        chunks.append(model.decoder(part, encoded.latents, heads)["it"])
+        chunks.append(model.decoder(part, encoded.around, heads)["it"])
     assert len(chunks) > 1
     torch.testing.assert_close(torch.cat(chunks, dim=1), whole)
 

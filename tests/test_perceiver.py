@@ -778,7 +778,7 @@ def test_a_schema_that_is_replaced_checks_the_calls() -> None:
 def trunk(num_reads: int, share_reads: str, num_blocks: int, share_blocks: str) -> Resampler:
     config = dataclasses.replace(
         SMALL,
-        encoder=dataclasses.replace(SMALL.encoder, num_reads=num_reads, share_reads=share_reads),
+        encoder=dataclasses.replace(SMALL.encoder, num_reads=num_reads, share_reads=share_reads, input_channels=None),
         processor=dataclasses.replace(SMALL.processor, num_blocks=num_blocks, share_blocks=share_blocks),
         decoder=DecoderConfig(),
     )
@@ -848,7 +848,10 @@ def test_the_original_perceiver_asks_nothing() -> None:
 
 
 def test_the_original_perceiver_has_no_answer_of_several_rows() -> None:
-    with pytest.raises(ValueError, match=r"output 'series': decoder.kind: average decodes one query"):
+    with pytest.raises(
+        ValueError,
+        match=r"output 'series': decoder.kind gives one query, the mean of the latents, but this output has 11",
+    ):
         original_perceiver({"label": LABEL, "series": SERIES})
 
 

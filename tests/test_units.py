@@ -212,7 +212,7 @@ def test_average_decoder_and_head(recorded: Recorded) -> None:
     head = load(nn.Linear(8, 5), recorded, {"projection_decoder/~/logits": ""}, "projection_decoder")
     latents = Latents(recorded["projection_decoder:in0"])
     mean = LearnedQuery(1, 3).of_latents(num_latents=6, channels=8, mean=True)(Encoded.of(latents, {}), None)
-    decoder = LatentDecoder(Config(LatentsConfig(num_latents=6, channels=8)))
+    decoder = LatentDecoder(Config(LatentsConfig(num_latents=6, channels=8)), 8)
     rows = decoder(Tokens({"label": mean}), latents, {"label": head})["label"]
     assert relative_error(rows[:, 0], recorded["projection_decoder:out"]) <= TOLERANCE
 

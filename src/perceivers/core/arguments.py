@@ -4,7 +4,7 @@ Conditions on values go through `require`, which decides when values are inspect
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -74,3 +74,19 @@ def check_positive(name: str, value: Any) -> None:
     """Raise a ValueError unless an argument is a whole number of at least 1."""
     if not is_whole(value) or value < 1:
         raise ValueError(f"{name} = {value!r:.99} must be a whole number, at least 1")
+
+
+def check_batches(what: str, sizes: Mapping[str, int]) -> None:
+    """Raise a ValueError where batches differ; a batch of 1 stands for "the same for every sample"."""
+    several = [size for size in sizes.values() if size != 1]
+    if any(size != several[0] for size in several):
+        found = ", ".join(f"{name} has {size} samples" for name, size in sizes.items())
+        raise ValueError(f"{what} of one batch must be of as many samples, or of one for all: {found}")
+
+
+def about(what: str, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; its ValueErrors get the name of the input or output that they are about."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{what} {name!r}: {error}") from error

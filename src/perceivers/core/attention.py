@@ -18,9 +18,13 @@ from torch.nn import functional as F
 
 from perceivers.core import layers
 from perceivers.core.block_config import BlockConfig
-from perceivers.core.coordinates import RotaryEmbedding, Rotation
+from perceivers.core.coordinates import UNTURNED, RotaryEmbedding, Rotation
 from perceivers.core.layers import apply_linear, attention_linear, norm_layer
 from perceivers.core.tokens import token_dtype
+
+Queries = Float[Tensor, "#b t f"]
+Keys = Float[Tensor, "#b s c"]
+Attended = Float[Tensor, "b t f"]
 
 
 @dataclass(frozen=True)
@@ -103,52 +107,42 @@ class Attention(nn.Module):
     def __init__(self, query_channels: int, token_channels: int, config: BlockConfig) -> None:
         super().__init__()
         qk_channels = config.qk_channels or token_channels
-        v_channels = config.v_channels or qk_channels
+        v_channels, heads = config.v_channels or qk_channels, config.num_heads
         for name, width in (("qk_channels", qk_channels), ("v_channels", v_channels)):
-            if width % config.num_heads:
-                raise ValueError(f"{name} = {width} is not a multiple of num_heads = {config.num_heads}")
-        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
-        self.num_kv_heads = config.num_kv_heads or config.num_heads
+            if width % heads:
+                raise ValueError(f"{name} = {width} is not a multiple of num_heads = {heads}")
+        self.num_heads, self.num_kv_heads, self.dropout = heads, config.num_kv_heads or heads, config.attention_dropout
         self.query_channels, self.token_channels = query_channels, token_channels
         self.qk_channels, self.v_channels = qk_channels, v_channels
         # The maps; heads of keys and values may be fewer than those of queries.
-        key_channels, value_channels = (n // self.num_heads * self.num_kv_heads for n in (qk_channels, v_channels))
+        key_channels, value_channels = (width // heads * self.num_kv_heads for width in (qk_channels, v_channels))
         self.query = attention_linear(query_channels, qk_channels, config.qkv_bias)
         self.key = attention_linear(token_channels, key_channels, config.qkv_bias)
         if config.qk_init_gain is not None:
             if query_channels != token_channels or key_channels != qk_channels:
-                widths = f"{query_channels} and {token_channels}, of {self.num_heads} and {self.num_kv_heads} heads"
+                widths = f"{query_channels} and {token_channels}, of {heads} and {self.num_kv_heads} heads"
                 raise ValueError(f"qk_init_gain needs queries like the tokens, not widths of {widths}: leave it out")
             self.key.weight.data.copy_(config.qk_init_gain * self.query.weight.data)
         self.value = attention_linear(token_channels, value_channels, config.qkv_bias)
         self.output = attention_linear(v_channels, query_channels, config.output_bias)
         # What acts on each head's queries and keys.
-        width = qk_channels // self.num_heads
+        width = qk_channels // heads
         norms = (norm_layer(width, config.norm, config.norm_epsilon) if config.qk_norm else None for _ in range(2))
         self.query_head_norm, self.key_head_norm = norms
         self.rotary = None if config.rotary is None else RotaryEmbedding(config.rotary, width)
-        if self.rotary is not None and self.rotary.values and v_channels != qk_channels:
+        if config.rotary is not None and config.rotary.values and v_channels != qk_channels:
             raise ValueError(f"rotary.values needs values as wide as queries, not {v_channels} and {qk_channels}")
 
     def forward(
-        self,
-        queries: Float[Tensor, "#b t f"],
-        tokens: Float[Tensor, "#b s c"],
-        mask: Mask | None = None,
-        rotation: Rotation | None = None,
-    ) -> Float[Tensor, "b t f"]:
+        self, queries: Queries, tokens: Keys, mask: Mask | None = None, rotation: Rotation = UNTURNED
+    ) -> Attended:
         """Return attended queries; a batch of 1 in queries, tokens or mask serves the whole batch of the others."""
         q, k, v = self.heads(queries, tokens, mask, rotation)
-        attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
-        attended = attended if rotation is None else rotation.back(attended)
+        attended = rotation.back(attend(q, k, v, mask, self.dropout if self.training else 0.0))
         return apply_linear(self.output, rearrange(attended, "b h t d -> b t (h d)"))
 
     def heads(
-        self,
-        queries: Float[Tensor, "#b t f"],
-        tokens: Float[Tensor, "#b s c"],
-        mask: Mask | None = None,
-        rotation: Rotation | None = None,
+        self, queries: Queries, tokens: Keys, mask: Mask | None = None, rotation: Rotation = UNTURNED
     ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s e"]]:
         """Return queries, keys and values, split into heads, rotated, and expanded to the whole batch."""
         kv = self.num_kv_heads
@@ -156,9 +150,8 @@ class Attention(nn.Module):
         q, k, v = (rearrange(apply_linear(m, x), "b t (h d) -> b h t d", h=heads) for m, x, heads in maps)
         if self.query_head_norm is not None and self.key_head_norm is not None:
             q, k = self.query_head_norm(q), self.key_head_norm(k)
-        if rotation is not None:
-            q, k, v = rotation.queries(q), rotation.keys(k), rotation.values(v)
-        if (group := self.num_heads // self.num_kv_heads) > 1:
+        q, k, v = rotation.queries(q), rotation.keys(k), rotation.values(v)
+        if (group := self.num_heads // kv) > 1:
             k, v = (repeat(x, "b h s d -> b (h g) s d", g=group) for x in (k, v))
         batch = max(q.shape[0], k.shape[0], 1 if mask is None else mask.batch_size)
         return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.attention import Attention, Mask, attention_weights
+from perceivers.core.attention import Attended, Attention, Keys, Mask, Queries, attention_weights
 from perceivers.core.block_config import BlockConfig
-from perceivers.core.coordinates import Rotation
+from perceivers.core.coordinates import UNTURNED, Rotation
 from perceivers.core.latents import Latents
 from perceivers.core.layers import (
     apply_linear,
@@ -61,7 +61,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+    def forward(self, x: Attended) -> Attended:
         """Return x through the MLP, in the same shape."""
         return self.dropout(apply_linear(self.output, self.activated(apply_linear(self.hidden, x))))
 
@@ -75,98 +75,75 @@ class MLP(nn.Module):
 
 @dataclass(frozen=True)
 class Modulation:
-    """How a condition changes one branch of a block; all 0: not at all."""
+    """What a condition and LayerScale do with one branch of a block, [#b, 1, C] each; None: nothing."""
 
-    scale: Float[Tensor, "#b 1 c"]
-    shift: Float[Tensor, "#b 1 c"]
-    gate: Float[Tensor, "#b 1 c"]
+    scale: Tensor | None = None
+    """Factor of what enters the branch."""
+    shift: Tensor | None = None
+    """Summand of what enters the branch."""
+    gate: Tensor | None = None
+    """Factor of what leaves the branch."""
 
-    def enter(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+    def enter(self, x: Tensor) -> Tensor:
         """Return what enters the branch."""
-        return x * (1 + self.scale) + self.shift
+        return x if self.scale is None or self.shift is None else x * self.scale + self.shift
 
-    def of_sample(self, number: int) -> "Modulation":
-        """Return the modulation of one sample, as a batch of one."""
-        return Modulation(*(x[number % len(x)][None] for x in (self.scale, self.shift, self.gate)))
-
-
-class Modulations(nn.Module):
-    """A linear map from the condition to the modulations of a block's branches; it starts at 0."""
-
-    def __init__(self, condition_channels: int, channels: int, branches: int) -> None:
-        super().__init__()
-        self.branches, self.map = branches, plain_linear(condition_channels, 3 * branches * channels, zero=True)
-
-    def forward(self, condition: Float[Tensor, "#b k"]) -> list[Modulation]:
-        """Return the modulation of each branch."""
-        parts = self.map(condition)[:, None].chunk(3 * self.branches, -1)
-        return [Modulation(*parts[first : first + 3]) for first in range(0, len(parts), 3)]
-
-
-class Exit(nn.Module):
-    """The end of a branch: the gate of its modulation, LayerScale, and stochastic depth."""
-
-    def __init__(self, channels: int, config: BlockConfig, residual: bool) -> None:
-        super().__init__()
-        self.scale = None if config.layer_scale is None else nn.Parameter(torch.full((channels,), config.layer_scale))
-        self.skip_prob = config.stochastic_depth if residual else 0.0
-
-    def forward(self, x: Float[Tensor, "b t c"], modulation: Modulation | None) -> Float[Tensor, "b t c"]:
+    def leave(self, x: Tensor) -> Tensor:
         """Return what leaves the branch."""
-        x = x if modulation is None else x * (1 + modulation.gate)
-        x = x if self.scale is None else x * self.scale
-        if not (self.training and self.skip_prob):
+        return x if self.gate is None else x * self.gate
+
+
+UNMODULATED = Modulation()
+
+
+class Block(nn.Module):
+    """What both kinds of block have: attention, behind norms that each kind adds, and an MLP."""
+
+    def add_branches(self, attention: Attention, config: BlockConfig, condition: int | None) -> None:
+        """Add the modules behind the norms of the attention; `condition`: width of the condition, if there is one."""
+        channels, has_mlp = attention.query_channels, config.widening_factor > 0
+        self.attention, self.dropout, self.skip_prob = attention, nn.Dropout(config.dropout), config.stochastic_depth
+        self.mlp_norm = norm_layer(channels, config.norm, config.norm_epsilon) if has_mlp else None
+        self.mlp = MLP(channels, config) if has_mlp else None
+        scales = (config.layer_scale if has else None for has in (True, has_mlp))
+        self.attention_scale, self.mlp_scale = (
+            None if scale is None else nn.Parameter(torch.full((channels,), scale)) for scale in scales
+        )
+        self.modulation_map = None
+        if config.conditioned and condition is not None:  # starts at 0: the identity
+            self.modulation_map = plain_linear(condition, 6 * channels, zero=True)
+
+    def modulations(self, condition: Tensor | None) -> tuple[Modulation, Modulation]:
+        """Return the modulations of attention and MLP, under a condition [#b, k]."""
+        scales = (self.attention_scale, self.mlp_scale)
+        if self.modulation_map is None or condition is None:
+            return Modulation(gate=scales[0]), Modulation(gate=scales[1])
+        found, parts = [], self.modulation_map(condition)[:, None].chunk(6, -1)
+        for (scale, shift, gate), layer_scale in zip((parts[:3], parts[3:]), scales, strict=True):
+            gate = 1 + gate if layer_scale is None else (1 + gate) * layer_scale
+            found.append(Modulation(1 + scale, shift, gate))
+        return found[0], found[1]
+
+    def left(self, x: Attended, modulation: Modulation, skips: bool = True) -> Attended:
+        """Return what leaves a branch; in training, with `skips`, random samples skip the branch."""
+        x = modulation.leave(x)
+        if not (skips and self.training and self.skip_prob):
             return x
         kept = torch.rand(len(x), 1, 1, device=x.device) >= self.skip_prob
         return torch.where(kept, x / (1 - self.skip_prob), 0)
 
-
-class Block(nn.Module):
-    """The branches that both kinds of block have: attention, whose norms the block adds, and an MLP."""
-
-    attention: Attention
-    dropout: nn.Dropout
-    modulations: Modulations | None
-    attention_exit: Exit
-    mlp_norm: nn.Module | None
-    mlp: MLP | None
-    mlp_exit: Exit | None
-
-    def add_branches(
-        self, attention: Attention, config: BlockConfig, residual: bool, condition_channels: int | None
-    ) -> None:
-        """Add the modules behind the norms of the attention."""
-        channels, has_mlp = attention.query_channels, config.widening_factor > 0
-        self.attention, self.dropout = attention, nn.Dropout(config.dropout)
-        self.attention_exit = Exit(channels, config, residual)
-        self.mlp_norm = norm_layer(channels, config.norm, config.norm_epsilon) if has_mlp else None
-        self.mlp = MLP(channels, config) if has_mlp else None
-        self.mlp_exit = Exit(channels, config, residual=True) if has_mlp else None
-        self.modulations = None
-        if config.conditioned and condition_channels is not None:
-            self.modulations = Modulations(condition_channels, channels, 2 if has_mlp else 1)
-
-    def modulations_of(self, condition: Float[Tensor, "#b k"] | None) -> tuple[Modulation | None, Modulation | None]:
-        """Return the modulations of attention and MLP; None where the block is not conditioned."""
-        if self.modulations is None or condition is None:
-            return None, None
-        of_attention, *of_mlp = self.modulations(condition)
-        return of_attention, of_mlp[0] if of_mlp else None
-
-    def rotation(self, queries: Any, tokens: Any) -> Rotation | None:
-        """Return the rotation between queries and keys (`Tokens`, `Segment`, `Latents`); None: there is none."""
-        rotary = self.attention.rotary
-        if rotary is None:
-            return None
-        dtype = self.attention.query.weight.dtype
-        return rotary.between(queries.located(rotary.axes), tokens.located(rotary.axes), dtype)
-
-    def through_mlp(self, x: Float[Tensor, "b t c"], modulation: Modulation | None) -> Float[Tensor, "b t c"]:
+    def through_mlp(self, x: Attended, modulation: Modulation) -> Attended:
         """Return x plus the result of the MLP, if there is one."""
-        if self.mlp is None or self.mlp_norm is None or self.mlp_exit is None:
+        if self.mlp is None or self.mlp_norm is None:
             return x
-        normed = self.mlp_norm(x)
-        return x + self.mlp_exit(self.mlp(normed if modulation is None else modulation.enter(normed)), modulation)
+        return x + self.left(self.mlp(modulation.enter(self.mlp_norm(x))), modulation)
+
+    def rotation(self, queries: Any, keys: Any) -> Rotation:
+        """Return the rotation between queries and keys, given as `Tokens`, `Segment` or `Latents`."""
+        if (rotary := self.attention.rotary) is None:
+            return UNTURNED
+        dtype = self.attention.query.weight.dtype
+        return rotary.between(queries.located(rotary.axes), keys.located(rotary.axes), dtype)
 
 
 class CrossAttention(Block):
@@ -182,7 +159,7 @@ class CrossAttention(Block):
         config: BlockConfig,
         query_residual: bool,
         attends_queries: bool = False,
-        condition_channels: int | None = None,
+        condition: int | None = None,
     ) -> None:
         super().__init__()
         if attends_queries and query_channels != token_channels:
@@ -191,85 +168,77 @@ class CrossAttention(Block):
         self.query_residual, self.attends_queries = query_residual, attends_queries
         self.query_norm = norm_layer(query_channels, config.norm, config.norm_epsilon)
         self.token_norm = norm_layer(token_channels, config.norm, config.norm_epsilon)
-        attention = Attention(query_channels, token_channels, config)
-        self.add_branches(attention, config, query_residual, condition_channels)
+        self.add_branches(Attention(query_channels, token_channels, config), config, condition)
 
-    def forward(
-        self,
-        queries: Any,
-        tokens: Any,
-        mask: Mask | None = None,
-        rotation: Rotation | None = None,
-        condition: Tensor | None = None,
-        compute: Any = None,
-    ) -> Any:
-        """Return the updated queries [B, T, F], or the result of compute(block, queries, tokens).
+    def forward(self, queries: Any, tokens: Any, *around: Any, compute: Any = None) -> Any:
+        """Return `dense` of queries [B, T, F] and tokens [B, S, C], or compute(block, queries, tokens).
 
         All uses of the block's weights go through this call: wrappers (sharding, offloading) make the weights ready
-        only here. Without `compute`, queries are [B, T, F], tokens [B, S, C], and attention is `dense`.
+        only here.
         """
-        if compute is not None:
-            return compute(self, queries, tokens)
-        return self.dense(queries, tokens, mask, rotation, condition)
+        return self.dense(queries, tokens, *around) if compute is None else compute(self, queries, tokens)
 
     def dense(
         self,
-        queries: Float[Tensor, "#b t f"],
-        tokens: Float[Tensor, "#b s c"],
+        queries: Queries,
+        tokens: Keys,
         mask: Mask | None = None,
-        rotation: Rotation | None = None,
-        condition: Float[Tensor, "#b k"] | None = None,
-    ) -> Float[Tensor, "b t f"]:
+        rotation: Rotation = UNTURNED,
+        condition: Tensor | None = None,
+    ) -> Attended:
         """Return the updated queries. The residual adds the queries themselves, not the normed ones.
 
         With `attends_queries`, mask and rotation are those of the tokens and then the queries as keys.
         """
-        of_attention, of_mlp = self.modulations_of(condition)
-        q, keys = self.normed_queries(queries, of_attention), apply_norm(self.token_norm, tokens)
-        keys = concatenated([keys, q], dim=1) if self.attends_queries else keys
-        return self.finish(queries, self.attention(q, keys, mask, rotation), of_attention, of_mlp)
-
-    def normed_queries(
-        self, queries: Float[Tensor, "#b t f"], modulation: Modulation | None = None
-    ) -> Float[Tensor, "#b t f"]:
-        """Return the queries as they enter the attention."""
-        normed = apply_norm(self.query_norm, queries)
-        return normed if modulation is None else modulation.enter(normed)
+        modulation, of_mlp = self.modulations(condition)
+        q, keys = self._normed(queries, tokens, modulation)
+        return self.finish(queries, self.attention(q, keys, mask, rotation), modulation, of_mlp)
 
     def finish(
-        self,
-        queries: Float[Tensor, "#b t f"],
-        found: Float[Tensor, "b t f"],
-        of_attention: Modulation | None = None,
-        of_mlp: Modulation | None = None,
-    ) -> Float[Tensor, "b t f"]:
+        self, queries: Queries, found: Attended, modulation: Modulation = UNMODULATED, of_mlp: Modulation = UNMODULATED
+    ) -> Attended:
         """Return the updated queries, from the result of attention: residual, then MLP."""
-        x = self.attention_exit(self.dropout(found), of_attention)
+        x = self.left(self.dropout(found), modulation, self.query_residual)
         x = queries.to(x.dtype) + x if self.query_residual else x
         return self.through_mlp(x, of_mlp)
 
-    def update(self, latents: Latents, state: SoftmaxState) -> Float[Tensor, "b t f"]:
+    def update(self, latents: Latents, state: SoftmaxState) -> Attended:
         """Return latents updated with the softmax state of all tokens."""
-        of_attention, of_mlp = self.modulations_of(latents.condition)
+        modulation, of_mlp = self.modulations(latents.condition)
         if self.attends_queries:
-            q = self.normed_queries(latents.array, of_attention)
+            q = self.normed_queries(latents.array, modulation)
             state = state + self._state(q, q, Mask(keys=latents.mask), self.rotation(latents, latents))
         found = apply_linear(self.attention.output, state.attended().to(latents.array.dtype))
-        return self.finish(latents.array, found, of_attention, of_mlp)
+        return self.finish(latents.array, found, modulation, of_mlp)
 
     def softmax_state(
-        self,
-        latents: Latents,
-        tokens: Float[Tensor, "#b s c"],
-        mask: Mask | None = None,
-        rotation: Rotation | None = None,
+        self, latents: Latents, tokens: Keys, mask: Mask | None = None, rotation: Rotation = UNTURNED
     ) -> SoftmaxState:
         """Return the softmax state of these tokens, which can be added to the states of other tokens."""
-        of_attention, _ = self.modulations_of(latents.condition)
-        q = self.normed_queries(latents.array, of_attention)
+        q = self.normed_queries(latents.array, self.modulations(latents.condition)[0])
         return self._state(q, apply_norm(self.token_norm, tokens), mask, rotation)
 
-    def _state(self, queries: Tensor, tokens: Tensor, mask: Mask | None, rotation: Rotation | None) -> SoftmaxState:
+    def attention_map(self, queries: Queries, tokens: Keys, *around: Any) -> Float[Tensor, "b h t s"]:
+        """Return the attention map of this block, for the arguments of `dense`."""
+        found: Tensor = self(queries, tokens, compute=lambda block, q, keys: block._weights(q, keys, *around))
+        return found
+
+    def _weights(
+        self, queries: Queries, tokens: Keys, mask: Mask | None, rotation: Rotation, condition: Tensor | None
+    ) -> Tensor:
+        q, keys = self._normed(queries, tokens, self.modulations(condition)[0])
+        q, k, _ = self.attention.heads(q, keys, mask, rotation)
+        return attention_weights(q, k, *Mask.rules(mask))
+
+    def normed_queries(self, queries: Queries, modulation: Modulation = UNMODULATED) -> Queries:
+        """Return the queries as they enter the attention."""
+        return modulation.enter(apply_norm(self.query_norm, queries))
+
+    def _normed(self, queries: Queries, tokens: Keys, modulation: Modulation) -> tuple[Tensor, Tensor]:
+        q, keys = self.normed_queries(queries, modulation), apply_norm(self.token_norm, tokens)
+        return q, concatenated([keys, q], dim=1) if self.attends_queries else keys
+
+    def _state(self, queries: Tensor, tokens: Tensor, mask: Mask | None, rotation: Rotation) -> SoftmaxState:
         q, k, v = self.attention.heads(queries, tokens, mask, rotation)
         dtype, valid = torch.promote_types(q.dtype, torch.float32), None if mask is None else mask.scores()
         with without_autocast(q.device):
@@ -278,43 +247,22 @@ class CrossAttention(Block):
             nothing = scores.new_full((*scores.shape[:-1], 1), NO_SCORE)  # finite without a valid key
             max_score = torch.cat([scores.detach(), nothing], -1).amax(-1)
             weights = (scores - max_score[..., None]).exp()
-            found = weights @ v.to(dtype)
-            return SoftmaxState(max_score, weights.sum(-1), found if rotation is None else rotation.back(found))
-
-    def weights(
-        self,
-        queries: Float[Tensor, "#b t f"],
-        tokens: Float[Tensor, "#b s c"],
-        mask: Mask | None = None,
-        rotation: Rotation | None = None,
-        condition: Float[Tensor, "#b k"] | None = None,
-    ) -> Float[Tensor, "b h t s"]:
-        """Return the attention map of this block: how much each query attends to each key."""
-        of_attention, _ = self.modulations_of(condition)
-        q, keys = self.normed_queries(queries, of_attention), apply_norm(self.token_norm, tokens)
-        keys = concatenated([keys, q], dim=1) if self.attends_queries else keys
-        q, k, _ = self.attention.heads(q, keys, mask, rotation)
-        return attention_weights(q, k, *Mask.rules(mask))
+            return SoftmaxState(max_score, weights.sum(-1), rotation.back(weights @ v.to(dtype)))
 
 
 class SelfAttention(Block):
     """Latents attend to one another; one norm feeds queries, keys and values."""
 
-    def __init__(self, channels: int, config: BlockConfig, condition_channels: int | None = None) -> None:
+    def __init__(self, channels: int, config: BlockConfig, condition: int | None = None) -> None:
         super().__init__()
         self.norm = norm_layer(channels, config.norm, config.norm_epsilon)
-        self.add_branches(Attention(channels, channels, config), config, True, condition_channels)
+        self.add_branches(Attention(channels, channels, config), config, condition)
 
     def forward(
-        self,
-        x: Float[Tensor, "b n d"],
-        mask: Mask | None = None,
-        rotation: Rotation | None = None,
-        condition: Float[Tensor, "#b k"] | None = None,
-    ) -> Float[Tensor, "b n d"]:
+        self, x: Attended, mask: Mask | None = None, rotation: Rotation = UNTURNED, condition: Tensor | None = None
+    ) -> Attended:
         """Return the updated latents."""
-        of_attention, of_mlp = self.modulations_of(condition)
-        normed = self.norm(x)
-        normed = normed if of_attention is None else of_attention.enter(normed)
-        x = x + self.attention_exit(self.dropout(self.attention(normed, normed, mask, rotation)), of_attention)
+        modulation, of_mlp = self.modulations(condition)
+        normed = modulation.enter(self.norm(x))
+        x = x + self.left(self.dropout(self.attention(normed, normed, mask, rotation)), modulation)
         return self.through_mlp(x, of_mlp)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from perceivers.core.checks import check_batches
+from perceivers.core.arguments import check_batches
 from perceivers.core.config import BottleneckConfig, Config
 from perceivers.core.latents import Latents
 from perceivers.core.layers import apply_linear, plain_linear
@@ -91,7 +91,7 @@ def checked_noise(noise: Tensor | None, config: Config) -> Tensor | None:
     """Return the noise of a caller; ValueError if the model has no bottleneck, or one of another shape."""
     if noise is None:
         return None
-    if config.bottleneck is None:
+    if config.bottleneck is None or config.trunk == "transformer":
         raise ValueError("noise makes a sample of the bottleneck, which the model lacks: set config.bottleneck")
     size = (config.latents.num_latents, config.bottleneck.channels)
     if noise.ndim != 3 or noise.shape[1:] != size:

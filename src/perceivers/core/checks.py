@@ -6,7 +6,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 _type_hints = functools.cache(typing.get_type_hints)
@@ -51,22 +51,6 @@ def check_fields(config: Any) -> None:
             continue
         if not sound:
             raise ValueError(f"{name} = {value!r:.99} must be {right}")
-
-
-def check_batches(what: str, sizes: Mapping[str, int]) -> None:
-    """Raise a ValueError where batches differ; a batch of 1 stands for "the same for every sample"."""
-    several = [size for size in sizes.values() if size != 1]
-    if any(size != several[0] for size in several):
-        found = ", ".join(f"{name} has {size} samples" for name, size in sizes.items())
-        raise ValueError(f"{what} of one batch must be of as many samples, or of one for all: {found}")
-
-
-def about(what: str, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function; its ValueErrors get the name of the input or output that they are about."""
-    try:
-        return function(*arguments)
-    except ValueError as error:
-        raise ValueError(f"{what} {name!r}: {error}") from error
 
 
 def _is_number(value: Any) -> bool:

@@ -169,35 +169,42 @@ class DecoderConfig(BlockConfig):
 
 
 @dataclass(frozen=True)
-class Config:
-    """Sizes of a Perceiver IO model; its inputs and outputs are in the schema."""
+class TrunkConfig:
+    """Sizes of what leads from tokens to latents."""
 
     latents: LatentsConfig = field(default_factory=LatentsConfig)
-    """The array of latents."""
+    """The latents at the start."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """Reading: latents attend to tokens."""
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     """Processing: latents attend to one another."""
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """Writing: queries attend to latents."""
-    bottleneck: BottleneckConfig | None = None
+    bottleneck: BottleneckConfig | None = field(default=None, kw_only=True)
     """Bottleneck between the first read and the rest; None: there is none."""
-    trunk: Literal["perceiver", "transformer"] = "perceiver"
-    """Trunk; "transformer": every token is a latent; only widths and alignment of `latents` and `encoder` apply."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         if (layers := max(self.processor.num_layers, 1) * self.processor.num_blocks) > MOST_LAYERS:
             raise ValueError(f"processor.num_layers x num_blocks = {layers} layers must be at most {MOST_LAYERS}")
-        aligned = {name: getattr(self.encoder, name) for name in ("channel_alignment", "input_channels", "min_padding")}
-        used = LatentsConfig(channels=self.latents.channels), EncoderConfig(**aligned)
-        if self.trunk == "transformer" and used != (self.latents, self.encoder):
-            warnings.warn("trunk: transformer reads no latents: other settings of theirs have no effect", stacklevel=3)
-        if self.trunk == "transformer" and self.bottleneck is not None:
-            raise ValueError("trunk: transformer has no bottleneck: leave config.bottleneck out, or use perceiver")
         reads, blocks = self.encoder.num_reads, self.processor.num_blocks
         if not 1 <= reads <= blocks:
             raise ValueError(f"encoder.num_reads = {reads} must be from 1 to processor.num_blocks = {blocks}")
+
+
+@dataclass(frozen=True)
+class Config(TrunkConfig):
+    """Sizes of a Perceiver IO model; its inputs and outputs are in the schema."""
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Writing: queries attend to latents."""
+    trunk: Literal["perceiver", "transformer"] = "perceiver"
+    """Trunk; "transformer": every token is a latent; only widths and alignment of `latents` and `encoder` apply."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        aligned = {name: getattr(self.encoder, name) for name in ("channel_alignment", "input_channels", "min_padding")}
+        used = LatentsConfig(channels=self.latents.channels), EncoderConfig(**aligned), None
+        if self.trunk == "transformer" and used != (self.latents, self.encoder, self.bottleneck):
+            warnings.warn("trunk: transformer reads no latents: other settings of theirs have no effect", stacklevel=3)
         for stage, width, name in (
             (self.encoder, self.encoder.input_channels, "encoder.input_channels"),
             (self.decoder, self.decoder.query_channels, "decoder.query_channels"),

@@ -11,52 +11,22 @@ Source: RoFormer (Su et al. 2021, arXiv:2104.09864).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceivers.core.block_config import Axis, Rotary
 
-
-@dataclass(frozen=True)
-class GridCoordinates:
-    """Coordinates of the positions of a grid, kept axis by axis and expanded only when needed."""
-
-    names: tuple[str | None, ...]
-    """Name of each axis of the grid; None: it has no coordinates."""
-    along: tuple[Float[Tensor, " n"], ...]
-    """Coordinates of the positions along each axis."""
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Shape of the grid."""
-        return tuple(map(len, self.along))
-
-    def at(self, index: Int[Tensor, "*b o"]) -> dict[str, Float[Tensor, "#b o"]]:
-        """Return the coordinates of positions by row-major index, by axis."""
-        index = index if index.ndim == 2 else index[None]
-        per_axis = zip(self.names, self.along, torch.unravel_index(index, self.grid), strict=True)
-        return {name: along[at] for name, along, at in per_axis if name is not None}
-
-    def slices(self, first: int, last: int) -> "GridCoordinates":
-        """Return the coordinates of the slices `first` to before `last` of the first axis."""
-        return replace(self, along=(self.along[0][first:last], *self.along[1:]))
-
-    def dense(self) -> dict[str, Float[Tensor, "1 m"]]:
-        """Return the coordinates of every position, by axis."""
-        return self.at(torch.arange(math.prod(self.grid), device=self.along[0].device))
-
-
-Coordinates = Mapping[str, Float[Tensor, "#b m"]] | GridCoordinates | None
-"""Coordinates of tokens by axis: numbers for each token, or the axes of the grid that the tokens form."""
+Coordinates = Any
+"""Coordinates of tokens by axis: a mapping to numbers [#b, m], or `positions.GridCoordinates`; None: there are none."""
 
 
 def dense_coordinates(coordinates: Coordinates) -> Mapping[str, Float[Tensor, "#b m"]]:
     """Return the coordinates of every token, by axis; empty if there are none."""
-    return coordinates.dense() if isinstance(coordinates, GridCoordinates) else coordinates or {}
+    return coordinates or {} if isinstance(coordinates, Mapping | None) else coordinates.dense()
 
 
 @dataclass(frozen=True)
@@ -119,11 +89,10 @@ class Turn:
         """Return the turned heads, widened if needed."""
         plain, rest = self._split(x)
         turned = self._turned(plain, self.sin)
-        if not self.widened:
-            return torch.cat([turned.to(x.dtype), rest], -1)
         if self.known is not None:
             turned, plain = turned * self.known, plain * (1 - self.known)
-        return torch.cat([turned.to(x.dtype), plain.to(x.dtype), rest], -1)
+        parts = [turned, plain, rest] if self.widened else [turned, rest]
+        return torch.cat([part.to(x.dtype) for part in parts], -1)
 
     def back(self, x: Float[Tensor, "b h m _"]) -> Float[Tensor, "b h m d"]:
         """Return sums of turned values, turned back by the angles of these tokens."""
@@ -145,28 +114,37 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rotation:
-    """The turns of one attention."""
+    """The turns of the heads of one attention: queries [B, H, T, d], keys and values [B, H, S, d]."""
 
-    of_queries: Turn
-    of_keys: Turn
-    turns_values: bool
+    of_queries: Turn | None = None
+    """Turn of the queries; None: nothing is turned."""
+    of_keys: Turn | None = None
+    """Turn of the keys."""
+    of_values: Turn | None = None
+    """Turn of the values."""
 
-    def queries(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t _"]:
+    def queries(self, q: Tensor) -> Tensor:
         """Return turned queries; where they are widened, scaled for the division by the root of their width."""
+        if self.of_queries is None:
+            return q
         turned = self.of_queries(q)
         return turned * math.sqrt(turned.shape[-1] / q.shape[-1]) if self.of_queries.widened else turned
 
-    def keys(self, k: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h s _"]:
+    def keys(self, k: Tensor) -> Tensor:
         """Return turned keys."""
-        return self.of_keys(k)
+        return k if self.of_keys is None else self.of_keys(k)
 
-    def values(self, v: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h s _"]:
+    def values(self, v: Tensor) -> Tensor:
         """Return the values, turned if values are."""
-        return self.of_keys(v) if self.turns_values else v
+        return v if self.of_values is None else self.of_values(v)
 
-    def back(self, attended: Float[Tensor, "b h t _"]) -> Float[Tensor, "b h t d"]:
-        """Return sums of values, turned back if values are turned."""
-        return self.of_queries.back(attended) if self.turns_values else attended
+    def back(self, attended: Tensor) -> Tensor:
+        """Return sums of values, turned back by the queries' angles if values are turned."""
+        return attended if self.of_values is None or self.of_queries is None else self.of_queries.back(attended)
+
+
+UNTURNED = Rotation()
+"""No rotation: there are no rotary positions, or the two sides have no axis in common."""
 
 
 class RotaryEmbedding(nn.Module):
@@ -191,23 +169,28 @@ class RotaryEmbedding(nn.Module):
             self.frequencies = before.to(self.frequencies.device)
         return self
 
-    def between(self, queries: Located, keys: Located, dtype: torch.dtype) -> Rotation | None:
-        """Return the rotation between queries and keys, in at least float32; None if they have no axis in common.
+    def between(self, queries: Located, keys: Located, dtype: torch.dtype) -> Rotation:
+        """Return the rotation between queries and keys, in at least float32.
 
-        Either the queries or the keys must be alike in the axes that they have (the latents are).
+        ValueError unless the queries or the keys are alike in the axes that they have (latents are).
         """
-        assert queries.has or keys.has, "some queries and some keys lack an axis"
+        if queries.has is None and keys.has is None:
+            raise ValueError("rotary: some queries and some keys lack an axis: give all inputs the same axes")
         active = [one and other for one, other in zip(queries.any, keys.any, strict=True)]
         if not any(active):
-            return None
+            return UNTURNED
         queries, keys = queries.limited(active), keys.limited(active)
         widened = queries.has is None or keys.has is None
-        return Rotation(self._turn(queries, dtype, widened), self._turn(keys, dtype, widened), self.values)
+        of_queries, of_keys = self._turn(queries, dtype, widened), self._turn(keys, dtype, widened)
+        return Rotation(of_queries, of_keys, of_keys if self.values else None)
 
     def _turn(self, at: Located, dtype: torch.dtype, widened: bool) -> Turn:
         pairs = self.frequencies.shape[-1]
-        angles = (at.coordinates[..., None] * self.frequencies).flatten(-2)  # float32, under autocast too
-        angles = angles.to(torch.promote_types(dtype, angles.dtype))[:, None]
+        # At least float32, under autocast too.
+        coordinates = at.coordinates.to(
+            torch.promote_types(at.coordinates.dtype, torch.promote_types(dtype, torch.float32))
+        )
+        angles = (coordinates[..., None] * self.frequencies).flatten(-2)[:, None]
         known = None
         if at.has is None:
             flags = [angles.new_tensor(has).repeat_interleave(2 * pairs).expand(count, -1) for count, has in at.runs]

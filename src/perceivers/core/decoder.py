@@ -14,6 +14,7 @@ from perceivers.core.latents import Latents
 from perceivers.core.layers import apply_linear, norm_layer, plain_linear
 from perceivers.core.tokens import Segment, Tokens, token_dtype
 
+Written = dict[str, Float[Tensor, "b _ _"]]
 Heads = Mapping[str, Callable[[Tensor], Tensor]]
 """The head of each output: [B, O, E] to [B, O, e]."""
 
@@ -26,20 +27,22 @@ class Decoder(nn.Module):
         decoder, d, f = config.decoder, config.latents.channels, query_channels
         layers = range(decoder.num_layers)
         self.self_attentions = nn.ModuleList(SelfAttention(f, decoder, d) for _ in layers if decoder.self_attention)
-        blocks = [CrossAttention(f, d, decoder, decoder.query_residual, condition_channels=d) for _ in layers]
+        blocks = [CrossAttention(f, d, decoder, decoder.query_residual, condition=d) for _ in layers]
         self.earlier, self.cross_attention = nn.ModuleList(blocks[:-1]), blocks[-1]
         self.norm = norm_layer(f, decoder.norm, decoder.norm_epsilon) if decoder.final_norm else None
         self.output_channels = decoder.output_channels or f
         self.output = plain_linear(f, self.output_channels) if decoder.output_channels else nn.Identity()
 
-    def forward(
-        self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None
-    ) -> dict[str, Float[Tensor, "b _ _"]]:
+    def forward(self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None) -> Written:
         """Return [B, O, e] of each output, after its head."""
         if self.mixes_queries and plan is not None and plan.memory_limit is not None:
             raise ValueError("decoder.self_attention: queries attend to one another, all at once: give no memory limit")
         if self.earlier and plan is not None and plan.memory_limit is not None:
             return plan.in_blocks(self, queries, latents, heads)
+        return self.written(queries, latents, heads, plan)
+
+    def written(self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None) -> Written:
+        """Return [B, O, e] of each output, all queries of a layer at once but for the last layer."""
         queries, cross = self._before_last(queries, latents), self.cross_attention
         if plan is not None and not plan.needs_dense(cross, latents, queries, self.tail, heads):
             return cross(queries, latents, compute=partial(plan.write, output=self.tail, heads=heads))
@@ -58,9 +61,7 @@ class Decoder(nn.Module):
     def attention_map(self, queries: Tokens, latents: Latents) -> dict[str, Float[Tensor, "b h o n"]]:
         """Return the attention map of the last layer, by output."""
         queries, cross = self._before_last(queries, latents), self.cross_attention
-        x, array, mask, rotation, condition = writing_arguments(cross, queries, latents)
-        weights = partial(CrossAttention.weights, mask=mask, rotation=rotation, condition=condition)
-        return queries.split(cross(x, array, compute=weights), dim=-2)
+        return queries.split(cross.attention_map(*writing_arguments(cross, queries, latents)), dim=-2)
 
     def _before_last(self, queries: Tokens, latents: Latents) -> Tokens:
         """Return the queries as the last cross-attention takes them."""
@@ -88,13 +89,11 @@ class LatentDecoder(nn.Module):
 
     mixes_queries = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, query_channels: int) -> None:
         super().__init__()
-        self.output_channels = config.latents.channels
+        self.output_channels = query_channels
 
-    def forward(
-        self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None
-    ) -> dict[str, Float[Tensor, "b _ _"]]:
+    def forward(self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None) -> Written:
         """Return [B, O, e] of each output, after its head; the plan has no effect."""
         return {name: heads[name](q.dense(latents.array.dtype)) for name, q in queries.segments.items()}
 
@@ -105,9 +104,7 @@ def writing_arguments(cross: CrossAttention, queries: Tokens, latents: Latents) 
     return array, latents.array, mask, cross.rotation(queries, latents), latents.condition
 
 
-def apply_heads(
-    x: Float[Tensor, "b _ f"], queries: Tokens, tail: tuple[nn.Module, ...], heads: Heads
-) -> dict[str, Float[Tensor, "b _ _"]]:
+def apply_heads(x: Tensor, queries: Tokens, tail: tuple[nn.Module, ...], heads: Heads) -> Written:
     """Return decoded queries after the modules that all outputs share and each output's head."""
     for module in tail:
         x = apply_linear(module, x)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from perceivers.core.config import LatentsConfig
-from perceivers.core.coordinates import Coordinates, GridCoordinates, Located, dense_coordinates
+from perceivers.core.coordinates import Coordinates, Located, dense_coordinates
 from perceivers.core.tokens import Segment
 
 if TYPE_CHECKING:
@@ -39,6 +38,11 @@ class Latents:
     """Normal numbers that make the sample of the bottleneck ahead; None: the bottleneck chooses."""
 
     @property
+    def batch_size(self) -> int:
+        """B; 1 if the latents and their condition are the same for every sample."""
+        return max(self.segment.batch_size, 1 if self.condition is None else len(self.condition))
+
+    @property
     def segment(self) -> Segment:
         """The latents as tokens."""
         return Segment(self.array, mask=self.mask, coordinates=self.coordinates)
@@ -58,12 +62,11 @@ def place_coordinates(config: LatentsConfig, device: torch.device) -> Coordinate
     """Return the coordinates of latents on a grid of places, place by place; None without a grid."""
     if not config.places:
         return None
-    along = []
-    for axis in config.places:
-        middles = (torch.arange(axis.count, dtype=torch.float64) + 0.5) / axis.count
-        along.append((axis.start + (axis.stop - axis.start) * middles).float().to(device))
-    grid = GridCoordinates(tuple(axis.name for axis in config.places), tuple(along)).dense()
-    return {name: repeat(x, "1 p -> 1 (p k)", k=config.num_latents // config.num_places) for name, x in grid.items()}
+    middles = [(torch.arange(axis.count, dtype=torch.float64) + 0.5) / axis.count for axis in config.places]
+    along = [axis.start + (axis.stop - axis.start) * x for axis, x in zip(config.places, middles, strict=True)]
+    grid = torch.cartesian_prod(*along).float().to(device).view(config.num_places, -1)
+    each = grid.repeat_interleave(config.num_latents // config.num_places, 0)
+    return {axis.name: x[None] for axis, x in zip(config.places, each.unbind(-1), strict=True)}
 
 
 def chosen_tokens(

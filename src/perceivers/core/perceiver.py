@@ -10,31 +10,24 @@ Letters, here and everywhere: B batch, M tokens, C token width, N latents, D lat
 E decoder width, e width after a head, H heads. Source: Perceiver IO (Jaegle et al. 2022), official perceiver.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from perceivers.core.adapters import (
-    ChannelAlignment,
-    Conditioning,
-    InputAdapters,
-    Masking,
-    OutputAdapters,
-    OutputQueries,
-    mask_probs,
-)
 from perceivers.core.attention import plan_attention
-from perceivers.core.bottleneck import KL, checked_noise
-from perceivers.core.checks import about
+from perceivers.core.bottleneck import checked_noise
 from perceivers.core.config import Config
 from perceivers.core.decoder import Decoder, LatentDecoder
 from perceivers.core.latents import Latents
 from perceivers.core.reading import Encoded, Reading
 from perceivers.core.tokens import Segment, Tokens, token_dtype
 from perceivers.core.trunk import Transformer, Trunk
+
+Masking = Callable[[str, torch.Size, torch.device], Tensor]
+"""Function of an input's name, shape [B, M] and device: True for the tokens that an evaluation masks."""
 
 Limit = int | str | None
 """A memory limit: bytes, or text such as "200MB"; None: no limit, so the fastest algorithm runs."""
@@ -51,44 +44,15 @@ class PerceiverIO(nn.Module):
 
     def __init__(self, schema: Any, config: Config | None = None) -> None:
         super().__init__()
-        config = config or Config()
-        self.schema, self.config = schema, config
-        encoder, decoder, d = config.encoder, config.decoder, config.latents.channels
-        if config.bottleneck is not None and KL in schema.outputs:
-            raise ValueError(f"output {KL!r} has the name of the loss of config.bottleneck: rename the output")
-        # Inputs: an adapter each, and the alignment of their tokens to one width.
-        inputs = {name: spec.build_input() for name, spec in schema.inputs.items()}
-        widths = {name: adapter.channels for name, adapter in inputs.items()}
-        align = ChannelAlignment(widths, encoder.channel_alignment, encoder.input_channels or d, encoder.min_padding)
-        self.input_adapter = InputAdapters(inputs, align, mask_probs(schema.inputs))
-        self.conditioning = Conditioning.of(schema.inputs, config, self.input_adapter.channels)
-        # Trunk: tokens to latents.
-        trunk = Transformer if config.trunk == "transformer" else Trunk
-        self.trunk: Trunk | Transformer = trunk(config, self.input_adapter.channels)
-        # Queries of all outputs, and the decoder; without attention, the queries are made of the latents.
-        queries: dict[str, Any] = {n: spec.build_query(inputs) for n, spec in schema.outputs.items()}
-        self.decoder: Decoder | LatentDecoder
-        if decoder.kind != "query":
-            latents, mean = config.latents, decoder.kind == "average"
-            for name, query in queries.items():
-                queries[name] = about("output", name, query.of_latents, latents.num_latents, latents.channels, mean)
-            self.output_query = OutputQueries(queries, ChannelAlignment(dict.fromkeys(queries, d), "pad", d, 0))
-            self.decoder = LatentDecoder(config)
-        else:
-            widths = {name: query.channels for name, query in queries.items()}
-            align = ChannelAlignment(
-                widths, decoder.channel_alignment, decoder.query_channels or d, decoder.min_padding
-            )
-            self.output_query = OutputQueries(queries, align)
-            self.decoder = Decoder(config, align.channels)
-        # Outputs: an adapter each, whose head maps what the decoder computes.
-        channels = self.decoder.output_channels
-        outputs = {name: spec.build_output(channels, inputs) for name, spec in schema.outputs.items()}
-        self.output_adapter = OutputAdapters(outputs)
-        if decoder.kind == "average":  # official `ProjectionDecoder`
-            for parameter in chain(*(output.head.parameters() for output in outputs.values())):
-                nn.init.zeros_(parameter)
-        self._source_names = {query.source for query in queries.values() if query.source is not None}
+        self.schema, self.config = schema, config or Config()
+        self.input_adapter, self.conditioning = schema.build_inputs(self.config)
+        trunk = Transformer if self.config.trunk == "transformer" else Trunk
+        self.trunk: Trunk | Transformer = trunk(self.config, self.input_adapter.channels)
+        inputs: Any = dict(self.input_adapter.adapters.items())
+        self.output_query = schema.build_queries(self.config, inputs)
+        decoder = Decoder if self.config.decoder.kind == "query" else LatentDecoder
+        self.decoder: Decoder | LatentDecoder = decoder(self.config, self.output_query.channels)
+        self.output_adapter = schema.build_outputs(self.config, self.decoder.output_channels, inputs)
 
     def forward(
         self,
@@ -122,11 +86,13 @@ class PerceiverIO(nn.Module):
         if self.schema.guard.comes_in_parts(raw):
             if masking is not None or noise is not None:
                 raise ValueError("masking and noise are for whole inputs: give them whole, not in parts")
-            start = None if latents is None else self.start({}, latents)
+            if latents is not None and self.conditioning is not None and not isinstance(latents, Latents):
+                raise ValueError("parts of inputs, and a condition: give latents=model.start(raw, latents)")
+            start = None if latents is None else self._start(Tokens(), None, latents)
             return self.process(self._read_parts(raw, memory_limit, algorithm, start))
         tokens, segments = self.tokens(raw, None, masking)
-        tokens, condition = self._conditioned(tokens)
-        start = replace(self._start(tokens, condition, latents), noise=checked_noise(noise, self.config))
+        tokens, start = self._started(tokens, latents)
+        start = replace(start, noise=checked_noise(noise, self.config))
         found = self.trunk(tokens, self._plan(memory_limit, algorithm), start)
         return Encoded.of(found, self._sources(segments), self._redrawn)
 
@@ -144,10 +110,7 @@ class PerceiverIO(nn.Module):
         `latents`: vectors [B, N, D] or an Encoded, whose latents carry on; numbers [B, N] of the tokens that become
         latents, where the config takes latents from an input; or what `start` has returned.
         """
-        if isinstance(latents, Latents):
-            return latents
-        tokens, condition = self._conditioned(self.tokens(raw, ())[0])
-        return self._start(tokens, condition, latents)
+        return self._started(self.tokens(raw, ())[0], latents)[1]
 
     def read(
         self, raw: Any, memory_limit: Limit = None, algorithm: str | None = None, start: Latents | None = None
@@ -160,13 +123,11 @@ class PerceiverIO(nn.Module):
         trunk, plan = self._trunk(), self._plan(memory_limit, algorithm)
         missing = [name for name in raw if raw[name] is None] if isinstance(raw, Mapping) else []
         tokens, segments = self.tokens(raw, missing)
-        tokens, condition = self._conditioned(tokens)
-        is_own = start is None and condition is None and trunk.latents is not None
-        start = start or self._start(tokens, condition)
+        is_own = start is None and self.conditioning is None and trunk.latents is not None
+        tokens, start = self._started(tokens, start)
         adapters: Any = self.input_adapter.adapters
         parts = {n: (segments[n].extent if n in segments else None,) for n in tokens.segments if not adapters[n].is_set}
-        states = trunk.read(tokens, plan, start)
-        return Reading(states, self._sources(segments), parts, None if is_own else start)
+        return Reading(trunk.read(tokens, plan, start), self._sources(segments), parts, None if is_own else start)
 
     def process(self, reading: Reading) -> Encoded:
         """Process the latents after all reading: the same result as `encode` of the same inputs."""
@@ -189,14 +150,18 @@ class PerceiverIO(nn.Module):
         `share` (rank, world): decode only the part of each output that falls to one of several processes, if any; a
         grid is split along its first axis.
         """
-        self._check_encoded(encoded)
+        adapters: Any = self.input_adapter.adapters
         guard = self.schema.guard
+        guard.encoded(
+            encoded, self.config.latents.channels, {n: adapters[n].channels for n in self.output_query.sources}
+        )
         points, names = guard.points(points, encoded.latents.device), guard.output_names(outputs)
         if share is not None and self.decoder.mixes_queries:
             raise ValueError("decoder.self_attention: queries attend to one another, on one process: give no share")
         queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters)
-        heads = self.output_adapter.heads(self.input_adapter.adapters)
-        written = self.decoder(queries, encoded.around, heads, self._plan(memory_limit, algorithm))
+        heads = self.output_adapter.heads(adapters)
+        latents = encoded.around or Latents(encoded.latents)
+        written = self.decoder(queries, latents, heads, self._plan(memory_limit, algorithm))
         return self.output_adapter(guard.written(written, queries), queries)
 
     def attention_maps(self, raw: Any, points: Mapping[str, Any] | None = None) -> dict[str, dict[str, Tensor]]:
@@ -205,14 +170,14 @@ class PerceiverIO(nn.Module):
         A transformer trunk has no "encoder" maps, a decoder without attention no "decoder" maps.
         """
         tokens, segments = self.tokens(raw)
-        tokens, condition = self._conditioned(tokens)
-        start, maps = self._start(tokens, condition), {}
+        (tokens, start), maps = self._started(tokens), {}
         if isinstance(self.trunk, Trunk):
             maps["encoder"] = self.trunk.attention_map(tokens, start)
         if isinstance(self.decoder, Decoder):
-            encoded = Encoded.of(self.trunk(tokens, None, start), segments)
-            queries = self.output_query(encoded, self.schema.guard.points(points, encoded.latents.device))
-            maps["decoder"] = self.decoder.attention_map(queries, encoded.around)
+            latents = self.trunk(tokens, None, start)
+            points = self.schema.guard.points(points, latents.array.device)
+            queries = self.output_query(Encoded.of(latents, segments), points)
+            maps["decoder"] = self.decoder.attention_map(queries, latents)
         return maps
 
     def _trunk(self) -> Trunk:
@@ -220,17 +185,17 @@ class PerceiverIO(nn.Module):
             raise ValueError("a transformer attends to all tokens at once: it cannot read in parts")
         return self.trunk
 
-    def _conditioned(self, tokens: Tokens) -> tuple[Tokens, Tensor | None]:
-        """Return the tokens that are read, and the condition that others make."""
+    def _started(self, tokens: Tokens, latents: Any = None) -> tuple[Tokens, Latents]:
+        """Return the tokens that are read, and the latents that read them, with the condition that others make."""
         condition = None if self.conditioning is None else self.conditioning(tokens)
         roles = {name: spec.role for name, spec in self.schema.inputs.items()}
-        return Tokens({name: x for name, x in tokens.segments.items() if roles[name] == "read"}), condition
+        read = Tokens({name: x for name, x in tokens.segments.items() if roles[name] == "read"})
+        return read, self._start(read, condition, latents)
 
-    def _start(self, tokens: Tokens, condition: Tensor | None, latents: Any = None) -> Latents:
-        given = latents.latents if isinstance(latents, Encoded) else latents
-        if isinstance(given, Latents):
-            return given
-        weight = next(self.parameters())
+    def _start(self, tokens: Tokens, condition: Tensor | None, latents: Any) -> Latents:
+        if isinstance(latents, Latents):
+            return latents
+        weight, given = next(self.parameters()), latents.latents if isinstance(latents, Encoded) else latents
         given = self.schema.guard.latents(given, weight.device, weight.dtype)
         return replace(self.trunk.start(tokens, given), condition=condition)
 
@@ -257,14 +222,5 @@ class PerceiverIO(nn.Module):
                     states[name] = state + missing.where(state.sum_exp == 0)
         return replace(reading, states=states)
 
-    def _check_encoded(self, encoded: Encoded) -> None:
-        if not isinstance(encoded, Encoded):
-            raise ValueError(f"decoding takes an Encoded, as `encode` gives, not {type(encoded).__name__}")
-        adapters: Any = self.input_adapter.adapters
-        widths = {name: adapters[name].channels for name in self._source_names}
-        other = [name for name, segment in encoded.sources.items() if segment.raw_channels != widths.get(name)]
-        if encoded.latents.ndim != 3 or encoded.latents.shape[-1] != self.config.latents.channels or other:
-            raise ValueError(f"latents {tuple(encoded.latents.shape)} of another model: decode what this one encoded")
-
     def _sources(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
-        return {name: segment for name, segment in segments.items() if name in self._source_names}
+        return {name: segment for name, segment in segments.items() if name in self.output_query.sources}

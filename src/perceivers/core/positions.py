@@ -1,4 +1,4 @@
-"""Position features on a grid, kept as a table for each axis and expanded to the grid only when needed.
+"""Position features and coordinates on a grid, kept axis by axis and expanded to the grid only when needed.
 
 Source: the official position_encoding.py, whose Fourier features are functions of one axis each.
 """
@@ -83,6 +83,35 @@ class AxisTables:
         for part, channels in zip(found, self.channels, strict=True):
             features[..., list(channels)] = part
         return features
+
+
+@dataclass(frozen=True)
+class GridCoordinates:
+    """Coordinates of the positions of a grid, kept axis by axis and expanded only when needed."""
+
+    names: tuple[str | None, ...]
+    """Name of each axis of the grid; None: it has no coordinates."""
+    along: tuple[Float[Tensor, " _"], ...]
+    """Coordinates of the positions along each axis."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of the grid."""
+        return tuple(map(len, self.along))
+
+    def at(self, index: Int[Tensor, "*b o"]) -> dict[str, Float[Tensor, "#b o"]]:
+        """Return the coordinates of positions by row-major index, by axis."""
+        index = index if index.ndim == 2 else index[None]
+        per_axis = zip(self.names, self.along, torch.unravel_index(index, self.grid), strict=True)
+        return {name: along[at] for name, along, at in per_axis if name is not None}
+
+    def slices(self, first: int, last: int) -> "GridCoordinates":
+        """Return the coordinates of the slices `first` to before `last` of the first axis."""
+        return replace(self, along=(self.along[0][first:last], *self.along[1:]))
+
+    def dense(self) -> dict[str, Float[Tensor, "1 m"]]:
+        """Return the coordinates of every position, by axis."""
+        return self.at(torch.arange(math.prod(self.grid), device=self.along[0].device))
 
 
 PositionFeatures = AxisTables | Tensor

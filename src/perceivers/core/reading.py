@@ -17,7 +17,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceivers.core.coordinates import Coordinates
 from perceivers.core.latents import Latents
 from perceivers.core.tokens import Segment
 
@@ -99,13 +98,10 @@ class Reading:
         if len(batches) > 1:
             raise ValueError(f"readings of {' and '.join(map(str, sorted(batches)))} samples: read the same batch")
         if twice := set(self.sources) & set(other.sources):
-            raise ValueError(
-                f"an output is queried with the tokens of {', '.join(twice)}: read that input in one piece"
-            )
+            raise ValueError(f"the tokens of {', '.join(twice)} are an output's queries: read that input in one piece")
         start = self.start if self.states else other.start
         if self.states and other.states and not _is_same(self.start, other.start):
-            text = "other latents at the start, or another condition: give every read start=model.start(raw)"
-            raise ValueError(f"readings by {text}, so that all parts are read by the same")
+            raise ValueError("readings by different latents or conditions: give every read start=model.start(raw)")
         both = {name: self.states[name] + other.states[name] for name in self.states if name in other.states}
         for name in both:
             if self.states[name] is other.states[name]:
@@ -159,31 +155,28 @@ class Encoded:
     """The latents after processing."""
     sources: Mapping[str, Segment] = field(default_factory=dict)
     """Tokens of inputs that serve as an output's queries (optical flow: the frames), before alignment."""
-    mask: Bool[Tensor, "b n"] | None = None
-    """True where a latent exists; None: all do."""
-    coordinates: Coordinates = None
-    """Coordinates of the latents along named axes; None: there are none."""
-    condition: Float[Tensor, "b k"] | None = None
-    """The vector that conditions the decoder; None: there is none."""
-    posterior: Any = None
-    """The distribution in the bottleneck (`bottleneck.Posterior`); None: the model has no bottleneck."""
+    around: Latents | None = None
+    """The same latents with their mask, coordinates, condition and posterior; None: they have none of these."""
     redrawn: Callable[[Latents, Tensor], Latents] | None = None
-    """Function that processes another sample of the posterior."""
+    """Function that processes another sample of the bottleneck."""
 
     @classmethod
     def of(cls, latents: Latents, sources: Mapping[str, Segment], redrawn: Any = None) -> "Encoded":
         """Return encoded inputs from the latents at the end of the trunk."""
-        around = (latents.mask, latents.coordinates, latents.condition, latents.posterior)
-        return cls(latents.array, sources, *around, None if latents.posterior is None else redrawn)
+        return cls(latents.array, sources, latents, redrawn)
 
     @property
-    def around(self) -> Latents:
-        """The latents, with all that the decoder needs to know of them."""
-        return Latents(self.latents, self.coordinates, self.mask, self.condition, self.posterior)
+    def mask(self) -> Bool[Tensor, "#b n"] | None:
+        """True where a latent exists; None: all do."""
+        return None if self.around is None else self.around.mask
+
+    @property
+    def posterior(self) -> Any:
+        """The distribution in the bottleneck (`bottleneck.Posterior`); None: there is no bottleneck."""
+        return None if self.around is None else self.around.posterior
 
     def sample(self, generator: torch.Generator | None = None) -> "Encoded":
         """Return encoded inputs with another sample of the bottleneck; ValueError without a bottleneck."""
-        if self.posterior is None or self.redrawn is None:
+        if self.posterior is None or self.around is None or self.redrawn is None:
             raise ValueError("the model has no bottleneck to sample from: set config.bottleneck")
-        latents = self.redrawn(self.around, self.posterior.sample(generator))
-        return replace(self, latents=latents.array)
+        return Encoded.of(self.redrawn(self.around, self.posterior.sample(generator)), self.sources, self.redrawn)

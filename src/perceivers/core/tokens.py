@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.coordinates import Coordinates, GridCoordinates, Located, dense_coordinates
+from perceivers.core.coordinates import Coordinates, Located, dense_coordinates
 from perceivers.core.layers import in_own_range, linear
 
 
@@ -70,7 +70,7 @@ class Segment:
     def batch_size(self) -> int:
         """B; 1 if the tokens are the same for every sample."""
         positions = self.positions if isinstance(self.positions, Tensor) and self.positions.ndim == 3 else None
-        along = () if isinstance(self.coordinates, GridCoordinates | None) else self.coordinates.values()
+        along = self.coordinates.values() if isinstance(self.coordinates, Mapping) else ()
         parts = (self.content, positions, self.mask, self.masked, *along)
         return max([1, *(part.shape[0] for part in parts if part is not None)])
 
@@ -131,9 +131,11 @@ class Segment:
         elif positions is not None:
             positions = take_tables(positions)
         taken = {"content": content, "positions": positions, "mask": mask, "masked": masked, "grid": grid}
-        if isinstance(self.coordinates, GridCoordinates):
-            return replace(self, **taken, coordinates=take_tables(self.coordinates))
-        coordinates = None if self.coordinates is None else {n: take(x) for n, x in self.coordinates.items()}
+        coordinates = self.coordinates
+        if isinstance(coordinates, Mapping):
+            coordinates = {axis: take(x) for axis, x in coordinates.items()}
+        elif coordinates is not None:
+            coordinates = take_tables(coordinates)
         return replace(self, **taken, coordinates=coordinates)
 
     def located(self, axes: Sequence[str]) -> Located:

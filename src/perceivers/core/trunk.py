@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from jaxtyping import Float
@@ -12,7 +11,8 @@ from perceivers.core import layers
 from perceivers.core.attention import Mask, plan_attention
 from perceivers.core.blocks import CrossAttention, SelfAttention
 from perceivers.core.bottleneck import Bottleneck
-from perceivers.core.config import Config, shared
+from perceivers.core.config import Config, TrunkConfig, shared
+from perceivers.core.coordinates import UNTURNED
 from perceivers.core.latents import Latents, chosen_tokens, place_coordinates
 from perceivers.core.layers import apply_linear, norm_layer, plain_linear, sines, trained_vector
 from perceivers.core.reading import SoftmaxState
@@ -22,7 +22,7 @@ from perceivers.core.tokens import Segment, Tokens, token_dtype
 class Read(nn.Module):
     """A stage: the latents attend to the tokens, and perhaps to one another."""
 
-    def __init__(self, config: Config, input_channels: int) -> None:
+    def __init__(self, config: TrunkConfig, input_channels: int) -> None:
         super().__init__()
         encoder, d = config.encoder, config.latents.channels
         self.cross_attention = CrossAttention(
@@ -68,7 +68,7 @@ def _dense_states(cross: CrossAttention, latents: Latents, tokens: Tokens) -> di
 class Process(nn.Module):
     """A stage: the latents attend to one another, layer after layer."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         d, processor = config.latents.channels, config.processor
         self.layers = nn.ModuleList(SelfAttention(d, processor, d) for _ in range(processor.num_layers))
@@ -77,7 +77,7 @@ class Process(nn.Module):
         """Return the updated latents."""
         x, mask = latents.array, None if latents.mask is None else Mask(keys=latents.mask)
         layers: Any = self.layers
-        rotation = layers[0].rotation(latents, latents) if layers else None
+        rotation = layers[0].rotation(latents, latents) if layers else UNTURNED
         for layer in layers:
             x = layer(x, mask, rotation, latents.condition)
         return replace(latents, array=x)
@@ -88,7 +88,7 @@ class Trunk(nn.Module):
 
     latents: nn.Parameter | None
 
-    def __init__(self, config: Config, input_channels: int) -> None:
+    def __init__(self, config: TrunkConfig, input_channels: int) -> None:
         super().__init__()
         encoder, processor = config.encoder, config.processor
         self.config = config
@@ -101,7 +101,7 @@ class Trunk(nn.Module):
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
         self.final_norm = final_norm(config)
 
-    def _add_latents(self, config: Config, input_channels: int) -> None:
+    def _add_latents(self, config: TrunkConfig, input_channels: int) -> None:
         """Add the learned latents, or the map from tokens to latents."""
         latents = config.latents
         d, count = latents.channels, latents.per_place or latents.num_latents
@@ -132,38 +132,30 @@ class Trunk(nn.Module):
         `given`: vectors [B, N, D] in their place, or numbers [B, N] of the tokens that become latents.
         """
         config = self.config.latents
-        if given is not None and given.is_floating_point():
-            return Latents(self._checked(given), place_coordinates(config, given.device))
-        if config.taken_from is not None:
+        if given is None and self.latents is not None:
+            given = self.latents[None]
+            given = given if config.per_place is None else given.repeat(1, config.num_places, 1)
+        if given is None or not given.is_floating_point():
             return self._taken(tokens, given)
-        if given is not None:
-            raise ValueError("latents by token numbers need latents.taken_from, the input whose tokens they are")
-        assert self.latents is not None
-        array = self.latents[None]
-        array = array if config.per_place is None else array.repeat(1, config.num_places, 1)
-        return Latents(array, place_coordinates(config, array.device))
+        if given.ndim != 3 or given.shape[1:] != (config.num_latents, config.channels):
+            right = f"[B, {config.num_latents}, {config.channels}]"
+            raise ValueError(f"latents of shape {tuple(given.shape)}, expected {right}")
+        return Latents(given, place_coordinates(config, given.device))
 
     def _taken(self, tokens: Tokens | None, index: Tensor | None) -> Latents:
-        config = self.config.latents
-        segment = None if tokens is None else tokens.segments.get(config.taken_from or "")
+        """Return latents from tokens, by their numbers or by the rule of the config."""
+        config, exists = self.config.latents, None
+        if config.taken_from is None:
+            raise ValueError("latents by token numbers need latents.taken_from, the input whose tokens they are")
+        segment = None if tokens is None else tokens.segments.get(config.taken_from)
         if segment is None:
-            raise ValueError(f"latents are taken from input {config.taken_from!r}, which was not given")
-        exists = None
+            raise ValueError(f"latents are taken from input {config.taken_from!r}: give it, or start=model.start(raw)")
         if index is None:
             index, exists = chosen_tokens(segment, config, self.training)
-        taken = segment.at(index)
-        dtype = next(self.parameters()).dtype
+        taken, dtype = segment.at(index), next(self.parameters()).dtype
         array = taken.dense(token_dtype(dtype)).to(dtype)
         array = array if self.latent_map is None else apply_linear(self.latent_map, array)
-        mask = taken.mask if exists is None else exists
-        return Latents(array, taken.coordinates, mask)
-
-    def _checked(self, given: Tensor) -> Tensor:
-        latents = self.config.latents
-        size = (latents.num_latents, latents.channels)
-        if given.ndim != 3 or given.shape[1:] != size:
-            raise ValueError(f"latents of shape {tuple(given.shape)}, expected [B, {size[0]}, {size[1]}]")
-        return given
+        return Latents(array, taken.coordinates, taken.mask if exists is None else exists)
 
     def forward(self, tokens: Tokens, plan: Any = None, start: Latents | None = None) -> Latents:
         """Return latents from tokens; the plan (`plan_attention`) chooses the algorithms of attention."""
@@ -172,8 +164,7 @@ class Trunk(nn.Module):
 
     def read(self, tokens: Tokens, plan: Any = None, start: Latents | None = None) -> dict[str, SoftmaxState]:
         """Return the softmax state of each segment at the first read; ValueError if there are later reads."""
-        if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
-            layers.fast.check_unhooked(self, self.encoder[0])
+        self._check_unhooked()
         first, *later = (stage for stage in self.stages if isinstance(stage, Read))
         if later:
             raise ValueError(f"inputs are read {1 + len(later)} times: states of one read alone cannot be processed")
@@ -181,8 +172,7 @@ class Trunk(nn.Module):
 
     def process(self, state: SoftmaxState, start: Latents | None = None) -> Latents:
         """Return latents from the sum of the states of everything that was read."""
-        if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
-            layers.fast.check_unhooked(self, self.encoder[0])
+        self._check_unhooked()
         read, *rest = self.stages
         assert isinstance(read, Read)
         return self._through(rest, read.update(start or self.start(), state))
@@ -198,19 +188,25 @@ class Trunk(nn.Module):
         """Return the attention map of the first read, by input; with `attend_latents` also of the latents, ""."""
         read: Any = self.encoder[0]
         cross, latents = read.cross_attention, start or self.start(tokens)
-        queries, array, mask, rotation, condition = reading_arguments(cross, latents, tokens)
-        weights = partial(CrossAttention.weights, mask=mask, rotation=rotation, condition=condition)
-        found = cross(queries, array, compute=weights)
         own = {"": latents.segment} if cross.attends_queries else {}
+        found = cross.attention_map(*reading_arguments(cross, latents, tokens))
         return Tokens({**tokens.segments, **own}).split(found, dim=-1)
+
+    def _check_unhooked(self) -> None:
+        if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
+            layers.fast.check_unhooked(self, self.encoder[0])
 
     def _through(self, stages: Iterable[nn.Module], latents: Latents, tokens: Any = None, plan: Any = None) -> Latents:
         for stage in stages:
             latents = stage(latents, tokens, plan) if isinstance(stage, Read) else stage(latents)
+        return self.ended(latents)
+
+    def ended(self, latents: Latents) -> Latents:
+        """Return the latents behind the last stage, normed if there is a final norm."""
         return latents if self.final_norm is None else replace(latents, array=self.final_norm(latents.array))
 
 
-def final_norm(config: Config) -> nn.Module | None:
+def final_norm(config: TrunkConfig) -> nn.Module | None:
     """Return the norm behind the last stage of a trunk, if there is one."""
     processor = config.processor
     if not processor.final_norm:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import check_names
-from perceivers.core.checks import about, is_whole
+from perceivers.core.arguments import about, check_names
+from perceivers.core.checks import is_whole
 from perceivers.core.precision import in_range, nan_where_out_of_range
+from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Tokens
 from perceivers.modalities.points import Part, Points, given_points, share_of
 from perceivers.modalities.raw import as_tensor, given, is_picture
@@ -56,6 +57,14 @@ class Guard:
         if isinstance(raw, Mapping | Tensor | np.ndarray | str) or is_picture(raw) or not isinstance(raw, Iterable):
             return False
         return not isinstance(raw, list | tuple) or all(isinstance(chunk, Mapping | Tensor) for chunk in raw)
+
+    def encoded(self, encoded: Any, channels: int, sources: Mapping[str, int]) -> None:
+        """Raise a ValueError unless these are encoded inputs of the model, given the widths of latents and sources."""
+        if not isinstance(encoded, Encoded):
+            raise ValueError(f"decoding takes an Encoded, as `encode` gives, not {type(encoded).__name__}")
+        other = [name for name, segment in encoded.sources.items() if segment.raw_channels != sources.get(name)]
+        if encoded.latents.ndim != 3 or encoded.latents.shape[-1] != channels or other:
+            raise ValueError(f"latents {tuple(encoded.latents.shape)} of another model: decode what this one encoded")
 
     def points(self, points: Any, device: torch.device) -> dict[str, Points]:
         """Return the points by output, as tensors on the device. None, for all outputs or for one, means everywhere."""

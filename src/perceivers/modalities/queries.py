@@ -133,7 +133,8 @@ class LatentQuery(OutputQuery):
         """Return the latents as queries, or those at Indices."""
         latents, mask = encoded.latents, encoded.mask
         if not self.mean:
-            return at_points(Segment(latents, mask=mask, coordinates=encoded.coordinates, grid=self.grid), points)
+            around = None if encoded.around is None else encoded.around.coordinates
+            return at_points(Segment(latents, mask=mask, coordinates=around, grid=self.grid), points)
         found = latents.mean(dim=1, keepdim=True)
         if mask is not None:
             count = mask.sum(1, keepdim=True).clamp(min=1)[..., None]

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from perceivers.core.arguments import has_values, near, require
-from perceivers.core.checks import check_batches
+from perceivers.core.arguments import check_batches, has_values, near, require
 
 NUMBERS = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),

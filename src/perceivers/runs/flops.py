@@ -50,7 +50,8 @@ def costs(preset: Preset) -> Costs:
         with memory, counter:
             model(raw, points, algorithm="dense")
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    names = [name for name in STAGES if name != BOTTLENECK or preset.config.bottleneck is not None]
+    has_bottleneck = getattr(model.trunk, "bottleneck", None) is not None
+    names = [name for name in STAGES if name != BOTTLENECK or has_bottleneck]
     stages = {name: _stage(name, model.get_submodule(name), flops) for name in names}
     latents = sum(parameter.numel() for parameter in model.trunk.parameters(recurse=False))
     stages = {"trunk.latents": (latents, 0), **stages}

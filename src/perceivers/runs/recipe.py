@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from perceivers.core.adapters import mask_probs
 from perceivers.core.arguments import check_names
 from perceivers.core.config import Config
 from perceivers.data import AnyDataSet
 from perceivers.modalities.modality import as_evaluated, named
 from perceivers.schema import Schema, SchemaInFile, check_specs
+from perceivers.schema.adapters import mask_probs
 from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.schema.preset import Preset, auto_config
 from perceivers.training.metrics import check_mask_tokens

@@ -10,17 +10,20 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, with_config
 from pydantic_core import CoreSchema, core_schema
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from typing_extensions import TypedDict
 
 from perceivers.core.arguments import check_names, check_new_name
 from perceivers.core.checks import check_fields
+from perceivers.core.config import Config
+from perceivers.core.interfaces import InputAdapter
 from perceivers.modalities import MODALITIES
 from perceivers.modalities.guard import Guard
 from perceivers.modalities.label import check_classes
 from perceivers.modalities.modality import Modality, Raw, named
 from perceivers.modalities.points import Points
+from perceivers.schema.adapters import build_inputs, build_outputs, build_queries
 from perceivers.schema.memory import check_memory, num_bytes
 from perceivers.schema.preprocessing import Fitting, Record, preprocessed, values_of
 
@@ -116,6 +119,18 @@ class Schema:
     def guard(self) -> Guard:
         """Checks of a caller's arguments to a model of this schema."""
         return Guard(self.inputs, self.outputs)
+
+    def build_inputs(self, config: Config) -> tuple[nn.Module, nn.Module | None]:
+        """Build the adapter of all inputs, and the module that makes the condition, if there is one."""
+        return build_inputs(self.inputs, config)
+
+    def build_queries(self, config: Config, inputs: Mapping[str, InputAdapter]) -> nn.Module:
+        """Build the queries of all outputs."""
+        return build_queries(self.outputs, config, inputs)
+
+    def build_outputs(self, config: Config, channels: int, inputs: Mapping[str, InputAdapter]) -> nn.Module:
+        """Build the adapter of all outputs, whose heads take what the decoder computes, `channels` wide."""
+        return build_outputs(self.outputs, config, channels, inputs)
 
     def dummy_input(self, batch_size: int, device: torch.device) -> tuple[dict[str, Raw], dict[str, Points]]:
         """Return raw inputs of the trained size, and points for the outputs that need them; their content is arbitrary.

@@ -28,7 +28,8 @@ class Objective(nn.Module):
 
     def __init__(self, model: PerceiverIO, weights: Literal["fixed", "learned"] = "fixed") -> None:
         super().__init__()
-        self.model, self.bottleneck = model, model.config.bottleneck
+        bottleneck = getattr(model.trunk, "bottleneck", None)
+        self.model, self.bottleneck = model, None if bottleneck is None else bottleneck.config
         outputs = self.schema.outputs
         self.weighed = [name for name, spec in outputs.items() if weights == "learned" and not spec.is_likelihood]
         if weights == "learned" and len(outputs) < 2:

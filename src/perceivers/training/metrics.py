@@ -11,11 +11,11 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from perceivers.core.adapters import mask_probs
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.modality import Modality, Raw
 from perceivers.progress import tracked
 from perceivers.schema import Batch, Record, Schema
+from perceivers.schema.adapters import mask_probs
 from perceivers.training.devices import device_of, on_device
 from perceivers.training.losses import counts
 from perceivers.training.masking import Masking

@@ -37,9 +37,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from perceivers.core.blocks import CrossAttention, Modulation
-from perceivers.core.coordinates import Rotation
-from perceivers.core.fast.epilogue import Epilogue, Tail, epilogue_of
+from perceivers.core.blocks import UNMODULATED, CrossAttention, Modulation
+from perceivers.core.coordinates import UNTURNED, Rotation
+from perceivers.core.fast.epilogue import Epilogue, Tail, epilogue_of, modulated, modulation_of_sample
 from perceivers.core.fast.linear_maps import LinearMap, Norm, linear_map, norm_of, scale_and_shift
 from perceivers.core.fast.separable_blocks import SeparableBlocks
 from perceivers.core.fast.token_blocks import (
@@ -247,19 +247,19 @@ def read(
     # The maps of keys and values with the tokens' norm folded in.
     key, key_bias = _behind_norm(linear_map(attention.key), norm, attention.num_kv_heads, dtype)
     value, value_bias = _behind_norm(linear_map(attention.value), norm, attention.num_kv_heads, dtype)
-    steps = None
-    if attention.key_head_norm is not None or rotation is not None:
+    # What follows the maps is done head by head; else heads that queries share are copied, and biases added behind.
+    steps, shift = None, None
+    if attention.key_head_norm is not None or rotation.of_keys is not None:
         inside = {"bias": key_bias, "value_bias": value_bias}
         steps = HeadSteps(partial(cross.rotation, latents), attention.key_head_norm, **inside, group=group)
-        value_bias = value_bias[:, :0].sum()  # added to the values of each block
-    elif algorithm == "projected" and group > 1:
-        steps = HeadSteps(lambda _: None, group=group)
-        value_bias = value_bias.repeat_interleave(group, 0)
-    elif group > 1:
-        key, value, value_bias = (x.repeat_interleave(group, 0) for x in (key, value, value_bias))
-    # The softmax cancels the keys' bias. Its gradient must be 0, not None: data parallelism waits for gradients.
+        value_bias = value_bias[:, :0].sum()
+    else:
+        key, key_bias, value, value_bias = (x.repeat_interleave(group, 0) for x in (key, key_bias, value, value_bias))
+        if cross.attends_queries or attention.rotary is not None:  # other states have the keys' bias in their scores
+            shift = (query @ key_bias[..., None])[..., 0]
+    # Elsewhere the softmax cancels the keys' bias. Its gradient must be 0, not None: data parallelism waits for it.
     value_bias = value_bias + key_bias[:, :0].sum()
-    batch = max(len(latents.array), segment.batch_size)
+    batch = max(latents.batch_size, segment.batch_size)
     # No tokens: zeros that still have gradients.
     if not segment.num_tokens:
         folded = _folded(query[0], key.repeat_interleave(heads // len(key), 0), norm_of(norm))
@@ -283,29 +283,28 @@ def read(
 
     # All samples at once where launches are costly, else one by one.
     if is_together(algorithm, segment.device):
-        return SoftmaxState(*state_of(segment, query))
-    states = [state_of(sample_of(segment, number), query[number % len(query)]) for number in range(batch)]
-    max_score, total, weighted = (torch.stack(parts) for parts in zip(*states, strict=True))
-    return SoftmaxState(max_score, total, weighted if rotation is None else rotation.back(weighted))
+        max_score, total, weighted = state_of(segment, query)
+    else:
+        states = [state_of(sample_of(segment, number), query[number % len(query)]) for number in range(batch)]
+        max_score, total, weighted = (torch.stack(parts) for parts in zip(*states, strict=True))
+    return SoftmaxState(max_score if shift is None else max_score + shift, total, rotation.back(weighted))
 
 
 def _queries(
-    cross: CrossAttention, latents: Latents, rotation: Rotation | None, dtype: torch.dtype
+    cross: CrossAttention, latents: Latents, rotation: Rotation, dtype: torch.dtype
 ) -> Float[Tensor, "#b h n d"]:
     """Return the queries of the latents, divided by the root of their width."""
-    attention, (modulation, _) = cross.attention, cross.modulations_of(latents.condition)
+    attention, (modulation, _) = cross.attention, cross.modulations(latents.condition)
     normed = cross.normed_queries(latents.array.to(dtype_of(cross.query_norm)), modulation)
     query = rearrange(apply_linear(attention.query, normed).to(dtype), "b n (h d) -> b h n d", h=attention.num_heads)
     query = query if attention.query_head_norm is None else attention.query_head_norm(query)
-    query = query if rotation is None else rotation.queries(query)
+    query = rotation.queries(query)
     return query / math.sqrt(query.shape[-1])
 
 
-def _rotation_of_first(cross: CrossAttention, one: Any, segment: Any) -> Rotation | None:
+def _rotation_of_first(cross: CrossAttention, latents: Latents, segment: Segment) -> Rotation:
     """Return the rotation between the latents and the first token; it turns the latents as for all other tokens."""
-    if cross.attention.rotary is None or not segment.num_tokens:
-        return None
-    return cross.rotation(one, segment.block(0, 1))
+    return cross.rotation(latents, segment.block(0, 1)) if segment.num_tokens else UNTURNED
 
 
 def _sums(tokens: TokenBlocks, block_size: int) -> tuple[Tensor, ...]:
@@ -324,16 +323,14 @@ def _empty_state(parts: Sequence[Tensor], batch: int, query: Tensor, width: int)
 
 
 def _behind_norm(
-    linear: LinearMap, norm: nn.Module, heads: int, dtype: torch.dtype, modulation: Modulation | None = None
+    linear: LinearMap, norm: nn.Module, heads: int, dtype: torch.dtype, modulation: Modulation = UNMODULATED
 ) -> tuple[Float[Tensor, "h d c"], Float[Tensor, "h d"]]:
     """Return a linear map with the scale and shift of the norm before it folded in, split into heads.
 
     `modulation`: that of one sample, which acts between the norm and the map.
     """
     (weight, bias), (scale, shift) = linear.to(dtype), scale_and_shift(norm, dtype)
-    if modulation is not None:
-        factor = 1 + modulation.scale.to(dtype).flatten()
-        scale, shift = scale * factor, shift * factor + modulation.shift.to(dtype).flatten()
+    scale, shift = modulated(scale, shift, modulation)
     bias = bias + weight @ shift
     return (weight * scale).unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
 
@@ -354,19 +351,19 @@ def write(
     attention, norm, heads = cross.attention, norm_of(cross.query_norm), cross.attention.num_heads
     dtype = torch.promote_types(latents.array.dtype, torch.float32)
     key, value = _keys_and_values(cross, queries, latents)
-    modulations = cross.modulations_of(latents.condition)
+    modulations = cross.modulations(latents.condition)
     has_steps = attention.query_head_norm is not None or attention.rotary is not None
     query_map, written = linear_map(attention.query), []
     # One sample after the other: its scores by blocks of queries, then the epilogue.
-    for number in range(max(len(latents.array), queries.batch_size)):
+    for number in range(max(latents.batch_size, queries.batch_size)):
         sample, values = sample_of(queries, number), value[number % len(value)].to(dtype)
         keys = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
-        of_attention, of_mlp = (None if x is None else x.of_sample(number) for x in modulations)
+        of_attention, of_mlp = (modulation_of_sample(x, number) for x in modulations)
         query, bias = _behind_norm(query_map, cross.query_norm, heads, dtype, of_attention)
         steps = None
         if has_steps:
             here = latents.of_sample(number)
-            steps = HeadSteps(partial(cross.rotation, tokens=here), attention.query_head_norm, bias)
+            steps = HeadSteps(partial(cross.rotation, keys=here), attention.query_head_norm, bias)
         added = None if has_steps else (keys @ bias[..., None]).flatten()
         if algorithm == "projected":
             tokens: TokenBlocks = ProjectedBlocks(sample, norm, keys, query, added=added, steps=steps)
@@ -391,9 +388,9 @@ def _keys_and_values(
         for module in (attention.key, attention.value)
     )
     key = key if attention.key_head_norm is None else attention.key_head_norm(key)
-    if attention.rotary is not None and queries.num_tokens:
+    if queries.num_tokens:
         rotation = cross.rotation(queries.block(0, 1), latents)  # it turns the latents as for all other queries
-        key, value = (key, value) if rotation is None else (rotation.keys(key), rotation.values(value))
+        key, value = rotation.keys(key), rotation.values(value)
     if (group := attention.num_heads // attention.num_kv_heads) > 1:
         key, value = (x.repeat_interleave(group, 1) for x in (key, value))
     return key, value
@@ -408,7 +405,7 @@ def _writer(cross: CrossAttention, tokens: TokenBlocks, epilogue: Epilogue) -> W
         weights = weights if valid is None else weights.masked_fill(~valid[:, None], 0)
         queries = tokens.dense_block(part, block) if cross.query_residual and isinstance(tokens, DenseBlocks) else None
         steps = tokens.steps if isinstance(tokens, ProjectedBlocks) else None
-        rotation = None if steps is None else steps.rotation(tokens.segment.block(*block))
-        return epilogue(weights, queries, None if rotation is None else rotation.back)
+        rotation = UNTURNED if steps is None else steps.rotation(tokens.segment.block(*block))
+        return epilogue(weights, queries, rotation)
 
     return writer

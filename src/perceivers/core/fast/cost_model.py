@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.core.attention import Attention
-from perceivers.core.blocks import MLP, CrossAttention, Exit
+from perceivers.core.blocks import MLP, CrossAttention
 from perceivers.core.fast.algorithms import Algorithm, is_together, kernels_for
 from perceivers.core.fast.epilogue import is_linear, is_shorter_composed, modules_behind, modules_of
 from perceivers.core.fast.hooks import is_hooked
@@ -75,11 +75,10 @@ class CostModel:
         """True if the weights of all modules that block-wise algorithms bypass are known, and calls do nothing else."""
         cross = self.cross
         attention, mlp = cross.attention, cross.mlp
-        ends: list[Any] = [cross.attention_exit]
         norms: list[Any] = [cross.query_norm, cross.token_norm]
         heads = (attention.query_head_norm, attention.key_head_norm)
         maps = [attention.query, attention.key, attention.value, attention.output]
-        called: list[Any] = [attention, cross.dropout, attention.rotary, cross.modulations, *norms, *heads]
+        called: list[Any] = [attention, cross.dropout, attention.rotary, cross.modulation_map, *norms, *heads]
         if (type(attention), type(cross.dropout), type(mlp)) not in [(Attention, nn.Dropout, x) for x in (MLP, NONE)]:
             return False
         if mlp is not None:
@@ -88,11 +87,9 @@ class CostModel:
             called += [mlp, mlp.dropout]
             maps += [mlp.hidden, mlp.output]
             norms.append(cross.mlp_norm)
-            ends.append(cross.mlp_exit)
         return (
             not is_hooked(cross, sharding=False)
-            and not is_hooked(*(module for module in (*called, *ends) if module is not None))
-            and all(type(end) is Exit and has_plain_tensors(end) for end in ends)
+            and not is_hooked(*(module for module in called if module is not None))
             and all(map(is_linear_map, maps))
             and all(map(is_plain_norm, [*norms, *(norm for norm in heads if norm is not None)]))
             and (self.tail is None or self._is_behind_known(self.tail))

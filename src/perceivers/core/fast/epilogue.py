@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceivers.core.blocks import CrossAttention, Exit, Modulation
+from perceivers.core.blocks import UNMODULATED, CrossAttention, Modulation
+from perceivers.core.coordinates import Rotation
 from perceivers.core.fast.linear_maps import (
     LinearMap,
     is_linear_map,
@@ -44,11 +45,11 @@ COLUMN_MULTIPLE = 8
 Tail = Sequence[Any]
 """The maps behind a decoder's block: the map that all outputs share, then a head; modules or `BoundHead`s."""
 
-Epilogue = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None, Any], Float[Tensor, "m e"]]
+Epilogue = Callable[[Float[Tensor, "h m n"], Float[Tensor, "m f"] | None, Rotation], Float[Tensor, "m e"]]
 """Function that decodes queries from their attention weights, with a residual also from the queries, and from the
-function that turns the heads of the result back, where values were turned (`coordinates.Rotation.back`)."""
+rotation, which turns values back where they were turned."""
 
-Modulations = tuple[Modulation | None, Modulation | None]
+Modulations = tuple[Modulation, Modulation]
 """The modulations of attention and MLP by a condition, for one sample."""
 
 
@@ -112,24 +113,34 @@ class BlockMaps(NamedTuple):
     def of(cls, cross: CrossAttention, modulations: Modulations, dtype: torch.dtype) -> "BlockMaps":
         """Return the maps of a block, for one sample."""
         of_attention, of_mlp = modulations
-        output = _scaled(linear_map(cross.attention.output), cross.attention_exit, of_attention)
-        if cross.mlp is None or cross.mlp_norm is None or cross.mlp_exit is None:
+        output = _gated(linear_map(cross.attention.output), of_attention)
+        if cross.mlp is None or cross.mlp_norm is None:
             return cls(output, None, None, None, None)
-        scale, shift = scale_and_shift(cross.mlp_norm, dtype)
-        if of_mlp is not None:
-            factor = 1 + of_mlp.scale.to(dtype).flatten()
-            scale, shift = scale * factor, shift * factor + of_mlp.shift.to(dtype).flatten()
-        second = _scaled(linear_map(cross.mlp.output), cross.mlp_exit, of_mlp)
+        scale, shift = modulated(*scale_and_shift(cross.mlp_norm, dtype), of_mlp)
+        second = _gated(linear_map(cross.mlp.output), of_mlp)
         return cls(output, linear_map(cross.mlp.hidden), second, scale, shift)
 
 
-def _scaled(linear: LinearMap, end: Exit, modulation: Modulation | None) -> LinearMap:
-    """Return a map followed by the scale and the gate of a branch's end."""
-    factors: list[Tensor] = [] if end.scale is None else [end.scale]
-    factors += [] if modulation is None else [1 + modulation.gate.flatten()]
-    for factor in factors:
-        linear = LinearMap(linear.weight * factor[:, None], linear.bias * factor)
-    return linear
+def modulated(scale: Tensor, shift: Tensor, modulation: Modulation) -> tuple[Tensor, Tensor]:
+    """Return the scale and shift of a norm, followed by what a modulation of one sample does on entering a branch."""
+    if modulation.scale is None or modulation.shift is None:
+        return scale, shift
+    factor = modulation.scale.to(scale.dtype).flatten()
+    return scale * factor, shift * factor + modulation.shift.to(scale.dtype).flatten()
+
+
+def modulation_of_sample(modulation: Modulation, number: int) -> Modulation:
+    """Return the modulation of one sample, as a batch of one."""
+    parts = (modulation.scale, modulation.shift, modulation.gate)
+    return Modulation(*(x if x is None or x.ndim == 1 else x[number % len(x)][None] for x in parts))
+
+
+def _gated(linear: LinearMap, modulation: Modulation) -> LinearMap:
+    """Return a map followed by what a modulation of one sample does on leaving a branch."""
+    if modulation.gate is None:
+        return linear
+    gate = modulation.gate.flatten()
+    return LinearMap(linear.weight * gate[:, None], linear.bias * gate)
 
 
 def epilogue_of(
@@ -137,7 +148,7 @@ def epilogue_of(
     cross: CrossAttention,
     values: Float[Tensor, "h n e"],
     tail: Tail,
-    modulations: Modulations = (None, None),
+    modulations: Modulations = (UNMODULATED, UNMODULATED),
 ) -> tuple[Epilogue, SharedParameters]:
     """Return the epilogue of an algorithm for one sample, and the tensors that it uses."""
     if algorithm == "projected":
@@ -148,18 +159,17 @@ def epilogue_of(
     return _absorbed_epilogue(cross, maps, values, tail, modulations)
 
 
-def _detached(modulations: Modulations) -> tuple[Modulations, SharedParameters]:
-    """Return modulations for the graph of a block, and their tensors."""
-    tensors = [x for one in modulations if one is not None for x in (one.scale, one.shift, one.gate)]
-    made = SharedParameters.detached(*tensors)
+def _detached(modulation: Modulation) -> tuple[Modulation, SharedParameters]:
+    """Return a modulation for the graph of a block, and its tensors."""
+    parts = (modulation.scale, modulation.shift, modulation.gate)
+    made = SharedParameters.detached(*(part for part in parts if part is not None))
     leaves = iter(made.leaves)
-    found = [None if one is None else Modulation(next(leaves), next(leaves), next(leaves)) for one in modulations]
-    return (found[0], found[1]), made
+    return Modulation(*(None if part is None else next(leaves) for part in parts)), made
 
 
 def modules_behind(cross: CrossAttention, tail: Tail) -> list[Any]:
     """Return the modules behind the output map that an epilogue may call."""
-    found = (cross.attention_exit, cross.mlp_norm, cross.mlp, cross.mlp_exit)
+    found = (cross.mlp_norm, cross.mlp)
     return [*(module for module in found if module is not None), *tail]
 
 
@@ -167,16 +177,15 @@ def _projected_epilogue(
     cross: CrossAttention, values: Float[Tensor, "h n e"], tail: Tail, modulations: Modulations
 ) -> tuple[Epilogue, SharedParameters]:
     output, made, dtype = cross.attention.output, SharedParameters.detached(values), dtype_of(cross.query_norm)
-    (of_attention, of_mlp), modulating = _detached(modulations)
+    (of_attention, one), (of_mlp, other) = map(_detached, modulations)
 
-    def epilogue(weights: Tensor, queries: Tensor | None, back: Any) -> Tensor:
-        attended = weights @ made.leaves[0]
-        attended = attended if back is None else back(attended[None])[0]
+    def epilogue(weights: Tensor, queries: Tensor | None, rotation: Rotation) -> Tensor:
+        attended = rotation.back((weights @ made.leaves[0])[None])[0]
         found = apply_linear(output, rearrange(attended, "h m e -> m (h e)").to(dtype))
         queries = found if queries is None else queries.to(found)
         return through(tail, cross.finish(queries[None], found[None], of_attention, of_mlp))[0]
 
-    return epilogue, made + modulating + SharedParameters.of(output, *modules_behind(cross, tail))
+    return epilogue, made + one + other + SharedParameters.of(output, *modules_behind(cross, tail))
 
 
 def _absorbed_epilogue(
@@ -192,7 +201,7 @@ def _absorbed_epilogue(
     else:
         follow, shared = _mlp_and_tail(cross, tail, modulations)
 
-    def epilogue(weights: Tensor, queries: Tensor | None, _: Any) -> Tensor:
+    def epilogue(weights: Tensor, queries: Tensor | None, _: Rotation) -> Tensor:
         found = matmul(rearrange(weights, "h m n -> m (h n)"), columns)[:, : len(bias)]
         found = found.to(bias.dtype) + bias
         return follow(found if queries is None else found + queries.to(found))
@@ -204,7 +213,7 @@ def _mlp_and_tail(
     cross: CrossAttention, tail: Tail, modulations: Modulations
 ) -> tuple[Callable[[Tensor], Tensor], SharedParameters]:
     """Return the function u [m, f] -> tail(u + mlp(norm u)), which calls the modules."""
-    (_, of_mlp), modulating = _detached((None, modulations[1]))
+    of_mlp, modulating = _detached(modulations[1])
 
     def follow(x: Tensor) -> Tensor:
         return through(tail, cross.through_mlp(x[None], of_mlp))[0]
@@ -279,7 +288,7 @@ def _folded_epilogue(
     made = SharedParameters.detached(columns, constants, hidden_bias, after, bias)
     columns, constants, hidden_bias, after, bias = made.leaves
 
-    def epilogue(weights: Tensor, _: Tensor | None, __: Any) -> Tensor:
+    def epilogue(weights: Tensor, _: Tensor | None, __: Rotation) -> Tensor:
         weights = rearrange(weights, "h m n -> m (h n)")
         inner, rooted, plain, _ = linear(weights, columns.T, constants).split(sizes, -1)
         scale = torch.rsqrt((rooted * rooted).sum(-1, keepdim=True) / len(output[0]) + norm.epsilon)
@@ -295,7 +304,7 @@ def _folded_tail(output: LinearMap, values: Float[Tensor, "h n e"], tail: Tail) 
     made = SharedParameters.detached(*_on_values(stacked, values))
     columns, constants = made.leaves
 
-    def epilogue(weights: Tensor, _: Tensor | None, __: Any) -> Tensor:
+    def epilogue(weights: Tensor, _: Tensor | None, __: Rotation) -> Tensor:
         found = linear(rearrange(weights, "h m n -> m (h n)"), columns.T, constants)
         return found[:, : len(stacked)]
 

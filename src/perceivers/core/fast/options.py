@@ -3,13 +3,10 @@
 Every algorithm gives the dense one's numbers, so an algorithm that cannot compute an option is never chosen for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from perceivers.core.blocks import CrossAttention
-from perceivers.core.coordinates import GridCoordinates
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.tokens import Segment
 
@@ -45,8 +42,8 @@ OPTIONS = (
     Option("num_kv_heads", lambda cross, _: cross.attention.num_kv_heads != cross.attention.num_heads),
     Option("gated", lambda cross, _: cross.mlp is not None and cross.mlp.gated),
     Option("widening_factor: 0", lambda cross, _: cross.mlp is None),
-    Option("layer_scale", lambda cross, _: cross.attention_exit.scale is not None),
-    Option("conditioned", lambda cross, _: cross.modulations is not None),
+    Option("layer_scale", lambda cross, _: cross.attention_scale is not None),
+    Option("conditioned", lambda cross, _: cross.modulation_map is not None),
     Option("attend_latents", lambda cross, _: cross.attends_queries),
     Option("query_residual", lambda cross, _: cross.query_residual, READING, ASSEMBLED),
     Option("dropout, in training", lambda cross, _: cross.training and cross.dropout.p > 0, READING, ("dense",)),
@@ -73,11 +70,9 @@ def _is_rotated(cross: CrossAttention, segment: Segment) -> bool:
 
 
 def _trains_places(cross: CrossAttention, segment: Segment) -> bool:
-    if not _is_rotated(cross, segment) or isinstance(segment.coordinates, GridCoordinates | None):
-        return False
-    return any(isinstance(x, Tensor) and x.requires_grad for x in segment.coordinates.values())
+    along = segment.coordinates.values() if isinstance(segment.coordinates, Mapping) else ()
+    return _is_rotated(cross, segment) and any(x.requires_grad for x in along)
 
 
 def _skips(cross: CrossAttention) -> bool:
-    exits = (cross.attention_exit, cross.mlp_exit)
-    return cross.training and any(one is not None and one.skip_prob > 0 for one in exits)
+    return cross.training and cross.skip_prob > 0

@@ -13,13 +13,14 @@ from typing import Any, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from perceivers.core.arguments import check_names
 from perceivers.core.blocks import CrossAttention
-from perceivers.core.decoder import apply_heads, writing_arguments
+from perceivers.core.decoder import Decoder, apply_heads, writing_arguments
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
-from perceivers.core.fast.cost_model import CostModel
+from perceivers.core.fast.cost_model import GRADIENT, CostModel
 from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.fast.onednn import is_transformed
 from perceivers.core.fast.op_counts import Cost
@@ -69,7 +70,7 @@ class Plan:
             return False
         if self.memory_limit is not None and not torch.compiler.is_compiling():
             tails: Any = {} if heads is None else {name: (*output, head) for name, head in heads.items()}
-            models = [CostModel(cross, latents.array, x, tails.get(name)) for name, x in tokens.segments.items()]
+            models = [CostModel(cross, _expanded(latents), x, tails.get(name)) for name, x in tokens.segments.items()]
             _check_fits(sum(model.costs()["dense"].bytes(0) for model in models), self.memory_limit)
         return True
 
@@ -85,6 +86,27 @@ class Plan:
         choices = choose_for_states(cross, latents, tokens, self)
         assert choices is not None, "weights are not dropped"
         return _states(cross, latents, tokens, choices)
+
+    def in_blocks(
+        self, decoder: Decoder, queries: Tokens, latents: Latents, heads: Mapping[str, Any]
+    ) -> dict[str, Float[Tensor, "b _ _"]]:
+        """Return [B, O, e] of each output of a decoder of several layers, as many queries at a time as fit the limit.
+
+        A block runs again for its gradient.
+        """
+        earlier: Any = decoder.earlier
+        written = {}
+        for name, segment in queries.segments.items():
+            costs = [CostModel(layer, _expanded(latents), segment, None).costs()["dense"] for layer in earlier]
+            needed = max(cost.token_bytes for cost in costs) * (GRADIENT if torch.is_grad_enabled() else 1)
+            _check_fits(needed, self.memory_limit)
+            size, parts = self.memory_limit // needed, []
+            for first in range(0, segment.num_tokens, size):
+                block = Tokens({name: segment.block(first, min(first + size, segment.num_tokens))})
+                arguments = (block, latents, {name: heads[name]}, self)
+                parts.append(checkpoint(decoder.written, *arguments, use_reentrant=False)[name])
+            written[name] = torch.cat(parts, 1)
+        return written
 
     def write(
         self,
@@ -174,7 +196,7 @@ def choose_for_states(cross: CrossAttention, latents: Latents, tokens: Tokens, p
     """
     choices = {}
     for name, segment in tokens.segments.items():
-        model = CostModel(cross, latents.array, segment, None)
+        model = CostModel(cross, _expanded(latents), segment, None)
         choice = None if model.drops_weights else choose(model, plan, dense=not model.is_transparent)
         if choice is None:
             return None
@@ -192,7 +214,9 @@ def choose_for_reading(cross: CrossAttention, latents: Latents, tokens: Tokens, 
     states = choose_for_states(cross, latents, tokens, plan)
     if states is None:
         return {}
-    dense = [CostModel(cross, latents.array, segment, None).costs()["dense"] for segment in tokens.segments.values()]
+    dense = [
+        CostModel(cross, _expanded(latents), segment, None).costs()["dense"] for segment in tokens.segments.values()
+    ]
     needed = sum(cost.bytes(0) for cost in dense)
     if any(choice.algorithm == "dense" for choice in states.values()):  # modules are called, for all tokens at once
         _check_fits(needed, plan.memory_limit)
@@ -208,9 +232,16 @@ def choose_for_writing(
     """Return a choice for each output whose queries are not decoded densely."""
     if plan.always_dense:
         return {}
-    models = {name: CostModel(cross, latents.array, segment, tails[name]) for name, segment in queries.segments.items()}
+    models = {
+        name: CostModel(cross, _expanded(latents), segment, tails[name]) for name, segment in queries.segments.items()
+    }
     choices = {name: choose(model, plan, dense=True) for name, model in models.items()}
     return {name: x for name, x in choices.items() if x is not None and x.algorithm != "dense"}
+
+
+def _expanded(latents: Latents) -> Float[Tensor, "b n d"]:
+    """Return the latents of the whole batch, without a copy."""
+    return latents.array.expand(latents.batch_size, -1, -1)
 
 
 def _check_fits(needed: int, limit: float | int | None) -> None:

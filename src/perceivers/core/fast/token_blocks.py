@@ -142,7 +142,7 @@ class AbsorbedBlocks(DenseBlocks):
 class HeadSteps:
     """What follows the linear maps of tokens to heads: biases, a norm, a rotation, copies for groups of heads."""
 
-    rotation: Callable[[Segment], Rotation | None]
+    rotation: Callable[[Segment], Rotation]
     """Function that returns the rotation between the tokens of a block and the latents."""
     norm: nn.Module | None = None
     """The norm of each head's keys (reading) or queries (writing); None: there is none."""
@@ -155,7 +155,7 @@ class HeadSteps:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that may need a gradient, by name."""
-        found = {"bias": self.bias, "value_bias": self.value_bias}
+        found = {"head_bias": self.bias, "value_bias": self.value_bias}
         if self.norm is not None:
             found["head_scale"], found["head_shift"] = scale_and_shift(self.norm, self.norm.weight.dtype)  # type: ignore[arg-type]
         return {name: x for name, x in found.items() if x is not None}
@@ -218,13 +218,12 @@ class ProjectedBlocks(DenseBlocks):
         """Return keys (or queries) and values after `steps`."""
         steps = self.steps
         assert steps is not None
-        keys = keys + tensors["bias"][:, None] if "bias" in tensors else keys
+        keys = keys + tensors["head_bias"][:, None] if "head_bias" in tensors else keys
         values = values + tensors["value_bias"][:, None] if values is not None and "value_bias" in tensors else values
         keys, rotation = steps.normed(keys, tensors), steps.rotation(self.segment.block(*block))
         if values is None:  # writing
-            return keys if rotation is None else rotation.queries(keys[None])[0], None
-        if rotation is not None:
-            keys, values = rotation.keys(keys[None])[0], rotation.values(values[None])[0]
+            return rotation.queries(keys[None])[0], None
+        keys, values = rotation.keys(keys[None])[0], rotation.values(values[None])[0]
         return keys.repeat_interleave(steps.group, 0), values.repeat_interleave(steps.group, 0)
 
 

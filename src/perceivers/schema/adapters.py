@@ -1,23 +1,25 @@
-"""The adapters of all inputs and of all outputs, by name; interfaces.py defines what each one provides."""
+"""The adapters of all inputs and of all outputs, by name; core/interfaces.py defines what each one provides."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceivers.core import layers
-from perceivers.core.checks import about, check_batches
+from perceivers.core.arguments import about, check_batches
+from perceivers.core.bottleneck import KL
 from perceivers.core.config import ChannelAlignmentRule, Config
+from perceivers.core.interfaces import InputAdapter
 from perceivers.core.layers import dtype_of, in_own_range, plain_linear, trained_vector
+from perceivers.core.perceiver import Masking
 from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens, zero_where_absent
-
-Masking = Callable[[str, torch.Size, torch.device], Bool[Tensor, "b m"]]
-"""Function of an input's name, shape [B, M] and device: True for the tokens that an evaluation masks."""
+from perceivers.modalities.modality import Modality
 
 
 class ChannelAlignment(nn.Module):
@@ -53,6 +55,44 @@ class ChannelAlignment(nn.Module):
 def mask_probs(inputs: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
     """Return the masking probability of each input that has a mask token, and whether it holds in evaluation too."""
     return {name: (spec.mask_prob, spec.mask_at_eval) for name, spec in inputs.items() if spec.mask_prob is not None}
+
+
+def build_inputs(specs: Mapping[str, Modality], config: Config) -> "tuple[InputAdapters, Conditioning | None]":
+    """Build the adapter of all inputs, and the module that makes the condition (None: nothing conditions the model)."""
+    encoder, d = config.encoder, config.latents.channels
+    adapters = {name: spec.build_input() for name, spec in specs.items()}
+    widths = {name: adapter.channels for name, adapter in adapters.items()}
+    align = ChannelAlignment(widths, encoder.channel_alignment, encoder.input_channels or d, encoder.min_padding)
+    inputs = InputAdapters(adapters, align, mask_probs(specs))
+    return inputs, Conditioning.of(specs, config, inputs.channels)
+
+
+def build_queries(specs: Mapping[str, Modality], config: Config, inputs: Mapping[str, InputAdapter]) -> "OutputQueries":
+    """Build the queries of all outputs; where the decoder has no attention, they are made of the latents."""
+    decoder, latents = config.decoder, config.latents
+    if config.bottleneck is not None and KL in specs:
+        raise ValueError(f"output {KL!r} has the name of the loss of config.bottleneck: rename the output")
+    queries: dict[str, Any] = {name: spec.build_query(inputs) for name, spec in specs.items()}
+    if decoder.kind == "query":
+        widths = {name: query.channels for name, query in queries.items()}
+        width = decoder.query_channels or latents.channels
+        return OutputQueries(queries, ChannelAlignment(widths, decoder.channel_alignment, width, decoder.min_padding))
+    for name, query in queries.items():
+        arguments = (latents.num_latents, latents.channels, decoder.kind == "average")
+        queries[name] = about("output", name, query.of_latents, *arguments)
+    widths = dict.fromkeys(queries, latents.channels)
+    return OutputQueries(queries, ChannelAlignment(widths, "pad", latents.channels, 0))
+
+
+def build_outputs(
+    specs: Mapping[str, Modality], config: Config, channels: int, inputs: Mapping[str, InputAdapter]
+) -> "OutputAdapters":
+    """Build the adapter of all outputs, whose heads take what the decoder computes, `channels` wide."""
+    outputs = {name: spec.build_output(channels, inputs) for name, spec in specs.items()}
+    if config.decoder.kind == "average":  # official `ProjectionDecoder`
+        for parameter in chain(*(output.head.parameters() for output in outputs.values())):
+            nn.init.zeros_(parameter)
+    return OutputAdapters(outputs)
 
 
 class InputAdapters(nn.Module):
@@ -158,10 +198,11 @@ class Conditioning(nn.Module):
 class OutputQueries(nn.Module):
     """Queries of all outputs: from points by name to one set of queries."""
 
-    def __init__(self, queries: Mapping[str, nn.Module], alignment: ChannelAlignment) -> None:
+    def __init__(self, queries: Mapping[str, Any], alignment: ChannelAlignment) -> None:
         super().__init__()
         self.queries, self.alignment = nn.ModuleDict(queries), alignment
         self.channels = alignment.channels
+        self.sources = {query.source for query in queries.values() if query.source is not None}
 
     def forward(self, encoded: Encoded, points: Mapping[str, Any], names: Iterable[str] | None = None) -> Tokens:
         """Return the queries of some outputs at these points, in one width; None: all whose source was given."""

@@ -34,7 +34,7 @@ def pairwise(factors: Mapping[str, Sequence[Any]], possible: Callable[[Case], bo
         for name in others:
             values = [value for value in factors[name] if possible({**case, name: value})]
             rng.shuffle(values)
-            case[name] = max(values, key=lambda value: len(pairs_of({**case, name: value}) & todo))  # noqa: B023
+            case[name] = max(values, key=lambda value: len(pairs_of({**case, name: value}) & todo))
         found = pairs_of(case) & todo
         assert found, case
         todo -= found

@@ -34,7 +34,7 @@ from perceivers.core.positions import AxisTables, GridCoordinates
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.core.trunk import Read, Trunk
 
-B, N, D, O, E = 2, 6, 12, 5, 3
+B, N, D, QUERIES, E = 2, 6, 12, 5, 3
 
 AXES = {"time": Axis("time", 0.3, 9.0), "x": Axis("x", 0.5, 4.0)}
 
@@ -71,6 +71,9 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "algorithm": (*(name for name in get_args(Algorithm) if name != "dense"), "limit", "parts"),
 }
 
+BLOCK = ("norm", "norm_epsilon", "qk_norm", "num_kv_heads", "qk_channels", "qkv_bias", "output_bias", "mlp_bias")
+BLOCK += ("layer_scale", "conditioned", "stochastic_depth")
+
 
 def possible(case: Case) -> bool:
     """Return whether these values may occur together."""
@@ -96,13 +99,7 @@ def cases() -> list[Case]:
 def config_of(case: Case) -> Config:
     """Return the config of a case."""
     gated, _, activation = case["mlp"].rpartition(" ")
-    block: dict[str, Any] = {
-        name: case[name]
-        for name in (
-            "norm norm_epsilon qk_norm num_kv_heads qk_channels qkv_bias output_bias mlp_bias layer_scale "
-            "conditioned stochastic_depth"
-        ).split()
-    }
+    block: dict[str, Any] = {name: case[name] for name in BLOCK}
     block |= {"num_heads": 2, "gated": bool(gated), "widening_factor": 0 if activation == "none" else 2}
     block |= {} if activation == "none" else {"activation": activation}
     if case["rotary"]:
@@ -150,7 +147,7 @@ class Model(nn.Module):
             nn.init.normal_(parameter, std=0.4)
         raw = 4 if case["tokens"] == "masked and projected" else D
         self.one = nn.Parameter(torch.randn(B, 15, raw - (3 if case["tokens"] == "grid" else 0)))
-        self.two, self.queries = nn.Parameter(torch.randn(1, 7, D)), nn.Parameter(torch.randn(B, O, D))
+        self.two, self.queries = nn.Parameter(torch.randn(1, 7, D)), nn.Parameter(torch.randn(B, QUERIES, D))
         self.map = nn.Linear(4, D) if raw == 4 else None
         self.mask_token, self.condition = nn.Parameter(torch.randn(D)), nn.Parameter(torch.randn(B, D))
         self.given = nn.Parameter(torch.randn(B, N, D))
@@ -190,7 +187,7 @@ class Model(nn.Module):
 
     def asked(self) -> Tokens:
         """Return the queries of two outputs, of which one has no coordinates."""
-        place = torch.linspace(0, 3, O, dtype=torch.float64)
+        place = torch.linspace(0, 3, QUERIES, dtype=torch.float64)
         queries = Segment(self.queries, coordinates={"time": place[None], "x": place[None] ** 2})
         return Tokens({"out": queries, "other": Segment(self.queries[:1, :3])})
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -16,7 +17,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from perceivers import from_pretrained, push_to_hub, save_pretrained
+from perceivers import Numbers, PerceiverIO, Schema, from_pretrained, push_to_hub, save_pretrained
+from perceivers.core.block_config import Axis, Rotary
+from perceivers.core.config import (
+    BottleneckConfig,
+    Config,
+    EncoderConfig,
+    LatentAxis,
+    LatentsConfig,
+    ProcessorConfig,
+)
 from perceivers.data.formats.writers import write_rows
 from perceivers.files import durable_folder
 from perceivers.files.durable import sweep, write_text
@@ -202,6 +212,29 @@ def test_what_is_no_model_of_ours_is_not_saved(tmp_path, model):
 def test_of_a_compiled_model_the_model_within_is_saved(tmp_path, changed):
     save_pretrained(torch.compile(changed, backend="eager"), tmp_path / "compiled")
     assert torch.equal(latents(tmp_path / "compiled"), changed.trunk.latents)
+
+
+def test_options_that_are_dataclasses_of_their_own_are_saved(tmp_path):
+    """A bottleneck, and a rotary embedding with a tuple of axes; an unknown option within them is named."""
+    axes, places = (Axis("x"), Axis("time", 2.0, 30.0)), (LatentAxis("x", 0.0, 1.0, 5),)
+    encoder, bottleneck = EncoderConfig(rotary=Rotary(axes, share=1.0)), BottleneckConfig(channels=3, sample=False)
+    config = Config(LatentsConfig(5, 16, places=places), encoder, ProcessorConfig(num_layers=1), bottleneck=bottleneck)
+    model = PerceiverIO(Schema({"x": Numbers(count=2)}, {"y": Numbers()}), config).eval()
+    save_pretrained(model, tmp_path / "model")
+    loaded, x = from_pretrained(tmp_path / "model"), torch.ones(1, 2)
+    assert loaded.config == config
+    assert torch.equal(loaded(x)["y"], model(x)["y"])
+    (tmp_path / "model" / "manifest.json").unlink()
+    file = tmp_path / "model" / "model.json"
+    text = file.read_text()
+    for right, wrong, field in (
+        ('"free_bits"', '"free_bit"', "bottleneck.free_bit"),
+        ('"share"', '"shares"', "encoder.rotary.shares"),
+        ('"max_wavelength": 30.0', '"max_wavelengths": 30.0', "encoder.rotary.axes.1.max_wavelengths"),
+    ):
+        file.write_text(text.replace(right, wrong))
+        with pytest.raises(ValueError, match=rf"model\.json: {re.escape(field)}: unknown field; did you mean"):
+            from_pretrained(tmp_path / "model")
 
 
 def linked(place, folder):

@@ -1,16 +1,20 @@
 """Schemas and configs in files: round trips, and errors that give the position."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+import yaml
 
-from perceivers.core.config import Config, EncoderConfig
+from perceivers.core.block_config import Axis, Rotary
+from perceivers.core.config import BottleneckConfig, Config, EncoderConfig
 from perceivers.modalities import Flow, Image, Label, PointSet
 from perceivers.modalities.position_encodings import Fourier
+from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
 from perceivers.schema.plain_values import from_plain, json_schema, to_plain
-from perceivers.schema.schema_files import from_file
+from perceivers.schema.schema_files import from_file, to_yaml, with_settings
 from perceivers.systems import TASKS
 
 TEXT = """\
@@ -80,6 +84,65 @@ def test_config_errors_name_the_place():
         from_plain(Config, {"encoder": {"num_head": 2}})
     with pytest.raises(ValueError, match="no effect under channel_alignment: pad"):
         Config(encoder=EncoderConfig(channel_alignment="pad", input_channels=5))
+
+
+NESTED = Config(
+    encoder=EncoderConfig(rotary=Rotary((Axis("x"), Axis("time", 2.0, 30.0)), share=0.25)),
+    bottleneck=BottleneckConfig(channels=3, weight=0.25, free_bits=0.5, warmup_steps=7, sample=False),
+)
+"""A config with options that are dataclasses of their own, one of them with a tuple of dataclasses."""
+
+
+@pytest.mark.parametrize("write", [to_yaml, lambda config: json.dumps(to_plain(config))], ids=["yaml", "json"])
+def test_nested_options_that_are_written_and_read_are_the_same(tmp_path, write):
+    (tmp_path / "config.yaml").write_text(write(NESTED))
+    assert from_file(Config, tmp_path / "config.yaml") == NESTED
+    assert to_plain(Config())["bottleneck"] is to_plain(Config())["encoder"]["rotary"] is None
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("free_bits", "free_bit", "bottleneck.free_bit: unknown field; did you mean 'free_bits'?"),
+        ("share: 0.25", "shares: 0.25", "encoder.rotary.shares: unknown field; did you mean 'share'?"),
+        ("max_wavelength: 30", "max_wave: 30", "encoder.rotary.axes.1.max_wave: unknown field"),
+        ("channels: 3", "channels: 0", "bottleneck: channels = 0 must be at least 1"),
+        ("sample: false", "sample: perhaps", "bottleneck.sample: Input should be a valid boolean"),
+        (
+            "name: time",
+            "name: x",
+            "encoder.rotary: rotary.axes = ['x', 'x'] must name at least one",
+        ),
+    ],
+)
+def test_wrong_nested_options_are_named(right, wrong, message):
+    """In a config, and in a recipe, where the config may also be the word "auto"."""
+    text = to_yaml(NESTED)
+    assert right in text
+    plain = yaml.safe_load(text.replace(right, wrong))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        from_plain(Config, plain)
+    with pytest.raises(ValueError, match=rf"^config\.{re.escape(message)}"):
+        from_plain(Recipe, to_plain(TASKS["digits"].recipe()) | {"config": plain})
+
+
+def test_a_nested_option_of_another_type_is_named():
+    recipe = to_plain(TASKS["digits"].recipe())
+    with pytest.raises(ValueError, match=r"^config\.bottleneck: Input should be a dictionary .*, not 5$"):
+        from_plain(Recipe, recipe | {"config": {"bottleneck": 5}})
+
+
+def test_settings_reach_nested_options():
+    settings = ["bottleneck={channels: 3}", "bottleneck.warmup_steps=7", "encoder.rotary={axes: [{name: x}]}"]
+    config = with_settings(Config(), [*settings, "encoder.rotary.values=true"])
+    assert config.bottleneck == BottleneckConfig(channels=3, warmup_steps=7)
+    assert config.encoder.rotary == Rotary((Axis("x"),), values=True)
+    assert with_settings(config, ["bottleneck=null"]).bottleneck is None
+    message = r"setting 'bottleneck\.channels=3': bottleneck is null, set all of it: bottleneck=\{channels: 3\}"
+    with pytest.raises(ValueError, match=message):
+        with_settings(Config(), ["bottleneck.channels=3"])
+    with pytest.raises(ValueError, match=r"there is no botleneck$"):
+        with_settings(Config(), ["botleneck.channels=3"])
 
 
 def test_json_schema_lists_every_modality():

@@ -13,9 +13,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from perceivers.core.config import BottleneckConfig
+from perceivers.core.arguments import check_batches
+from perceivers.core.config import BottleneckConfig, Config
 from perceivers.core.latents import Latents
 from perceivers.core.layers import apply_linear, plain_linear
+
+KL = "kl"
+"""Name of the loss of the bottleneck, beside those of the outputs."""
 
 LOG_VARIANCES = (-30.0, 20.0)
 """Range to which log-variances are limited, so that variances are finite and not 0."""
@@ -34,8 +38,12 @@ class Posterior:
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b n z"]:
         """Return a random sample."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + (self.log_variance / 2).exp() * noise
+        mean = self.mean
+        return self.at(torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype))
+
+    def at(self, noise: Float[Tensor, "#b n z"]) -> Float[Tensor, "#b n z"]:
+        """Return the sample that these numbers make, which are normal with mean 0 and variance 1."""
+        return self.mean + (self.log_variance / 2).exp() * noise.to(self.mean.dtype)
 
     def kl(self, free_bits: float = 0.0) -> Float[Tensor, " b"]:
         """Return the divergence of each sample from a unit normal, in nats, as a mean over latents and channels.
@@ -59,14 +67,33 @@ class Bottleneck(nn.Module):
         self.output = plain_linear(config.channels, channels)
 
     def forward(self, latents: Latents) -> Latents:
-        """Return the latents decoded from samples, or from means, with their posterior."""
+        """Return the latents decoded from samples, or from means, with their posterior.
+
+        The latents' noise makes the samples. Without it, samples are random in training, and means elsewhere.
+        """
         mean, log_variance = (apply_linear(module, latents.array) for module in (self.mean, self.log_variance))
         # In at least float32: exponentials.
         dtype = torch.promote_types(mean.dtype, torch.float32)
         posterior = Posterior(mean.to(dtype), log_variance.to(dtype).clamp(*LOG_VARIANCES), latents.mask)
-        drawn = posterior.sample() if self.training and self.config.sample else posterior.mean
-        return self.decoded(replace(latents, posterior=posterior), drawn)
+        if latents.noise is not None:
+            check_batches("latents and noise", {"latents": len(mean), "noise": len(latents.noise)})
+            drawn = posterior.at(latents.noise)
+        else:
+            drawn = posterior.sample() if self.training and self.config.sample else posterior.mean
+        return self.decoded(replace(latents, posterior=posterior, noise=None), drawn)
 
     def decoded(self, latents: Latents, drawn: Float[Tensor, "b n z"]) -> Latents:
         """Return the latents decoded from a sample."""
         return replace(latents, array=apply_linear(self.output, drawn.to(latents.array.dtype)))
+
+
+def checked_noise(noise: Tensor | None, config: Config) -> Tensor | None:
+    """Return the noise of a caller; ValueError if the model has no bottleneck, or one of another shape."""
+    if noise is None:
+        return None
+    if config.bottleneck is None or config.trunk == "transformer":
+        raise ValueError("noise makes a sample of the bottleneck, which the model lacks: set config.bottleneck")
+    size = (config.latents.num_latents, config.bottleneck.channels)
+    if noise.ndim != 3 or noise.shape[1:] != size:
+        raise ValueError(f"noise of shape {tuple(noise.shape)}, expected [B, {size[0]}, {size[1]}]")
+    return noise

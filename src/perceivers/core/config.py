@@ -111,11 +111,11 @@ class BottleneckConfig:
     channels: int = 64
     """Width of a sample."""
     weight: float = 1e-3
-    """Weight of the loss "kl", the mean over latents and channels of the divergence from a unit normal."""
+    """Weight of the loss "kl", the mean over latents and channels of the divergence from a unit normal, in nats."""
     free_bits: float = 0.0
     """Divergence of a channel, in bits, below which it adds nothing to the gradient."""
     warmup_steps: int = 0
-    """Training steps over which the weight rises from 0."""
+    """Training steps over which the weight rises linearly from 0; validation uses the full weight."""
     sample: bool = True
     """In training: True for samples, False for means. Outside training the mean is decoded."""
 
@@ -162,6 +162,10 @@ class DecoderConfig(BlockConfig):
     """Number of trained channels appended to the widest query, under "pad"."""
     output_channels: int | None = None
     """Width E of a linear map before the heads; None: no such map, E = F."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"num_layers": SIZE})
 
 
 @dataclass(frozen=True)

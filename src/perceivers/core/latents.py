@@ -34,6 +34,8 @@ class Latents:
     """The vector that conditions the blocks; None: there is none."""
     posterior: "Posterior | None" = None
     """The distribution in the bottleneck; None: there is none, or it is still to come."""
+    noise: Float[Tensor, "_ n z"] | None = None
+    """Normal numbers that make the sample of the bottleneck ahead; None: the bottleneck chooses."""
 
     @property
     def batch_size(self) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.core.attention import plan_attention
+from perceivers.core.bottleneck import checked_noise
 from perceivers.core.config import Config
 from perceivers.core.decoder import Decoder, LatentDecoder
 from perceivers.core.latents import Latents
@@ -73,22 +74,25 @@ class PerceiverIO(nn.Module):
         algorithm: str | None = None,
         masking: Masking | None = None,
         latents: Any = None,
+        noise: Tensor | None = None,
     ) -> Encoded:
         """Read and process the inputs; an iterable of parts of the inputs is read one part at a time.
 
         Each read takes at most `memory_limit` in addition to inputs and model. `algorithm` forces an attention
         algorithm. Both change only run time, memory and rounding. `masking` selects what an evaluation masks.
-        `latents` replaces the latents at the start (`start`).
+        `latents` replaces the latents at the start (`start`). `noise` [B, N, z], standard normal numbers, makes the
+        sample of the bottleneck; None: in training torch's random numbers do, and elsewhere the mean is decoded.
         """
         if self.schema.guard.comes_in_parts(raw):
-            if masking is not None:
-                raise ValueError("masking draws for whole inputs: give them whole, not in parts")
+            if masking is not None or noise is not None:
+                raise ValueError("masking and noise are for whole inputs: give them whole, not in parts")
             if latents is not None and self.conditioning is not None and not isinstance(latents, Latents):
                 raise ValueError("parts of inputs, and a condition: give latents=model.start(raw, latents)")
             start = None if latents is None else self._start(Tokens(), None, latents)
             return self.process(self._read_parts(raw, memory_limit, algorithm, start))
         tokens, segments = self.tokens(raw, None, masking)
         tokens, start = self._started(tokens, latents)
+        start = replace(start, noise=checked_noise(noise, self.config))
         found = self.trunk(tokens, self._plan(memory_limit, algorithm), start)
         return Encoded.of(found, self._sources(segments), self._redrawn)
 

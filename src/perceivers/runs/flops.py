@@ -20,7 +20,8 @@ CPU_ATTENTION = {
 }
 """Operation counts of fused kernels that torch's counter lacks."""
 
-STAGES = ("input_adapter", "trunk.encoder", "trunk.processor", "output_query", "decoder", "output_adapter")
+BOTTLENECK = "trunk.bottleneck"
+STAGES = ("input_adapter", "trunk.encoder", BOTTLENECK, "trunk.processor", "output_query", "decoder", "output_adapter")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def costs(preset: Preset) -> Costs:
         with memory, counter:
             model(raw, points, algorithm="dense")
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    stages = {name: _stage(name, model.get_submodule(name), flops) for name in STAGES}
+    has_bottleneck = getattr(model.trunk, "bottleneck", None) is not None
+    names = [name for name in STAGES if name != BOTTLENECK or has_bottleneck]
+    stages = {name: _stage(name, model.get_submodule(name), flops) for name in names}
     latents = sum(parameter.numel() for parameter in model.trunk.parameters(recurse=False))
     stages = {"trunk.latents": (latents, 0), **stages}
     return Costs(count_parameters(model), counter.get_total_flops(), memory.peak, stages)

@@ -43,7 +43,7 @@ def add_score_table(page: Report, run: Run) -> None:
 
 
 def add_losses(page: Report, run: Run) -> None:
-    """Add curves of the training loss and learned weight of each output over the steps."""
+    """Add curves of the training losses and of their learned weights over the steps."""
     lines = cast(list[dict[str, Any]], read_log(run.folder))
     curves = {"losses": "training loss", "weights": "learned weight"}
     curves = {key: title for key, title in curves.items() if any(line.get(key) for line in lines)}
@@ -57,7 +57,7 @@ def add_losses(page: Report, run: Run) -> None:
         axes.set_yscale("log")
         axes.legend()
     page.heading("Losses")
-    page.figure(figure, "Loss of each output on a training batch, under its fixed weight.")
+    page.figure(figure, "Losses of a training batch, under their fixed weights.")
 
 
 def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:

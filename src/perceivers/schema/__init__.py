@@ -28,7 +28,7 @@ from perceivers.schema.memory import check_memory, num_bytes
 from perceivers.schema.preprocessing import Fitting, Record, preprocessed, values_of
 
 Batch = Mapping[str, Mapping[str, Any]]
-"""A collated batch: raw values by name, under "inputs" and under "targets"."""
+"""A collated batch: raw values by name, under "inputs" and "targets"; in training perhaps also under "noise"."""
 
 MOST_NAMES = 1024
 """Largest number of inputs, and of outputs: each adds a module to the model, which takes milliseconds to count."""

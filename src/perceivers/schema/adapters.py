@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from perceivers.core import layers
 from perceivers.core.arguments import about, check_batches
+from perceivers.core.bottleneck import KL
 from perceivers.core.config import ChannelAlignmentRule, Config
 from perceivers.core.interfaces import InputAdapter
 from perceivers.core.layers import dtype_of, in_own_range, plain_linear, trained_vector
@@ -69,6 +70,8 @@ def build_inputs(specs: Mapping[str, Modality], config: Config) -> "tuple[InputA
 def build_queries(specs: Mapping[str, Modality], config: Config, inputs: Mapping[str, InputAdapter]) -> "OutputQueries":
     """Build the queries of all outputs; where the decoder has no attention, they are made of the latents."""
     decoder, latents = config.decoder, config.latents
+    if config.bottleneck is not None and KL in specs:
+        raise ValueError(f"output {KL!r} has the name of the loss of config.bottleneck: rename the output")
     queries: dict[str, Any] = {name: spec.build_query(inputs) for name, spec in specs.items()}
     if decoder.kind == "query":
         widths = {name: query.channels for name, query in queries.items()}

@@ -104,7 +104,11 @@ def _relevant(errors: Sequence[ErrorDetails]) -> ErrorDetails:
     # A union without a discriminator reports errors of every branch; branches of another `kind` are irrelevant.
     other = {error["loc"][:-1] for error in errors if error["type"] == "literal_error" and error["loc"][-1] == "kind"}
     wanted = [error for error in errors if error["loc"][:-1] not in other]
-    return min(wanted or errors, key=lambda error: _LAST.index(error["type"]) if error["type"] in _LAST else -1)
+    wanted = wanted or list(errors)
+    # An error deeper than those of other branches is informative, whatever its type.
+    top = min(len(error["loc"]) for error in wanted)
+    last = [_LAST.index(e["type"]) if e["type"] in _LAST and len(e["loc"]) == top else -1 for e in wanted]
+    return wanted[last.index(min(last))]
 
 
 def _field_path(error: ErrorDetails, plain: Any) -> tuple[str, ...]:

@@ -25,11 +25,14 @@ def with_settings(value: T, settings: Iterable[str]) -> T:
         if not separator:
             raise ValueError(f"setting {setting!r} must be field=value, e.g. training.num_steps=200")
         *parents, name = field.split(".")
-        node = plain
+        node, is_null = plain, False
         for parent in parents:
+            is_null = isinstance(node, dict) and parent in node and node[parent] is None
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict):
-            raise ValueError(f"setting {setting!r}: there is no {'.'.join(parents)}")
+            whole = ".".join(parents)
+            known = f"{whole} is null, set all of it: {whole}={{{name}: {text}}}" if is_null else f"there is no {whole}"
+            raise ValueError(f"setting {setting!r}: {known}")
         node[name], _ = from_yaml(text, f"setting {setting[:99]!r}")
     return from_plain(type(value), plain)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
 from perceivers.data.splits import random_split
-from perceivers.schema import Batch, Record, Schema
+from perceivers.schema import Batch, Record
 from perceivers.training.activation_checkpointing import recomputed
 from perceivers.training.checkpoints import diverged, latest_checkpoint
 from perceivers.training.devices import device_of, on_device
@@ -92,7 +92,7 @@ def make_steps(
         state.load(latest)
     agreed(fabric, lambda: claim(state.step))
 
-    batches = remaining_batches(fabric, objective.schema, records, state.step, config)
+    batches = remaining_batches(fabric, objective, records, state.step, config)
     with Log(run, state.step, config, enabled=fabric.is_global_zero) as log, workers_let_go():
         started = time.monotonic() - state.seconds
         for batch in fabric.setup_dataloaders(batches, use_distributed_sampler=False):
@@ -101,7 +101,7 @@ def make_steps(
             seed_step(config.seed, state.step, fabric.global_rank)
             if config.mixup is not None:
                 batch = mixed(objective.schema, batch, config.mixup)
-            losses = gradients(fabric, learner, batch, config.accumulate)
+            losses = gradients(fabric, learner, batch, config.accumulate, objective.warmup(state.step))
             weights = objective.weights()
             norm = clip(fabric, learner, optimiser, config)
             check_finite(state.step, losses, weights, norm, state.checkpoint)
@@ -137,7 +137,7 @@ def build_learner(fabric: "Fabric", objective: Objective, config: TrainingConfig
 
 
 def remaining_batches(
-    fabric: "Fabric", schema: Schema, records: Sequence[Record], step: int, config: TrainingConfig
+    fabric: "Fabric", objective: Objective, records: Sequence[Record], step: int, config: TrainingConfig
 ) -> DataLoader[Any]:
     """Return a loader of this process's share of each batch, from `step` to the last step."""
     sampler = BatchOrder(
@@ -151,7 +151,7 @@ def remaining_batches(
         shuffle=config.shuffle,
         groups=getattr(records, "groups", ()),
     )
-    return training_batches(schema, records, sampler, config.num_workers)
+    return training_batches(objective.schema, records, sampler, config.num_workers, objective.noise_shape)
 
 
 def set_rate(optimiser: Any, rate: float) -> float:
@@ -194,7 +194,9 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
     return chosen(records, training), chosen(records, validation)
 
 
-def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict[str, float]:
+def gradients(
+    fabric: "Fabric", learner: Any, batch: Batch, number: int, warmup: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Compute the gradients of a batch over all processes, and return the loss of each output that has a target.
 
     Each process cuts its share of the batch into `number` parts, one backward pass each, to save memory. A loss is a
@@ -202,24 +204,26 @@ def gradients(fabric: "Fabric", learner: Any, batch: Batch, number: int) -> dict
 
         loss of the batch = sum over processes and parts of  (elements of the part / elements of the batch) * its loss
 
-    The result is the loss, and its gradient the gradient, of the whole batch in one piece.
+    The result is the loss, and its gradient the gradient, of the whole batch in one piece. `warmup` scales the
+    gradients of some losses, by name, and not the losses that are returned.
     """
-    # Count the elements of each output, in each part of this process and in the whole batch: [outputs].
-    schema, pieces = learner.schema, parts(batch, number)
-    piece_counts = [counts(schema, piece, fabric.device) for piece in pieces]
+    # Count the elements of each loss, in each part of this process and in the whole batch: [losses].
+    names, pieces, warmup = learner.names, parts(batch, number), warmup or {}
+    piece_counts = [counts(learner, piece, fabric.device) for piece in pieces]
     batch_counts = fabric.all_reduce(torch.stack(piece_counts).sum(dim=0), reduce_op="sum")
-    if not batch_counts.any():
+    if not batch_counts[: len(learner.schema.outputs)].any():
         raise ValueError("no record of the batch has a target")
-    in_batch = dict(zip(schema.outputs, batch_counts.clamp(min=1), strict=True))  # 1: no division by 0
+    in_batch = dict(zip(names, batch_counts.clamp(min=1), strict=True))  # 1: no division by 0
 
     # Add up losses and gradients over the parts.
-    sums: dict[str, Tensor] = {name: torch.zeros((), device=fabric.device) for name in schema.outputs}
+    sums: dict[str, Tensor] = {name: torch.zeros((), device=fabric.device) for name in names}
     for piece, count in zip(pieces, piece_counts, strict=True):
         # Processes average their gradients below; the factor world_size makes the average a sum.
-        in_piece = dict(zip(schema.outputs, fabric.world_size * count, strict=True))
+        in_piece = dict(zip(names, fabric.world_size * count, strict=True))
         with fabric.no_backward_sync(learner, enabled=piece is not pieces[-1]):
             weighted = {name: loss * in_piece[name] / in_batch[name] for name, loss in learner(piece).items()}
-            fabric.backward(torch.stack(list(weighted.values())).sum())
+            scaled = [warmup[name] * loss if name in warmup else loss for name, loss in weighted.items()]
+            fabric.backward(torch.stack(scaled).sum())
         sums |= {name: sums[name] + loss.detach() for name, loss in weighted.items()}
 
     # Add up the losses over the processes: their mean is the sum, since each contains the factor world_size.

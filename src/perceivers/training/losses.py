@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
 
+from perceivers.core.bottleneck import KL
 from perceivers.core.layers import without_autocast
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Batch, Schema
@@ -21,12 +23,13 @@ class Objective(nn.Module):
 
     Learned loss weights (Kendall, Gal and Cipolla 2018, arXiv:1705.07115): a loss L with the fixed weight w becomes
     w (exp(-s) L + s). The log-variance s of each output is learned and starts at 0; its optimum is exp(s) = L.
-    A loss that is a likelihood already is left unchanged.
+    A loss that is a likelihood already is left unchanged, and so is the loss of the bottleneck.
     """
 
     def __init__(self, model: PerceiverIO, weights: Literal["fixed", "learned"] = "fixed") -> None:
         super().__init__()
-        self.model = model
+        bottleneck = getattr(model.trunk, "bottleneck", None)
+        self.model, self.bottleneck = model, None if bottleneck is None else bottleneck.config
         outputs = self.schema.outputs
         self.weighed = [name for name, spec in outputs.items() if weights == "learned" and not spec.is_likelihood]
         if weights == "learned" and len(outputs) < 2:
@@ -38,6 +41,24 @@ class Objective(nn.Module):
         """The schema of the model."""
         return cast(Schema, self.model.schema)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the losses: the outputs, then "kl" if the model has a bottleneck."""
+        return [*self.schema.outputs, *([] if self.bottleneck is None else [KL])]
+
+    @property
+    def noise_shape(self) -> tuple[int, int] | None:
+        """Shape [N, z] of the noise of a sample in training; None: the model draws no sample of a bottleneck."""
+        if self.bottleneck is None or not self.bottleneck.sample:
+            return None
+        return self.model.config.latents.num_latents, self.bottleneck.channels
+
+    def warmup(self, step: int) -> dict[str, float]:
+        """Return the factor by which a step (from 0) scales the loss of the bottleneck, by name; empty: by none."""
+        if self.bottleneck is None or step >= self.bottleneck.warmup_steps:
+            return {}
+        return {KL: step / self.bottleneck.warmup_steps}
+
     def train(self, mode: bool = True) -> "Objective":
         """Set training or evaluation mode; frozen batch norms stay in evaluation mode and keep their statistics."""
         super().train(mode)
@@ -47,17 +68,28 @@ class Objective(nn.Module):
         return self
 
     def forward(self, batch: Batch, masking: Masking | None = None) -> dict[str, Tensor]:
-        """Return the weighted loss of each output that has targets, in float32 at least; one loss of 0 if none has."""
-        predictions, targets = self.predict(batch, masking), batch["targets"]
+        """Return the weighted loss of each output that has targets, in float32 at least; one loss of 0 if none has.
+
+        With a bottleneck, its loss "kl" comes last, under its full weight (see `warmup`).
+        """
+        encoded, targets = None, batch["targets"]
+        if self.bottleneck is None:
+            predictions = self.predict(batch, masking)
+        else:
+            noise = batch["noise"]["bottleneck"] if self.training and "noise" in batch else None
+            encoded = self.model.encode(batch["inputs"], masking=cast(Any, masking), noise=noise)
+            predictions = _precise(self.model.decode(encoded, self.schema.points(targets)))
         with without_autocast(next(self.parameters()).device):
             losses = self.schema.losses(predictions, targets)
             if self.log_variances is not None:
                 for name, variance in zip(self.weighed, self.log_variances, strict=True):
                     if name in losses:
                         losses[name] = (-variance).exp() * losses[name] + self.schema.outputs[name].weight * variance
-        if not losses:  # other processes may have targets and wait for this one's gradients, which are 0
-            zero = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
-            return {next(iter(self.schema.outputs)): zero}
+            if not losses:  # other processes may have targets and wait for this one's gradients, which are 0
+                used = [*tree_leaves(predictions), *self.extra_parameters.values()]
+                losses = {next(iter(self.schema.outputs)): 0.0 * torch.stack([x.sum() for x in used]).sum()}
+            if encoded is not None and self.bottleneck is not None:
+                losses[KL] = self.bottleneck.weight * encoded.posterior.kl(self.bottleneck.free_bits).mean()
         return losses
 
     @property
@@ -75,7 +107,7 @@ class Objective(nn.Module):
 
     def unweighed(self, losses: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
         """Return the losses under their fixed weights alone: w L, given w (exp(-s) L + s) and the weights exp(-s)."""
-        fixed = {name: self.schema.outputs[name].weight for name in losses}
+        fixed = {name: self.schema.outputs[name].weight for name in weights}
         return {
             name: (loss + fixed[name] * math.log(weights[name])) / weights[name] if name in weights else loss
             for name, loss in losses.items()
@@ -86,12 +118,23 @@ class Objective(nn.Module):
         return _precise(self.model(batch["inputs"], self.schema.points(batch["targets"]), masking=masking))
 
 
-def counts(schema: Schema, batch: Batch, device: torch.device) -> Tensor:
-    """Return the number of elements that the loss of each output is a mean over; 0 for an output without targets."""
-    known = {name: schema.outputs[name].num_terms(target) for name, target in batch["targets"].items()}
+def counts(learner: Any, batch: Batch, device: torch.device) -> Tensor:
+    """Return the number of elements that each loss is a mean over; 0 for an output without targets.
+
+    The loss of the bottleneck is a mean over the samples. `learner` is an Objective, perhaps wrapped by Fabric.
+    """
+    outputs = learner.schema.outputs
+    known = {name: outputs[name].num_terms(target) for name, target in batch["targets"].items()}
+    if learner.bottleneck is not None:
+        known[KL] = torch.tensor(num_samples(batch))
     return torch.stack(
-        [known[name].to(device) if name in known else torch.tensor(0, device=device) for name in schema.outputs]
+        [known[name].to(device) if name in known else torch.tensor(0, device=device) for name in learner.names]
     )
+
+
+def num_samples(batch: Batch) -> int:
+    """Return the number of samples of a batch."""
+    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), 0)
 
 
 def parts(batch: Batch, number: int) -> Sequence[Batch]:

@@ -148,19 +148,19 @@ def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) ->
 
     Raise a ValueError if no record has a target: its loss of 0 would be the best of all checkpoints.
     """
-    schema = learner.schema
-    sums = torch.zeros(len(schema.outputs), dtype=torch.double)
+    schema, names = learner.schema, learner.names
+    sums = torch.zeros(len(names), dtype=torch.double)
     counted = torch.zeros_like(sums)
     with evaluating(learner):
         masking = masking_of(learner.model, schema)
         for number, batch in enumerate(evaluation_batches(schema, records, batch_size)):
             # A loss is a mean over elements: weight each batch with the number of its elements.
             losses = learner(on_device(batch, device_of(learner)), masking._replace(first=number * batch_size))
-            count = counts(schema, batch, torch.device("cpu"))
+            count = counts(learner, batch, torch.device("cpu"))
             counted += count
-            for index, name in enumerate(schema.outputs):
+            for index, name in enumerate(names):
                 sums[index] += count[index] * losses[name].item() if name in losses else 0.0
-    if not counted.any():
+    if not counted[: len(schema.outputs)].any():
         raise ValueError(f"none of the {len(records)} validation records has a target: change validation_fraction")
     return float((sums / counted.clamp(min=1)).sum())
 

@@ -56,7 +56,7 @@ def mixed(schema: Schema, batch: Batch, mixing: Mixup) -> Batch:
     targets: dict[str, Any] = {}
     for output, target in batch["targets"].items():
         targets[output] = _with_neighbour(cast(Label, schema.outputs[output]).probabilities(target), parts)
-    return {"inputs": {name: image}, "targets": targets}
+    return {**batch, "inputs": {name: image}, "targets": targets}
 
 
 def blends(count: int, size: list[int], alpha: float) -> Weights:

@@ -24,6 +24,9 @@ WINDOW = 8
 Draw = tuple[int, int]
 """Epoch and number of a record to load."""
 
+NOISE = 1
+"""Number that, added to (seed, epoch, record), seeds the noise of a record; not 0, which would change no seed."""
+
 
 @dataclass(frozen=True)
 class BatchOrder(Sampler[list[Draw]]):
@@ -77,10 +80,18 @@ class RecordError(ValueError):
 
 
 class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
-    """Records, preprocessed by the schema."""
+    """Records, preprocessed by the schema; with `noise_shape`, each comes with normal numbers for a bottleneck."""
 
-    def __init__(self, schema: Schema, records: Sequence[Record], seed: int, training: bool) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        records: Sequence[Record],
+        seed: int,
+        training: bool,
+        noise_shape: tuple[int, int] | None = None,
+    ) -> None:
         self.schema, self.records, self.seed, self.training = schema, records, seed, training
+        self.noise_shape = noise_shape
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -91,9 +102,21 @@ class PreparedRecords(Dataset[dict[str, dict[str, Any]]]):
         epoch, number = draw if isinstance(draw, tuple) else (0, draw)
         rng = np.random.default_rng((self.seed, epoch, number))
         try:
-            return self.schema.preprocess(self.records[number], rng, self.training)
+            sample = self.schema.preprocess(self.records[number], rng, self.training)
         except ValueError as error:
             raise RecordError(str(error)) from error
+        if self.noise_shape is not None:
+            rng = np.random.default_rng((self.seed, epoch, number, NOISE))
+            sample["noise"] = {"bottleneck": rng.standard_normal(self.noise_shape, np.float32)}
+        return sample
+
+    def collate(self, samples: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+        """Return preprocessed records as a batch, with their noise if they come with any."""
+        batch = self.schema.collate(samples)
+        if self.noise_shape is not None:
+            noise = np.stack([sample["noise"]["bottleneck"] for sample in samples])
+            batch["noise"] = {"bottleneck": torch.from_numpy(noise)}
+        return batch
 
 
 @contextmanager
@@ -110,18 +133,22 @@ def workers_let_go() -> Iterator[None]:
 
 
 def training_batches(
-    schema: Schema, records: Sequence[Record], order: BatchOrder, num_workers: int = 0
+    schema: Schema,
+    records: Sequence[Record],
+    order: BatchOrder,
+    num_workers: int = 0,
+    noise_shape: tuple[int, int] | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of collated training batches in this order; ValueError for batches too large for the memory."""
     check_memory(
         f"batch_size = {order.batch_size}: the inputs",
         order.batch_size * num_bytes(schema.dummy_input(1, torch.device("meta"))),
     )
-    prepared = PreparedRecords(schema, records, order.seed, training=True)
+    prepared = PreparedRecords(schema, records, order.seed, training=True, noise_shape=noise_shape)
     return DataLoader(
         prepared,
         batch_sampler=order,
-        collate_fn=schema.collate,
+        collate_fn=prepared.collate,
         num_workers=num_workers,
         worker_init_fn=ignore_stop_signals,
     )

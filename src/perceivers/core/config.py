@@ -101,7 +101,7 @@ class EncoderConfig(BlockConfig):
     share_reads: Sharing = "all_but_first"
     """Sharing of weights among the reads."""
     attend_latents: bool = False
-    """True: the latents attend to the tokens and to one another at once (Flamingo); needs tokens as wide as latents."""
+    """True: the latents attend to the tokens and to one another at once; needs tokens as wide as latents."""
 
 
 @dataclass(frozen=True)

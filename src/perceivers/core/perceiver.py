@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perceivers.core.arguments import check_batches
 from perceivers.core.attention import plan_attention
 from perceivers.core.bottleneck import checked_noise
 from perceivers.core.config import Config
@@ -144,11 +145,13 @@ class PerceiverIO(nn.Module):
         memory_limit: Limit = None,
         algorithm: str | None = None,
         share: tuple[int, int] | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Decode these outputs (None: all), each at its points (None: everywhere); limit and algorithm as in `encode`.
 
         `share` (rank, world): decode only the part of each output that falls to one of several processes, if any; a
-        grid is split along its first axis.
+        grid is split along its first axis. `condition`: raw inputs that condition the decoder, in place of those that
+        were encoded; one encoded sample is decoded under each of several conditions.
         """
         adapters: Any = self.input_adapter.adapters
         guard = self.schema.guard
@@ -161,6 +164,10 @@ class PerceiverIO(nn.Module):
         queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters)
         heads = self.output_adapter.heads(adapters)
         latents = encoded.around or Latents(encoded.latents)
+        if condition is not None:
+            made = self.conditioning(self.tokens(guard.condition(condition, self.conditioning), ())[0])
+            check_batches("inputs", {"what was encoded": len(latents.array), "condition": len(made)})
+            latents = replace(latents, condition=made)
         written = self.decoder(queries, latents, heads, self._plan(memory_limit, algorithm))
         return self.output_adapter(guard.written(written, queries), queries)
 

@@ -52,6 +52,22 @@ class Guard:
             raise ValueError(f"latents of shape {shape}, expected vectors [B, N, D] or whole numbers of tokens [B, N]")
         return x.to(dtype) if rank == 3 else x.long()
 
+    def condition(self, raw: Any, conditioning: Any) -> Any:
+        """Return the inputs that condition the decoder; ValueError for others, and where other stages are conditioned.
+
+        `conditioning`: the module that makes the condition (`schema.adapters.Conditioning`), if there is one.
+        """
+        if conditioning is None:
+            raise ValueError("condition: no stage of the model is conditioned: leave it out")
+        if others := [stage for stage in conditioning.stages if stage != "decoder"]:
+            raise ValueError(f"condition: the {others[0]} is conditioned too: encode the inputs again")
+        if not isinstance(raw, Mapping):
+            raise ValueError(
+                f"condition of type {type(raw).__name__}: give a dictionary of {', '.join(conditioning.names)}"
+            )
+        check_names("input in condition:", list(raw), conditioning.names)
+        return raw
+
     def comes_in_parts(self, raw: Any) -> bool:
         """Return whether inputs come in chunks, that is, as an iterable whose items are each a valid input."""
         if isinstance(raw, Mapping | Tensor | np.ndarray | str) or is_picture(raw) or not isinstance(raw, Iterable):

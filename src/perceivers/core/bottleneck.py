@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
         dtype = torch.promote_types(mean.dtype, torch.float32)
         posterior = Posterior(mean.to(dtype), log_variance.to(dtype).clamp(*LOG_VARIANCES), latents.mask)
         if latents.noise is not None:
-            check_batches("latents and noise", {"latents": len(mean), "noise": len(latents.noise)})
+            check_batches("latents and noise", {"latents": mean.shape[0], "noise": latents.noise.shape[0]})
             drawn = posterior.at(latents.noise)
         else:
             drawn = posterior.sample() if self.training and self.config.sample else posterior.mean

@@ -81,7 +81,7 @@ class LatentsConfig:
     @property
     def num_places(self) -> int:
         """Number of places; 1 without a grid."""
-        return math.prod(axis.count for axis in self.places)
+        return math.prod([axis.count for axis in self.places])  # a list: compilers take no generator
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Located:
         """Return the coordinates of concatenated tokens."""
         if len(parts) == 1:
             return parts[0]
-        batch = max(len(part.coordinates) for part in parts)
+        batch = max(part.coordinates.shape[0] for part in parts)
         expanded = [part.coordinates.expand(batch, -1, -1) for part in parts]
         return cls(torch.cat(expanded, 1), tuple(run for part in parts for run in part.runs))
 

@@ -40,7 +40,7 @@ class Latents:
     @property
     def batch_size(self) -> int:
         """B; 1 if the latents and their condition are the same for every sample."""
-        return max(self.segment.batch_size, 1 if self.condition is None else len(self.condition))
+        return max(self.segment.batch_size, 1 if self.condition is None else self.condition.shape[0])
 
     @property
     def segment(self) -> Segment:
@@ -85,16 +85,16 @@ def chosen_tokens(
     valid = mask.sum(1, keepdim=True)
     # Tokens in the order of the rule, those that do not exist at the end; then the place of each latent in that order.
     if config.rule == "farthest":
-        order, place = farthest_points(segment, mask, count), number.expand(len(mask), -1)
+        order, place = farthest_points(segment, mask, count), number.expand(mask.shape[0], -1)
     elif config.rule == "random":
-        order, place = _random_order(mask, training), number.expand(len(mask), -1)
+        order, place = _random_order(mask, training), number.expand(mask.shape[0], -1)
     else:
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
         last = valid - count + number
         strided = torch.where(valid < count, number, number * valid // count)
         place = last if config.rule == "last" else strided
     exists = (place >= 0) & (place < valid)
-    index = order.gather(1, place.clamp(0, order.shape[1] - 1).expand(len(order), -1))
+    index = order.gather(1, place.clamp(0, order.shape[1] - 1).expand(order.shape[0], -1))
     always = segment.mask is None and segment.num_tokens >= count
     return index, None if always else exists
 
@@ -108,7 +108,7 @@ def farthest_points(segment: Segment, mask: Bool[Tensor, "#b m"], count: int) ->
     if not along:
         raise ValueError("latents.rule: farthest needs an input with coordinates: name its axes")
     points = torch.stack(torch.broadcast_tensors(*along.values()), -1)  # [#b, m, a]
-    batch = max(len(points), len(mask))
+    batch = max(points.shape[0], mask.shape[0])
     points, mask = points.expand(batch, -1, -1), mask.expand(batch, -1)
     distance = torch.where(mask, math.inf, -1.0)
     chosen = []
@@ -124,6 +124,8 @@ def _random_order(mask: Bool[Tensor, "#b m"], training: bool) -> Int[Tensor, "#b
     """Return the existing tokens in a random order; outside training in the same one for every sample and call."""
     if training:
         key = torch.rand(mask.shape, device=mask.device)
-    else:
-        key = torch.rand(mask.shape[1], generator=torch.Generator().manual_seed(0)).to(mask.device)[None]
-    return torch.where(mask, key, 2.0).argsort(1)
+    else:  # a hash of each token's number (a generator cannot be compiled)
+        key = torch.arange(1, mask.shape[1] + 1, device=mask.device)[None]
+        for _ in range(2):
+            key = (key ^ key >> 16) * 0x45D9F3B & 0xFFFFFFFF
+    return torch.where(mask, key, 2**32).argsort(1)

@@ -166,7 +166,7 @@ class PerceiverIO(nn.Module):
         latents = encoded.around or Latents(encoded.latents)
         if condition is not None:
             made = self.conditioning(self.tokens(guard.condition(condition, self.conditioning), ())[0])
-            check_batches("inputs", {"what was encoded": len(latents.array), "condition": len(made)})
+            check_batches("inputs", {"what was encoded": latents.array.shape[0], "condition": made.shape[0]})
             latents = replace(latents, condition=made)
         written = self.decoder(queries, latents, heads, self._plan(memory_limit, algorithm))
         return self.output_adapter(guard.written(written, queries), queries)

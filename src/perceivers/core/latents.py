@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from perceivers.core.arguments import require
 from perceivers.core.config import LatentsConfig
 from perceivers.core.coordinates import Coordinates, Located, dense_coordinates
 from perceivers.core.tokens import Segment
@@ -97,6 +98,15 @@ def chosen_tokens(
     index = order.gather(1, place.clamp(0, order.shape[1] - 1).expand(order.shape[0], -1))
     always = segment.mask is None and segment.num_tokens >= count
     return index, None if always else exists
+
+
+def check_numbers(index: Int[Tensor, "#b _"], segment: Segment, config: LatentsConfig) -> None:
+    """Raise a ValueError unless a caller's numbers are as many as the latents, and each the number of a token."""
+    what = f"numbers of tokens of input {config.taken_from!r} in place of latents"
+    if index.shape[1] != config.num_latents:
+        raise ValueError(f"{what}: shape {tuple(index.shape)}, expected [B, {config.num_latents}]")
+    inside = (index >= 0) & (index < segment.num_tokens)
+    require(inside.all(), lambda: f"{what}: {index[~inside][0]} is outside its {segment.num_tokens} tokens, from 0")
 
 
 def farthest_points(segment: Segment, mask: Bool[Tensor, "#b m"], count: int) -> Int[Tensor, "b n"]:

@@ -197,7 +197,11 @@ class PerceiverIO(nn.Module):
         condition = None if self.conditioning is None else self.conditioning(tokens)
         roles = {name: spec.role for name, spec in self.schema.inputs.items()}
         read = Tokens({name: x for name, x in tokens.segments.items() if roles[name] == "read"})
-        return read, self._start(read, condition, latents)
+        start = self._start(read, condition, latents)
+        check_batches(
+            "inputs", {"latents": start.batch_size, **{name: x.batch_size for name, x in read.segments.items()}}
+        )
+        return read, start
 
     def _start(self, tokens: Tokens, condition: Tensor | None, latents: Any) -> Latents:
         if isinstance(latents, Latents):

@@ -13,7 +13,7 @@ from perceivers.core.blocks import CrossAttention, SelfAttention
 from perceivers.core.bottleneck import Bottleneck
 from perceivers.core.config import Config, TrunkConfig, shared
 from perceivers.core.coordinates import UNTURNED
-from perceivers.core.latents import Latents, chosen_tokens, place_coordinates
+from perceivers.core.latents import Latents, check_numbers, chosen_tokens, place_coordinates
 from perceivers.core.layers import apply_linear, norm_layer, plain_linear, sines, trained_vector
 from perceivers.core.reading import SoftmaxState
 from perceivers.core.tokens import Segment, Tokens, token_dtype
@@ -152,6 +152,8 @@ class Trunk(nn.Module):
             raise ValueError(f"latents are taken from input {config.taken_from!r}: give it, or start=model.start(raw)")
         if index is None:
             index, exists = chosen_tokens(segment, config, self.training)
+        else:
+            check_numbers(index, segment, config)
         taken, dtype = segment.at(index), next(self.parameters()).dtype
         array = taken.dense(token_dtype(dtype)).to(dtype)
         array = array if self.latent_map is None else apply_linear(self.latent_map, array)

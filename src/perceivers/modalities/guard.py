@@ -44,7 +44,7 @@ class Guard:
         """Return a caller's latents as a tensor: vectors [B, N, D] in this precision, or numbers of tokens [B, N]."""
         if given is None:
             return None
-        x = as_tensor(given, device)
+        x = about("argument", "latents", as_tensor, given, device)
         rank = 3 if x.is_floating_point() else 2
         x = x[None] if x.ndim == rank - 1 else x
         if x.ndim != rank or x.dtype == torch.bool:

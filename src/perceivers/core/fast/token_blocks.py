@@ -224,6 +224,8 @@ class ProjectedBlocks(DenseBlocks):
         if values is None:  # writing
             return rotation.queries(keys[None])[0], None
         keys, values = rotation.keys(keys[None])[0], rotation.values(values[None])[0]
+        if steps.group == 1:
+            return keys, values
         return keys.repeat_interleave(steps.group, 0), values.repeat_interleave(steps.group, 0)
 
 

@@ -248,8 +248,8 @@ def read(
     key, key_bias = _behind_norm(linear_map(attention.key), norm, attention.num_kv_heads, dtype)
     value, value_bias = _behind_norm(linear_map(attention.value), norm, attention.num_kv_heads, dtype)
     # What follows the maps is done head by head; else heads that queries share are copied, and biases added behind.
-    steps, shift = None, None
-    if attention.key_head_norm is not None or rotation.of_keys is not None:
+    steps, shift, is_shared = None, None, group > 1 and algorithm == "projected"
+    if attention.key_head_norm is not None or rotation.of_keys is not None or is_shared:
         inside = {"bias": key_bias, "value_bias": value_bias}
         steps = HeadSteps(partial(cross.rotation, latents), attention.key_head_norm, **inside, group=group)
         value_bias = value_bias[:, :0].sum()

@@ -198,17 +198,17 @@ class CostModel:
         """Return the numbers held per token for what follows the maps to heads (`token_blocks.HeadSteps`)."""
         attention, (qk, v) = self.cross.attention, self._token_widths
         rotary = None if self.segment.coordinates is None else attention.rotary
-        held = 0
+        is_normed, held = attention.key_head_norm is not None, 0
+        is_shared = self.tail is None and attention.num_heads != attention.num_kv_heads
         # Behind a bias there is a second copy of the heads; a norm, and a rotation, hold two more of what they change.
-        if rotary is not None or attention.key_head_norm is not None:
+        if rotary is not None or is_normed or is_shared:
             held += qk + (v if self.tail is None else 0)
-        if attention.key_head_norm is not None:
+        if is_normed:
             held += 2 * qk
         if rotary is not None:
             angles = 2 * attention.qk_channels // attention.num_heads
             held += 2 * (qk + (v if rotary.values else 0)) + angles
-        copied = attention.num_heads != attention.num_kv_heads and self.tail is None
-        return held + (attention.qk_channels + attention.v_channels if copied else 0)
+        return held + (attention.qk_channels + attention.v_channels if is_shared else 0)
 
     def _coded_rows(self) -> int:
         """Return the number of grid rows that a separable block codes one-hot; 0 without a grid or with a kernel."""

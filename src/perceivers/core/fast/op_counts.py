@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 import torch
 
 from perceivers.core.fast.algorithms import Algorithm
+from perceivers.core.fast.epilogue import COLUMN_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ class AttentionShape:
 
     def _folded_epilogue(self, hidden: tuple[int, int], written: int) -> OpCount:
         inner, activated = hidden
-        columns = inner + min(self.channels, self.v + 1) + written
+        columns = inner + min(self.channels, self.v + 1) * (inner > 0) + written  # without an MLP there is no norm
+        columns += -columns % COLUMN_MULTIPLE
         return OpCount(
             products=self.query_columns * columns + activated * written,
             held=columns + _activation_held(inner, activated) + written,

@@ -125,8 +125,8 @@ class Plan:
         if is_dense and not is_trained:
             models.append(writing)
         else:
-            possible: dict[Any, Cost] = {"dense": costs["dense"]} if is_dense else {**costs}
-            possible = {self.algorithm: costs[self.algorithm]} if self.algorithm in possible else possible
+            possible = {"dense": costs["dense"]} if is_dense else costs
+            possible = {name: cost for name, cost in possible.items() if name == self.algorithm} or possible
             least = min(cost.bytes(cost.unit) for cost in possible.values())
         # A gradient needs the activations of all layers.
         together, factor = (sum, GRADIENT) if is_trained else (max, 1)

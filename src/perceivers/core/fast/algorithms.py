@@ -50,6 +50,7 @@ from perceivers.core.fast.token_blocks import (
     ProjectedBlocks,
     TokenBlocks,
     blocks_of,
+    normed_heads,
     sample_of,
 )
 from perceivers.core.latents import Latents
@@ -297,8 +298,7 @@ def _queries(
     attention, (modulation, _) = cross.attention, cross.modulations(latents.condition)
     normed = cross.normed_queries(latents.array.to(dtype_of(cross.query_norm)), modulation)
     query = rearrange(apply_linear(attention.query, normed).to(dtype), "b n (h d) -> b h n d", h=attention.num_heads)
-    query = query if attention.query_head_norm is None else attention.query_head_norm(query)
-    query = rotation.queries(query)
+    query = rotation.queries(normed_heads(attention.query_head_norm, query))
     return query / math.sqrt(query.shape[-1])
 
 
@@ -352,7 +352,7 @@ def write(
     dtype = torch.promote_types(latents.array.dtype, torch.float32)
     key, value = _keys_and_values(cross, queries, latents)
     modulations = cross.modulations(latents.condition)
-    has_steps = attention.query_head_norm is not None or attention.rotary is not None
+    has_steps = algorithm == "projected" and (attention.query_head_norm is not None or attention.rotary is not None)
     query_map, written = linear_map(attention.query), []
     # One sample after the other: its scores by blocks of queries, then the epilogue.
     for number in range(max(latents.batch_size, queries.batch_size)):

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import traceback
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from perceivers.core.config import Config, LatentsConfig, ProcessorConfig
-from perceivers.modalities import Image, Label, PointSet, Text
+from perceivers.core.block_config import Axis, Rotary
+from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.modalities import Image, Label, Numbers, PointSet, Text
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.pretrained.model_folder import load_model
 from perceivers.schema import Schema
@@ -107,6 +109,30 @@ def test_two_processes_make_the_steps_of_one(records, tmp_path, kind, shard_mode
     files = {path.name for path in checkpoints(tmp_path / "two")[0].iterdir()}
     assert ("model-00002-of-00002.safetensors" in files) == shard_model
     assert (TRAINING in files) != shard_model
+
+
+@pytest.mark.parametrize("shard_model", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_two_processes_train_conditioned_rotary_blocks_like_one(records, tmp_path, shard_model):
+    """A third of the records lacks the condition."""
+    rotary = Rotary((Axis("y", 0.5, 9.0), Axis("x", 0.5, 9.0)), share=1.0)
+    block = {"rotary": rotary, "conditioned": True, "num_heads": 2}
+    config = Config(
+        LatentsConfig(num_latents=5, channels=12, taken_from="points", rule="strided", token_map=True),
+        EncoderConfig(**block),
+        ProcessorConfig(num_layers=1, **block),
+        DecoderConfig(num_layers=2, **block),
+    )
+    points = replace(SCHEMA.inputs["points"], axis_names=("y", "x"), drop_prob=0.0)
+    inputs = {"points": points, "bright": Numbers(key="label", mean=(0.5,), std=(0.5,), role="condition")}
+    schema = Schema(inputs, {"image": replace(SCHEMA.outputs["image"], axis_names=("y", "x"))})
+    settings = SETTINGS | {"optimiser": OptimiserConfig(kind="adamw", learning_rate=3e-3), "schema": schema}
+    settings["config"] = config
+    one = trained(records, tmp_path / "one", 4, **settings)
+    together(2, lambda rank: trained(records, tmp_path / "two", 4, shard_model=shard_model, **settings))
+    torch.testing.assert_close(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), **EXACT)
+    two = load_model(latest_checkpoint(tmp_path / "two"))
+    for (name, expected), found in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("shard_model", [False, True])

@@ -86,8 +86,6 @@ def possible(case: Case) -> bool:
         return False  # each block of queries draws by itself
     if get("reads") == "no processor" and get("bottleneck"):
         return False  # a bottleneck stands before a second read: nothing to compare in parts
-    if get("latents") in ("last", "random", "farthest") and get("mask") == "sample":
-        return False  # a sample without tokens has no latents
     return not (get("rotary") and len(get("rotary")) > 1 and get("tokens") == "array" and get("latents") == "none")
 
 

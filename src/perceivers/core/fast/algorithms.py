@@ -33,7 +33,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -372,7 +372,9 @@ def write(
             blocks = SeparableBlocks if algorithm.startswith("separable") else AbsorbedBlocks
             tokens = blocks(sample, norm, _folded(keys, query, norm), added)
         epilogue, shared = epilogue_of(algorithm, cross, values, tail, (of_attention, of_mlp))
-        writer = _writer(cross, tokens, epilogue)
+        writer = _writer(
+            cross, tokens, epilogue, None if latents.mask is None else latents.mask[number % len(latents.mask)]
+        )
         tensors = (*tokens.tensors.values(), *shared.sources)
         written.append(_Written.apply(tokens, blocks_of(tokens, block_size), writer, shared.leaves, *tensors))
     return (torch.stack(written) if len(written) > 1 else written[0][None]).to(latents.array.dtype)
@@ -397,12 +399,20 @@ def _keys_and_values(
     return key, value
 
 
-def _writer(cross: CrossAttention, tokens: TokenBlocks, epilogue: Epilogue) -> Writer:
+def _writer(
+    cross: CrossAttention, tokens: TokenBlocks, epilogue: Epilogue, exists: Bool[Tensor, " n"] | None
+) -> Writer:
+    """Return the function that decodes a block; `exists` is True for the latents that do, None for all."""
+
     def writer(part: dict[str, Tensor], block: Block) -> Tensor:
         scores, _ = tokens.scores(part, block)
         if scores.ndim == 2:
             scores = rearrange(scores, "m (h n) -> h m n", h=cross.attention.num_heads)
-        weights, valid = scores.softmax(-1), tokens.valid(block)
+        if exists is None:
+            weights = scores.softmax(-1)
+        else:  # 0 also where no latent exists
+            weights = scores.masked_fill(~exists, -math.inf).softmax(-1).masked_fill(~exists, 0)
+        valid = tokens.valid(block)
         weights = weights if valid is None else weights.masked_fill(~valid[:, None], 0)
         queries = tokens.dense_block(part, block) if cross.query_residual and isinstance(tokens, DenseBlocks) else None
         steps = tokens.steps if isinstance(tokens, ProjectedBlocks) else None

@@ -63,10 +63,9 @@ class Plan:
     ) -> bool:
         """Return whether the block must be called as a whole, with arrays; ValueError if that takes too much memory.
 
-        With `heads`, which follow the modules `output`, `tokens` are queries. A mask of latents that are keys, and
-        hooks, need arrays.
+        With `heads`, which follow the modules `output`, `tokens` are queries. Hooks need arrays.
         """
-        if (heads is None or latents.mask is None) and not self.always_dense and not is_hooked(cross, sharding=False):
+        if not self.always_dense and not is_hooked(cross, sharding=False):
             return False
         if self.memory_limit is not None and not torch.compiler.is_compiling():
             tails: Any = {} if heads is None else {name: (*output, head) for name, head in heads.items()}

@@ -209,7 +209,8 @@ class PointSet(Modality):
             return
         # Two and more: an image, whose background is blue so that every grey stands out.
         across = points[:, 1] if self.axes > 1 else np.zeros(len(points))
-        axes.scatter(across, points[:, 0], c=values.mean(-1) if self.channels else None, cmap="gray", s=24, marker="s")
+        colours: dict[str, Any] = {"c": values.mean(-1), "cmap": "gray"} if self.channels else {"c": "white"}
+        axes.scatter(across, points[:, 0], s=24, marker="s", **colours)
         (top, bottom), (left, right) = (self.bounds or ((-1.0, 1.0),) * 2)[:2] if self.axes > 1 else ((-1, 1), (-1, 1))
         axes.set(xlim=(left - 0.5, right + 0.5), ylim=(bottom + 0.5, top - 0.5), xticks=[], yticks=[])
         axes.set_facecolor("#33507a")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.core.checks import COUNT
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
 from perceivers.core.precision import floats
@@ -21,6 +22,7 @@ from perceivers.modalities.modality import (
     LARGEST,
     NOMINAL,
     Modality,
+    Ranges,
     Raw,
     check_units,
     denormalised,
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
 class PointSet(Modality):
     """A set of points; a record holds {"coordinates": [M, axes], "values": [M, channels]}, M may differ.
 
-    A record may also be one array [M, axes + channels], or [M, axes] if the values are unknown.
+    A record may also be one array [M, axes + channels], or [M, axes] if the values are unknown. Without channels, the
+    values may be left out.
     """
 
     axes: int = 2
@@ -75,6 +78,7 @@ class PointSet(Modality):
     """Standard deviation of the values for normalisation. Fitted if None."""
     read_fields: ClassVar[tuple[str, ...]] = ("axes",)
     preprocess_needs_fit: ClassVar[bool] = False
+    ranges: ClassVar[Ranges] = {"channels": COUNT}
     kind: Literal["pointset"] = "pointset"
     """Name in schema files."""
 
@@ -160,6 +164,8 @@ class PointSet(Modality):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "PointSetOutput":
         """Build the adapter from decoded queries to values."""
+        if not self.channels:
+            raise ValueError("channels = 0: an output has at least one value at a point")
         return PointSetOutput(self, channels)
 
     @property
@@ -189,7 +195,9 @@ class PointSet(Modality):
         return prediction[known], target["values"][known]
 
     def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
-        """Scale coordinates of the data to -1 to 1, by `bounds`."""
+        """Scale coordinates of the data to -1 to 1, by `bounds`; without rounding if these are -1 and 1."""
+        if {*(self.bounds or ())} <= {(-1.0, 1.0)}:
+            return coordinates
         low, high = coordinates.new_tensor(self.bounds or ((-1.0, 1.0),) * self.axes).unbind(dim=-1)
         span = torch.where(high > low, high - low, torch.ones_like(low))  # coordinates may all be equal
         return -1 + 2 * (coordinates - low) / span
@@ -226,6 +234,8 @@ class PointSet(Modality):
     def _arrays(self, value: Any) -> dict[str, np.ndarray]:
         """Return the points of a record as checked arrays of float32."""
         value = value if isinstance(value, Mapping) else self._split(as_float32(value))
+        if not self.channels and "coordinates" in value:
+            value = {"values": np.empty((*np.shape(value["coordinates"])[:1], 0)), **value}
         if missing := [name for name in ("coordinates", "values") if name not in value]:
             raise ValueError(f'points without {" and ".join(missing)}: give {{"coordinates", "values"}}')
         points = {name: as_float32(value[name]) for name in ("coordinates", "values")}
@@ -258,9 +268,8 @@ class PointSetInput(InputAdapter):
         self.channels = spec.channels + (0 if self.positions is None else self.positions.channels)
 
     def forward(self, raw: Raw) -> Segment:
-        """Return the tokens in the order of the points."""
-        if not isinstance(raw, Mapping):
-            raise ValueError(f'{shown(raw)}, expected {{"coordinates", "values", "mask"}}')
+        """Return the tokens in the order of the points; points without values may be a tensor of coordinates."""
+        raw = self._with_values(raw)
         check_keys(raw, ["coordinates", "values"], ["mask"])
         mask, shape = raw.get("mask"), raw["coordinates"].shape
         if len(shape) != 3 or raw["values"].shape[1:] != (shape[1], self.spec.channels):
@@ -273,6 +282,15 @@ class PointSetInput(InputAdapter):
         positions = None if self.positions is None else self.positions.at(self.spec.to_unit(coordinates))
         along = NamedAxes(self.spec.axis_names).at(coordinates, mask)
         return Segment(values, positions, mask=mask, coordinates=along)
+
+    def _with_values(self, raw: Raw) -> Mapping[str, Tensor]:
+        """Return a raw batch with values of no channels, where points have none and they are left out."""
+        raw = {"coordinates": raw} if isinstance(raw, Tensor) and not self.spec.channels else raw
+        if not isinstance(raw, Mapping):
+            raise ValueError(f'{shown(raw)}, expected {{"coordinates", "values", "mask"}}')
+        if self.spec.channels or "values" in raw or "coordinates" not in raw:
+            return raw
+        return {**raw, "values": raw["coordinates"][..., :0]}
 
 
 class PointSetOutput(OutputAdapter):

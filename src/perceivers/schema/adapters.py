@@ -31,7 +31,7 @@ class ChannelAlignment(nn.Module):
 
     def __init__(self, widths: Mapping[str, int], rule: ChannelAlignmentRule, channels: int, min_padding: int) -> None:
         super().__init__()
-        self.channels = channels if rule == "project" else max(widths.values()) + min_padding
+        self.channels = channels if rule == "project" else max(widths.values(), default=0) + min_padding
         self.projections, self.paddings = nn.ModuleDict(), nn.ParameterDict()
         for name, width in widths.items():
             if rule == "project":
@@ -58,10 +58,13 @@ def mask_probs(inputs: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
 
 
 def build_inputs(specs: Mapping[str, Modality], config: Config) -> "tuple[InputAdapters, Conditioning | None]":
-    """Build the adapter of all inputs, and the module that makes the condition (None: nothing conditions the model)."""
+    """Build the adapter of all inputs, and the module that makes the condition (None: nothing conditions the model).
+
+    The tokens of an input that only serves queries keep their width: they are not read.
+    """
     encoder, d = config.encoder, config.latents.channels
     adapters = {name: spec.build_input() for name, spec in specs.items()}
-    widths = {name: adapter.channels for name, adapter in adapters.items()}
+    widths = {name: adapter.channels for name, adapter in adapters.items() if specs[name].role != "query"}
     align = ChannelAlignment(widths, encoder.channel_alignment, encoder.input_channels or d, encoder.min_padding)
     inputs = InputAdapters(adapters, align, mask_probs(specs))
     return inputs, Conditioning.of(specs, config, inputs.channels)

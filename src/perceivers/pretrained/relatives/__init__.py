@@ -14,6 +14,7 @@ from perceivers.core.arguments import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.resampler import Resampler, ResamplerConfig
 from perceivers.files.budgets import read_json
+from perceivers.modalities.modality import named
 from perceivers.pretrained.foreign import read_state
 from perceivers.pretrained.hub import fetched
 from perceivers.pretrained.model_folder import load_weights
@@ -47,18 +48,19 @@ class Relative:
     """Dataclass of what its arrays do not tell."""
     convert: Callable[[Mapping[str, Any], Any], tuple[Schema, Any, Weights] | tuple[ResamplerConfig, Weights]]
     """Function of a state dict and settings that returns schema (not for a resampler), config and weights."""
-    said: Callable[[Mapping[str, Any]], Any] = lambda around: {}
-    """Function of the plain values that a file has beside the arrays; returns those of the settings that they tell."""
+    said: Callable[[Mapping[str, Any], Path], Any] = lambda around, source: {}
+    """Function of the values beside the arrays in a file, and of its path, that returns the settings that they tell."""
 
 
-def _of_lightning(around: Mapping[str, Any]) -> Any:
+def _of_lightning(around: Mapping[str, Any], source: Path) -> Any:
     """Return the settings in the hyperparameters of a checkpoint of torch_brain's trainer."""
     return _at(around, "hyper_parameters", "model")
 
 
-def _of_config(around: Mapping[str, Any]) -> Any:
+def _of_config(around: Mapping[str, Any], source: Path) -> Any:
     """Return the settings in the config.json of a resampler, or of a model that has one."""
-    config = around.get("config.json")
+    path = (source if source.is_dir() else source.parent) / "config.json"
+    config = read_json(path) if path.is_file() else None
     return config if _at(config, "model_type") == "idefics2_perceiver" else _at(config, "perceiver_config")
 
 
@@ -93,15 +95,17 @@ RELATIVES = {
 """All such models, by name."""
 
 
-def from_state_dict(model: str, state: Mapping[str, Any], **settings: Any) -> PerceiverIO | Resampler:
+def from_state_dict(model: str, state: Any, **settings: Any) -> PerceiverIO | Resampler:
     """Return our model with the weights of another library's: POYO, 3DShape2VecSet, or a resampler.
 
     `model`: a name of RELATIVES. `state`: names to tensors, also those of a larger model. `settings`: what shapes do
     not tell, e.g. heads=8. ValueError naming the array or the setting that is missing or does not fit.
     """
     check_names("model", [model], RELATIVES)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"a state dict is a dictionary of names to tensors, not {state!r:.99}")
     given: Any = from_plain(RELATIVES[model].settings, to_plain(settings))
-    return _built(RELATIVES[model], state, given, "state")
+    return _built(RELATIVES[model], state, given)
 
 
 def read_relative(source: Path, model: str, settings: Iterable[str] = ()) -> PerceiverIO | Resampler:
@@ -109,14 +113,12 @@ def read_relative(source: Path, model: str, settings: Iterable[str] = ()) -> Per
 
     ValueError for a setting that contradicts the file.
     """
-    folder = source if source.exists() else fetched(str(source), THEIR_FILES)
-    state, around = read_state(folder)
-    config = (folder if folder.is_dir() else folder.parent) / "config.json"
-    around = {**around, "config.json": read_json(config)} if config.is_file() else around
+    path = source if source.exists() else fetched(str(source), THEIR_FILES)
+    state, around = read_state(path)
     # The settings that the file tells, then those of the caller.
     relative = RELATIVES[model]
     names = [field.name for field in fields(relative.settings)]
-    said = relative.said(around)
+    said = relative.said(around, path)
     known = {name: said[name] for name in names if name in said} if isinstance(said, Mapping) else {}
     settings = list(settings)
     given: Any = with_settings(from_plain(relative.settings, known, str(source)), settings)
@@ -126,16 +128,16 @@ def read_relative(source: Path, model: str, settings: Iterable[str] = ()) -> Per
     return _built(relative, state, given, str(source))
 
 
-def _built(relative: Relative, state: Mapping[str, Any], settings: Any, source: str) -> PerceiverIO | Resampler:
+def _built(relative: Relative, state: Mapping[str, Any], settings: Any, source: str = "") -> PerceiverIO | Resampler:
     """Return the model in evaluation mode."""
     model: PerceiverIO | Resampler
-    match relative.convert(state, settings):
+    match named(source, relative.convert, state, settings) if source else relative.convert(state, settings):
         case Schema() as schema, config, weights:
             model = Preset(schema, config).build("meta")
         case ResamplerConfig() as config, weights:
             with torch.device("meta"), only_value_errors():
                 model = Resampler(config, config.latents.channels)
-    load_weights(model, weights, source, assign=True)
+    load_weights(model, weights, source or "state", assign=True)
     return model.eval()
 
 

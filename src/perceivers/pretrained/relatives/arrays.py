@@ -5,7 +5,7 @@ A state dict may be a part of a larger one, whose names then begin with a prefix
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,25 +27,27 @@ class Arrays:
 
     tensors: Mapping[str, Any]
     """Arrays by name."""
+    kind: str
+    """Name of such models, for errors."""
     prefix: str = ""
     """What comes before each name in the file."""
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], mark: str, prefix: str | None = None, alone: bool = True) -> "Arrays":
+    def of(
+        cls, state: Mapping[str, Any], kind: str, mark: str, prefix: str | None = None, alone: bool = True
+    ) -> "Arrays":
         """Return the arrays of the model that has an array called `mark`.
 
         `prefix`: what comes before its names; None: found by the mark. `alone`: the file has no other arrays.
         """
-        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-            raise ValueError(f"a state dict of type {type(state).__name__}: give a dictionary of names to tensors")
         prefix = _prefix_of(state, mark) if prefix is None else prefix
         found = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
         if alone and len(found) < len(state):
             other = min(name for name in state if not name.startswith(prefix))
-            raise ValueError(f"{other:.300} is left over: the names of the model begin with {prefix!r:.99}")
-        if mark not in found:
-            raise ValueError(f"{prefix}{mark} is missing: the model has it")
-        return cls(found, prefix)
+            raise ValueError(f"{other:.300} is left over: the names of {kind} begin with {prefix!r:.99} here")
+        arrays = cls(found, kind, prefix)
+        arrays[mark]
+        return arrays
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -54,7 +56,7 @@ class Arrays:
         """Return an array; ValueError if it is missing, or is no tensor of floating-point numbers."""
         array = self.tensors.get(name)
         if array is None:
-            raise ValueError(f"{self.prefix}{name} is missing: the model has it")
+            raise ValueError(f"{self.prefix}{name} is missing: {self.kind} has it")
         if not isinstance(array, Tensor) or not array.is_floating_point():
             what = f"of {array.dtype}" if isinstance(array, Tensor) else f"a {type(array).__name__}"
             raise ValueError(f"{self.prefix}{name} is {what}: it should be a tensor of floating-point numbers")
@@ -80,11 +82,11 @@ class Arrays:
                 right = f"with the sizes of the other arrays it should be {list(shape)}"
                 raise ValueError(f"{self.prefix}{name} has shape {list(found)}; {right}")
         if extra := sorted(self.tensors.keys() - expected.keys()):
-            raise ValueError(f"{self.prefix}{extra[0]:.300} is left over: the model has no place for it")
+            raise ValueError(f"{self.prefix}{extra[0]:.300} is left over: {self.kind} has no place for it")
 
     def without(self, *names: str) -> "Arrays":
         """Return the arrays without some."""
-        return Arrays({name: x for name, x in self.tensors.items() if name not in names}, self.prefix)
+        return replace(self, tensors={name: x for name, x in self.tensors.items() if name not in names})
 
     def multiple(self, name: str, axis: int, of: int, what: str) -> int:
         """Return how many times a size goes into an axis of an array; ValueError if there is a rest."""

@@ -4,8 +4,8 @@
     latents: the same vectors at every step of a grid of times
 
 As a schema: the input "spikes", records of "unit", "type" and "time" (seconds); the input "session", a class number;
-the output "readout", at points [O, 1] of time. Class numbers are POYO's rows. An unknown unit has row 0, "NA" in POYO; an
-unknown type has row 0, the type of a spike.
+the output "readout", at points [O, 1] of time. Class numbers are rows of POYO. An unknown unit has row 0, "NA" in POYO,
+and an unknown type has row 0, the type of a spike.
 """
 
 import math
@@ -68,11 +68,11 @@ def from_poyo(state: Mapping[str, Any], settings: PoyoSettings) -> tuple[Schema,
 
     ValueError naming an array that is missing, left over or of a wrong shape, or a setting that is missing.
     """
-    everything = Arrays.of(state, "latent_emb.weight", settings.prefix)
+    everything = Arrays.of(state, "POYO", "latent_emb.weight", settings.prefix)
     names = {name: everything.tensors[name] for name in VOCABULARIES if name in everything}
     arrays = everything.without(*VOCABULARIES)
     sizes = _sizes(arrays)
-    arrays.check(_shapes(sizes))
+    arrays.check(poyo_shapes(sizes))
     rotary = _rotary(arrays)
     steps = _steps(settings)
     classes = {
@@ -103,7 +103,7 @@ def _sizes(arrays: Arrays) -> Sizes:
     return Sizes(channels, per_step, rows, outputs, 2 * pairs, inner, widening, depth)
 
 
-def _shapes(sizes: Sizes) -> Shapes:
+def poyo_shapes(sizes: Sizes) -> Shapes:
     """Return the shape of each array."""
     d, inner = sizes.channels, sizes.inner
     shapes: Shapes = {name: (rows, d) for name, rows in sizes.rows.items()}

@@ -17,7 +17,9 @@ from perceivers.pretrained.relatives.arrays import Arrays, Shapes, Weights, atte
 HEADS = (8, 64)
 """Number and width of heads by default (flamingo-pytorch, `PerceiverResampler`)."""
 
-IDEFICS_HEADS, IDEFICS_WIDTH = 16, 96
+IDEFICS = "a resampler of Idefics2"
+
+IDEFICS_HEADS = (16, 96)
 """Number and width of heads by default (`Idefics2PerceiverConfig`)."""
 
 ACTIVATIONS = {
@@ -69,7 +71,7 @@ def from_flamingo(state: Mapping[str, Any], settings: FlamingoSettings) -> tuple
     ValueError naming an array that is missing, left over or of a wrong shape, or a setting that is missing.
     """
     # Sizes, and the shapes that they give.
-    arrays = Arrays.of(state, "media_pos_emb", settings.prefix, alone=False)
+    arrays = Arrays.of(state, "a resampler of Flamingo", "media_pos_emb", settings.prefix, alone=False)
     num_latents, d = arrays.shape("latents", 2)
     times, depth = arrays.shape("media_pos_emb", 3)[0], max(arrays.count("layers"), 1)
     inner = arrays.shape("layers.0.0.to_q.weight", 2)[0]
@@ -110,8 +112,8 @@ def from_idefics2(state: Mapping[str, Any], settings: Idefics2Settings) -> tuple
     # Sizes, and the shapes that they give.
     prefix = settings.prefix
     if prefix is None:
-        prefix = Arrays.of(state, "layers.0.input_latents_norm.weight", alone=False).prefix
-    arrays = Arrays.of(state, "latents", prefix, alone=False)
+        prefix = Arrays.of(state, IDEFICS, "layers.0.input_latents_norm.weight", alone=False).prefix
+    arrays = Arrays.of(state, IDEFICS, "latents", prefix, alone=False)
     num_latents, d = arrays.shape("latents", 2)
     depth = max(arrays.count("layers"), 1)
     inner, key_inner = (arrays.shape(f"layers.0.self_attn.{name}.weight", 2)[0] for name in ("q_proj", "k_proj"))
@@ -177,7 +179,7 @@ def _idefics2_heads(inner: int, key_inner: int, settings: Idefics2Settings, wher
     given = {"resampler_n_heads": settings.resampler_n_heads, "resampler_head_dim": settings.resampler_head_dim}
     if settings.num_key_value_heads is not None and set(given.values()) == {None}:
         given["resampler_head_dim"] = key_inner // max(settings.num_key_value_heads, 1)
-    heads = num_heads(inner, given, (IDEFICS_HEADS, IDEFICS_WIDTH), f"{where}.q_proj.weight")
+    heads = num_heads(inner, given, IDEFICS_HEADS, f"{where}.q_proj.weight")
     kv_heads, rest = divmod(key_inner, inner // heads)
     if rest or heads % kv_heads or settings.num_key_value_heads not in (None, kv_heads):
         found = f"num_key_value_heads = {settings.num_key_value_heads}, but " * (

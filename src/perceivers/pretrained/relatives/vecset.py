@@ -80,9 +80,9 @@ def from_vecset(state: Mapping[str, Any], settings: VecsetSettings) -> tuple[Sch
 
     ValueError naming an array that is missing, left over or of a wrong shape, or a setting that is missing.
     """
-    arrays = Arrays.of(state, "point_embed.basis", settings.prefix)
+    arrays = Arrays.of(state, "3DShape2VecSet", "point_embed.basis", settings.prefix)
     sizes = _sizes(arrays)
-    arrays.check(_shapes(sizes))
+    arrays.check(vecset_shapes(sizes))
     _check_octaves(arrays, sizes)
     if settings.num_latents is None:
         raise ValueError("num_latents is missing: the arrays do not tell it: give num_latents")
@@ -114,7 +114,7 @@ def _sizes(arrays: Arrays) -> Sizes:
     )
 
 
-def _shapes(sizes: Sizes) -> Shapes:
+def vecset_shapes(sizes: Sizes) -> Shapes:
     """Return the shape of each array."""
     d, waves = sizes.channels, sizes.axes * sizes.bands
     read, processed, written = sizes.widening

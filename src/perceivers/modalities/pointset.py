@@ -15,8 +15,8 @@ from torch import Tensor
 
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
-from perceivers.core.precision import floats
-from perceivers.core.tokens import Segment, zero_where_absent
+from perceivers.core.precision import floats, zero_where_absent
+from perceivers.core.tokens import Segment
 from perceivers.modalities.modality import (
     LARGEST,
     NOMINAL,

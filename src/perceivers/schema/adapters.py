@@ -17,8 +17,9 @@ from perceivers.core.config import ChannelAlignmentRule, Config
 from perceivers.core.interfaces import InputAdapter
 from perceivers.core.layers import dtype_of, in_own_range, plain_linear, trained_vector
 from perceivers.core.perceiver import Masking
+from perceivers.core.precision import zero_where_absent
 from perceivers.core.reading import Encoded
-from perceivers.core.tokens import Segment, Tokens, zero_where_absent
+from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.modality import Modality
 
 
@@ -203,6 +204,10 @@ class OutputQueries(nn.Module):
         self.queries, self.alignment = nn.ModuleDict(queries), alignment
         self.channels = alignment.channels
         self.sources = {query.source for query in queries.values() if query.source is not None}
+
+    def sources_of(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
+        """Return the inputs' segments whose tokens serve as queries."""
+        return {name: segment for name, segment in segments.items() if name in self.sources}
 
     def forward(self, encoded: Encoded, points: Mapping[str, Any], names: Iterable[str] | None = None) -> Tokens:
         """Return the queries of some outputs at these points, in one width; None: all whose source was given."""

@@ -713,7 +713,7 @@ def test_an_evaluation_masks_tokens_by_record_and_place() -> None:
     assert whole.float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert not torch.equal(whole[0], whole[1])
     assert torch.equal(masked(vectors[1:, :11], 8), whole[1:, :11])
-    with pytest.raises(ValueError, match="masking draws for whole inputs"):
+    with pytest.raises(ValueError, match="masking and noise are for whole inputs"):
         model.encode(iter([vectors]), masking=Masking({}))
 
 

@@ -162,7 +162,7 @@ class DecoderConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, {"num_layers": SIZE})
+        check_ranges(self, {"num_layers": (1.0, 64.0)})
 
 
 @dataclass(frozen=True)

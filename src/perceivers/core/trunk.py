@@ -123,10 +123,7 @@ class Trunk(nn.Module):
         return stages
 
     def start(self, tokens: Tokens | None = None, given: Tensor | None = None) -> Latents:
-        """Return the latents before the first read.
-
-        `given`: vectors [B, N, D] in their place, or numbers [B, N] of the tokens that become latents.
-        """
+        """Return the latents before the first read; `given`: vectors [B, N, D] in their place, or tokens by number."""
         config = self.config.latents
         if given is None and self.latents is not None:
             given = self.latents[None]

@@ -115,7 +115,7 @@ class Block(nn.Module):
         x = modulation.leave(x)
         if not (skips and self.training and self.skip_prob):
             return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.skip_prob
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.skip_prob
         return torch.where(kept, x / (1 - self.skip_prob), 0)
 
     def through_mlp(self, x: Attended, modulation: Modulation) -> Attended:

@@ -3,7 +3,7 @@
     mean, log_variance = two linear maps of the latent;   z = mean + exp(log_variance / 2) noise;   latent = a map of z
     kl = mean over latents and channels of (mean^2 + exp(log_variance) - 1 - log_variance) / 2
 
-Source: 3DShape2VecSet (Zhang et al. 2023), `KLAutoEncoder` and `DiagonalGaussianDistribution`.
+Source: Zhang et al. 2023 (arXiv:2301.11445), `KLAutoEncoder` and `DiagonalGaussianDistribution`.
 """
 
 import math

@@ -78,7 +78,7 @@ class LatentsConfig:
     @property
     def num_places(self) -> int:
         """Number of places; 1 without a grid."""
-        return math.prod(axis.count for axis in self.places)
+        return math.prod([axis.count for axis in self.places])  # a list: compilers take no generator
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class EncoderConfig(BlockConfig):
     share_reads: Sharing = "all_but_first"
     """Sharing of weights among the reads."""
     attend_latents: bool = False
-    """True: the latents attend to the tokens and to one another at once (Flamingo); needs tokens as wide as latents."""
+    """True: the latents attend to the tokens and to one another at once; needs tokens as wide as latents."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def chosen_tokens(
     if not segment.num_tokens:
         raise ValueError(f"input {config.taken_from!r} has no tokens to take latents from")
     # Tokens in the order of the rule, those that do not exist at the end; then the place of each latent in that order.
-    place, valid = torch.arange(count, device=mask.device).expand(len(mask), -1), mask.sum(1, keepdim=True)
+    place, valid = torch.arange(count, device=mask.device).expand(mask.shape[0], -1), mask.sum(1, keepdim=True)
     if config.rule == "farthest":
         order = farthest_points(segment, mask, count)
     elif config.rule == "random":
@@ -73,7 +73,7 @@ def chosen_tokens(
         strided = torch.where(valid < count, place, place * valid // count)
         place = valid - count + place if config.rule == "last" else strided
     exists = (place >= 0) & (place < valid)
-    index = order.gather(1, place.clamp(0, order.shape[1] - 1).expand(len(order), -1))
+    index = order.gather(1, place.clamp(0, order.shape[1] - 1).expand(order.shape[0], -1))
     return index, None if segment.mask is None and segment.num_tokens >= count else exists
 
 
@@ -86,7 +86,7 @@ def farthest_points(segment: Segment, mask: Bool[Tensor, "#b m"], count: int) ->
     if not along:
         raise ValueError("latents.rule: farthest needs an input with coordinates: name its axes")
     points = torch.stack(torch.broadcast_tensors(*along.values()), -1)  # [#b, m, a]
-    batch = max(len(points), len(mask))
+    batch = max(points.shape[0], mask.shape[0])
     points, mask = points.expand(batch, -1, -1), mask.expand(batch, -1)
     distance = torch.where(mask, math.inf, -1.0)
     chosen = []
@@ -102,6 +102,8 @@ def _random_order(mask: Bool[Tensor, "#b m"], training: bool) -> Int[Tensor, "#b
     """Return the existing tokens in a random order; outside training in the same one for every sample and call."""
     if training:
         key = torch.rand(mask.shape, device=mask.device)
-    else:
-        key = torch.rand(mask.shape[1], generator=torch.Generator().manual_seed(0)).to(mask.device)[None]
-    return torch.where(mask, key, 2.0).argsort(1)
+    else:  # a hash of each token's number (a generator cannot be compiled)
+        key = torch.arange(1, mask.shape[1] + 1, device=mask.device)[None]
+        for _ in range(2):
+            key = (key ^ key >> 16) * 0x45D9F3B & 0xFFFFFFFF
+    return torch.where(mask, key, 2**32).argsort(1)

@@ -140,10 +140,12 @@ class PerceiverIO(nn.Module):
         memory_limit: Limit = None,
         algorithm: str | None = None,
         share: tuple[int, int] | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Decode these outputs (None: all), each at its points (None: everywhere); limit and algorithm as in `encode`.
 
         `share` (rank, world): decode only one process's part of each output; a grid is split along its first axis.
+        `condition`: raw inputs that condition the decoder in place of the encoded ones, for one sample or for each.
         """
         adapters: Any = self.input_adapter.adapters
         guard = self.schema.guard
@@ -155,6 +157,9 @@ class PerceiverIO(nn.Module):
         queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters, whole)
         heads = self.output_adapter.heads(adapters)
         latents = encoded.around or Latents(encoded.latents)
+        if condition is not None:
+            given, _ = self.tokens(guard.condition(condition, self.conditioning), ())
+            latents = guard.conditioned(latents, self.conditioning(given))
         written = self.decoder(queries, latents, heads, self._plan(memory_limit, algorithm))
         return self.output_adapter(guard.written(written, queries), queries)
 
@@ -183,11 +188,12 @@ class PerceiverIO(nn.Module):
         """Return the tokens that are read, and the latents that read them, with the condition that others make."""
         roles, weight = {name: spec.role for name, spec in self.schema.inputs.items()}, next(self.parameters())
         read = Tokens({name: x for name, x in tokens.segments.items() if roles[name] == "read"})
-        if isinstance(latents, Latents):
-            return read, latents
-        condition = None if self.conditioning is None else self.conditioning(tokens)
-        start = self.trunk.start(read, self.schema.guard.latents(latents, self.config, weight))
-        return read, replace(start, condition=condition)
+        if not isinstance(latents, Latents):
+            condition = None if self.conditioning is None else self.conditioning(tokens)
+            given = self.schema.guard.latents(latents, self.config, weight, read)
+            latents = replace(self.trunk.start(read, given), condition=condition)
+        self.schema.guard.start(read, latents)
+        return read, latents
 
     def _plan(self, memory_limit: Limit, algorithm: str | None) -> Any:
         return plan_attention(self.memory_limit if memory_limit is None else memory_limit, algorithm)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceivers.core.arguments import about, check_batches, check_names
+from perceivers.core.arguments import about, check_batches, check_names, require
 from perceivers.core.checks import is_whole
 from perceivers.core.config import Config
 from perceivers.core.latents import Latents
@@ -42,14 +42,14 @@ class Guard:
         present = {name: value for name, value in raw.items() if value is not None}
         return {name: about("input", name, _tensors, self.inputs[name], x, device) for name, x in present.items()}
 
-    def latents(self, given: Any, config: Config, weight: Tensor) -> Tensor | None:
+    def latents(self, given: Any, config: Config, weight: Tensor, read: Tokens) -> Tensor | None:
         """Return a caller's latents: vectors [B, N, D] like the weight (or an Encoded), or numbers [B, N] of tokens."""
         given, latents = given.latents if isinstance(given, Encoded) else given, config.latents
         if given is None:
             return None
         if config.trunk == "transformer":
             raise ValueError("trunk: transformer has no latents of its own: give it no latents")
-        x = as_tensor(given, weight.device)
+        x = about("argument", "latents", as_tensor, given, weight.device)
         right = (latents.num_latents, latents.channels) if x.is_floating_point() else (latents.num_latents,)
         x = x[None] if x.ndim == len(right) else x
         if x.shape[1:] != right or x.dtype == torch.bool:
@@ -58,7 +58,23 @@ class Guard:
             raise ValueError(f"latents of shape {tuple(x.shape)} and type {x.dtype}, expected {what}")
         if not x.is_floating_point() and latents.taken_from is None:
             raise ValueError("latents by token numbers need latents.taken_from, the input whose tokens they are")
-        return x.to(weight.dtype) if x.is_floating_point() else x.long()
+        if x.is_floating_point():
+            return x.to(weight.dtype)
+        if (segment := read.segments.get(latents.taken_from or "")) is not None:
+            inside, what = (x >= 0) & (x < segment.num_tokens), f"{segment.num_tokens} tokens of {latents.taken_from!r}"
+            require(inside.all(), lambda: f"latents: number {int(x[~inside][0])} is outside the {what}, from 0")
+        return x.long()
+
+    def start(self, read: Tokens, latents: Latents) -> None:
+        """Raise a ValueError unless the latents at the start are of as many samples as the inputs that they read."""
+        sizes = {"latents": latents.segment.batch_size}
+        sizes |= {} if latents.condition is None else {"condition": latents.condition.shape[0]}
+        check_batches("inputs", sizes | {name: x.batch_size for name, x in read.segments.items()})
+
+    def conditioned(self, latents: Latents, condition: Tensor) -> Latents:
+        """Return encoded latents under another condition, of as many samples."""
+        check_batches("inputs", {"what was encoded": latents.array.shape[0], "condition": condition.shape[0]})
+        return replace(latents, condition=condition)
 
     def parts(self, masking: Any, noise: Any, latents: Any, conditioning: Any) -> None:
         """Raise a ValueError for arguments that inputs in parts cannot have."""
@@ -83,6 +99,22 @@ class Guard:
             raise ValueError(f"noise of shape {tuple(noise.shape)}, expected [B, {size[0]}, {size[1]}]")
         check_batches("inputs", {**{n: x.batch_size for n, x in tokens.segments.items()}, "noise": len(noise)})
         return noise
+
+    def condition(self, raw: Any, conditioning: Any) -> Any:
+        """Return the inputs that condition the decoder; ValueError for others, and where other stages are conditioned.
+
+        `conditioning`: the module that makes the condition (`schema.adapters.Conditioning`), if there is one.
+        """
+        if conditioning is None:
+            raise ValueError("condition: no stage of the model is conditioned: leave it out")
+        if others := [stage for stage in conditioning.stages if stage != "decoder"]:
+            raise ValueError(f"condition: the {others[0]} is conditioned too: encode the inputs again")
+        if not isinstance(raw, Mapping):
+            raise ValueError(
+                f"condition of type {type(raw).__name__}: give a dictionary of {', '.join(conditioning.names)}"
+            )
+        check_names("input in condition:", list(raw), conditioning.names)
+        return raw
 
     def comes_in_parts(self, raw: Any) -> bool:
         """Return whether inputs come in chunks, that is, as an iterable whose items are each a valid input."""

@@ -87,9 +87,11 @@ class Modality(ABC):
     """Names of the fields that `read` depends on; None: all."""
     preprocess_needs_fit: ClassVar[bool] = True
     """False if `preprocess` and `target` do not depend on fitted fields: values can be checked before `fit`."""
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = RANGES
+    """Allowed ranges of numeric fields, by name."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, RANGES)
+        check_ranges(self, self.ranges)
 
     @property
     def of(self) -> str | None:

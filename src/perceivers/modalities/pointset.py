@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perceivers.core.checks import COUNT
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
 from perceivers.core.precision import floats, zero_where_absent
@@ -20,6 +21,7 @@ from perceivers.core.tokens import Segment
 from perceivers.modalities.modality import (
     LARGEST,
     NOMINAL,
+    RANGES,
     Modality,
     Raw,
     check_units,
@@ -54,7 +56,7 @@ class PointSet(Modality):
     axes: int = 2
     """Number of coordinates of a point."""
     channels: int = 1
-    """Number of values of a point; 0: a point has only its coordinates."""
+    """Number of values of a point; 0: an input of points that have only coordinates."""
     bounds: tuple[tuple[float, float], ...] | None = None
     """Lowest and highest coordinate along each axis, mapped to -1 and 1. Fitted if None."""
     positions: Fourier | None = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
@@ -75,6 +77,7 @@ class PointSet(Modality):
     """Standard deviation of the values for normalisation. Fitted if None."""
     read_fields: ClassVar[tuple[str, ...]] = ("axes",)
     preprocess_needs_fit: ClassVar[bool] = False
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {**RANGES, "channels": COUNT}
     kind: Literal["pointset"] = "pointset"
     """Name in schema files."""
 
@@ -160,6 +163,8 @@ class PointSet(Modality):
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "PointSetOutput":
         """Build the adapter from decoded queries to values."""
+        if not self.channels:
+            raise ValueError("channels = 0: points without values are inputs; an output needs at least 1")
         return PointSetOutput(self, channels)
 
     @property
@@ -226,6 +231,8 @@ class PointSet(Modality):
     def _arrays(self, value: Any) -> dict[str, np.ndarray]:
         """Return the points of a record as checked arrays of float32."""
         value = value if isinstance(value, Mapping) else self._split(as_float32(value))
+        if not self.channels and "coordinates" in value:
+            value = {"values": np.empty((len(value["coordinates"]), 0)), **value}
         if missing := [name for name in ("coordinates", "values") if name not in value]:
             raise ValueError(f'points without {" and ".join(missing)}: give {{"coordinates", "values"}}')
         points = {name: as_float32(value[name]) for name in ("coordinates", "values")}
@@ -261,6 +268,8 @@ class PointSetInput(InputAdapter):
         """Return the tokens in the order of the points."""
         if not isinstance(raw, Mapping):
             raise ValueError(f'{shown(raw)}, expected {{"coordinates", "values", "mask"}}')
+        if not self.spec.channels and "coordinates" in raw:
+            raw = {"values": raw["coordinates"][..., :0], **raw}
         check_keys(raw, ["coordinates", "values"], ["mask"])
         mask, shape = raw.get("mask"), raw["coordinates"].shape
         if len(shape) != 3 or raw["values"].shape[1:] != (shape[1], self.spec.channels):

@@ -170,9 +170,9 @@ class InputAdapters(nn.Module):
 class Conditioning(nn.Module):
     """The vector that conditions the blocks: a map of the sum of some inputs' mean tokens."""
 
-    def __init__(self, names: Iterable[str], channels: int, condition_channels: int) -> None:
+    def __init__(self, names: Iterable[str], stages: Iterable[str], channels: int, condition_channels: int) -> None:
         super().__init__()
-        self.names, self.map = list(names), plain_linear(channels, condition_channels)
+        self.names, self.stages, self.map = list(names), list(stages), plain_linear(channels, condition_channels)
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], config: Config, channels: int) -> "Conditioning | None":
@@ -182,7 +182,7 @@ class Conditioning(nn.Module):
         if bool(names) != bool(stages):
             lacking = f"input {names[0]!r} conditions no stage" if names else f"no input conditions the {stages[0]}"
             raise ValueError(f"{lacking}: role: condition of an input goes with conditioned: true of a stage")
-        return cls(names, channels, config.latents.channels) if names else None
+        return cls(names, stages, channels, config.latents.channels) if names else None
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "#b k"]:
         """Return the condition; an input that is not given adds nothing."""

@@ -48,6 +48,9 @@ def along(segment):
     return {name: [round(x, 5) for x in values[0].tolist()] for name, values in segment_coordinates(segment).items()}
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
+
+
 def segment_coordinates(segment):
     return dense_coordinates(segment.coordinates)
 

@@ -4,9 +4,9 @@ import copy
 import dataclasses
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, get_args
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.block_config import Axis, Rotary
+from perceivers.core.config import (
+    BottleneckConfig,
+    Config,
+    DecoderConfig,
+    EncoderConfig,
+    LatentAxis,
+    LatentsConfig,
+    ProcessorConfig,
+)
 from perceivers.core.fast import epilogue
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.perceiver import PerceiverIO
@@ -34,6 +43,7 @@ from perceivers.modalities.text import Text
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
 from perceivers.training.activation_checkpointing import recomputed
+from perceivers.training.losses import Objective
 from perceivers.training.masking import Masking
 from reference_files import relative_error
 
@@ -713,7 +723,7 @@ def test_an_evaluation_masks_tokens_by_record_and_place() -> None:
     assert whole.float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert not torch.equal(whole[0], whole[1])
     assert torch.equal(masked(vectors[1:, :11], 8), whole[1:, :11])
-    with pytest.raises(ValueError, match="masking draws for whole inputs"):
+    with pytest.raises(ValueError, match="masking and noise are for whole inputs"):
         model.encode(iter([vectors]), masking=Masking({}))
 
 
@@ -941,71 +951,138 @@ BASE = Config(
     decoder=DecoderConfig(query_channels=26),
 )
 STAGES = ("encoder", "processor", "decoder")
+ROTARY = Rotary((Axis("y", 2.0, 9.0),))
+PLACES = {"latents.places": (LatentAxis("y", 0.0, 5.0, 5),)}
+TAKEN = {"latents.taken_from": "image", "encoder.input_channels": 14}
+BOTTLENECK = {"bottleneck": BottleneckConfig(channels=3)}
 # The value, and further settings without which it would have no effect or be refused.
-BLOCK_CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "num_heads": (1, {}),
-    "qk_channels": (6, {}),
-    "v_channels": (6, {}),
-    "widening_factor": (3, {}),
-    "activation": ("gelu_erf", {}),
-    "dropout": (0.5, {}),
-    "attention_dropout": (0.5, {}),
-}
-CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
+Change = tuple[Any, dict[str, Any]]
+
+
+def block_changes(stage: str) -> dict[str, Change]:
+    """Return changes of the settings that all stages have."""
+    rotary = {f"{stage}.rotary": ROTARY, f"{stage}.num_heads": 1, **PLACES}
+    return {
+        f"{stage}.num_heads": (1 if stage == "processor" else 2, {}),
+        f"{stage}.num_kv_heads": (1, {f"{stage}.num_heads": 2}),
+        f"{stage}.qk_channels": (6, {}),
+        f"{stage}.v_channels": (6, {}),
+        f"{stage}.qk_norm": (True, {}),
+        f"{stage}.qk_init_gain": (3.0, {}),
+        f"{stage}.rotary": (ROTARY, PLACES),
+        f"{stage}.rotary.axes": ((Axis("y", 2.0, 9.0), Axis("x")), rotary),
+        f"{stage}.rotary.axes.0.name": ("x", rotary),
+        f"{stage}.rotary.axes.0.min_wavelength": (3.0, rotary),
+        f"{stage}.rotary.axes.0.max_wavelength": (8.0, rotary),
+        f"{stage}.rotary.share": (1.0, rotary),
+        f"{stage}.rotary.values": (True, rotary),
+        f"{stage}.widening_factor": (3, {}),
+        f"{stage}.activation": ("gelu_erf", {}),
+        f"{stage}.gated": (True, {}),
+        f"{stage}.norm": ("rms", {}),
+        f"{stage}.norm_epsilon": (0.1, {}),
+        f"{stage}.qkv_bias": (False, {}),
+        f"{stage}.output_bias": (False, {}),
+        f"{stage}.mlp_bias": (False, {}),
+        f"{stage}.conditioned": (True, {}),
+        f"{stage}.layer_scale": (0.5, {}),
+        f"{stage}.stochastic_depth": (0.5, {}),
+        f"{stage}.dropout": (0.5, {}),
+        f"{stage}.attention_dropout": (0.5, {}),
+    }
+
+
+CHANGES: dict[str, Change] = {
     "latents.num_latents": (7, {}),
     "latents.channels": (22, {}),
     "latents.init_std": (0.5, {}),
     "latents.sinusoidal_length": (11, {}),
-    **{f"{stage}.{name}": BLOCK_CHANGES[name] for stage in STAGES for name in BLOCK_CHANGES},
+    "latents.places": (PLACES["latents.places"], {"encoder.rotary": ROTARY}),
+    "latents.places.0.name": ("x", {"encoder.rotary": ROTARY, **PLACES}),
+    "latents.places.0.start": (-1.0, {"encoder.rotary": ROTARY, **PLACES}),
+    "latents.places.0.stop": (7.0, {"encoder.rotary": ROTARY, **PLACES}),
+    "latents.places.0.count": (1, {"encoder.rotary": ROTARY, **PLACES}),
+    "latents.per_place": (1, PLACES),
+    "latents.taken_from": ("image", {"encoder.input_channels": 14}),
+    "latents.rule": ("strided", TAKEN),
+    "latents.token_map": (True, TAKEN),
+    **{name: change for stage in STAGES for name, change in block_changes(stage).items()},
     "encoder.qk_init_gain": (3.0, {"encoder.input_channels": 14}),
-    "processor.qk_init_gain": (3.0, {}),
     "decoder.qk_init_gain": (3.0, {"decoder.query_channels": 14}),
-    "encoder.num_heads": (2, {}),
-    "decoder.num_heads": (2, {}),
     "encoder.query_residual": (False, {}),
     "encoder.channel_alignment": ("pad", {"encoder.input_channels": None}),
     "encoder.input_channels": (10, {}),
     "encoder.min_padding": (3, {"encoder.channel_alignment": "pad", "encoder.input_channels": None}),
     "encoder.num_reads": (2, {}),
     "encoder.share_reads": ("none", {}),
+    "encoder.attend_latents": (True, {"encoder.input_channels": 14}),
     "processor.num_layers": (2, {}),
     "processor.num_blocks": (3, {}),
     "processor.share_blocks": ("none", {}),
+    "processor.final_norm": (True, {}),
     "decoder.kind": ("average", {}),
+    "decoder.num_layers": (2, {}),
+    "decoder.self_attention": (True, {}),
+    "decoder.final_norm": (True, {}),
     "decoder.query_residual": (True, {}),
     "decoder.channel_alignment": ("pad", {"decoder.query_channels": None}),
     "decoder.query_channels": (10, {}),
     "decoder.min_padding": (3, {"decoder.channel_alignment": "pad", "decoder.query_channels": None}),
     "decoder.output_channels": (17, {}),
+    "bottleneck": (BOTTLENECK["bottleneck"], {}),
+    "bottleneck.channels": (5, BOTTLENECK),
+    "bottleneck.weight": (0.5, BOTTLENECK),
+    "bottleneck.free_bits": (7.0, BOTTLENECK),
+    "bottleneck.warmup_steps": (3, BOTTLENECK),
+    "bottleneck.sample": (False, BOTTLENECK),
     "trunk": ("transformer", {}),
 }
 
 
-def changed(config: Config, changes: dict[str, Any]) -> Config:
-    """Return a config with these settings, given as "section.field" or "field"."""
-    sections = dataclasses.asdict(config)
-    for name, value in changes.items():
-        *section, field = name.split(".")
-        (sections[section[0]] if section else sections)[field] = value
-    kinds = {name: type(getattr(config, name)) for name in sections}
-    return Config(**{name: kinds[name](**it) if isinstance(it, dict) else it for name, it in sections.items()})
+def changed(settings: Any, changes: dict[str, Any]) -> Any:
+    """Return settings with these values, each given by its path, such as "encoder.rotary.axes.0.name"."""
+    direct: dict[str, Any] = {}
+    inside: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            inside.setdefault(name, {})[rest] = value
+        else:
+            direct[name] = value
+    if isinstance(settings, tuple):
+        return tuple(changed(item, inside.get(str(number), {})) for number, item in enumerate(settings))
+    direct |= {name: changed(getattr(settings, name), part) for name, part in inside.items()}
+    return dataclasses.replace(settings, **direct)
+
+
+def settings_of(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the paths of all settings of a config, with those of optional parts and of the first of several parts."""
+    for name, hint in get_type_hints(kind).items():
+        inner = [part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)]
+        if inner[:1] != [hint]:
+            yield prefix + name
+        if inner:
+            yield from settings_of(inner[0], f"{prefix}{name}.{'0.' if get_origin(hint) is tuple else ''}")
 
 
 def run_training(config: Config) -> tuple[dict[str, torch.Size], Tensor]:
-    """Return the shapes of the parameters, and outputs in training mode, under one seed."""
+    """Return the shapes of the parameters, and outputs and losses in training mode, under one seed."""
     torch.manual_seed(3)
-    inputs, outputs = {"image": IMAGE, "numbers": NUMBERS}, {"label": LABEL, "numbers": NUMBERS}
-    model = PerceiverIO(Schema(inputs, outputs), config).train()
+    picture = dataclasses.replace(IMAGE, axis_names=("y", "x"))
+    role: Any = "condition" if any(getattr(config, stage).conditioned for stage in STAGES) else "read"
+    inputs = {"image": picture, "numbers": dataclasses.replace(NUMBERS, role=role)}
+    outputs = {"label": LABEL, "numbers": NUMBERS} | ({"image": picture} if config.decoder.kind == "query" else {})
+    objective = Objective(PerceiverIO(Schema(inputs, outputs), config).train())
     torch.manual_seed(4)
-    out = model({"image": image(), "numbers": torch.randn(B, 3)})
-    return shapes_of(model), torch.cat([out["label"], out["numbers"]], dim=-1)
+    raw = {"image": image(), "numbers": torch.randn(B, 3)}
+    out = objective.model(raw)
+    losses = objective({"inputs": raw, "targets": {"label": torch.tensor([0, 3, 1])}})
+    in_step = [loss * objective.warmup(2).get(name, 1.0) for name, loss in losses.items()]
+    return shapes_of(objective.model), torch.cat([x.flatten() for x in (*out.values(), *in_step)])
 
 
 def test_every_setting_is_tried() -> None:
-    sections = {field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)}
-    inside = {name: value for name, value in sections.items() if dataclasses.is_dataclass(value)}
-    fields = {f"{name}.{field.name}" for name, value in inside.items() for field in dataclasses.fields(value)}
-    assert fields | sections.keys() - inside.keys() == CHANGES.keys()
+    assert {*settings_of(Config)} == CHANGES.keys()
 
 
 @pytest.mark.filterwarnings("ignore:trunk. transformer reads no latents")

@@ -38,6 +38,8 @@ from perceivers.training.checkpoints import checkpoints
 from reference_files import REFERENCE
 from small_run import small_records, trained
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
+
 FROZEN = REFERENCE / "frozen-1"
 OURS = ["README.md", "manifest.json", "model.json", "model.safetensors"]
 KEY = "decoder.cross_attention.attention.key"

@@ -1,11 +1,20 @@
 """The public names of the package."""
 
 from perceivers.core.attention import Mask
-from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
+from perceivers.core.block_config import Axis, Rotary
+from perceivers.core.config import (
+    BottleneckConfig,
+    Config,
+    DecoderConfig,
+    EncoderConfig,
+    LatentAxis,
+    LatentsConfig,
+    ProcessorConfig,
+)
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded, Reading, SoftmaxState
-from perceivers.core.resampler import Resampler
+from perceivers.core.resampler import Resampler, ResamplerConfig
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities import (
     Audio,
@@ -34,6 +43,8 @@ from perceivers.schema.example import from_example
 
 __all__ = [
     "Audio",
+    "Axis",
+    "BottleneckConfig",
     "CategoryField",
     "Config",
     "Coordinates",
@@ -48,6 +59,7 @@ __all__ = [
     "Indices",
     "Label",
     "Labels",
+    "LatentAxis",
     "LatentsConfig",
     "Learned",
     "Mask",
@@ -63,6 +75,8 @@ __all__ = [
     "Reading",
     "Records",
     "Resampler",
+    "ResamplerConfig",
+    "Rotary",
     "Schema",
     "Segment",
     "Series",

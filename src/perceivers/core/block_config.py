@@ -6,11 +6,12 @@ from typing import Literal
 from perceivers.core.checks import COUNT, FRACTION, SIZE, check_fields, check_ranges
 from perceivers.core.layers import NORM_EPSILON
 
-SIZES = "num_heads num_kv_heads qk_channels v_channels num_latents per_place channels sinusoidal_length num_blocks"
+SIZES = "num_heads num_kv_heads qk_channels v_channels per_place channels sinusoidal_length num_blocks count"
 RANGES = {
-    **dict.fromkeys([*SIZES.split(), "count", "input_channels", "query_channels", "output_channels"], SIZE),
-    **dict.fromkeys(("min_padding", "num_layers", "widening_factor"), COUNT),
+    **dict.fromkeys([*SIZES.split(), "input_channels", "query_channels", "output_channels"], SIZE),
+    **dict.fromkeys(("min_padding", "widening_factor", "num_layers"), COUNT),
     **dict.fromkeys(("dropout", "attention_dropout", "stochastic_depth", "share"), FRACTION),
+    "num_latents": (1.0, 2.0**20),  # with latents at places, no weight has to have this size
 }
 """Valid ranges of the numeric fields below, by field name."""
 

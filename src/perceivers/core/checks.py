@@ -25,7 +25,7 @@ def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> No
     for name, (low, high) in ranges.items():
         value = getattr(settings, name, None)
         if isinstance(value, int | float) and not low <= value <= high:
-            least = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            least = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:.15g}"
             raise ValueError(f"{name} = {value} must be {least}")
 
 

@@ -32,8 +32,6 @@ class LatentAxis:
     def __post_init__(self) -> None:
         check_fields(self)
         check_ranges(self, RANGES)
-        if not self.start <= self.stop:
-            raise ValueError(f"latents along {self.name!r} from {self.start} to {self.stop}: the range must rise")
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ class LatentsConfig:
     taken_from: str | None = None
     """Input whose tokens are the latents at the start; None: latents are learned."""
     rule: Literal["last", "strided", "random", "farthest"] = "last"
-    """Tokens taken: the last N; N evenly spaced; N at random (outside training always the same); or N points, each
-    the farthest from those before it, from the first point on."""
+    """N tokens: the last; evenly spaced; random (outside training always the same); each farthest from those before."""
     token_map: bool = False
     """True: a linear map leads from tokens to latents; False: the tokens must be as wide as the latents."""
 
@@ -81,7 +78,7 @@ class LatentsConfig:
     @property
     def num_places(self) -> int:
         """Number of places; 1 without a grid."""
-        return math.prod(axis.count for axis in self.places)
+        return math.prod([axis.count for axis in self.places])  # a list: compilers take no generator
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class EncoderConfig(BlockConfig):
     share_reads: Sharing = "all_but_first"
     """Sharing of weights among the reads."""
     attend_latents: bool = False
-    """True: the latents attend to the tokens and to one another at once (Flamingo); needs tokens as wide as latents."""
+    """True: the latents attend to the tokens and to one another at once; needs tokens as wide as latents."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class DecoderConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, {"num_layers": SIZE})
+        check_ranges(self, {"num_layers": (1.0, 64.0)})
 
 
 @dataclass(frozen=True)
@@ -205,12 +202,10 @@ class Config(TrunkConfig):
         used = LatentsConfig(channels=self.latents.channels), EncoderConfig(**aligned), None
         if self.trunk == "transformer" and used != (self.latents, self.encoder, self.bottleneck):
             warnings.warn("trunk: transformer reads no latents: other settings of theirs have no effect", stacklevel=3)
-        for stage, width, name in (
-            (self.encoder, self.encoder.input_channels, "encoder.input_channels"),
-            (self.decoder, self.decoder.query_channels, "decoder.query_channels"),
-        ):
-            if stage.channel_alignment == "pad" and width is not None:
-                raise ValueError(f"{name} has no effect under channel_alignment: pad, which takes the widest: drop it")
+        for stage, name in (("encoder", "input_channels"), ("decoder", "query_channels")):
+            settings, place = getattr(self, stage), f"{stage}.{name}"
+            if settings.channel_alignment == "pad" and getattr(settings, name) is not None:
+                raise ValueError(f"{place} has no effect under channel_alignment: pad, which takes the widest: drop it")
 
 
 def shared(number: int, sharing: Sharing) -> int:

@@ -45,16 +45,13 @@ TRAINING_ALONE = ("weight", "noise", "num_points", "augmentation", "smoothing")
 """Fields that act in training only; an evaluation does not depend on them."""
 
 
-Ranges = Mapping[str, tuple[float, float]]
-"""Allowed ranges of numeric fields, by name."""
-
-RANGES: Ranges = {
+RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("weight", "token", "noise"), COUNT),
     **dict.fromkeys(("drop_prob", "mask_prob", "smoothing"), FRACTION),
     **dict.fromkeys(("channels", "query_channels", "hidden_channels", "embed", "vocab_size", "num_points"), SIZE),
     **dict.fromkeys(("axes", "count", "max_records", "rate", "hop", "window", "patch"), SIZE),
 }
-"""Allowed ranges of numeric fields, in all modalities that have no other range (`Modality.ranges`)."""
+"""Allowed ranges of numeric fields, by name, in all modalities."""
 
 
 class Ablation(NamedTuple):
@@ -90,11 +87,11 @@ class Modality(ABC):
     """Names of the fields that `read` depends on; None: all."""
     preprocess_needs_fit: ClassVar[bool] = True
     """False if `preprocess` and `target` do not depend on fitted fields: values can be checked before `fit`."""
-    ranges: ClassVar[Ranges] = {}
-    """Allowed ranges of numeric fields that differ from `RANGES`."""
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = RANGES
+    """Allowed ranges of numeric fields, by name."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, {**RANGES, **self.ranges})
+        check_ranges(self, self.ranges)
 
     @property
     def of(self) -> str | None:

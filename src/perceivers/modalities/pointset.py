@@ -16,13 +16,13 @@ from torch import Tensor
 from perceivers.core.checks import COUNT
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
-from perceivers.core.precision import floats
-from perceivers.core.tokens import Segment, zero_where_absent
+from perceivers.core.precision import floats, zero_where_absent
+from perceivers.core.tokens import Segment
 from perceivers.modalities.modality import (
     LARGEST,
     NOMINAL,
+    RANGES,
     Modality,
-    Ranges,
     Raw,
     check_units,
     denormalised,
@@ -50,14 +50,13 @@ if TYPE_CHECKING:
 class PointSet(Modality):
     """A set of points; a record holds {"coordinates": [M, axes], "values": [M, channels]}, M may differ.
 
-    A record may also be one array [M, axes + channels], or [M, axes] if the values are unknown. Without channels, the
-    values may be left out.
+    A record may also be one array [M, axes + channels], or [M, axes] if the values are unknown.
     """
 
     axes: int = 2
     """Number of coordinates of a point."""
     channels: int = 1
-    """Number of values of a point; 0: a point has only its coordinates."""
+    """Number of values of a point; 0: an input of points that have only coordinates."""
     bounds: tuple[tuple[float, float], ...] | None = None
     """Lowest and highest coordinate along each axis, mapped to -1 and 1. Fitted if None."""
     positions: Fourier | None = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
@@ -78,7 +77,7 @@ class PointSet(Modality):
     """Standard deviation of the values for normalisation. Fitted if None."""
     read_fields: ClassVar[tuple[str, ...]] = ("axes",)
     preprocess_needs_fit: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {"channels": COUNT}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {**RANGES, "channels": COUNT}
     kind: Literal["pointset"] = "pointset"
     """Name in schema files."""
 
@@ -165,7 +164,7 @@ class PointSet(Modality):
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> "PointSetOutput":
         """Build the adapter from decoded queries to values."""
         if not self.channels:
-            raise ValueError("channels = 0: an output has at least one value at a point")
+            raise ValueError("channels = 0: points without values are inputs; an output needs at least 1")
         return PointSetOutput(self, channels)
 
     @property
@@ -269,7 +268,11 @@ class PointSetInput(InputAdapter):
 
     def forward(self, raw: Raw) -> Segment:
         """Return the tokens in the order of the points; points without values may be a tensor of coordinates."""
-        raw = self._with_values(raw)
+        raw = {"coordinates": raw} if isinstance(raw, Tensor) and not self.spec.channels else raw
+        if not isinstance(raw, Mapping):
+            raise ValueError(f'{shown(raw)}, expected {{"coordinates", "values", "mask"}}')
+        if not self.spec.channels and "coordinates" in raw:
+            raw = {"values": raw["coordinates"][..., :0], **raw}
         check_keys(raw, ["coordinates", "values"], ["mask"])
         mask, shape = raw.get("mask"), raw["coordinates"].shape
         if len(shape) != 3 or raw["values"].shape[1:] != (shape[1], self.spec.channels):
@@ -282,15 +285,6 @@ class PointSetInput(InputAdapter):
         positions = None if self.positions is None else self.positions.at(self.spec.to_unit(coordinates))
         along = NamedAxes(self.spec.axis_names).at(coordinates, mask)
         return Segment(values, positions, mask=mask, coordinates=along)
-
-    def _with_values(self, raw: Raw) -> Mapping[str, Tensor]:
-        """Return a raw batch with values of no channels, where points have none and they are left out."""
-        raw = {"coordinates": raw} if isinstance(raw, Tensor) and not self.spec.channels else raw
-        if not isinstance(raw, Mapping):
-            raise ValueError(f'{shown(raw)}, expected {{"coordinates", "values", "mask"}}')
-        if self.spec.channels or "values" in raw or "coordinates" not in raw:
-            return raw
-        return {**raw, "values": raw["coordinates"][..., :0]}
 
 
 class PointSetOutput(OutputAdapter):

@@ -17,8 +17,9 @@ from perceivers.core.config import ChannelAlignmentRule, Config
 from perceivers.core.interfaces import InputAdapter
 from perceivers.core.layers import dtype_of, in_own_range, plain_linear, trained_vector
 from perceivers.core.perceiver import Masking
+from perceivers.core.precision import zero_where_absent
 from perceivers.core.reading import Encoded
-from perceivers.core.tokens import Segment, Tokens, zero_where_absent
+from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.modality import Modality
 
 
@@ -172,9 +173,9 @@ class InputAdapters(nn.Module):
 class Conditioning(nn.Module):
     """The vector that conditions the blocks: a map of the sum of some inputs' mean tokens."""
 
-    def __init__(self, names: Iterable[str], channels: int, condition_channels: int) -> None:
+    def __init__(self, names: Iterable[str], stages: Iterable[str], channels: int, condition_channels: int) -> None:
         super().__init__()
-        self.names, self.map = list(names), plain_linear(channels, condition_channels)
+        self.names, self.stages, self.map = list(names), list(stages), plain_linear(channels, condition_channels)
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], config: Config, channels: int) -> "Conditioning | None":
@@ -184,7 +185,7 @@ class Conditioning(nn.Module):
         if bool(names) != bool(stages):
             lacking = f"input {names[0]!r} conditions no stage" if names else f"no input conditions the {stages[0]}"
             raise ValueError(f"{lacking}: role: condition of an input goes with conditioned: true of a stage")
-        return cls(names, channels, config.latents.channels) if names else None
+        return cls(names, stages, channels, config.latents.channels) if names else None
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "#b k"]:
         """Return the condition; an input that is not given adds nothing."""
@@ -206,6 +207,10 @@ class OutputQueries(nn.Module):
         self.queries, self.alignment = nn.ModuleDict(queries), alignment
         self.channels = alignment.channels
         self.sources = {query.source for query in queries.values() if query.source is not None}
+
+    def sources_of(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
+        """Return the inputs' segments whose tokens serve as queries."""
+        return {name: segment for name, segment in segments.items() if name in self.sources}
 
     def forward(self, encoded: Encoded, points: Mapping[str, Any], names: Iterable[str] | None = None) -> Tokens:
         """Return the queries of some outputs at these points, in one width; None: all whose source was given."""

@@ -107,10 +107,9 @@ def plan(
     # Plan on the meta device: shapes suffice, and no weights are allocated.
     known = model in PRESETS
     built = PRESETS[model].preset().build("meta") if known else with_schema(from_pretrained(model), model).to("meta")
-    inputs = cast(Schema, built.schema).inputs
-    raw = {name: spec.dummy_input(batch_size, torch.device("meta")) for name, spec in inputs.items()}
+    raw, points = cast(Schema, built.schema).dummy_input(batch_size, torch.device("meta"))
     with torch.set_grad_enabled(training):
-        plans = attention_plan(built.train(training), raw, memory_limit=memory_limit, algorithm=algorithm)
+        plans = attention_plan(built.train(training), raw, points, memory_limit, algorithm)
     # For each attention: first the chosen algorithm, then the others by increasing work.
     rows = [
         (

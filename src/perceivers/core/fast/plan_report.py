@@ -54,7 +54,7 @@ def attention_plan(
     tensors = model.schema.guard.tensors(raw, next(model.parameters()).device)
     tokens, segments = functional_call(model.input_adapter, buffers, (tensors,))
     # Plan each read, input by input.
-    start = model.trunk.start(tokens)
+    tokens, start = model._started(tokens)
     for number, read in enumerate(stage for stage in model.trunk.stages if isinstance(stage, Read)):
         choices = choose_for_reading(read.cross_attention, start, tokens, plan)
         for name, segment in tokens.segments.items():

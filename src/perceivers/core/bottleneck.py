@@ -74,10 +74,9 @@ class Bottleneck(nn.Module):
         # In at least float32: exponentials.
         dtype = torch.promote_types(mean.dtype, torch.float32)
         posterior = Posterior(mean.to(dtype), log_variance.to(dtype).clamp(*LOG_VARIANCES), latents.mask)
-        if latents.noise is not None:
-            drawn = posterior.at(latents.noise)
-        else:
-            drawn = posterior.sample() if self.training and self.config.sample else posterior.mean
+        draws = self.training and self.config.sample
+        chosen = posterior.sample if draws else lambda: posterior.mean
+        drawn = chosen() if latents.noise is None else posterior.at(latents.noise)
         return self.decoded(replace(latents, posterior=posterior, noise=None), drawn)
 
     def decoded(self, latents: Latents, drawn: Float[Tensor, "b n z"]) -> Latents:

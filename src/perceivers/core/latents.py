@@ -102,8 +102,6 @@ def _random_order(mask: Bool[Tensor, "#b m"], training: bool) -> Int[Tensor, "#b
     """Return the existing tokens in a random order; outside training in the same one for every sample and call."""
     if training:
         key = torch.rand(mask.shape, device=mask.device)
-    else:  # a hash of each token's number (a generator cannot be compiled)
-        key = torch.arange(1, mask.shape[1] + 1, device=mask.device)[None]
-        for _ in range(2):
-            key = (key ^ key >> 16) * 0x45D9F3B & 0xFFFFFFFF
+    else:  # multiples of the golden ratio, as fractions of 2^32: spread over the tokens (a generator does not compile)
+        key = torch.arange(mask.shape[1], device=mask.device)[None] * 0x9E3779B1 & 0xFFFFFFFF
     return torch.where(mask, key, 2**32).argsort(1)

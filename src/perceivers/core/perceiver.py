@@ -147,15 +147,12 @@ class PerceiverIO(nn.Module):
         `share` (rank, world): decode only one process's part of each output; a grid is split along its first axis.
         `condition`: raw inputs that condition the decoder in place of the encoded ones, for one sample or for each.
         """
-        adapters: Any = self.input_adapter.adapters
         guard = self.schema.guard
-        guard.encoded(
-            encoded, self.config.latents.channels, {n: adapters[n].channels for n in self.output_query.sources}
-        )
+        guard.encoded(encoded, self.config.latents.channels, self.output_query.sources)
         points, names = guard.points(points, encoded.latents.device), guard.output_names(outputs)
         whole = self.decoder.mixes_queries
         queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters, whole)
-        heads = self.output_adapter.heads(adapters)
+        heads = self.output_adapter.heads(self.input_adapter.adapters)
         latents = encoded.around or Latents(encoded.latents)
         if condition is not None:
             given, _ = self.tokens(guard.condition(condition, self.conditioning), ())

@@ -80,12 +80,13 @@ def build_queries(specs: Mapping[str, Modality], config: Config, inputs: Mapping
     if decoder.kind == "query":
         widths = {name: query.channels for name, query in queries.items()}
         width = decoder.query_channels or latents.channels
-        return OutputQueries(queries, ChannelAlignment(widths, decoder.channel_alignment, width, decoder.min_padding))
+        align = ChannelAlignment(widths, decoder.channel_alignment, width, decoder.min_padding)
+        return OutputQueries(queries, align, inputs)
     for name, query in queries.items():
         arguments = (latents.num_latents, latents.channels, decoder.kind == "average")
         queries[name] = about("output", name, query.of_latents, *arguments)
     widths = dict.fromkeys(queries, latents.channels)
-    return OutputQueries(queries, ChannelAlignment(widths, "pad", latents.channels, 0))
+    return OutputQueries(queries, ChannelAlignment(widths, "pad", latents.channels, 0), inputs)
 
 
 def build_outputs(
@@ -202,11 +203,15 @@ class Conditioning(nn.Module):
 class OutputQueries(nn.Module):
     """Queries of all outputs: from points by name to one set of queries."""
 
-    def __init__(self, queries: Mapping[str, Any], alignment: ChannelAlignment) -> None:
+    def __init__(
+        self, queries: Mapping[str, Any], alignment: ChannelAlignment, inputs: Mapping[str, InputAdapter]
+    ) -> None:
         super().__init__()
         self.queries, self.alignment = nn.ModuleDict(queries), alignment
         self.channels = alignment.channels
-        self.sources = {query.source for query in queries.values() if query.source is not None}
+        names = {query.source for query in queries.values() if query.source is not None}
+        self.sources = {name: inputs[name].channels for name in names}
+        """Width of the tokens of each input that serve as queries, by input."""
 
     def sources_of(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
         """Return the inputs' segments whose tokens serve as queries."""

@@ -135,6 +135,38 @@ def test_a_cloud_alone_is_the_cloud_in_a_padded_batch(name):
     torch.testing.assert_close(whole[:1], ask(name, model)[:1], **CLOSE)
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_parameter_has_a_gradient(name):
+    model = converted(name).train()
+    raw, points = question(name, under("in:", read(name)))
+    encoded = model.encode(raw)
+    (output,) = model.decode(encoded, points).values()
+    loss = output.square().sum() + (0 if encoded.posterior is None else encoded.posterior.kl().sum())
+    loss.backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", ["poyo", "vecset_kl"])
+def test_tables_and_plans_of_converted_models(command, name, tmp_path):
+    save_pretrained(converted(name), tmp_path / "model")
+    code, out, _ = command("plan", tmp_path / "model", "--json")
+    plans = json.loads(out)
+    assert code == 0
+    assert plans[0]["name"] == ("read spikes" if name == "poyo" else "read points")
+    assert len(plans) == 2  # the session is not read
+    rows = {
+        "poyo": {"spikes": [{"unit": 3, "type": 0, "time": 0.2}], "session": 2, "readout": [[0.5], [0.7], [0.9]]},
+        "vecset_kl": {"points": [[0.5, 0.1, 0.2], [0.7, -0.1, 0.1]], "occupancy": [[0.5, 0.1, 0.2]]},
+    }
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[name]) + "\n")
+    code, _, _ = command("predict", tmp_path / "model", tmp_path / "a.jsonl", "--out", tmp_path / "b.jsonl")
+    found = json.loads((tmp_path / "b.jsonl").read_text())
+    assert code == 0
+    assert np.shape(next(iter(found.values()))) == ((3, 3) if name == "poyo" else (1, 1))
+
+
 # Other sizes, by formulas
 
 

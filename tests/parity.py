@@ -64,7 +64,7 @@ def live_resamplers_rows():
     theirs, tokens = relatives.their_idefics2(sizes), torch.randn(3, 13, sizes["hidden_size"])
     mask = torch.rand(3, 13) > 0.4
     with torch.no_grad():
-        ours = from_state_dict("idefics2", theirs.state_dict(), **relatives.told(sizes))
+        ours = from_state_dict("idefics2", theirs.state_dict(), **relatives.settings_of(sizes))
         yield "idefics2", {"y": ours(tokens, mask)}, {"y": theirs(tokens, mask.long())}
         sizes = relatives.FLAMINGOS["small"]
         theirs, tokens = relatives.their_flamingo(sizes), torch.randn(2, 3, 11, sizes["dim"])

@@ -367,7 +367,7 @@ def their_idefics2(sizes):
     return model
 
 
-def told(sizes):
+def settings_of(sizes):
     """Return what shapes do not tell of these sizes."""
     names = ("resampler_n_heads", "hidden_act", "rms_norm_eps")
     return {name: sizes[name] for name in names if name in sizes}
@@ -381,7 +381,7 @@ def test_idefics2_side_by_side(name, prefix):
     theirs = their_idefics2(sizes)
     state = {prefix + key: x for key, x in theirs.state_dict().items()}
     state |= {"model.text_model.layers.0.input_layernorm.weight": torch.ones(3)} if prefix else {}
-    ours = from_state_dict("idefics2", state, **told(sizes))
+    ours = from_state_dict("idefics2", state, **settings_of(sizes))
     assert isinstance(ours, Resampler)
     tokens, mask = torch.randn(3, 13, sizes["hidden_size"]), torch.rand(3, 13) > 0.4
     mask[2] = False  # only the latents remain
@@ -546,7 +546,7 @@ def test_config_json_beside_an_idefics2_gives_its_settings(tmp_path):
     theirs = their_idefics2(sizes)
     save_tensors(tmp_path / "model.safetensors", theirs.state_dict())
     config = {"model_type": "idefics2", "num_key_value_heads": 8, "perceiver_config": {"x": 1, **sizes}}
-    expected = from_state_dict("idefics2", theirs.state_dict(), **told(sizes))
+    expected = from_state_dict("idefics2", theirs.state_dict(), **settings_of(sizes))
     for content in (config, {"model_type": "idefics2_perceiver", **sizes}):
         (tmp_path / "config.json").write_text(json.dumps(content))
         assert_same(read_relative(tmp_path, "idefics2"), expected)

@@ -57,8 +57,8 @@ def show_all(as_json: bool) -> None:
     others = {name: _plain_relative(name) for name in RELATIVES}
     show(plain | others, as_json, ["model", "parameters", "paper", "FLOPs", "paper", "weights"], rows)
     if not as_json:
-        told = [(name, other["about"], other["needs"]) for name, other in others.items()]
-        show(None, False, ["model", "converted from another library", "settings that its arrays do not tell"], told)
+        lines = [(name, other["about"], other["needs"]) for name, other in others.items()]
+        show(None, False, ["model", "converted from another library", "settings that its arrays do not tell"], lines)
 
 
 def show_relative(name: str, as_json: bool) -> None:

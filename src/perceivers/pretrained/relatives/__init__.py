@@ -48,7 +48,7 @@ class Relative:
     """Dataclass of what its arrays do not tell."""
     convert: Callable[[Mapping[str, Any], Any], tuple[Schema, Any, Weights] | tuple[ResamplerConfig, Weights]]
     """Function of a state dict and settings that returns schema (not for a resampler), config and weights."""
-    said: Callable[[Mapping[str, Any], Path], Any] = lambda around, source: {}
+    file_settings: Callable[[Mapping[str, Any], Path], Any] = lambda around, source: {}
     """Function of the values beside the arrays in a file, and of its path, that returns the settings that they tell."""
 
 
@@ -115,11 +115,11 @@ def read_relative(source: Path, model: str, settings: Iterable[str] = ()) -> Per
     """
     path = source if source.exists() else fetched(str(source), THEIR_FILES)
     state, around = read_state(path)
-    # The settings that the file tells, then those of the caller.
+    # The settings in the file, then those of the caller.
     relative = RELATIVES[model]
     names = [field.name for field in fields(relative.settings)]
-    said = relative.said(around, path)
-    known = {name: said[name] for name in names if name in said} if isinstance(said, Mapping) else {}
+    found = relative.file_settings(around, path)
+    known = {name: found[name] for name in names if name in found} if isinstance(found, Mapping) else {}
     settings = list(settings)
     given: Any = with_settings(from_plain(relative.settings, known, str(source)), settings)
     for name in {setting.partition("=")[0] for setting in settings} & known.keys():

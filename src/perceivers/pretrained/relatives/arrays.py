@@ -90,9 +90,9 @@ class Arrays:
 
     def multiple(self, name: str, axis: int, of: int, what: str) -> int:
         """Return how many times a size goes into an axis of an array; ValueError if there is a rest."""
-        times, rest = divmod(self.shape(name, 2)[axis], of)
+        size = self.shape(name, 2)[axis]
+        times, rest = divmod(size, of)
         if rest or not times:
-            size = self.shape(name, 2)[axis]
             raise ValueError(f"{self.prefix}{name}: {size} channels are no multiple of the {of} {what}")
         return times
 
@@ -138,8 +138,8 @@ def num_heads(width: int, given: Mapping[str, int | None], default: tuple[int, i
     (number_name, number), (width_name, head_width) = given.items()
     if number is None and head_width is None:
         if width != default[0] * default[1]:
-            told = f"{where} gives only {width}, the channels of all heads together"
-            raise ValueError(f"{number_name} is missing: {told}: give {number_name} or {width_name}")
+            reason = f"{where} gives only {width}, the channels of all heads together"
+            raise ValueError(f"{number_name} is missing: {reason}: give {number_name} or {width_name}")
         number = default[0]
     for name, value in given.items():
         if value is not None and (value < 1 or width % value):

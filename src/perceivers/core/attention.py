@@ -25,9 +25,6 @@ from perceivers.core.tokens import token_dtype
 Queries = Float[Tensor, "#b t f"]
 Keys = Float[Tensor, "#b s c"]
 Attended = Float[Tensor, "b t f"]
-QueryHeads = Float[Tensor, "b h t d"]
-KeyHeads = Float[Tensor, "b h s d"]
-ValueHeads = Float[Tensor, "b h s e"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,8 @@ def attention_weights(q: Tensor, k: Tensor, valid: Tensor | None = None, dead: T
     return weights if dead is None else weights.masked_fill(dead, 0)
 
 
-def attend(q: QueryHeads, k: KeyHeads, v: ValueHeads, mask: Mask | None = None, dropout: float = 0.0) -> Tensor:
-    """Return weighted sums of values; exactly 0 for a query without a valid key (official `attend`)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, dropout: float = 0.0) -> Tensor:
+    """Return weighted sums of values [B, H, T, e]; exactly 0 for a query without a valid key (official `attend`)."""
     if layers.fast is not None:
         return layers.fast.attend(q, k, v, mask, dropout)
     return F.dropout(attention_weights(q, k, *Mask.rules(mask)), dropout) @ v
@@ -138,7 +135,7 @@ class Attention(nn.Module):
 
     def heads(
         self, queries: Queries, tokens: Keys, mask: Mask | None = None, rotation: Rotation = UNTURNED
-    ) -> tuple[QueryHeads, KeyHeads, ValueHeads]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, split into heads, rotated, and expanded to the whole batch."""
         kv = self.num_kv_heads
         maps = ((self.query, queries, self.num_heads), (self.key, tokens, kv), (self.value, tokens, kv))

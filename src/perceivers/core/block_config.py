@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from perceivers.core.checks import COUNT, FRACTION, SIZE, check_fields, check_ranges
+from perceivers.core.checks import COUNT, FRACTION, SIZE, check_fields
 from perceivers.core.layers import NORM_EPSILON
 
 SIZES = "num_heads num_kv_heads qk_channels v_channels per_place channels sinusoidal_length num_blocks count"
@@ -49,8 +49,7 @@ class Rotary:
     """True: values are rotated too, and the result of attention is rotated back by the query's coordinates."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_ranges(self, RANGES)
+        check_fields(self, RANGES)
         names = [axis.name for axis in self.axes]
         if not names or len({*names}) < len(names):
             raise ValueError(f"rotary.axes = {names} must name at least one axis, and each once")
@@ -102,8 +101,7 @@ class BlockConfig:
     """Probability of dropout of the attention weights, in training."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_ranges(self, RANGES)
+        check_fields(self, RANGES)
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}")
         if self.norm_epsilon <= 0:

@@ -238,7 +238,7 @@ class SelfAttention(Block):
         self.add_branches(Attention(channels, channels, config), config, condition)
 
     def forward(
-        self, x: Attended, mask: Mask | None = None, rotation: Rotation = UNTURNED, condition: Tensor | None = None
+        self, x: Queries, mask: Mask | None = None, rotation: Rotation = UNTURNED, condition: Tensor | None = None
     ) -> Attended:
         """Return the updated latents."""
         modulation, of_mlp = self.modulations(condition)

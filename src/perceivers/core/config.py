@@ -30,8 +30,7 @@ class LatentAxis:
     """Number of places."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_ranges(self, RANGES)
+        check_fields(self, RANGES)
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class LatentsConfig:
     """True: a linear map leads from tokens to latents; False: the tokens must be as wide as the latents."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_ranges(self, RANGES)
+        check_fields(self, RANGES)
         if self.init_std <= 0:
             raise ValueError(f"init_std = {self.init_std} must be above 0")
         names = [axis.name for axis in self.places]
@@ -117,8 +115,7 @@ class BottleneckConfig:
     """In training: True for samples, False for means. Outside training the mean is decoded."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_ranges(self, {"channels": SIZE, **dict.fromkeys(("weight", "free_bits", "warmup_steps"), COUNT)})
+        check_fields(self, {"channels": SIZE, **dict.fromkeys(("weight", "free_bits", "warmup_steps"), COUNT)})
 
 
 @dataclass(frozen=True)
@@ -160,10 +157,6 @@ class DecoderConfig(BlockConfig):
     output_channels: int | None = None
     """Width E of a linear map before the heads; None: no such map, E = F."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, {"num_layers": (1.0, 64.0)})
-
 
 @dataclass(frozen=True)
 class TrunkConfig:
@@ -198,6 +191,7 @@ class Config(TrunkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(self.decoder, {"num_layers": (1.0, 64.0)})
         aligned = {name: getattr(self.encoder, name) for name in ("channel_alignment", "input_channels", "min_padding")}
         used = LatentsConfig(channels=self.latents.channels), EncoderConfig(**aligned), None
         if self.trunk == "transformer" and used != (self.latents, self.encoder, self.bottleneck):

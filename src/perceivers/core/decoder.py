@@ -43,7 +43,11 @@ class Decoder(nn.Module):
 
     def written(self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None) -> Written:
         """Return [B, O, e] of each output, all queries of a layer at once but for the last layer."""
-        queries, cross = self._before_last(queries, latents), self.cross_attention
+        return self.last(self.before_last(queries, latents), latents, heads, plan)
+
+    def last(self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None) -> Written:
+        """Return [B, O, e] of each output, from the queries as the last layer takes them."""
+        cross = self.cross_attention
         if plan is not None and not plan.needs_dense(cross, latents, queries, self.tail, heads):
             return cross(queries, latents, compute=partial(plan.write, output=self.tail, heads=heads))
         return apply_heads(cross(*writing_arguments(cross, queries, latents)), queries, self.tail, heads)
@@ -55,10 +59,10 @@ class Decoder(nn.Module):
 
     def attention_map(self, queries: Tokens, latents: Latents) -> dict[str, Float[Tensor, "b h o n"]]:
         """Return the attention map of the last layer, by output."""
-        queries, cross = self._before_last(queries, latents), self.cross_attention
+        queries, cross = self.before_last(queries, latents), self.cross_attention
         return queries.split(cross.attention_map(*writing_arguments(cross, queries, latents)), dim=-2)
 
-    def _before_last(self, queries: Tokens, latents: Latents) -> Tokens:
+    def before_last(self, queries: Tokens, latents: Latents) -> Tokens:
         """Return the queries as the last cross-attention takes them."""
         earlier: Any = self.earlier
         for number, layer in enumerate(earlier):

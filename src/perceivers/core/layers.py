@@ -88,9 +88,17 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm; under autocast it runs in its own precision, as a layer norm does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x divided by the root of its mean square, times the scale."""
+        return super().forward(x.to(torch.promote_types(x.dtype, self.weight.dtype)))
+
+
 def norm_layer(channels: int, config: Any) -> nn.Module:
     """Return the norm over the last axis that a `BlockConfig` says."""
-    return (nn.LayerNorm if config.norm == "layer" else nn.RMSNorm)(channels, eps=config.norm_epsilon)
+    return (nn.LayerNorm if config.norm == "layer" else RMSNorm)(channels, eps=config.norm_epsilon)
 
 
 def _linear(in_channels: int, out_channels: int, std: float, bias: bool = True) -> nn.Linear:

@@ -50,6 +50,7 @@ from perceivers.core.fast.token_blocks import (
     ProjectedBlocks,
     TokenBlocks,
     blocks_of,
+    normed_heads,
     sample_of,
 )
 from perceivers.core.latents import Latents
@@ -248,8 +249,8 @@ def read(
     key, key_bias = _behind_norm(linear_map(attention.key), norm, attention.num_kv_heads, dtype)
     value, value_bias = _behind_norm(linear_map(attention.value), norm, attention.num_kv_heads, dtype)
     # What follows the maps is done head by head; else heads that queries share are copied, and biases added behind.
-    steps, shift = None, None
-    if attention.key_head_norm is not None or rotation is not UNTURNED:
+    steps, shift, is_shared = None, None, group > 1 and algorithm == "projected"
+    if attention.key_head_norm is not None or rotation is not UNTURNED or is_shared:
         inside = {"bias": key_bias, "value_bias": value_bias}
         steps = HeadSteps(partial(cross.rotation, latents.segment), attention.key_head_norm, **inside, group=group)
         value_bias = value_bias[:, :0].sum()
@@ -302,8 +303,7 @@ def _queries(
     attention, (modulation, _) = cross.attention, cross.modulations(latents.condition)
     normed = cross.normed_queries(latents.array.to(dtype_of(cross.query_norm)), modulation)
     query = rearrange(apply_linear(attention.query, normed).to(dtype), "b n (h d) -> b h n d", h=attention.num_heads)
-    query = query if attention.query_head_norm is None else attention.query_head_norm(query)
-    query = rotation.queries(query)
+    query = rotation.queries(normed_heads(attention.query_head_norm, query))
     return query / math.sqrt(query.shape[-1])
 
 
@@ -357,7 +357,7 @@ def write(
     dtype = torch.promote_types(latents.array.dtype, torch.float32)
     key, value = _keys_and_values(cross, queries, latents)
     modulations = cross.modulations(latents.condition)
-    has_steps = attention.query_head_norm is not None or attention.rotary is not None
+    has_steps = algorithm == "projected" and (attention.query_head_norm is not None or attention.rotary is not None)
     query_map, written = linear_map(attention.query), []
     # One sample after the other: its scores by blocks of queries, then the epilogue.
     for number in range(max(batch_of(latents), queries.batch_size)):

@@ -175,6 +175,9 @@ class CostModel:
             query_columns=self.query_columns,
             qk=attention.qk_channels,
             v=attention.v_channels,
+            token_qk=self._token_widths[0],
+            token_v=self._token_widths[1],
+            head_steps=self._head_steps(),
             channels=self.channels,
             raw_channels=segment.raw_channels,
             content=content,
@@ -184,11 +187,48 @@ class CostModel:
             is_projected=segment.projection is not None,
         )
 
+    @property
+    def _token_widths(self) -> tuple[int, int]:
+        """Widths of a token's keys and values when reading; when writing, of a query and of what it attends to."""
+        attention = self.cross.attention
+        heads = attention.num_heads if self.tail is not None else attention.num_kv_heads
+        return attention.qk_channels // attention.num_heads * heads, attention.v_channels // attention.num_heads * heads
+
+    def _head_steps(self) -> int:
+        """Return the numbers held per token for what follows the maps to heads (`token_blocks.HeadSteps`)."""
+        attention, (qk, v) = self.cross.attention, self._token_widths
+        rotary = None if self.segment.coordinates is None else attention.rotary
+        is_normed, held = attention.key_head_norm is not None, 0
+        is_shared = self.tail is None and attention.num_heads != attention.num_kv_heads
+        # Behind a bias there is a second copy of the heads; a norm, and a rotation, hold two more of what they change.
+        if rotary is not None or is_normed or is_shared:
+            held += qk + (v if self.tail is None else 0)
+        if is_normed:
+            held += 2 * qk
+        if rotary is not None:
+            angles = 2 * attention.qk_channels // attention.num_heads
+            held += 2 * (qk + (v if rotary.values else 0)) + angles
+        return held + (attention.qk_channels + attention.v_channels if is_shared else 0)
+
     def _coded_rows(self) -> int:
         """Return the number of grid rows that a separable block codes one-hot; 0 without a grid or with a kernel."""
         if not self.width or self.is_fused("separable"):
             return 0
         return min(self.default_block("separable"), self.segment.num_tokens) // self.width
+
+    @property
+    def latent_bytes(self) -> int:
+        """Memory of what a dense block makes of the latents when writing: normed, as keys and values, in heads."""
+        attention, item = self.cross.attention, max(self.latents.dtype.itemsize, 4)
+        widths = 2 * attention.token_channels + 3 * (attention.qk_channels + attention.v_channels)
+        return item * self.samples * self.latents.shape[-2] * widths
+
+    @property
+    def written_bytes(self) -> int:
+        """Memory of the result when writing, which is held twice where it is joined from blocks."""
+        maps = [linear_shape(module) for module in self.tail or () if is_linear_map(module)]
+        width = maps[-1][0] if maps else self.channels
+        return max(self.latents.dtype.itemsize, 4) * self.samples * self.segment.num_tokens * width
 
     def _cost(self, algorithm: Algorithm) -> Cost:
         shape, samples, rates, fused = self.shape, self.samples, self.rates, self.is_fused(algorithm)
@@ -220,21 +260,24 @@ class CostModel:
         held = together * (count.held + stored * shape.query_columns)
         kept = shape.maps + together * (count.kept - shape.maps)
         unit = self.width if algorithm.startswith("separable") else 1
-        return Cost(work, multiply_adds, item * held, item * kept + self._content_gradient(), unit)
+        return Cost(work, multiply_adds, item * held, item * kept + self.content_gradient, unit)
 
     def _after_scores(self, algorithm: Algorithm) -> OpCount:
         """Return the count of what follows the scores: sums of values, or the epilogue."""
         if self.tail is None:
             return self.shape.reading(algorithm)
-        # An MLP of another class may lack its width; a gated one has two hidden values for each.
-        hidden = 0 if self.cross.mlp is None else getattr(self.cross.mlp, "hidden_channels", self.channels)
+        # An MLP of another class may lack its width; a gated one has two values for each that leaves the activation.
+        mlp = self.cross.mlp
+        activated = 0 if mlp is None else getattr(mlp, "hidden_channels", self.channels)
+        hidden = activated * (2 if getattr(mlp, "gated", False) else 1), activated
         maps = [linear_shape(module) for module in self.tail if is_linear_map(module)]
         absorbed = algorithm in ("absorbed", "separable")  # irrelevant to other epilogues
         composed = absorbed and is_shorter_composed(self.cross, self.tail)
         return self.shape.writing(algorithm, self.segment.num_tokens, hidden, maps, composed)
 
-    def _content_gradient(self) -> int:
-        """Return the bytes of the content's gradient, which is assembled from the gradients of its samples."""
+    @property
+    def content_gradient(self) -> int:
+        """Bytes of the content's gradient, which is assembled from the gradients of its samples, or its blocks."""
         content = self.segment.content
         if content is None or not torch.is_grad_enabled() or not content.requires_grad:
             return 0

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList, type_before_parametr
 
 from perceivers.core.fast.hooks import is_hooked
 from perceivers.core.interfaces import BoundHead
-from perceivers.core.layers import NORM_EPSILON
+from perceivers.core.layers import NORM_EPSILON, RMSNorm
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
 """Types of ordinary tensors; quantised and distributed tensors have other types."""
@@ -77,7 +77,7 @@ def is_row_wise(module: Any) -> bool:
         return all(map(is_row_wise, module))
     if type(module) is nn.Dropout:
         return not (module.training and module.p)
-    if type(module) in (nn.LayerNorm, nn.RMSNorm):
+    if type(module) in (nn.LayerNorm, RMSNorm):
         return len(module.normalized_shape) == 1
     return type(module) in ROW_WISE or is_linear_map(module)
 
@@ -123,7 +123,7 @@ def is_plain_norm(module: nn.Module) -> bool:
     """Return whether a module is a layer norm with a scale and a shift, or an RMS norm with a scale, and no more."""
     return (
         isinstance(module, nn.LayerNorm | nn.RMSNorm)
-        and type_before_parametrizations(module) in (nn.LayerNorm, nn.RMSNorm)
+        and type_before_parametrizations(module) in (nn.LayerNorm, RMSNorm)
         and isinstance(module.weight, Tensor)
         and (isinstance(module, nn.RMSNorm) or isinstance(module.bias, Tensor))
         and module.eps is not None

@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 import torch
 
 from perceivers.core.fast.algorithms import Algorithm
+from perceivers.core.fast.epilogue import COLUMN_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,12 @@ class AttentionShape:
     """Width of queries and keys, all heads."""
     v: int
     """Width of values, all heads."""
+    token_qk: int
+    """Width of a token's keys (reading) or queries (writing); fewer heads of keys than of queries are narrower."""
+    token_v: int
+    """Width of a token's values when reading; when writing, of what a query attends to."""
+    head_steps: int
+    """Numbers held per token for what follows the maps to heads: norms, rotations, copies for groups of heads."""
     channels: int
     """Width of a token."""
     raw_channels: int
@@ -132,8 +139,9 @@ class AttentionShape:
             fixed = self.channels * self.latents * self.qk
             scores = OpCount(products=products, fixed=fixed, kept=self.maps + products)
         else:
-            products = (self.channels + self.latents) * self.qk
-            scores = OpCount(products=products, held=self.qk + self.v, kept=self.maps)
+            products = self.channels * self.token_qk + self.latents * self.qk
+            held = self.token_qk + self.token_v + self.head_steps
+            scores = OpCount(products=products, held=held, kept=self.maps)
         return softmax + dense_tokens + scores
 
     def _separable_scoring(self) -> OpCount:
@@ -156,7 +164,8 @@ class AttentionShape:
     def reading(self, algorithm: Algorithm) -> OpCount:
         """Return the count of the sums of values, which follow the scores when reading."""
         if algorithm in ("dense", "projected"):
-            return OpCount(products=(self.channels + self.latents) * self.v, kept=2 * self.latents * self.v)
+            products = self.channels * self.token_v + self.latents * self.v
+            return OpCount(products=products, kept=2 * self.latents * self.v)
         value_map = OpCount(fixed=self.channels * self.latents * self.v)
         if algorithm == "separable":
             return value_map + OpCount(products=self.query_columns * self.compact_channels, visits=2)
@@ -164,12 +173,13 @@ class AttentionShape:
         return value_map + OpCount(products=sums, kept=2 * sums)
 
     def writing(
-        self, algorithm: Algorithm, tokens: int, hidden: int, tail: list[tuple[int, int]], composed: bool
+        self, algorithm: Algorithm, tokens: int, hidden: tuple[int, int], tail: list[tuple[int, int]], composed: bool
     ) -> OpCount:
         """Return the count of the epilogue (epilogue.py), which follows the scores when writing `tokens` queries.
 
-        `hidden`: hidden width of the MLP; `tail`: (outputs, inputs) of the linear maps behind it; `composed`: True if
-        these maps and the MLP's second map are multiplied out.
+        `hidden`: hidden width of the MLP before and behind its activation, which a gate halves; `tail`: (outputs,
+        inputs) of the linear maps behind it; `composed`: True if these maps and the MLP's second map are multiplied
+        out.
         """
         written = tail[-1][0] if tail else self.channels
         # The results of several samples are stacked, so they are held twice.
@@ -177,9 +187,10 @@ class AttentionShape:
         if algorithm.endswith("folded"):
             return softmax + self._folded_epilogue(hidden, written)
         # The MLP and the tail, for each query.
-        held = 4 * self.channels + 2 * hidden + written
-        mlp = OpCount(products=self.channels * hidden, passes=8 * self.channels, held=held)
-        behind = OpCount(products=self.channels * hidden + sum(outputs * inputs for outputs, inputs in tail))
+        inner, activated = hidden
+        held = 4 * self.channels + _activation_held(inner, activated) + written
+        mlp = OpCount(products=self.channels * inner, passes=8 * self.channels, held=held)
+        behind = OpCount(products=self.channels * activated + sum(outputs * inputs for outputs, inputs in tail))
         # Sums of values, then the output map; or the output map on the values, then sums.
         if algorithm in ("dense", "projected"):
             values = OpCount(products=(self.latents + self.channels) * self.v)
@@ -187,19 +198,26 @@ class AttentionShape:
             columns = self.query_columns * self.channels
             values = OpCount(products=columns, fixed=self.latents * self.v * self.channels, kept=2 * columns)
             if composed:
-                products = (self.channels + hidden) * written
+                products = (self.channels + activated) * written
                 fixed, kept = self.channels * products, 2 * products
                 behind = OpCount(products=products, passes=-2 * self.channels, fixed=fixed, kept=kept)
         return softmax + mlp + behind + values
 
-    def _folded_epilogue(self, hidden: int, written: int) -> OpCount:
-        columns = hidden + min(self.channels, self.v + 1) + written
+    def _folded_epilogue(self, hidden: tuple[int, int], written: int) -> OpCount:
+        inner, activated = hidden
+        columns = inner + min(self.channels, self.v + 1) * (inner > 0) + written  # without an MLP there is no norm
+        columns += -columns % COLUMN_MULTIPLE
         return OpCount(
-            products=self.query_columns * columns + hidden * written,
-            held=columns + 2 * hidden + written,
+            products=self.query_columns * columns + activated * written,
+            held=columns + _activation_held(inner, activated) + written,
             fixed=self.channels * self.v**2 + self.latents * self.v * columns,
             kept=2 * self.query_columns * columns
             + 2 * (columns + self.channels) * (self.v + 1)
-            + self.channels * (self.channels + hidden)
-            + hidden * written,
+            + self.channels * (self.channels + inner)
+            + activated * written,
         )
+
+
+def _activation_held(inner: int, activated: int) -> int:
+    """Return the numbers held per query for the hidden values of an MLP, before and behind its activation."""
+    return inner + activated * (2 if inner > activated else 1)

@@ -6,7 +6,7 @@ The choice depends on shapes, type of device and limit alone, never on free memo
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from perceivers.core.arguments import check_names
 from perceivers.core.blocks import CrossAttention
-from perceivers.core.decoder import Decoder, apply_heads, writing_arguments
+from perceivers.core.decoder import Decoder, apply_heads, as_array, writing_arguments
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import GRADIENT, CostModel
@@ -27,7 +27,7 @@ from perceivers.core.fast.op_counts import Cost
 from perceivers.core.latents import Latents
 from perceivers.core.memory_limits import limit_in_bytes
 from perceivers.core.reading import SoftmaxState
-from perceivers.core.tokens import Tokens
+from perceivers.core.tokens import Segment, Tokens
 from perceivers.core.trunk import dense_state, reading_arguments
 
 Tails = Mapping[str, Sequence[Any]]
@@ -92,21 +92,47 @@ class Plan:
     ) -> dict[str, Float[Tensor, "b _ _"]]:
         """Return [B, O, e] of each output of a decoder of several layers, as many queries at a time as fit the limit.
 
-        A block runs again for its gradient.
+        For a gradient, a block runs again through the layers before the last; else through all layers, and at most half
+        of the limit is for those before the last.
         """
-        earlier: Any = decoder.earlier
-        written = {}
+        limit, is_trained, written, joined = self.memory_limit, torch.is_grad_enabled(), {}, {}
         for name, segment in queries.segments.items():
-            costs = [CostModel(layer, _expanded(latents), segment, None).costs()["dense"] for layer in earlier]
-            needed = max(cost.token_bytes for cost in costs) * (GRADIENT if torch.is_grad_enabled() else 1)
-            _check_fits(needed, self.memory_limit)
-            size, parts = self.memory_limit // needed, []
-            for first in range(0, segment.num_tokens, size):
-                block = Tokens({name: segment.block(first, min(first + size, segment.num_tokens))})
-                arguments = (block, latents, {name: heads[name]}, self)
-                parts.append(checkpoint(decoder.written, *arguments, use_reentrant=False)[name])
-            written[name] = torch.cat(parts, 1)
-        return written
+            each, fixed, last = self._layer_bytes(decoder, segment, latents, heads[name])
+            share = 1 if is_trained else 2
+            _check_fits(max(share * (each + fixed), share * last), limit)
+            size = min((limit // share - fixed) // each, max(segment.num_tokens, 1))
+            firsts = range(0, max(segment.num_tokens, 1), size)
+            blocks = [Tokens({name: segment.block(at, min(at + size, segment.num_tokens))}) for at in firsts]
+            if is_trained:
+                parts = [checkpoint(decoder.before_last, block, latents, use_reentrant=False) for block in blocks]
+                joined[name] = as_array(segment, torch.cat([part.segments[name].content for part in parts], 1))
+            else:
+                rest, head = replace(self, memory_limit=limit - fixed - size * each), {name: heads[name]}
+                written[name] = torch.cat([decoder.written(block, latents, head, rest)[name] for block in blocks], 1)
+        return decoder.last(Tokens(joined), latents, heads, self) if is_trained else written
+
+    def _layer_bytes(self, decoder: Decoder, segment: Segment, latents: Latents, head: Any) -> tuple[int, int, int]:
+        """Return the memory of the layers before the last, per query and fixed, and the least of the last layer.
+
+        Without a gradient, a last layer that is dense counts as one of those before it.
+        """
+        array, is_trained = _expanded(latents), torch.is_grad_enabled()
+        layers: Any = decoder.earlier
+        models, cross = [CostModel(layer, array, segment, ()) for layer in layers], decoder.cross_attention
+        writing, least = CostModel(cross, array, segment, (*decoder.tail, head)), 0
+        costs = writing.costs()
+        is_dense = replace(self, memory_limit=None).needs_dense(cross, latents, Tokens(), (), {}) or len(costs) == 1
+        if is_dense and not is_trained:
+            models.append(writing)
+        else:
+            possible = {"dense": costs["dense"]} if is_dense else costs
+            possible = {name: cost for name, cost in possible.items() if name == self.algorithm} or possible
+            least = min(cost.bytes(cost.unit) for cost in possible.values())
+        # A gradient needs the activations of all layers.
+        together, factor = (sum, GRADIENT) if is_trained else (max, 1)
+        each = factor * together(model.costs()["dense"].token_bytes for model in models)
+        fixed = factor * together(model.latent_bytes for model in models)
+        return each, fixed + writing.content_gradient + (0 if is_trained else writing.written_bytes), least
 
     def write(
         self,

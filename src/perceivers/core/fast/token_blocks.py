@@ -168,6 +168,11 @@ class HeadSteps:
         return norm_of(self.norm)(x, scale, shift)
 
 
+def normed_heads(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """Return heads in the precision of x after their norm, if there is one."""
+    return x if norm is None else norm_of(norm)(x, *scale_and_shift(norm, x.dtype))
+
+
 class ProjectedBlocks(DenseBlocks):
     """scores = keys @ queries', keys = x key', values = x value', where x [m, c] are normed tokens.
 
@@ -224,6 +229,8 @@ class ProjectedBlocks(DenseBlocks):
         if values is None:  # writing
             return rotation.queries(keys[None])[0], None
         keys, values = rotation.keys(keys[None])[0], rotation.values(values[None])[0]
+        if steps.group == 1:
+            return keys, values
         return keys.repeat_interleave(steps.group, 0), values.repeat_interleave(steps.group, 0)
 
 
@@ -237,11 +244,11 @@ def sample_of(segment: Segment, number: int) -> Segment:
 
 
 def blocks_of(tokens: TokenBlocks, block_size: int) -> list[Block]:
-    """Return blocks of about this many tokens, multiples of the unit."""
+    """Return blocks of about this many tokens, multiples of the unit; one empty block if there are no tokens."""
     if tokens.device.type == "cpu":
         keep_heap()
     count, size = tokens.segment.num_tokens, max(block_size // tokens.unit, 1) * tokens.unit
-    return [(first, min(first + size, count)) for first in range(0, count, size)]
+    return [(first, min(first + size, count)) for first in range(0, count, size)] or [(0, 0)]
 
 
 @cache

@@ -240,8 +240,19 @@ def name_of(case: Case) -> str:
 
 @pytest.mark.parametrize("number", range(len(cases())))
 def test_every_pair_of_options_in_every_algorithm(number: int) -> None:
-    case = cases()[number]
     torch.manual_seed(number)
+    check(cases()[number])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 12))
+def test_other_designs_of_pairs_hold_other_triples(seed: int) -> None:
+    for case in pairwise(FACTORS, possible, seed):
+        check(case)
+
+
+def check(case: Case) -> None:
+    """Check that an algorithm gives the outputs and gradients of the dense one."""
     model = Model(case).double().train(case["stochastic_depth"] > 0)
     expected, found = with_gradients(model, "dense"), with_gradients(model, case["algorithm"])
     scale = max(float(x.abs().max()) for x in expected.values())

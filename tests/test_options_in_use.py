@@ -21,6 +21,7 @@ from perceivers.core.config import (
 from perceivers.core.coordinates import RotaryEmbedding
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.core.tokens import Segment
 from perceivers.modalities.image import Image
 from perceivers.modalities.label import Label
 from perceivers.modalities.numbers import Numbers
@@ -34,6 +35,7 @@ from perceivers.training.activation_checkpointing import recomputed
 from reference_files import relative_error
 from test_streams import BASE, B, D, N, asked, built, close, raw_of
 
+ALGORITHMS = get_args(Algorithm)
 DEEP = replace(BASE, decoder=replace(BASE.decoder, num_layers=3, query_residual=True, final_norm=True))
 MIXING = replace(BASE, decoder=replace(BASE.decoder, num_layers=2, self_attention=True))
 
@@ -322,6 +324,19 @@ def test_checkpointed_activations_change_no_gradient(name: str, limit: str | Non
     assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_algorithm_decodes_what_the_dense_one_does(name: str) -> None:
+    """An output without coordinates beside one with them, under rotary positions and biases."""
+    model = built(CONFIGS[name])
+    encoded = model.encode(raw_of(model))
+    where = {"asked": Coordinates(torch.linspace(-1, 1, 14, dtype=torch.float64).view(7, 2))}
+    expected = model.decode(encoded, where, algorithm="dense")
+    for algorithm in ALGORITHMS:
+        close(model.encode(raw_of(model), algorithm=algorithm).latents, encoded.latents)
+        for output, found in model.decode(encoded, where, algorithm=algorithm).items():
+            close(found, expected[output])
+
+
 HALVES = [torch.bfloat16, "autocast"]
 
 
@@ -356,9 +371,6 @@ def test_half_precision_is_as_near_as_the_dense_algorithm(name: str, half: Any) 
         assert error <= 2 * errors["dense"], errors | {"": algorithm}
 
 
-ALGORITHMS = get_args(Algorithm)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_angles_stay_in_float32(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -367,21 +379,15 @@ def test_angles_stay_in_float32(dtype: torch.dtype) -> None:
     for changed in (embedding.to(dtype), embedding.to(torch.device("cpu"), dtype)):
         assert changed.frequencies.dtype == torch.float32
         assert torch.equal(changed.frequencies, before)
-    model = built(BASE).to(dtype)
-    found = [x for x in model.modules() if isinstance(x, RotaryEmbedding)]
+    here, there = (Segment(torch.zeros(1, 1, D), coordinates={"y": torch.tensor([[x]])}) for x in (1000.5, 3.0))
+    turn = embedding.between(here.located(["y"]), there.located(["y"]), dtype).of_queries
+    expected = (1000.5 * before.double()).cos().flatten()
+    torch.testing.assert_close(turn.cos.flatten().double(), expected, rtol=0, atol=3e-3)
+    assert turn.cos.dtype == torch.promote_types(dtype, torch.float32)
+    state = built(BASE).to(dtype).state_dict()
+    found = {name: x.dtype for name, x in state.items() if name.endswith("frequencies")}
     assert len(found) == 3
-    assert all(x.frequencies.dtype == torch.float32 for x in found)
-    turn = found[0].between(model.start(None or raw_of(model)).located(["y"]), located(1000.5), torch.bfloat16).of_keys
-    if turn is not None:
-        assert turn.cos.dtype == torch.float32
-    state = model.state_dict()
-    assert state["trunk.encoder.0.cross_attention.attention.rotary.frequencies"].dtype == torch.float32
-
-
-def located(place: float) -> Any:
-    from perceivers.core.tokens import Segment
-
-    return Segment(torch.zeros(1, 1, D), coordinates={"y": torch.tensor([[place]])}).located(["y"])
+    assert {*found.values()} == {torch.float32}
 
 
 def test_every_block_has_its_options() -> None:

@@ -256,7 +256,8 @@ def read(
         value_bias = value_bias[:, :0].sum()
     else:
         key, key_bias, value, value_bias = (x.repeat_interleave(group, 0) for x in (key, key_bias, value, value_bias))
-        if cross.attends_queries or attention.rotary is not None:  # other states have the keys' bias in their scores
+        # Other states may have the keys' bias in their scores.
+        if cross.attends_queries or attention.rotary is not None or group > 1:
             shift = (query @ key_bias[..., None])[..., 0]
     # Elsewhere the softmax cancels the keys' bias. Its gradient must be 0, not None: data parallelism waits for it.
     value_bias = value_bias + key_bias[:, :0].sum()

@@ -1,4 +1,4 @@
-"""The page docs/beyond.md: its configs run, its file is valid, its table is the planner's; core knows no names of others."""
+"""The page docs/beyond.md: its configs run, its file is valid, its table is the planner's; names stay out of core."""
 
 import re
 from pathlib import Path

@@ -258,6 +258,20 @@ def test_taken_latents_carry_on_without_their_input() -> None:
     assert later.latents.isfinite().all()
 
 
+def test_a_state_keeps_its_places_and_its_mask() -> None:
+    """Latents that were taken from few points carry on where these were, and those that do not exist stay absent."""
+    model = built(replace(BASE, latents=LATENTS["farthest"]))
+    raw = raw_of(model)
+    first = model.encode(raw)
+    previous = replace(first, around=replace(first.around, mask=torch.arange(N)[None].expand(B, -1) < N - 2))
+    start = model.start(raw, previous)
+    assert start.coordinates is previous.around.coordinates
+    assert start.mask is previous.around.mask
+    assert not torch.equal(
+        model.encode(raw, latents=previous).latents, model.encode(raw, latents=first.latents).latents
+    )
+
+
 def test_latents_of_another_shape_are_refused() -> None:
     model = built()
     raw = raw_of(model)

@@ -188,7 +188,7 @@ class PerceiverIO(nn.Module):
         if not isinstance(latents, Latents):
             condition = None if self.conditioning is None else self.conditioning(tokens)
             given = self.schema.guard.latents(latents, self.config, weight, read)
-            latents = replace(self.trunk.start(read, given), condition=condition)
+            latents = replace(self.schema.guard.carried(self.trunk.start(read, given), latents), condition=condition)
         self.schema.guard.start(read, latents)
         return read, latents
 

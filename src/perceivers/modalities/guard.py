@@ -65,6 +65,11 @@ class Guard:
             require(inside.all(), lambda: f"latents: number {int(x[~inside][0])} is outside the {what}, from 0")
         return x.long()
 
+    def carried(self, start: Latents, previous: Any) -> Latents:
+        """Return latents at the start with the coordinates and mask of the Encoded whose latents they are, if any."""
+        around = previous.around if isinstance(previous, Encoded) else None
+        return start if around is None else replace(start, coordinates=around.coordinates, mask=around.mask)
+
     def start(self, read: Tokens, latents: Latents) -> None:
         """Raise a ValueError unless the latents at the start are of as many samples as the inputs that they read."""
         sizes = {"latents": latents.segment.batch_size}

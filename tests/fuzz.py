@@ -6,6 +6,7 @@ on its seed alone; `python tests/fuzz.py NAME SEED` makes it again and reads it 
 since its writer numbers a stream at random: there, keep the file that failed.)
 """
 
+import argparse
 import gzip
 import inspect
 import io
@@ -610,8 +611,9 @@ def models() -> Iterator[Reader]:
 
     from perceivers import Config, Label, PerceiverIO, Schema, Vectors
     from perceivers.core.config import LatentsConfig
-    from perceivers.pretrained.foreign import read_torch
-    from perceivers.pretrained.model_folder import load_model, save_model
+    from perceivers.core.resampler import Resampler, ResamplerConfig
+    from perceivers.pretrained import foreign
+    from perceivers.pretrained.model_folder import load_folder, load_model, save_model
     from perceivers.pretrained.unpickle import read_haiku
     from perceivers.runs.recipe import preset_of
     from perceivers.runs.results import read_scores
@@ -626,6 +628,13 @@ def models() -> Iterator[Reader]:
 
     def checkpoint(path: Path) -> None:
         torch.save({"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(5, dtype=torch.int64)}, path)
+
+    def training(path: Path) -> None:
+        weights = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.vocab": {"one": 0, "two": 1}}
+        torch.save({"model": weights, "args": argparse.Namespace(betas=(0.9, 0.95)), "epoch": 3}, path)
+
+    def resampler(path: Path) -> None:
+        save_model(Resampler(ResamplerConfig(LatentsConfig(num_latents=7, channels=16)), 3), path.parent)
 
     def haiku(path: Path) -> None:
         import pickle
@@ -646,7 +655,9 @@ def models() -> Iterator[Reader]:
     )
     yield Reader("model-description", "model.json", model, lambda path: load_model(path.parent))
     yield Reader("model-weights", "model.safetensors", model, lambda path: load_model(path.parent), safetensors_header)
-    yield Reader("torch", "pytorch_model.bin", checkpoint, read_torch, zip_members)
+    yield Reader("torch", "pytorch_model.bin", checkpoint, foreign.read_torch, zip_members)
+    yield Reader("training", "a.ckpt", training, foreign.read_state, zip_members)
+    yield Reader("resampler", "model.json", resampler, lambda path: load_folder(path.parent))
     yield Reader("haiku", "a.pystate", haiku, read_haiku)
     yield Reader("state", "state.json", lambda path: path.write_bytes(state), lambda path: read_state(path.parent))
     yield Reader("scores", "metrics.json", lambda path: path.write_bytes(scores), lambda path: read_scores(path.parent))

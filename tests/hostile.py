@@ -755,6 +755,8 @@ def safetensors() -> Iterator[Hostile]:
         yield one(flipped(good, flips, 1), may_pass=True)
 
 
+NAMESPACE = named("argparse", "Namespace") + b")\x81"
+
 REBUILD = named("torch._utils", "_rebuild_tensor_v2")
 
 
@@ -911,6 +913,45 @@ def checkpoints() -> Iterator[Hostile]:
     flips = random.Random(2)
     for _ in range(120):
         yield one(flipped(good, flips, 1), may_pass=True)
+
+
+def training_checkpoints() -> Iterator[Hostile]:
+    """Yield checkpoints of training, whose namespaces and other values beside the weights are payloads."""
+
+    def one(may_pass: bool = False, **items: bytes) -> Hostile:
+        weights = {"model": table({"weight": tensor()}), **items}
+        return Hostile("training", {"x.pt": archive(program(table(weights), 2))}, "x.pt", may_pass=may_pass)
+
+    for number, entry_ in enumerate(CALLS[::2]):
+        form = list(FORMS.values())[number % 4 if number % 2 else 0]
+        yield one(args=form(*entry_))
+        yield one(args=NAMESPACE + table({"x": form(*entry_)}) + b"b")
+    for name in ("ArgumentParser", "FileType", "Action", "_sys", "Namespace.__init__", "_os.system"):
+        yield one(args=call(named("argparse", name)))
+    for state in ({"__class__": 7}, {"__dict__": {}}, {"__eq__": 7, "__hash__": 8}, {"__reduce__": "x"}, {}):
+        yield one(may_pass=True, args=NAMESPACE + part(state) + b"b")
+    for state in (part(7), part("x"), tensor(), part((None, {"__class__": 7})), part([1])):
+        yield one(args=NAMESPACE + state + b"b")
+    for function in (REBUILD, named("torch._utils", "_rebuild_parameter"), named("collections", "OrderedDict")):
+        twice = table({"__setstate__": function}) + b"b" + part({"a": 1}) + b"b"
+        yield one(may_pass=True, args=NAMESPACE + twice)
+    yield one(args=call(named("argparse", "Namespace"), part({"a": 1})))
+    yield one(args=b"}" + NAMESPACE + b"Ns")  # as a key
+    yield one(args=b"}" + named("argparse", "Namespace") + b"Ns", may_pass=True)
+    yield one(model=NAMESPACE + table({"weight": tensor()}) + b"b")
+    yield one(model=table({"weight": NAMESPACE}))
+    yield one(model=table({"x.vocab": part({"a": "b"})}))
+    yield one(model=table({"x.vocab": NAMESPACE}))
+    yield one(model=table({"x.vocab": part({"a": 1}), "weight": part({"a": 1})}))
+    yield one(state_dict=table({"weight": part(7)}))
+    pair = part((0.5, 0.5))
+    for doubled in (b"q\0h\0\x86q\0" * 40, b"q\0h\0h\0\x87q\0" * 30, b"q\0(h\0h\0h\0h\0tq\0" * 30):  # 2 ** 40 leaves
+        yield one(args=b"}" + pair + doubled + b"Ns")
+        yield one(args=NAMESPACE + b"}" + pair + doubled + b"Nsb")
+    yield one(args=b"]q\1(" + pair + b"q\0" + b"h\0" * 9999 + b"e", may_pass=True)
+    yield one(args=b"]q\1(h\1h\1e")
+    for cut in (9, 50):
+        yield Hostile("training", {"x.pt": archive(program(table({"model": state_dict()[:-cut]}), 2))}, "x.pt")
 
 
 def shards() -> Iterator[Hostile]:
@@ -1078,7 +1119,7 @@ def _readers() -> dict[str, Callable[[Path], Any]]:
     """Return the readers by name, after each has read good and bad files, so that nothing more is imported later."""
     import torch
 
-    from perceivers.pretrained.foreign import read_torch
+    from perceivers.pretrained.foreign import read_state, read_torch
     from perceivers.pretrained.unpickle import read_haiku
 
     torch.set_num_threads(1)
@@ -1098,7 +1139,8 @@ def _readers() -> dict[str, Callable[[Path], Any]]:
         reader = read_haiku if name == "good.pystate" else read_torch
         with contextlib.suppress(ValueError):
             reader(home / f"bad-{name}")
-    return {"haiku": read_haiku, "torch": read_torch}
+    assert _is_plain(read_state(home / "good.bin")[0])
+    return {"haiku": read_haiku, "torch": read_torch, "state": lambda path: read_state(path)[0]}
 
 
 def _is_plain(found: Any) -> bool:

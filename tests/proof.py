@@ -9,7 +9,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "proof.md"
 
 HEAD = """# Proof
 
-Each section is written by the test it names when `make proof` runs. [security.md](security.md) says what is promised.
+Each section is written by the test it names when `make proof` runs, or by the command it names.
+[security.md](security.md) says what is promised.
 """
 
 

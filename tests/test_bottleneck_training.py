@@ -41,6 +41,8 @@ CONFIG = Config(
     processor=ProcessorConfig(num_layers=1, num_heads=2),
     bottleneck=BOTTLENECK,
 )
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
 MEANS, LOG_VARIANCES = (1.0, 0.0, -0.5), (0.0, math.log(4), 0.0)
 DIVERGENCES = (0.5, (3 - math.log(4)) / 2, 0.125)
 """Divergences in nats from a unit normal of the normal distributions with these means and log-variances."""
@@ -118,10 +120,10 @@ def test_the_noise_makes_the_sample(records):
     noise = torch.randn(1, 5, 3, dtype=torch.double)
     drawn = torch.tensor(MEANS) + (torch.tensor(LOG_VARIANCES) / 2).exp() * noise
     encoded = model.train().encode(inputs, noise=noise)
-    expected = model._redrawn(encoded.around, drawn)
+    expected = model.trunk.redrawn(encoded.around, drawn)
     torch.testing.assert_close(encoded.latents, expected.array)
     torch.testing.assert_close(model.eval().encode(inputs, noise=noise).latents, expected.array)
-    mean = model._redrawn(encoded.around, torch.tensor(MEANS, dtype=torch.double).expand(1, 5, 3)).array
+    mean = model.trunk.redrawn(encoded.around, torch.tensor(MEANS, dtype=torch.double).expand(1, 5, 3)).array
     torch.testing.assert_close(model.encode(inputs).latents, mean)
     objective = objective_of().eval()
     batch = batch_of(objective, records)
@@ -360,7 +362,7 @@ def test_names_and_shapes_that_cannot_be():
     model = PerceiverIO(Schema({"x": Numbers(count=2)}, {"y": Numbers()}), CONFIG)
     with pytest.raises(ValueError, match=r"noise of shape \(2, 5, 4\), expected \[B, 5, 3\]"):
         model.encode(x, noise=torch.zeros(2, 5, 4))
-    with pytest.raises(ValueError, match="latents and noise of one batch must be of as many samples"):
+    with pytest.raises(ValueError, match="inputs of one batch must be of as many samples"):
         model.encode(x, noise=torch.zeros(3, 5, 3))
     with pytest.raises(ValueError, match="masking and noise are for whole inputs"):
         model.encode(iter([x]), noise=torch.zeros(2, 5, 3))

@@ -331,7 +331,7 @@ for name, text, said in (
     (
         "latents",
         RECIPE + "config: {latents: {num_latents: 1000000000, channels: 128}}",
-        "trunk.latents, are [1000000000, 128]",
+        "num_latents = 1000000000 must be from 1 to 1048576",
     ),
     ("layers", RECIPE + "config: {processor: {num_layers: 1000000}}", "at most 4096"),
     ("blocks", RECIPE + "config: {processor: {num_blocks: 100000000}}", "at most 4096"),

@@ -48,6 +48,9 @@ def along(segment):
     return {name: [round(x, 5) for x in values[0].tolist()] for name, values in segment_coordinates(segment).items()}
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
+
+
 def segment_coordinates(segment):
     return dense_coordinates(segment.coordinates)
 
@@ -327,6 +330,22 @@ def test_an_input_is_the_content_of_queries_at_points(positions):
     with pytest.raises(ValueError, match=r"'asked': the queries .* are the tokens of input 'session', which was not"):
         model.decode(alone, {"asked": Coordinates(asked)}, outputs=["asked"])
     assert model.decode(model.encode(raw), {"asked": Coordinates(asked[:, :0])})["asked"].shape == (2, 0, 3)
+
+
+def test_an_input_of_queries_is_not_aligned_with_those_that_are_read():
+    schema = Schema(SESSIONS, {"asked": points(of="session", positions=None)})
+    for rule in ("project", "pad"):
+        encoder = EncoderConfig(channel_alignment=rule, rotary=rotary("y", "x"))
+        model = PerceiverIO(schema, replace(config("y", "x", **PLANE), encoder=encoder))
+        alignment = model.input_adapter.alignment
+        assert {*alignment.projections, *alignment.paddings} <= {"seen"}
+        assert model.input_adapter.channels == (14 if rule == "project" else model.input_adapter.adapters.seen.channels)
+
+
+def test_points_within_one_are_not_rounded():
+    spec, x = points(bounds=((-1.0, 1.0), (-1.0, 1.0))), torch.rand(7, 2) * 1e-3
+    assert torch.equal(spec.to_unit(x), x)
+    assert spec.to_unit(torch.ones(1, 2)).tolist() == [[1.0, 1.0]]
 
 
 def test_a_sample_without_the_input_has_no_query():

@@ -38,6 +38,8 @@ from perceivers.schema import Schema
 from test_export import TOLERANCE, assert_close, elsewhere  # noqa: F401  # a fixture
 from tiers import few
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
+
 Arrays = dict[str, Any]
 Case = tuple[Schema, Config, Callable[[int, int], Arrays]]
 """A schema and a config, and a function of batch and number of tokens to raw inputs."""
@@ -239,6 +241,7 @@ def test_a_compiled_step_has_the_same_gradients(name: str, elsewhere: ProcessPoo
 
 
 @pytest.mark.parametrize("name", few(CASES, ["mixed axes", "random"]))
+@pytest.mark.prints_warnings
 def test_exported_with_any_batch_and_number_of_tokens_and_queries(
     name: str,
     elsewhere: ProcessPoolExecutor,  # noqa: F811

@@ -82,13 +82,13 @@ def test_no_other_room_has_a_file_of_the_same_name(room):
     assert own & others <= {"__init__.py", *SYSTEM_FILES}
 
 
-def test_one_dense_forward_pass_opens_at_most_680_lines():
+def test_one_dense_forward_pass_opens_at_most_830_lines():
     """Count the lines of all our functions that run when an image is classified, except argument checks."""
     model = PerceiverIO(Schema({"image": Image(size=8)}, {"label": Label(classes=3)})).eval()
     opened = lines_opened(lambda: model(torch.zeros(2, 8, 8, 3), algorithm="dense"))
     for guard in ("arguments.py", "checks.py", "guard.py", "memory_limits.py", "precision.py", "raw.py"):
         opened.pop(guard, None)
-    assert 100 < sum(opened.values()) <= 680, opened
+    assert 100 < sum(opened.values()) <= 830, opened
 
 
 def lines_opened(run):

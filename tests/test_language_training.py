@@ -295,7 +295,7 @@ def plain_start(config):
 
 
 def test_only_what_is_as_wide_can_be_aligned():
-    with pytest.raises(ValueError, match="qk_init_gain needs queries as wide"):
+    with pytest.raises(ValueError, match="qk_init_gain needs queries like the tokens"):
         Attention(7, 5, BlockConfig(qk_init_gain=1.0))
 
 

@@ -1086,6 +1086,7 @@ def test_every_setting_is_tried() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:trunk. transformer reads no latents")
+@pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
 @pytest.mark.parametrize("setting", CHANGES)
 def test_every_setting_has_an_effect(setting: str) -> None:
     value, others = CHANGES[setting]

@@ -38,6 +38,8 @@ from perceivers.training.checkpoints import checkpoints
 from reference_files import REFERENCE
 from small_run import small_records, trained
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
+
 FROZEN = REFERENCE / "frozen-1"
 OURS = ["README.md", "manifest.json", "model.json", "model.safetensors"]
 KEY = "decoder.cross_attention.attention.key"
@@ -197,7 +199,7 @@ def test_what_is_no_model_of_ours_is_not_saved(tmp_path, model):
         quantised = torch.ao.quantization.quantize_dynamic(from_pretrained(FROZEN), {nn.Linear})
     others = {"NoneType": None, "Linear": nn.Linear(2, 2), "Sequential": nn.Sequential(model)}
     for name, other in others.items():
-        with pytest.raises(ValueError, match=f"^model is a {name}, not a PerceiverIO: merge"):
+        with pytest.raises(ValueError, match=f"^model is a {name}, not a PerceiverIO or a Resampler: merge"):
             savable(other)
     with pytest.raises(ValueError, match="is none of the arrays that its schema and config build"):
         save_pretrained(quantised, tmp_path / "folder")

@@ -29,6 +29,8 @@ from perceivers.modalities.series import Series
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
+
 B, POINTS_READ, N, D = 3, 11, 5, 14
 ROTARY = Rotary((Axis("y", 0.3, 9.0),), values=True)
 PLACES = (LatentAxis("y", -2.0, 2.0, 5),)
@@ -256,12 +258,26 @@ def test_taken_latents_carry_on_without_their_input() -> None:
     assert later.latents.isfinite().all()
 
 
+def test_a_state_keeps_its_places_and_its_mask() -> None:
+    """Latents that were taken from few points carry on where these were, and those that do not exist stay absent."""
+    model = built(replace(BASE, latents=LATENTS["farthest"]))
+    raw = raw_of(model)
+    first = model.encode(raw)
+    previous = replace(first, around=replace(first.around, mask=torch.arange(N)[None].expand(B, -1) < N - 2))
+    start = model.start(raw, previous)
+    assert start.coordinates is previous.around.coordinates
+    assert start.mask is previous.around.mask
+    assert not torch.equal(
+        model.encode(raw, latents=previous).latents, model.encode(raw, latents=first.latents).latents
+    )
+
+
 def test_latents_of_another_shape_are_refused() -> None:
     model = built()
     raw = raw_of(model)
     for given, message in (
-        (torch.zeros(B, N + 1, D), rf"latents of shape \({B}, {N + 1}, {D}\), expected \[B, {N}, {D}\]"),
-        (torch.zeros(B, 2, N, D), r"expected vectors \[B, N, D\] or whole numbers of tokens \[B, N\]"),
+        (torch.zeros(B, N + 1, D), rf"latents of shape \({B}, {N + 1}, {D}\) .*, expected vectors \[B, {N}, {D}\]"),
+        (torch.zeros(B, 2, N, D), rf"expected vectors \[B, {N}, {D}\]"),
         (torch.zeros(B, N, dtype=torch.long), r"latents by token numbers need latents\.taken_from"),
         ("previous", "argument 'latents': values of type <U8, expected real numbers"),
         (torch.zeros(B + 1, N, D), "as many samples, or of one for all: latents has 4 samples, points has 3"),
@@ -272,10 +288,10 @@ def test_latents_of_another_shape_are_refused() -> None:
     for index, message in (
         (
             torch.full((B, N), POINTS_READ),
-            f"numbers of tokens of input 'points' .*: {POINTS_READ} is outside its 11 tokens",
+            f"latents: number {POINTS_READ} is outside the 11 tokens of 'points'",
         ),
-        (torch.full((B, N), -1), "-1 is outside its 11 tokens, from 0"),
-        (torch.zeros(B, 2, dtype=torch.long), rf"shape \({B}, 2\), expected \[B, {N}\]"),
+        (torch.full((B, N), -1), "-1 is outside the 11 tokens of 'points', from 0"),
+        (torch.zeros(B, 2, dtype=torch.long), rf"shape \({B}, 2\) .*, expected numbers \[B, {N}\] of tokens"),
     ):
         with pytest.raises(ValueError, match=message):
             taken.encode(raw, latents=index)

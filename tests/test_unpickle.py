@@ -9,6 +9,7 @@ import struct
 import sys
 import types
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hostile import archive, corpus, modules, program, state_dict, tensors_file, watch
+from hostile import (
+    archive,
+    checkpoints,
+    corpus,
+    modules,
+    program,
+    state_dict,
+    tensors_file,
+    training_checkpoints,
+    watch,
+)
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.unpickle import read_haiku
 from reference_files import REFERENCE
@@ -250,6 +261,20 @@ def test_hostile_files_are_refused_and_do_nothing(tmp_path):
     assert not wrong, f"{len(wrong)} of {len(cases)}, first {wrong[:5]}"
     after = {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "warm")}
     assert after == before
+
+
+def test_hostile_checkpoints_of_training_are_refused_and_do_nothing(tmp_path):
+    cases = [*checkpoints(), *training_checkpoints()]
+    cases = [replace(case, name=f"{number:04d}-{case.group}") for number, case in enumerate(cases)]
+    assert len(cases) > 400
+    jobs = {case.name: ("state", case.write(tmp_path / case.name)) for case in cases}
+    reports = watch(jobs, tmp_path)
+    wrong = [report for case, report in zip(cases, reports, strict=True) if not is_fine(case, report, tmp_path)]
+    assert not wrong, f"{len(wrong)} of {len(cases)}, first {wrong[:5]}"
+    # Where weights alone are expected, none of them is read.
+    jobs = {name: ("torch", path) for name, (_, path) in jobs.items() if path.name == "x.pt"}
+    (tmp_path / "again").mkdir()
+    assert {report.outcome for report in watch(jobs, tmp_path / "again")} == {"refused"}
 
 
 def reader_of(target):

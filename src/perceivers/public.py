@@ -37,6 +37,7 @@ from perceivers.modalities.fields import CategoryField, DateField, NumberField
 from perceivers.modalities.points import Coordinates, Indices, Part, Points, Queries
 from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
+from perceivers.pretrained.relatives import from_state_dict
 from perceivers.schema import Schema
 from perceivers.schema.example import from_example
 
@@ -88,6 +89,7 @@ __all__ = [
     "attention_plan",
     "from_example",
     "from_pretrained",
+    "from_state_dict",
     "push_to_hub",
     "save_pretrained",
 ]

@@ -1,6 +1,6 @@
 """The verbs `info` and `plan`: the published models, their costs, and the attention algorithms that they would use."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any, cast
 
 import torch
@@ -12,6 +12,8 @@ from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.plan_report import attention_plan
 from perceivers.core.memory_limits import check_given_limit
 from perceivers.pretrained.hub import from_pretrained
+from perceivers.pretrained.model_folder import with_schema
+from perceivers.pretrained.relatives import RELATIVES
 from perceivers.progress import tracked
 from perceivers.runs.flops import Costs, costs
 from perceivers.schema import Schema
@@ -21,21 +23,24 @@ from perceivers.systems import PRESETS
 
 
 def info(model: Annotated[str | None, tyro.conf.Positional] = None, /, json: bool = False) -> None:
-    """List the published models with their parameters and FLOPs, and the paper's; or show one model in detail.
+    """List the published models with their parameters and FLOPs, and the paper's, and the models of other libraries.
 
     Args:
-        model: Name of a published model, to show its stages, memory and schema; without it all models are listed.
+        model: Name of a published model, to show its stages, memory and schema, or of a model of another library, to
+            show the settings with which it is converted; without a name all models are listed.
         json: Print as JSON.
     """
     if model is None:
         show_all(json)
+    elif model in RELATIVES:
+        show_relative(model, json)
     else:
-        check_names("model", [model], PRESETS)
+        check_names("model", [model], [*PRESETS, *RELATIVES])
         show_one(model, json)
 
 
 def show_all(as_json: bool) -> None:
-    """Print a table with one row for each published model."""
+    """Print a table with one row for each published model, and one of the models of other libraries."""
     cost_by_model = {name: costs(published.preset()) for name, published in tracked(PRESETS.items(), "counting")}
     plain = {name: _plain(name, cost) for name, cost in cost_by_model.items()}
     rows = [
@@ -49,7 +54,20 @@ def show_all(as_json: bool) -> None:
         )
         for (name, cost), p in zip(cost_by_model.items(), PRESETS.values(), strict=True)
     ]
-    show(plain, as_json, ["model", "parameters", "paper", "FLOPs", "paper", "weights"], rows)
+    others = {name: _plain_relative(name) for name in RELATIVES}
+    show(plain | others, as_json, ["model", "parameters", "paper", "FLOPs", "paper", "weights"], rows)
+    if not as_json:
+        lines = [(name, other["about"], other["needs"]) for name, other in others.items()]
+        show(None, False, ["model", "converted from another library", "settings that its arrays do not tell"], lines)
+
+
+def show_relative(name: str, as_json: bool) -> None:
+    """Print the settings with which a model of another library is converted."""
+    plain = _plain_relative(name)
+    rows = [(setting, "" if default is None else str(default)) for setting, default in plain["settings"].items()]
+    show(plain, as_json, ["setting", "default"], rows)
+    if not as_json:
+        print(f"{plain['about']}. Settings: {plain['needs']}.\nperceivers convert FILE DEST --model {name} --set ...")
 
 
 def show_one(name: str, as_json: bool) -> None:
@@ -87,11 +105,11 @@ def plan(
     check_positive("batch_size", batch_size)
     check_given_limit(memory_limit)
     # Plan on the meta device: shapes suffice, and no weights are allocated.
-    built = PRESETS[model].preset().build("meta") if model in PRESETS else from_pretrained(model).to("meta")
-    inputs = cast(Schema, built.schema).inputs
-    raw = {name: spec.dummy_input(batch_size, torch.device("meta")) for name, spec in inputs.items()}
+    known = model in PRESETS
+    built = PRESETS[model].preset().build("meta") if known else with_schema(from_pretrained(model), model).to("meta")
+    raw, points = cast(Schema, built.schema).dummy_input(batch_size, torch.device("meta"))
     with torch.set_grad_enabled(training):
-        plans = attention_plan(built.train(training), raw, memory_limit=memory_limit, algorithm=algorithm)
+        plans = attention_plan(built.train(training), raw, points, memory_limit, algorithm)
     # For each attention: first the chosen algorithm, then the others by increasing work.
     rows = [
         (
@@ -109,6 +127,13 @@ def plan(
     ]
     columns = ["attention", "tokens", "algorithm", "FLOPs", "work", "memory"]
     show([asdict(attention) for attention in plans], json, columns, rows)
+
+
+def _plain_relative(name: str) -> dict[str, Any]:
+    """Return what a model of another library is, and its settings with their defaults."""
+    relative = RELATIVES[name]
+    settings = {field.name: field.default for field in fields(relative.settings)}
+    return {"about": relative.about, "needs": relative.needs, "settings": settings}
 
 
 def _plain(name: str, cost: Costs) -> dict[str, Any]:

@@ -66,10 +66,8 @@ class Mask:
         return absent if dead is None else absent | dead
 
 
-def attention_weights(
-    q: Float[Tensor, "*b t d"], k: Float[Tensor, "*b s d"], valid: Tensor | None = None, dead: Tensor | None = None
-) -> Float[Tensor, "*b t s"]:
-    """Return softmax(q k' / sqrt(d)) over valid scores, in at least float32; 0 for dead queries (`Mask`)."""
+def attention_weights(q: Tensor, k: Tensor, valid: Tensor | None = None, dead: Tensor | None = None) -> Tensor:
+    """Return softmax(q k' / sqrt(d)) [*, T, S] over valid scores, in at least float32; 0 for dead queries (`Mask`)."""
     dtype = q.dtype
     q, k = (x.to(token_dtype(dtype)) for x in (q, k))
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
@@ -79,14 +77,8 @@ def attention_weights(
     return weights if dead is None else weights.masked_fill(dead, 0)
 
 
-def attend(
-    q: Float[Tensor, "b h t d"],
-    k: Float[Tensor, "b h s d"],
-    v: Float[Tensor, "b h s e"],
-    mask: Mask | None = None,
-    dropout: float = 0.0,
-) -> Float[Tensor, "b h t e"]:
-    """Return weighted sums of values; exactly 0 for a query without a valid key (official `attend`)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, dropout: float = 0.0) -> Tensor:
+    """Return weighted sums of values [B, H, T, e]; exactly 0 for a query without a valid key (official `attend`)."""
     if layers.fast is not None:
         return layers.fast.attend(q, k, v, mask, dropout)
     return F.dropout(attention_weights(q, k, *Mask.rules(mask)), dropout) @ v
@@ -127,7 +119,7 @@ class Attention(nn.Module):
         self.output = attention_linear(v_channels, query_channels, config.output_bias)
         # What acts on each head's queries and keys.
         width = qk_channels // heads
-        norms = (norm_layer(width, config.norm, config.norm_epsilon) if config.qk_norm else None for _ in range(2))
+        norms = (norm_layer(width, config) if config.qk_norm else None for _ in range(2))
         self.query_head_norm, self.key_head_norm = norms
         self.rotary = None if config.rotary is None else RotaryEmbedding(config.rotary, width)
         if config.rotary is not None and config.rotary.values and v_channels != qk_channels:
@@ -143,7 +135,7 @@ class Attention(nn.Module):
 
     def heads(
         self, queries: Queries, tokens: Keys, mask: Mask | None = None, rotation: Rotation = UNTURNED
-    ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s e"]]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, split into heads, rotated, and expanded to the whole batch."""
         kv = self.num_kv_heads
         maps = ((self.query, queries, self.num_heads), (self.key, tokens, kv), (self.value, tokens, kv))

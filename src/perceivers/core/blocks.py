@@ -2,14 +2,12 @@
 
     x = q + attention(norm q, norm tokens);     x + MLP(norm x)
 
-A condition scales and shifts what enters a branch (attention, MLP) and gates what leaves it: 0 is the identity.
-Letters: B batch, T queries, S keys, H heads, K channels of a condition.
-Source: `CrossAttention`, `SelfAttention`, `MLP` of the official perceiver.py.
+A condition scales and shifts what enters a branch (attention, MLP) and gates what leaves it; it starts as the identity.
+B batch, T queries, S keys, H heads. Source: `CrossAttention`, `SelfAttention`, `MLP` of the official perceiver.py.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,27 +20,14 @@ from perceivers.core.attention import Attended, Attention, Keys, Mask, Queries, 
 from perceivers.core.block_config import BlockConfig
 from perceivers.core.coordinates import UNTURNED, Rotation
 from perceivers.core.latents import Latents
-from perceivers.core.layers import (
-    apply_linear,
-    apply_norm,
-    attention_linear,
-    norm_layer,
-    plain_linear,
-    without_autocast,
-)
-from perceivers.core.reading import NO_SCORE, SoftmaxState
+from perceivers.core.layers import apply_linear, apply_norm, attention_linear, norm_layer, plain_linear
+from perceivers.core.reading import SoftmaxState
 from perceivers.core.tokens import concatenated
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """Return x * sigmoid(1.702 x), a coarse approximation of GELU that some third-party checkpoints use."""
-    return x * torch.sigmoid(1.702 * x)
-
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # the default of jax.nn.gelu, used by all released models
     "gelu_erf": F.gelu,  # used by ports to PyTorch; differs by at most 5e-4
-    "quick_gelu": quick_gelu,  # this and the next two: for third-party models
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # a coarse approximation; this and the others: for ports
     "relu": F.relu,
     "squared_relu": lambda x: F.relu(x).square(),
     "silu": F.silu,
@@ -58,7 +43,7 @@ class MLP(nn.Module):
         width = self.hidden_channels * (2 if config.gated else 1)
         self.hidden = attention_linear(channels, width, config.mlp_bias)
         self.output = attention_linear(self.hidden_channels, channels, config.mlp_bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Attended) -> Attended:
@@ -67,10 +52,11 @@ class MLP(nn.Module):
 
     def activated(self, hidden: Float[Tensor, "*b w"]) -> Float[Tensor, "*b h"]:
         """Return the activation of hidden values; if gated, their first half times the activation of the second."""
+        activation = ACTIVATIONS[self.activation]
         if not self.gated:
-            return self.activation(hidden)
+            return activation(hidden)
         values, gates = hidden.chunk(2, -1)
-        return values * self.activation(gates)
+        return values * activation(gates)
 
 
 @dataclass(frozen=True)
@@ -103,7 +89,7 @@ class Block(nn.Module):
         """Add the modules behind the norms of the attention; `condition`: width of the condition, if there is one."""
         channels, has_mlp = attention.query_channels, config.widening_factor > 0
         self.attention, self.dropout, self.skip_prob = attention, nn.Dropout(config.dropout), config.stochastic_depth
-        self.mlp_norm = norm_layer(channels, config.norm, config.norm_epsilon) if has_mlp else None
+        self.mlp_norm = norm_layer(channels, config) if has_mlp else None
         self.mlp = MLP(channels, config) if has_mlp else None
         scales = (config.layer_scale if has else None for has in (True, has_mlp))
         self.attention_scale, self.mlp_scale = (
@@ -139,7 +125,7 @@ class Block(nn.Module):
         return x + self.left(self.mlp(modulation.enter(self.mlp_norm(x))), modulation)
 
     def rotation(self, queries: Any, keys: Any) -> Rotation:
-        """Return the rotation between queries and keys, given as `Tokens`, `Segment` or `Latents`."""
+        """Return the rotation between queries and keys (`Tokens` or `Segment`)."""
         if (rotary := self.attention.rotary) is None:
             return UNTURNED
         dtype = self.attention.query.weight.dtype
@@ -166,15 +152,14 @@ class CrossAttention(Block):
             widths = f"tokens of {token_channels} channels and latents of {query_channels}"
             raise ValueError(f"attend_latents needs {widths} to be equally wide: set input_channels")
         self.query_residual, self.attends_queries = query_residual, attends_queries
-        self.query_norm = norm_layer(query_channels, config.norm, config.norm_epsilon)
-        self.token_norm = norm_layer(token_channels, config.norm, config.norm_epsilon)
+        self.query_norm = norm_layer(query_channels, config)
+        self.token_norm = norm_layer(token_channels, config)
         self.add_branches(Attention(query_channels, token_channels, config), config, condition)
 
     def forward(self, queries: Any, tokens: Any, *around: Any, compute: Any = None) -> Any:
         """Return `dense` of queries [B, T, F] and tokens [B, S, C], or compute(block, queries, tokens).
 
-        All uses of the block's weights go through this call: wrappers (sharding, offloading) make the weights ready
-        only here.
+        Weights are used within this call alone, since wrappers (sharding, offloading) make them ready here.
         """
         return self.dense(queries, tokens, *around) if compute is None else compute(self, queries, tokens)
 
@@ -207,7 +192,7 @@ class CrossAttention(Block):
         modulation, of_mlp = self.modulations(latents.condition)
         if self.attends_queries:
             q = self.normed_queries(latents.array, modulation)
-            state = state + self._state(q, q, Mask(keys=latents.mask), self.rotation(latents, latents))
+            state = state + self._state(q, q, Mask(keys=latents.mask), self.rotation(latents.segment, latents.segment))
         found = apply_linear(self.attention.output, state.attended().to(latents.array.dtype))
         return self.finish(latents.array, found, modulation, of_mlp)
 
@@ -220,15 +205,15 @@ class CrossAttention(Block):
 
     def attention_map(self, queries: Queries, tokens: Keys, *around: Any) -> Float[Tensor, "b h t s"]:
         """Return the attention map of this block, for the arguments of `dense`."""
-        found: Tensor = self(queries, tokens, compute=lambda block, q, keys: block._weights(q, keys, *around))
-        return found
 
-    def _weights(
-        self, queries: Queries, tokens: Keys, mask: Mask | None, rotation: Rotation, condition: Tensor | None
-    ) -> Tensor:
-        q, keys = self._normed(queries, tokens, self.modulations(condition)[0])
-        q, k, _ = self.attention.heads(q, keys, mask, rotation)
-        return attention_weights(q, k, *Mask.rules(mask))
+        def weights(block: CrossAttention, queries: Tensor, tokens: Tensor) -> Tensor:
+            mask, rotation, condition = around
+            q, keys = block._normed(queries, tokens, block.modulations(condition)[0])
+            q, k, _ = block.attention.heads(q, keys, mask, rotation)
+            return attention_weights(q, k, *Mask.rules(mask))
+
+        found: Tensor = self(queries, tokens, compute=weights)
+        return found
 
     def normed_queries(self, queries: Queries, modulation: Modulation = UNMODULATED) -> Queries:
         """Return the queries as they enter the attention."""
@@ -240,14 +225,8 @@ class CrossAttention(Block):
 
     def _state(self, queries: Tensor, tokens: Tensor, mask: Mask | None, rotation: Rotation) -> SoftmaxState:
         q, k, v = self.attention.heads(queries, tokens, mask, rotation)
-        dtype, valid = torch.promote_types(q.dtype, torch.float32), None if mask is None else mask.scores()
-        with without_autocast(q.device):
-            scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
-            scores = scores if valid is None else scores.masked_fill(~valid, -math.inf)
-            nothing = scores.new_full((*scores.shape[:-1], 1), NO_SCORE)  # finite without a valid key
-            max_score = torch.cat([scores.detach(), nothing], -1).amax(-1)
-            weights = (scores - max_score[..., None]).exp()
-            return SoftmaxState(max_score, weights.sum(-1), rotation.back(weights @ v.to(dtype)))
+        state = SoftmaxState.of(q, k, v, None if mask is None else mask.scores())
+        return replace(state, weighted_values=rotation.back(state.weighted_values))
 
 
 class SelfAttention(Block):
@@ -255,7 +234,7 @@ class SelfAttention(Block):
 
     def __init__(self, channels: int, config: BlockConfig, condition: int | None = None) -> None:
         super().__init__()
-        self.norm = norm_layer(channels, config.norm, config.norm_epsilon)
+        self.norm = norm_layer(channels, config)
         self.add_branches(Attention(channels, channels, config), config, condition)
 
     def forward(

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from perceivers.core.arguments import check_batches
-from perceivers.core.config import BottleneckConfig, Config
+from perceivers.core.config import BottleneckConfig
 from perceivers.core.latents import Latents
 from perceivers.core.layers import apply_linear, plain_linear
 
@@ -75,25 +74,11 @@ class Bottleneck(nn.Module):
         # In at least float32: exponentials.
         dtype = torch.promote_types(mean.dtype, torch.float32)
         posterior = Posterior(mean.to(dtype), log_variance.to(dtype).clamp(*LOG_VARIANCES), latents.mask)
-        if latents.noise is not None:
-            check_batches("latents and noise", {"latents": mean.shape[0], "noise": latents.noise.shape[0]})
-            drawn = posterior.at(latents.noise)
-        else:
-            drawn = posterior.sample() if self.training and self.config.sample else posterior.mean
+        draws = self.training and self.config.sample
+        chosen = posterior.sample if draws else lambda: posterior.mean
+        drawn = chosen() if latents.noise is None else posterior.at(latents.noise)
         return self.decoded(replace(latents, posterior=posterior, noise=None), drawn)
 
     def decoded(self, latents: Latents, drawn: Float[Tensor, "b n z"]) -> Latents:
         """Return the latents decoded from a sample."""
         return replace(latents, array=apply_linear(self.output, drawn.to(latents.array.dtype)))
-
-
-def checked_noise(noise: Tensor | None, config: Config) -> Tensor | None:
-    """Return the noise of a caller; ValueError if the model has no bottleneck, or one of another shape."""
-    if noise is None:
-        return None
-    if config.bottleneck is None or config.trunk == "transformer":
-        raise ValueError("noise makes a sample of the bottleneck, which the model lacks: set config.bottleneck")
-    size = (config.latents.num_latents, config.bottleneck.channels)
-    if noise.ndim != 3 or noise.shape[1:] != size:
-        raise ValueError(f"noise of shape {tuple(noise.shape)}, expected [B, {size[0]}, {size[1]}]")
-    return noise

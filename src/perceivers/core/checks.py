@@ -25,12 +25,12 @@ def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> No
     for name, (low, high) in ranges.items():
         value = getattr(settings, name, None)
         if isinstance(value, int | float) and not low <= value <= high:
-            least = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            least = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:.15g}"
             raise ValueError(f"{name} = {value} must be {least}")
 
 
-def check_fields(config: Any) -> None:
-    """Raise a ValueError for a field of a dataclass that is not of its type; unions of types are not checked."""
+def check_fields(config: Any, ranges: Any = types.MappingProxyType({})) -> None:
+    """Raise a ValueError for a field of a dataclass that is not of its type (but for unions), or out of its range."""
     kind: Any = type(config)
     hints = _type_hints(kind)
     for name, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config)):
@@ -44,14 +44,12 @@ def check_fields(config: Any) -> None:
         elif kinds == (int,):
             sound, right = is_whole(value), "a whole number"
         elif kinds == (float,):
-            sound, right = _is_number(value), "a finite number"
+            sound = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+            right = "a finite number"
         elif all(type(kind) is type for kind in kinds) and int not in kinds:
             sound, right = isinstance(value, kinds), f"of type {' or '.join(kind.__name__ for kind in kinds)}"
         else:
             continue
         if not sound:
             raise ValueError(f"{name} = {value!r:.99} must be {right}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    check_ranges(config, ranges)

@@ -30,10 +30,7 @@ class LatentAxis:
     """Number of places."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_ranges(self, RANGES)
-        if not self.start <= self.stop:
-            raise ValueError(f"latents along {self.name!r} from {self.start} to {self.stop}: the range must rise")
+        check_fields(self, RANGES)
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,12 @@ class LatentsConfig:
     taken_from: str | None = None
     """Input whose tokens are the latents at the start; None: latents are learned."""
     rule: Literal["last", "strided", "random", "farthest"] = "last"
-    """Tokens taken: the last N; N evenly spaced; N at random (outside training always the same); or N points, each
-    the farthest from those before it, from the first point on."""
+    """N tokens: the last; evenly spaced; random (outside training always the same); each farthest from those before."""
     token_map: bool = False
     """True: a linear map leads from tokens to latents; False: the tokens must be as wide as the latents."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_ranges(self, RANGES)
+        check_fields(self, RANGES)
         if self.init_std <= 0:
             raise ValueError(f"init_std = {self.init_std} must be above 0")
         names = [axis.name for axis in self.places]
@@ -120,8 +115,7 @@ class BottleneckConfig:
     """In training: True for samples, False for means. Outside training the mean is decoded."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_ranges(self, {"channels": SIZE, **dict.fromkeys(("weight", "free_bits", "warmup_steps"), COUNT)})
+        check_fields(self, {"channels": SIZE, **dict.fromkeys(("weight", "free_bits", "warmup_steps"), COUNT)})
 
 
 @dataclass(frozen=True)
@@ -163,10 +157,6 @@ class DecoderConfig(BlockConfig):
     output_channels: int | None = None
     """Width E of a linear map before the heads; None: no such map, E = F."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, {"num_layers": SIZE})
-
 
 @dataclass(frozen=True)
 class TrunkConfig:
@@ -201,16 +191,15 @@ class Config(TrunkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(self.decoder, {"num_layers": (1.0, 64.0)})
         aligned = {name: getattr(self.encoder, name) for name in ("channel_alignment", "input_channels", "min_padding")}
         used = LatentsConfig(channels=self.latents.channels), EncoderConfig(**aligned), None
         if self.trunk == "transformer" and used != (self.latents, self.encoder, self.bottleneck):
             warnings.warn("trunk: transformer reads no latents: other settings of theirs have no effect", stacklevel=3)
-        for stage, width, name in (
-            (self.encoder, self.encoder.input_channels, "encoder.input_channels"),
-            (self.decoder, self.decoder.query_channels, "decoder.query_channels"),
-        ):
-            if stage.channel_alignment == "pad" and width is not None:
-                raise ValueError(f"{name} has no effect under channel_alignment: pad, which takes the widest: drop it")
+        for stage, name in (("encoder", "input_channels"), ("decoder", "query_channels")):
+            settings, place = getattr(self, stage), f"{stage}.{name}"
+            if settings.channel_alignment == "pad" and getattr(settings, name) is not None:
+                raise ValueError(f"{place} has no effect under channel_alignment: pad, which takes the widest: drop it")
 
 
 def shared(number: int, sharing: Sharing) -> int:

@@ -1,12 +1,11 @@
 """Coordinates of tokens along named axes, and rotary positions, which act by them.
 
-Rotary positions turn pairs of a head's channels: pair i of an axis by the angle coordinate x frequency_i. The product
-of a turned query and a turned key then depends on the difference of their coordinates alone. An axis acts on a pair of
-tokens only if both have coordinates along it. Where some keys (or queries) lack an axis, the turned channels x are
-widened: the other side gets [turned x, x], tokens with the axis [turned x, 0], tokens without it [0, x].
+Pair i of a head's channels turns by the angle coordinate x frequency_i, so that the product of a query and a key
+depends on the difference of their coordinates alone. An axis acts on two tokens only if both have coordinates along it:
+where tokens of one side lack an axis, the turned channels x are widened, to [turned x, x] on the other side, to
+[turned x, 0] for tokens with the axis, to [0, x] for tokens without it.
 
-Letters: m tokens, a axes, p pairs of channels, d channels of a head.
-Source: RoFormer (Su et al. 2021, arXiv:2104.09864).
+m tokens, a axes, p pairs of channels, d channels of a head. Source: RoFormer (Su et al. 2021, arXiv:2104.09864).
 """
 
 import math
@@ -38,32 +37,14 @@ class Located:
     runs: tuple[tuple[int, tuple[bool, ...]], ...]
     """Numbers of neighbouring tokens (a segment's), and for each axis whether they have coordinates along it."""
 
-    @classmethod
-    def of(cls, coordinates: Coordinates, num_tokens: int, axes: Sequence[str], device: torch.device) -> "Located":
-        """Return the coordinates of the tokens of one segment along these axes."""
-        dense = dense_coordinates(coordinates)
-        lacking = torch.zeros(1, num_tokens, device=device)
-        found = torch.broadcast_tensors(*(dense.get(axis, lacking) for axis in axes))
-        return cls(torch.stack(found, -1), ((num_tokens, tuple(axis in dense for axis in axes)),))
-
-    @classmethod
-    def cat(cls, parts: "Sequence[Located]") -> "Located":
-        """Return the coordinates of concatenated tokens."""
-        if len(parts) == 1:
-            return parts[0]
-        batch = max(part.coordinates.shape[0] for part in parts)
-        expanded = [part.coordinates.expand(batch, -1, -1) for part in parts]
-        return cls(torch.cat(expanded, 1), tuple(run for part in parts for run in part.runs))
-
     @property
-    def has(self) -> tuple[bool, ...] | None:
-        """Whether all tokens have coordinates along each axis; None: some have and some lack one."""
-        return self.runs[0][1] if len({has for _, has in self.runs}) == 1 else None
+    def alike(self) -> bool:
+        """True if all tokens have coordinates along the same axes."""
+        return len({has for _, has in self.runs}) == 1
 
-    @property
-    def any(self) -> tuple[bool, ...]:
-        """Whether some tokens have coordinates along each axis."""
-        return tuple(map(any, zip(*(has for _, has in self.runs), strict=True)))
+    def has(self, axis: int) -> bool:
+        """Return whether some tokens have coordinates along an axis."""
+        return any(has[axis] for _, has in self.runs)
 
     def limited(self, axes: Sequence[bool]) -> "Located":
         """Return coordinates of 0 along all other axes; no token then counts as lacking one of the others."""
@@ -94,6 +75,11 @@ class Turn:
         parts = [turned, plain, rest] if self.widened else [turned, rest]
         return torch.cat([part.to(x.dtype) for part in parts], -1)
 
+    def scaled(self, x: Float[Tensor, "b h m d"]) -> Float[Tensor, "b h m _"]:
+        """Return turned queries; where they are widened, scaled for the division by the root of their width."""
+        turned = self(x)
+        return turned * math.sqrt(turned.shape[-1] / x.shape[-1]) if self.widened else turned
+
     def back(self, x: Float[Tensor, "b h m _"]) -> Float[Tensor, "b h m d"]:
         """Return sums of turned values, turned back by the angles of these tokens."""
         turned, rest = self._split(x)
@@ -112,35 +98,23 @@ class Turn:
         return torch.stack([first * self.cos - second * sin, second * self.cos + first * sin], -1).flatten(-2)
 
 
+def unturned(x: Tensor) -> Tensor:
+    """Return x."""
+    return x
+
+
 @dataclass(frozen=True)
 class Rotation:
-    """The turns of the heads of one attention: queries [B, H, T, d], keys and values [B, H, S, d]."""
+    """The functions that turn the heads of one attention; by default nothing is turned."""
 
-    of_queries: Turn | None = None
-    """Turn of the queries; None: nothing is turned."""
-    of_keys: Turn | None = None
-    """Turn of the keys."""
-    of_values: Turn | None = None
-    """Turn of the values."""
-
-    def queries(self, q: Tensor) -> Tensor:
-        """Return turned queries; where they are widened, scaled for the division by the root of their width."""
-        if self.of_queries is None:
-            return q
-        turned = self.of_queries(q)
-        return turned * math.sqrt(turned.shape[-1] / q.shape[-1]) if self.of_queries.widened else turned
-
-    def keys(self, k: Tensor) -> Tensor:
-        """Return turned keys."""
-        return k if self.of_keys is None else self.of_keys(k)
-
-    def values(self, v: Tensor) -> Tensor:
-        """Return the values, turned if values are."""
-        return v if self.of_values is None else self.of_values(v)
-
-    def back(self, attended: Tensor) -> Tensor:
-        """Return sums of values, turned back by the queries' angles if values are turned."""
-        return attended if self.of_values is None or self.of_queries is None else self.of_queries.back(attended)
+    queries: Callable[[Tensor], Tensor] = unturned
+    """Turns queries [B, H, T, d]."""
+    keys: Callable[[Tensor], Tensor] = unturned
+    """Turns keys [B, H, S, d]."""
+    values: Callable[[Tensor], Tensor] = unturned
+    """Turns values [B, H, S, d]."""
+    back: Callable[[Tensor], Tensor] = unturned
+    """Turns sums of values [B, H, T, d] back by the queries' angles."""
 
 
 UNTURNED = Rotation()
@@ -172,19 +146,16 @@ class RotaryEmbedding(nn.Module):
         return self
 
     def between(self, queries: Located, keys: Located, dtype: torch.dtype) -> Rotation:
-        """Return the rotation between queries and keys, in at least float32.
-
-        ValueError unless the queries or the keys are alike in the axes that they have (latents are).
-        """
-        if queries.has is None and keys.has is None:
+        """Return the rotation between queries and keys, of which one side (the latents) is alike in its axes."""
+        if not (queries.alike or keys.alike):
             raise ValueError("rotary: some queries and some keys lack an axis: give all inputs the same axes")
-        active = [one and other for one, other in zip(queries.any, keys.any, strict=True)]
+        active = [queries.has(axis) and keys.has(axis) for axis in range(len(self.axes))]
         if not any(active):
             return UNTURNED
         queries, keys = queries.limited(active), keys.limited(active)
-        widened = queries.has is None or keys.has is None
+        widened = not (queries.alike and keys.alike)
         of_queries, of_keys = self._turn(queries, dtype, widened), self._turn(keys, dtype, widened)
-        return Rotation(of_queries, of_keys, of_keys if self.values else None)
+        return Rotation(of_queries.scaled, of_keys, *((of_keys, of_queries.back) if self.values else ()))
 
     def _turn(self, at: Located, dtype: torch.dtype, widened: bool) -> Turn:
         pairs = self.frequencies.shape[-1]
@@ -194,7 +165,7 @@ class RotaryEmbedding(nn.Module):
         )
         angles = (coordinates[..., None] * self.frequencies).flatten(-2)[:, None]
         known = None
-        if at.has is None:
+        if not at.alike:
             flags = [angles.new_tensor(has).repeat_interleave(2 * pairs).expand(count, -1) for count, has in at.runs]
             known = torch.cat(flags)
         return Turn(angles.cos(), angles.sin(), known, widened)

@@ -25,11 +25,11 @@ class Decoder(nn.Module):
     def __init__(self, config: Config, query_channels: int) -> None:
         super().__init__()
         decoder, d, f = config.decoder, config.latents.channels, query_channels
-        layers = range(decoder.num_layers)
+        layers, self.mixes_queries = range(decoder.num_layers), decoder.self_attention
         self.self_attentions = nn.ModuleList(SelfAttention(f, decoder, d) for _ in layers if decoder.self_attention)
         blocks = [CrossAttention(f, d, decoder, decoder.query_residual, condition=d) for _ in layers]
         self.earlier, self.cross_attention = nn.ModuleList(blocks[:-1]), blocks[-1]
-        self.norm = norm_layer(f, decoder.norm, decoder.norm_epsilon) if decoder.final_norm else None
+        self.norm = norm_layer(f, decoder) if decoder.final_norm else None
         self.output_channels = decoder.output_channels or f
         self.output = plain_linear(f, self.output_channels) if decoder.output_channels else nn.Identity()
 
@@ -57,11 +57,6 @@ class Decoder(nn.Module):
         """The modules behind the last block that all outputs share."""
         return (self.output,) if self.norm is None else (self.norm, self.output)
 
-    @property
-    def mixes_queries(self) -> bool:
-        """True if the queries of an output attend to one another: then an output is decoded at once."""
-        return len(self.self_attentions) > 0
-
     def attention_map(self, queries: Tokens, latents: Latents) -> dict[str, Float[Tensor, "b h o n"]]:
         """Return the attention map of the last layer, by output."""
         queries, cross = self.before_last(queries, latents), self.cross_attention
@@ -72,7 +67,8 @@ class Decoder(nn.Module):
         earlier: Any = self.earlier
         for number, layer in enumerate(earlier):
             queries = self._among_queries(number, queries, latents)
-            queries = as_arrays(queries, layer(*writing_arguments(layer, queries, latents)))
+            parts = queries.split(layer(*writing_arguments(layer, queries, latents)))
+            queries = Tokens({name: as_array(x, parts[name]) for name, x in queries.segments.items()})
         return self._among_queries(-1, queries, latents)
 
     def _among_queries(self, number: int, queries: Tokens, latents: Latents) -> Tokens:
@@ -105,7 +101,7 @@ class LatentDecoder(nn.Module):
 def writing_arguments(cross: CrossAttention, queries: Tokens, latents: Latents) -> tuple[Any, ...]:
     """Return the arguments of a dense cross-attention of queries to latents."""
     array, mask = queries.dense(token_dtype(latents.array.dtype)), Mask(latents.mask, queries.mask())
-    return array, latents.array, mask, cross.rotation(queries, latents), latents.condition
+    return array, latents.array, mask, cross.rotation(queries, latents.segment), latents.condition
 
 
 def apply_heads(x: Tensor, queries: Tokens, tail: tuple[nn.Module, ...], heads: Heads) -> Written:
@@ -119,9 +115,3 @@ def as_array(segment: Segment, array: Float[Tensor, "b m c"]) -> Segment:
     """Return the segment with an array in place of its parts."""
     kept = {"mask": segment.mask, "coordinates": segment.coordinates, "grid": segment.grid, "extent": segment.extent}
     return Segment(array, **kept)
-
-
-def as_arrays(tokens: Tokens, array: Float[Tensor, "b m c"]) -> Tokens:
-    """Return the segments with the parts of an array in place of their own."""
-    parts = tokens.split(array)
-    return Tokens({name: as_array(segment, parts[name]) for name, segment in tokens.segments.items()})

@@ -4,21 +4,16 @@ Letters: B batch, N latents, D their channels, M tokens of the input, a axes of 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceivers.core.arguments import require
 from perceivers.core.config import LatentsConfig
-from perceivers.core.coordinates import Coordinates, Located, dense_coordinates
+from perceivers.core.coordinates import Coordinates, dense_coordinates
 from perceivers.core.tokens import Segment
-
-if TYPE_CHECKING:
-    from perceivers.core.bottleneck import Posterior
 
 
 @dataclass(frozen=True)
@@ -33,38 +28,23 @@ class Latents:
     """True where a latent exists; None: all do."""
     condition: Float[Tensor, "#b k"] | None = None
     """The vector that conditions the blocks; None: there is none."""
-    posterior: "Posterior | None" = None
-    """The distribution in the bottleneck; None: there is none, or it is still to come."""
+    posterior: Any = None
+    """The distribution in the bottleneck (`bottleneck.Posterior`); None: there is none, or it is still to come."""
     noise: Float[Tensor, "_ n z"] | None = None
     """Normal numbers that make the sample of the bottleneck ahead; None: the bottleneck chooses."""
-
-    @property
-    def batch_size(self) -> int:
-        """B; 1 if the latents and their condition are the same for every sample."""
-        return max(self.segment.batch_size, 1 if self.condition is None else self.condition.shape[0])
 
     @property
     def segment(self) -> Segment:
         """The latents as tokens."""
         return Segment(self.array, mask=self.mask, coordinates=self.coordinates)
 
-    def of_sample(self, number: int) -> "Latents":
-        """Return the latents of one sample, as a batch of one."""
-        coordinates = {name: x[number % len(x)][None] for name, x in dense_coordinates(self.coordinates).items()}
-        mask, condition = (None if x is None else x[number % len(x)][None] for x in (self.mask, self.condition))
-        return Latents(self.array[number % len(self.array)][None], coordinates or None, mask, condition)
-
-    def located(self, axes: Sequence[str]) -> Located:
-        """Return the coordinates along the axes of a rotary embedding."""
-        return Located.of(self.coordinates, self.array.shape[1], axes, self.array.device)
-
 
 def place_coordinates(config: LatentsConfig, device: torch.device) -> Coordinates:
     """Return the coordinates of latents on a grid of places, place by place; None without a grid."""
     if not config.places:
         return None
-    middles = [(torch.arange(axis.count, dtype=torch.float64) + 0.5) / axis.count for axis in config.places]
-    along = [axis.start + (axis.stop - axis.start) * x for axis, x in zip(config.places, middles, strict=True)]
+    steps = [(axis, (axis.stop - axis.start) / axis.count) for axis in config.places]
+    along = [axis.start + step * (torch.arange(axis.count, dtype=torch.float64) + 0.5) for axis, step in steps]
     grid = torch.cartesian_prod(*along).float().to(device).view(config.num_places, -1)
     each = grid.repeat_interleave(config.num_latents // config.num_places, 0)
     return {axis.name: x[None] for axis, x in zip(config.places, each.unbind(-1), strict=True)}
@@ -82,31 +62,19 @@ def chosen_tokens(
         mask = torch.ones(1, segment.num_tokens, dtype=torch.bool, device=segment.device)
     if not segment.num_tokens:
         raise ValueError(f"input {config.taken_from!r} has no tokens to take latents from")
-    number = torch.arange(count, device=mask.device)[None]
-    valid = mask.sum(1, keepdim=True)
     # Tokens in the order of the rule, those that do not exist at the end; then the place of each latent in that order.
+    place, valid = torch.arange(count, device=mask.device).expand(mask.shape[0], -1), mask.sum(1, keepdim=True)
     if config.rule == "farthest":
-        order, place = farthest_points(segment, mask, count), number.expand(mask.shape[0], -1)
+        order = farthest_points(segment, mask, count)
     elif config.rule == "random":
-        order, place = _random_order(mask, training), number.expand(mask.shape[0], -1)
+        order = _random_order(mask, training)
     else:
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
-        last = valid - count + number
-        strided = torch.where(valid < count, number, number * valid // count)
-        place = last if config.rule == "last" else strided
+        strided = torch.where(valid < count, place, place * valid // count)
+        place = valid - count + place if config.rule == "last" else strided
     exists = (place >= 0) & (place < valid)
     index = order.gather(1, place.clamp(0, order.shape[1] - 1).expand(order.shape[0], -1))
-    always = segment.mask is None and segment.num_tokens >= count
-    return index, None if always else exists
-
-
-def check_numbers(index: Int[Tensor, "#b _"], segment: Segment, config: LatentsConfig) -> None:
-    """Raise a ValueError unless a caller's numbers are as many as the latents, and each the number of a token."""
-    what = f"numbers of tokens of input {config.taken_from!r} in place of latents"
-    if index.shape[1] != config.num_latents:
-        raise ValueError(f"{what}: shape {tuple(index.shape)}, expected [B, {config.num_latents}]")
-    inside = (index >= 0) & (index < segment.num_tokens)
-    require(inside.all(), lambda: f"{what}: {index[~inside][0]} is outside its {segment.num_tokens} tokens, from 0")
+    return index, None if segment.mask is None and segment.num_tokens >= count else exists
 
 
 def farthest_points(segment: Segment, mask: Bool[Tensor, "#b m"], count: int) -> Int[Tensor, "b n"]:
@@ -134,8 +102,6 @@ def _random_order(mask: Bool[Tensor, "#b m"], training: bool) -> Int[Tensor, "#b
     """Return the existing tokens in a random order; outside training in the same one for every sample and call."""
     if training:
         key = torch.rand(mask.shape, device=mask.device)
-    else:  # a hash of each token's number (a generator cannot be compiled)
-        key = torch.arange(1, mask.shape[1] + 1, device=mask.device)[None]
-        for _ in range(2):
-            key = (key ^ key >> 16) * 0x45D9F3B & 0xFFFFFFFF
+    else:  # multiples of the golden ratio, as fractions of 2^32: spread over the tokens (a generator does not compile)
+        key = torch.arange(mask.shape[1], device=mask.device)[None] * 0x9E3779B1 & 0xFFFFFFFF
     return torch.where(mask, key, 2**32).argsort(1)

@@ -30,10 +30,7 @@ def trained_vector(*shape: int, std: float = INIT_STD) -> nn.Parameter:
 
 
 def sines(count: int, length: int, channels: int) -> nn.Parameter:
-    """Return an alternative to `trained_vector`: sines and cosines at `count` positions, spread evenly over `length`.
-
-    Their mean square is 1; their wavelengths run from 2 pi to 2 pi `length`.
-    """
+    """Return sines and cosines at `count` positions over `length`: mean square 1, wavelengths 2 pi to 2 pi `length`."""
     positions = torch.arange(count)[:, None] * (length / count)
     angles = positions * length ** -torch.linspace(0, 1, (channels + 1) // 2)
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
@@ -55,9 +52,7 @@ def plain_linear(in_channels: int, out_channels: int, zero: bool = False) -> nn.
     return _linear(in_channels, out_channels, 0.0 if zero else 1 / math.sqrt(max(in_channels, 1)))
 
 
-def linear(
-    x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
-) -> Float[Tensor, "*b o"]:
+def linear(x: Tensor, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None) -> Tensor:
     """Return x W' + bias."""
     return (F.linear if fast is None else fast.linear)(x, weight, bias)
 
@@ -101,9 +96,9 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(torch.promote_types(x.dtype, self.weight.dtype)))
 
 
-def norm_layer(channels: int, kind: str = "layer", epsilon: float = NORM_EPSILON) -> nn.Module:
-    """Return a layer norm ("layer"), or an RMS norm ("rms"), over the last axis."""
-    return (nn.LayerNorm if kind == "layer" else RMSNorm)(channels, eps=epsilon)
+def norm_layer(channels: int, config: Any) -> nn.Module:
+    """Return the norm over the last axis that a `BlockConfig` says."""
+    return (nn.LayerNorm if config.norm == "layer" else RMSNorm)(channels, eps=config.norm_epsilon)
 
 
 def _linear(in_channels: int, out_channels: int, std: float, bias: bool = True) -> nn.Linear:

@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceivers.core.arguments import check_batches
 from perceivers.core.attention import plan_attention
-from perceivers.core.bottleneck import checked_noise
 from perceivers.core.config import Config
 from perceivers.core.decoder import Decoder, LatentDecoder
 from perceivers.core.latents import Latents
@@ -79,23 +77,19 @@ class PerceiverIO(nn.Module):
     ) -> Encoded:
         """Read and process the inputs; an iterable of parts of the inputs is read one part at a time.
 
-        Each read takes at most `memory_limit` in addition to inputs and model. `algorithm` forces an attention
-        algorithm. Both change only run time, memory and rounding. `masking` selects what an evaluation masks.
-        `latents` replaces the latents at the start (`start`). `noise` [B, N, z], standard normal numbers, makes the
-        sample of the bottleneck; None: in training torch's random numbers do, and elsewhere the mean is decoded.
+        Each read takes at most `memory_limit` in addition to inputs and model; `algorithm` forces an attention
+        algorithm: both change only run time, memory and rounding. `masking` selects what an evaluation masks, `latents`
+        replaces those at the start (`start`), `noise` [B, N, z] makes the sample of the bottleneck.
         """
         if self.schema.guard.comes_in_parts(raw):
-            if masking is not None or noise is not None:
-                raise ValueError("masking and noise are for whole inputs: give them whole, not in parts")
-            if latents is not None and self.conditioning is not None and not isinstance(latents, Latents):
-                raise ValueError("parts of inputs, and a condition: give latents=model.start(raw, latents)")
-            start = None if latents is None else self._start(Tokens(), None, latents)
+            self.schema.guard.parts(masking, noise, latents, self.conditioning)
+            start = None if latents is None else self._started(Tokens(), latents)[1]
             return self.process(self._read_parts(raw, memory_limit, algorithm, start))
         tokens, segments = self.tokens(raw, None, masking)
         tokens, start = self._started(tokens, latents)
-        start = replace(start, noise=checked_noise(noise, self.config))
+        start = replace(start, noise=self.schema.guard.noise(noise, self.config, tokens))
         found = self.trunk(tokens, self._plan(memory_limit, algorithm), start)
-        return Encoded.of(found, self._sources(segments), self._redrawn)
+        return Encoded.of(found, self.output_query.sources_of(segments), self.trunk)
 
     def tokens(
         self, raw: Any, missing: Iterable[str] | None = None, masking: Masking | None = None
@@ -118,8 +112,8 @@ class PerceiverIO(nn.Module):
     ) -> Reading:
         """Return the softmax states of these inputs, a reading that can be added to readings of other inputs.
 
-        An input given as None is read as missing. ValueError if the model reads more than once. Where latents or their
-        condition depend on inputs, parts need the `start` of the whole.
+        An input given as None is read as missing. Parts need the `start` of the whole where it depends on inputs.
+        ValueError if the model reads more than once.
         """
         trunk, plan = self._trunk(), self._plan(memory_limit, algorithm)
         missing = [name for name in raw if raw[name] is None] if isinstance(raw, Mapping) else []
@@ -128,14 +122,15 @@ class PerceiverIO(nn.Module):
         tokens, start = self._started(tokens, start)
         adapters: Any = self.input_adapter.adapters
         parts = {n: (segments[n].extent if n in segments else None,) for n in tokens.segments if not adapters[n].is_set}
-        return Reading(trunk.read(tokens, plan, start), self._sources(segments), parts, None if is_own else start)
+        return Reading(
+            trunk.read(tokens, plan, start), self.output_query.sources_of(segments), parts, None if is_own else start
+        )
 
     def process(self, reading: Reading) -> Encoded:
         """Process the latents after all reading: the same result as `encode` of the same inputs."""
-        if not isinstance(reading, Reading):
-            raise ValueError(f"processing takes a Reading, as `read` gives, not {type(reading).__name__}")
+        self.schema.guard.reading(reading)
         latents = self._trunk().process(self._completed(reading).total(), reading.start)
-        return Encoded.of(latents, reading.sources, self._redrawn)
+        return Encoded.of(latents, reading.sources, self.trunk)
 
     def decode(
         self,
@@ -149,25 +144,19 @@ class PerceiverIO(nn.Module):
     ) -> dict[str, Any]:
         """Decode these outputs (None: all), each at its points (None: everywhere); limit and algorithm as in `encode`.
 
-        `share` (rank, world): decode only the part of each output that falls to one of several processes, if any; a
-        grid is split along its first axis. `condition`: raw inputs that condition the decoder, in place of those that
-        were encoded; one encoded sample is decoded under each of several conditions.
+        `share` (rank, world): decode only one process's part of each output; a grid is split along its first axis.
+        `condition`: raw inputs that condition the decoder in place of the encoded ones, for one sample or for each.
         """
-        adapters: Any = self.input_adapter.adapters
         guard = self.schema.guard
-        guard.encoded(
-            encoded, self.config.latents.channels, {n: adapters[n].channels for n in self.output_query.sources}
-        )
+        guard.encoded(encoded, self.config.latents.channels, self.output_query.sources)
         points, names = guard.points(points, encoded.latents.device), guard.output_names(outputs)
-        if share is not None and self.decoder.mixes_queries:
-            raise ValueError("decoder.self_attention: queries attend to one another, on one process: give no share")
-        queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters)
-        heads = self.output_adapter.heads(adapters)
+        whole = self.decoder.mixes_queries
+        queries = guard.share(self.output_query(encoded, points, names), share, self.output_adapter.adapters, whole)
+        heads = self.output_adapter.heads(self.input_adapter.adapters)
         latents = encoded.around or Latents(encoded.latents)
         if condition is not None:
-            made = self.conditioning(self.tokens(guard.condition(condition, self.conditioning), ())[0])
-            check_batches("inputs", {"what was encoded": latents.array.shape[0], "condition": made.shape[0]})
-            latents = replace(latents, condition=made)
+            given, _ = self.tokens(guard.condition(condition, self.conditioning), ())
+            latents = guard.conditioned(latents, self.conditioning(given))
         written = self.decoder(queries, latents, heads, self._plan(memory_limit, algorithm))
         return self.output_adapter(guard.written(written, queries), queries)
 
@@ -182,8 +171,8 @@ class PerceiverIO(nn.Module):
             maps["encoder"] = self.trunk.attention_map(tokens, start)
         if isinstance(self.decoder, Decoder):
             latents = self.trunk(tokens, None, start)
-            points = self.schema.guard.points(points, latents.array.device)
-            queries = self.output_query(Encoded.of(latents, segments), points)
+            where = self.schema.guard.points(points, latents.array.device)
+            queries = self.output_query(Encoded.of(latents, segments), where)
             maps["decoder"] = self.decoder.attention_map(queries, latents)
         return maps
 
@@ -194,24 +183,14 @@ class PerceiverIO(nn.Module):
 
     def _started(self, tokens: Tokens, latents: Any = None) -> tuple[Tokens, Latents]:
         """Return the tokens that are read, and the latents that read them, with the condition that others make."""
-        condition = None if self.conditioning is None else self.conditioning(tokens)
-        roles = {name: spec.role for name, spec in self.schema.inputs.items()}
+        roles, weight = {name: spec.role for name, spec in self.schema.inputs.items()}, next(self.parameters())
         read = Tokens({name: x for name, x in tokens.segments.items() if roles[name] == "read"})
-        start = self._start(read, condition, latents)
-        check_batches(
-            "inputs", {"latents": start.batch_size, **{name: x.batch_size for name, x in read.segments.items()}}
-        )
-        return read, start
-
-    def _start(self, tokens: Tokens, condition: Tensor | None, latents: Any) -> Latents:
-        if isinstance(latents, Latents):
-            return latents
-        weight, given = next(self.parameters()), latents.latents if isinstance(latents, Encoded) else latents
-        given = self.schema.guard.latents(given, weight.device, weight.dtype)
-        return replace(self.trunk.start(tokens, given), condition=condition)
-
-    def _redrawn(self, latents: Latents, drawn: Tensor) -> Latents:
-        return self._trunk().redrawn(latents, drawn)
+        if not isinstance(latents, Latents):
+            condition = None if self.conditioning is None else self.conditioning(tokens)
+            given = self.schema.guard.latents(latents, self.config, weight, read)
+            latents = replace(self.schema.guard.carried(self.trunk.start(read, given), latents), condition=condition)
+        self.schema.guard.start(read, latents)
+        return read, latents
 
     def _plan(self, memory_limit: Limit, algorithm: str | None) -> Any:
         return plan_attention(self.memory_limit if memory_limit is None else memory_limit, algorithm)
@@ -232,6 +211,3 @@ class PerceiverIO(nn.Module):
                 if missing is not None:
                     states[name] = state + missing.where(state.sum_exp == 0)
         return replace(reading, states=states)
-
-    def _sources(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
-        return {name: segment for name, segment in segments.items() if name in self.output_query.sources}

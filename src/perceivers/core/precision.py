@@ -27,6 +27,11 @@ def precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def zero_where_absent(x: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b m c"]:
+    """Return x with 0 where there is no token: NaN in padding would spread even through a weight of 0."""
+    return x if mask is None else torch.where(mask[..., None], x, torch.zeros_like(x))
+
+
 def in_range(tokens: Tokens, dtype: torch.dtype) -> Tokens:
     """Return tokens with NaN for numbers that are too large to be normed in this precision."""
     return Tokens({name: _in_range(segment, dtype) for name, segment in tokens.segments.items()})

@@ -5,8 +5,9 @@ weighted_values = sum exp(s - max_score) v; attention is weighted_values / sum_e
 """
 
 import itertools
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceivers.core.latents import Latents
+from perceivers.core.layers import without_autocast
 from perceivers.core.tokens import Segment
 
 NO_SCORE = -1e30
@@ -34,6 +36,18 @@ class SoftmaxState:
     """Sum of the exponentials of scores."""
     weighted_values: Float[Tensor, "b h n e"]
     """Sum of values, weighted with the exponentials."""
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> "SoftmaxState":
+        """Return the state of queries [B, H, N, d], keys and values; `valid`: True for scores that count."""
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        with without_autocast(q.device):
+            scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
+            scores = scores if valid is None else scores.masked_fill(~valid, -math.inf)
+            nothing = scores.new_full((*scores.shape[:-1], 1), NO_SCORE)  # finite without a valid key
+            max_score = torch.cat([scores.detach(), nothing], -1).amax(-1)
+            weights = (scores - max_score[..., None]).exp()
+            return cls(max_score, weights.sum(-1), weights @ v.to(dtype))
 
     def __add__(self, other: "SoftmaxState") -> "SoftmaxState":
         """Return the state of both sets of tokens."""
@@ -157,13 +171,13 @@ class Encoded:
     """Tokens of inputs that serve as an output's queries (optical flow: the frames), before alignment."""
     around: Latents | None = None
     """The same latents with their mask, coordinates, condition and posterior; None: they have none of these."""
-    redrawn: Callable[[Latents, Tensor], Latents] | None = None
-    """Function that processes another sample of the bottleneck."""
+    trunk: Any = None
+    """The trunk, which processes other samples of the bottleneck."""
 
     @classmethod
-    def of(cls, latents: Latents, sources: Mapping[str, Segment], redrawn: Any = None) -> "Encoded":
+    def of(cls, latents: Latents, sources: Mapping[str, Segment], trunk: Any = None) -> "Encoded":
         """Return encoded inputs from the latents at the end of the trunk."""
-        return cls(latents.array, sources, latents, redrawn)
+        return cls(latents.array, sources, latents, None if latents.posterior is None else trunk)
 
     @property
     def mask(self) -> Bool[Tensor, "#b n"] | None:
@@ -177,6 +191,7 @@ class Encoded:
 
     def sample(self, generator: torch.Generator | None = None) -> "Encoded":
         """Return encoded inputs with another sample of the bottleneck; ValueError without a bottleneck."""
-        if self.posterior is None or self.around is None or self.redrawn is None:
+        if self.posterior is None or self.trunk is None:
             raise ValueError("the model has no bottleneck to sample from: set config.bottleneck")
-        return Encoded.of(self.redrawn(self.around, self.posterior.sample(generator)), self.sources, self.redrawn)
+        latents = self.trunk.redrawn(self.around, self.posterior.sample(generator))
+        return Encoded.of(latents, self.sources, self.trunk)

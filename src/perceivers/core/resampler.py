@@ -13,8 +13,8 @@ from perceivers.core.checks import SIZE, check_ranges
 from perceivers.core.config import Config, DecoderConfig, TrunkConfig
 from perceivers.core.latents import Latents
 from perceivers.core.layers import norm_layer, plain_linear, trained_vector
-from perceivers.core.precision import floats, in_range
-from perceivers.core.tokens import Segment, Tokens, token_dtype, zero_where_absent
+from perceivers.core.precision import floats, in_range, zero_where_absent
+from perceivers.core.tokens import Segment, Tokens, token_dtype
 from perceivers.core.trunk import Trunk
 
 
@@ -57,7 +57,7 @@ class Resampler(Trunk):
             self.output = plain_linear(config.latents.channels, config.output_channels)
             if self.final_norm is not None:
                 processor = config.processor
-                self.final_norm = norm_layer(config.output_channels, processor.norm, processor.norm_epsilon)
+                self.final_norm = norm_layer(config.output_channels, processor)
 
     def forward(  # type: ignore[override]  # a mask is a part of Tokens
         self, tokens: Tokens | Any, mask: Any = None, plan: Any = None

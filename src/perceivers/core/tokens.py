@@ -17,6 +17,8 @@ from torch import Tensor
 from perceivers.core.coordinates import Coordinates, Located, dense_coordinates
 from perceivers.core.layers import in_own_range, linear
 
+Take = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -53,7 +55,6 @@ class Segment:
         """Number of tokens, M."""
         if self.content is not None:
             return self.content.shape[1]
-        assert self.positions is not None
         return self.positions.shape[-2] if isinstance(self.positions, Tensor) else self.positions.num_positions
 
     @property
@@ -77,9 +78,7 @@ class Segment:
     @property
     def device(self) -> torch.device:
         """Device of the tokens."""
-        part = self.positions if self.content is None else self.content
-        assert part is not None
-        return part.device
+        return (self.positions if self.content is None else self.content).device
 
     def dense(self, dtype: torch.dtype) -> Float[Tensor, "b m width"]:
         """Return the tokens as an array."""
@@ -117,12 +116,7 @@ class Segment:
         index = partial(torch.arange, start, stop, device=self.device)  # called for axis tables only
         return self.taken(lambda x: x[:, start:stop], lambda tables: tables.at(index()), None)
 
-    def taken(
-        self,
-        take: Callable[[Tensor], Tensor],
-        take_tables: Callable[[Any], Any],
-        grid: tuple[int, ...] | None,
-    ) -> "Segment":
+    def taken(self, take: Take, take_tables: Callable[[Any], Any], grid: tuple[int, ...] | None) -> "Segment":
         """Return some of the tokens: `take` selects from arrays with an entry per token, `take_tables` from tables."""
         content, mask, masked = (None if x is None else take(x) for x in (self.content, self.mask, self.masked))
         positions = self.positions
@@ -140,7 +134,9 @@ class Segment:
 
     def located(self, axes: Sequence[str]) -> Located:
         """Return the coordinates along the axes of a rotary embedding."""
-        return Located.of(self.coordinates, self.num_tokens, axes, self.device)
+        along, lacking = dense_coordinates(self.coordinates), torch.zeros(1, self.num_tokens, device=self.device)
+        found = torch.broadcast_tensors(*(along.get(axis, lacking) for axis in axes))
+        return Located(torch.stack(found, -1), ((self.num_tokens, tuple(axis in along for axis in axes)),))
 
     def _positions(self, dtype: torch.dtype) -> Tensor | None:
         if self.positions is None:
@@ -179,7 +175,9 @@ class Tokens:
 
     def located(self, axes: Sequence[str]) -> Located:
         """Return the coordinates of all tokens along the axes of a rotary embedding."""
-        return Located.cat([segment.located(axes) for segment in self.segments.values()])
+        parts = [segment.located(axes) for segment in self.segments.values()]
+        runs = tuple(run for part in parts for run in part.runs)
+        return Located(concatenated([part.coordinates for part in parts], dim=1), runs)
 
     def split(self, x: Tensor, dim: int = 1) -> dict[str, Tensor]:
         """Split an array along its token axis `dim` into the segments, by name."""
@@ -193,11 +191,6 @@ def token_dtype(dtype: torch.dtype) -> torch.dtype:
     float16 ends at 65,504, which raw values may exceed; after the norm their scale does not matter.
     """
     return torch.float32 if dtype == torch.float16 else dtype
-
-
-def zero_where_absent(x: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b m c"]:
-    """Return x with 0 where there is no token: NaN in padding would spread even through a weight of 0."""
-    return x if mask is None else torch.where(mask[..., None], x, torch.zeros_like(x))
 
 
 def concatenated(parts: list[Tensor], dim: int) -> Tensor:

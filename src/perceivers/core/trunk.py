@@ -13,7 +13,7 @@ from perceivers.core.blocks import CrossAttention, SelfAttention
 from perceivers.core.bottleneck import Bottleneck
 from perceivers.core.config import Config, TrunkConfig, shared
 from perceivers.core.coordinates import UNTURNED
-from perceivers.core.latents import Latents, check_numbers, chosen_tokens, place_coordinates
+from perceivers.core.latents import Latents, chosen_tokens, place_coordinates
 from perceivers.core.layers import apply_linear, norm_layer, plain_linear, sines, trained_vector
 from perceivers.core.reading import SoftmaxState
 from perceivers.core.tokens import Segment, Tokens, token_dtype
@@ -25,9 +25,8 @@ class Read(nn.Module):
     def __init__(self, config: TrunkConfig, input_channels: int) -> None:
         super().__init__()
         encoder, d = config.encoder, config.latents.channels
-        self.cross_attention = CrossAttention(
-            d, input_channels, encoder, encoder.query_residual, encoder.attend_latents, d
-        )
+        reads = (encoder.query_residual, encoder.attend_latents)
+        self.cross_attention = CrossAttention(d, input_channels, encoder, *reads, condition=d)
 
     def forward(self, latents: Latents, tokens: Tokens, plan: Any = None) -> Latents:
         """Return the updated latents. Without a plan (`plan_attention`) attention is dense."""
@@ -41,7 +40,11 @@ class Read(nn.Module):
         attention = self.cross_attention.attention
         if attention.training and attention.dropout:
             raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
-        return self.cross_attention(latents, tokens, compute=_dense_states if plan is None else plan.states)
+
+        def dense(cross: CrossAttention, latents: Latents, tokens: Tokens) -> dict[str, SoftmaxState]:
+            return {name: dense_state(cross, latents, segment) for name, segment in tokens.segments.items()}
+
+        return self.cross_attention(latents, tokens, compute=dense if plan is None else plan.states)
 
     def update(self, latents: Latents, state: SoftmaxState) -> Latents:
         """Return the latents updated with the state of everything that was read."""
@@ -52,17 +55,13 @@ def reading_arguments(cross: CrossAttention, latents: Latents, tokens: Tokens) -
     """Return the arguments of a dense cross-attention of latents to tokens."""
     keys = Tokens({**tokens.segments, "": latents.segment}) if cross.attends_queries else tokens
     array, mask = tokens.dense(token_dtype(latents.array.dtype)), Mask(keys=keys.mask())
-    return latents.array, array, mask, cross.rotation(latents, keys), latents.condition
+    return latents.array, array, mask, cross.rotation(latents.segment, keys), latents.condition
 
 
 def dense_state(cross: CrossAttention, latents: Latents, segment: Segment) -> SoftmaxState:
     """Return the softmax state of a segment, computed densely."""
     array = segment.dense(token_dtype(latents.array.dtype))
-    return cross.softmax_state(latents, array, Mask(keys=segment.mask), cross.rotation(latents, segment))
-
-
-def _dense_states(cross: CrossAttention, latents: Latents, tokens: Tokens) -> dict[str, SoftmaxState]:
-    return {name: dense_state(cross, latents, segment) for name, segment in tokens.segments.items()}
+    return cross.softmax_state(latents, array, Mask(keys=segment.mask), cross.rotation(latents.segment, segment))
 
 
 class Process(nn.Module):
@@ -77,7 +76,7 @@ class Process(nn.Module):
         """Return the updated latents."""
         x, mask = latents.array, None if latents.mask is None else Mask(keys=latents.mask)
         layers: Any = self.layers
-        rotation = layers[0].rotation(latents, latents) if layers else UNTURNED
+        rotation = layers[0].rotation(latents.segment, latents.segment) if layers else UNTURNED
         for layer in layers:
             x = layer(x, mask, rotation, latents.condition)
         return replace(latents, array=x)
@@ -94,15 +93,7 @@ class Trunk(nn.Module):
         self.config = config
         self._read_of = [shared(i, encoder.share_reads) for i in range(encoder.num_reads)]
         self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
-        self._add_latents(config, input_channels)
-        self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(self._read_of) + 1))
-        bottleneck = config.bottleneck
-        self.bottleneck = None if bottleneck is None else Bottleneck(config.latents.channels, bottleneck)
-        self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
-        self.final_norm = final_norm(config)
-
-    def _add_latents(self, config: TrunkConfig, input_channels: int) -> None:
-        """Add the learned latents, or the map from tokens to latents."""
+        # The learned latents, or the map from tokens to latents.
         latents = config.latents
         d, count = latents.channels, latents.per_place or latents.num_latents
         self.latents, self.latent_map = None, None
@@ -115,6 +106,11 @@ class Trunk(nn.Module):
         elif input_channels != d:
             widths = f"tokens are {input_channels} wide and latents {d}"
             raise ValueError(f"latents.taken_from: {widths}: set token_map, or make them equally wide")
+        # The stages.
+        self.encoder = nn.ModuleList(Read(config, input_channels) for _ in range(max(self._read_of) + 1))
+        self.bottleneck: Any = None if config.bottleneck is None else Bottleneck(d, config.bottleneck)
+        self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
+        self.final_norm = norm_layer(d, processor) if processor.final_norm else None
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -127,33 +123,23 @@ class Trunk(nn.Module):
         return stages
 
     def start(self, tokens: Tokens | None = None, given: Tensor | None = None) -> Latents:
-        """Return the latents before the first read.
-
-        `given`: vectors [B, N, D] in their place, or numbers [B, N] of the tokens that become latents.
-        """
+        """Return the latents before the first read; `given`: vectors [B, N, D] in their place, or tokens by number."""
         config = self.config.latents
         if given is None and self.latents is not None:
             given = self.latents[None]
             given = given if config.per_place is None else given.repeat(1, config.num_places, 1)
         if given is None or not given.is_floating_point():
             return self._taken(tokens, given)
-        if given.ndim != 3 or given.shape[1:] != (config.num_latents, config.channels):
-            right = f"[B, {config.num_latents}, {config.channels}]"
-            raise ValueError(f"latents of shape {tuple(given.shape)}, expected {right}")
         return Latents(given, place_coordinates(config, given.device))
 
     def _taken(self, tokens: Tokens | None, index: Tensor | None) -> Latents:
         """Return latents from tokens, by their numbers or by the rule of the config."""
         config, exists = self.config.latents, None
-        if config.taken_from is None:
-            raise ValueError("latents by token numbers need latents.taken_from, the input whose tokens they are")
-        segment = None if tokens is None else tokens.segments.get(config.taken_from)
+        segment = None if tokens is None else tokens.segments.get(config.taken_from or "")
         if segment is None:
             raise ValueError(f"latents are taken from input {config.taken_from!r}: give it, or start=model.start(raw)")
         if index is None:
             index, exists = chosen_tokens(segment, config, self.training)
-        else:
-            check_numbers(index, segment, config)
         taken, dtype = segment.at(index), next(self.parameters()).dtype
         array = taken.dense(token_dtype(dtype)).to(dtype)
         array = array if self.latent_map is None else apply_linear(self.latent_map, array)
@@ -181,7 +167,6 @@ class Trunk(nn.Module):
 
     def redrawn(self, latents: Latents, drawn: Float[Tensor, "b n z"]) -> Latents:
         """Return the latents at the end of the trunk for another sample of the bottleneck."""
-        assert self.bottleneck is not None
         if len(self._read_of) > 1:
             raise ValueError("a model that reads again behind its bottleneck cannot decode another sample alone")
         return self._through(self.stages[2:], self.bottleneck.decoded(latents, drawn))
@@ -208,32 +193,22 @@ class Trunk(nn.Module):
         return latents if self.final_norm is None else replace(latents, array=self.final_norm(latents.array))
 
 
-def final_norm(config: TrunkConfig) -> nn.Module | None:
-    """Return the norm behind the last stage of a trunk, if there is one."""
-    processor = config.processor
-    if not processor.final_norm:
-        return None
-    return norm_layer(config.latents.channels, processor.norm, processor.norm_epsilon)
-
-
 class Transformer(nn.Module):
-    """The trunk that Perceiver IO replaces (BERT, AlphaStar's entities): each token is a latent and attends to all.
-
-    Its cost grows with the square of the number of tokens, and its attention is always dense.
-    """
+    """The trunk that Perceiver IO replaces (BERT, AlphaStar): each token is a latent, and attends to all, densely."""
 
     def __init__(self, config: Config, input_channels: int) -> None:
         super().__init__()
         processor = config.processor
         self._block_of = [shared(i, processor.share_blocks) for i in range(processor.num_blocks)]
+        self.is_rotated = processor.rotary is not None
         self.encoder = plain_linear(input_channels, config.latents.channels)
         self.processor = nn.ModuleList(Process(config) for _ in range(max(self._block_of) + 1))
-        self.final_norm = final_norm(config)
+        self.final_norm = norm_layer(config.latents.channels, processor) if processor.final_norm else None
 
     def start(self, tokens: Tokens, given: Tensor | None = None) -> Latents:
-        """Return a latent for each token; ValueError for latents of the caller."""
-        if given is not None:
-            raise ValueError("trunk: transformer has no latents of its own: give it no latents")
+        """Return a latent for each token."""
+        if self.is_rotated and tokens.coordinates() is None:
+            raise ValueError("trunk: transformer with rotary needs inputs that all have the same axes of coordinates")
         array = apply_linear(self.encoder, tokens.dense(next(self.parameters()).dtype))
         return Latents(array, tokens.coordinates(), tokens.mask())
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from perceivers.core.coordinates import Coordinates
 from perceivers.core.positions import GridCoordinates
-from perceivers.core.tokens import zero_where_absent
+from perceivers.core.precision import zero_where_absent
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from perceivers.core.checks import COUNT
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
-from perceivers.core.precision import floats
-from perceivers.core.tokens import Segment, zero_where_absent
+from perceivers.core.precision import floats, zero_where_absent
+from perceivers.core.tokens import Segment
 from perceivers.modalities.modality import (
     LARGEST,
     NOMINAL,
@@ -194,7 +194,9 @@ class PointSet(Modality):
         return prediction[known], target["values"][known]
 
     def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
-        """Scale coordinates of the data to -1 to 1, by `bounds`."""
+        """Scale coordinates of the data to -1 to 1, by `bounds`; without rounding if these are -1 and 1."""
+        if {*(self.bounds or ())} <= {(-1.0, 1.0)}:
+            return coordinates
         low, high = coordinates.new_tensor(self.bounds or ((-1.0, 1.0),) * self.axes).unbind(dim=-1)
         span = torch.where(high > low, high - low, torch.ones_like(low))  # coordinates may all be equal
         return -1 + 2 * (coordinates - low) / span
@@ -233,7 +235,7 @@ class PointSet(Modality):
         """Return the points of a record as checked arrays of float32."""
         value = value if isinstance(value, Mapping) else self._split(as_float32(value))
         if not self.channels and "coordinates" in value:
-            value = {"values": np.empty((len(value["coordinates"]), 0)), **value}
+            value = {"values": np.empty((*np.shape(value["coordinates"])[:1], 0)), **value}
         if missing := [name for name in ("coordinates", "values") if name not in value]:
             raise ValueError(f'points without {" and ".join(missing)}: give {{"coordinates", "values"}}')
         points = {name: as_float32(value[name]) for name in ("coordinates", "values")}
@@ -266,7 +268,8 @@ class PointSetInput(InputAdapter):
         self.channels = spec.channels + (0 if self.positions is None else self.positions.channels)
 
     def forward(self, raw: Raw) -> Segment:
-        """Return the tokens in the order of the points."""
+        """Return the tokens in the order of the points; points without values may be a tensor of coordinates."""
+        raw = {"coordinates": raw} if isinstance(raw, Tensor) and not self.spec.channels else raw
         if not isinstance(raw, Mapping):
             raise ValueError(f'{shown(raw)}, expected {{"coordinates", "values", "mask"}}')
         if not self.spec.channels and "coordinates" in raw:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
-from perceivers.core.precision import floats
-from perceivers.core.tokens import Segment, zero_where_absent
+from perceivers.core.precision import floats, zero_where_absent
+from perceivers.core.tokens import Segment
 from perceivers.modalities.modality import NOMINAL, Modality, Raw, mean_where, pad_sequences, same_shape
 from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Points, Queries

@@ -20,7 +20,7 @@ from perceivers.pretrained.conversion import (
 )
 from perceivers.pretrained.foreign import read_torch
 from perceivers.pretrained.hub import fetched
-from perceivers.pretrained.model_folder import WEIGHTS, savable
+from perceivers.pretrained.model_folder import WEIGHTS, savable, with_schema
 from perceivers.pretrained.normalisation import PREPROCESSOR, takes_pictures, with_normalisation, written_normalisation
 from perceivers.pretrained.sizes import STAGES, value_at
 from perceivers.pretrained.unpickle import read_haiku
@@ -84,7 +84,7 @@ def write_huggingface(model: PerceiverIO, folder: Path, as_huggingface: bool = F
 
     `as_huggingface`: accept that the class computes some things differently from the model.
     """
-    model = savable(model)
+    model = with_schema(savable(model), "model")
     preset = Preset(cast(Schema, model.schema), model.config)
     preset = huggingface_options(preset, activation=None) if as_huggingface else preset
     weights, config = to_huggingface(preset, model.state_dict())

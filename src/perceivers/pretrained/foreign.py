@@ -1,8 +1,11 @@
 """Weights from the files of other PyTorch libraries: plain tensors are loaded, everything else is refused."""
 
+import argparse
 import pickletools
 import re
 import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +55,19 @@ CONTAINERS = ("EMPTY_", "TUPLE", *FILLING)
 """Opcodes whose value holds other values."""
 
 
+TRAINING_NAMES = CHECKPOINT_NAMES | {"argparse Namespace"}
+"""Globals that the pickle of a training checkpoint may name: a namespace holds the arguments of a script."""
+
+STATES = ("state_dict", "model")
+"""Names under which training checkpoints have the weights."""
+
+VOCABULARY = ".vocab"
+"""End of the name of a table of names to numbers beside the weights (torch_brain)."""
+
+PAIRS = ("TUPLE1", "TUPLE2", "TUPLE3")
+"""Opcodes of short tuples, which may be used twice if they hold no containers: betas of an optimiser."""
+
+
 def read_torch(path: Path) -> dict[str, Tensor]:
     """Load the weights of a Hugging Face folder, or of one of its files, on the CPU; ValueError unless all are tensors.
 
@@ -69,21 +85,57 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     raise ValueError(f"{path}: no weights here; there should be {WEIGHTS}, {INDEX} or {CHECKPOINT}")
 
 
+def read_state(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Load weights as `read_torch` does, or those of a training checkpoint, under "state_dict" or "model".
+
+    Return names to tensors (and to vocabularies, tables of names to numbers), and the checkpoint's other values, which
+    are numbers, texts, tensors and namespaces in lists and dictionaries.
+    """
+    if path.is_dir() or path.suffix == ".safetensors":
+        return dict(read_torch(path)), {}
+    regular_file(path)
+    with _one_line_errors(path):
+        loaded, around, vocabularies = _load_checkpoint(path, TRAINING_NAMES), dict[str, Any](), dict[str, Any]()
+        if isinstance(loaded, dict) and (inner := [name for name in STATES if isinstance(loaded.get(name), dict)]):
+            around = {name: value for name, value in dict.items(loaded) if name != inner[0]}
+            loaded = loaded[inner[0]]
+        if isinstance(loaded, dict):
+            vocabularies = {name: value for name, value in dict.items(loaded) if _is_vocabulary(name, value)}
+            loaded = {name: value for name, value in dict.items(loaded) if name not in vocabularies}
+        return {**_checked(loaded, path.stat().st_size), **vocabularies}, around
+
+
+def _is_vocabulary(name: Any, value: Any) -> bool:
+    """Return whether an entry of a state dict is a table of names to numbers."""
+    if not (isinstance(name, str) and name.endswith(VOCABULARY) and isinstance(value, dict)):
+        return False
+    return all(type(word) is str and type(number) is int for word, number in dict.items(value))
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
     regular_file(path)
-    try:
+    with _one_line_errors(path):
         weights = load_tensors(path) if path.suffix == ".safetensors" else _load_checkpoint(path)
         return _checked(weights, path.stat().st_size)
+
+
+@contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Turn any error into a ValueError that names the file."""
+    try:
+        yield
     except Exception as error:  # of any type: hostile files may raise anything in other parsers
         reason = one_line(str(error).removeprefix(f"{path}: "))
         raise ValueError(f"{path}: {reason or type(error).__name__}") from None
 
 
-def _load_checkpoint(path: Path) -> object:
-    _check_checkpoint(path)
+def _load_checkpoint(path: Path, names: Collection[str] = CHECKPOINT_NAMES) -> object:
+    _check_checkpoint(path, names)
+    known: list[Any] = [argparse.Namespace] if names is TRAINING_NAMES else []
     try:
         # No mmap: with it, torch.load would not compare the sizes of tensors with those of their files.
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(known):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Strip torch's advice to load the file without weights_only.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
@@ -121,7 +173,7 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _check_checkpoint(path: Path) -> None:
+def _check_checkpoint(path: Path, allowed: Collection[str]) -> None:
     """Raise a ValueError unless the file is an archive of stored parts whose pickle names only plain tensors."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
@@ -137,17 +189,17 @@ def _check_checkpoint(path: Path) -> None:
             raise ValueError("an archive whose parts overlap, or that begins with something else")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is not what was written: damaged or changed")
-        _check_program(archive.read(f"{names[0].split('/')[0]}/data.pkl"))
+        _check_program(archive.read(f"{names[0].split('/')[0]}/data.pkl"), allowed)
 
 
-def _check_program(program: bytes) -> None:
+def _check_program(program: bytes, allowed: Collection[str]) -> None:
     values = _Values()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
         if count > MOST_OPCODES:
             raise ValueError(f"more than {MOST_OPCODES} opcodes: not a checkpoint of tensors")
         if opcode.name == "PROTO" and argument != 2:
             raise ValueError(f"a pickle of protocol {argument}, torch.save writes 2")
-        if opcode.name == "GLOBAL" and argument not in CHECKPOINT_NAMES:
+        if opcode.name == "GLOBAL" and argument not in allowed:
             name = str(argument).replace(" ", ".")
             raise ValueError(f"names {name}, which has no place in a checkpoint of tensors; refused")
         values.follow(opcode, argument)
@@ -208,7 +260,8 @@ class _Values:
         inside = taken[1:] if opcode.name in FILLING else taken
         height = max([*(value.height + 1 for value in inside), *(value.height for value in taken)], default=0)
         tensor = opcode.name == "REDUCE" and bool(taken) and taken[0].name.startswith("torch._utils ")
-        return _Value(height, opcode.name.startswith(CONTAINERS) and not tensor)
+        flat = opcode.name in PAIRS and height == 1
+        return _Value(height, opcode.name.startswith(CONTAINERS) and not tensor and not flat)
 
 
 def _checked(weights: object, size: int) -> dict[str, Tensor]:

@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.core.resampler import Resampler
 from perceivers.files.budgets import read_json
 from perceivers.files.durable import write_text
 from perceivers.files.durable_folder import DESCRIPTION, MANIFEST, check_folder, current, read_manifest, write_folder
 from perceivers.files.locks import locked
 from perceivers.files.messages import one_line
-from perceivers.pretrained.model_folder import load_model, savable, save_model
+from perceivers.pretrained.model_folder import RESAMPLER, load_folder, made_of, savable, save_model
 from perceivers.schema.schema_files import to_yaml
 
 FILES = ["*.json", "*.safetensors", "README.md"]
@@ -27,8 +28,8 @@ LONGEST_NAME = 1000
 """Largest number of characters of the name of a model."""
 
 
-def from_pretrained(name: str | Path, revision: str | None = None, offline: bool = False) -> PerceiverIO:
-    """Load the model of a folder, or of a hub repository "owner/name", in evaluation mode.
+def from_pretrained(name: str | Path, revision: str | None = None, offline: bool = False) -> Any:
+    """Load the PerceiverIO or the Resampler of a folder, or of a hub repository "owner/name", in evaluation mode.
 
     The hashes of a repository are recorded when it is first used, and must not change afterwards.
     """
@@ -39,13 +40,13 @@ def from_pretrained(name: str | Path, revision: str | None = None, offline: bool
             folder = current(Path(name))
             if (folder / MANIFEST).exists():
                 check_folder(folder)
-            return load_model(folder)
+            return load_folder(folder)
     folder = fetched(str(name), FILES, revision, offline)
     if not (folder / DESCRIPTION).exists():
         raise ValueError(f"{name} is no model of ours: perceivers convert {name} FOLDER --model NAME makes one of it")
     check_folder(folder)
     _check_known(f"{name}@{revision or 'main'}", folder / MANIFEST)
-    return load_model(folder)
+    return load_folder(folder)
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, about: str = "") -> None:
@@ -102,14 +103,18 @@ def check_repository(name: object) -> None:
         raise ValueError(f"name = {name!r:.99} must be a hub repository owner/name: {one_line(error)}") from None
 
 
-def model_card(model: PerceiverIO) -> str:
+def model_card(model: PerceiverIO | Resampler) -> str:
     """Return the model card, for readers and for the hub. The licence is for whoever publishes the model to state."""
     count = sum(parameter.numel() for parameter in model.parameters())
+    is_resampler = isinstance(model, Resampler)
+    kind, made = RESAMPLER if is_resampler else "Perceiver IO", made_of(model)
+    parts = [made] if is_resampler else [model.schema, model.config]
+    text = "\n".join(map(to_yaml, parts))
     return (
         "---\nlibrary_name: perceivers\n---\n\n"
-        f"A Perceiver IO of {count:,} parameters.\n\n"
+        f"A {kind} of {count:,} parameters.\n\n"
         '```python\nfrom perceivers import from_pretrained\n\nmodel = from_pretrained("this folder")\n```\n\n'
-        f"```yaml\n{to_yaml(model.schema)}\n{to_yaml(model.config)}```\n"
+        f"```yaml\n{text}```\n"
     )
 
 

@@ -14,7 +14,7 @@ from perceivers.data.fingerprint import Fingerprint
 from perceivers.data.validation import Parts, read_held_out
 from perceivers.files.durable_folder import DESCRIPTION, MANIFEST, READY
 from perceivers.pretrained.hub import from_pretrained
-from perceivers.pretrained.model_folder import WEIGHTS, load_model
+from perceivers.pretrained.model_folder import WEIGHTS, load_model, with_schema
 from perceivers.runs.recipe import Recipe
 from perceivers.schema import Record
 from perceivers.schema.schema_files import from_file, read_checked
@@ -95,7 +95,9 @@ def read_kept_data(run: Path) -> KeptData | None:
 
 def find_model(name: str, offline: bool = False) -> PerceiverIO:
     """Load the model of a run folder, of a model folder or of a hub repository."""
-    return Run(Path(name)).model if (Path(name) / RECIPE).is_file() else from_pretrained(name, offline=offline)
+    if (Path(name) / RECIPE).is_file():
+        return Run(Path(name)).model
+    return with_schema(from_pretrained(name, offline=offline), name)
 
 
 def load_local(source: Path) -> PerceiverIO | None:

@@ -24,6 +24,7 @@ from perceivers.modalities.label import check_classes
 from perceivers.modalities.modality import Modality, Raw, named
 from perceivers.modalities.points import Points
 from perceivers.schema.adapters import build_inputs, build_outputs, build_queries
+from perceivers.schema.axes import check_axes
 from perceivers.schema.memory import check_memory, num_bytes
 from perceivers.schema.preprocessing import Fitting, Record, preprocessed, values_of
 
@@ -122,6 +123,7 @@ class Schema:
 
     def build_inputs(self, config: Config) -> tuple[nn.Module, nn.Module | None]:
         """Build the adapter of all inputs, and the module that makes the condition, if there is one."""
+        check_axes(self.inputs, self.outputs, config)
         return build_inputs(self.inputs, config)
 
     def build_queries(self, config: Config, inputs: Mapping[str, InputAdapter]) -> nn.Module:

@@ -17,8 +17,9 @@ from perceivers.core.config import ChannelAlignmentRule, Config
 from perceivers.core.interfaces import InputAdapter
 from perceivers.core.layers import dtype_of, in_own_range, plain_linear, trained_vector
 from perceivers.core.perceiver import Masking
+from perceivers.core.precision import zero_where_absent
 from perceivers.core.reading import Encoded
-from perceivers.core.tokens import Segment, Tokens, zero_where_absent
+from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.modality import Modality
 
 
@@ -31,7 +32,7 @@ class ChannelAlignment(nn.Module):
 
     def __init__(self, widths: Mapping[str, int], rule: ChannelAlignmentRule, channels: int, min_padding: int) -> None:
         super().__init__()
-        self.channels = channels if rule == "project" else max(widths.values()) + min_padding
+        self.channels = channels if rule == "project" else max(widths.values(), default=0) + min_padding
         self.projections, self.paddings = nn.ModuleDict(), nn.ParameterDict()
         for name, width in widths.items():
             if rule == "project":
@@ -58,10 +59,13 @@ def mask_probs(inputs: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
 
 
 def build_inputs(specs: Mapping[str, Modality], config: Config) -> "tuple[InputAdapters, Conditioning | None]":
-    """Build the adapter of all inputs, and the module that makes the condition (None: nothing conditions the model)."""
+    """Build the adapter of all inputs, and the module that makes the condition (None: nothing conditions the model).
+
+    The tokens of an input that only serves queries keep their width: they are not read.
+    """
     encoder, d = config.encoder, config.latents.channels
     adapters = {name: spec.build_input() for name, spec in specs.items()}
-    widths = {name: adapter.channels for name, adapter in adapters.items()}
+    widths = {name: adapter.channels for name, adapter in adapters.items() if specs[name].role != "query"}
     align = ChannelAlignment(widths, encoder.channel_alignment, encoder.input_channels or d, encoder.min_padding)
     inputs = InputAdapters(adapters, align, mask_probs(specs))
     return inputs, Conditioning.of(specs, config, inputs.channels)
@@ -76,12 +80,13 @@ def build_queries(specs: Mapping[str, Modality], config: Config, inputs: Mapping
     if decoder.kind == "query":
         widths = {name: query.channels for name, query in queries.items()}
         width = decoder.query_channels or latents.channels
-        return OutputQueries(queries, ChannelAlignment(widths, decoder.channel_alignment, width, decoder.min_padding))
+        align = ChannelAlignment(widths, decoder.channel_alignment, width, decoder.min_padding)
+        return OutputQueries(queries, align, inputs)
     for name, query in queries.items():
         arguments = (latents.num_latents, latents.channels, decoder.kind == "average")
         queries[name] = about("output", name, query.of_latents, *arguments)
     widths = dict.fromkeys(queries, latents.channels)
-    return OutputQueries(queries, ChannelAlignment(widths, "pad", latents.channels, 0))
+    return OutputQueries(queries, ChannelAlignment(widths, "pad", latents.channels, 0), inputs)
 
 
 def build_outputs(
@@ -198,11 +203,19 @@ class Conditioning(nn.Module):
 class OutputQueries(nn.Module):
     """Queries of all outputs: from points by name to one set of queries."""
 
-    def __init__(self, queries: Mapping[str, Any], alignment: ChannelAlignment) -> None:
+    def __init__(
+        self, queries: Mapping[str, Any], alignment: ChannelAlignment, inputs: Mapping[str, InputAdapter]
+    ) -> None:
         super().__init__()
         self.queries, self.alignment = nn.ModuleDict(queries), alignment
         self.channels = alignment.channels
-        self.sources = {query.source for query in queries.values() if query.source is not None}
+        names = {query.source for query in queries.values() if query.source is not None}
+        self.sources = {name: inputs[name].channels for name in names}
+        """Width of the tokens of each input that serve as queries, by input."""
+
+    def sources_of(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
+        """Return the inputs' segments whose tokens serve as queries."""
+        return {name: segment for name, segment in segments.items() if name in self.sources}
 
     def forward(self, encoded: Encoded, points: Mapping[str, Any], names: Iterable[str] | None = None) -> Tokens:
         """Return the queries of some outputs at these points, in one width; None: all whose source was given."""

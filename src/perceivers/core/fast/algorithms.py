@@ -250,9 +250,9 @@ def read(
     value, value_bias = _behind_norm(linear_map(attention.value), norm, attention.num_kv_heads, dtype)
     # What follows the maps is done head by head; else heads that queries share are copied, and biases added behind.
     steps, shift, is_shared = None, None, group > 1 and algorithm == "projected"
-    if attention.key_head_norm is not None or rotation.of_keys is not None or is_shared:
+    if attention.key_head_norm is not None or rotation is not UNTURNED or is_shared:
         inside = {"bias": key_bias, "value_bias": value_bias}
-        steps = HeadSteps(partial(cross.rotation, latents), attention.key_head_norm, **inside, group=group)
+        steps = HeadSteps(partial(cross.rotation, latents.segment), attention.key_head_norm, **inside, group=group)
         value_bias = value_bias[:, :0].sum()
     else:
         key, key_bias, value, value_bias = (x.repeat_interleave(group, 0) for x in (key, key_bias, value, value_bias))
@@ -261,7 +261,7 @@ def read(
             shift = (query @ key_bias[..., None])[..., 0]
     # Elsewhere the softmax cancels the keys' bias. Its gradient must be 0, not None: data parallelism waits for it.
     value_bias = value_bias + key_bias[:, :0].sum()
-    batch = max(latents.batch_size, segment.batch_size)
+    batch = max(batch_of(latents), segment.batch_size)
     # No tokens: zeros that still have gradients.
     if not segment.num_tokens:
         folded = _folded(query[0], key.repeat_interleave(heads // len(key), 0), norm_of(norm))
@@ -292,6 +292,11 @@ def read(
     return SoftmaxState(max_score if shift is None else max_score + shift, total, rotation.back(weighted))
 
 
+def batch_of(latents: Latents) -> int:
+    """Return B; 1 if the latents and their condition are the same for every sample."""
+    return max(latents.segment.batch_size, 1 if latents.condition is None else len(latents.condition))
+
+
 def _queries(
     cross: CrossAttention, latents: Latents, rotation: Rotation, dtype: torch.dtype
 ) -> Float[Tensor, "#b h n d"]:
@@ -305,7 +310,7 @@ def _queries(
 
 def _rotation_of_first(cross: CrossAttention, latents: Latents, segment: Segment) -> Rotation:
     """Return the rotation between the latents and the first token; it turns the latents as for all other tokens."""
-    return cross.rotation(latents, segment.block(0, 1)) if segment.num_tokens else UNTURNED
+    return cross.rotation(latents.segment, segment.block(0, 1)) if segment.num_tokens else UNTURNED
 
 
 def _sums(tokens: TokenBlocks, block_size: int) -> tuple[Tensor, ...]:
@@ -356,14 +361,14 @@ def write(
     has_steps = algorithm == "projected" and (attention.query_head_norm is not None or attention.rotary is not None)
     query_map, written = linear_map(attention.query), []
     # One sample after the other: its scores by blocks of queries, then the epilogue.
-    for number in range(max(latents.batch_size, queries.batch_size)):
+    for number in range(max(batch_of(latents), queries.batch_size)):
         sample, values = sample_of(queries, number), value[number % len(value)].to(dtype)
         keys = key[number % len(key)].to(dtype) / math.sqrt(key.shape[-1])
         of_attention, of_mlp = (modulation_of_sample(x, number) for x in modulations)
         query, bias = _behind_norm(query_map, cross.query_norm, heads, dtype, of_attention)
         steps = None
         if has_steps:
-            here = latents.of_sample(number)
+            here = sample_of(latents.segment, number)
             steps = HeadSteps(partial(cross.rotation, keys=here), attention.query_head_norm, bias)
         added = None if has_steps else (keys @ bias[..., None]).flatten()
         if algorithm == "projected":
@@ -392,7 +397,7 @@ def _keys_and_values(
     )
     key = key if attention.key_head_norm is None else attention.key_head_norm(key)
     if queries.num_tokens:
-        rotation = cross.rotation(queries.block(0, 1), latents)  # it turns the latents as for all other queries
+        rotation = cross.rotation(queries.block(0, 1), latents.segment)  # it turns the latents as for all other queries
         key, value = rotation.keys(key), rotation.values(value)
     if (group := attention.num_heads // attention.num_kv_heads) > 1:
         key, value = (x.repeat_interleave(group, 1) for x in (key, value))

@@ -54,9 +54,10 @@ def attention_plan(
     tensors = model.schema.guard.tensors(raw, next(model.parameters()).device)
     tokens, segments = functional_call(model.input_adapter, buffers, (tensors,))
     # Plan each read, input by input.
-    start = model.trunk.start(tokens)
+    tokens, start = model._started(tokens)
     for number, read in enumerate(stage for stage in model.trunk.stages if isinstance(stage, Read)):
-        choices = choose_for_reading(read.cross_attention, start, tokens, plan)
+        whole = plan.needs_dense(read.cross_attention, start, tokens)
+        choices = {} if whole else choose_for_reading(read.cross_attention, start, tokens, plan)
         for name, segment in tokens.segments.items():
             costs = CostModel(read.cross_attention, start.array, segment, None)
             found.append(_planned(f"read {name}" + (f" ({number + 1})" if number else ""), costs, choices.get(name)))
@@ -68,7 +69,14 @@ def attention_plan(
         queries = model.output_query(encoded, model.schema.guard.points(points, latents.array.device))
         heads = model.output_adapter.heads(model.input_adapter.adapters)
         tails = {name: (*decoder.tail, heads[name]) for name in queries.segments}
-        choices = choose_for_writing(decoder.cross_attention, latents, queries, tails, plan)
+        earlier: Any = decoder.earlier
+        for number, layer in enumerate(earlier):
+            for name, segment in queries.segments.items():
+                found.append(
+                    _planned(f"write {name} ({number + 1})", CostModel(layer, latents.array, segment, ()), None)
+                )
+        whole = plan.needs_dense(decoder.cross_attention, latents, queries, decoder.tail, heads)
+        choices = {} if whole else choose_for_writing(decoder.cross_attention, latents, queries, tails, plan)
         for name, segment in queries.segments.items():
             costs = CostModel(decoder.cross_attention, latents.array, segment, tails[name])
             found.append(_planned(f"write {name}", costs, choices.get(name)))

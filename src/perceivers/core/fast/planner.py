@@ -266,7 +266,7 @@ def choose_for_writing(
 
 def _expanded(latents: Latents) -> Float[Tensor, "b n d"]:
     """Return the latents of the whole batch, without a copy."""
-    return latents.array.expand(latents.batch_size, -1, -1)
+    return latents.array.expand(algorithms.batch_of(latents), -1, -1)
 
 
 def _check_fits(needed: int, limit: float | int | None) -> None:

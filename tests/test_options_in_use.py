@@ -33,11 +33,12 @@ from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
 from perceivers.training.activation_checkpointing import recomputed
 from reference_files import relative_error
-from test_streams import BASE, B, D, N, asked, built, close, raw_of
+from test_streams import BASE, PLACES, B, D, N, asked, built, close, raw_of
 
 ALGORITHMS = get_args(Algorithm)
-DEEP = replace(BASE, decoder=replace(BASE.decoder, num_layers=3, query_residual=True, final_norm=True))
-MIXING = replace(BASE, decoder=replace(BASE.decoder, num_layers=2, self_attention=True))
+PLACED = replace(BASE, latents=replace(BASE.latents, places=PLACES))
+DEEP = replace(PLACED, decoder=replace(BASE.decoder, num_layers=3, query_residual=True, final_norm=True))
+MIXING = replace(PLACED, decoder=replace(BASE.decoder, num_layers=2, self_attention=True))
 
 # Decoders of several layers.
 
@@ -135,7 +136,7 @@ def test_self_attention_of_queries_is_among_those_of_an_output() -> None:
 def test_outputs_that_are_the_latents() -> None:
     """A head acts on each latent; latents that do not exist have no effect on a mean."""
     outputs = {"series": Series(size=N, channels=2), "image": Image(size=(1, 5), channels=1)}
-    config = replace(BASE, decoder=DecoderConfig(kind="latents"))
+    config = Config(BASE.latents, processor=ProcessorConfig(1, num_layers=1), decoder=DecoderConfig(kind="latents"))
     torch.manual_seed(0)
     model = PerceiverIO(Schema({"vectors": Vectors(channels=5)}, outputs), config).eval()
     encoded = model.encode(torch.randn(B, 7, 5))
@@ -297,7 +298,7 @@ RICH = Config(
     replace(BASE.decoder, num_layers=2, layer_scale=0.5),
     bottleneck=BottleneckConfig(channels=3, sample=False),
 )
-CONFIGS = {"rich": RICH, "mixing": MIXING, "places": replace(DEEP, latents=replace(BASE.latents, num_latents=N))}
+CONFIGS = {"rich": RICH, "mixing": MIXING, "deep": DEEP}
 
 
 @pytest.mark.parametrize("limit", [None, "500kB"])
@@ -344,7 +345,7 @@ HALVES = [torch.bfloat16, "autocast"]
 @pytest.mark.parametrize("name", [*CONFIGS, "coordinates of thousands"])
 def test_half_precision_is_as_near_as_the_dense_algorithm(name: str, half: Any) -> None:
     """Also far from the origin, where angles rounded to half precision would be arbitrary."""
-    config = CONFIGS.get(name, BASE)
+    config = CONFIGS.get(name, PLACED)
     model, far = built(config).float(), 4000.0 if name not in CONFIGS else 0.0
     if far:
         config = replace(config, latents=replace(config.latents, places=(LatentAxis("y", far, far + 9, 5),)))
@@ -379,12 +380,12 @@ def test_angles_stay_in_float32(dtype: torch.dtype) -> None:
     for changed in (embedding.to(dtype), embedding.to(torch.device("cpu"), dtype)):
         assert changed.frequencies.dtype == torch.float32
         assert torch.equal(changed.frequencies, before)
-    here, there = (Segment(torch.zeros(1, 1, D), coordinates={"y": torch.tensor([[x]])}) for x in (1000.5, 3.0))
-    turn = embedding.between(here.located(["y"]), there.located(["y"]), dtype).of_queries
+    here, there = (Segment(torch.zeros(1, 1, D), coordinates={"y": torch.tensor([[x]])}) for x in (3.0, 1000.5))
+    turn: Any = embedding.between(here.located(["y"]), there.located(["y"]), dtype).keys
     expected = (1000.5 * before.double()).cos().flatten()
     torch.testing.assert_close(turn.cos.flatten().double(), expected, rtol=0, atol=3e-3)
     assert turn.cos.dtype == torch.promote_types(dtype, torch.float32)
-    state = built(BASE).to(dtype).state_dict()
+    state = built(PLACED).to(dtype).state_dict()
     found = {name: x.dtype for name, x in state.items() if name.endswith("frequencies")}
     assert len(found) == 3
     assert {*found.values()} == {torch.float32}

@@ -145,3 +145,10 @@ def test_core_needs_no_extra():
     code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import perceivers; perceivers.PerceiverIO"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_core_names_no_model_of_others():
+    """Other libraries' models are configs: their names stand where their weights are read, not in the architecture."""
+    for path in (PACKAGE / "core").rglob("*.py"):
+        text = path.read_text().lower()
+        assert not [name for name in ("poyo", "vecset", "flamingo", "idefics") if name in text], path

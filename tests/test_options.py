@@ -56,13 +56,14 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "stochastic_depth": (0.0, 0.4),
     "final_norm": (False, True),
     # Stages.
-    "latents": ("learned", "places", "per place", "last", "random", "farthest", "given"),
+    "latents": ("learned", "places", "per place", "last", "strided", "random", "farthest", "by index", "given"),
     "reads": ("one", "two", "no processor"),
     "attend_latents": (False, True),
     "encoder_residual": (True, False),
     "bottleneck": (False, True),
     "layers": (1, 2),
     "decoder_residual": (False, True),
+    "self_attention": (False, True),
     # Tokens.
     "second": ("none", "same axes", "no axes"),
     "mask": ("none", "some", "sample"),
@@ -70,6 +71,8 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     # How it is computed.
     "algorithm": (*(name for name in get_args(Algorithm) if name != "dense"), "limit", "parts"),
 }
+
+TAKEN = ("last", "strided", "random", "farthest", "by index")
 
 BLOCK = ("norm", "norm_epsilon", "qk_norm", "num_kv_heads", "qk_channels", "qkv_bias", "output_bias", "mlp_bias")
 BLOCK += ("layer_scale", "conditioned", "stochastic_depth")
@@ -79,14 +82,13 @@ def possible(case: Case) -> bool:
     """Return whether these values may occur together."""
     get = case.get
     if get("algorithm") == "parts" and get("reads") == "two":
-        return False
+        return False  # refused by name
+    if get("algorithm") == "limit" and get("self_attention"):
+        return False  # refused by name
     if get("rotary") is None and "rotary" in case and get("turned") == "keys and values":
-        return False
-    if get("algorithm") == "limit" and get("layers") == 2 and get("stochastic_depth"):
-        return False  # each block of queries draws by itself
-    if get("reads") == "no processor" and get("bottleneck"):
-        return False  # a bottleneck stands before a second read: nothing to compare in parts
-    return not (get("rotary") and len(get("rotary")) > 1 and get("tokens") == "array" and get("latents") == "none")
+        return False  # nothing is turned
+    # With a limit, each block of queries draws by itself which samples skip a branch.
+    return not (get("algorithm") == "limit" and get("layers") == 2 and get("stochastic_depth"))
 
 
 @cache
@@ -104,7 +106,7 @@ def config_of(case: Case) -> Config:
         axes = tuple(AXES[name] for name in case["rotary"])
         block["rotary"] = Rotary(axes, share=1.0, values=case["turned"] == "keys and values")
     places = (LatentAxis("time", 0.0, 3.0, 3),) if case["latents"] in ("places", "per place") else ()
-    taken = case["latents"] if case["latents"] in ("last", "random", "farthest") else None
+    taken = case["latents"].replace("by index", "last") if case["latents"] in TAKEN else None
     return Config(
         LatentsConfig(
             N,
@@ -127,7 +129,11 @@ def config_of(case: Case) -> Config:
             **block,
         ),
         DecoderConfig(
-            num_layers=case["layers"], query_residual=case["decoder_residual"], final_norm=case["final_norm"], **block
+            num_layers=case["layers"],
+            query_residual=case["decoder_residual"],
+            self_attention=case["self_attention"],
+            final_norm=case["final_norm"],
+            **block,
         ),
         bottleneck=BottleneckConfig(channels=5, sample=False) if case["bottleneck"] else None,
     )
@@ -193,7 +199,8 @@ class Model(nn.Module):
         """Return latents and outputs, computed by an algorithm, under a limit, or in parts."""
         torch.manual_seed(7)  # stochastic depth
         tokens, limit, parts = self.tokens(), None, algorithm == "parts"
-        start = self.trunk.start(tokens, self.given if self.case["latents"] == "given" else None)
+        index = torch.tensor([[9, 0, 14, 11, 10, 12]])
+        start = self.trunk.start(tokens, {"given": self.given, "by index": index}.get(self.case["latents"]))
         start = dataclasses.replace(start, condition=self.condition)
         if algorithm == "limit":
             limit = smallest_limit(self, tokens, start)

@@ -130,7 +130,7 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         pairs = int(config.share * head_channels / 2) // len(config.axes)
         if not pairs:
-            found = f"{config.share} of a head's {head_channels} channels: no pair for each of {len(config.axes)} axes"
+            found = f"{config.share} of the {head_channels} channels of a head are no pair for each of its axes"
             raise ValueError(f"rotary.share: {found}: raise the share, or the width of a head")
         self.axes, self.values = tuple(axis.name for axis in config.axes), config.values
         self.register_buffer("frequencies", torch.stack([frequencies(axis, pairs) for axis in config.axes]))

@@ -76,18 +76,3 @@ def _trains_places(cross: CrossAttention, segment: Segment) -> bool:
 
 def _skips(cross: CrossAttention) -> bool:
     return cross.training and cross.skip_prob > 0
-
-
-def table() -> str:
-    """Return the table in Markdown: a mark for each algorithm that computes an option."""
-    names = ("projected", "absorbed", "separable", "absorbed-folded", "separable-folded")
-    head = " | ".join(names[:3]), " | ".join(names)
-    lines = [f"| option | reading: {head[0]} | writing: {head[1]} |", "| --- |" + " :-: |" * (len(names) + 3)]
-    for option in OPTIONS:
-        marks = [name in option.reading for name in names[:3]] + [name in option.writing for name in names]
-        lines.append(f"| {option.name} | {' | '.join('x' if mark else '' for mark in marks)} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(table())

@@ -1,5 +1,6 @@
 """Models with the options beyond the paper compile in one graph, and export with any batch and number of tokens."""
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -194,12 +195,12 @@ def programs(name: str, batch: int, count: int) -> list[tuple[nn.Module, tuple[A
     return [(Encode(model), (raw,)), (Decode(model), (latents, {"asked": torch.randn(batch, count, 2)}))]
 
 
-def check_compiled(name: str) -> None:
+def check_compiled(name: str, backend: str = "aot_eager") -> None:
     inductor_config.compile_threads = 1  # no further processes
     for program, given in programs(name, batch=2, count=11):
         torch.compiler.reset()
         with torch.no_grad():
-            assert_same(torch.compile(program, fullgraph=True, backend="aot_eager")(*given), program(*given))
+            assert_same(torch.compile(program, fullgraph=True, backend=backend)(*given), program(*given))
 
 
 def check_gradients(name: str) -> None:
@@ -231,6 +232,13 @@ def check_exported(name: str) -> None:
 @pytest.mark.parametrize("name", few(CASES, ["mixed axes"]))
 def test_compiled_in_one_graph(name: str, elsewhere: ProcessPoolExecutor) -> None:  # noqa: F811
     elsewhere.submit(check_compiled, name).result()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["mixed axes", "random"])
+def test_compiled_by_inductor(name: str, elsewhere: ProcessPoolExecutor) -> None:  # noqa: F811
+    elsewhere.submit(check_compiled, name, "inductor").result()
 
 
 @pytest.mark.slow

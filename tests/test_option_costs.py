@@ -117,7 +117,10 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["", "gradient"])
+gradients = pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=pytest.mark.slow)])
+
+
+@gradients
 @pytest.mark.parametrize("name", CASES)
 def test_memory_stays_within_the_limit(name: str, gradient: bool) -> None:
     case = CASES[name]()
@@ -131,7 +134,7 @@ def test_memory_stays_within_the_limit(name: str, gradient: bool) -> None:
                 assert limit / 8 < peak <= limit, (algorithm, block, peak / limit)
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["", "gradient"])
+@gradients
 @pytest.mark.parametrize("name", LAYERS)
 def test_several_decoder_layers_stay_within_the_limit(name: str, gradient: bool) -> None:
     """In training they hold the queries between two layers, and their gradient."""

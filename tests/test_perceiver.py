@@ -1104,7 +1104,7 @@ def test_the_same_settings_have_the_same_effect() -> None:
 
 
 @pytest.mark.parametrize("section", STAGES)
-@pytest.mark.parametrize("field", ["dropout", "attention_dropout"])
+@pytest.mark.parametrize("field", ["dropout", "attention_dropout", "stochastic_depth"])
 def test_dropout_is_of_training_only(section: str, field: str) -> None:
     model = build({"image": IMAGE}, {"label": LABEL}, changed(BASE, {f"{section}.{field}": 0.5}))
     plain = build({"image": IMAGE}, {"label": LABEL}, BASE)

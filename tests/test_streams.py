@@ -1,5 +1,6 @@
 """Inputs that come in parts, and states carried from window to window, for each kind of latents."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from perceivers.modalities.position_encodings import Fourier
 from perceivers.modalities.series import Series
 from perceivers.modalities.vectors import Vectors
 from perceivers.schema import Schema
+from tiers import few
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
 
@@ -101,9 +103,16 @@ OPTIONS: dict[str, Callable[[Config], Config]] = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("conditioned", [False, True], ids=["", "conditioned"])
-@pytest.mark.parametrize("kind", LATENTS)
+ALL = itertools.product(LATENTS, (False, True), OPTIONS)
+FAST = [
+    ("learned", False, ""),
+    ("per place", True, ""),
+    ("last", True, "attend_latents"),
+    ("random", False, "bottleneck"),
+]
+
+
+@pytest.mark.parametrize(("kind", "conditioned", "option"), few(ALL, [*FAST, ("farthest", True, "")]))
 def test_parts_are_the_whole(kind: str, conditioned: bool, option: str) -> None:
     model = built(OPTIONS[option](replace(BASE, latents=LATENTS[kind])), conditioned)
     raw = raw_of(model)

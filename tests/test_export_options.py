@@ -235,6 +235,7 @@ def test_compiled_in_one_graph(name: str, elsewhere: ProcessPoolExecutor) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.prints_warnings
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", ["mixed axes", "random"])
 def test_compiled_by_inductor(name: str, elsewhere: ProcessPoolExecutor) -> None:  # noqa: F811

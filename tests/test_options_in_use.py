@@ -35,6 +35,8 @@ from perceivers.training.activation_checkpointing import recomputed
 from reference_files import relative_error
 from test_streams import BASE, PLACES, B, D, N, asked, built, close, raw_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*rotary. axis .* has no effect")
+
 ALGORITHMS = get_args(Algorithm)
 PLACED = replace(BASE, latents=replace(BASE.latents, places=PLACES))
 DEEP = replace(PLACED, decoder=replace(BASE.decoder, num_layers=3, query_residual=True, final_norm=True))

@@ -61,7 +61,7 @@ class MLP(nn.Module):
 
 @dataclass(frozen=True)
 class Modulation:
-    """What a condition and LayerScale do with one branch of a block, [#b, 1, C] each; None: nothing."""
+    """Changes that a condition and LayerScale make to one branch of a block, [#b, 1, C] each; None: no change."""
 
     scale: Tensor | None = None
     """Factor of what enters the branch."""
@@ -83,7 +83,7 @@ UNMODULATED = Modulation()
 
 
 class Block(nn.Module):
-    """What both kinds of block have: attention, behind norms that each kind adds, and an MLP."""
+    """Base of both kinds of block: attention, behind norms that each kind adds, and an MLP."""
 
     def add_branches(self, attention: Attention, config: BlockConfig, condition: int | None) -> None:
         """Add the modules behind the norms of the attention; `condition`: width of the condition, if there is one."""

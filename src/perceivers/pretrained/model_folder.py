@@ -40,7 +40,7 @@ UNWRAP = "merge adapters (merge_and_unload), remove pruning and parametrisations
 
 @dataclass(frozen=True)
 class Sizes:
-    """What makes a resampler, in its description."""
+    """Description of a resampler: its config and the width of its tokens."""
 
     config: ResamplerConfig
     """Sizes."""

@@ -27,7 +27,7 @@ class Option:
     name: str
     """Name: the field of the config, or what is done with the block."""
     is_used: Callable[[CrossAttention, Segment], bool]
-    """Whether a block uses the option for a segment of tokens or queries."""
+    """Function that returns True if a block uses the option for a segment of tokens or queries."""
     reading: tuple[Algorithm, ...] = READING
     """Algorithms that read with it."""
     writing: tuple[Algorithm, ...] = WRITING

@@ -140,7 +140,7 @@ class AbsorbedBlocks(DenseBlocks):
 
 @dataclass(frozen=True)
 class HeadSteps:
-    """What follows the linear maps of tokens to heads: biases, a norm, a rotation, copies for groups of heads."""
+    """Steps behind the linear maps of tokens to heads: biases, a norm, a rotation, copies for groups of heads."""
 
     rotation: Callable[[Segment], Rotation]
     """Function that returns the rotation between the tokens of a block and the latents."""

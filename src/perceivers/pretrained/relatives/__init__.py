@@ -41,7 +41,7 @@ class Relative:
     """A model of another library that is one of ours."""
 
     about: str
-    """What it is, in a few words."""
+    """Description in a few words."""
     needs: str
     """The settings that must be given, in a few words."""
     settings: type

@@ -30,7 +30,7 @@ class Arrays:
     kind: str
     """Name of such models, for errors."""
     prefix: str = ""
-    """What comes before each name in the file."""
+    """Prefix of each name in the file."""
 
     @classmethod
     def of(

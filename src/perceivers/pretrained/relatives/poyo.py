@@ -31,7 +31,7 @@ TIME = "time"
 
 @dataclass(frozen=True)
 class PoyoSettings:
-    """What the arrays of a POYO do not tell, by the names of its constructor, which has no defaults for them."""
+    """Settings that the arrays of a POYO do not tell, named as in its constructor, which has no defaults for them."""
 
     sequence_length: float | None = None
     """Length of a window, in seconds; must be given."""

@@ -12,6 +12,7 @@ from perceivers.data.published.idx import Idx
 from perceivers.data.published.kinetics_clips import Kinetics
 from perceivers.data.published.spoken_digits import SpokenDigits
 from perceivers.data.published.starcraft_replays import StarCraft
+from perceivers.data.shapes import Shapes
 from perceivers.data.shards import Shards
 from perceivers.data.table import Table
 from perceivers.data.texts import Texts
@@ -26,6 +27,7 @@ AnyDataSet = (
     | Idx
     | ImageFolder
     | Kinetics
+    | Shapes
     | Shards
     | SpokenDigits
     | StarCraft
@@ -46,6 +48,7 @@ __all__ = [
     "Idx",
     "ImageFolder",
     "Kinetics",
+    "Shapes",
     "Shards",
     "SpokenDigits",
     "StarCraft",

@@ -1,7 +1,8 @@
 """Values at free coordinates: point clouds, random pixels, sensors.
 
 A raw batch is {"coordinates": [B, M, axes], "values": [B, M, C], "mask": [B, M]}: B samples of up to M points, in the
-data's units. The mask is True where there is a point.
+data's units. The mask is True where there is a point. With `values: binary`, a raw prediction
+holds logits, and a target zeros and ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceivers.core.checks import COUNT
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
@@ -30,6 +32,7 @@ from perceivers.modalities.modality import (
     known_units,
     mean_where,
     pad_sequences,
+    rounded,
     same_shape,
     shown,
     statistics,
@@ -39,6 +42,7 @@ from perceivers.modalities.points import Coordinates, Points
 from perceivers.modalities.position_encodings import Fourier, Positions, sound_coordinates
 from perceivers.modalities.queries import CoordinateQuery, SharedContent
 from perceivers.modalities.raw import as_float32, check_keys, finite
+from perceivers.modalities.scalars import class_chances
 from perceivers.modalities.table_cells import Files, numbers, plain
 
 if TYPE_CHECKING:
@@ -57,6 +61,8 @@ class PointSet(Modality):
     """Number of coordinates of a point."""
     channels: int = 1
     """Number of values of a point; 0: an input of points that have only coordinates."""
+    values: Literal["numbers", "binary"] = "numbers"
+    """Kind of the values; "binary": zeros and ones, or probabilities, which are predicted as logits."""
     bounds: tuple[tuple[float, float], ...] | None = None
     """Lowest and highest coordinate along each axis, mapped to -1 and 1. Fitted if None."""
     positions: Fourier | None = field(default_factory=lambda: Fourier(num_bands=32, max_resolution=64))
@@ -85,6 +91,8 @@ class PointSet(Modality):
         super().__post_init__()
         check_axis_names(self.axis_names, self.axes)
         check_units(self.mean, self.std, self.channels)
+        if self.values == "binary" and not self.mean is self.std is None:
+            raise ValueError("values: binary has no mean and no std: leave them out")
         if self.bounds is not None and len(self.bounds) != self.axes:
             raise ValueError(f"bounds = {self.bounds} must have a pair for each of {self.axes} axes")
         if not all(-LARGEST <= low <= high <= LARGEST for low, high in self.bounds or ()):
@@ -102,7 +110,7 @@ class PointSet(Modality):
     @property
     def is_fitted(self) -> bool:
         """True if bounds, mean and standard deviation are known."""
-        return None not in (self.bounds, self.mean, self.std)
+        return None not in ((self.bounds,) if self.values == "binary" else (self.bounds, self.mean, self.std))
 
     def fit(self, values: Iterable[Any]) -> "PointSet":
         """Fit the bounds of the coordinates, and mean and standard deviation of the values."""
@@ -112,9 +120,12 @@ class PointSet(Modality):
         points = np.concatenate([each["coordinates"] for each in sets]) if sets else np.empty((0, self.axes))
         if not len(points):
             return self
-        mean, std = statistics(np.concatenate([each["values"] for each in sets]).astype(np.float64))
         bounds = tuple((float(low), float(high)) for low, high in zip(points.min(0), points.max(0), strict=True))
-        return replace(self, bounds=self.bounds or bounds, mean=self.mean or mean, std=self.std or std)
+        fitted = replace(self, bounds=self.bounds or bounds)
+        if self.values == "binary":
+            return fitted
+        mean, std = statistics(np.concatenate([each["values"] for each in sets]).astype(np.float64))
+        return replace(fitted, mean=self.mean or mean, std=self.std or std)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
         """Return coordinates and values as float32; in training, or with `subsample_at_eval`, of random points."""
@@ -135,6 +146,23 @@ class PointSet(Modality):
         coordinates, mask = pad_sequences([None if value is None else value["coordinates"] for value in values])
         numbers, _ = pad_sequences([None if value is None else value["values"] for value in values])
         return {"coordinates": coordinates, "values": numbers, "mask": mask}
+
+    def to_row(self, sample: Raw) -> dict[str, Any]:
+        """Return the values; of binary ones 1 where it is more probable than 0, and the probabilities of 1."""
+        if self.values == "numbers":
+            return super().to_row(sample)
+        probabilities = sample.float().sigmoid()
+        return {"": (probabilities > 0.5).int().tolist(), "probabilities": rounded(probabilities)}
+
+    def attribution(self, whole: Raw, without: Raw) -> dict[str, Any]:
+        """Return the root mean squared difference; of binary values the mean change of their log-probability.
+
+        The log-probability is that of the values that are predicted from all inputs.
+        """
+        if self.values == "numbers":
+            return super().attribution(whole, without)
+        side = torch.where(whole > 0, 1.0, -1.0)
+        return {"": rounded((F.logsigmoid(side * whole) - F.logsigmoid(side * without)).mean())}
 
     def dummy_input(self, batch_size: int, device: torch.device) -> Raw:
         """Return points at the origin."""
@@ -177,20 +205,34 @@ class PointSet(Modality):
         return Coordinates(target["coordinates"], target["mask"])
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
-        """Return the mean squared difference in units of `std`, over known values of valid points."""
+        """Return the mean squared difference in units of `std`, over known values of valid points.
+
+        Of binary values, the loss is the mean binary cross entropy.
+        """
+        if self.values == "binary":
+            chances, known = class_chances(same_shape(target["values"], prediction.shape), self.channels, "values")
+            loss = F.binary_cross_entropy_with_logits(prediction, chances.to(prediction.dtype), reduction="none")
+            return mean_where(loss, target["mask"][..., None] & known)
         std, values = prediction.new_tensor(self.std or (1.0,)), same_shape(target["values"], prediction.shape)
         difference = (prediction - finite(values)) / std
         return mean_where(difference**2, target["mask"][..., None] & values.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
-        """Return the root mean squared error, in the data's units."""
-        from torchmetrics import MeanSquaredError
+        """Return the root mean squared error, in the data's units; of binary values IoU and accuracy, over all points.
 
+        IoU (intersection over union) is the Jaccard index of the points predicted to be 1 and those that are.
+        """
+        from torchmetrics import MeanSquaredError, classification
+
+        if self.values == "binary":
+            return {"iou": classification.BinaryJaccardIndex(), "accuracy": classification.BinaryAccuracy()}
         return {"rmse": MeanSquaredError(squared=False)}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
-        """Return predictions and targets of known values of valid points, flat."""
+        """Return predictions and targets of known values of valid points, flat; of binary values probabilities."""
         known = target["mask"][..., None] & target["values"].isfinite()
+        if self.values == "binary":
+            return prediction[known].float().sigmoid(), (target["values"][known] > 0.5).long()
         return prediction[known], target["values"][known]
 
     def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
@@ -212,6 +254,7 @@ class PointSet(Modality):
         # Two and more: an image, whose background is blue so that every grey stands out.
         across = points[:, 1] if self.axes > 1 else np.zeros(len(points))
         colours: dict[str, Any] = {"c": values.mean(-1), "cmap": "gray"} if self.channels else {"c": "white"}
+        colours |= {"vmin": 0.0, "vmax": 1.0} if self.channels and self.values == "binary" else {}
         axes.scatter(across, points[:, 0], s=24, marker="s", **colours)
         (top, bottom), (left, right) = (self.bounds or ((-1.0, 1.0),) * 2)[:2] if self.axes > 1 else ((-1, 1), (-1, 1))
         axes.set(xlim=(left - 0.5, right + 0.5), ylim=(bottom + 0.5, top - 0.5), xticks=[], yticks=[])
@@ -219,8 +262,8 @@ class PointSet(Modality):
         axes.set_aspect("equal")
 
     def for_plot(self, prediction: Raw, target: Raw) -> Raw:
-        """Return the predicted values at the target's coordinates."""
-        return {**target, "values": prediction}
+        """Return the predicted values, of binary ones the probabilities, at the target's coordinates."""
+        return {**target, "values": prediction.float().sigmoid() if self.values == "binary" else prediction}
 
     def _split(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Split an array [M, axes + channels] into coordinates and values; values are NaN if the array has none."""
@@ -245,6 +288,8 @@ class PointSet(Modality):
                 raise ValueError(f"{name} of shape {points[name].shape}, expected ({count}, {width})")
         if not np.isfinite(points["coordinates"]).all():
             raise ValueError("coordinates must be finite numbers")
+        if self.values == "binary":
+            class_chances(torch.from_numpy(points["values"]), self.channels, "values")  # raises for other numbers
         return points
 
     @classmethod
@@ -297,5 +342,5 @@ class PointSetOutput(OutputAdapter):
         self.head = plain_linear(channels, spec.channels)
 
     def forward(self, x: Float[Tensor, "b o c"], queries: Segment) -> Float[Tensor, "b o c"]:
-        """Return the values in the order of the queries."""
+        """Return the values, or logits of binary ones, in the order of the queries."""
         return denormalised(x, self.spec.mean, self.spec.std)

@@ -1,0 +1,218 @@
+"""Solid shapes as noisy points of their surface, and points that are inside or outside.
+
+Shapes are unions of formulas (`solids`), drawn from a seed, and the watertight meshes of a folder. A record is a pure
+function of (seed, part, number).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from perceivers.data.dataset import DataSet, LazyRecords
+from perceivers.data.meshes import Mesh
+from perceivers.data.solids import Solid, random_rotation, random_union
+from perceivers.data.splits import check_held_out_fraction, whole_groups
+from perceivers.media.off_files import read_off
+from perceivers.progress import tracked
+from perceivers.schema import Record
+
+Points = Float[np.ndarray, "p 3"]
+
+TRAINING, HELD_OUT = 0, 1
+"""The parts of the data, which have no shape in common."""
+
+REACH = 0.9
+"""Largest coordinate of a shape, which is centred in the cube from -1 to 1."""
+
+STRETCH = 0.3
+"""Largest natural logarithm of the factor by which a training mesh is stretched along each axis."""
+
+SIGNED_BY, ALIKE = 50_000, 0.0125
+"""Number of points of a mesh's signature; signatures that differ by less are of the same shape.
+
+Of the meshes of CGAL 5.5, copies differ by at most 0.0101, different shapes by at least 0.0154.
+"""
+
+PARAMETRIC = "parametric"
+"""Source of a shape that is no mesh."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posed:
+    """A solid under an affine map, centred and scaled to REACH."""
+
+    solid: Solid
+    source: str
+    """File name of a mesh, or PARAMETRIC."""
+    linear: Float[np.ndarray, "3 3"]
+    """Linear map, applied first."""
+    shift: Float[np.ndarray, "3"]
+    """Shift, applied last."""
+
+    def inside(self, points: Points) -> Bool[np.ndarray, " p"]:
+        """Return whether points are inside."""
+        return self.solid.inside((points - self.shift) @ np.linalg.inv(self.linear).T)
+
+
+class NamedMesh(NamedTuple):
+    """A mesh of a folder."""
+
+    name: str
+    """Name of its file."""
+    mesh: Mesh
+
+
+@dataclass(frozen=True)
+class Shapes(DataSet):
+    """Records of "surface" [M, 3], noisy points; "inside" [P, 4], points and whether they are inside; and "source".
+
+    Half of the training points are uniform in the cube from -1 to 1, half near the surface; all held-out points are
+    uniform. Every second shape is a mesh if there is a folder. Each is turned at random; in training, meshes are
+    stretched too.
+    """
+
+    folder: str = ""
+    """Folder of .off files, of which those that are watertight are used; empty: there are no meshes."""
+    num_training: int = 100_000
+    """Number of training records."""
+    num_held_out: int = 256
+    """Number of held-out records."""
+    num_surface: int = 256
+    """Number of surface points of a record."""
+    noise: float = 0.02
+    """Standard deviation of the noise of surface points, along each axis."""
+    num_points: int = 512
+    """Number of points of a training record that are inside or outside."""
+    num_held_out_points: int = 4096
+    """Number of points of a held-out record that are inside or outside."""
+    near: float = 0.05
+    """Standard deviation of the distance from the surface of half of the training points, along each axis."""
+    held_out_fraction: float = 0.25
+    """Fraction of the meshes that are held out; meshes of the same shape stay together."""
+    seed: int = 0
+    """Seed of all random numbers, and of the split of the meshes."""
+    kind: Literal["shapes"] = "shapes"
+    """Name in files."""
+
+    def __post_init__(self) -> None:
+        check_held_out_fraction(self.held_out_fraction)
+        counts = ("num_training", "num_held_out", "num_surface", "num_points", "num_held_out_points")
+        for name, least in {**dict.fromkeys(counts, 1), "noise": 0, "near": 0}.items():
+            if not least <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}, and finite")
+
+    def training(self) -> Sequence[Record]:
+        """Return the training records."""
+        return LazyRecords(self.num_training, partial(self._record, TRAINING))
+
+    def held_out(self) -> Sequence[Record]:
+        """Return the held-out records."""
+        return LazyRecords(self.num_held_out, partial(self._record, HELD_OUT))
+
+    def record_files(self) -> Sequence[Path]:
+        """Return the files of the meshes."""
+        return off_files(self.folder) if self.folder else []
+
+    def shape(self, part: int, number: int) -> "Posed":
+        """Return the shape of a record."""
+        return self._drawn(np.random.default_rng((self.seed, part, number)), part, number)[0]
+
+    def _record(self, part: int, number: int) -> Record:
+        rng = np.random.default_rng((self.seed, part, number))
+        shape, drawn = self._drawn(rng, part, number)
+        close = noisy(drawn[self.num_surface :], self.near, rng) if part == TRAINING else drawn[:0]
+        count = self.num_points if part == TRAINING else self.num_held_out_points
+        points = np.concatenate([close, rng.uniform(-1, 1, (count - len(close), 3))])
+        values = {
+            "surface": noisy(drawn[: self.num_surface], self.noise, rng),
+            "inside": np.concatenate([points, shape.inside(points)[:, None]], axis=1),
+        }
+        return {name: value.astype(np.float32) for name, value in values.items()} | {"source": shape.source}
+
+    def _drawn(self, rng: np.random.Generator, part: int, number: int) -> tuple["Posed", Points]:
+        """Draw the shape of a record, and points of its surface."""
+        solid, source, linear = self._solid(rng, part, number)
+        # Centre and scale it so that its longest side spans -REACH to REACH.
+        points = solid.surface(rng, self.num_surface + self.num_points // 2) @ linear.T
+        low, high = points.min(axis=0), points.max(axis=0)
+        scale = 2 * REACH / (high - low).max()
+        shape = Posed(solid, source, scale * linear, -scale * (low + high) / 2)
+        return shape, scale * points + shape.shift
+
+    def _solid(self, rng: np.random.Generator, part: int, number: int) -> tuple[Solid, str, Float[np.ndarray, "3 3"]]:
+        """Draw the solid of a record, its source and its linear map: of odd numbers, the meshes in turn."""
+        turned = random_rotation(rng)
+        if not self.folder or number % 2 == 0:
+            return random_union(rng), PARAMETRIC, turned
+        meshes = split_meshes(self.folder, self.held_out_fraction, self.seed)[part]
+        name, mesh = meshes[number // 2 % len(meshes)]
+        return mesh, name, turned * np.exp(rng.uniform(-STRETCH, STRETCH, 3)) if part == TRAINING else turned
+
+
+def noisy(points: Points, noise: float, rng: np.random.Generator) -> Points:
+    """Return points moved by normal noise."""
+    return points + rng.normal(0, noise, points.shape)
+
+
+def off_files(folder: str) -> list[Path]:
+    """Return the .off files of a folder, by name; ValueError if there are none."""
+    paths = sorted(Path(folder).glob("*.off"))
+    if not paths:
+        raise ValueError(f"{folder}: holds no .off files")
+    return paths
+
+
+@lru_cache(maxsize=2)
+def split_meshes(folder: str, held_out_fraction: float, seed: int) -> tuple[list[NamedMesh], list[NamedMesh]]:
+    """Return the watertight meshes of a folder, those for training and those held out; ValueError for too few."""
+    meshes = watertight_meshes(folder)
+    groups = groups_of([each.mesh for each in meshes])
+    held_out = whole_groups(groups, round(held_out_fraction * len(meshes)), seed)
+    parts = tuple([each for n, each in enumerate(meshes) if (n in held_out) == wanted] for wanted in (False, True))
+    if not all(parts):
+        raise ValueError(f"{folder}: {len(meshes)} watertight meshes of {len(set(groups))} shapes are too few to split")
+    return parts[0], parts[1]
+
+
+@lru_cache(maxsize=2)
+def watertight_meshes(folder: str) -> list[NamedMesh]:
+    """Return the meshes of a folder that are watertight; files that are none, or hold no mesh, are left out."""
+    meshes = []
+    for path in tracked(off_files(folder), "meshes"):
+        try:
+            mesh = Mesh.of(*read_off(path))
+        except ValueError:  # folders of examples hold bare points and broken files too
+            continue
+        if mesh.is_watertight:
+            meshes.append(NamedMesh(path.name, mesh))
+    return meshes
+
+
+def groups_of(meshes: Sequence[Mesh]) -> list[int]:
+    """Return for each mesh the number of the first mesh of the same shape, directly or through others between."""
+    signatures = [signature(mesh) for mesh in meshes]
+    groups = list(range(len(meshes)))
+    for later in range(len(meshes)):
+        for earlier in range(later):
+            if np.abs(signatures[later] - signatures[earlier]).max() < ALIKE:
+                old, new = sorted((groups[later], groups[earlier]), reverse=True)
+                groups = [new if group == old else group for group in groups]
+    return groups
+
+
+def signature(mesh: Mesh) -> Float[np.ndarray, " s"]:
+    """Return numbers that do not depend on pose, size and triangulation, up to the noise of sampling.
+
+    They are quantiles of distances between random points of the surface (Osada et al. 2002) and to their centre, in
+    units of the root of the area, and the volume.
+    """
+    rng = np.random.default_rng(0)
+    one, other = mesh.surface(rng, SIGNED_BY), mesh.surface(rng, SIGNED_BY)
+    area, steps = np.linalg.norm(mesh.area_vectors, axis=1).sum(), np.linspace(0.02, 0.98, 25)
+    distances = [np.linalg.norm(one - end, axis=1) / np.sqrt(area) for end in (other, one.mean(axis=0))]
+    return np.concatenate([*(np.quantile(each, steps) for each in distances), [abs(mesh.volume) / area**1.5]])

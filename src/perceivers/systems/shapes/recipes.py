@@ -1,0 +1,34 @@
+"""The recipe of the shapes.
+
+Run: `perceivers train shapes --out runs/shapes`, or with meshes `--set data.folder=FOLDER`.
+"""
+
+from collections.abc import Callable
+
+from perceivers.data import Shapes
+from perceivers.runs.recipe import Recipe
+from perceivers.systems.shapes.model import config, schema
+from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.training_config import TrainingConfig
+
+NUM_STEPS, BATCH_SIZE = 4000, 16
+
+
+def recipe() -> Recipe:
+    """Return the recipe; no training record is used twice."""
+    return Recipe(
+        data=Shapes(num_training=NUM_STEPS * BATCH_SIZE),
+        schema=schema(),
+        config=config(),
+        training=TrainingConfig(
+            num_steps=NUM_STEPS,
+            batch_size=BATCH_SIZE,
+            optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.01, max_norm=1.0),
+            schedule=ScheduleConfig(kind="cosine", warmup_steps=200),
+            log_every=50,
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"shapes": recipe}
+"""Recipes by name on the command line."""

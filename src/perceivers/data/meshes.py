@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 Vertices = Float[np.ndarray, "v 3"]
 Triangles = Int[np.ndarray, "t 3"]
 Points = Float[np.ndarray, "p 3"]
+Numbers = Int[np.ndarray, " p"]
 
 MOST_CELLS = 128
 """Largest number of cells of a mesh's index, along each axis."""
@@ -107,7 +108,9 @@ class Mesh:
         is_above = (rise * normal).sum(axis=1) * facing < 0
         return np.bincount(which, facing * is_above, len(points)).astype(int)
 
-    def _is_left_of(self, x: Points, one: Int[np.ndarray, " p"], other: Int[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
+    def _is_left_of(
+        self, x: Points, one: Int[np.ndarray, " p"], other: Int[np.ndarray, " p"]
+    ) -> Bool[np.ndarray, " p"]:
         """Return whether the ray to the right from x, seen from above, crosses the edge between two vertices.
 
         An edge is computed from its lower vertex number, so both of its triangles get the same rounding: a ray never
@@ -131,7 +134,9 @@ class Mesh:
         cells = int(np.clip(np.sqrt(len(flat)) / 2, 1, MOST_CELLS))
         size = np.maximum((high - low) * (1 + 1e-9), np.finfo(float).tiny) / cells
         # Each triangle is listed in all cells of the box around it.
-        first, last = (np.floor((edge - low) / size).astype(int).clip(0, cells - 1) for edge in (flat.min(1), flat.max(1)))
+        first, last = (
+            np.floor((edge - low) / size).astype(int).clip(0, cells - 1) for edge in (flat.min(1), flat.max(1))
+        )
         width, height = (last - first + 1).T
         triangle = np.repeat(np.arange(len(flat)), width * height)
         place = _ranges(np.zeros(len(flat), int), width * height)

@@ -30,7 +30,10 @@ REACH = 0.9
 """Largest coordinate of a shape, which is centred in the cube from -1 to 1."""
 
 STRETCH = 0.3
-"""Largest natural logarithm of the factor by which a training mesh is stretched along each axis."""
+"""Largest natural logarithm of the factor by which a training shape is stretched along each axis."""
+
+POOL, MOST_KEPT = 2048, 8192
+"""Number of points of a solid's surface that records choose from; largest number of solids that stay in memory."""
 
 SIGNED_BY, ALIKE = 50_000, 0.0125
 """Number of points of a mesh's signature; signatures that differ by less are of the same shape.
@@ -59,12 +62,14 @@ class Posed:
         return self.solid.inside((points - self.shift) @ np.linalg.inv(self.linear).T)
 
 
-class NamedMesh(NamedTuple):
-    """A mesh of a folder."""
+class Source(NamedTuple):
+    """A solid, of which records are made."""
 
+    solid: Solid
+    pool: Float[np.ndarray, "p 3"]
+    """Points of its surface."""
     name: str
-    """Name of its file."""
-    mesh: Mesh
+    """File name of a mesh, or PARAMETRIC."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,7 @@ class Shapes(DataSet):
     """Records of "surface" [M, 3], noisy points; "inside" [P, 4], points and whether they are inside; and "source".
 
     Half of the training points are uniform in the cube from -1 to 1, half near the surface; all held-out points are
-    uniform. Every second shape is a mesh if there is a folder. Each is turned at random; in training, meshes are
-    stretched too.
+    uniform. Every second shape is a mesh if there is a folder. Each is turned at random, and stretched in training.
     """
 
     folder: str = ""
@@ -82,6 +86,8 @@ class Shapes(DataSet):
     """Number of training records."""
     num_held_out: int = 256
     """Number of held-out records."""
+    num_solids: int = 4096
+    """Number of different solids with formulas; a training record turns and stretches one of them."""
     num_surface: int = 256
     """Number of surface points of a record."""
     noise: float = 0.02
@@ -101,7 +107,7 @@ class Shapes(DataSet):
 
     def __post_init__(self) -> None:
         check_held_out_fraction(self.held_out_fraction)
-        counts = ("num_training", "num_held_out", "num_surface", "num_points", "num_held_out_points")
+        counts = ("num_training", "num_held_out", "num_solids", "num_surface", "num_points", "num_held_out_points")
         for name, least in {**dict.fromkeys(counts, 1), "noise": 0, "near": 0}.items():
             if not least <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}, and finite")
@@ -136,22 +142,25 @@ class Shapes(DataSet):
 
     def _drawn(self, rng: np.random.Generator, part: int, number: int) -> tuple["Posed", Points]:
         """Draw the shape of a record, and points of its surface."""
-        solid, source, linear = self._solid(rng, part, number)
+        solid, pool, source = self._source(part, number)
+        linear = random_rotation(rng)
+        if part == TRAINING:
+            linear = linear * np.exp(rng.uniform(-STRETCH, STRETCH, 3))
         # Centre and scale it so that its longest side spans -REACH to REACH.
-        points = solid.surface(rng, self.num_surface + self.num_points // 2) @ linear.T
+        count = self.num_surface + self.num_points // 2
+        points = pool[rng.choice(len(pool), count, replace=len(pool) < count)] @ linear.T
         low, high = points.min(axis=0), points.max(axis=0)
         scale = 2 * REACH / (high - low).max()
         shape = Posed(solid, source, scale * linear, -scale * (low + high) / 2)
         return shape, scale * points + shape.shift
 
-    def _solid(self, rng: np.random.Generator, part: int, number: int) -> tuple[Solid, str, Float[np.ndarray, "3 3"]]:
-        """Draw the solid of a record, its source and its linear map: of odd numbers, the meshes in turn."""
-        turned = random_rotation(rng)
-        if not self.folder or number % 2 == 0:
-            return random_union(rng), PARAMETRIC, turned
+    def _source(self, part: int, number: int) -> "Source":
+        """Return the solid of a record: of even numbers, formulas in turn, of odd numbers meshes, if there are any."""
+        number, is_mesh = divmod(number, 2) if self.folder else (number, 0)
+        if not is_mesh:
+            return parametric_source(self.seed, part, number % self.num_solids)
         meshes = split_meshes(self.folder, self.held_out_fraction, self.seed)[part]
-        name, mesh = meshes[number // 2 % len(meshes)]
-        return mesh, name, turned * np.exp(rng.uniform(-STRETCH, STRETCH, 3)) if part == TRAINING else turned
+        return meshes[number % len(meshes)]
 
 
 def noisy(points: Points, noise: float, rng: np.random.Generator) -> Points:
@@ -167,29 +176,40 @@ def off_files(folder: str) -> list[Path]:
     return paths
 
 
+@lru_cache(maxsize=MOST_KEPT)
+def parametric_source(seed: int, part: int, number: int) -> Source:
+    """Return a random solid with a formula."""
+    rng = np.random.default_rng((seed, part, number))
+    solid = random_union(rng)
+    return Source(solid, solid.surface(rng, POOL).astype(np.float32), PARAMETRIC)
+
+
 @lru_cache(maxsize=2)
-def split_meshes(folder: str, held_out_fraction: float, seed: int) -> tuple[list[NamedMesh], list[NamedMesh]]:
+def split_meshes(folder: str, held_out_fraction: float, seed: int) -> tuple[list[Source], list[Source]]:
     """Return the watertight meshes of a folder, those for training and those held out; ValueError for too few."""
     meshes = watertight_meshes(folder)
-    groups = groups_of([each.mesh for each in meshes])
+    groups = groups_of(list(meshes.values()))
     held_out = whole_groups(groups, round(held_out_fraction * len(meshes)), seed)
-    parts = tuple([each for n, each in enumerate(meshes) if (n in held_out) == wanted] for wanted in (False, True))
+    parts: tuple[list[Source], list[Source]] = ([], [])
+    for number, (name, mesh) in enumerate(meshes.items()):
+        pool = mesh.surface(np.random.default_rng((seed, number)), 4 * POOL).astype(np.float32)
+        parts[HELD_OUT if number in held_out else TRAINING].append(Source(mesh, pool, name))
     if not all(parts):
         raise ValueError(f"{folder}: {len(meshes)} watertight meshes of {len(set(groups))} shapes are too few to split")
-    return parts[0], parts[1]
+    return parts
 
 
 @lru_cache(maxsize=2)
-def watertight_meshes(folder: str) -> list[NamedMesh]:
-    """Return the meshes of a folder that are watertight; files that are none, or hold no mesh, are left out."""
-    meshes = []
+def watertight_meshes(folder: str) -> dict[str, Mesh]:
+    """Return the watertight meshes of a folder by file name; other files, and those that hold no mesh, are left out."""
+    meshes = {}
     for path in tracked(off_files(folder), "meshes"):
         try:
             mesh = Mesh.of(*read_off(path))
         except ValueError:  # folders of examples hold bare points and broken files too
             continue
         if mesh.is_watertight:
-            meshes.append(NamedMesh(path.name, mesh))
+            meshes[path.name] = mesh
     return meshes
 
 

@@ -182,14 +182,14 @@ class Union:
 
     def surface(self, rng: np.random.Generator, count: int) -> Points:
         """Draw points of the surface, about uniform over its area."""
-        drawn = [part.drawn(rng, ODDS * count) for part in self.parts]
-        # What is inside another part is not surface of the union.
-        outside = [
-            np.all([other.level(points) >= 0 for other in self.parts if other is not part], axis=0) | np.zeros(len(points), bool)
-            for part, (points, _) in zip(self.parts, drawn, strict=True)
-        ]
-        points = np.concatenate([points[kept] for (points, _), kept in zip(drawn, outside, strict=True)])
-        areas = np.concatenate([areas[kept] for (_, areas), kept in zip(drawn, outside, strict=True)])
+        points, areas = np.empty((0, 3)), np.empty(0)
+        while len(points) < count:
+            for part in self.parts:
+                drawn, each = part.drawn(rng, ODDS * count)
+                # What is inside another part is no surface of the union.
+                others = [other.level(drawn) >= 0 for other in self.parts if other is not part]
+                kept = np.all(others, axis=0) if others else np.ones(len(drawn), bool)
+                points, areas = np.concatenate([points, drawn[kept]]), np.concatenate([areas, each[kept]])
         # Without replacement, by area: the first arrivals of processes with these rates (Efraimidis and Spirakis 2006).
         arrival = rng.exponential(size=len(points)) / np.maximum(areas, np.finfo(float).tiny)
         return points[np.argsort(arrival)[:count]]

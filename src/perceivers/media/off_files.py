@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def _fan(words: Words, num_vertices: int) -> list[tuple[int, int, int]]:
     count, corners = int(words[0]), [int(word) for word in words[1 : int(words[0]) + 1]]
     if count < 3 or len(corners) < count or not 0 <= min(corners) <= max(corners) < num_vertices:
         raise ValueError(f"a face of {count} corners, expected at least 3, each from 0 to {num_vertices - 1}")
-    return [(corners[0], *pair) for pair in zip(corners[1:], corners[2:], strict=False)]
+    return [(corners[0], *pair) for pair in pairwise(corners[1:])]
 
 
 def _are_convex(corners: Float[np.ndarray, "t 3 3"], sizes: Int[np.ndarray, " f"]) -> bool:

@@ -109,8 +109,9 @@ class PointSet(Modality):
 
     @property
     def is_fitted(self) -> bool:
-        """True if bounds, mean and standard deviation are known."""
-        return None not in ((self.bounds,) if self.values == "binary" else (self.bounds, self.mean, self.std))
+        """True if the bounds are known and, of numbers, mean and standard deviation."""
+        has_units = self.values == "numbers" and self.channels > 0
+        return None not in (self.bounds, *((self.mean, self.std) if has_units else ()))
 
     def fit(self, values: Iterable[Any]) -> "PointSet":
         """Fit the bounds of the coordinates, and mean and standard deviation of the values."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from perceivers.data import Shapes
 from perceivers.runs.recipe import Recipe
-from perceivers.systems.shapes.model import config, schema
+from perceivers.systems.shapes.model import CONFIG, schema
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.training_config import TrainingConfig
 
-NUM_STEPS, BATCH_SIZE = 4000, 16
+NUM_STEPS, BATCH_SIZE = 10_000, 16
 
 
 def recipe() -> Recipe:
@@ -19,13 +19,14 @@ def recipe() -> Recipe:
     return Recipe(
         data=Shapes(num_training=NUM_STEPS * BATCH_SIZE),
         schema=schema(),
-        config=config(),
+        config=CONFIG,
         training=TrainingConfig(
             num_steps=NUM_STEPS,
             batch_size=BATCH_SIZE,
-            optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.01, max_norm=1.0),
+            optimiser=OptimiserConfig(kind="adamw", learning_rate=2e-3, weight_decay=0.01, max_norm=1.0),
             schedule=ScheduleConfig(kind="cosine", warmup_steps=200),
             log_every=50,
+            checkpoint_every=250,
         ),
     )
 

@@ -388,6 +388,7 @@ def _picture(kind: str, colours: int = 0, **settings: object) -> Callable[[Path]
 
 def pictures() -> Iterator[Reader]:
     from perceivers.media.flow_files import read_flow, write_flow
+    from perceivers.media.off_files import read_off
     from perceivers.media.image_files import image_size, read_image
     from perceivers.media.png16 import read_png16, write_png16
 
@@ -415,6 +416,12 @@ def pictures() -> Iterator[Reader]:
     yield Reader("png16-alpha", "a.png", wide(2), read, png_chunks)
     yield Reader("flo", "a.flo", flow, read_flow)
     yield Reader("kitti", "a.png", flow, read_flow, png_chunks)
+    yield Reader("off", "a.off", lambda path: path.write_text(PYRAMID), read_off)
+
+
+PYRAMID = "OFF\n5 5 0  # vertices, faces, edges\n0 0 1\n1 0 0\n0 1 0\n-1 0 0\n0 -1 0\n" + "".join(
+    ["4 4 3 2 1 255 0 0\n", "3 0 1 2\n", "3 0 2 3\n", "3 0 3 4\n", "3 0 4 1\n"]
+)
 
 
 def _write_bmp_of_runs(path: Path) -> None:

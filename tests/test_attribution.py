@@ -173,6 +173,7 @@ def test_a_known_function_is_found():
         (ProbabilisticRegression(quantiles=(0.1, 0.5)), [[7.0, 9.0]], [[4.0, 5.0]], {"": 4.0}),
         (Series(size=2), [[3.0], [1.0]], [[0.0], [5.0]], {"": math.sqrt(12.5)}),
         (PointSet(), [[3.0]], [[5.0]], {"": 2.0}),
+        (PointSet(values="binary"), [[math.log(3)], [0.0]], [[0.0], [0.0]], {"": math.log(0.75 / 0.5) / 2}),
         (
             Records({"n": NumberField(), "c": CategoryField(classes=2)}),
             {"n": [3.0], "c": [[0.0, math.log(3)]]},

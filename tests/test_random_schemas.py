@@ -72,13 +72,14 @@ def grid(kind, axes, output):
 
 @st.composite
 def pointset(draw):
-    axes, channels = draw(small), draw(small)
+    axes, channels, values = draw(small), draw(small), draw(st.sampled_from(["numbers", "binary"]))
 
     def value(rng):
         count = rng.integers(0, 4)
-        return {"coordinates": rng.normal(size=(count, axes)), "values": rng.normal(size=(count, channels))}
+        numbers = rng.normal(size=(count, channels)) if values == "numbers" else rng.integers(2, size=(count, channels))
+        return {"coordinates": rng.normal(size=(count, axes)), "values": numbers}
 
-    return PointSet(axes=axes, channels=channels, positions=POSITIONS), value
+    return PointSet(axes=axes, channels=channels, values=values, positions=POSITIONS), value
 
 
 def records(output):

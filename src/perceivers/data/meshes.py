@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from perceivers.data.solids import Points, Solid
+
 Vertices = Float[np.ndarray, "v 3"]
 Triangles = Int[np.ndarray, "t 3"]
-Points = Float[np.ndarray, "p 3"]
 Numbers = Int[np.ndarray, " p"]
 
 MOST_CELLS = 128
@@ -35,7 +36,7 @@ class Index(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Mesh:
+class Mesh(Solid):
     """A surface of triangles, whose corners run counterclockwise as seen from outside."""
 
     vertices: Vertices

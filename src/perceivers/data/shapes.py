@@ -15,13 +15,11 @@ from jaxtyping import Bool, Float
 
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.meshes import Mesh
-from perceivers.data.solids import Solid, random_rotation, random_union
+from perceivers.data.solids import Points, Solid, random_rotation, random_union
 from perceivers.data.splits import check_held_out_fraction, whole_groups
 from perceivers.media.off_files import read_off
 from perceivers.progress import tracked
 from perceivers.schema import Record
-
-Points = Float[np.ndarray, "p 3"]
 
 TRAINING, HELD_OUT = 0, 1
 """The parts of the data, which have no shape in common."""

@@ -4,9 +4,9 @@ A solid says which points it encloses, exactly, and draws points of its surface.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -19,28 +19,32 @@ ODDS = 2
 """Number of points that are drawn for each that is kept, so that those that are kept can be uniform."""
 
 
-class Solid(Protocol):
+class Solid(ABC):
     """Anything with an inside and a surface."""
 
+    @abstractmethod
     def inside(self, points: Points) -> Bool[np.ndarray, " p"]:
         """Return whether points are inside."""
 
+    @abstractmethod
     def surface(self, rng: np.random.Generator, count: int) -> Points:
         """Draw points of the surface."""
 
 
-class Primitive(Protocol):
+class Primitive(ABC):
     """A solid around the origin, with a formula."""
 
+    @abstractmethod
     def level(self, points: Points) -> Float[np.ndarray, " p"]:
         """Return a function of points that is negative inside, 0 on the surface and positive outside."""
 
+    @abstractmethod
     def drawn(self, rng: np.random.Generator, count: int) -> tuple[Points, Areas]:
         """Draw points of the surface, and return them with the area that each stands for."""
 
 
 @dataclass(frozen=True)
-class Box:
+class Box(Primitive):
     """A box."""
 
     half: tuple[float, float, float]
@@ -61,7 +65,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Capsule:
+class Capsule(Primitive):
     """A cylinder along z with half spheres at its ends."""
 
     radius: float
@@ -88,7 +92,7 @@ class Capsule:
 
 
 @dataclass(frozen=True)
-class Torus:
+class Torus(Primitive):
     """A ring around z."""
 
     radius: float
@@ -109,7 +113,7 @@ class Torus:
 
 
 @dataclass(frozen=True)
-class Superquadric:
+class Superquadric(Primitive):
     """A superellipsoid (Barr 1981): ellipsoid, cylinder, octahedron, or anything between these and a box.
 
     Its surface is where (|x / a|^(2 / e) + |y / b|^(2 / e))^(e / s) + |z / c|^(2 / s) = 1.
@@ -153,7 +157,7 @@ class Superquadric:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Part(Primitive):
     """A primitive, turned and then moved."""
 
     primitive: Primitive
@@ -171,7 +175,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Union:
+class Union(Solid):
     """What lies in any of several parts."""
 
     parts: Sequence[Part]

@@ -17,6 +17,9 @@ LARGEST_OFF = 2**24
 
 _HEADER = re.compile(r"(ST)?C?N?OFF")  # with texture coordinates, colours or normals, which are skipped
 
+FLAT = 1e-9
+"""Largest area of a triangle that counts as none, relative to the largest triangle: it faces no side."""
+
 Words = list[str]
 
 
@@ -84,4 +87,5 @@ def _are_convex(corners: Float[np.ndarray, "t 3 3"], sizes: Int[np.ndarray, " f"
     a, b, c = corners.swapaxes(0, 1)
     normals, face = np.cross(b - a, c - a), np.repeat(np.arange(len(sizes)), sizes)
     whole = np.stack([np.bincount(face, normal) for normal in normals.T], axis=1)
-    return bool(((normals * whole[face]).sum(axis=1) >= 0).all())
+    length = np.linalg.norm(normals, axis=1)
+    return bool(((normals * whole[face]).sum(axis=1) > 0)[length > FLAT * length.max()].all())

@@ -18,9 +18,10 @@ from perceivers.schema import Record
 from perceivers.training.devices import device_of
 from perceivers.training.metrics import Scores, inference
 
+Surface = Float[np.ndarray, "m 3"]
 Points = Float[np.ndarray, "p 3"]
 Inside = Bool[np.ndarray, " p"]
-Guess = Callable[[Points, Points], Inside]
+Guess = Callable[[Surface, Points], Inside]
 """Function of the points of a surface and of other points: which of the latter are inside."""
 
 NUM_COMPARED = 1024
@@ -68,19 +69,19 @@ def iou(one: Inside, other: Inside) -> float:
     return int((one & other).sum()) / union if union else 1.0
 
 
-def by_model(model: PerceiverIO, surface: Points, points: Points) -> Inside:
+def by_model(model: PerceiverIO, surface: Surface, points: Points) -> Inside:
     """Return the points that the model holds for more probably inside than not."""
     return logits_at(model, surface, points) > 0
 
 
-def logits_at(model: PerceiverIO, surface: Points, points: Points) -> Float[np.ndarray, " p"]:
+def logits_at(model: PerceiverIO, surface: Surface, points: Points) -> Float[np.ndarray, " p"]:
     """Return the model's logits of being inside at points, from the points of a surface."""
     with inference(model):
         given = {"surface": torch.from_numpy(surface)[None].to(device_of(model))}
         return model(given, {"inside": Coordinates(points)})["inside"][0, :, 0].cpu().numpy()
 
 
-def in_hull(surface: Points, points: Points) -> Inside:
+def in_hull(surface: Surface, points: Points) -> Inside:
     """Return the points in the convex hull of the surface."""
     from scipy.spatial import ConvexHull
 
@@ -96,14 +97,14 @@ class NearestShape:
         count = min(NUM_COMPARED, len(training))
         self.surfaces = torch.from_numpy(np.stack([training[number]["surface"] for number in range(count)]))
 
-    def __call__(self, surface: Points, points: Points) -> Inside:
+    def __call__(self, surface: Surface, points: Points) -> Inside:
         """Return the points inside the nearest shape."""
         distances = torch.cdist(torch.from_numpy(surface)[None], self.surfaces)
         chamfer = distances.amin(dim=1).mean(dim=1) + distances.amin(dim=2).mean(dim=1)
         return self.data.shape(TRAINING, int(chamfer.argmin())).inside(points)
 
 
-def behind_nearest(surface: Points, points: Points) -> Inside:
+def behind_nearest(surface: Surface, points: Points) -> Inside:
     """Return the points in the hull that lie behind their nearest points of the surface, as seen along the normals."""
     from scipy.spatial import cKDTree
 
@@ -112,7 +113,7 @@ def behind_nearest(surface: Points, points: Points) -> Inside:
     return (distances.mean(axis=1) < 0) & in_hull(surface, points)
 
 
-def outward_normals(surface: Points) -> Points:
+def outward_normals(surface: Surface) -> Surface:
     """Return the normal of each point from its neighbours' principal axes, with signs as in Hoppe et al. (1992).
 
     Points of the convex hull face the way its triangles do. Signs spread from these along the spanning tree whose

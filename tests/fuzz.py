@@ -388,8 +388,8 @@ def _picture(kind: str, colours: int = 0, **settings: object) -> Callable[[Path]
 
 def pictures() -> Iterator[Reader]:
     from perceivers.media.flow_files import read_flow, write_flow
-    from perceivers.media.off_files import read_off
     from perceivers.media.image_files import image_size, read_image
+    from perceivers.media.off_files import read_off
     from perceivers.media.png16 import read_png16, write_png16
 
     def read(path: Path) -> None:

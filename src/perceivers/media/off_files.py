@@ -17,6 +17,9 @@ LARGEST_OFF = 2**24
 
 _HEADER = re.compile(r"(ST)?C?N?OFF")  # with texture coordinates, colours or normals, which are skipped
 
+LARGEST = 1e18
+"""Largest coordinate: areas of such triangles still fit into float32."""
+
 FLAT = 1e-9
 """Largest area of a triangle that counts as none, relative to the largest triangle: it faces no side."""
 
@@ -69,8 +72,8 @@ def _lines(text: str) -> Iterator[tuple[int, Words]]:
 def _vertex(words: Words) -> list[float]:
     """Return the coordinates of a vertex."""
     coordinates = [float(word) for word in words[:3]]
-    if len(coordinates) < 3 or not np.isfinite(np.float32(coordinates)).all():
-        raise ValueError(f"{' '.join(words[:3])}: expected three finite coordinates")
+    if len(coordinates) < 3 or not (np.abs(coordinates) < LARGEST).all():
+        raise ValueError(f"{' '.join(words[:3])}: expected three coordinates, each below {LARGEST:g}")
     return coordinates
 
 

@@ -11,7 +11,7 @@ from perceivers.systems.shapes.model import CONFIG, schema
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.training_config import TrainingConfig
 
-NUM_STEPS, BATCH_SIZE = 10_000, 16
+NUM_STEPS, BATCH_SIZE = 5000, 16
 
 
 def recipe() -> Recipe:

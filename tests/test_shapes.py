@@ -288,10 +288,10 @@ def test_watertight_meshes_are_used_and_copies_of_a_shape_stay_together(tmp_path
 
 def test_too_few_meshes_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"holds no \.off files$"):
-        replace(SMALL, folder=str(tmp_path)).training()[1]
+        replace(SMALL, folder=str(tmp_path)).training()
     cube(tmp_path / "cube.off")
     with pytest.raises(ValueError, match=r"1 watertight meshes of 1 shapes are too few to split$"):
-        replace(SMALL, folder=str(tmp_path)).training()[1]
+        replace(SMALL, folder=str(tmp_path)).training()
 
 
 @pytest.mark.parametrize("wrong", [{"num_points": 0}, {"noise": -0.1}, {"near": math.inf}, {"held_out_fraction": 1.0}])

@@ -111,11 +111,13 @@ class Shapes(DataSet):
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}, and finite")
 
     def training(self) -> Sequence[Record]:
-        """Return the training records."""
+        """Return the training records; ValueError for a folder of too few meshes."""
+        self._check_folder()
         return LazyRecords(self.num_training, partial(self._record, TRAINING))
 
     def held_out(self) -> Sequence[Record]:
-        """Return the held-out records."""
+        """Return the held-out records; ValueError for a folder of too few meshes."""
+        self._check_folder()
         return LazyRecords(self.num_held_out, partial(self._record, HELD_OUT))
 
     def record_files(self) -> Sequence[Path]:
@@ -125,6 +127,11 @@ class Shapes(DataSet):
     def shape(self, part: int, number: int) -> "Posed":
         """Return the shape of a record."""
         return self._drawn(np.random.default_rng((self.seed, part, number)), part, number)[0]
+
+    def _check_folder(self) -> None:
+        """Load the meshes, so that a mistake is found before any record is made."""
+        if self.folder:
+            split_meshes(self.folder, self.held_out_fraction, self.seed)
 
     def _record(self, part: int, number: int) -> Record:
         rng = np.random.default_rng((self.seed, part, number))

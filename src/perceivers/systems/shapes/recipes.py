@@ -1,6 +1,8 @@
 """The recipe of the shapes.
 
-Run: `perceivers train shapes --out runs/shapes`, or with meshes `--set data.folder=FOLDER`.
+Run: `perceivers train shapes --out runs/shapes --set data.folder=MESHES` (about ten minutes on one core), where MESHES
+is a folder of .off files (docs/shapes.md); without it all shapes are formulas. Expect IoU of 0.73 on held-out formulas
+and 0.69 on held-out meshes, above all baselines (docs/results.md).
 """
 
 from collections.abc import Callable

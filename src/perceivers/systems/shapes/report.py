@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 Field = Callable[[Float[np.ndarray, "p 3"]], Float[np.ndarray, " p"]]
 """Function of points that is positive inside a shape, and negative or 0 outside."""
 
-SIDE = 72
+SIDE = 48
 """Number of pixels along each side of a picture, and of points along each line of sight."""
 
-SHOWN, FITTED = 8, 256
+SHOWN, FITTED = 6, 256
 """Number of held-out shapes that are drawn; number of training shapes whose codes a distribution is fitted to."""
 
 STEPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -62,7 +62,7 @@ def report(run: Run) -> Path:
     )
     page.heading("Samples of the bottleneck")
     page.figure(
-        draw_samples_of(model, [records[number] for number in shown[:4]]),
+        draw_samples_of(model, [records[number] for number in shown[:3]]),
         "A shape decoded from the means, then from samples of its own distribution.",
     )
     fit_to = [data.training()[number]["surface"] for number in range(min(FITTED, data.num_training))]
@@ -99,7 +99,7 @@ def draw_between(model: PerceiverIO, pairs: Sequence[tuple[Record, Record]]) -> 
     return figure
 
 
-def draw_samples_of(model: PerceiverIO, records: Sequence[Record], count: int = 4) -> "Figure":
+def draw_samples_of(model: PerceiverIO, records: Sequence[Record], count: int = 3) -> "Figure":
     """Draw a row for each shape: decoded from the means of its bottleneck, then from samples."""
     figure, axes = subplots(len(records), ["means", *["sample"] * count], side=2.0)
     encoded = encode(model, [record["surface"] for record in records])
@@ -111,7 +111,7 @@ def draw_samples_of(model: PerceiverIO, records: Sequence[Record], count: int = 
     return figure
 
 
-def draw_invented(model: PerceiverIO, surfaces: Sequence[Float[np.ndarray, "m 3"]], rows: int = 2) -> "Figure":
+def draw_invented(model: PerceiverIO, surfaces: Sequence[Float[np.ndarray, "m 3"]], rows: int = 1) -> "Figure":
     """Draw new shapes: the codes of others, matched to those of the first, are fitted by a normal distribution."""
     figure, axes = subplots(rows, [""] * len(STEPS), side=2.0)
     encoded = encode(model, surfaces)

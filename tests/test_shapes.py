@@ -270,7 +270,8 @@ def folder_of_meshes(folder):
 
 def test_watertight_meshes_are_used_and_copies_of_a_shape_stay_together(tmp_path):
     folder = folder_of_meshes(tmp_path / "meshes")
-    meshes = watertight_meshes(folder)
+    with pytest.warns(UserWarning, match=r"2 of 6 \.off files are left out: .*open\.off: not watertight; \.\.\.$"):
+        meshes = watertight_meshes(folder)
     assert [*meshes] == ["ball.off", "cube.off", "disc.off", "turned.off"]
     assert groups_of([*meshes.values()]) == [0, 1, 2, 1]
     for seed in range(5):
@@ -391,6 +392,7 @@ def test_codes_are_matched_and_surfaces_drawn_by_hand():
     assert picture[middle][picture[middle] < 1][0] < 0.7
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 def test_the_recipe_trains_scores_and_reports(tmp_path, monkeypatch):
     module = import_module("perceivers.systems.shapes.report")
     monkeypatch.setattr(module, "SIDE", 7)

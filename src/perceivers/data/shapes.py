@@ -4,6 +4,7 @@ Shapes are unions of formulas (`solids`), drawn from a seed, and the watertight 
 function of (seed, part, number).
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -206,15 +207,21 @@ def split_meshes(folder: str, held_out_fraction: float, seed: int) -> tuple[list
 
 @lru_cache(maxsize=2)
 def watertight_meshes(folder: str) -> dict[str, Mesh]:
-    """Return the watertight meshes of a folder by file name; other files, and those that hold no mesh, are left out."""
-    meshes = {}
+    """Return the watertight meshes of a folder by file name; warn of the other files, which are left out."""
+    meshes, complaints = dict[str, Mesh](), list[str]()
     for path in tracked(off_files(folder), "meshes"):
         try:
             mesh = Mesh.of(*read_off(path))
-        except ValueError:  # folders of examples hold bare points and broken files too
+        except ValueError as error:  # folders of examples hold bare points and broken files too
+            complaints.append(str(error))
             continue
         if mesh.is_watertight:
             meshes[path.name] = mesh
+        else:
+            complaints.append(f"{path}: not watertight")
+    if complaints:
+        what = f"{len(complaints)} of {len(complaints) + len(meshes)} .off files are left out"
+        warnings.warn(f"{folder}: {what}: {complaints[0]}{'; ...' if complaints[1:] else ''}", stacklevel=2)
     return meshes
 
 

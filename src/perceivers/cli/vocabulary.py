@@ -19,7 +19,7 @@ from perceivers.runs.changed_run import write_changed_run
 from perceivers.runs.run import RECIPE, data_of, files_of, find_model, read_recipe
 from perceivers.schema import Schema
 from perceivers.schema.vocabularies import extended, reduced, vocabularies, with_vocabularies
-from perceivers.training.checkpoints import is_place_of_checkpoint
+from perceivers.training.checkpoints import best_checkpoint, is_place_of_checkpoint
 
 SHOWN = 5
 """Number of classes that a line of the table shows."""
@@ -65,7 +65,7 @@ def vocabulary(
         save_pretrained(with_classes(find_model(model), classes), out)
         again = ""
     else:
-        again = _continued(out, write_changed_run(Path(model), out, classes, set))
+        again = _continued(Path(model), out, write_changed_run(Path(model), out, classes, set))
     changes = {name: counts(vocabularies(before)[name], now) for name, now in classes.items()}
     show(changes, json, ["vocabulary", "classes"], list(changes.items()))
     if not json:
@@ -133,7 +133,9 @@ def _lines(names: Path | None, changes: Iterable[str]) -> list[str]:
     return lines
 
 
-def _continued(out: Path, checkpoint: str) -> str:
-    """Return how a changed run continues."""
+def _continued(run: Path, out: Path, checkpoint: str) -> str:
+    """Return where a changed run stands, and how it continues."""
+    best = best_checkpoint(run)
+    other = f" ({run} predicts with {best.name}, which validated better)" if best and best.name != checkpoint else ""
     command = shlex.join(["perceivers", "train", str(out / RECIPE), "--out", str(out)])
-    return f", from {checkpoint}. Continue: {command} (with other data: --accept-changed-data)"
+    return f", at {checkpoint}{other}. Continue: {command} (with other data: --accept-changed-data)"

@@ -123,7 +123,10 @@ class Label(SingleQueryModality):
         return {"": self.classes} if self.classes else {}
 
     def with_vocabulary(self, field: str, classes: Classes) -> "Label":
-        """Return the spec with other classes."""
+        """Return the spec with other classes; ValueError if its F1 metric would be of another class than before."""
+        last, new = class_names(self.classes)[-1], class_names(classes)[-1]
+        if "f1" in self.further_metrics and last != new:
+            raise ValueError(f"f1 is that of the last class, {last!r}, which would be {new!r}: without f1, change it")
         return replace(self, classes=classes)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:

@@ -21,7 +21,7 @@ from perceivers.schema.vocabularies import (
 )
 
 
-def extend_vocabulary(model: PerceiverIO, names: Mapping[str, Iterable[str]]) -> PerceiverIO:
+def extend_vocabulary(model: PerceiverIO, names: Mapping[str, Iterable[str | int]]) -> PerceiverIO:
     """Return a model that knows further classes, e.g. {"inputs.spikes.unit": ["a", "b"]}, at the end of a vocabulary.
 
     Predictions for known classes, and their logits, do not change. A new class starts at the mean of the others.
@@ -30,7 +30,7 @@ def extend_vocabulary(model: PerceiverIO, names: Mapping[str, Iterable[str]]) ->
     return with_classes(model, extended(cast(Schema, model.schema), names))
 
 
-def reduce_vocabulary(model: PerceiverIO, names: Mapping[str, Iterable[str]]) -> PerceiverIO:
+def reduce_vocabulary(model: PerceiverIO, names: Mapping[str, Iterable[str | int]]) -> PerceiverIO:
     """Return a model that has forgotten these classes, e.g. {"outputs.label": ["eel"]}; the others keep their rows."""
     model = _plain_model(model)
     return with_classes(model, reduced(cast(Schema, model.schema), names))
@@ -40,8 +40,8 @@ def with_classes(model: PerceiverIO, classes: Mapping[str, Classes]) -> Perceive
     """Return a model with other classes in some vocabularies, whose rows go by name; ValueError where they cannot."""
     if fixed := [name for name in padded_classes(model) if name in classes]:
         raise ValueError(
-            f"{fixed[0]}: under channel_alignment: pad its classes share channels with all other inputs, so they cannot "
-            "change alone; a model with channel_alignment: project can"
+            f"{fixed[0]}: under channel_alignment: pad its classes share channels with all other inputs, and cannot "
+            "change alone; those of a model with channel_alignment: project can"
         )
     schema = with_vocabularies(cast(Schema, model.schema), classes)
     changed = Preset(schema, model.config).build("meta")

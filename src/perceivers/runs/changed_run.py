@@ -31,7 +31,7 @@ from perceivers.runs.run import DATA, RECIPE, read_recipe
 from perceivers.schema.schema_files import to_yaml, with_settings
 from perceivers.schema.vocabularies import class_rows, with_vocabularies
 from perceivers.training.checkpoints import CHECKPOINTS, latest_checkpoint
-from perceivers.training.logging import LOG
+from perceivers.training.logging import LOG, MOST_LOG_BYTES
 from perceivers.training.training_state import TRAINING
 
 MAY_CHANGE = ("data", "training.num_steps", "training.schedule", "training.optimiser.learning_rate")
@@ -56,7 +56,7 @@ def write_changed_run(run: Path, out: Path, classes: Mapping[str, Classes], sett
         write_text(fresh / RECIPE, to_yaml(recipe))
         for name in (LOG, DATA):
             if (run / name).exists():
-                write_text(fresh / name, read_text(run / name))
+                write_text(fresh / name, read_text(run / name, MOST_LOG_BYTES))
         place = fresh / CHECKPOINTS / checkpoint.name
         write_folder(place, lambda folder: _write_checkpoint(checkpoint, folder, model, changed))
     return checkpoint.name

@@ -11,7 +11,7 @@ from typing import Any
 from perceivers.core.arguments import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.class_rows import Classes, ClassRows, RowGroup, as_classes, class_names, vocabulary_name
-from perceivers.modalities.modality import Modality
+from perceivers.modalities.modality import Modality, named
 from perceivers.modalities.records import Records
 from perceivers.schema import Schema
 
@@ -38,11 +38,11 @@ def with_vocabularies(schema: Schema, classes: Mapping[str, Classes]) -> Schema:
             for field in spec.vocabularies:
                 vocabulary = vocabulary_name(f"{side}.{name}", field)
                 if vocabulary in classes:
-                    specs[name] = specs[name].with_vocabulary(field, classes[vocabulary])
+                    specs[name] = named(vocabulary, specs[name].with_vocabulary, field, classes[vocabulary])
     return Schema(**sides)
 
 
-def extended(schema: Schema, names: Mapping[str, Iterable[str]]) -> dict[str, Classes]:
+def extended(schema: Schema, names: Mapping[str, Iterable[str | int]]) -> dict[str, Classes]:
     """Return the vocabularies with new names at their ends; ValueError for a name that is known or no name."""
     found, known = {}, vocabularies(schema)
     for vocabulary in check_names("vocabulary", names, known):
@@ -54,7 +54,7 @@ def extended(schema: Schema, names: Mapping[str, Iterable[str]]) -> dict[str, Cl
     return found
 
 
-def reduced(schema: Schema, names: Mapping[str, Iterable[str]]) -> dict[str, Classes]:
+def reduced(schema: Schema, names: Mapping[str, Iterable[str | int]]) -> dict[str, Classes]:
     """Return the vocabularies without some names; ValueError for an unknown name, and if no class would be left."""
     found, known = {}, vocabularies(schema)
     for vocabulary in check_names("vocabulary", names, known):
@@ -134,7 +134,7 @@ def taken_over(declared: Schema, fitted: Schema, source: Schema) -> tuple[Schema
         specs = dict(getattr(fitted, side))
         for name, other in getattr(source, side).items():
             if name in specs and type(other) is type(specs[name]):
-                taken = _from_spec(getattr(declared, side)[name], specs[name], other)
+                taken = named(f"{side}.{name}", _from_spec, getattr(declared, side)[name], specs[name], other)
                 places += [vocabulary_name(f"{side}.{name}", field) for field in _other_statistics(specs[name], taken)]
                 specs[name] = taken
         sides[side] = specs

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from perceivers.modalities.fields import CategoryField, NumberField
 from perceivers.modalities.points import Coordinates
 from perceivers.pretrained.model_folder import load_model
 from perceivers.pretrained.transfer import transfer
-from perceivers.pretrained.vocabulary import vocabulary_lines, with_classes
+from perceivers.pretrained.vocabulary import vocabulary_lines
 from perceivers.runs.changed_run import write_changed_run
 from perceivers.runs.run import Run, read_recipe
 from perceivers.runs.schema_file import read_schema_file
@@ -28,6 +29,7 @@ from perceivers.schema.schema_files import with_settings
 from perceivers.schema.vocabularies import class_rows, merged, taken_over, vocabularies, with_vocabularies
 from perceivers.training.checkpoints import latest_checkpoint
 from small_run import weights_of
+from tiers import few
 
 CONFIG = Config(
     LatentsConfig(num_latents=3, channels=8),
@@ -54,9 +56,7 @@ SCHEMA = Schema(
         "several": Labels(classes=5, query_channels=3),
         "table": Records({"speed": FIELDS["time"], "unit": FIELDS["unit"], "kind": FIELDS["kind"]}, query_channels=5),
         "guess": Records({"unit": FIELDS["unit"], "age": FIELDS["time"]}, of="events"),
-        "field": PointSet(
-            axes=2, channels=1, of="place", bounds=((0.0, 1.0), (0.0, 1.0)), mean=(0.0,), std=(1.0,)
-        ),
+        "field": PointSet(axes=2, channels=1, of="place", bounds=((0.0, 1.0), (0.0, 1.0)), mean=(0.0,), std=(1.0,)),
         "tag": Label(classes=("one", "two"), of="tags", query_channels=3),
     },
 )
@@ -137,7 +137,9 @@ def test_the_parameters_that_have_a_row_for_each_class_are_all_described(name):
 def test_new_classes_change_no_prediction_for_known_ones():
     """In every place at once: fields of records, a condition, queries, several labels, heads of each kind."""
     model = random_model()
-    new = {name: [f"new {number}" for number in range(2 + place % 3)] for place, name in enumerate(vocabularies(SCHEMA))}
+    new = {
+        name: [f"new {number}" for number in range(2 + place % 3)] for place, name in enumerate(vocabularies(SCHEMA))
+    }
     grown = extend_vocabulary(model, new)
     for name, classes in vocabularies(grown.schema).items():
         assert class_names(classes) == (*class_names(vocabularies(SCHEMA)[name]), *new[name])
@@ -148,7 +150,9 @@ def test_new_classes_change_no_prediction_for_known_ones():
         assert close(after[name][..., :width], values), name
         if f"outputs.{name}" in new:  # a new class starts at the mean of the logits, since heads are linear
             assert close(after[name][..., width:], values.mean(-1, keepdim=True).expand_as(after[name][..., width:]))
-    assert all(name in before for name in ("label", "several", "tag", "table.unit", "guess.unit", "table.speed", "field"))
+    assert all(
+        name in before for name in ("label", "several", "tag", "table.unit", "guess.unit", "table.speed", "field")
+    )
 
 
 def test_new_embeddings_start_at_the_mean_and_the_unknown_one_stays():
@@ -216,6 +220,7 @@ def test_frozen_parameters_stay_frozen_and_the_model_as_it_was():
     assert weights_of(model) == before  # no tensor is shared
 
 
+@pytest.mark.slow
 @pytest.mark.prints_warnings  # torchao, which PEFT imports, warns of PyTorch's deprecations
 def test_adapters_and_tied_weights_are_refused_by_name():
     from peft import LoraConfig, inject_adapter_in_model
@@ -363,3 +368,351 @@ def test_what_a_source_knows_takes_the_place_of_what_data_say():
     assert schema.outputs["a"] == fitted.outputs["a"]  # two numbers there, one here
     assert places == ["inputs.a", "inputs.r.n"]
     assert taken_over(fitted, fitted, source) == (fitted, [])
+
+
+RECIPE = """
+data: {{kind: table, file: {data}, held_out_file: {data}}}
+inputs:
+  spikes: {{kind: records, fields: {{unit: {{kind: category, channels: 7}}, time: {{kind: number}}}}}}
+  session: {{kind: label, role: condition}}
+  speed: {{kind: numbers}}
+outputs:
+  label: {{kind: label, query_channels: 5}}
+  next: {{kind: numbers, query_channels: 3}}
+config:
+  latents: {{num_latents: 3, channels: 8}}
+  encoder: {{conditioned: true}}
+  processor: {{num_layers: 1, num_heads: 1}}
+training:
+  num_steps: 6
+  batch_size: 4
+  checkpoint_every: 3
+  log_every: 1
+  accelerator: cpu
+  average_decay: 0.9
+  optimiser: {{kind: adamw, learning_rate: 0.01}}
+  schedule: {{kind: constant}}
+"""
+
+
+def rows(units, sessions, labels, scale=1.0, count=13):
+    """Return samples: each unit occurs, and each session and label."""
+    rng = np.random.default_rng(3)
+    return [
+        {
+            "spikes": [
+                {"unit": units[(number + k) % len(units)], "time": round(float(rng.normal(scale)), 3)} for k in range(3)
+            ],
+            "session": sessions[number % len(sessions)],
+            "speed": round(float(scale * rng.normal(1 + scale)), 3),
+            "label": labels[number % len(labels)],
+            "next": round(float(scale * rng.normal()), 3),
+        }
+        for number in range(count)
+    ]
+
+
+OLD = rows(UNITS, ("monday", "tuesday"), ("go", "stop"))
+OTHER = rows(("f", "d", "b"), ("tuesday", "friday"), ("stop", "wait"), scale=3.0, count=11)
+
+
+def write_rows(path, samples):
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a run of 3 steps of 6 on the old data, and both data sets."""
+    folder = tmp_path_factory.mktemp("vocabularies")
+    write_rows(folder / "old.jsonl", OLD)
+    write_rows(folder / "other.jsonl", OTHER)
+    for name in ("old", "other"):
+        (folder / f"{name}.yaml").write_text(RECIPE.format(data=folder / f"{name}.jsonl"))
+    start(folder, folder / "run")
+    stopped_at(folder / "run", 3, folder / "half")
+    return folder
+
+
+def start(folder, run, *settings, file="old", lines=None, accept=False):
+    recipe = with_settings(read_schema_file(folder / f"{file}.yaml"), settings)
+    return run_recipe(recipe, run, lambda line: None if lines is None else lines.append(line), accept)
+
+
+def stopped_at(run, step, target):
+    """Copy a run as it was after a step: without the checkpoints after it."""
+    shutil.copytree(run, target)
+    for folder in (target / "checkpoints").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    return target
+
+
+def table_answers(run, samples):
+    """Return the predictions of a run's model for samples."""
+    model, schema = run.model.cpu().eval(), run.recipe.schema
+    rng = np.random.default_rng(0)
+    prepared = [schema.preprocess({**one, "label": None, "next": None}, rng, training=False) for one in samples]
+    with torch.no_grad():
+        return model(schema.collate(prepared)["inputs"])
+
+
+def test_a_run_from_a_model_of_other_names_predicts_as_that_model(trained, tmp_path):
+    """Statistics and known names are the source's, so that its predictions are unchanged before training."""
+    lines = []
+    still = ("training.num_steps=1", "training.optimiser.learning_rate=0.0", f"start_from={trained / 'run'}")
+    new = start(trained, tmp_path / "new", *still, file="other", lines=lines)
+    source = Run(trained / "run")
+    assert vocabularies(new.recipe.schema) == {
+        "inputs.spikes.unit": (*UNITS, "f"),
+        "inputs.session": ("monday", "tuesday", "friday"),
+        "outputs.label": ("go", "stop", "wait"),
+    }
+    before, after = table_answers(source, OLD), table_answers(new, OLD)
+    assert close(after["label"][:, :2], before["label"])
+    assert close(after["next"], before["next"])
+    source_name = trained / "run"
+    assert f"statistics of {source_name}, not of the data: inputs.spikes.time, inputs.speed, outputs.next" in lines
+    assert "fresh: nothing" in lines
+    assert lines[-3:] == [
+        "inputs.session: 2 known, 1 new, 0 dropped",
+        "inputs.spikes.unit: 5 known, 1 new, 0 dropped",
+        "outputs.label: 2 known, 1 new, 0 dropped",
+    ]
+    # Known inputs and outputs of the new data: the same values as well.
+    known = [
+        {**one, "spikes": one["spikes"][:1], "session": "tuesday"} for one in OTHER if one["spikes"][0]["unit"] in "db"
+    ]
+    assert known
+    assert close(table_answers(new, known)["next"], table_answers(source, known)["next"])
+
+
+def test_a_list_of_classes_in_the_recipe_stands(trained, tmp_path):
+    lines = []
+    settings = (
+        f"start_from={trained / 'run'}",
+        "training.num_steps=1",
+        "schema.outputs.label.classes=[stop, wait]",
+        "schema.inputs.speed={kind: numbers, mean: [7.0], std: [2.0]}",
+    )
+    run = start(trained, tmp_path / "new", *settings, file="other", lines=lines)
+    assert run.recipe.schema.outputs["label"].classes == ("stop", "wait")
+    assert run.recipe.schema.inputs["speed"].mean == (7.0,)
+    assert "outputs.label: 1 known, 1 new, 1 dropped" in lines
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_the_model_that_it_started_from_is_gone(trained, tmp_path):
+    """It has the statistics and vocabularies in its recipe; the steps are those of a run that was never stopped."""
+    shutil.copytree(trained / "run", tmp_path / "source")
+    settings = (f"start_from={tmp_path / 'source'}",)
+    whole = start(trained, tmp_path / "whole", *settings, file="other")
+    stopped_at(tmp_path / "whole", 3, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "source")
+    again = start(trained, tmp_path / "parts", *settings, file="other")
+    assert again.recipe == whole.recipe
+    assert weights_of(again.model) == weights_of(whole.model)
+
+
+CLASSES = {
+    "inputs.spikes.unit": ("e", "a", "f", "b", "c", "g"),
+    "inputs.session": ("monday", "tuesday", "friday"),
+    "outputs.label": ("stop", "wait", "go"),
+}
+"""Other vocabularies: in another order, with new names, without "d"."""
+
+
+def arrays_of(checkpoint):
+    return {**load_shards(checkpoint / "model.safetensors"), **load_shards(checkpoint / "training.safetensors")}
+
+
+def test_weights_averages_and_moments_of_a_run_go_by_name(trained, tmp_path):
+    write_changed_run(trained / "half", tmp_path / "new", CLASSES)
+    old, new = (arrays_of(latest_checkpoint(run)) for run in (trained / "half", tmp_path / "new"))
+    assert old.keys() == new.keys()
+    embedding = "input_adapter.adapters.spikes.encodings.fields.0.embedding.weight"
+    assert not torch.equal(old[embedding], old[f"weight/{embedding}"])  # averages, weights
+    place = [0, 5, 1, None, 2, 3, None]
+    for name, start in (
+        (embedding, "mean"),
+        (f"weight/{embedding}", "mean"),
+        (f"moment/{embedding}/exp_avg", "zero"),
+        (f"moment/{embedding}/exp_avg_sq", "mean"),
+    ):
+        fresh = old[name][1:].mean(0) * (start == "mean")
+        expected = torch.stack([fresh if number is None else old[name][number] for number in place])
+        assert old[name].abs().sum() > 0
+        assert torch.equal(new[name], expected), name
+    bias = "moment/output_adapter.adapters.label.head.bias/exp_avg"
+    assert torch.equal(new[bias], torch.stack([old[bias][1], torch.zeros(()), old[bias][0]]))
+    columns = "input_adapter.alignment.projections.session.weight"
+    assert torch.equal(new[columns], torch.cat([old[columns], old[columns].mean(1, keepdim=True)], 1))
+    # All other arrays are as they were.
+    touched = {name for name, x in new.items() if x.shape != old[name].shape or not torch.equal(x, old[name])}
+    grown = {embedding, columns, "output_adapter.adapters.label.head.weight", "output_adapter.adapters.label.head.bias"}
+    assert touched == {name for name in old if any(one in name for one in grown) and not name.endswith("/step")}
+    assert load_model(latest_checkpoint(tmp_path / "new")).schema == read_recipe(tmp_path / "new").schema
+    assert json.loads((latest_checkpoint(tmp_path / "new") / "state.json").read_text())["score"] is None
+
+
+@pytest.mark.slow
+def test_a_changed_run_goes_on_exactly_on_new_data(trained, tmp_path):
+    """The steps after the change are bitwise the same, stopped in between or not, with new names in the data."""
+    write_changed_run(
+        trained / "half", tmp_path / "new", CLASSES, [f"data={{kind: table, file: {trained / 'other.jsonl'}}}"]
+    )
+    recipe = read_recipe(tmp_path / "new")
+    with pytest.raises(ValueError, match=r"the data of .*new have changed since it began"):
+        run_recipe(recipe, tmp_path / "new")
+    stopped = replace(recipe, training=replace(recipe.training, checkpoint_every=1))
+    shutil.copytree(tmp_path / "new", tmp_path / "parts")
+    whole = run_recipe(recipe, tmp_path / "new", accept_changed_data=True)
+    for run in ("parts", "more"):
+        if run == "more":
+            stopped_at(tmp_path / "parts", 5, tmp_path / "more")
+        text = (tmp_path / run / "recipe.yaml").read_text().replace("checkpoint_every: 3", "checkpoint_every: 1")
+        (tmp_path / run / "recipe.yaml").write_text(text)
+        again = run_recipe(stopped, tmp_path / run, accept_changed_data=True)
+        assert weights_of(again.model) == weights_of(whole.model)
+    accepted = json.loads((tmp_path / "new" / "data.json").read_text())["accepted"]
+    assert accepted[0]["step"] == 3
+
+
+@pytest.mark.parametrize("kind", few(["adamw", "lamb", "muon"], ["adamw"]))
+def test_classes_that_do_not_occur_change_no_step(trained, tmp_path, kind):
+    """With new units that no sample has, the steps of a run are the old ones.
+
+    LAMB scales the step of a tensor by its norm, which has more rows now: its first step differs there by a factor.
+    """
+    settings = (f"training.optimiser.kind={kind}", "training.optimiser.weight_decay=0.0")
+    settings += ("training.num_steps=4",) if kind == "lamb" else ()
+    run = start(trained, tmp_path / "run", *settings)
+    half = stopped_at(tmp_path / "run", 3, tmp_path / "half")
+    write_changed_run(half, tmp_path / "new", {"inputs.spikes.unit": (*UNITS, "f", "g")})
+    new = run_recipe(read_recipe(tmp_path / "new"), tmp_path / "new")
+    assert latest_checkpoint(tmp_path / "new").name == latest_checkpoint(tmp_path / "run").name != "step-00000003"
+    before, after, start_of = (arrays_of(latest_checkpoint(each)) for each in (run.folder, new.folder, half))
+    embedding = "weight/input_adapter.adapters.spikes.encodings.fields.0.embedding.weight"
+    for name in (name for name in before if name.startswith("weight/")):
+        if name != embedding:
+            assert torch.allclose(after[name], before[name], rtol=0, atol=1e-5), name
+    steps = [each[embedding][:6] - start_of[embedding] for each in (before, after)]
+    factor = (steps[1] * steps[0]).sum() / steps[0].square().sum()
+    assert torch.allclose(steps[1], factor * steps[0], rtol=0, atol=1e-5)
+    assert (abs(factor - 1) < 1e-3) == (kind != "lamb")
+    assert torch.equal(after[embedding][6], after[embedding][7])  # no gradient
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_becomes_a_whole_one(trained, tmp_path):
+    """Pieces along the first axis, as `training.shard_model` writes them."""
+    shutil.copytree(trained / "half", tmp_path / "run")
+    folder = latest_checkpoint(tmp_path / "run")
+    for file in ("model.safetensors", "training.safetensors"):
+        arrays = load_shards(folder / file)
+        parts = [{}, {}]
+        for name, x in arrays.items():
+            pieces = [x] if x.ndim == 0 or len(x) < 2 else x.split(-(-len(x) // 2))
+            for part, piece in zip(parts, pieces, strict=False):
+                part[name] = piece.clone()
+        (folder / file).unlink()
+        for number, part in enumerate(parts):
+            save_tensors(shard_name(folder / file, number, 2), part)
+    (folder / "manifest.json").write_text(manifest_of(folder))
+    for run in ("run", "half"):
+        source = tmp_path / "run" if run == "run" else trained / "half"
+        write_changed_run(source, tmp_path / f"new {run}", CLASSES)
+    one, other = (arrays_of(latest_checkpoint(tmp_path / f"new {run}")) for run in ("run", "half"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(x, other[name]) for name, x in one.items())
+
+
+def manifest_of(folder):
+    files = [path for path in folder.iterdir() if path.name != "manifest.json"]
+    return json.dumps(
+        {path.name: {"size": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()} for path in files}
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.optimiser.kind=lamb", "a run that goes on may change data, training.num_steps"),
+        ("config.latents.channels=16", "a run that goes on may change data"),
+        ("schema.outputs.label.classes=3", "a run that goes on may change data"),
+    ],
+)
+def test_settings_that_a_checkpoint_might_not_fit(trained, tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        write_changed_run(trained / "half", tmp_path / "new", CLASSES, [setting])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_verb_shows_and_changes(trained, tmp_path, command):
+    code, out, _ = command("vocabulary", trained / "run", "--json")
+    assert code == 0
+    assert json.loads(out)["inputs.spikes.unit"] == list(UNITS)
+    code, out, _ = command("vocabulary", trained / "run")
+    assert "outputs.label" in out
+    assert "go, stop" in out
+    # A model.
+    (tmp_path / "units.txt").write_text("f\n\ng, h\n")
+    save_pretrained(Run(trained / "run").model, tmp_path / "model")
+    arguments = ("--extend", "inputs.spikes.unit", "outputs.label=wait", "--drop", "inputs.session=monday")
+    code, out, err = command(
+        "vocabulary", tmp_path / "model", *arguments, "--names", tmp_path / "units.txt", "--out", tmp_path / "new"
+    )
+    assert code == 0, err
+    assert "5 known, 2 new, 0 dropped" in out
+    assert "1 known, 0 new, 1 dropped" in out
+    assert vocabularies(from_pretrained(tmp_path / "new").schema) == {
+        "inputs.spikes.unit": (*UNITS, "f", "g, h"),
+        "inputs.session": ("tuesday",),
+        "outputs.label": ("go", "stop", "wait"),
+    }
+
+
+@pytest.mark.slow
+def test_the_verb_changes_a_run_which_trains_on(trained, tmp_path, command):
+    run = tmp_path / "run"
+    code, out, err = command("vocabulary", trained / "half", "--extend", "outputs.label=wait", "--out", run)
+    assert code == 0, err
+    assert f"perceivers train {run / 'recipe.yaml'} --out {run}" in out
+    code, out, err = command("train", run / "recipe.yaml", "--out", run)
+    assert code == 0, err
+    assert len((run / "log.jsonl").read_text().splitlines()) == 6
+
+
+REFUSED = [
+    (("--extend", "outputs.label=wait"), "a model is never changed in place: give --out FOLDER"),
+    (("--out", "new"), "nothing is to change"),
+    (("--extend", "outputs.lable=wait", "--out", "new"), "did you mean 'outputs.label'?"),
+    (("--extend", "outputs.label=go", "--out", "new"), "'go' is one of its classes already"),
+    (("--extend", "outputs.label=a,a", "--out", "new"), "'a' stands there twice"),
+    (("--extend", "outputs.label=a,,b", "--out", "new"), "name classes, as in outputs.label=a,b"),
+    (("--extend", "outputs.label", "--out", "new"), "or a file with --names"),
+    (("--drop", "outputs.label=go,stop", "--out", "new"), "no class would be left of 2"),
+    (("--drop", "outputs.label=gone", "--out", "new"), "unknown class of outputs.label 'gone'"),
+    (("--drop", "outputs.label=go", "--extend", "outputs.label=go", "--out", "new"), "'go' is to be added and dropped"),
+    (("--extend", "outputs.label=x", "--names", "old.jsonl", "--out", "new"), "--names old.jsonl has no effect"),
+    (("--extend", "outputs.label=x", "--out", "run"), "run exists: choose another folder"),
+    (("--extend", "outputs.label=x", "--out", "run/checkpoints/step-00000009"), "keeps its checkpoints there"),
+    (("--extend", "outputs.label=x", "--set", "training.seed=1", "--out", "new"), "a run that goes on may change"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), few(REFUSED, REFUSED[:4]))
+def test_the_verb_refuses_in_one_line(trained, command, monkeypatch, arguments, message):
+    monkeypatch.chdir(trained)
+    code, out, err = command("vocabulary", "run", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (trained / "new").exists()
+
+
+def test_the_verb_helps(command):
+    code, out, _ = command("vocabulary", "--help")
+    assert code == 0
+    for flag in ("--extend", "--drop", "--names", "--out", "--set", "--json"):
+        assert flag in out

@@ -1,9 +1,12 @@
 """Vocabularies that grow and shrink: rows of classes go by name, in models, under --from and in runs that go on."""
 
 import json
+import re
+import shlex
 import shutil
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -716,3 +719,26 @@ def test_the_verb_helps(command):
     assert code == 0
     for flag in ("--extend", "--drop", "--names", "--out", "--set", "--json"):
         assert flag in out
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "vocabularies.md"
+
+
+@pytest.mark.slow
+def test_the_page_runs_as_it_stands(tmp_path, command, monkeypatch):
+    """Its code, its schema file and its commands in their order; it shows what `--from` prints."""
+    monkeypatch.chdir(tmp_path)
+    text, printed = PAGE.read_text(), ""
+    pattern = r"^```(\w+)\n(.*?)^```|^    (perceivers [^\n]*)$"
+    for language, block, line in re.findall(pattern, text, re.DOTALL | re.MULTILINE):
+        if language == "python":
+            exec(block, {})
+        elif language == "yaml":
+            Path("spikes.yaml").write_text(block)
+        elif language == "text":
+            assert block in printed
+        else:
+            code, _, printed = command(*shlex.split(line)[1:])
+            assert code == 0, printed
+    assert vocabularies(read_recipe(Path("runs/week")).schema)["inputs.spikes.unit"] == tuple("abcdefgh")
+    assert vocabularies(from_pretrained("changed").schema)["outputs.state"] == ("run",)

@@ -16,13 +16,13 @@ from perceivers import extend_vocabulary, from_pretrained, reduce_vocabulary, sa
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.files.tensor_files import load_shards, save_tensors, shard_name
-from perceivers.modalities import Label, Labels, Numbers, PointSet, Records
+from perceivers.modalities import MODALITIES, Label, Labels, Numbers, PointSet, Records
 from perceivers.modalities.class_rows import ClassRows, RowGroup, class_names, resized
 from perceivers.modalities.fields import CategoryField, NumberField
 from perceivers.modalities.points import Coordinates
 from perceivers.pretrained.model_folder import load_model
+from perceivers.pretrained.new_classes import vocabulary_lines
 from perceivers.pretrained.transfer import transfer
-from perceivers.pretrained.vocabulary import vocabulary_lines
 from perceivers.runs.changed_run import write_changed_run
 from perceivers.runs.run import Run, read_recipe
 from perceivers.runs.schema_file import read_schema_file
@@ -135,6 +135,13 @@ def test_the_parameters_that_have_a_row_for_each_class_are_all_described(name):
     for key, shape in grown.items():
         assert after[key].shape[rows[key].axis] == shape[rows[key].axis] + 3
         assert sum(len(g.names) + g.others for g in rows[key].groups) == shape[rows[key].axis]
+
+
+@pytest.mark.parametrize("modality", [each for each in MODALITIES if "classes" in each.__dataclass_fields__])
+def test_every_modality_with_classes_says_so(modality):
+    spec, _ = modality.example(np.random.default_rng(0))
+    assert spec.vocabularies == {"": spec.classes}
+    assert spec.with_vocabulary("", ("p", "q")).vocabularies == {"": ("p", "q")}
 
 
 def test_new_classes_change_no_prediction_for_known_ones():

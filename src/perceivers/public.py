@@ -37,8 +37,8 @@ from perceivers.modalities.fields import CategoryField, DateField, NumberField
 from perceivers.modalities.points import Coordinates, Indices, Part, Points, Queries
 from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
+from perceivers.pretrained.new_classes import extend_vocabulary, reduce_vocabulary
 from perceivers.pretrained.relatives import from_state_dict
-from perceivers.pretrained.vocabulary import extend_vocabulary, reduce_vocabulary
 from perceivers.schema import Schema
 from perceivers.schema.example import from_example
 

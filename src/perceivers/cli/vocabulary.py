@@ -14,7 +14,7 @@ from perceivers.files.opening import read_text
 from perceivers.files.outputs import check_outputs
 from perceivers.modalities.class_rows import Classes, class_names
 from perceivers.pretrained.hub import save_pretrained
-from perceivers.pretrained.vocabulary import counts, with_classes
+from perceivers.pretrained.new_classes import counts, with_classes
 from perceivers.runs.changed_run import write_changed_run
 from perceivers.runs.run import RECIPE, data_of, files_of, find_model, read_recipe
 from perceivers.schema import Schema

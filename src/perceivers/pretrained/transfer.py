@@ -1,6 +1,6 @@
 """Transfer of weights from another model: arrays of the same name and shape are copied, the others stay fresh.
 
-Rows of classes are found by the names of the classes (`vocabulary.py`).
+Rows of classes are found by the names of the classes (`new_classes.py`).
 """
 
 from collections.abc import Collection, Iterable
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from torch import Tensor, nn
 
 from perceivers.core.perceiver import PerceiverIO
-from perceivers.pretrained.vocabulary import arrays_by_name
+from perceivers.pretrained.new_classes import arrays_by_name
 
 PREFIXES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor": "trunk.processor"}
 """Prefixes of the names of weights, by part; the name of any other part is such a prefix itself."""

@@ -7,11 +7,9 @@ times as large as the learning rate means them to be, until the mean has filled.
 """
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +17,13 @@ from torch import Tensor
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.files.budgets import read_json
-from perceivers.files.durable import UNFINISHED, make_folder, to_disk, write_text
+from perceivers.files.durable import UNFINISHED, make_folder, naming_its_target, to_disk, write_text
 from perceivers.files.durable_folder import STATE, write_folder
 from perceivers.files.opening import read_text
 from perceivers.files.tensor_files import load_shards, save_tensors
 from perceivers.modalities.class_rows import Classes, ClassRows, Start, resized
 from perceivers.pretrained.model_folder import WEIGHTS, load_model, save_description
-from perceivers.pretrained.vocabulary import resized_arrays, with_classes
+from perceivers.pretrained.new_classes import resized_arrays, with_classes
 from perceivers.runs.recipe import Recipe
 from perceivers.runs.run import DATA, RECIPE, read_recipe
 from perceivers.schema.schema_files import to_yaml, with_settings
@@ -37,8 +35,8 @@ from perceivers.training.training_state import TRAINING
 MAY_CHANGE = ("data", "training.num_steps", "training.schedule", "training.optimiser.learning_rate")
 """Settings that a changed run may have of its own: its checkpoint fits any of them."""
 
-SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
-"""Moments that are means of squared gradients; all others are means of gradients."""
+SQUARES = "exp_avg_sq"
+"""Name of the moment that is a mean of squared gradients; all others are means of gradients."""
 
 
 def write_changed_run(run: Path, out: Path, classes: Mapping[str, Classes], settings: Iterable[str] = ()) -> str:
@@ -52,13 +50,16 @@ def write_changed_run(run: Path, out: Path, classes: Mapping[str, Classes], sett
     recipe = _with_settings(replace(recipe, schema=with_vocabularies(recipe.schema, classes)), tuple(settings))
     model = load_model(checkpoint)
     changed = with_classes(model, classes)
-    with _new_folder(out) as fresh:
-        write_text(fresh / RECIPE, to_yaml(recipe))
+
+    def fill(folder: Path) -> None:
+        write_text(folder / RECIPE, to_yaml(recipe))
         for name in (LOG, DATA):
             if (run / name).exists():
-                write_text(fresh / name, read_text(run / name, MOST_LOG_BYTES))
-        place = fresh / CHECKPOINTS / checkpoint.name
-        write_folder(place, lambda folder: _write_checkpoint(checkpoint, folder, model, changed))
+                write_text(folder / name, read_text(run / name, MOST_LOG_BYTES))
+        place = folder / CHECKPOINTS / checkpoint.name
+        write_folder(place, lambda target: _write_checkpoint(checkpoint, target, model, changed))
+
+    _write_whole(out, fill)
     return checkpoint.name
 
 
@@ -91,21 +92,20 @@ def _resized_state(name: str, array: Tensor, old: Mapping[str, ClassRows], new: 
     start: Start = "mean"
     if kind == "moment":
         parameter, _, moment = parameter.rpartition("/")
-        start = "mean" if moment in SQUARES else "zero"
+        start = "mean" if moment == SQUARES else "zero"
     known = parameter in old and kind in ("weight", "moment") and array.ndim > 0  # a number counts steps
     return resized(array, old[parameter], new[parameter], start) if known else array
 
 
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Yield a hidden folder that takes the place of `target`, durably, once it is filled; otherwise nothing is left."""
+@naming_its_target
+def _write_whole(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write the files of a new folder, which appears once it is complete and on disk, or not at all."""
     make_folder(target.parent)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
     try:
-        yield fresh
-        for folder, _, _ in os.walk(fresh):
-            to_disk(Path(folder))
+        fill(fresh)
         fresh.chmod(0o755)
+        to_disk(fresh)
         fresh.rename(target)
         to_disk(target.parent)
     finally:

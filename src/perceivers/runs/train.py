@@ -13,8 +13,8 @@ from perceivers.data.fingerprint import differences, fingerprint
 from perceivers.data.validation import Parts, read_parts
 from perceivers.files.durable import write_text
 from perceivers.files.opening import read_text
+from perceivers.pretrained.new_classes import vocabulary_lines
 from perceivers.pretrained.transfer import freeze, transfer
-from perceivers.pretrained.vocabulary import vocabulary_lines
 from perceivers.runs.recipe import Recipe, preset_of
 from perceivers.runs.run import (
     DATA,

@@ -327,6 +327,19 @@ def test_other_vocabularies_start_fresh_and_say_so():
     assert "outputs.tag: classes keep their numbers, since only one of the models names them" in lines
 
 
+def test_records_that_are_named_in_one_model_only_are_copied_if_all_else_is_equal():
+    """The head of several fields is one array: it must not be copied by position if the names of a field moved."""
+    fields = {"unit": CategoryField(("a", "b")), "kind": CategoryField(3)}
+    shuffled = {"unit": CategoryField(("b", "a")), "kind": CategoryField(("x", "y", "z"))}
+    named = {"unit": CategoryField(("a", "b")), "kind": CategoryField(("x", "y", "z"))}
+    config = replace(CONFIG, encoder=EncoderConfig())
+    source, *models = (
+        random_model(Schema({"x": Numbers(2)}, {"y": Records(each)}), config) for each in (fields, shuffled, named)
+    )
+    assert [transfer(model, source)[1] for model in models] == [["output_adapter"], []]
+    assert "outputs.y.unit: starts fresh, its classes or its layer are others" in vocabulary_lines(models[0], source)
+
+
 def test_names_move_without_rows_under_pad_and_that_is_said():
     config = replace(CONFIG, encoder=EncoderConfig(channel_alignment="pad", conditioned=True))
     source = random_model(config=config)

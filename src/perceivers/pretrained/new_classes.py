@@ -66,7 +66,7 @@ def arrays_by_name(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
     if not (isinstance(model, PerceiverIO) and isinstance(source, PerceiverIO)):
         return arrays
     old, new = class_rows(source), class_rows(model)
-    for name in old.keys() & new.keys():
+    for name in old.keys() & new.keys() & arrays.keys():  # a layer with an adapter has other names
         kinship = _kinship(old[name], new[name])
         if kinship == "names":
             arrays[name] = resized(arrays[name], old[name], new[name])
@@ -118,8 +118,10 @@ def _kinship(old: ClassRows, new: ClassRows) -> str:
     pairs = [(a.classes, b.classes) for a, b in zip(old.groups, new.groups, strict=False)]
     if not old.fits(new):
         return "none"
-    if any(isinstance(a, int) != isinstance(b, int) for a, b in pairs):
-        return "position"
+    mixed = [isinstance(a, int) != isinstance(b, int) for a, b in pairs]
+    if any(mixed):
+        others_equal = all(each or a == b for each, (a, b) in zip(mixed, pairs, strict=True))
+        return "position" if others_equal else "none"
     for a, b in pairs:
         if isinstance(a, int) and isinstance(b, int):
             related = a <= b

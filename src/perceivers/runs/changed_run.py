@@ -22,7 +22,7 @@ from perceivers.files.durable_folder import STATE, write_folder
 from perceivers.files.opening import read_text
 from perceivers.files.tensor_files import load_shards, save_tensors
 from perceivers.modalities.class_rows import Classes, ClassRows, Start, resized
-from perceivers.pretrained.model_folder import WEIGHTS, load_model, save_description
+from perceivers.pretrained.model_folder import WEIGHTS, load_model, load_weights, save_description
 from perceivers.pretrained.new_classes import resized_arrays, with_classes
 from perceivers.runs.recipe import Recipe
 from perceivers.runs.run import DATA, RECIPE, read_recipe
@@ -81,7 +81,9 @@ def _write_checkpoint(source: Path, target: Path, model: PerceiverIO, changed: P
     save_description(changed, target)
     # A validation loss on other classes says nothing: the checkpoint must not stay the best for ever.
     (target / STATE).write_text(json.dumps({**read_json(source / STATE), "score": None}) + "\n")
-    save_tensors(target / WEIGHTS, resized_arrays(load_shards(source / WEIGHTS), old, new))
+    weights = resized_arrays(load_shards(source / WEIGHTS), old, new)
+    load_weights(changed, weights, str(source / WEIGHTS))  # they must fit, or the run could not go on
+    save_tensors(target / WEIGHTS, weights)
     arrays = load_shards(source / TRAINING)
     save_tensors(target / TRAINING, {name: _resized_state(name, x, old, new) for name, x in arrays.items()})
 

@@ -15,6 +15,7 @@ from perceivers.core.arguments import check_names
 from perceivers.core.checks import COUNT, FRACTION, SIZE, check_ranges
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.precision import floats, precise
+from perceivers.modalities.class_rows import Classes
 from perceivers.modalities.points import Points
 from perceivers.modalities.raw import check_keys, given
 from perceivers.modalities.table_cells import Files, plain
@@ -120,6 +121,15 @@ class Modality(ABC):
     def fit(self, values: Iterable[Any]) -> "Modality":
         """Return the spec with statistics or a vocabulary fitted to the training values, or to their summaries."""
         return self
+
+    @property
+    def vocabularies(self) -> Mapping[str, Classes]:
+        """The classes of each fitted vocabulary, by field; "": the vocabulary of the modality itself."""
+        return {}
+
+    def with_vocabulary(self, field: str, classes: Classes) -> "Modality":
+        """Return the spec with other classes in one of its vocabularies."""
+        raise ValueError(f"{type(self).__name__} has no vocabulary {field!r}")
 
     def uncorrupted(self) -> "Modality":
         """Return the spec for prediction: nothing is random, and the inputs are whole."""

@@ -1,10 +1,14 @@
-"""Transfer of weights from another model: arrays of the same name and shape are copied, the others stay fresh."""
+"""Transfer of weights from another model: arrays of the same name and shape are copied, the others stay fresh.
+
+Rows of classes are found by the names of the classes (`new_classes.py`).
+"""
 
 from collections.abc import Collection, Iterable
 
 from torch import Tensor, nn
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.pretrained.new_classes import arrays_by_name
 
 PREFIXES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor": "trunk.processor"}
 """Prefixes of the names of weights, by part; the name of any other part is such a prefix itself."""
@@ -12,7 +16,7 @@ PREFIXES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor":
 
 def transfer(model: nn.Module, source: nn.Module) -> tuple[list[str], list[str]]:
     """Copy the weights that fit, whole layers only; return the prefixes of the loaded weights and of the fresh ones."""
-    current, given = model.state_dict(), source.state_dict()
+    current, given = model.state_dict(), arrays_by_name(model, source)
     misfits = {_layer(name) for name, tensor in current.items() if not _fits(tensor, given.get(name))}
     loaded = {name: given[name].to(tensor) for name, tensor in current.items() if _layer(name) not in misfits}
     model.load_state_dict(loaded, strict=False)

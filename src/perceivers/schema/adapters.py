@@ -84,7 +84,7 @@ def check_gates(specs: Mapping[str, Modality], gated: Iterable[str], config: Con
         if config.trunk != "perceiver":
             raise ValueError(f"{name}: gate is for inputs that latents read, not for trunk: {config.trunk}")
         if config.encoder.attention_dropout:
-            raise ValueError(f"{name}: gate needs softmax states, which encoder.attention_dropout has not: leave it out")
+            raise ValueError(f"{name}: gate does not go with encoder.attention_dropout: leave one of them out")
 
 
 def build_queries(specs: Mapping[str, Modality], config: Config, inputs: Mapping[str, InputAdapter]) -> "OutputQueries":

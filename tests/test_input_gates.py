@@ -19,7 +19,7 @@ from perceivers import (
     Schema,
     Series,
 )
-from perceivers.schema.adapters import log_weight
+from perceivers.schema.adapters import CLOSED, log_weight
 
 SERIES = Series(size=11, channels=3, mean=(0.0,), std=(1.0,))
 IMAGE = Image(size=(5, 7), channels=2, mean=(0.0,), std=(1.0,), value_range=(0.0, 1.0))
@@ -36,15 +36,16 @@ READS_TWICE = replace(
 
 
 def built(gate, config=SIZES, **inputs):
-    """Return a model of a series and a gated picture."""
+    """Return a model of a series and a gated picture, in float64."""
     torch.manual_seed(0)
-    return PerceiverIO(Schema({"series": SERIES, "image": replace(IMAGE, gate=gate), **inputs}, OUTPUTS), config).eval()
+    schema = Schema({"series": SERIES, "image": replace(IMAGE, gate=gate), **inputs}, OUTPUTS)
+    return PerceiverIO(schema, config).eval().double()
 
 
 def without_image(model):
     """Return a model that never had the picture, with the same weights."""
     schema = Schema({"series": SERIES}, OUTPUTS)
-    alone = PerceiverIO(schema, model.config).eval()
+    alone = PerceiverIO(schema, model.config).eval().to(next(model.parameters()).dtype)
     alone.load_state_dict({name: x for name, x in model.state_dict().items() if name in alone.state_dict()})
     return alone
 
@@ -52,13 +53,13 @@ def without_image(model):
 def raw(scale=1.0):
     """Return two samples of both inputs."""
     torch.manual_seed(1)
-    return {"series": torch.randn(2, 11, 3), "image": scale * torch.randn(2, 5, 7, 2)}
+    return {"series": torch.randn(2, 11, 3).double(), "image": scale * torch.randn(2, 5, 7, 2).double()}
 
 
 def assert_equal(found, expected):
-    """Compare outputs by name within 1e-6 of the largest number."""
+    """Compare outputs by name within 1e-12 of the largest number."""
     for name, x in expected.items():
-        assert (found[name] - x).abs().max() <= 1e-6 * x.abs().max()
+        assert (found[name] - x).abs().max() <= 1e-12 * x.abs().max()
 
 
 @pytest.mark.parametrize("config", [SIZES, READS_TWICE, replace(SIZES, encoder=EncoderConfig(attend_latents=True))])
@@ -74,6 +75,14 @@ def test_a_closed_gate_changes_nothing(config):
             assert_equal(model.decode(model.encode(parts)), expected)
 
 
+def test_a_closed_gate_changes_nothing_in_float32():
+    model, given = built(True).float(), {name: x.float() for name, x in raw().items()}
+    with torch.no_grad():
+        expected = without_image(model)({"series": given["series"]})
+        for name, found in model(given).items():
+            torch.testing.assert_close(found, expected[name], atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("algorithm", ["dense", "projected", "absorbed", "separable"])
 def test_every_algorithm_reads_through_a_gate(algorithm):
     model, given = built(True), raw()
@@ -85,7 +94,7 @@ def test_every_algorithm_reads_through_a_gate(algorithm):
 def test_an_open_gate_is_none():
     gated, plain = built(True), built(False)
     with torch.no_grad():
-        gated.input_adapter.gates["image"].fill_(1.0)
+        gated.input_adapter.gates["image"].fill_(1.0 - CLOSED)
         plain.load_state_dict({name: x for name, x in gated.state_dict().items() if "gates" not in name})
         assert_equal(gated(raw()), plain(raw()))
 
@@ -100,7 +109,7 @@ def test_an_input_behind_a_closed_gate_is_read_where_there_is_no_other():
 
 def test_training_opens_a_gate():
     torch.manual_seed(0)
-    model, given = built(True).train(), raw()
+    model, given = built(True).float().train(), {name: x.float() for name, x in raw().items()}
     gate = model.input_adapter.gates["image"]
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(60):

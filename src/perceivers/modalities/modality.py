@@ -84,6 +84,10 @@ class Modality(ABC):
     """As an input: its tokens are read; or their mean conditions the stages that are `conditioned`; or they serve the
     queries of outputs alone."""
 
+    gate: bool = False
+    """As an input: a trained gate weighs its tokens in the softmax of reading. The gate starts closed, so that an input
+    that is added to a trained model changes nothing at first."""
+
     read_fields: ClassVar[tuple[str, ...] | None] = None
     """Names of the fields that `read` depends on; None: all."""
     preprocess_needs_fit: ClassVar[bool] = True

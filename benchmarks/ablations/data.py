@@ -36,7 +36,7 @@ def prepare(folder: Path) -> None:
             path = folder / name / f"{part}.npz"
             if not path.exists():
                 with whole_file(path) as fresh, fresh.open("wb") as file:
-                    np.savez_compressed(file, **make(folder, part))
+                    np.savez_compressed(file, **make(folder, part))  # type: ignore[arg-type]
 
 
 def spoken_digits(folder: Path, part: str) -> dict[str, np.ndarray]:

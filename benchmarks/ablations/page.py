@@ -27,9 +27,9 @@ the paper's block. So a slower option makes fewer steps, and the score does not 
 paper's block is trained at the rates {rates}, and every option at the best of these. Scores are those of held-out
 records, means of {seeds} seeds.
 
-The **spread** of a task is the standard deviation over the seeds, pooled over all options. An option **helps** on a task
-if its mean gain is larger than the spread, and **harms** if its loss is. It is called helpful if it helps on at least
-{needed} tasks and harms on none.
+The **spread** of a task is the standard deviation over the seeds, pooled over all options. An option **helps** on a
+task if its mean gain is larger than the spread, and **harms** if its loss is. It is called helpful if it helps on at
+least {needed} tasks and harms on none.
 """
 
 
@@ -51,9 +51,9 @@ class Column:
         for option in (*OPTIONS, ALL):
             rate = results.rate(name, ALL if option == ALL else BASE, task.higher)
             found = [results.score(Job(name, option, rate, seed)) for seed in SEEDS] if rate else []
-            if known := [score for score in found if score is not None]:
-                if len(known) == len(SEEDS):
-                    scores[option] = known
+            known = [score for score in found if score is not None]
+            if len(known) == len(SEEDS):
+                scores[option] = known
         return cls(task, {option: results.steps(name, option) for option in scores}, scores)
 
     @property

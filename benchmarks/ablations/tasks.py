@@ -9,18 +9,15 @@ from perceivers.core.block_config import Axis
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentAxis, LatentsConfig, ProcessorConfig
 from perceivers.data import Arrays, Idx, Table, Texts
 from perceivers.modalities import Image, Label, Numbers, PointSet, Records, Series, Text
-from perceivers.modalities.fields import CategoryField, NumberField
+from perceivers.modalities.fields import CategoryField, Field, NumberField
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.runs.recipe import Recipe
 from perceivers.schema import Schema
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.training_config import TrainingConfig
 
-BYTES = {"num_training": 100_000, "num_held_out": 1000}
-"""Number of records of masked bytes."""
-
-DIAMONDS = {"cut": 5, "color": 7, "clarity": 8}
-"""Categories of a diamond, and the number of classes of each; its other columns are numbers."""
+DIAMONDS = ("cut", "color", "clarity")
+"""Categories of a diamond; its other columns are numbers."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,18 @@ class Task:
 def bytes_task(folder: Path) -> Task:
     """Return masked language modelling on 128 bytes of Python's documentation."""
     length, axis = 128, "index"
-    text = Text(length=length, channels=128, mask_words=0.15, axis_names=(axis,), overflow="crop")
-    restored = Text(length=length, channels=128, of="text", tied=False, unmasked_loss_weight=0.1)
+    text = Text(length=length, channels=128, mask_words=0.15, mask_at_eval=True, axis_names=(axis,))
+    restored = Text(key="text", length=length, channels=128, of="text", tied=False, unmasked_loss_weight=0.1)
     return Task(
         "masked bytes",
         Recipe(
-            data=Texts(folder=str(folder / "documents"), length=length, held_out_every=10, **BYTES),
+            data=Texts(
+                folder=str(folder / "documents"),
+                length=length,
+                held_out_every=10,
+                num_training=100_000,
+                num_held_out=1000,
+            ),
             schema=Schema({"text": text}, {"restored": restored}),
             config=paper_config(num_latents=32),
             training=training(batch_size=32, shuffle=False),
@@ -98,7 +101,7 @@ def fashion(folder: Path) -> Task:
 
 def diamonds(folder: Path) -> Task:
     """Return the price of a diamond from nine columns, three of which are categories."""
-    fields = {name: CategoryField() for name in DIAMONDS}
+    fields: dict[str, Field] = {name: CategoryField() for name in DIAMONDS}
     fields |= {name: NumberField() for name in ("carat", "depth", "table", "x", "y", "z")}
     row = Records(key="*", fields=fields, tokens="field", max_records=1)
     return Task(

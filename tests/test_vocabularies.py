@@ -524,6 +524,32 @@ def test_a_list_of_classes_in_the_recipe_stands(trained, tmp_path):
     assert "outputs.label: 1 known, 1 new, 1 dropped" in lines
 
 
+def test_further_inputs_and_outputs_change_no_known_output_before_training(trained, tmp_path):
+    """Also with sizes left open (`config: auto`), which are then those of the source."""
+    lines = []
+    settings = (
+        f"start_from={trained / 'run'}",
+        "training.num_steps=1",
+        "training.optimiser.learning_rate=0.0",
+        "config=auto",
+        "schema.inputs.further={kind: numbers, key: speed}",
+        "schema.inputs.mood={kind: label, key: session, role: condition}",
+        "schema.outputs.more={kind: numbers, key: speed}",
+    )
+    new = start(trained, tmp_path / "new", *settings, lines=lines)
+    source = Run(trained / "run")
+    assert new.recipe.config == source.recipe.config
+    assert [name for name, spec in new.recipe.schema.inputs.items() if spec.gate] == ["further"]
+    assert "further inputs, behind gates that training opens: further" in lines
+    before, after = table_answers(source, OLD), table_answers(new, OLD)
+    assert after["more"].shape == (len(OLD), 1)
+    for name, expected in before.items():
+        assert close(after[name], expected)
+    # The run continues when the source is gone: the gates are in its recipe.
+    again = start(trained, tmp_path / "new", *settings)
+    assert again.recipe == new.recipe
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_when_the_model_that_it_started_from_is_gone(trained, tmp_path):
     """It has the statistics and vocabularies in its recipe; the steps are those of a run that was never stopped."""

@@ -36,7 +36,7 @@ from perceivers.modalities.modality import (
 )
 from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Coordinates, Points
-from perceivers.modalities.position_encodings import Fourier, Positions, sound_coordinates
+from perceivers.modalities.position_encodings import Fourier, Positions, bounds_to_unit, sound_coordinates
 from perceivers.modalities.queries import CoordinateQuery, SharedContent
 from perceivers.modalities.raw import as_float32, check_keys, finite
 from perceivers.modalities.table_cells import Files, numbers, plain
@@ -195,11 +195,7 @@ class PointSet(Modality):
 
     def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
         """Scale coordinates of the data to -1 to 1, by `bounds`; without rounding if these are -1 and 1."""
-        if {*(self.bounds or ())} <= {(-1.0, 1.0)}:
-            return coordinates
-        low, high = coordinates.new_tensor(self.bounds or ((-1.0, 1.0),) * self.axes).unbind(dim=-1)
-        span = torch.where(high > low, high - low, torch.ones_like(low))  # coordinates may all be equal
-        return -1 + 2 * (coordinates - low) / span
+        return bounds_to_unit(coordinates, self.bounds)
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Plot values over one coordinate; else points by the first two, the first downwards, grey by value."""

@@ -69,8 +69,7 @@ def baselines(data: Path, /) -> None:
     """Print the root mean square errors of the baselines at the same times, by variable and in all."""
     table = Table(str(data / "train.csv"), str(data / "test.csv"), long=FORM)
     train, test = ([parts_of(row) for row in rows] for rows in (table.training(), table.held_out()))
-    units = {name: np.concatenate([(past | {}).get(name, EMPTY)[1] for past, _ in train]) for name in VARIABLES}
-    mean = {name: values.mean() for name, values in units.items()}
+    mean = {name: float(np.concatenate([past.get(name, EMPTY)[1] for past, _ in train]).mean()) for name in VARIABLES}
     std = {name: np.concatenate([future.get(name, EMPTY)[1] for _, future in train]).std() for name in VARIABLES}
     rivals: dict[str, Callable[[str, dict[str, Readings], np.ndarray], np.ndarray]] = {
         "mean of the variable": lambda name, past, times: np.full(len(times), mean[name]),
@@ -111,7 +110,7 @@ def regression(
     train: Sequence[tuple[dict[str, Readings], dict[str, Readings]]], mean: dict[str, float]
 ) -> Callable[[str, dict[str, Readings], np.ndarray], np.ndarray]:
     """Return a ridge regression from all variables every third hour to each one every third hour of the future."""
-    cut = HOURS * (1 - FORM.forecast)
+    cut = HOURS * 0.75
     before, after = np.arange(0, cut, 3.0), np.arange(cut, HOURS, 3.0)
 
     def features(past: dict[str, Readings]) -> np.ndarray:
@@ -121,13 +120,19 @@ def regression(
     scale = inputs.std(0) + 1e-6
     models = {}
     for name in VARIABLES:
-        whole = [tuple(np.concatenate(x) for x in zip(own(p, name, mean), f.get(name, EMPTY), strict=True)) for p, f in train]
-        models[name] = RidgeCV(np.logspace(0, 6, 13)).fit(inputs / scale, np.stack([np.interp(after, *x) for x in whole]))
+        wholes = [joined(own(past, name, mean), future.get(name, EMPTY)) for past, future in train]
+        outputs = np.stack([np.interp(after, *whole) for whole in wholes])
+        models[name] = RidgeCV(np.logspace(0, 6, 13)).fit(inputs / scale, outputs)
 
     def guess(name: str, past: dict[str, Readings], times: np.ndarray) -> np.ndarray:
         return np.interp(times, after, models[name].predict(features(past)[None] / scale)[0])
 
     return guess
+
+
+def joined(first: Readings, then: Readings) -> Readings:
+    """Return the readings of a variable, earlier and later ones."""
+    return np.concatenate([first[0], then[0]]), np.concatenate([first[1], then[1]])
 
 
 def root_mean_square(x: np.ndarray) -> float:

@@ -32,9 +32,11 @@ from perceivers.modalities.modality import (
     Ablation,
     Modality,
     Raw,
+    check_subsample,
     check_units,
     mean_where,
     pad_sequences,
+    random_members,
     rounded,
     same_shape,
     shown,
@@ -43,7 +45,7 @@ from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Coordinates, Points
 from perceivers.modalities.position_encodings import Fourier, Positions, bounds_to_unit, sound_coordinates
 from perceivers.modalities.raw import as_array, as_float32, check_keys, is_missing
-from perceivers.modalities.scalars import UNKNOWN
+from perceivers.modalities.scalars import UNKNOWN, scalar
 from perceivers.modalities.scores import root_mean_square
 from perceivers.modalities.table_cells import Files, number, plain
 
@@ -88,6 +90,10 @@ class Events(Modality):
     """Position features of the time; None: none."""
     axis_names: tuple[str, ...] = ()
     """Name of the axis along which events have their time after `origin` as a coordinate, for rotary positions."""
+    subsample: tuple[float, float] = (1.0, 1.0)
+    """As an input, in training: range of the random share of events that each sample keeps, at least one event."""
+    subsample_at_eval: bool = False
+    """As an input: subsample in evaluation too (never in prediction)."""
     mean: tuple[float, ...] | None = None
     """Mean of the values of each type, or one for all types. Fitted if None."""
     std: tuple[float, ...] | None = None
@@ -107,6 +113,7 @@ class Events(Modality):
             raise ValueError("events without positions: their times have no effect; give positions, or axis_names")
         if not -LARGEST <= self.origin <= LARGEST:
             raise ValueError(f"origin = {self.origin} must be a finite number")
+        check_subsample(self.subsample)
         if self.bounds is not None and not -LARGEST <= self.bounds[0] <= self.bounds[1] <= LARGEST:
             raise ValueError(f"bounds = {self.bounds} must be two finite numbers, the lower one first")
 
@@ -152,14 +159,19 @@ class Events(Modality):
         """Return type numbers, -1 where a type is unknown."""
         kinds = _distinct(types)
         found = dict(zip(kinds, self.types.preprocess(kinds).tolist(), strict=True))
-        each = types.tolist() if isinstance(types, np.ndarray) else types
-        return np.array([found[kind] for kind in each], np.int64)
+        return np.array([found[kind] for kind in _items(types)], np.int64)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
-        """Return columns [M]: float32 times after `origin`, type numbers and float32 values."""
+        """Return columns [M]: float32 times after `origin`, type numbers and float32 values; perhaps of random events."""
         columns = self._columns(value)
         prepared = {"time": as_float32(columns["time"] - self.origin), "type": self.numbers(columns["type"])}
-        return {**prepared, "value": as_float32(columns["value"])} if self.marks else prepared
+        if self.marks:
+            prepared["value"] = as_float32(columns["value"])
+        return random_members(prepared, self.subsample, rng) if training or self.subsample_at_eval else prepared
+
+    def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
+        """Return all events."""
+        return replace(self, subsample=(1.0, 1.0)).preprocess(value, rng, training=False)
 
     def collate(self, values: Sequence[Any]) -> Raw:
         """Return a batch, padded to the largest set."""
@@ -504,4 +516,9 @@ def _numbers(name: str, column: Any) -> Float[np.ndarray, " m"]:
 
 
 def _distinct(types: Sequence[Any] | np.ndarray) -> list[Any]:
-    return list(dict.fromkeys(types.tolist() if isinstance(types, np.ndarray) else types))
+    return list(dict.fromkeys(_items(types)))
+
+
+def _items(types: Any) -> list[Any]:
+    """Return types as plain values: tensors would be compared by identity."""
+    return types.tolist() if isinstance(types, np.ndarray | Tensor) else [scalar(kind) for kind in types]

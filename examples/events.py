@@ -27,10 +27,13 @@ BLOCK, HELD_OUT = 15, 5
 """Days of a block, within which windows lie; every fifth block is held out."""
 
 FORM = LongForm("window", "hours", "variable", "value", forecast=0.25)
-"""Columns of the tables, as in examples/events.yaml."""
+"""Columns of the tables, as in examples/weather.yaml."""
 
 Readings = tuple[np.ndarray, np.ndarray]
 """Times and values of a variable, by time."""
+
+Guess = Callable[[str, dict[str, Readings], np.ndarray], np.ndarray]
+"""Function of a variable, the past of all variables, and times; it returns values."""
 
 
 def prepare(source: Path, out: Path, /) -> None:
@@ -71,13 +74,7 @@ def baselines(data: Path, /) -> None:
     train, test = ([parts_of(row) for row in rows] for rows in (table.training(), table.held_out()))
     mean = {name: float(np.concatenate([past.get(name, EMPTY)[1] for past, _ in train]).mean()) for name in VARIABLES}
     std = {name: np.concatenate([future.get(name, EMPTY)[1] for _, future in train]).std() for name in VARIABLES}
-    rivals: dict[str, Callable[[str, dict[str, Readings], np.ndarray], np.ndarray]] = {
-        "mean of the variable": lambda name, past, times: np.full(len(times), mean[name]),
-        "mean of the window": lambda name, past, times: np.full(len(times), own(past, name, mean)[1].mean()),
-        "last value": lambda name, past, times: np.full(len(times), own(past, name, mean)[1][-1]),
-        "value a day ago": lambda name, past, times: np.interp(times - 24, *own(past, name, mean)),
-        "ridge regression on the past": regression(train, mean),
-    }
+    rivals = {**rules(mean), "ridge regression on the past": regression(train, mean)}
     for rival, guess in rivals.items():
         errors = {
             name: np.concatenate([guess(name, past, f[name][0]) - f[name][1] for past, f in test if name in f])
@@ -86,6 +83,16 @@ def baselines(data: Path, /) -> None:
         every = np.concatenate([errors[name] / std[name] for name in VARIABLES])
         each = ", ".join(f"{name} {root_mean_square(x):.2f}" for name, x in errors.items())
         print(f"{rival}: {root_mean_square(every):.3f} ({each})")
+
+
+def rules(mean: dict[str, float]) -> dict[str, Guess]:
+    """Return the rules of thumb by name, given the mean of each variable."""
+    return {
+        "mean of the variable": lambda name, past, times: np.full(len(times), mean[name]),
+        "mean of the window": lambda name, past, times: np.full(len(times), own(past, name, mean)[1].mean()),
+        "last value": lambda name, past, times: np.full(len(times), own(past, name, mean)[1][-1]),
+        "value a day ago": lambda name, past, times: np.interp(times - 24, *own(past, name, mean)),
+    }
 
 
 EMPTY: Readings = (np.empty(0), np.empty(0))
@@ -106,9 +113,7 @@ def own(past: dict[str, Readings], name: str, mean: dict[str, float]) -> Reading
     return past.get(name) or (np.zeros(1), np.array([mean[name]]))
 
 
-def regression(
-    train: Sequence[tuple[dict[str, Readings], dict[str, Readings]]], mean: dict[str, float]
-) -> Callable[[str, dict[str, Readings], np.ndarray], np.ndarray]:
+def regression(train: Sequence[tuple[dict[str, Readings], dict[str, Readings]]], mean: dict[str, float]) -> Guess:
     """Return a ridge regression from all variables every third hour to each one every third hour of the future."""
     cut = HOURS * 0.75
     before, after = np.arange(0, cut, 3.0), np.arange(cut, HOURS, 3.0)

@@ -104,6 +104,9 @@ def samples_of(path: Path, rows: Iterable[Row], form: LongForm, asking: bool = F
     others: dict[tuple[str, ...], list[str]] = {}
     reader = EventReader(form)
     for row in rows:
+        names = tuple(row.cells)
+        if names not in others:
+            others[names] = [name for name in names if name not in form.roles]
         try:
             sample, time, kind, value = reader(row)
             group = groups.get(sample) or groups.setdefault(sample, Group(row.place, row.files))
@@ -112,9 +115,6 @@ def samples_of(path: Path, rows: Iterable[Row], form: LongForm, asking: bool = F
             continue
         group.add(time, kind, value)
         # Other columns are constant until another cell turns up.
-        names = tuple(row.cells)
-        if names not in others:
-            others[names] = [name for name in names if name not in form.roles]
         for name in others[names]:
             cell = row.cells[name]
             if cell is not None and group.constant.setdefault(name, cell) != cell:

@@ -162,7 +162,7 @@ class Events(Modality):
         return np.array([found[kind] for kind in _items(types)], np.int64)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
-        """Return columns [M]: float32 times after `origin`, type numbers and float32 values; perhaps of random events."""
+        """Return columns [M]: float32 times after `origin`, type numbers and float32 values."""
         columns = self._columns(value)
         prepared = {"time": as_float32(columns["time"] - self.origin), "type": self.numbers(columns["type"])}
         if self.marks:
@@ -336,9 +336,10 @@ class Events(Modality):
         low, high = min(times.min() for times in sets), max(times.max() for times in sets)
         span = float(np.median([np.ptp(times) for times in sets])) or high - low
         if span and max(-low, high) > FURTHEST * span:
+            first, last = (f"{time + self.origin:.12g}" for time in (low, high))
             raise ValueError(
-                f"times of {low + self.origin:.9g} to {high + self.origin:.9g}, but sets that span {span:.4g}: 32 bits "
-                f"would round them; give origin, the time from which to count, e.g. origin: {low + self.origin:.9g}"
+                f"times of {first} to {last}, but sets that span {span:.4g}: 32 bits would round them; give origin, "
+                f"the time from which to count, e.g. origin: {first}"
             )
         return float(low), float(high)
 

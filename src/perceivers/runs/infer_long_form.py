@@ -21,6 +21,9 @@ HINTS = {
 REPEATS = 3
 """Least number of rows of a sample, and of a type, on average."""
 
+FEWEST_SAMPLES = 10
+"""Least number of samples: a column of fewer values is more probably a property of samples."""
+
 MOST_COLUMNS = 64
 """Largest number of columns of a table that is looked at as one of long form."""
 
@@ -42,7 +45,9 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
     kinds = {name: propose(values).spec.get("kind") for name, values in columns.items()}
     times = [name for name in columns if kinds[name] in ("number", "date") and None not in columns[name]]
     roles = {
-        "sample": [name for name in repeated if kinds[name] == "category" or _is_whole(columns[name])],
+        "sample": [
+            n for n in repeated if different[n] >= FEWEST_SAMPLES and (kinds[n] == "category" or _is_whole(columns[n]))
+        ],
         "time": [name for name in times if different[name] > 2],
         "type": [name for name in repeated if kinds[name] == "category"],
         "value": [name for name in columns if kinds[name] == "number"],

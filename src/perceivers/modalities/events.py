@@ -43,7 +43,13 @@ from perceivers.modalities.modality import (
 )
 from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Coordinates, Points
-from perceivers.modalities.position_encodings import Fourier, Positions, bounds_to_unit, sound_coordinates
+from perceivers.modalities.position_encodings import (
+    Fourier,
+    Positions,
+    bounds_to_unit,
+    sound_coordinates,
+    sound_vectors,
+)
 from perceivers.modalities.raw import as_array, as_float32, check_keys, is_missing
 from perceivers.modalities.scalars import UNKNOWN, scalar
 from perceivers.modalities.scores import root_mean_square
@@ -376,7 +382,7 @@ class EventEncoding(nn.Module):
         self, time: Float[Tensor, "b m"], types: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None
     ) -> tuple[Float[Tensor, "b m c"], Float[Tensor, "b m p"] | None, Any]:
         """Return embeddings, position features and coordinates; ValueError for times that are not finite."""
-        time = sound_coordinates(floats(time)[..., None], mask, 1)
+        time = sound_vectors(precise(floats(time))[..., None], mask, "time of event")
         positions = None if self.positions is None else self.positions.at(bounds_to_unit(time, _pair(self.spec.bounds)))
         return self.types(types, mask), positions, NamedAxes(self.spec.axis_names).at(time, mask)
 

@@ -58,7 +58,7 @@ SPECS = {
     "text": Text(length=13, channels=5, tied=False),
     "points": POINTS,
     "records": Records(FIELDS, max_records=3),
-    "events": Events(classes=5, channels=3),
+    "events": Events(classes=5, channels=3, positions=Fourier(num_bands=3, spacing="octaves")),
     "label": Label(classes=3),
     "labels": Labels(classes=5),
     "numbers": Numbers(count=3),

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,8 @@ def make_weather(example):
     rng = np.random.default_rng(0)
     lines = ["origin,temp,dewp,humid,wind_speed,pressure,visib,time_hour"]
     for hour in range(24 * 75):
-        day, values = 1 + hour // 24, ",".join(map(str, rng.normal(size=5).round(2)))
-        when = f"2013-{1 + (day - 1) // 28:02d}-{1 + (day - 1) % 28:02d}T{hour % 24:02d}:00:00Z"
+        values = ",".join(map(str, rng.normal(size=5).round(2)))
+        when = (datetime(2013, 1, 1) + timedelta(hours=hour)).isoformat() + "Z"
         lines.append(f"{'EWR' if hour % 7 else 'JFK'},{values},NA,{when}")
     Path("weather.csv").write_text("\n".join(lines))
     example("events").prepare(Path("weather.csv"), Path("weather"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from perceivers.core.arguments import near, require
@@ -379,7 +379,7 @@ class EventEncoding(nn.Module):
         self.channels = self.types.channels, 0 if self.positions is None else self.positions.channels
 
     def forward(
-        self, time: Float[Tensor, "b m"], types: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None
+        self, time: Shaped[Tensor, "#b m"], types: Shaped[Tensor, "#b m"], mask: Bool[Tensor, "#b m"] | None
     ) -> tuple[Float[Tensor, "b m c"], Float[Tensor, "b m p"] | None, Any]:
         """Return embeddings, position features and coordinates; ValueError for times that are not finite."""
         time = sound_vectors(precise(floats(time))[..., None], mask, "time of event")

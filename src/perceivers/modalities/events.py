@@ -296,7 +296,7 @@ class Events(Modality):
             label = drawable(str(self.name_of(kind))) if kind >= 0 else "?"
             axes.plot(time[own], height[own], ".", markersize=4, color=colour, label=label)
         if 0 < len(kinds) <= MOST_COLOURS:
-            axes.legend(fontsize=4, loc="upper left")
+            axes.legend(fontsize=4, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
     def for_plot(self, prediction: Raw, target: Raw) -> Raw:
         """Return the target's events with the predicted values."""

@@ -18,6 +18,7 @@ from perceivers.core.resampler import Resampler, ResamplerConfig
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities import (
     Audio,
+    Events,
     Flow,
     FramePair,
     Image,
@@ -53,6 +54,7 @@ __all__ = [
     "DecoderConfig",
     "Encoded",
     "EncoderConfig",
+    "Events",
     "Flow",
     "Fourier",
     "FramePair",

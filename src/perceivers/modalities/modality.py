@@ -379,6 +379,21 @@ def pad_sequences(values: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(batch), torch.from_numpy(mask)
 
 
+def check_subsample(share: tuple[float, float]) -> None:
+    """Raise a ValueError unless this is a range of the share of a set that is kept."""
+    if not 0 <= share[0] <= share[1] <= 1:
+        raise ValueError(f"subsample = {share} must be two rising fractions between 0 and 1")
+
+
+def random_members(arrays: dict[str, np.ndarray], share: tuple[float, float], rng: np.random.Generator) -> Any:
+    """Return a random share of a set's members, at least one, from arrays by name with a member in each place."""
+    total = len(next(iter(arrays.values())))
+    if share == (1.0, 1.0) or not total:
+        return arrays
+    chosen = rng.choice(total, max(1, round(rng.uniform(*share) * total)), replace=False)
+    return {name: array[chosen] for name, array in arrays.items()}
+
+
 def rounded(values: Any) -> Any:
     """Return numbers rounded to seven digits, the precision of float32, also in dictionaries; tensors as lists."""
     if isinstance(values, Mapping):

@@ -11,6 +11,7 @@ from typing import Any
 from perceivers.core.arguments import check_names
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.modalities.class_rows import Classes, ClassRows, RowGroup, as_classes, class_names, vocabulary_name
+from perceivers.modalities.events import Events
 from perceivers.modalities.modality import Modality, named
 from perceivers.modalities.records import Records
 from perceivers.schema import Schema
@@ -84,10 +85,12 @@ def class_rows(model: PerceiverIO) -> dict[str, ClassRows]:
     """Return the rows of each parameter that has a row for each class of a vocabulary, by name of the parameter."""
     inputs: Any = model.input_adapter.adapters
     outputs: Any = model.output_adapter.adapters
+    queries: Any = model.output_query.queries
     found: dict[str, ClassRows] = {}
     for place, path, adapters in (
         ("inputs", "input_adapter.adapters", inputs),
         ("outputs", "output_adapter.adapters", outputs),
+        ("outputs", "output_query.queries", queries),
     ):
         for name, adapter in adapters.items():
             for parameter, rows in getattr(adapter, "class_rows", {}).items():
@@ -155,7 +158,10 @@ def merged(known: Classes, new: Classes) -> Classes:
 
 def _from_spec(declared: Modality, fitted: Modality, source: Modality) -> Modality:
     """Return a fitted spec with the statistics and classes of the source where `declared` has none."""
-    fitted = _with_statistics(declared, fitted, source)
+    if isinstance(declared, Events) and isinstance(fitted, Events) and isinstance(source, Events):
+        fitted = _events_from(declared, fitted, source)
+    else:
+        fitted = _with_statistics(declared, fitted, source)
     if isinstance(declared, Records) and isinstance(fitted, Records) and isinstance(source, Records):
         fields = {
             name: _with_statistics(declared.fields[name], field, source.fields[name])
@@ -168,6 +174,18 @@ def _from_spec(declared: Modality, fitted: Modality, source: Modality) -> Modali
         if field in fitted.vocabularies and field not in declared.vocabularies:
             fitted = fitted.with_vocabulary(field, merged(classes, fitted.vocabularies[field]))
     return fitted
+
+
+def _events_from(declared: Events, fitted: Events, source: Events) -> Events:
+    """Return fitted events with the types and the statistics of the source where `declared` has none."""
+    whole = fitted if declared.classes else fitted.with_vocabulary("", merged(source.classes, fitted.classes))
+    units = whole.with_units_of(source)
+    return replace(
+        whole,
+        mean=declared.mean or units.mean,
+        std=declared.std or units.std,
+        bounds=declared.bounds or source.bounds or whole.bounds,
+    )
 
 
 def _with_statistics(declared: Any, fitted: Any, source: Any) -> Any:

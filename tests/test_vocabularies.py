@@ -16,7 +16,7 @@ from perceivers import extend_vocabulary, from_pretrained, reduce_vocabulary, sa
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentsConfig, ProcessorConfig
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.files.tensor_files import load_shards, save_tensors, shard_name
-from perceivers.modalities import MODALITIES, Label, Labels, Numbers, PointSet, Records
+from perceivers.modalities import MODALITIES, Events, Label, Labels, Numbers, PointSet, Records
 from perceivers.modalities.class_rows import ClassRows, RowGroup, class_names, resized
 from perceivers.modalities.fields import CategoryField, NumberField
 from perceivers.modalities.points import Coordinates
@@ -187,6 +187,46 @@ def test_classes_go_and_come_by_name():
     assert vocabularies(smaller.schema)["inputs.events.unit"] == ("a", "c", "d", "e")
     old, new = (each.input_adapter.adapters["events"].encodings.fields[0].embedding.weight for each in (model, smaller))
     assert torch.equal(new, old[[0, 1, 3, 4, 5]])
+
+
+MEASURED = Events(classes=("b", "a"), channels=5, mean=(2.0, 20.0), std=(1.0, 10.0), bounds=(0.0, 4.0))
+
+
+def test_types_of_events_keep_their_rows_and_their_units():
+    """As an input and as the queries of an output; a new type starts at the mean, of statistics too."""
+    torch.manual_seed(0)
+    model = PerceiverIO(Schema({"past": MEASURED}, {"future": MEASURED}), Config(LatentsConfig(3, 8))).eval()
+    grown = extend_vocabulary(model, {"inputs.past": ["c"], "outputs.future": ["c", "d"]})
+    assert grown.schema.outputs["future"].mean == (2.0, 20.0, 11.0, 11.0)
+    assert grown.schema.inputs["past"].std == (1.0, 10.0, 5.5)
+    smaller = reduce_vocabulary(grown, {"inputs.past": ["c"], "outputs.future": ["b", "d"]})
+    past = {"time": torch.rand(1, 3), "type": torch.tensor([[0, 1, -1]]), "value": torch.rand(1, 3)}
+    known = [model.schema.outputs["future"].at([1.0, 2.0], "a")]
+    with torch.no_grad():
+        expected = model({"past": past}, {"future": known[0]})["future"]["value"]
+        for other in (grown, smaller):
+            found = other({"past": past}, {"future": other.schema.outputs["future"].at([1.0, 2.0], "a")})
+            assert close(found["future"]["value"], expected)
+
+
+def schema_of(events):
+    """Return a schema that reads these events."""
+    return Schema({"past": events}, {"y": Numbers(count=1, mean=(0.0,), std=(1.0,))})
+
+
+def test_types_of_events_under_from():
+    """Known types have the source's statistics, new ones those of the data, in the source's order."""
+    fitted = replace(MEASURED, classes=("a", "c"), mean=(7.0, 70.0), std=(3.0, 30.0), bounds=(1.0, 9.0))
+    declared, fitted, source = (schema_of(x) for x in (Events(channels=5), fitted, MEASURED))
+    found, places = taken_over(declared, fitted, source)
+    assert places == ["inputs.past"]
+    assert found.inputs["past"] == replace(
+        MEASURED, classes=("b", "a", "c"), mean=(2.0, 20.0, 70.0), std=(1.0, 10.0, 30.0)
+    )
+    fitted = replace(MEASURED, classes=("c", "a"), mean=(70.0, 7.0), std=(30.0, 3.0))
+    found, _ = taken_over(schema_of(Events(channels=5, classes=("c", "a"))), schema_of(fitted), source)
+    assert found.inputs["past"].classes == ("c", "a")
+    assert found.inputs["past"].mean == (70.0, 20.0)
 
 
 def test_numbers_stay_numbers_while_they_count_from_0():

@@ -124,5 +124,6 @@ def run(folder: Path, runs: Path, job: Job, steps: int) -> dict[str, Any]:
     path = runs / f"{job.task}-{job.option}-{job.rate:g}-{job.seed}"
     scores = evaluate_run(run_recipe(replace(recipe, training=training), path))
     output, metric = task.score
+    score = scores["held out"][output][metric]
     shutil.rmtree(path)
-    return {"score": scores["held out"][output][metric], "cpu_seconds": round(time.process_time() - begin, 1)}
+    return {"score": score, "cpu_seconds": round(time.process_time() - begin, 1)}

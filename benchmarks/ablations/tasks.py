@@ -63,7 +63,7 @@ def bytes_task(folder: Path) -> Task:
             config=paper_config(num_latents=32),
             training=training(batch_size=32, shuffle=False),
         ),
-        score=("restored", "bits_per_byte"),
+        score=("restored", "bits_per_token"),
         higher=False,
         axes=(Axis(axis, 4.0, 512.0),),
         places=(LatentAxis(axis, 0.0, length, 32),),

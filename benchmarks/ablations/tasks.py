@@ -66,7 +66,7 @@ def bytes_task(folder: Path) -> Task:
         score=("restored", "bits_per_token"),
         higher=False,
         axes=(Axis(axis, 4.0, 512.0),),
-        places=(LatentAxis(axis, 0.0, length, 32),),
+        places=(LatentAxis(axis, 0.0, float(length), 32),),
         asked_at=True,
         positions=("schema.inputs.text.positions",),
         taken_from=("text", "strided"),
@@ -137,7 +137,7 @@ def digits(folder: Path) -> Task:
         score=("label", "accuracy"),
         higher=True,
         axes=(Axis("time", 2.0, 256.0),),
-        places=(LatentAxis("time", 0.0, spoken.FRAMES, 32),),
+        places=(LatentAxis("time", 0.0, float(spoken.FRAMES), 32),),
         positions=("schema.inputs.spectrum.positions",),
         taken_from=("spectrum", "strided"),
     )
@@ -148,7 +148,7 @@ def pictures(folder: Path) -> Task:
     known = PointSet(
         axes=2,
         channels=1,
-        bounds=((0, 27), (0, 27)),
+        bounds=((0.0, 27.0), (0.0, 27.0)),
         mean=(73.0,),
         std=(90.0,),
         positions=Fourier(num_bands=14, max_resolution=28),

@@ -1,6 +1,6 @@
 """Simulated recordings of neurons during reaching: spikes of units with known tuning, and the velocity of a hand.
 
-    log rate(t) = log baseline + (depth * cos(angle of v - preferred) + gain) * |v| / SPEED,   v = v(t + latency)
+    log rate(t) = log baseline + (depth * cos(angle of v - preferred) + gain) * tanh(|v| / SPEED),   v = v(t + latency)
 
 A session is a pure function of (seed, session), and its first seconds do not depend on its length, so a window is a
 function of (seed, session, window) and no files are needed. Times are in seconds, velocities in cm/s.
@@ -21,12 +21,12 @@ GRID = 0.005
 """Seconds between the times at which velocities and rates are computed."""
 
 SPEED = 20.0
-"""Speed at which depth and gain are given, in cm/s."""
+"""Speed at which rates saturate, in cm/s: the rates of neurons are bounded."""
 
 REACH, PAUSE, WORKSPACE = (0.5, 1.0), (0.0, 0.3), 8.0
 """Ranges of the duration of a reach and of the pause after it, in seconds; half the side of the square of targets."""
 
-BASELINE, DEPTH, GAIN, LATENCY = (2.0, 10.0), (0.5, 1.5), (0.0, 0.5), (0.05, 0.15)
+BASELINE, DEPTH, GAIN, LATENCY = (2.0, 10.0), (0.5, 2.0), (0.0, 0.5), (0.05, 0.15)
 """Ranges of the tuning: rate at rest in Hz, depths, gains, and the seconds by which spikes precede the movement."""
 
 UNTUNED = 0.15
@@ -34,6 +34,9 @@ UNTUNED = 0.15
 
 REFRACTORY = 0.002
 """Seconds after a spike in which a unit is silent."""
+
+TINY = 1e-6
+"""Smallest speed that has a direction, in cm/s."""
 
 KINDS = ("spike", "start", "end")
 """Types of an event: a spike, or the begin or the end of the window, of each unit (POYO)."""
@@ -96,7 +99,7 @@ class SpikeTrains(DataSet):
 
     def held_out(self) -> Sequence[Record]:
         """Return the held-out windows, which do not overlap."""
-        return self._windows(self.session_seconds - self.held_out_seconds + np.arange(self.held_out_seconds))
+        return self._windows(self.session_seconds - self.held_out_seconds + np.arange(float(self.held_out_seconds)))
 
     def apart(self) -> "SpikeTrains":
         """Return the same data with training windows that do not overlap."""
@@ -127,9 +130,9 @@ class Tuning:
     preferred: Float[np.ndarray, " u"]
     """Preferred directions, in radians."""
     depth: Float[np.ndarray, " u"]
-    """Weights of the cosine in the log of the rate, at SPEED."""
+    """Weights of the cosine in the log of the rate, at high speed."""
     gain: Float[np.ndarray, " u"]
-    """Weights of the speed in the log of the rate, at SPEED."""
+    """Weights of the speed in the log of the rate."""
     latency: Int[np.ndarray, " u"]
     """Numbers of steps of GRID by which spikes precede the movement."""
 
@@ -146,13 +149,18 @@ class Tuning:
     def log_rates(self, velocity: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b u"]:
         """Return the log of each unit's rate in Hz at velocities, those after its latency."""
         speed = np.linalg.norm(velocity, axis=-1, keepdims=True)
-        return np.log(self.baseline) + (velocity @ self.directions.T * self.depth + speed * self.gain) / SPEED
+        along = velocity / np.maximum(speed, TINY) @ self.directions.T
+        return np.log(self.baseline) + (self.depth * along + self.gain) * np.tanh(speed / SPEED)
 
     def slopes(self, velocity: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b u 2"]:
         """Return the gradients of `log_rates` with respect to the velocity; at rest, without the gain."""
-        speed = np.linalg.norm(velocity, axis=-1, keepdims=True)
-        heading = velocity / np.where(speed > 0, speed, 1.0)
-        return (self.directions * self.depth[:, None] + heading[..., None, :] * self.gain[:, None]) / SPEED
+        # One part across the heading, where the cosine changes, and one along it, where the speed does.
+        speed = np.maximum(np.linalg.norm(velocity, axis=-1, keepdims=True), TINY)
+        heading, response = velocity / speed, np.tanh(speed / SPEED)
+        along = heading @ self.directions.T
+        across = self.directions - along[..., None] * heading[..., None, :]
+        faster = (self.depth * along + self.gain) * (1 - response**2) / SPEED
+        return (self.depth * response / speed)[..., None] * across + faster[..., None] * heading[..., None, :]
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,7 @@ def simulated(seed: int, number: int, seconds: int, num_units: tuple[int, int]) 
     units = np.array([f"session {number}, unit {unit}" for unit in range(len(tuning.baseline))])
     # Each unit's rate follows the velocity after its latency.
     steps = round(seconds / GRID)
-    velocity = reaches(streams[MOVEMENT], steps + max(tuning.latency) + 1)
+    velocity = reaches(streams[MOVEMENT], steps + int(tuning.latency.max()) + 1)
     later = np.arange(steps)[:, None] + tuning.latency
     log_rates = np.take_along_axis(tuning.log_rates(velocity), later, axis=0)
     # Poisson counts at each step, spread evenly over the step; then the refractory period.

@@ -2,9 +2,10 @@
 
 from perceivers.runs.system import System
 from perceivers.systems.spikes.baselines import baseline_scores
-from perceivers.systems.spikes.recipes import RECIPES
+from perceivers.systems.spikes.recipes import RECIPES, recipe
+from perceivers.systems.spikes.report import report
 
-__all__ = ["RECIPES", "SYSTEM", "baseline_scores"]
+__all__ = ["RECIPES", "SYSTEM", "baseline_scores", "recipe", "report"]
 
-SYSTEM = System(RECIPES, baseline_scores=baseline_scores)
+SYSTEM = System(RECIPES, baseline_scores=baseline_scores, report=report)
 """The system, for the command line."""

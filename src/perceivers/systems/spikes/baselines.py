@@ -124,7 +124,7 @@ def given_tuning(tuning: Tuning, counts: Float[np.ndarray, "w t u"]) -> Float[np
     windows, bins, units = counts.shape
     # Move the counts of each unit by its latency, to the times that they tell about; elsewhere nothing is known.
     delays = np.round(tuning.latency * GRID * bins).astype(int)
-    times = bins + delays.max()
+    times = bins + int(delays.max())
     moved, exposure = np.zeros((windows, times, units)), np.zeros((times, units))
     for unit, delay in enumerate(delays):
         moved[:, delay : delay + bins, unit] = counts[:, :, unit]

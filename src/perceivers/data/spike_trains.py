@@ -65,7 +65,7 @@ class SpikeTrains(DataSet):
     """Length of a session, in seconds."""
     windows_per_second: int = 4
     """Number of training windows that begin in a second."""
-    num_units: tuple[int, int] = (20, 60)
+    num_units: tuple[int, int] = (20, 40)
     """Smallest and largest number of units of a session."""
     num_samples: int = 50
     """Number of velocities in a window."""

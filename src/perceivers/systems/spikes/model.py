@@ -39,7 +39,7 @@ CONFIG = Config(
         per_place=PER_PLACE,
     ),
     EncoderConfig(rotary=ROTARY, **BLOCK),
-    ProcessorConfig(rotary=ROTARY, num_layers=4, **BLOCK),
+    ProcessorConfig(rotary=ROTARY, num_layers=3, **BLOCK),
     DecoderConfig(rotary=replace(ROTARY, values=False), query_residual=True, **BLOCK),
 )
 """Sizes of the model with rotary positions."""
@@ -47,7 +47,7 @@ CONFIG = Config(
 FOURIER_CONFIG = Config(
     LatentsConfig(num_latents=PLACES * PER_PLACE, channels=CHANNELS),
     EncoderConfig(**BLOCK),
-    ProcessorConfig(num_layers=4, **BLOCK),
+    ProcessorConfig(num_layers=3, **BLOCK),
     DecoderConfig(query_residual=True, **BLOCK),
 )
 """Sizes of the model with Fourier features."""

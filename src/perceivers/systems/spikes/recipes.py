@@ -17,7 +17,7 @@ def recipe() -> Recipe:
         schema=schema(),
         config=CONFIG,
         training=TrainingConfig(
-            num_steps=3000,
+            num_steps=2000,
             batch_size=32,
             optimiser=OptimiserConfig(kind="adamw", learning_rate=2e-3, weight_decay=0.01, max_norm=1.0),
             schedule=ScheduleConfig(kind="cosine", warmup_steps=100),

@@ -1,7 +1,6 @@
 """Spikes: the simulation by hand, the baselines on data that they fit exactly, both models, runs and reports."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,9 +168,7 @@ def runs(tmp_path_factory):
         recipe = RECIPES[name]()
         schedule = replace(recipe.training.schedule, warmup_steps=0)
         training = replace(recipe.training, num_steps=2, batch_size=5, schedule=schedule)
-        runs[name] = run_recipe(
-            replace(recipe, data=TINY, training=training), tmp_path_factory.mktemp("runs") / name
-        )
+        runs[name] = run_recipe(replace(recipe, data=TINY, training=training), tmp_path_factory.mktemp("runs") / name)
     return runs
 
 

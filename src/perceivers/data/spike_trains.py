@@ -225,7 +225,7 @@ def random_tuning(rng: np.random.Generator, num_units: tuple[int, int]) -> Tunin
     count = int(rng.integers(*num_units, endpoint=True))
     tuned = rng.random(count) >= UNTUNED
     return Tuning(
-        baseline=np.exp(rng.uniform(*np.log(BASELINE), count)),
+        baseline=np.exp(rng.uniform(np.log(BASELINE[0]), np.log(BASELINE[1]), count)),
         preferred=rng.uniform(-np.pi, np.pi, count),
         depth=tuned * rng.uniform(*DEPTH, count),
         gain=tuned * rng.uniform(*GAIN, count),

@@ -313,7 +313,7 @@ Field = NumberField | CategoryField | DateField
 
 
 class NumberEncoding(FieldEncoding):
-    """Encoding of a number: the number in units of `std`, a one where it is known, `positions`; 0 where it is unknown."""
+    """Encoding of a number: in units of `std`, a one where it is known, then `positions`; all 0 where it is unknown."""
 
     def __init__(self, field: NumberField) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
-"""Baselines of each session for velocities: the mean, and ridge regression on binned counts. For reference, a decoder
-that is given the tuning of every unit, which nothing that learns from data has.
+"""Baselines for velocities, session by session: the mean, and ridge regression on binned counts.
+
+For reference there is a decoder that is given the tuning of every unit, which nothing that learns from data has.
 
 Letters: W windows of a session, T times of a window, U units. Bins are as long as the distance of two times.
 """

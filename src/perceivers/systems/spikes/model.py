@@ -7,6 +7,7 @@ queries, and the latents have no places.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from perceivers.core.block_config import Axis, Rotary
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentAxis, LatentsConfig, ProcessorConfig
@@ -25,7 +26,13 @@ PLACES, PER_PLACE = 8, 8
 ROTARY = Rotary((Axis("time", min_wavelength=0.001, max_wavelength=4.0),), values=True)
 """Rotary positions of times in seconds; values are rotated too (POYO)."""
 
-BLOCK = {"num_heads": 2, "widening_factor": 4, "gated": True, "activation": "gelu_erf", "qkv_bias": False}
+BLOCK: dict[str, Any] = {
+    "num_heads": 2,
+    "widening_factor": 4,
+    "gated": True,
+    "activation": "gelu_erf",
+    "qkv_bias": False,
+}
 """Settings of all blocks (POYO)."""
 
 POSITIONS = Fourier(num_bands=32, max_resolution=200)
@@ -52,7 +59,14 @@ FOURIER_CONFIG = Config(
 )
 """Sizes of the model with Fourier features."""
 
-UNITS = {"mean": (0.0, 0.0), "std": (10.0, 10.0)}
+SHARED = (
+    *("latents", "encoder", "processor", "decoder", "output_adapter", "input_adapter.alignment"),
+    "input_adapter.adapters.spikes.encodings.fields.1",  # kinds of events
+    "output_query.alignment.projections.velocity.bias",
+)
+"""Parts that all sessions share: everything but the embeddings of units and of sessions."""
+
+UNITS: dict[str, Any] = {"mean": (0.0, 0.0), "std": (10.0, 10.0)}
 """Scale of velocities, in cm/s; the same for all data, so that models can be transferred."""
 
 

@@ -11,7 +11,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import SpikeTrains
 from perceivers.data.spike_trains import KINDS, Session
 from perceivers.media.html_report import Report
-from perceivers.modalities.fields import CategoryField
+from perceivers.modalities.fields import CategoryEncoding, CategoryField
 from perceivers.modalities.records import RecordsInput
 from perceivers.runs.report import add_losses, add_score_table, predict
 from perceivers.runs.run import Run
@@ -100,25 +100,32 @@ def preferred_directions(
     model: PerceiverIO, data: SpikeTrains
 ) -> tuple[Float[np.ndarray, " u"], Float[np.ndarray, " u"]]:
     """Return the preferred directions of all tuned units, and those found in their embeddings by the other units."""
-    # Gather the embedding and the true direction of each tuned unit that the model knows.
-    adapter = model.input_adapter.adapters["spikes"]
-    assert isinstance(adapter, RecordsInput)
-    field = adapter.spec.fields["unit"]
-    assert isinstance(field, CategoryField)
+    # Gather the embedding and the true direction of each tuned unit.
     sessions = data.sessions()
     tuned = np.concatenate([session.tuning.tuned for session in sessions])
-    numbers = field.preprocess(np.concatenate([session.units for session in sessions])[tuned])
     directions = np.concatenate([session.tuning.directions for session in sessions])[tuned]
-    table = adapter.encodings.fields[list(adapter.spec.features).index("unit")].embedding.weight
-    embeddings = table[1 + torch.from_numpy(numbers)].detach().double().numpy()
-    # Predict each fold of the units from the others.
+    embeddings = embeddings_of(model, np.concatenate([session.units for session in sessions])[tuned])
     x = (embeddings - embeddings.mean(0)) / embeddings.std()
+    # Predict each fold of the units from the others.
     folds, found = np.random.default_rng(0).permutation(len(x)) % FOLDS, np.empty_like(directions)
     for fold in range(FOLDS):
         others, own = x[folds != fold], x[folds == fold]
-        weights = np.linalg.solve(others.T @ others + PENALTY * np.eye(x.shape[1]), others.T @ directions[folds != fold])
-        found[folds == fold] = own @ weights
-    return tuple(np.arctan2(each[:, 1], each[:, 0]) for each in (directions, found))  # type: ignore[return-value]
+        gram = others.T @ others + PENALTY * np.eye(x.shape[1])
+        found[folds == fold] = own @ np.linalg.solve(gram, others.T @ directions[folds != fold])
+    true_angles, angles = (np.arctan2(each[:, 1], each[:, 0]) for each in (directions, found))
+    return true_angles, angles
+
+
+def embeddings_of(model: PerceiverIO, units: np.ndarray) -> Float[np.ndarray, "u c"]:
+    """Return the trained embeddings of units by name."""
+    adapter = dict(model.input_adapter.adapters.named_children())["spikes"]
+    assert isinstance(adapter, RecordsInput)
+    field, encoding = adapter.spec.fields["unit"], adapter.encodings.fields[list(adapter.spec.features).index("unit")]
+    assert isinstance(field, CategoryField)
+    assert isinstance(encoding, CategoryEncoding)
+    numbers = torch.from_numpy(field.preprocess(units))
+    with torch.no_grad():
+        return encoding(numbers[None])[0].double().numpy()
 
 
 def draw_directions(true: Float[np.ndarray, " u"], found: Float[np.ndarray, " u"]) -> "Figure":

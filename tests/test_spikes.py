@@ -274,3 +274,20 @@ def test_r2_of_points_by_hand():
     target = {"values": torch.tensor([1.0, 2.0, 3.0, 9.0]).reshape(1, 4, 1), "mask": torch.arange(4)[None] < 3}
     metric.update(*spec.metric_inputs(torch.tensor([1.0, 2.0, 4.0, 5.0]).reshape(1, 4, 1), target))
     assert float(metric.compute()) == pytest.approx(0.5)
+
+
+def test_new_sessions_train_their_own_embeddings_alone(runs, tmp_path):
+    recipe = RECIPES["spikes-new"]()
+    data = replace(TINY, first_session=100, num_sessions=2, num_units=(3, 7))
+    schedule = replace(recipe.training.schedule, warmup_steps=0)
+    training = replace(recipe.training, num_steps=3, batch_size=5, schedule=schedule)
+    known = runs["spikes"]
+    new = run_recipe(replace(recipe, data=data, training=training, start_from=str(known.folder)), tmp_path / "new")
+    assert new.recipe.schema.inputs["session"].classes == ("session 100", "session 101")
+    before, after = (dict(run.model.named_parameters()) for run in (known, new))
+    units = "input_adapter.adapters.spikes.encodings.fields.0.embedding.weight"
+    sessions = [f"output_query.alignment.projections.velocity.{part}" for part in ("weight", "bias")]
+    changed = {name for name, x in after.items() if x.shape != before[name].shape or not torch.equal(x, before[name])}
+    assert changed == {units, *sessions}
+    assert len(after[units]) == 1 + sum(len(session.units) for session in data.sessions())
+    assert after[sessions[0]].shape == (64, 2)

@@ -62,7 +62,6 @@ FOURIER_CONFIG = Config(
 SHARED = (
     *("latents", "encoder", "processor", "decoder", "output_adapter", "input_adapter.alignment"),
     "input_adapter.adapters.spikes.encodings.fields.1",  # kinds of events
-    "output_query.alignment.projections.velocity.bias",
 )
 """Parts that all sessions share: everything but the embeddings of units and of sessions."""
 

@@ -40,7 +40,6 @@ def fourier() -> Recipe:
 
 def new_sessions() -> Recipe:
     """Return the recipe that trains embeddings of new units and sessions alone (POYO's unit identification)."""
-    # Without weight decay, so that the embeddings of the known units stay as they are.
     optimiser = OptimiserConfig(kind="adamw", learning_rate=1e-2, weight_decay=0.0, max_norm=1.0)
     schedule = ScheduleConfig(kind="cosine", warmup_steps=20)
     return Recipe(

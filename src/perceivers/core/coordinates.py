@@ -90,7 +90,7 @@ class Turn:
         return torch.cat([found.to(x.dtype), rest], -1)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        width = 2 * self.cos.shape[-1]
+        x, width = x.expand(max(len(x), len(self.cos)), -1, -1, -1), 2 * self.cos.shape[-1]
         return x[..., :width], x[..., width:]
 
     def _turned(self, x: Tensor, sin: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from perceivers.core.checks import SIZE, check_fields, check_ranges
 from perceivers.core.precision import floats, precise
+from perceivers.modalities.class_rows import ClassRows, RowGroup
 from perceivers.modalities.embeddings import embedding
 from perceivers.modalities.label import Label, check_classes, counted
 from perceivers.modalities.modality import check_units, denormalised, known_units, normalised, rounded, unit_std
@@ -95,6 +96,11 @@ class FieldEncoding(nn.Module, ABC):
     """Encoding of the raw values [B, M] of one field as features [B, M, channels]."""
 
     channels: int
+
+    @property
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Rows of the parameters that stand for classes, by name of the parameter."""
+        return {}
 
     @abstractmethod
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
@@ -351,8 +357,13 @@ class CategoryEncoding(FieldEncoding):
 
     def __init__(self, field: CategoryField) -> None:
         super().__init__()
-        self.channels, self.count = field.channels, field.num_outputs
+        self.channels, self.count, self.classes = field.channels, field.num_outputs, field.classes
         self.embedding = embedding(1 + self.count, field.channels)
+
+    @property
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Rows of the embedding: the first one is for unknown values."""
+        return {"embedding.weight": ClassRows(0, (RowGroup(classes=self.classes, others=1),))}
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
         """Return features [B, M, C] of class numbers [B, M]; -1 and -100 are unknown."""

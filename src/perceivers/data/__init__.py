@@ -13,6 +13,7 @@ from perceivers.data.published.kinetics_clips import Kinetics
 from perceivers.data.published.spoken_digits import SpokenDigits
 from perceivers.data.published.starcraft_replays import StarCraft
 from perceivers.data.shards import Shards
+from perceivers.data.spike_trains import SpikeTrains
 from perceivers.data.table import Table
 from perceivers.data.texts import Texts
 
@@ -27,6 +28,7 @@ AnyDataSet = (
     | ImageFolder
     | Kinetics
     | Shards
+    | SpikeTrains
     | SpokenDigits
     | StarCraft
     | Table
@@ -47,6 +49,7 @@ __all__ = [
     "ImageFolder",
     "Kinetics",
     "Shards",
+    "SpikeTrains",
     "SpokenDigits",
     "StarCraft",
     "Table",

@@ -41,6 +41,7 @@ from perceivers.modalities.points import Coordinates, Points
 from perceivers.modalities.position_encodings import Fourier, Positions, bounds_to_unit, sound_coordinates
 from perceivers.modalities.queries import CoordinateQuery, SharedContent
 from perceivers.modalities.raw import as_float32, check_keys, finite
+from perceivers.modalities.scores import correlation
 from perceivers.modalities.table_cells import Files, numbers, plain
 
 if TYPE_CHECKING:
@@ -179,10 +180,10 @@ class PointSet(Modality):
         return mean_where(difference**2, target["mask"][..., None] & values.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
-        """Return the root mean squared error, in the data's units."""
+        """Return the root mean squared error in the data's units, and R2 (explained variance), over all values."""
         from torchmetrics import MeanSquaredError
 
-        return {"rmse": MeanSquaredError(squared=False)}
+        return {"rmse": MeanSquaredError(squared=False), "r2": correlation("r2")}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Return predictions and targets of known values of valid points, flat."""

@@ -390,12 +390,32 @@ def test_names_move_without_rows_under_pad_and_that_is_said():
 
 
 def test_merged_by_hand():
-    assert merged(("b", "a"), ("a", "c")) == ("b", "a", "c")
-    assert merged(("b", "a"), ("c", "d")) == ("c", "d")  # another vocabulary
-    assert merged(5, 3) == merged(3, 5) == 5
-    assert merged(5, ("0", "1")) == ("0", "1")  # numbers are no names
-    assert merged(("a",), 3) == 3
-    assert merged(("a", "b"), ()) == ("a", "b")
+    for of_input in (False, True):
+        assert merged(("b", "a"), ("a", "c"), of_input) == ("b", "a", "c")
+        assert merged(5, 3, of_input) == merged(3, 5, of_input) == 5
+        assert merged(5, ("0", "1"), of_input) == ("0", "1")  # numbers are no names
+        assert merged(("a",), 3, of_input) == 3
+        assert merged(("a", "b"), (), of_input) == ("a", "b")
+    assert merged(("b", "a"), ("c", "d"), of_input=False) == ("c", "d")  # another question
+    assert merged(("b", "a"), ("c", "d"), of_input=True) == ("b", "a", "c", "d")
+
+
+def test_an_input_keeps_its_rows_though_all_names_are_new():
+    """New sessions have new units: known rows stay, new ones start at the mean; a list of new ones alone does too."""
+    source = random_model()
+    classes = {"inputs.events.unit": (*UNITS, "f", "g")}
+    model = PerceiverIO(with_vocabularies(SCHEMA, classes), CONFIG)
+    listed = PerceiverIO(with_vocabularies(SCHEMA, {"inputs.events.unit": ("f", "g")}), CONFIG)
+    for each in (model, listed):
+        transfer(each, source)
+    rows = [
+        each.input_adapter.adapters["events"].encodings.fields[0].embedding.weight for each in (source, model, listed)
+    ]
+    assert torch.equal(rows[1][:6], rows[0])
+    assert torch.equal(rows[2][0], rows[0][0])
+    for new in (*rows[1][6:], *rows[2][1:]):
+        assert close(new, rows[0][1:].mean(0))
+    assert "inputs.events.unit: 0 known, 2 new, 5 dropped" in vocabulary_lines(listed, source)
 
 
 def test_what_a_source_knows_takes_the_place_of_what_data_say():

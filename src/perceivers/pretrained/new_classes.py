@@ -14,6 +14,7 @@ from perceivers.schema.preset import Preset
 from perceivers.schema.vocabularies import (
     class_rows,
     extended,
+    is_of_input,
     padded_classes,
     reduced,
     vocabularies,
@@ -122,11 +123,11 @@ def _kinship(old: ClassRows, new: ClassRows) -> str:
     if any(mixed):
         others_equal = all(each or a == b for each, (a, b) in zip(mixed, pairs, strict=True))
         return "position" if others_equal else "none"
-    for a, b in pairs:
+    for group, (a, b) in zip(old.groups, pairs, strict=True):
         if isinstance(a, int) and isinstance(b, int):
             related = a <= b
         else:
-            related = bool(set(class_names(a)) & set(class_names(b)))
+            related = is_of_input(group.vocabulary) or bool(set(class_names(a)) & set(class_names(b)))
         if not related:
             return "none"
     return "names"

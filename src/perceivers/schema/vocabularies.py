@@ -137,29 +137,37 @@ def taken_over(declared: Schema, fitted: Schema, source: Schema) -> tuple[Schema
         specs = dict(getattr(fitted, side))
         for name, other in getattr(source, side).items():
             if name in specs and type(other) is type(specs[name]):
-                taken = named(f"{side}.{name}", _from_spec, getattr(declared, side)[name], specs[name], other)
+                taken = named(
+                    f"{side}.{name}", _from_spec, getattr(declared, side)[name], specs[name], other, side == "inputs"
+                )
                 places += [vocabulary_name(f"{side}.{name}", field) for field in _other_statistics(specs[name], taken)]
                 specs[name] = taken
         sides[side] = specs
     return Schema(**sides), places
 
 
-def merged(known: Classes, new: Classes) -> Classes:
+def is_of_input(vocabulary: str) -> bool:
+    """Return whether a vocabulary is that of an input, which grows even by names of which none is known."""
+    return vocabulary.startswith("inputs.")
+
+
+def merged(known: Classes, new: Classes, of_input: bool) -> Classes:
     """Return the known classes, followed by the new ones; only the new ones if they are another vocabulary.
 
-    Numbered classes are one vocabulary, and so are names of which one at least is known. Numbers are no names.
+    Numbered classes are one vocabulary, and so are the names of an input, since a model may meet entities that are all
+    new. An output whose names are all new answers another question. Numbers are no names.
     """
     if not new or (isinstance(known, int) and isinstance(new, int)):
         return max(known, new) if isinstance(known, int) and isinstance(new, int) else known
-    if isinstance(known, int) or isinstance(new, int) or not set(known) & set(new):
+    if isinstance(known, int) or isinstance(new, int) or not (of_input or set(known) & set(new)):
         return new
     return tuple(dict.fromkeys((*known, *new)))
 
 
-def _from_spec(declared: Modality, fitted: Modality, source: Modality) -> Modality:
+def _from_spec(declared: Modality, fitted: Modality, source: Modality, of_input: bool) -> Modality:
     """Return a fitted spec with the statistics and classes of the source where `declared` has none."""
     if isinstance(declared, Events) and isinstance(fitted, Events) and isinstance(source, Events):
-        fitted = _events_from(declared, fitted, source)
+        fitted = _events_from(declared, fitted, source, of_input)
     else:
         fitted = _with_statistics(declared, fitted, source)
     if isinstance(declared, Records) and isinstance(fitted, Records) and isinstance(source, Records):
@@ -172,13 +180,13 @@ def _from_spec(declared: Modality, fitted: Modality, source: Modality) -> Modali
         fitted = replace(fitted, fields=fields)
     for field, classes in source.vocabularies.items():
         if field in fitted.vocabularies and field not in declared.vocabularies:
-            fitted = fitted.with_vocabulary(field, merged(classes, fitted.vocabularies[field]))
+            fitted = fitted.with_vocabulary(field, merged(classes, fitted.vocabularies[field], of_input))
     return fitted
 
 
-def _events_from(declared: Events, fitted: Events, source: Events) -> Events:
+def _events_from(declared: Events, fitted: Events, source: Events, of_input: bool) -> Events:
     """Return fitted events with the types and the statistics of the source where `declared` has none."""
-    whole = fitted if declared.classes else fitted.with_vocabulary("", merged(source.classes, fitted.classes))
+    whole = fitted if declared.classes else fitted.with_vocabulary("", merged(source.classes, fitted.classes, of_input))
     units = whole.with_units_of(source)
     return replace(
         whole,

@@ -10,6 +10,7 @@ from perceivers.data.published.glue_tables import Glue
 from perceivers.data.published.handwritten_digits import Digits
 from perceivers.data.published.idx import Idx
 from perceivers.data.published.kinetics_clips import Kinetics
+from perceivers.data.published.nyc_weather import WeatherLeads, WeatherStreams
 from perceivers.data.published.spoken_digits import SpokenDigits
 from perceivers.data.published.starcraft_replays import StarCraft
 from perceivers.data.shards import Shards
@@ -31,6 +32,8 @@ AnyDataSet = (
     | StarCraft
     | Table
     | Texts
+    | WeatherLeads
+    | WeatherStreams
 )
 """All data sets that a recipe may name, by their field `kind`."""
 
@@ -51,4 +54,6 @@ __all__ = [
     "StarCraft",
     "Table",
     "Texts",
+    "WeatherLeads",
+    "WeatherStreams",
 ]

@@ -3,7 +3,7 @@
 from perceivers.runs.evaluate import Scorer, UntrainedBaselines
 from perceivers.runs.presets import Published
 from perceivers.runs.system import System, Task
-from perceivers.systems import audioset, digits, glue, imagenet, language, multimodal, optical_flow, starcraft
+from perceivers.systems import audioset, digits, glue, imagenet, language, leads, multimodal, optical_flow, starcraft
 
 SYSTEMS: tuple[System, ...] = (
     digits.SYSTEM,
@@ -14,6 +14,7 @@ SYSTEMS: tuple[System, ...] = (
     multimodal.SYSTEM,
     audioset.SYSTEM,
     starcraft.SYSTEM,
+    leads.SYSTEM,
 )
 """All systems: the smallest first, then in the order of the paper."""
 

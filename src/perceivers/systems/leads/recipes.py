@@ -1,0 +1,29 @@
+from collections.abc import Callable
+
+from perceivers.data import WeatherLeads
+from perceivers.runs.recipe import Recipe
+from perceivers.systems.leads.model import LEADS
+from perceivers.systems.leads.model import leads as schema
+from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
+from perceivers.training.training_config import TrainingConfig
+
+
+def leads() -> Recipe:
+    """Return the recipe of forecasts at any lead time."""
+    data = WeatherLeads()
+    return Recipe(
+        data=data,
+        schema=schema(data),
+        config=LEADS,
+        training=TrainingConfig(
+            num_steps=6000,
+            batch_size=64,
+            optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.1, max_norm=1.0),
+            schedule=ScheduleConfig(kind="cosine", warmup_steps=200),
+            average_decay=0.998,
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"leads": leads}
+"""Recipes by name on the command line."""

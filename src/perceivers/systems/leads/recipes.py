@@ -1,3 +1,5 @@
+"""The recipe of forecasts at any lead time."""
+
 from collections.abc import Callable
 
 from perceivers.data import WeatherLeads

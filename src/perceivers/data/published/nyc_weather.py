@@ -34,7 +34,7 @@ FASTEST = 150.0
 """Largest wind speed [mph] that is believed. The file has one of 1,048, which becomes unknown."""
 
 DAY, YEAR = 24.0, 24 * 365.25
-"""Periods of the calendar, in hours."""
+"""Periods in hours."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,14 @@ class Weather:
     values: np.ndarray
     """Values [hours, airports, variables]."""
 
-    def calendar(self, hours: np.ndarray) -> np.ndarray:
-        """Return sine and cosine of the time of day and of the time of year [..., 4] of these hours from the start."""
-        first = (self.start - np.datetime64("2013-01-01T00", "h")).astype(int)
-        angles = 2 * np.pi * (np.asarray(hours, float)[..., None] + first) / np.array([DAY, YEAR])
-        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    def wave(self, hours: np.ndarray, period: float = DAY) -> np.ndarray:
+        """Return sine and cosine [..., 2] of these hours from the start, which repeat after a period of hours.
+
+        The wave of a day begins at midnight UTC.
+        """
+        first = (self.start - self.start.astype("datetime64[Y]").astype("datetime64[h]")).astype(int)
+        angles = 2 * np.pi * (np.asarray(hours, float) + first) / period
+        return np.stack([np.sin(angles), np.cos(angles)], -1)
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ class HourlyWeather(DataSet):
 class WeatherLeads(HourlyWeather):
     """Records of the recent past of all airports, a lead time, and the change of all variables until then.
 
-    "past" [past, 30]: the last known values, then ones where a value of that hour is known; "calendar" [4] of now;
-    "lead_time" [1] in hours, "lead_calendar" [4] of then; "change" [15], NaN where unknown.
+    "past" [past, 30]: the last known values, then ones where a value is known; "clock", the wave of the day [2], now;
+    "lead_time" [1] in hours, "lead_clock" [2] then; "change" [15], NaN where unknown.
     """
 
     past: int = 48
@@ -137,9 +140,9 @@ class WeatherLeads(HourlyWeather):
             now, lead = nows[index // len(leads)], leads[index % len(leads)]
             return {
                 "past": past(now),
-                "calendar": weather.calendar(now),
+                "clock": weather.wave(now),
                 "lead_time": [float(lead)],
-                "lead_calendar": weather.calendar(now + lead),
+                "lead_clock": weather.wave(now + lead),
                 "change": weather.values[now + lead].ravel() - filled[now],
             }
 
@@ -155,7 +158,7 @@ class WeatherLeads(HourlyWeather):
 class WeatherStreams(HourlyWeather):
     """Records of consecutive windows of one airport each, and the change of its variables in the hours after.
 
-    "airport"; "past" [window, 10]: the last known values, then ones where a value is known; "calendar" [4] of now;
+    "airport"; "past" [window, 10]: the last known values, then ones where a value is known; "clock" [2] now;
     "change" [ahead, 5] from now, NaN where unknown. The windows of an airport do not overlap; the latest comes last.
     """
 
@@ -194,7 +197,7 @@ class WeatherStreams(HourlyWeather):
             return {
                 "airport": AIRPORTS[airport],
                 "past": np.concatenate([filled[hours, airport], known[hours, airport]], -1),
-                "calendar": weather.calendar(now),
+                "clock": weather.wave(now),
                 "change": weather.values[later, airport] - filled[now, airport],
             }
 

@@ -1,7 +1,7 @@
 """Forecasts by lead time: the model from one encoding, persistence, the seasonal mean, and ridge regression.
 
-Letters: n hours at which a forecast is made ("now"), l lead times, v variables of all airports. A forecast is the change
-from the last known value at now.
+Letters: n hours at which a forecast is made ("now"), l lead times, v variables of all airports. A forecast is the
+change from the last known value at now.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import WeatherLeads
-from perceivers.data.published.nyc_weather import UNITS, HourlyWeather, Weather, last_known
+from perceivers.data.published.nyc_weather import DAY, UNITS, YEAR, HourlyWeather, Weather, last_known
 from perceivers.runs.run import Run
 from perceivers.training.metrics import Scores, inference
 
@@ -69,7 +69,7 @@ def model_forecast(model: PerceiverIO, data: WeatherLeads, nows: np.ndarray, lea
     for first in range(0, len(nows), BATCH):
         some = nows[first : first + BATCH]
         with inference(model):
-            encoded = model.encode({"past": past(some), "calendar": weather.calendar(some)})
+            encoded = model.encode({"past": past(some), "clock": weather.wave(some)})
             by_lead = [
                 model.decode(encoded, condition=condition(weather, some, lead), outputs=["change"]) for lead in leads
             ]
@@ -79,7 +79,7 @@ def model_forecast(model: PerceiverIO, data: WeatherLeads, nows: np.ndarray, lea
 
 def condition(weather: Weather, nows: np.ndarray, lead: float) -> Mapping[str, Any]:
     """Return what conditions the decoder on a lead time in hours."""
-    return {"lead_time": torch.full((len(nows), 1), float(lead)), "lead_calendar": weather.calendar(nows + lead)}
+    return {"lead_time": torch.full((len(nows), 1), float(lead)), "lead_clock": weather.wave(nows + lead)}
 
 
 def seasonal_means(data: HourlyWeather) -> Float[np.ndarray, "hours v"]:
@@ -90,8 +90,8 @@ def seasonal_means(data: HourlyWeather) -> Float[np.ndarray, "hours v"]:
     weather, part = data.weather(), data.part(held_out=False)
     table = weather.values.reshape(len(weather.values), -1)
     hours = np.arange(len(table))
-    half_day = weather.calendar(2 * hours)[:, ::2]
-    waves = np.concatenate([weather.calendar(hours), half_day, np.ones((len(table), 1))], -1)
+    waves = np.concatenate([weather.wave(hours, period) for period in (YEAR, DAY, DAY / 2)], -1)
+    waves = np.concatenate([waves, np.ones((len(table), 1))], -1)
     means = np.empty_like(table)
     for number, column in enumerate(table[part.start : part.stop].T):
         known = np.isfinite(column)

@@ -8,8 +8,8 @@ from perceivers.modalities import Numbers, Series
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
 
-CALENDAR = Numbers(count=4, mean=(0.0,) * 4, std=(1.0,) * 4)
-"""Sine and cosine of the time of day and of the time of year need no units."""
+CLOCK = Numbers(count=2, mean=(0.0, 0.0), std=(1.0, 1.0))
+"""Sine and cosine of the time of day. The time of year would tell the weeks of one year apart, to be memorised."""
 
 LEADS = Config(
     latents=LatentsConfig(num_latents=16, channels=64),
@@ -28,9 +28,9 @@ def leads(data: WeatherLeads) -> Schema:
             "past": Series(
                 size=data.past, channels=2 * variables, positions=Fourier(num_bands=16, max_resolution=data.past)
             ),
-            "calendar": CALENDAR,
+            "clock": CLOCK,
             "lead_time": Numbers(mean=(24.0,), std=(14.0,), role="condition"),
-            "lead_calendar": replace(CALENDAR, role="condition"),
+            "lead_clock": replace(CLOCK, role="condition"),
         },
         outputs={"change": Numbers(count=variables, query_channels=64)},
     )

@@ -56,13 +56,12 @@ def average_forecast(data: WeatherStreams) -> Float[np.ndarray, "w h v"]:
             else:
                 truth = data.weather().values[nows[:, None] + np.arange(1, data.ahead + 1)] - table[nows, None]
                 losses.append(np.nanmean((guess - truth) ** 2, axis=(0, 2)))  # [h, v]
-    best = np.argmin(losses, axis=0)[None, :, None]
-    every = np.broadcast_to(np.stack(guesses), (len(HALF_LIVES), len(guesses[0]), data.ahead, *table.shape[1:]))
-    return np.take_along_axis(every, best[None], 0)[0].reshape(len(guesses[0]), data.ahead, -1)
+    best = np.argmin(losses, axis=0)[None, None, :, None]
+    return np.take_along_axis(np.stack(guesses), best, 0)[0].reshape(len(guesses[0]), data.ahead, -1)
 
 
 def moving_average(values: np.ndarray, known: np.ndarray, half_life: float) -> np.ndarray:
-    """Return the exponential moving average at each hour [hours, ...]; an hour whose value is unknown changes nothing."""
+    """Return the exponential moving average at each hour [hours, ...]; unknown values change nothing."""
     keep = 0.5 ** (1 / half_life) if half_life else 0.0
     average, found = values[0], []
     for value, is_known in zip(values, known, strict=True):

@@ -6,7 +6,7 @@ from perceivers.data.published.nyc_weather import UNITS
 from perceivers.modalities import Series
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.schema import Schema
-from perceivers.systems.leads.model import CALENDAR
+from perceivers.systems.leads.model import CLOCK
 
 CONFIG = Config(
     latents=LatentsConfig(num_latents=8, channels=64),
@@ -18,7 +18,7 @@ CONFIG = Config(
 
 
 def schema(data: WeatherStreams, carry: bool) -> Schema:
-    """Return the schema: a window as input, the changes of the next hours as output; `carry`: latents are carried on."""
+    """Return the schema: a window in, the changes of the next hours out; `carry`: latents are carried on."""
     return Schema(
         inputs={
             "past": Series(
@@ -26,7 +26,7 @@ def schema(data: WeatherStreams, carry: bool) -> Schema:
                 channels=2 * len(UNITS),
                 positions=Fourier(num_bands=4, max_resolution=max(data.window, 2)),
             ),
-            "calendar": CALENDAR,
+            "clock": CLOCK,
         },
         outputs={
             "change": Series(

@@ -35,10 +35,11 @@ from perceivers.training.logging import read_log
 from perceivers.training.loop import split
 from perceivers.training.losses import Objective
 from perceivers.training.metrics import evaluate, validation_loss
-from perceivers.training.sampler import BatchOrder, PreparedRecords, evaluation_batches
+from perceivers.training.optimisers import OptimiserConfig
+from perceivers.training.sampler import BatchOrder, PreparedRecords
 from perceivers.training.streams import StreamStates, Unrolled, last_of_each, turns, windows
 from perceivers.training.training_config import TrainingConfig
-from small_run import trained, weights_of, without_time
+from small_run import trained, weights_of
 from test_processes import together
 
 SCHEMA = Schema(
@@ -50,6 +51,9 @@ CONFIG = Config(
     ProcessorConfig(num_layers=1, num_heads=2, final_norm=True),
 )
 DOUBLE = {"precision": "64-true", "batch_size": 4, "unroll": 3, "schema": SCHEMA, "config": CONFIG}
+
+
+FAST = OptimiserConfig(kind="adamw", learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +95,8 @@ def by_hand(model, records):
 def test_turns_by_hand():
     """Each record comes after its predecessor; a batch has a sensor once; all of its sensors begin, or carry on."""
     names = list("abacabd")
-    assert list(turns(names, 2)) == [[1, 0], [5, 2], [4], [6, 3]]
-    assert sorted(map(sorted, turns(names, 9))) == [
-        [0, 1, 3, 6],
-        [2, 5],
-        [4],
-    ]
+    assert list(turns(names, 2)) == [[0, 1], [2, 5], [4], [3, 6]]
+    assert list(turns(names, 9)) == [[0, 1, 3, 6], [2, 5], [4]]
     assert list(turns(names, 9, known={"a", "d"})) == [[1, 3], [5], [0, 6], [2], [4]]
     assert list(turns([], 3)) == []
 
@@ -159,7 +159,7 @@ def test_loss_and_gradients_are_those_of_a_loop(config, records):
         for number in example:
             past, later = (torch.tensor(records[number][name]).double()[None] for name in ("past", "later"))
             encoded = model.encode(past, latents=encoded)
-            std = torch.tensor(model.schema.outputs["later"].std).double()
+            std = torch.tensor(model.schema.outputs["later"].std, dtype=torch.double)
             squares.append(((model.decode(encoded)["later"] - later.float().double()) / std) ** 2)
             divergences.append(0.0 if encoded.posterior is None else 1e-3 * encoded.posterior.kl(0.0).mean())
     total = torch.stack(squares).mean() + sum(divergences) / len(divergences)
@@ -172,24 +172,21 @@ def test_loss_and_gradients_are_those_of_a_loop(config, records):
 
 def test_training_with_a_state_learns_what_a_window_does_not_tell(records, tmp_path):
     """What follows depends on all windows before, which a model without a state never sees."""
-    settings = {"unroll": 5, "batch_size": 8, "schema": SCHEMA, "config": CONFIG}
-    trained(records, tmp_path / "carried", 80, **settings)
+    settings = {"unroll": 5, "batch_size": 8, "schema": SCHEMA, "config": CONFIG, "optimiser": FAST}
+    trained(records, tmp_path / "carried", 40, **settings)
     plain = settings | {"unroll": 1, "batch_size": 40, "schema": replace(SCHEMA, stream=None)}
-    trained(records, tmp_path / "plain", 80, **plain)
+    trained(records, tmp_path / "plain", 40, **plain)
     carried, alone = (
         np.mean([line["losses"]["later"] for line in read_log(tmp_path / name)[-8:]]) for name in ("carried", "plain")
     )
     assert carried < 0.8 * alone
 
 
-def test_parts_of_a_batch_and_a_restart_change_nothing(records, tmp_path):
+def test_parts_of_a_batch_change_nothing(records, tmp_path):
     whole = trained(records, tmp_path / "whole", 3, **DOUBLE)
     parts = trained(records, tmp_path / "parts", 3, **DOUBLE, accumulate=2)
     for (name, one), other in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10, msg=name)
-    trained(records, tmp_path / "stopped", 2, **DOUBLE)
-    logs = [without_time(read_log(tmp_path / run))[:2] for run in ("whole", "stopped")]
-    assert logs[0][0]["losses"] == logs[1][0]["losses"]
 
 
 def test_a_resumed_run_makes_the_same_steps(records, tmp_path):

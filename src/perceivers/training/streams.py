@@ -92,7 +92,8 @@ def turns(names: Sequence[str], batch_size: int, known: Collection[str] = ()) ->
     """
     places = _places(names)
     for carries_on in (False, True):
-        group = sorted((place for name, place in places.items() if (name in known) == carries_on), key=len)[::-1]
+        group = [place for name, place in places.items() if (name in known) == carries_on]
+        group.sort(key=len, reverse=True)
         for first in range(0, len(group), batch_size):
             chunk = group[first : first + batch_size]
             for turn in range(len(chunk[0])):

@@ -90,7 +90,7 @@ def turns(names: Sequence[str], batch_size: int, known: Collection[str] = ()) ->
 
     A batch has one record of each of its streams. These all begin, or all carry on; streams that are `known` carry on.
     """
-    places = _places(names)
+    places, known = _places(names), frozenset(known)  # the caller may add to it between two batches
     for carries_on in (False, True):
         group = [place for name, place in places.items() if (name in known) == carries_on]
         group.sort(key=len, reverse=True)

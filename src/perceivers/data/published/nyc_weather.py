@@ -46,7 +46,7 @@ class Weather:
     values: np.ndarray
     """Values [hours, airports, variables]."""
 
-    def wave(self, hours: np.ndarray, period: float = DAY) -> np.ndarray:
+    def wave(self, hours: Any, period: float = DAY) -> np.ndarray:
         """Return sine and cosine [..., 2] of these hours from the start, which repeat after a period of hours.
 
         The wave of a day begins at midnight UTC.

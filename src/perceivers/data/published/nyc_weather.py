@@ -90,6 +90,21 @@ class HourlyWeather(DataSet):
         split = total - round(self.held_out_fraction * total)
         return range(split + self.gap, total) if held_out else range(split)
 
+    def seasonal_means(self) -> np.ndarray:
+        """Return the mean of each variable at each hour [hours, 15]: waves of a year, a day and half a day.
+
+        They are fitted to the training part by least squares; one year has no earlier month of a name to average.
+        """
+        weather, part = self.weather(), self.part(held_out=False)
+        table = weather.values.reshape(len(weather.values), -1)
+        waves = [weather.wave(np.arange(len(table)), period) for period in (YEAR, DAY, DAY / 2)]
+        basis, means = np.concatenate([*waves, np.ones((len(table), 1))], -1), np.empty_like(table)
+        for index, column in enumerate(table[: part.stop].T):
+            known = np.isfinite(column)
+            fitted, *_ = np.linalg.lstsq(basis[: part.stop][known], column[known], rcond=None)
+            means[:, index] = basis @ fitted
+        return means
+
     def nows(self, held_out: bool, past: int, ahead: int, step: int = 1) -> np.ndarray:
         """Return the hours of a part that have `past` hours up to themselves, and `ahead` later ones, within it."""
         hours = self.part(held_out)
@@ -105,11 +120,12 @@ class HourlyWeather(DataSet):
 class WeatherLeads(HourlyWeather):
     """Records of the recent past of all airports, a lead time, and the change of all variables until then.
 
-    "past" [past, 30]: the last known values, then ones where a value is known; "clock", the wave of the day [2], now;
-    "lead_time" [1] in hours, "lead_clock" [2] then; "change" [15], NaN where unknown.
+    Values are deviations from the seasonal mean. "past" [past, 30]: the last known ones, then ones where a value is
+    known; "clock", the wave of the day [2], now; "lead_time" [1] in hours, "lead_clock" [2] then; "change" [15], NaN
+    where unknown.
     """
 
-    past: int = 48
+    past: int = 24
     """Hours of the past."""
     training_leads: int = 48
     """Training records have each lead time from 1 to this number of hours."""
@@ -134,7 +150,7 @@ class WeatherLeads(HourlyWeather):
     def records(self, held_out: bool, leads: Sequence[int]) -> LazyRecords:
         """Return the records of a part: each hour with each of these lead times."""
         weather, nows, past = self.weather(), self.nows(held_out, self.past, max(leads)), self.pasts()
-        filled, _ = last_known(weather.values)
+        (filled, _), means = last_known(weather.values), self.seasonal_means()
 
         def record(index: int) -> Record:
             now, lead = nows[index // len(leads)], leads[index % len(leads)]
@@ -143,14 +159,15 @@ class WeatherLeads(HourlyWeather):
                 "clock": weather.wave(now),
                 "lead_time": [float(lead)],
                 "lead_clock": weather.wave(now + lead),
-                "change": weather.values[now + lead].ravel() - filled[now],
+                "change": weather.values[now + lead].ravel() - means[now + lead] - (filled[now] - means[now]),
             }
 
         return LazyRecords(len(nows) * len(leads), record)
 
     def pasts(self) -> Callable[[Any], np.ndarray]:
         """Return a function from hours [...] to the pasts [..., past, 30] until them."""
-        table = np.concatenate(last_known(self.weather().values), -1)
+        filled, known = last_known(self.weather().values)
+        table = np.concatenate([filled - self.seasonal_means(), known], -1)
         return lambda nows: table[np.asarray(nows)[..., None] + np.arange(1 - self.past, 1)]
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data import WeatherLeads
-from perceivers.data.published.nyc_weather import DAY, UNITS, YEAR, HourlyWeather, Weather, last_known
+from perceivers.data.published.nyc_weather import UNITS, HourlyWeather, Weather, last_known
 from perceivers.runs.run import Run
 from perceivers.training.metrics import Scores, inference
 
@@ -65,7 +65,7 @@ def changes(weather: Weather, nows: np.ndarray, leads: Sequence[int]) -> Forecas
 
 def model_forecast(model: PerceiverIO, data: WeatherLeads, nows: np.ndarray, leads: Sequence[int]) -> Forecast:
     """Return the forecasts of the model: each past is encoded once, and decoded at all lead times."""
-    past, weather, found = data.pasts(), data.weather(), []
+    past, weather, means, found = data.pasts(), data.weather(), data.seasonal_means(), []
     for first in range(0, len(nows), BATCH):
         some = nows[first : first + BATCH]
         with inference(model):
@@ -74,36 +74,18 @@ def model_forecast(model: PerceiverIO, data: WeatherLeads, nows: np.ndarray, lea
                 model.decode(encoded, condition=condition(weather, some, lead), outputs=["change"]) for lead in leads
             ]
         found.append(np.stack([each["change"].numpy() for each in by_lead], 1))
-    return np.concatenate(found)
+    return np.concatenate(found) + means[nows[:, None] + np.array(leads)] - means[nows, None]
 
 
-def condition(weather: Weather, nows: np.ndarray, lead: float) -> Mapping[str, Any]:
+def condition(weather: Weather, nows: np.ndarray, lead: int) -> Mapping[str, Any]:
     """Return what conditions the decoder on a lead time in hours."""
     return {"lead_time": torch.full((len(nows), 1), float(lead)), "lead_clock": weather.wave(nows + lead)}
-
-
-def seasonal_means(data: HourlyWeather) -> Float[np.ndarray, "hours v"]:
-    """Return the mean of each variable at each hour of the table: waves of a year, a day and half a day.
-
-    They are fitted to the training part by least squares; one year alone has no other mean of a month to come.
-    """
-    weather, part = data.weather(), data.part(held_out=False)
-    table = weather.values.reshape(len(weather.values), -1)
-    hours = np.arange(len(table))
-    waves = np.concatenate([weather.wave(hours, period) for period in (YEAR, DAY, DAY / 2)], -1)
-    waves = np.concatenate([waves, np.ones((len(table), 1))], -1)
-    means = np.empty_like(table)
-    for number, column in enumerate(table[part.start : part.stop].T):
-        known = np.isfinite(column)
-        fitted, *_ = np.linalg.lstsq(waves[part.start : part.stop][known], column[known], rcond=None)
-        means[:, number] = waves @ fitted
-    return means
 
 
 def seasonal_forecast(data: WeatherLeads, nows: np.ndarray, leads: Sequence[int]) -> Forecast:
     """Forecast the seasonal mean."""
     filled, _ = last_known(data.weather().values)
-    return seasonal_means(data)[nows[:, None] + np.array(leads)] - filled[nows, None]
+    return data.seasonal_means()[nows[:, None] + np.array(leads)] - filled[nows, None]
 
 
 def ridge_forecast(data: WeatherLeads, nows: np.ndarray, leads: Sequence[int]) -> Forecast:
@@ -114,7 +96,7 @@ def ridge_forecast(data: WeatherLeads, nows: np.ndarray, leads: Sequence[int]) -
     from sklearn.linear_model import Ridge
 
     # Inputs and targets in units of the standard deviation, and the seasonal change that is added to a forecast.
-    means, (filled, _) = seasonal_means(data), last_known(data.weather().values)
+    means, (filled, _) = data.seasonal_means(), last_known(data.weather().values)
     spread = deviations(data).ravel()
     table = (filled - means) / spread
 

@@ -18,11 +18,11 @@ def leads() -> Recipe:
         schema=schema(data),
         config=LEADS,
         training=TrainingConfig(
-            num_steps=6000,
-            batch_size=64,
-            optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.1, max_norm=1.0),
-            schedule=ScheduleConfig(kind="cosine", warmup_steps=200),
-            average_decay=0.998,
+            num_steps=400,
+            batch_size=128,
+            optimiser=OptimiserConfig(kind="adamw", learning_rate=5e-4, weight_decay=0.1, max_norm=1.0),
+            schedule=ScheduleConfig(kind="cosine", warmup_steps=100),
+            average_decay=0.99,
         ),
     )
 

@@ -21,7 +21,7 @@ def streams() -> Recipe:
         schema=schema(data, carry=True),
         config=CONFIG,
         training=TrainingConfig(
-            num_steps=600,
+            num_steps=300,
             batch_size=16,
             unroll=UNROLL,
             optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.1, max_norm=1.0),

@@ -10,7 +10,7 @@ import torch
 
 from perceivers import PerceiverIO
 from perceivers.core.config import LatentsConfig
-from perceivers.data import WeatherLeads, WeatherStreams
+from perceivers.data import SensorStreams, WeatherLeads
 from perceivers.data.published.nyc_weather import AIRPORTS, COLUMNS, last_known, read_weather
 from perceivers.runs.results import keep_scores
 from perceivers.runs.train import run_recipe
@@ -25,7 +25,7 @@ from perceivers.systems.leads.baselines import (
     ridge_forecast,
 )
 from perceivers.systems.leads.model import LEADS
-from perceivers.systems.streams.baselines import average_forecast, moving_average
+from perceivers.systems.streams.baselines import average_forecast, by_sensor, moving_average
 from perceivers.training.metrics import inference
 
 HOURS = 419
@@ -139,17 +139,35 @@ def test_a_record_has_the_past_and_the_change_until_the_lead_time(file):
     assert [record["lead_time"] for record in data.held_out()[:4]] == [[1.0], [3.0], [5.0], [1.0]]
 
 
-def test_windows_of_a_stream_follow_one_another(file):
-    data = WeatherStreams(file=file, window=3, ahead=4, gap=11)
-    records, values = data.training(), data.weather().values
-    each = len(records) // 3
-    assert [records[number]["airport"] for number in (0, each, 2 * each)] == list(AIRPORTS)
-    for number, now in ((0, 2), (1, 5)):
-        record = records[each + number]
-        np.testing.assert_allclose(record["past"][:, :5], values[now - 2 : now + 1, 1])
-        np.testing.assert_allclose(record["change"], values[now + 1 : now + 5, 1] - values[now, 1])
-    with pytest.raises(ValueError, match="unknown stream 'sensor'"):
-        data.check_streams("sensor")
+def test_windows_of_a_sensor_follow_one_another():
+    """Readings 5 to 7 are the third window's past; what follows is the fourth's past and more."""
+    data = SensorStreams(3, 5, training_sensors=2, training_windows=7, held_out_sensors=3, held_out_windows=11)
+    records, (readings, signal) = data.training(), data.readings(1, 7 * 3 + 5)
+    assert [record["sensor"] for record in records] == ["sensor 1"] * 7 + ["sensor 2"] * 7
+    record = records[7 + 2]
+    np.testing.assert_array_equal(record["past"], readings[6:9])
+    np.testing.assert_array_equal(record["later"], readings[9:14])
+    np.testing.assert_array_equal(record["signal"], signal[9:14])
+    assert len(data.held_out()) == 33
+    assert data.held_out()[0]["sensor"] == "sensor 3"
+    with pytest.raises(ValueError, match="the field that names the streams of these data is sensor"):
+        data.check_streams("airport")
+    with pytest.raises(ValueError, match=r"periods = \(9, 3\)"):
+        SensorStreams(periods=(9, 3))
+
+
+def test_a_sensor_turns_at_its_own_speed():
+    """Without drift and noise the phase advances by the same angle at each reading, between the two periods."""
+    data = SensorStreams(drift=0.0, noise=0.0, periods=(20.0, 80.0))
+    speeds = []
+    for sensor in range(3):
+        readings, signal = data.readings(sensor, 13)
+        np.testing.assert_array_equal(readings, signal)
+        np.testing.assert_allclose((signal**2).sum(1), 1)
+        angles = np.diff(np.unwrap(np.arctan2(signal[:, 0], signal[:, 1])))
+        np.testing.assert_allclose(angles, angles[0])
+        speeds.append(angles[0])
+    assert 2 * np.pi / 80 <= min(speeds) < max(speeds) <= 2 * np.pi / 20
 
 
 # Baselines.
@@ -178,12 +196,20 @@ def test_baselines_find_a_daily_wave(file):
     assert np.abs(truth)[..., 0].max() > 5
 
 
-def test_moving_averages_by_hand(file):
-    values, known = np.array([4.0, 8.0, 100.0, 0.0]), np.array([1.0, 1.0, 0.0, 1.0])
-    assert moving_average(values, known, 1.0).tolist() == [4.0, 6.0, 6.0, 3.0]
-    assert moving_average(values, known, 0.0).tolist() == [4.0, 8.0, 8.0, 0.0]
-    data = WeatherStreams(file=file, window=3, ahead=4, gap=11)
-    assert average_forecast(data).shape == (len(data.held_out()) // 3, 4, 15)
+def test_moving_averages_by_hand():
+    """Two windows of two readings; half of what was counts after one reading."""
+    past = np.array([4.0, 8.0, 6.0, 0.0]).reshape(1, 2, 2, 1)
+    assert moving_average(past, 1.0).ravel().tolist() == [6.0, 3.0]
+    assert moving_average(past, 0.0).ravel().tolist() == [8.0, 0.0]
+
+
+def test_the_moving_average_suits_the_step_ahead():
+    """A constant under noise: the longer the average the better; a slow wave: only a short one helps."""
+    still = SensorStreams(3, 2, 5, 30, 2, 30, periods=(1e9, 1e9), drift=0.0, noise=1.0)
+    past = by_sensor(still.held_out(), "past")
+    found = average_forecast(still.training(), past)
+    assert found.shape == (2, 30, 2, 2)
+    np.testing.assert_allclose(found[:, :, 0], moving_average(past, 64.0))
 
 
 # The models.
@@ -214,22 +240,23 @@ def test_one_encoding_at_many_lead_times_is_what_the_records_say(file):
 def test_a_recipe_trains_is_scored_and_reported(name, file, tmp_path):
     system = leads if name == "leads" else streams
     recipe = system.RECIPES[name]()
-    window = {"past": 7, "training_leads": 5, "leads": (1, 3, 5)} if name == "leads" else {"ahead": 4}
-    data = replace(recipe.data, file=file, gap=11, **window)
-    schema = (
-        leads.model.leads(data) if name == "leads" else streams.model.schema(data, recipe.schema.stream is not None)
-    )
+    if system is leads:
+        data: WeatherLeads | SensorStreams = small_leads(file)
+        schema, model, output = leads.model.leads(data), MODEL, "all, in std"
+        names = ["1 h", "3 h", "5 h"]
+    else:
+        data = SensorStreams(3, 5, 5, 20, 2, 11)
+        schema, model, output = streams.model.schema(data, name == "streams"), streams.baselines.MODEL, "signal"
+        names = ["1 ahead", "2 ahead", "4 ahead"]
     sizes = replace(recipe.config, latents=LatentsConfig(num_latents=3, channels=8))
-    training = replace(
-        recipe.training, num_steps=2, batch_size=4, schedule=replace(recipe.training.schedule, warmup_steps=1)
-    )
+    schedule = replace(recipe.training.schedule, warmup_steps=1)
+    training = replace(recipe.training, num_steps=2, batch_size=4, schedule=schedule)
     recipe = replace(recipe, data=data, schema=schema, config=sizes, training=training)
     run = run_recipe(recipe, tmp_path / "run")
     scores = system.baseline_scores(run)
-    assert {"persistence", "the model by hours ahead" if system is streams else MODEL} <= {*scores}
+    assert {"persistence", model} <= {*scores}
     for each in scores.values():
-        assert all(math.isfinite(value) for value in each["all, in std"].values())
-        assert [*each["all, in std"]] == (["1 h", "3 h", "5 h"] if system is leads else ["1 h", "3 h"])
+        assert all(math.isfinite(value) for value in each[output].values())
+        assert [*each[output]] == names
     keep_scores(run.folder, {"held out": {}} | scores)
-    page = system.report(run)
-    assert page.stat().st_size > 20_000
+    assert system.report(run).stat().st_size > 20_000

@@ -105,10 +105,10 @@ class HourlyWeather(DataSet):
             means[:, index] = basis @ fitted
         return means
 
-    def nows(self, held_out: bool, past: int, ahead: int, step: int = 1) -> np.ndarray:
+    def nows(self, held_out: bool, past: int, ahead: int) -> np.ndarray:
         """Return the hours of a part that have `past` hours up to themselves, and `ahead` later ones, within it."""
         hours = self.part(held_out)
-        found = np.arange(hours.start + past - 1, hours.stop - ahead, step)
+        found = np.arange(hours.start + past - 1, hours.stop - ahead)
         if not len(found):
             raise ValueError(
                 f"{self.file}: {len(hours)} hours hold no window of {past} + {ahead}: shorten past or leads"
@@ -169,56 +169,6 @@ class WeatherLeads(HourlyWeather):
         filled, known = last_known(self.weather().values)
         table = np.concatenate([filled - self.seasonal_means(), known], -1)
         return lambda nows: table[np.asarray(nows)[..., None] + np.arange(1 - self.past, 1)]
-
-
-@dataclass(frozen=True)
-class WeatherStreams(HourlyWeather):
-    """Records of consecutive windows of one airport each, and the change of its variables in the hours after.
-
-    "airport"; "past" [window, 10]: the last known values, then ones where a value is known; "clock" [2] now;
-    "change" [ahead, 5] from now, NaN where unknown. The windows of an airport do not overlap; the latest comes last.
-    """
-
-    window: int = 3
-    """Hours of a window."""
-    ahead: int = 12
-    """Hours ahead that are predicted."""
-    kind: Literal["weather-streams"] = "weather-streams"
-    """Name in files."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.window, self.ahead) < 1:
-            raise ValueError(f"window = {self.window} and ahead = {self.ahead} must be 1 hour or more")
-
-    def check_streams(self, stream: str) -> None:
-        """Raise no error: the last hours of every airport are held out."""
-        check_names("stream", [stream], ["airport"])
-
-    def training(self) -> Sequence[Record]:
-        """Return the windows of the training part, airport by airport."""
-        return self.records(False)
-
-    def held_out(self) -> Sequence[Record]:
-        """Return the windows of the held-out part, airport by airport."""
-        return self.records(True)
-
-    def records(self, held_out: bool) -> LazyRecords:
-        """Return the windows of a part, airport by airport."""
-        weather, nows = self.weather(), self.nows(held_out, self.window, self.ahead, self.window)
-        filled, known = (table.reshape(weather.values.shape) for table in last_known(weather.values))
-
-        def record(index: int) -> Record:
-            airport, now = index // len(nows), nows[index % len(nows)]
-            hours, later = slice(now - self.window + 1, now + 1), slice(now + 1, now + self.ahead + 1)
-            return {
-                "airport": AIRPORTS[airport],
-                "past": np.concatenate([filled[hours, airport], known[hours, airport]], -1),
-                "clock": weather.wave(now),
-                "change": weather.values[later, airport] - filled[now, airport],
-            }
-
-        return LazyRecords(len(AIRPORTS) * len(nows), record)
 
 
 @cache

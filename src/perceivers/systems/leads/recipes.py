@@ -22,7 +22,7 @@ def leads() -> Recipe:
             batch_size=128,
             optimiser=OptimiserConfig(kind="adamw", learning_rate=5e-4, weight_decay=0.1, max_norm=1.0),
             schedule=ScheduleConfig(kind="cosine", warmup_steps=100),
-            average_decay=0.99,
+            average_decay=0.998,
         ),
     )
 

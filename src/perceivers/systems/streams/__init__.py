@@ -1,4 +1,4 @@
-"""A sensor stream in short windows: the latents of each window begin the next, so they remember what came before."""
+"""Sensors, read in short windows: the latents of each window begin the next, so they remember what came before."""
 
 from perceivers.runs.system import System
 from perceivers.systems.streams.baselines import baseline_scores

@@ -1,30 +1,33 @@
-"""The recipes of a weather station as a stream, with and without a state that is carried from window to window."""
+"""The recipes of sensors as streams, with and without a state that is carried from window to window.
+
+Run: `perceivers train streams --out runs/streams`.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from perceivers.data import WeatherStreams
+from perceivers.data import SensorStreams
 from perceivers.runs.recipe import Recipe
 from perceivers.systems.streams.model import CONFIG, schema
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig
 from perceivers.training.training_config import TrainingConfig
 
 UNROLL = 16
-"""Number of windows of a training example: two days."""
+"""Number of windows of a training example."""
 
 
 def streams() -> Recipe:
     """Return the recipe whose latents are carried from window to window."""
-    data = WeatherStreams()
+    data = SensorStreams()
     return Recipe(
         data=data,
         schema=schema(data, carry=True),
         config=CONFIG,
         training=TrainingConfig(
-            num_steps=300,
+            num_steps=800,
             batch_size=16,
             unroll=UNROLL,
-            optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.1, max_norm=1.0),
+            optimiser=OptimiserConfig(kind="adamw", learning_rate=1e-3, weight_decay=0.05, max_norm=1.0),
             schedule=ScheduleConfig(kind="cosine", warmup_steps=50),
             average_decay=0.99,
         ),

@@ -21,7 +21,7 @@ from perceivers.schema import Record
 
 @dataclass(frozen=True)
 class SensorStreams(DataSet):
-    """Records of consecutive windows: "sensor", a name; "past" [window, 2]; "later" [ahead, 2], "signal" without noise."""
+    """Records of consecutive windows: "sensor", a name; "past" [window, 2]; "later" [ahead, 2], its "signal"."""
 
     window: int = 4
     """Readings of a window."""

@@ -223,7 +223,7 @@ def test_a_run_without_a_final_norm_is_warned_of(records, tmp_path):
 # Validation, evaluation, prediction.
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_evaluation_and_validation_carry_the_state(records, batch_size):
     model = built(records=records)
     guess, truth = by_hand(model, records), torch.tensor(np.stack([record["later"] for record in records]))
@@ -237,7 +237,7 @@ def test_evaluation_and_validation_carry_the_state(records, batch_size):
     assert abs(alone["later"]["mae"] - mae) > 1e-3
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("batch_size", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100)), 4])
 def test_predictions_carry_the_state_in_the_order_of_the_rows(records, batch_size):
     model = built(records=records)
     rows = [*predict_rows(model, iter(records), batch_size)]
@@ -361,7 +361,7 @@ def stream_norms(config, count, seed=1):
     return model, torch.stack(found)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_carried_latents_stay_bounded_with_a_final_norm(count):
     """A normed vector of D channels has none above sqrt(D - 1); the norm's scale and shift come on top."""
     model, norms = stream_norms(CONFIG, count)
@@ -370,23 +370,23 @@ def test_carried_latents_stay_bounded_with_a_final_norm(count):
     assert norms.isfinite().all()
     assert norms.max() <= bound
     without = replace(CONFIG, processor=replace(CONFIG.processor, final_norm=False))
-    _, grown = stream_norms(without, 100)
+    _, grown = stream_norms(without, 40)
     assert grown[-1] > bound
-    assert grown[-1] > 2 * grown[30]
+    assert grown[-1] > 2 * grown[12]
 
 
 def test_the_cost_of_a_window_does_not_grow(records):
-    """Floating-point operations, and bytes of all tensors that are alive, after 2 windows and after 60."""
+    """Floating-point operations, and bytes of all tensors that are alive, after 2 windows and after 30."""
     model, encoded, work, alive = built(records=records).requires_grad_(False), None, [], []
     window = torch.tensor(records[0]["past"])[None]
-    for _ in range(60):
+    for _ in range(30):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             encoded = model.encode(window, latents=encoded)
             model.decode(encoded)
         work.append(counter.get_total_flops())
-        if len(work) in (2, 60):
+        if len(work) in (2, 30):
             gc.collect()
-            alive.append(sum(x.nbytes for x in gc.get_objects() if isinstance(x, torch.Tensor)))
+            alive.append(sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), torch.Tensor)))
     assert work[0] > 0
     assert len({*work[1:]}) == 1
     assert alive[0] == alive[1]

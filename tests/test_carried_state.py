@@ -286,6 +286,7 @@ def test_masks_of_an_evaluation_are_those_of_the_records(records):
 def test_a_schema_keeps_its_stream(records, tmp_path):
     schema = SCHEMA.fit(records)
     assert from_plain(Schema, to_plain(schema)) == schema
+    assert "stream" not in to_plain(replace(schema, stream=None))
     for other in (schema.uncorrupted, schema.changed("past", drop_prob=0.5), changed_schema(schema, {})):
         assert other.stream == "sensor"
     model = built(records=records)

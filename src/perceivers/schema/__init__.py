@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NotRequired, TypeVar
 
 import numpy as np
@@ -54,7 +54,7 @@ class Schema:
     """Inputs by name."""
     outputs: Mapping[str, Modality]
     """Outputs by name."""
-    stream: str | None = None
+    stream: str | None = field(default=None, metadata={"only_if_given": True})
     """Field that names a record's stream: windows in order of time, which carry latents on; None: all begin anew."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ LEADS = Config(
 )
 """Sizes of the model of lead times: only the decoder knows them, so one encoded past is asked at many.
 
-It is small, since a year of weather is little data: four times as many weights memorise it.
+It is small, since a year of weather is little data: a model twice as wide memorises it.
 """
 
 

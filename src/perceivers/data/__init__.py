@@ -10,8 +10,10 @@ from perceivers.data.published.glue_tables import Glue
 from perceivers.data.published.handwritten_digits import Digits
 from perceivers.data.published.idx import Idx
 from perceivers.data.published.kinetics_clips import Kinetics
+from perceivers.data.published.nyc_weather import WeatherLeads
 from perceivers.data.published.spoken_digits import SpokenDigits
 from perceivers.data.published.starcraft_replays import StarCraft
+from perceivers.data.sensor_streams import SensorStreams
 from perceivers.data.shards import Shards
 from perceivers.data.spike_trains import SpikeTrains
 from perceivers.data.table import Table
@@ -27,12 +29,14 @@ AnyDataSet = (
     | Idx
     | ImageFolder
     | Kinetics
+    | SensorStreams
     | Shards
     | SpikeTrains
     | SpokenDigits
     | StarCraft
     | Table
     | Texts
+    | WeatherLeads
 )
 """All data sets that a recipe may name, by their field `kind`."""
 
@@ -48,10 +52,12 @@ __all__ = [
     "Idx",
     "ImageFolder",
     "Kinetics",
+    "SensorStreams",
     "Shards",
     "SpikeTrains",
     "SpokenDigits",
     "StarCraft",
     "Table",
     "Texts",
+    "WeatherLeads",
 ]

@@ -65,6 +65,12 @@ class Table(DataSet):
         """True: every file of a folder is a row."""
         return True
 
+    def check_streams(self, stream: str) -> None:
+        """Raise a ValueError unless the last rows, whole streams, or another file are held out."""
+        if not self.held_out_file and self.order is None and self.group != stream:
+            right = f"set data.order, data.group: {stream} or data.held_out_file"
+            raise ValueError(f"stream: {stream}: rows are held out at random, within streams: {right}")
+
     def source_files(self) -> list[Path | str]:
         """Return both tables."""
         return [*filter(None, (self.file, self.held_out_file))]

@@ -1,7 +1,7 @@
 """Validation of records: unreadable ones are counted and named, never silently dropped."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -59,7 +59,8 @@ def read_parts(data: DataSet, schema: Schema, complete: Callable[[Schema], Schem
     fitting = Fitting(schema.inputs, schema.outputs, check=True)
     fitted, bad = find_readable(fitted_to, fitting.add)
     check_count(bad, data.max_bad_rows)
-    schema = complete(Schema(*fitting.fitted()))
+    inputs, outputs = fitting.fitted()
+    schema = complete(replace(schema, inputs=inputs, outputs=outputs))
     rest = np.arange(len(fitted_to), len(training))
     good, unreadable = find_readable(chosen(training, rest), preprocessing(schema))
     training = chosen(training, np.concatenate([fitted, rest[good]]))

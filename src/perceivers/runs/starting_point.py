@@ -80,7 +80,7 @@ class StartingPoint:
 def gated(schema: Schema, names: list[str]) -> Schema:
     """Return a schema with gates before some of its inputs."""
     inputs = {name: replace(spec, gate=spec.gate or name in names) for name, spec in schema.inputs.items()}
-    return Schema(inputs, schema.outputs)
+    return replace(schema, inputs=inputs)
 
 
 def _is_of_kind(spec: Modality, other: Modality | None) -> bool:

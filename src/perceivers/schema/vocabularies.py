@@ -40,7 +40,7 @@ def with_vocabularies(schema: Schema, classes: Mapping[str, Classes]) -> Schema:
                 vocabulary = vocabulary_name(f"{side}.{name}", field)
                 if vocabulary in classes:
                     specs[name] = named(vocabulary, specs[name].with_vocabulary, field, classes[vocabulary])
-    return Schema(**sides)
+    return replace(schema, inputs=sides["inputs"], outputs=sides["outputs"])
 
 
 def extended(schema: Schema, names: Mapping[str, Iterable[str | int]]) -> dict[str, Classes]:
@@ -143,7 +143,7 @@ def taken_over(declared: Schema, fitted: Schema, source: Schema) -> tuple[Schema
                 places += [vocabulary_name(f"{side}.{name}", field) for field in _other_statistics(specs[name], taken)]
                 specs[name] = taken
         sides[side] = specs
-    return Schema(**sides), places
+    return replace(fitted, inputs=sides["inputs"], outputs=sides["outputs"]), places
 
 
 def is_of_input(vocabulary: str) -> bool:

@@ -3,7 +3,19 @@
 from perceivers.runs.evaluate import Scorer, UntrainedBaselines
 from perceivers.runs.presets import Published
 from perceivers.runs.system import System, Task
-from perceivers.systems import audioset, digits, glue, imagenet, language, multimodal, optical_flow, spikes, starcraft
+from perceivers.systems import (
+    audioset,
+    digits,
+    glue,
+    imagenet,
+    language,
+    leads,
+    multimodal,
+    optical_flow,
+    spikes,
+    starcraft,
+    streams,
+)
 
 SYSTEMS: tuple[System, ...] = (
     digits.SYSTEM,
@@ -15,8 +27,10 @@ SYSTEMS: tuple[System, ...] = (
     audioset.SYSTEM,
     starcraft.SYSTEM,
     spikes.SYSTEM,
+    leads.SYSTEM,
+    streams.SYSTEM,
 )
-"""All systems: the smallest first, then in the order of the paper."""
+"""All systems: the smallest first, those of the paper in its order, then others."""
 
 TASKS: dict[str, Task] = {name: task for system in SYSTEMS for name, task in system.tasks.items()}
 """All tasks by name on the command line."""

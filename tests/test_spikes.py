@@ -283,11 +283,13 @@ def test_new_sessions_train_their_own_embeddings_alone(runs, tmp_path):
     training = replace(recipe.training, num_steps=3, batch_size=5, schedule=schedule)
     known = runs["spikes"]
     new = run_recipe(replace(recipe, data=data, training=training, start_from=str(known.folder)), tmp_path / "new")
-    assert new.recipe.schema.inputs["session"].classes == ("session 100", "session 101")
+    old = known.recipe.schema.inputs["session"].classes
+    assert new.recipe.schema.inputs["session"].classes == (*old, "session 100", "session 101")
     before, after = (dict(run.model.named_parameters()) for run in (known, new))
     units = "input_adapter.adapters.spikes.encodings.fields.0.embedding.weight"
     sessions = [f"output_query.alignment.projections.velocity.{part}" for part in ("weight", "bias")]
     changed = {name for name, x in after.items() if x.shape != before[name].shape or not torch.equal(x, before[name])}
     assert changed == {units, *sessions}
-    assert len(after[units]) == 1 + sum(len(session.units) for session in data.sessions())
-    assert after[sessions[0]].shape == (64, 2)
+    assert torch.equal(after[units][: len(before[units])], before[units])  # known units
+    assert len(after[units]) == len(before[units]) + sum(len(session.units) for session in data.sessions())
+    assert after[sessions[0]].shape == (64, len(old) + 2)

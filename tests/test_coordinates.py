@@ -332,6 +332,20 @@ def test_an_input_is_the_content_of_queries_at_points(positions):
     assert model.decode(model.encode(raw), {"asked": Coordinates(asked[:, :0])})["asked"].shape == (2, 0, 3)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_queries_of_one_vector_at_the_places_of_each_sample(share):
+    schema = Schema({"seen": points(key="points")}, {"asked": points(positions=None)})
+    turned = replace(rotary("y", "x"), share=share)
+    sizes = config("y", "x", **PLANE)
+    model = PerceiverIO(schema, replace(sizes, decoder=replace(sizes.decoder, rotary=turned))).eval()
+    raw, asked = {"seen": {"coordinates": 10 * torch.rand(2, 5, 2), "values": torch.rand(2, 5, 3)}}, torch.rand(2, 7, 2)
+    found = model.decode(model.encode(raw), {"asked": Coordinates(asked)})["asked"]
+    for sample in range(2):
+        one = {"seen": {name: x[[sample]] for name, x in raw["seen"].items()}}
+        alone = model.decode(model.encode(one), {"asked": Coordinates(asked[[sample]])})["asked"]
+        torch.testing.assert_close(found[[sample]], alone)
+
+
 def test_an_input_of_queries_is_not_aligned_with_those_that_are_read():
     schema = Schema(SESSIONS, {"asked": points(of="session", positions=None)})
     for rule in ("project", "pad"):

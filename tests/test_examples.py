@@ -2,12 +2,14 @@
 
 import gzip
 import importlib
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from perceivers.data import StarCraft, Table
+from perceivers.data.formats.readers import read_rows
 from perceivers.data.published import starcraft_replays
 from perceivers.media.audio_files import write_audio
 from perceivers.media.image_files import write_image
@@ -64,6 +66,17 @@ def make_sunspots(example):
     example("forecasting").prepare(Path("sunspots.csv"), Path("sunspots"))
 
 
+def make_weather(example):
+    rng = np.random.default_rng(0)
+    lines = ["origin,temp,dewp,humid,wind_speed,pressure,visib,time_hour"]
+    for hour in range(24 * 75):
+        values = ",".join(map(str, rng.normal(size=5).round(2)))
+        when = (datetime(2013, 1, 1) + timedelta(hours=hour)).isoformat() + "Z"
+        lines.append(f"{'EWR' if hour % 7 else 'JFK'},{values},NA,{when}")
+    Path("weather.csv").write_text("\n".join(lines))
+    example("events").prepare(Path("weather.csv"), Path("weather"))
+
+
 def idx(array):
     return gzip.compress(bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes())
 
@@ -105,6 +118,7 @@ MAKERS = {
     "plaid": lambda example: make_series(example, "plaid", 1),
     "co2": make_co2,
     "sunspots": make_sunspots,
+    "weather": make_weather,
     "fashion": make_fashion,
     "spoken": make_spoken,
     "cow": make_cow,
@@ -164,6 +178,32 @@ def test_baselines_of_forecasts_by_hand(example):
     plan = forecasting.Plan(past=1.5, future=1.0, season=1.0, split=0.0, relative=False)
     assert forecasting.at(past, np.array([-0.75])).tolist() == [4.0]
     assert forecasting.drifted(past, np.array([0.5, 1.0]), plan).tolist() == [6.0, 5.0]
+
+
+def test_baselines_of_events_by_hand(example):
+    events = example("events")
+    times, values = np.array([0.0, 10.0, 20.0]), np.array([1.0, 2.0, 3.0])
+    past, mean = {"temp": (times, values)}, {"temp": 7.0, "dewp": 5.0}
+    asked = np.array([29.0, 44.0])
+    guesses = {name: guess("temp", past, asked).tolist() for name, guess in events.rules(mean).items()}
+    assert guesses == {
+        "mean of the variable": [7.0, 7.0],
+        "mean of the window": [2.0, 2.0],
+        "last value": [3.0, 3.0],
+        "value a day ago": [1.5, 3.0],
+    }
+    assert events.rules(mean)["last value"]("dewp", past, asked).tolist() == [5.0, 5.0]
+
+
+def test_no_window_of_weather_crosses_into_another_block(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_weather(example)
+    days = {
+        part: {int(row["window"].split()[1]) for row in read_rows(Path(f"weather/{part}.csv"))}
+        for part in ("train", "test")
+    }
+    assert days["test"] == set(range(60, 73))
+    assert days["train"] == {day for day in range(60) if day % 15 <= 12}
 
 
 def test_no_window_that_is_learned_from_sees_what_is_held_out(example, tmp_path, monkeypatch):

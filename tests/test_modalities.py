@@ -14,6 +14,7 @@ from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.tokens import Segment
 from perceivers.modalities import (
     MODALITIES,
+    Events,
     Flow,
     FramePair,
     Label,
@@ -288,6 +289,8 @@ def perfect(spec, target):
             wide = {name: field.num_outputs for name, field in spec.fields.items() if isinstance(field, CategoryField)}
             values = {name: target[name] for name in spec.fields}
             return {name: sure_of(x, wide[name]) if name in wide else x.nan_to_num(0) for name, x in values.items()}
+        case Events():
+            return {**target, "value": target["value"].nan_to_num(0)}
         case ProbabilisticRegression():
             return torch.stack([target - 1, target, target + 1], dim=-1).nan_to_num(0)
     return (target["values"] if isinstance(target, dict) else target).nan_to_num(0)

@@ -16,6 +16,7 @@ from perceivers import (
     DateField,
     DecoderConfig,
     EncoderConfig,
+    Events,
     FramePair,
     Image,
     Label,
@@ -46,6 +47,7 @@ CONFIG = Config(
     DecoderConfig(),
 )
 POSITIONS = Fourier(num_bands=2, max_resolution=5)
+OCTAVES = Fourier(num_bands=2, spacing="octaves")
 QUERY = {"query_channels": 5}
 
 small = st.integers(1, 3)
@@ -107,6 +109,18 @@ def records(output):
     return strategy()
 
 
+@st.composite
+def events(draw):
+    classes, positions = draw(st.sampled_from([(), ("a", "b", "c")])), draw(st.sampled_from([(), ("hours",)]))
+    spec = Events(classes=classes, channels=draw(small), axis_names=positions, positions=OCTAVES)
+
+    def value(rng):
+        kinds = rng.choice(["a", "b"], rng.integers(1, 4))
+        return [[float(rng.normal()), str(kind), None if rng.random() < 0.2 else float(rng.normal())] for kind in kinds]
+
+    return spec, value
+
+
 def simple(output):
     """Return modalities whose options do not matter here."""
     count = 2
@@ -130,7 +144,7 @@ def simple(output):
 
 def kinds(output):
     grids = [grid(kind, axes, output) for kind, axes in ((Image, 2), (Video, 3), (Series, 1), (Audio, 1))]
-    return st.one_of(simple(output), pointset(), records(output), *grids)
+    return st.one_of(simple(output), pointset(), events(), records(output), *grids)
 
 
 tasks = st.fixed_dictionaries(

@@ -1,15 +1,15 @@
 """Progress bars on a terminal or in a notebook; elsewhere a line of text every minute."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 SECONDS = 60.0
 """Seconds between two lines of text where there is no terminal."""
@@ -18,7 +18,15 @@ Report = Callable[..., None]
 """Function that takes the number of completed steps and, optionally, a new note to show next to it."""
 
 
-def tracked(items: Collection[T] | DataLoader[T], what: str) -> Iterator[T]:
+@runtime_checkable
+class SizedIterable(Protocol[T_co]):
+    """Items that can be counted, such as a list or the batches of a loader."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+def tracked(items: SizedIterable[T], what: str) -> Iterator[T]:
     """Yield the items one by one, with a progress bar."""
     with progress(what, len(items)) as report:
         for number, item in enumerate(items, start=1):

@@ -18,6 +18,7 @@ from perceivers.core.resampler import Resampler, ResamplerConfig
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities import (
     Audio,
+    Events,
     Flow,
     FramePair,
     Image,
@@ -37,6 +38,7 @@ from perceivers.modalities.fields import CategoryField, DateField, NumberField
 from perceivers.modalities.points import Coordinates, Indices, Part, Points, Queries
 from perceivers.modalities.position_encodings import Fourier, Learned
 from perceivers.pretrained.hub import from_pretrained, push_to_hub, save_pretrained
+from perceivers.pretrained.new_classes import extend_vocabulary, reduce_vocabulary
 from perceivers.pretrained.relatives import from_state_dict
 from perceivers.schema import Schema
 from perceivers.schema.example import from_example
@@ -52,6 +54,7 @@ __all__ = [
     "DecoderConfig",
     "Encoded",
     "EncoderConfig",
+    "Events",
     "Flow",
     "Fourier",
     "FramePair",
@@ -87,9 +90,11 @@ __all__ = [
     "Vectors",
     "Video",
     "attention_plan",
+    "extend_vocabulary",
     "from_example",
     "from_pretrained",
     "from_state_dict",
     "push_to_hub",
+    "reduce_vocabulary",
     "save_pretrained",
 ]

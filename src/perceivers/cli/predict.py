@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import tyro
 
@@ -15,8 +15,10 @@ from perceivers.data import Shards, Table
 from perceivers.data.arrays import ARRAY_FILES, read_arrays
 from perceivers.data.formats.readers import reader_of
 from perceivers.data.formats.writers import check_writable, write_rows
+from perceivers.data.long_form import LongForm, long_rows
 from perceivers.data.shards import is_shards, open_shards
 from perceivers.files.outputs import check_outputs
+from perceivers.modalities import Events
 from perceivers.modalities.table_cells import Row
 from perceivers.runs.attention_report import PAGE_ROWS, attention_page
 from perceivers.runs.prediction import predict_rows
@@ -75,9 +77,13 @@ def predict(
     check_writable(out)
     check_outputs([out, attention], [*_files(data), *files_of(Path(model))])
     # Read rows only as they are needed: a table may be larger than the memory.
-    records = _records(data, model)
+    records, form = _records(data, model), _form_of(data, model)
     records = _with_columns(keep, records, data) if keep else records
     chosen = ModelChoice(model=model, device=where.device).load("")
+    # Samples of a table of long form are named, and events are written one by one.
+    events = [name for name, spec in chosen.schema.outputs.items() if isinstance(spec, Events)]
+    if form is not None:
+        records, keep = list(records), (form.sample, *(name for name in keep if name != form.sample))
     if where.workers:
         options = {"keep": keep, "attribution": attribution}
         rows = predict_over_cluster(
@@ -90,6 +96,8 @@ def predict(
         )
     else:
         rows = predict_rows(chosen, records, batch_size, keep, max_bad_rows, attribution)
+    if form is not None and len(events) == 1 and not attribution:
+        rows = long_rows(form, events[0], cast(Sequence[Row], records), rows)
     count = write_rows(out, rows)
     print(f"Written: {count} rows to {out}", file=sys.stderr)
     if attention is not None:
@@ -115,6 +123,13 @@ def _with_columns(names: Collection[str], records: Iterable[Record], data: str) 
 
 def _files(data: str) -> list[Path | str]:
     return Shards(files=data).source_files() if is_shards(data) else [data]
+
+
+def _form_of(data: str, model: str) -> LongForm | None:
+    """Return the columns of events in the data, if the model was trained on a table of long form."""
+    trained_on = data_of(Path(model))
+    is_table = not data.endswith(ARRAY_FILES) and not is_shards(data)
+    return trained_on.long if isinstance(trained_on, Table) and is_table else None
 
 
 def _records(data: str, model: str) -> Iterable[Record]:

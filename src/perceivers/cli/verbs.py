@@ -9,6 +9,7 @@ from perceivers.cli.predict import predict
 from perceivers.cli.schema_verb import schema
 from perceivers.cli.tokenizer import tokenizer
 from perceivers.cli.training import evaluate, report, train
+from perceivers.cli.vocabulary import vocabulary
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
@@ -19,6 +20,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "info": info,
     "plan": plan,
     "convert": convert,
+    "vocabulary": vocabulary,
     "tokenizer": tokenizer,
     "fill-mask": fill_mask,
     "classify": classify,

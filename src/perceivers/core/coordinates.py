@@ -66,16 +66,16 @@ class Turn:
     widened: bool = False
     """True if heads are widened, since tokens of one side lack an axis."""
 
-    def __call__(self, x: Float[Tensor, "b h m d"]) -> Float[Tensor, "b h m _"]:
+    def __call__(self, x: Float[Tensor, "#b h m d"]) -> Float[Tensor, "_ h m _"]:
         """Return the turned heads, widened if needed."""
         plain, rest = self._split(x)
         turned = self._turned(plain, self.sin)
         if self.known is not None:
             turned, plain = turned * self.known, plain * (1 - self.known)
         parts = [turned, plain, rest] if self.widened else [turned, rest]
-        return torch.cat([part.to(x.dtype) for part in parts], -1)
+        return torch.cat([part.to(x.dtype).expand(turned.shape[0], -1, -1, -1) for part in parts], -1)
 
-    def scaled(self, x: Float[Tensor, "b h m d"]) -> Float[Tensor, "b h m _"]:
+    def scaled(self, x: Float[Tensor, "#b h m d"]) -> Float[Tensor, "_ h m _"]:
         """Return turned queries; where they are widened, scaled for the division by the root of their width."""
         turned = self(x)
         return turned * math.sqrt(turned.shape[-1] / x.shape[-1]) if self.widened else turned

@@ -39,10 +39,6 @@ class Decoder(nn.Module):
             raise ValueError("decoder.self_attention: queries attend to one another, all at once: give no memory limit")
         if self.earlier and plan is not None and plan.memory_limit is not None:
             return plan.in_blocks(self, queries, latents, heads)
-        return self.written(queries, latents, heads, plan)
-
-    def written(self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None) -> Written:
-        """Return [B, O, e] of each output, all queries of a layer at once but for the last layer."""
         return self.last(self.before_last(queries, latents), latents, heads, plan)
 
     def last(self, queries: Tokens, latents: Latents, heads: Heads, plan: Any = None) -> Written:
@@ -113,5 +109,4 @@ def apply_heads(x: Tensor, queries: Tokens, tail: tuple[nn.Module, ...], heads: 
 
 def as_array(segment: Segment, array: Float[Tensor, "b m c"]) -> Segment:
     """Return the segment with an array in place of its parts."""
-    kept = {"mask": segment.mask, "coordinates": segment.coordinates, "grid": segment.grid, "extent": segment.extent}
-    return Segment(array, **kept)
+    return Segment(array, mask=segment.mask, coordinates=segment.coordinates, grid=segment.grid, extent=segment.extent)

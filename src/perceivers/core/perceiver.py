@@ -168,7 +168,7 @@ class PerceiverIO(nn.Module):
         tokens, segments = self.tokens(raw)
         (tokens, start), maps = self._started(tokens), {}
         if isinstance(self.trunk, Trunk):
-            maps["encoder"] = self.trunk.attention_map(tokens, start)
+            maps["encoder"] = self.input_adapter.gated(self.trunk.attention_map(tokens, start))
         if isinstance(self.decoder, Decoder):
             latents = self.trunk(tokens, None, start)
             where = self.schema.guard.points(points, latents.array.device)

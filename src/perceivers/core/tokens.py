@@ -47,6 +47,8 @@ class Segment:
     """Vector of the common width that replaces a masked token."""
     masked: Bool[Tensor, "#b m"] | None = None
     """True where the mask token replaces the token."""
+    log_weight: Float[Tensor, "1"] | None = None
+    """Logarithm of the number of times that each token counts when it is read; None: once."""
     extent: Any = None
     """Part of the input that this segment is, with a method `check_apart(name, other)`; None: the whole input."""
 

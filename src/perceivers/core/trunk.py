@@ -15,8 +15,8 @@ from perceivers.core.config import Config, TrunkConfig, shared
 from perceivers.core.coordinates import UNTURNED
 from perceivers.core.latents import Latents, chosen_tokens, place_coordinates
 from perceivers.core.layers import apply_linear, norm_layer, plain_linear, sines, trained_vector
-from perceivers.core.reading import SoftmaxState
-from perceivers.core.tokens import Segment, Tokens, token_dtype
+from perceivers.core.reading import Reading, SoftmaxState
+from perceivers.core.tokens import Tokens, token_dtype
 
 
 class Read(nn.Module):
@@ -31,6 +31,8 @@ class Read(nn.Module):
     def forward(self, latents: Latents, tokens: Tokens, plan: Any = None) -> Latents:
         """Return the updated latents. Without a plan (`plan_attention`) attention is dense."""
         cross = self.cross_attention
+        if any(segment.log_weight is not None for segment in tokens.segments.values()):
+            return self.update(latents, Reading(self.states(latents, tokens, plan)).total())
         if plan is not None and not plan.needs_dense(cross, latents, tokens):
             return replace(latents, array=cross(latents, tokens, compute=plan.read))
         return replace(latents, array=cross(*reading_arguments(cross, latents, tokens)))
@@ -41,10 +43,9 @@ class Read(nn.Module):
         if attention.training and attention.dropout:
             raise ValueError("dropout of attention weights in training: read everything at once, or in evaluation")
 
-        def dense(cross: CrossAttention, latents: Latents, tokens: Tokens) -> dict[str, SoftmaxState]:
-            return {name: dense_state(cross, latents, segment) for name, segment in tokens.segments.items()}
-
-        return self.cross_attention(latents, tokens, compute=dense if plan is None else plan.states)
+        found = self.cross_attention(latents, tokens, compute=dense_states if plan is None else plan.states)
+        weights = {name: x.log_weight for name, x in tokens.segments.items() if x.log_weight is not None}
+        return found | {name: replace(found[name], max_score=found[name].max_score + w) for name, w in weights.items()}
 
     def update(self, latents: Latents, state: SoftmaxState) -> Latents:
         """Return the latents updated with the state of everything that was read."""
@@ -58,10 +59,13 @@ def reading_arguments(cross: CrossAttention, latents: Latents, tokens: Tokens) -
     return latents.array, array, mask, cross.rotation(latents.segment, keys), latents.condition
 
 
-def dense_state(cross: CrossAttention, latents: Latents, segment: Segment) -> SoftmaxState:
-    """Return the softmax state of a segment, computed densely."""
-    array = segment.dense(token_dtype(latents.array.dtype))
-    return cross.softmax_state(latents, array, Mask(keys=segment.mask), cross.rotation(latents.segment, segment))
+def dense_states(cross: CrossAttention, latents: Latents, tokens: Tokens) -> dict[str, SoftmaxState]:
+    """Return the softmax state of each segment, computed densely."""
+    dtype, at = token_dtype(latents.array.dtype), latents.segment
+    return {
+        name: cross.softmax_state(latents, x.dense(dtype), Mask(keys=x.mask), cross.rotation(at, x))
+        for name, x in tokens.segments.items()
+    }
 
 
 class Process(nn.Module):

@@ -10,10 +10,13 @@ from perceivers.data.published.glue_tables import Glue
 from perceivers.data.published.handwritten_digits import Digits
 from perceivers.data.published.idx import Idx
 from perceivers.data.published.kinetics_clips import Kinetics
+from perceivers.data.published.nyc_weather import WeatherLeads
 from perceivers.data.published.spoken_digits import SpokenDigits
 from perceivers.data.published.starcraft_replays import StarCraft
+from perceivers.data.sensor_streams import SensorStreams
 from perceivers.data.shapes import Shapes
 from perceivers.data.shards import Shards
+from perceivers.data.spike_trains import SpikeTrains
 from perceivers.data.table import Table
 from perceivers.data.texts import Texts
 
@@ -27,12 +30,15 @@ AnyDataSet = (
     | Idx
     | ImageFolder
     | Kinetics
+    | SensorStreams
     | Shapes
     | Shards
+    | SpikeTrains
     | SpokenDigits
     | StarCraft
     | Table
     | Texts
+    | WeatherLeads
 )
 """All data sets that a recipe may name, by their field `kind`."""
 
@@ -48,10 +54,13 @@ __all__ = [
     "Idx",
     "ImageFolder",
     "Kinetics",
+    "SensorStreams",
     "Shapes",
     "Shards",
+    "SpikeTrains",
     "SpokenDigits",
     "StarCraft",
     "Table",
     "Texts",
+    "WeatherLeads",
 ]

@@ -39,6 +39,13 @@ class Arrays(DataSet):
         if self.seed < 0:
             raise ValueError(f"seed = {self.seed} must be 0 or more")
 
+    def check_streams(self, stream: str) -> None:
+        """Raise a ValueError unless another file is held out."""
+        if not self.held_out_file:
+            raise ValueError(
+                f"stream: {stream}: records are held out at random, within streams: set data.held_out_file"
+            )
+
     def source_files(self) -> list[Path | str]:
         """Return both files."""
         return [*filter(None, (self.training_file, self.held_out_file))]

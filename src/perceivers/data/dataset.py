@@ -57,6 +57,10 @@ class DataSet(ABC):
         """Samples per second of the sound; ValueError for a data set without sound."""
         raise ValueError(f"{type(self).__name__} has no sound")
 
+    def check_streams(self, stream: str) -> None:
+        """Raise a ValueError unless the split leaves the records of a stream, named by this field, consecutive."""
+        raise ValueError(f"stream: {stream}: data of kind {getattr(self, 'kind', '')} are not split by streams")
+
     @abstractmethod
     def training(self) -> Sequence[Record]:
         """Return the training records."""

@@ -1,6 +1,6 @@
 """User data as a table: CSV, TSV, Parquet, JSON Lines, or a folder of files with one sub-folder per class."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from perceivers.data.dataset import DataSet
 from perceivers.data.formats.readers import MISSING, read_rows
+from perceivers.data.long_form import LongForm, samples_of
 from perceivers.data.splits import (
     check_held_out_fraction,
     last_in_order,
@@ -42,6 +43,8 @@ class Table(DataSet):
     """Number of unreadable rows that are left out; more are an error."""
     files_outside: bool = False
     """True: cells may name files outside the table's folder."""
+    long: LongForm | None = None
+    """Columns of a table of long form, whose rows are grouped into samples before anything else; None: a row is one."""
     kind: Literal["table"] = "table"
     """Name in files."""
 
@@ -62,13 +65,19 @@ class Table(DataSet):
         """True: every file of a folder is a row."""
         return True
 
+    def check_streams(self, stream: str) -> None:
+        """Raise a ValueError unless the last rows, whole streams, or another file are held out."""
+        if not self.held_out_file and self.order is None and self.group != stream:
+            right = f"set data.order, data.group: {stream} or data.held_out_file"
+            raise ValueError(f"stream: {stream}: rows are held out at random, within streams: {right}")
+
     def source_files(self) -> list[Path | str]:
         """Return both tables."""
         return [*filter(None, (self.file, self.held_out_file))]
 
     def read_table(self, path: Path) -> Iterator[Row]:
-        """Yield the rows of another table, with the same settings for missing values and files."""
-        return read_rows(path, self.missing, self.files_outside)
+        """Yield the rows of another table (of long form: its samples), with the same settings."""
+        return iter(self._rows(path, asking=True))
 
     def training(self) -> Sequence[Row]:
         """Return the rows of the table that are not held out."""
@@ -94,7 +103,11 @@ class Table(DataSet):
     def _read(self, file: str) -> list[Row]:
         if not file:
             raise ValueError("no data: name a table in data.file")
-        return list(self.read_table(Path(file)))
+        return list(self._rows(Path(file)))
+
+    def _rows(self, path: Path, asking: bool = False) -> Iterable[Row]:
+        rows = read_rows(path, self.missing, self.files_outside)
+        return rows if self.long is None else samples_of(path, rows, self.long, asking)
 
     def _chosen(self, rows: Sequence[Row]) -> frozenset[int]:
         """Return the numbers of the held-out rows."""

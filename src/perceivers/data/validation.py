@@ -1,7 +1,7 @@
 """Validation of records: unreadable ones are counted and named, never silently dropped."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -42,8 +42,11 @@ class Parts:
     """Records of either part that were left out."""
 
 
-def read_parts(data: DataSet, schema: Schema) -> Parts:
-    """Return both parts, validated if `is_validated(data)`; ValueError if too many records are unreadable."""
+def read_parts(data: DataSet, schema: Schema, complete: Callable[[Schema], Schema] = lambda fitted: fitted) -> Parts:
+    """Return both parts, validated if `is_validated(data)`; ValueError if too many records are unreadable.
+
+    `complete` may change the fitted schema before the other records are validated.
+    """
     training, held_out = data.training(), data.held_out()
     fitted_to = training if data.fitted_to is None else training[: data.fitted_to]
     # Misspelled columns are reported before anything is read.
@@ -51,12 +54,13 @@ def read_parts(data: DataSet, schema: Schema) -> Parts:
         rows = [*fitted_to, *(held_out if isinstance(data, Table) else ())]
         check_columns(schema, [row for row in rows if isinstance(row, Row)])
     if not is_validated(data):
-        return Parts(schema.fit(fitted_to), training, held_out)
+        return Parts(complete(schema.fit(fitted_to)), training, held_out)
     # Read each record once: those that the schema is fitted to, the rest of the training part, and the held-out part.
     fitting = Fitting(schema.inputs, schema.outputs, check=True)
     fitted, bad = find_readable(fitted_to, fitting.add)
     check_count(bad, data.max_bad_rows)
-    schema = Schema(*fitting.fitted())
+    inputs, outputs = fitting.fitted()
+    schema = complete(replace(schema, inputs=inputs, outputs=outputs))
     rest = np.arange(len(fitted_to), len(training))
     good, unreadable = find_readable(chosen(training, rest), preprocessing(schema))
     training = chosen(training, np.concatenate([fitted, rest[good]]))

@@ -1,5 +1,6 @@
 """Modalities: the types of inputs and outputs that a model can have, one file each."""
 
+from perceivers.modalities.events import Events
 from perceivers.modalities.flow import Flow, FramePair
 from perceivers.modalities.image import Image, Video
 from perceivers.modalities.label import Label, Labels
@@ -14,7 +15,7 @@ from perceivers.modalities.vectors import Vectors
 
 MODALITIES = (
     *(Image, Video, Series, Audio, Spectrogram, FramePair, Flow),
-    *(PointSet, Records, Text, Vectors),
+    *(PointSet, Records, Events, Text, Vectors),
     *(Label, Labels, Numbers, ProbabilisticRegression),
 )
 """All modalities; a file names one by its field `kind`."""

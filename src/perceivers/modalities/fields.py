@@ -16,9 +16,11 @@ from torch.nn import functional as F
 
 from perceivers.core.checks import SIZE, check_fields, check_ranges
 from perceivers.core.precision import floats, precise
+from perceivers.modalities.class_rows import ClassRows, RowGroup
 from perceivers.modalities.embeddings import embedding
 from perceivers.modalities.label import Label, check_classes, counted
 from perceivers.modalities.modality import check_units, denormalised, known_units, normalised, rounded, unit_std
+from perceivers.modalities.position_encodings import Fourier, Positions
 from perceivers.modalities.raw import as_float32, is_missing
 from perceivers.modalities.scalars import UNKNOWN, class_numbers, class_value, scalar
 from perceivers.modalities.table_cells import number
@@ -95,6 +97,11 @@ class FieldEncoding(nn.Module, ABC):
 
     channels: int
 
+    @property
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Rows of the parameters that stand for classes, by name of the parameter."""
+        return {}
+
     @abstractmethod
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
         """Return features, finite for unknown values too; a value is also unknown where the mask is False."""
@@ -108,6 +115,8 @@ class NumberField(FieldType):
     """Mean for normalisation. Fitted if None."""
     std: float | None = None
     """Standard deviation for normalisation. Fitted if None."""
+    positions: Fourier | None = None
+    """As an input: Fourier features of the number in units of `std`, where it depends on fine detail; None: none."""
     kind: Literal["number"] = "number"
     """Name in schema files."""
 
@@ -137,6 +146,8 @@ class NumberField(FieldType):
 
     def preprocess(self, values: Column) -> np.ndarray:
         """Return the numbers as float32; None becomes NaN."""
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+            return as_float32(values)
         return as_float32([_parsed(value) for value in values])
 
     def known(self, values: Tensor) -> Bool[Tensor, "*b"]:
@@ -212,6 +223,9 @@ class CategoryField(FieldType):
 
     def preprocess(self, values: Column) -> np.ndarray:
         """Return class numbers, -1 where unknown."""
+        if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+            distinct, index = np.unique(values, return_inverse=True)
+            return self.preprocess(distinct.tolist())[index]  # each name is looked up once
         names = {} if isinstance(self.classes, int) else {name: index for index, name in enumerate(self.classes)}
         return np.array([self._number(value, names) for value in values], np.int64)
 
@@ -305,27 +319,33 @@ Field = NumberField | CategoryField | DateField
 
 
 class NumberEncoding(FieldEncoding):
-    """Encoding of a number: the number in units of `std`, 0 where unknown; then a one where it is known."""
-
-    channels = 2
+    """Encoding of a number: in units of `std`, a one where it is known, then `positions`; all 0 where it is unknown."""
 
     def __init__(self, field: NumberField) -> None:
         super().__init__()
         self.field = field
+        self.positions = None if field.positions is None else Positions(1, None, field.positions)
+        self.channels = 2 + (0 if self.positions is None else self.positions.channels)
 
-    def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m 2"]:
-        """Return features [B, M, 2], finite for any values."""
+    def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
+        """Return features [B, M, C], finite for any values."""
         number, known = known_units(_unless(mask, floats(values), torch.nan), self.field.mean, self.field.std)
-        return torch.stack([number, known.to(number.dtype)], dim=-1)
+        features = torch.stack([number, known.to(number.dtype)], dim=-1)
+        if self.positions is None:
+            return features
+        waves = self.positions.at(number[..., None]) * known[..., None]
+        return torch.cat([features, waves.to(features.dtype)], dim=-1)
 
 
 class DateEncoding(NumberEncoding):
     """Encoding of a date: the one of a number; then sine and cosine of its phase in each cycle, 0 where unknown."""
 
-    channels = 2 + 2 * 3
+    def __init__(self, field: NumberField) -> None:
+        super().__init__(field)
+        self.channels += 2 * len(CYCLES)
 
-    def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m 8"]:
-        """Return features [B, M, 8], finite for any values."""
+    def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
+        """Return features [B, M, C], finite for any values."""
         values = _unless(mask, precise(floats(values)), torch.nan)
         phases = [2 * torch.pi * values.nan_to_num(0.0, 0.0, 0.0) / days for days in CYCLES]
         waves = torch.stack([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=-1)
@@ -337,8 +357,13 @@ class CategoryEncoding(FieldEncoding):
 
     def __init__(self, field: CategoryField) -> None:
         super().__init__()
-        self.channels, self.count = field.channels, field.num_outputs
+        self.channels, self.count, self.classes = field.channels, field.num_outputs, field.classes
         self.embedding = embedding(1 + self.count, field.channels)
+
+    @property
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Rows of the embedding: the first one is for unknown values."""
+        return {"embedding.weight": ClassRows(0, (RowGroup(classes=self.classes, others=1),))}
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b m c"]:
         """Return features [B, M, C] of class numbers [B, M]; -1 and -100 are unknown."""

@@ -20,6 +20,7 @@ from perceivers.core.checks import is_whole
 from perceivers.core.interfaces import InputAdapter, OutputAdapter
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import drawable
+from perceivers.modalities.class_rows import Classes, ClassRows, RowGroup, class_names
 from perceivers.modalities.modality import Raw, mean_where, rounded, shown
 from perceivers.modalities.scalars import UNKNOWN, class_chances, class_numbers, class_value
 from perceivers.modalities.scores import mean_average_precision
@@ -116,6 +117,18 @@ class Label(SingleQueryModality):
             return replace(self, classes=tuple(map(str, numbers)))
         return replace(self, classes=count)
 
+    @property
+    def vocabularies(self) -> Mapping[str, Classes]:
+        """The classes, if they are fitted."""
+        return {"": self.classes} if self.classes else {}
+
+    def with_vocabulary(self, field: str, classes: Classes) -> "Label":
+        """Return the spec with other classes; ValueError if its F1 metric would be of another class than before."""
+        last, new = class_names(self.classes)[-1], class_names(classes)[-1]
+        if "f1" in self.further_metrics and last != new:
+            raise ValueError(f"f1 is that of the last class, {last!r}, which would be {new!r}: without f1, change it")
+        return replace(self, classes=classes)
+
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> int | None:
         """Return the class number; None (missing) for an unknown class, since new ones turn up after training."""
         try:
@@ -147,11 +160,13 @@ class Label(SingleQueryModality):
 
     def build_input(self) -> "OneHotInput":
         """Build the adapter with one token, the one-hot class (official `OneHotPreprocessor`)."""
-        return OneHotInput(fitted_count(self.num_classes))
+        fitted_count(self.num_classes)
+        return OneHotInput(self.classes)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Build the adapter from the decoded query to logits [B, classes]."""
-        return SingleQueryOutput(self.build_head(channels, fitted_count(self.num_classes)))
+        head = self.build_head(channels, fitted_count(self.num_classes))
+        return SingleQueryOutput(head, classes=self.classes)
 
     def probabilities(self, target: Tensor) -> Float[Tensor, "b k"]:
         """Return a target of class numbers as probabilities of all classes; NaN where unknown."""
@@ -250,6 +265,15 @@ class Labels(SingleQueryModality):
         fitted = Label(classes=self.classes).fit(name for value in values for name in _several(value))
         return replace(self, classes=fitted.classes)
 
+    @property
+    def vocabularies(self) -> Mapping[str, Classes]:
+        """The classes, if they are fitted."""
+        return {"": self.classes} if self.classes else {}
+
+    def with_vocabulary(self, field: str, classes: Classes) -> "Labels":
+        """Return the spec with other classes."""
+        return replace(self, classes=classes)
+
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> np.ndarray:
         """Return [classes] zeros, with ones for the classes of the sample."""
         hot = np.zeros(self.num_classes, np.float32)
@@ -281,11 +305,13 @@ class Labels(SingleQueryModality):
 
     def build_input(self) -> "OneHotInput":
         """Build the adapter with one token that holds ones for the classes of the sample."""
-        return OneHotInput(fitted_count(self.num_classes))
+        fitted_count(self.num_classes)
+        return OneHotInput(self.classes)
 
     def build_output(self, channels: int, inputs: Mapping[str, InputAdapter]) -> OutputAdapter:
         """Build the adapter from the decoded query to logits [B, classes]."""
-        return SingleQueryOutput(self.build_head(channels, fitted_count(self.num_classes)))
+        head = self.build_head(channels, fitted_count(self.num_classes))
+        return SingleQueryOutput(head, classes=self.classes)
 
     def loss(self, prediction: Raw, target: Raw) -> Tensor:
         """Return the mean binary cross entropy over known labels."""
@@ -312,9 +338,11 @@ class Labels(SingleQueryModality):
 class OneHotInput(InputAdapter):
     """Adapter with one token, whose width is the number of classes; it has no position."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, classes: Classes) -> None:
         super().__init__()
-        self.channels = num_classes
+        self.channels = len(class_names(classes))
+        self.token_classes = ClassRows(1, (RowGroup(classes=classes),))
+        """The classes along the width of the token, which is that of the linear maps that read it."""
 
     def forward(self, raw: Raw) -> Segment:
         """Return the token, from class numbers [B] or from zeros and ones [B, classes]."""

@@ -15,6 +15,7 @@ from perceivers.core.arguments import check_names
 from perceivers.core.checks import COUNT, FRACTION, SIZE, check_ranges
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.precision import floats, precise
+from perceivers.modalities.class_rows import Classes
 from perceivers.modalities.points import Points
 from perceivers.modalities.raw import check_keys, given
 from perceivers.modalities.table_cells import Files, plain
@@ -83,6 +84,10 @@ class Modality(ABC):
     """As an input: its tokens are read; or their mean conditions the stages that are `conditioned`; or they serve the
     queries of outputs alone."""
 
+    gate: bool = False
+    """As an input: a trained gate weighs its tokens in the softmax of reading. The gate starts closed, so that an input
+    that is added to a trained model changes nothing at first."""
+
     read_fields: ClassVar[tuple[str, ...] | None] = None
     """Names of the fields that `read` depends on; None: all."""
     preprocess_needs_fit: ClassVar[bool] = True
@@ -120,6 +125,15 @@ class Modality(ABC):
     def fit(self, values: Iterable[Any]) -> "Modality":
         """Return the spec with statistics or a vocabulary fitted to the training values, or to their summaries."""
         return self
+
+    @property
+    def vocabularies(self) -> Mapping[str, Classes]:
+        """The classes of each fitted vocabulary, by field; "": the vocabulary of the modality itself."""
+        return {}
+
+    def with_vocabulary(self, field: str, classes: Classes) -> "Modality":
+        """Return the spec with other classes in one of its vocabularies."""
+        raise ValueError(f"{type(self).__name__} has no vocabulary {field!r}")
 
     def uncorrupted(self) -> "Modality":
         """Return the spec for prediction: nothing is random, and the inputs are whole."""
@@ -363,6 +377,21 @@ def pad_sequences(values: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
             batch[sample, : len(value)] = value
             mask[sample, : len(value)] = True
     return torch.from_numpy(batch), torch.from_numpy(mask)
+
+
+def check_subsample(share: tuple[float, float]) -> None:
+    """Raise a ValueError unless this is a range of the share of a set that is kept."""
+    if not 0 <= share[0] <= share[1] <= 1:
+        raise ValueError(f"subsample = {share} must be two rising fractions between 0 and 1")
+
+
+def random_members(arrays: dict[str, np.ndarray], share: tuple[float, float], rng: np.random.Generator) -> Any:
+    """Return a random share of a set's members, at least one, from arrays by name with a member in each place."""
+    total = len(next(iter(arrays.values())))
+    if share == (1.0, 1.0) or not total:
+        return arrays
+    chosen = rng.choice(total, max(1, round(rng.uniform(*share) * total)), replace=False)
+    return {name: array[chosen] for name, array in arrays.items()}
 
 
 def rounded(values: Any) -> Any:

@@ -26,12 +26,14 @@ from perceivers.modalities.modality import (
     RANGES,
     Modality,
     Raw,
+    check_subsample,
     check_units,
     denormalised,
     input_of,
     known_units,
     mean_where,
     pad_sequences,
+    random_members,
     rounded,
     same_shape,
     shown,
@@ -39,10 +41,11 @@ from perceivers.modalities.modality import (
 )
 from perceivers.modalities.places import NamedAxes, check_axis_names
 from perceivers.modalities.points import Coordinates, Points
-from perceivers.modalities.position_encodings import Fourier, Positions, sound_coordinates
+from perceivers.modalities.position_encodings import Fourier, Positions, bounds_to_unit, sound_coordinates
 from perceivers.modalities.queries import CoordinateQuery, SharedContent
 from perceivers.modalities.raw import as_float32, check_keys, finite
 from perceivers.modalities.scalars import class_chances
+from perceivers.modalities.scores import correlation
 from perceivers.modalities.table_cells import Files, numbers, plain
 
 if TYPE_CHECKING:
@@ -97,8 +100,7 @@ class PointSet(Modality):
             raise ValueError(f"bounds = {self.bounds} must have a pair for each of {self.axes} axes")
         if not all(-LARGEST <= low <= high <= LARGEST for low, high in self.bounds or ()):
             raise ValueError(f"bounds = {self.bounds} must be pairs of finite numbers, the lower one first")
-        if not 0 <= self.subsample[0] <= self.subsample[1] <= 1:
-            raise ValueError(f"subsample = {self.subsample} must be two rising fractions between 0 and 1")
+        check_subsample(self.subsample)
 
     def read(self, cell: Any, files: Files) -> dict[str, Any]:
         """Parse {"coordinates", "values"}, or a list of points, each its coordinates and then its values (if known)."""
@@ -131,12 +133,7 @@ class PointSet(Modality):
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
         """Return coordinates and values as float32; in training, or with `subsample_at_eval`, of random points."""
         points = self._arrays(value)
-        total = len(points["coordinates"])
-        if not (training or self.subsample_at_eval) or self.subsample == (1.0, 1.0) or not total:
-            return points
-        count = max(1, round(rng.uniform(*self.subsample) * total))
-        chosen = rng.choice(total, count, replace=False)
-        return {name: array[chosen] for name, array in points.items()}
+        return random_members(points, self.subsample, rng) if training or self.subsample_at_eval else points
 
     def target(self, value: Any, rng: np.random.Generator, prepared: Mapping[str, Any], training: bool) -> Any:
         """Return all points."""
@@ -219,15 +216,15 @@ class PointSet(Modality):
         return mean_where(difference**2, target["mask"][..., None] & values.isfinite())
 
     def metrics(self) -> "dict[str, Metric]":
-        """Return the root mean squared error, in the data's units; of binary values IoU and accuracy, over all points.
+        """Return the root mean squared error in the data's units, and R2 (explained variance), over all values.
 
-        IoU (intersection over union) is the Jaccard index of the points predicted to be 1 and those that are.
+        Of binary values: IoU (intersection over union, the Jaccard index of those that are 1), and accuracy.
         """
         from torchmetrics import MeanSquaredError, classification
 
         if self.values == "binary":
             return {"iou": classification.BinaryJaccardIndex(), "accuracy": classification.BinaryAccuracy()}
-        return {"rmse": MeanSquaredError(squared=False)}
+        return {"rmse": MeanSquaredError(squared=False), "r2": correlation("r2")}
 
     def metric_inputs(self, prediction: Raw, target: Raw) -> tuple[Tensor, Tensor]:
         """Return predictions and targets of known values of valid points, flat; of binary values probabilities."""
@@ -238,11 +235,7 @@ class PointSet(Modality):
 
     def to_unit(self, coordinates: Float[Tensor, "*b axes"]) -> Float[Tensor, "*b axes"]:
         """Scale coordinates of the data to -1 to 1, by `bounds`; without rounding if these are -1 and 1."""
-        if {*(self.bounds or ())} <= {(-1.0, 1.0)}:
-            return coordinates
-        low, high = coordinates.new_tensor(self.bounds or ((-1.0, 1.0),) * self.axes).unbind(dim=-1)
-        span = torch.where(high > low, high - low, torch.ones_like(low))  # coordinates may all be equal
-        return -1 + 2 * (coordinates - low) / span
+        return bounds_to_unit(coordinates, self.bounds)
 
     def picture(self, axes: "Axes", sample: Raw) -> None:
         """Plot values over one coordinate; else points by the first two, the first downwards, grey by value."""

@@ -100,6 +100,17 @@ def to_unit(position: Tensor, span: int, rule: CoordinateRule = "inclusive") -> 
     return -1 + 2 * position / (max(span - 1, 1) if rule == "inclusive" else span)
 
 
+def bounds_to_unit(
+    coordinates: Float[Tensor, "*b axes"], bounds: Sequence[tuple[float, float]] | None
+) -> Float[Tensor, "*b axes"]:
+    """Scale coordinates to -1 to 1 between the bounds of each axis; without rounding if these are -1 and 1 (None)."""
+    if {*(bounds or ())} <= {(-1.0, 1.0)}:
+        return coordinates
+    low, high = coordinates.new_tensor(bounds).unbind(dim=-1)
+    span = torch.where(high > low, high - low, torch.ones_like(low))  # coordinates may all be equal
+    return -1 + 2 * (coordinates - low) / span
+
+
 def sound_coordinates(
     coordinates: Float[Tensor, "*b m axes"], mask: Bool[Tensor, "b m"] | None, axes: int
 ) -> Float[Tensor, "... m axes"]:

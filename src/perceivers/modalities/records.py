@@ -22,6 +22,7 @@ from perceivers.core.layers import plain_linear, trained_vector
 from perceivers.core.precision import floats, precise
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import show_text
+from perceivers.modalities.class_rows import Classes, ClassRows, RowGroup
 from perceivers.modalities.fields import CategoryField, Column, Field, NumberField, is_missing
 from perceivers.modalities.modality import (
     NOMINAL,
@@ -113,6 +114,16 @@ class Records(Modality):
             return self
         fitted = {name: self._fitted(name, [columns[name] for columns in sets]) for name in self.fields}
         return replace(self, fields=fitted)
+
+    @property
+    def vocabularies(self) -> Mapping[str, Classes]:
+        """The classes of each category that is fitted, by field."""
+        categories = {name: field for name, field in self.fields.items() if isinstance(field, CategoryField)}
+        return {name: field.classes for name, field in categories.items() if field.classes}
+
+    def with_vocabulary(self, field: str, classes: Classes) -> "Records":
+        """Return the spec with other classes of a category."""
+        return replace(self, fields={**self.fields, field: replace(cast(Any, self.fields[field]), classes=classes)})
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
         """Return a column [M] for each field: float32 or class numbers."""
@@ -355,6 +366,11 @@ class RecordsInput(InputAdapter):
             raise ValueError(f"combine: sum needs fields of equally many channels: {found}")
         self.channels = widths[0] if spec.combine == "sum" else sum(widths)
 
+    @property
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Rows of the parameters that stand for classes, by name of the parameter."""
+        return self.encodings.class_rows("encodings")
+
     def forward(self, raw: Raw) -> Segment:
         """Return the tokens in the order of the records, which the model does not see."""
         features = self.encodings(raw)
@@ -374,6 +390,11 @@ class FieldsInput(InputAdapter):
         self.encodings = FieldEncodings(spec)
         self.maps = nn.ModuleList(plain_linear(width, spec.channels) for width in self.encodings.widths)
         self.names = trained_vector(len(spec.features), spec.channels)
+
+    @property
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Rows of the parameters that stand for classes, by name of the parameter."""
+        return self.encodings.class_rows("encodings")
 
     def forward(self, raw: Raw) -> Segment:
         """Return the tokens record by record, within a record in the order of the fields."""
@@ -405,6 +426,15 @@ class FieldEncodings(nn.Module):
         self.fields = nn.ModuleList(encodings)
         self.widths = [encoding.channels for encoding in encodings]
 
+    def class_rows(self, place: str) -> dict[str, ClassRows]:
+        """Return the rows of the parameters that stand for classes; `place`: the name of this module."""
+        encodings: Any = self.fields
+        return {
+            f"{place}.fields.{number}.{parameter}": rows.within(name)
+            for number, (name, encoding) in enumerate(zip(self.names, encodings, strict=True))
+            for parameter, rows in encoding.class_rows.items()
+        }
+
     def forward(self, raw: Raw) -> list[Float[Tensor, "b m _"]]:
         """Return the features in the order of the fields; ValueError if a field is absent."""
         if not isinstance(raw, Mapping):
@@ -428,6 +458,16 @@ class RecordsOutput(OutputAdapter):
         self.spec = spec
         self.widths = [field.num_outputs for field in spec.fields.values()]
         self.head = plain_linear(channels, sum(self.widths))
+
+    @property
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Rows of the head: the classes of each category, and one row for each number."""
+        groups = [
+            RowGroup(name, field.classes) if isinstance(field, CategoryField) else RowGroup(name, others=width)
+            for (name, field), width in zip(self.spec.fields.items(), self.widths, strict=True)
+        ]
+        rows = ClassRows(0, tuple(groups))
+        return {"head.weight": rows, "head.bias": rows} if self.spec.vocabularies else {}
 
     def forward(self, x: Float[Tensor, "b o e"], queries: Segment) -> dict[str, Tensor]:
         """Return [B, O] or [B, O, classes] by field."""

@@ -66,3 +66,30 @@ def mean_average_precision() -> "Metric":
             return torch.stack(precisions).mean() if precisions else torch.tensor(torch.nan)
 
     return MeanAveragePrecision()
+
+
+def root_mean_square(number: int | None = None, unit: float = 1.0) -> "Metric":
+    """Return the RMSE over the values of one type (None: of all), times a unit; NaN without any value.
+
+    It is updated with predictions, targets and type numbers.
+    """
+    from torchmetrics import Metric
+
+    class RootMeanSquare(Metric):
+        squares: Tensor
+        count: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("squares", torch.zeros((), dtype=torch.float64), "sum")
+            self.add_state("count", torch.zeros((), dtype=torch.long), "sum")
+
+        def update(self, prediction: Tensor, target: Tensor, types: Tensor) -> None:
+            own = torch.ones_like(types, dtype=torch.bool) if number is None else types == number
+            self.squares = self.squares + ((prediction - target)[own].double() ** 2).sum()
+            self.count = self.count + own.sum()
+
+        def compute(self) -> Tensor:
+            return (self.squares / self.count).sqrt() * unit
+
+    return RootMeanSquare()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from perceivers.core.interfaces import InputAdapter, OutputAdapter, OutputQuery
 from perceivers.core.layers import plain_linear
 from perceivers.core.tokens import Segment
+from perceivers.modalities.class_rows import Classes, ClassRows, RowGroup
 from perceivers.modalities.modality import Modality, Unit, denormalised, input_of
 from perceivers.modalities.queries import InputQuery, LearnedQuery
 
@@ -45,10 +46,19 @@ class SingleQueryModality(Modality):
 class SingleQueryOutput(OutputAdapter):
     """Adapter of an output with one query: the head's numbers, in the data's units if they have a mean or std."""
 
-    def __init__(self, head: nn.Module, mean: Unit = None, std: Unit = None) -> None:
+    def __init__(self, head: nn.Module, mean: Unit = None, std: Unit = None, classes: Classes = 0) -> None:
         super().__init__()
         self.head = head
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.classes = mean, std, classes
+
+    @property
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Rows of the parameters, of outputs that are classes: those of the last linear map."""
+        if not self.classes:
+            return {}
+        last = f"head.{len(self.head) - 1}" if isinstance(self.head, nn.Sequential) else "head"
+        rows = ClassRows(0, (RowGroup(classes=self.classes),))
+        return {f"{last}.weight": rows, f"{last}.bias": rows}
 
     def forward(self, x: Float[Tensor, "b 1 e"], queries: Segment) -> Float[Tensor, "b e"]:
         """Return [B, e]."""

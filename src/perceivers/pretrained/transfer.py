@@ -1,10 +1,17 @@
-"""Transfer of weights from another model: arrays of the same name and shape are copied, the others stay fresh."""
+"""Transfer of weights from another model: arrays of the same name and shape are copied, the others stay fresh.
+
+Rows of classes are found by the names of the classes (`new_classes.py`). Before training, further inputs and outputs
+change no prediction of the source, if inputs that are read have a gate, and if the channel alignment is "project", or
+the tokens and queries of the source are no narrower than the further ones.
+"""
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.pretrained.new_classes import arrays_by_name
 
 PREFIXES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor": "trunk.processor"}
 """Prefixes of the names of weights, by part; the name of any other part is such a prefix itself."""
@@ -12,11 +19,25 @@ PREFIXES = {"latents": "trunk.latents", "encoder": "trunk.encoder", "processor":
 
 def transfer(model: nn.Module, source: nn.Module) -> tuple[list[str], list[str]]:
     """Copy the weights that fit, whole layers only; return the prefixes of the loaded weights and of the fresh ones."""
-    current, given = model.state_dict(), source.state_dict()
-    misfits = {_layer(name) for name, tensor in current.items() if not _fits(tensor, given.get(name))}
-    loaded = {name: given[name].to(tensor) for name, tensor in current.items() if _layer(name) not in misfits}
+    current, given = model.state_dict(), arrays_by_name(model, source)
+    apart = {name for name, module in model.named_modules() if isinstance(module, nn.ParameterDict)}
+    layers = {name: _layer(name, apart) for name in current}
+    misfits = {layers[name] for name, tensor in current.items() if not _fits(tensor, given.get(name))}
+    loaded = {name: given[name].to(tensor) for name, tensor in current.items() if layers[name] not in misfits}
     model.load_state_dict(loaded, strict=False)
+    _start_conditions(model, source)
     return prefixes(loaded, current), prefixes(current.keys() - loaded.keys(), current)
+
+
+def _start_conditions(model: Any, source: Any) -> None:
+    """Start the maps of further conditions at 0: they add nothing to the sum of those that the source knows."""
+    new, known = (getattr(each, "conditioning", None) for each in (model, source))
+    if new is None or known is None:
+        return
+    projections = model.input_adapter.alignment.projections
+    for name in projections.keys() & set(new.names) - set(known.names):
+        for parameter in projections[name].parameters():
+            nn.init.zeros_(parameter)
 
 
 def prefixes(chosen: Collection[str], names: Iterable[str]) -> list[str]:
@@ -50,8 +71,10 @@ def _fits(tensor: Tensor, given: Tensor | None) -> bool:
     return given is not None and tensor.shape == given.shape
 
 
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0] or name
+def _layer(name: str, apart: Collection[str]) -> str:
+    """Return the module of a parameter; parameters in a module of `apart` are layers of their own."""
+    module = name.rpartition(".")[0]
+    return name if module in apart or not module else module
 
 
 def _under(prefix: str, name: str) -> bool:

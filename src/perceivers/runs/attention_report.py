@@ -12,7 +12,7 @@ from perceivers.files.tensor_files import is_finite
 from perceivers.media.html_report import Report
 from perceivers.modalities.modality import sample_of
 from perceivers.modalities.table_cells import Row
-from perceivers.runs.prediction import attempt
+from perceivers.runs.prediction import attempt, check_stateless
 from perceivers.schema import Record, Schema
 from perceivers.training.metrics import inference
 from perceivers.training.plots import subplots
@@ -23,6 +23,7 @@ PAGE_ROWS = 12
 
 def attention_page(model: PerceiverIO, records: Sequence[Record], path: Path) -> Path:
     """Write an HTML page with the attention to each input of these records; for an unreadable record, its error."""
+    check_stateless(model, "attention")
     model, page = model.cpu(), Report("Where the model looks")
     page.text(
         "Attention of the latents at the first read, averaged over latents and heads: the redder, the more. "

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from perceivers.core.arguments import check_names
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.core.reading import Encoded
 from perceivers.data.formats.readers import column_names
 from perceivers.data.formats.writers import PlainRow
 from perceivers.files.tensor_files import is_finite
@@ -24,6 +25,7 @@ from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.training.devices import device_of
 from perceivers.training.metrics import Scores, evaluate, inference
+from perceivers.training.streams import StreamStates, predict_in_turn, stream_names
 
 MOST_ROWS = 2**16
 """Upper bound of the number of records in a batch: larger batches are no faster."""
@@ -45,14 +47,19 @@ def predict_rows(
 
     ValueError if more than `max_bad_rows` records cannot be read or have a prediction that is not finite.
     `attribution` adds the attributions of each output to each input; `first` is the number of the first record.
+    Records of a stream come in order of time: each carries on from the one before that could be read.
     """
-    columns, query_outputs = output_columns(model, attribution), outputs_at_points(cast(Schema, model.schema))
-    bad_rows, stream = 0, iter(records)
+    schema = cast(Schema, model.schema)
+    columns, query_outputs = output_columns(model, attribution), outputs_at_points(schema)
+    check_stateless(model, "attribution", attribution)
+    bad_rows, stream, states = 0, iter(records), StreamStates()
     while batch := list(islice(stream, min(batch_size, MOST_ROWS))):
         # Preprocess a batch of records and predict those that can be read. A string says why a record has no cells.
         samples = [attempt(model, record, query_outputs) for record in batch]
         readable = [sample for sample in samples if not isinstance(sample, str)]
-        predictions = iter(_predict(model, readable, query_outputs, attribution))
+        pairs = zip(batch, samples, strict=True)
+        streams = stream_names([record for record, sample in pairs if not isinstance(sample, str)], schema)
+        predictions = iter(_predict(model, readable, query_outputs, attribution, (streams, states)))
         for number, (record, sample) in enumerate(zip(batch, samples, strict=True), start=first + 1):
             result = sample if isinstance(sample, str) else next(predictions)
             # Count the records without a prediction.
@@ -66,6 +73,13 @@ def predict_rows(
             row |= {column: cells.get(column) for column in columns}
             yield row | ({REASON: reason} if max_bad_rows else {})
         first += len(batch)
+
+
+def check_stateless(model: PerceiverIO, what: str, wanted: bool = True) -> None:
+    """Raise a ValueError if something is wanted that a model cannot have that carries states on."""
+    stream = cast(Schema, model.schema).stream
+    if wanted and stream is not None:
+        raise ValueError(f"{what}: the model carries a state on within a stream ({stream}): leave it out")
 
 
 def too_many(reason: str, bad: int, allowed: int) -> ValueError:
@@ -89,6 +103,7 @@ def group_scores(run: Run, column: str) -> dict[str, Scores]:
     if not rows:
         raise ValueError(f"{run.folder}: the data has no columns to group by: it is no table")
     check_names("column", [column], column_names(rows))
+    check_groups(rows, column, run.recipe.schema)
     # Group the records by value, and merge the groups of one record.
     groups: dict[str, list[Record]] = {}
     for row in rows:
@@ -103,6 +118,16 @@ def group_scores(run: Run, column: str) -> dict[str, Scores]:
     }
 
 
+def check_groups(rows: Sequence[Row], column: str, schema: Schema) -> None:
+    """Raise a ValueError if rows of one stream have different values in a column: no group would have its states."""
+    groups: dict[str, str] = {}
+    for name, row in zip(stream_names(rows, schema), rows, strict=False):  # without streams there are no names
+        value = str(row.cells.get(column))
+        if groups.setdefault(name, value) != value:
+            text = f"stream {name!r} is in groups {groups[name]!r} and {value!r}"
+            raise ValueError(f"{column}: {text}, but its state is carried on: name a column that is constant in each")
+
+
 def attempt(model: PerceiverIO, record: Record, outputs: Sequence[str]) -> Sample | str:
     """Preprocess a record, with the targets of these outputs alone; return a sample, or the reason why it has none."""
     schema = cast(Schema, model.schema)
@@ -110,6 +135,7 @@ def attempt(model: PerceiverIO, record: Record, outputs: Sequence[str]) -> Sampl
         sample = schema.uncorrupted.preprocess(record, np.random.default_rng(0), training=False, outputs=outputs)
         if all(value is None for value in sample["inputs"].values()):
             raise ValueError(f"none of {', '.join(schema.inputs)} is known")
+        stream_names([record], schema)
         return sample
     except ValueError as error:
         return str(error)
@@ -135,11 +161,16 @@ def outputs_at_points(schema: Schema) -> list[str]:
 
 
 def _predict(
-    model: PerceiverIO, samples: Sequence[Sample], query_outputs: Sequence[str], attribution: bool
+    model: PerceiverIO,
+    samples: Sequence[Sample],
+    query_outputs: Sequence[str],
+    attribution: bool,
+    carried: tuple[Sequence[str], StreamStates],
 ) -> list[dict[str, Any] | str]:
     """Return the cells of each sample by column, or the error of a sample whose prediction is not finite.
 
-    `query_outputs` are decoded only where the samples hold their points.
+    `query_outputs` are decoded only where the samples hold their points. `carried` has the stream of each sample, and
+    what the streams have reached.
     """
     if not samples:
         return []
@@ -147,11 +178,19 @@ def _predict(
     # Collate the samples, and decode all outputs for which there are queries in the batch.
     batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, schema.collate(samples))
     points = schema.points(batch["targets"])
-    names = [name for name in schema.outputs if name in points or name not in query_outputs]
-    with inference(model):
-        encoded = model.encode(batch["inputs"])
+
+    def decode(encoded: Encoded, part: Any) -> dict[str, Any]:
+        at = schema.points(part["targets"])
+        names = [name for name in schema.outputs if name in at or name not in query_outputs]
         names = [name for name in names if schema.outputs[name].of in (None, *encoded.sources)]
-        outputs = model.decode(encoded, points, outputs=names)
+        return model.decode(encoded, at, outputs=names)
+
+    streams, states = carried
+    with inference(model):
+        if streams:
+            outputs = predict_in_turn(model, batch, streams, states, decode=decode)
+        else:
+            outputs = decode(model.encode(batch["inputs"]), batch)
     # Fill the rows: attributions, then the cells of each output.
     rows = attributions(model, samples, batch, points, outputs) if attribution else [dict[str, Any]() for _ in samples]
     for name, prediction in outputs.items():

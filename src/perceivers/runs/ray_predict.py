@@ -10,7 +10,7 @@ import torch
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.formats.writers import PlainRow
-from perceivers.runs.prediction import REASON, predict_rows, too_many
+from perceivers.runs.prediction import REASON, check_stateless, predict_rows, too_many
 from perceivers.schema import Record
 
 Batch = Mapping[str, Any]
@@ -36,6 +36,7 @@ def predict_over_cluster(
 
     The cluster is the one at RAY_ADDRESS, or one that is started on this machine. Model and records are sent to it.
     """
+    check_stateless(model, "several workers")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to the makers of Ray
     ray, bad_rows = ray_data(), 0
     ray.init(ignore_reinit_error=True, include_dashboard=False, logging_level="ERROR", log_to_driver=False)

@@ -1,7 +1,7 @@
 """Recipes: data, schema, sizes, training settings and evaluations, everything that determines a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from perceivers.core.arguments import check_names
@@ -44,10 +44,21 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.training.mixup is not None:
             check_mixing(self.schema)
+        check_stream(self)
         if len(self.evaluations) > MOST_EVALUATIONS:
             raise ValueError(f"evaluations: {len(self.evaluations):,}, at most {MOST_EVALUATIONS}")
         for changes in self.evaluations.values():
             changed_specs(self.schema, changes)
+
+
+def check_stream(recipe: Recipe) -> None:
+    """Raise a ValueError unless the training, and the split of the data, follow the streams of the schema, if any."""
+    stream, unroll = recipe.schema.stream, recipe.training.unroll
+    if (stream is None) == (unroll > 1):
+        right = "2 or more with a stream" if stream else "1 without a stream: name the field schema.stream"
+        raise ValueError(f"training.unroll = {unroll} must be {right}")
+    if stream is not None:
+        recipe.data.check_streams(stream)
 
 
 def preset_of(recipe: Recipe) -> Preset:
@@ -62,7 +73,8 @@ def changed_schema(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> 
     ValueError for a field that has no effect in an evaluation, and for a mask token that the schema's model lacks.
     """
     changed = changed_specs(schema, changes)
-    return Schema({**schema.inputs, **changed["inputs"]}, {**schema.outputs, **changed["outputs"]})
+    inputs, outputs = {**schema.inputs, **changed["inputs"]}, {**schema.outputs, **changed["outputs"]}
+    return replace(schema, inputs=inputs, outputs=outputs)
 
 
 def changed_specs(schema: Schema, changes: Mapping[str, Mapping[str, Any]]) -> SchemaInFile:

@@ -16,6 +16,7 @@ from perceivers.training.logging import read_log
 from perceivers.training.metrics import inference, masking_of
 from perceivers.training.plots import SHOWN, draw_samples, subplots
 from perceivers.training.sampler import evaluation_batches
+from perceivers.training.streams import predict_in_turn, stream_names
 
 
 def report(run: Run) -> Path:
@@ -61,9 +62,15 @@ def add_losses(page: Report, run: Run) -> None:
 
 
 def predict(model: PerceiverIO, schema: Schema, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return all these records as one batch, and the model's predictions for the batch."""
+    """Return all these records as one batch, and the model's predictions for the batch.
+
+    In a model that carries a state on, each stream begins with the first of its records here.
+    """
     batch = next(iter(evaluation_batches(schema, records, batch_size=len(records))))
+    streams = stream_names(records, schema)
     with inference(model):
+        if streams:
+            return batch, predict_in_turn(model, batch, streams, masking=masking_of(model, schema))
         return batch, model(batch["inputs"], schema.points(batch["targets"]), masking=masking_of(model, schema))
 
 

@@ -12,6 +12,7 @@ from perceivers.schema.plain_values import from_plain, json_schema, to_plain
 from perceivers.schema.schema_files import read_plain
 
 SIDES = ("inputs", "outputs")
+TOP = (*SIDES, "stream")
 
 
 def read_schema_file(path: str | Path, data: str | None = None) -> Recipe:
@@ -20,7 +21,7 @@ def read_schema_file(path: str | Path, data: str | None = None) -> Recipe:
     if not isinstance(plain, dict):
         plain = {}
     if "schema" not in plain and any(side in plain for side in SIDES):
-        schema = from_plain(Schema, {side: plain.pop(side) for side in SIDES if side in plain}, str(path), lines)
+        schema = from_plain(Schema, {name: plain.pop(name) for name in TOP if name in plain}, str(path), lines)
         plain["schema"] = to_plain(schema)
     declared = plain.get("data", to_plain(Table()))
     return from_plain(Recipe, {**plain, "data": _data_at(data, declared) if data else declared}, str(path), lines)

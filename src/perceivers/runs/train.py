@@ -12,7 +12,7 @@ from perceivers.data.fingerprint import differences, fingerprint
 from perceivers.data.validation import Parts, read_parts
 from perceivers.files.durable import write_text
 from perceivers.files.opening import read_text
-from perceivers.pretrained.transfer import freeze, transfer
+from perceivers.pretrained.transfer import freeze
 from perceivers.runs.recipe import Recipe, preset_of
 from perceivers.runs.run import (
     DATA,
@@ -22,10 +22,10 @@ from perceivers.runs.run import (
     Fingerprints,
     KeptData,
     Run,
-    find_model,
     read_kept_data,
     read_recipe,
 )
+from perceivers.runs.starting_point import StartingPoint
 from perceivers.schema.plain_values import to_plain
 from perceivers.schema.schema_files import to_yaml
 from perceivers.training.checkpoints import checkpoints
@@ -45,14 +45,13 @@ def run_recipe(
     changed data are an error that names the changes, unless `accept_changed_data`. Only the first process returns.
     """
     # Build the model, with initial weights of another one if the recipe names it.
-    recipe, parts, current = resolved(recipe, run, accept_changed_data)
+    start = None if recipe.start_from is None else StartingPoint(recipe, run, has_steps(run), notify)
+    recipe, parts, current = resolved(recipe, run, accept_changed_data, start)
     seed_step(recipe.training.seed)
     model = preset_of(recipe).build()
     freeze(model, recipe.freeze)
-    if recipe.start_from is not None and not checkpoints(run):
-        loaded, fresh = transfer(model, find_model(recipe.start_from))
-        notify(f"loaded from {recipe.start_from}: {', '.join(loaded) or 'nothing'}")
-        notify(f"fresh: {', '.join(fresh) or 'nothing'}")
+    if start is not None and not checkpoints(run):
+        start.load(model)
 
     # Once the folder is locked, check again that it is free for this recipe, then write what the run keeps.
     def claim(step: int) -> None:
@@ -70,15 +69,19 @@ def run_recipe(
     return Run(run, recipe, parts)
 
 
-def resolved(recipe: Recipe, run: Path, accept: bool) -> tuple[Recipe, Parts, Callable[[], Fingerprints]]:
+def resolved(
+    recipe: Recipe, run: Path, accept: bool, start: StartingPoint | None = None
+) -> tuple[Recipe, Parts, Callable[[], Fingerprints]]:
     """Return a recipe completed from its data (statistics, vocabularies, sizes), the data, and their fingerprints.
 
-    A run that has begun keeps its statistics, vocabularies and sizes, even if the data have changed since then.
-    Raise a ValueError if they have changed and `accept` is False, or if the folder holds something else.
+    With `start`, what the recipe leaves open comes from that model, as far as the model has it. A run that has begun
+    keeps its statistics, vocabularies and sizes, even if the data have changed since then. Raise a ValueError if they
+    have changed and `accept` is False, or if the folder holds something else.
     """
     # Fill in statistics, vocabularies and sizes from the data as they are now.
-    parts = read_parts(recipe.data, recipe.schema)
-    preset = preset_of(dataclasses.replace(recipe, schema=parts.schema))
+    parts = read_parts(recipe.data, recipe.schema, *([] if start is None else [start.completed]))
+    config = recipe.config if start is None or recipe.config != "auto" else start.config()
+    preset = preset_of(dataclasses.replace(recipe, schema=parts.schema, config=config))
     whole = dataclasses.replace(recipe, schema=preset.schema, config=preset.config)
     current = cache(partial(fingerprints, whole, parts))
     # Prefer the recipe of a run that has begun, if it differs only in what the data filled in.

@@ -3,8 +3,8 @@
 import functools
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NotRequired, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class SchemaInFile(TypedDict):
 
     inputs: dict[str, Annotated[functools.reduce(operator.or_, MODALITIES), Field(discriminator="kind")]]  # type: ignore[valid-type]
     outputs: dict[str, Annotated[functools.reduce(operator.or_, MODALITIES), Field(discriminator="kind")]]  # type: ignore[valid-type]
+    stream: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Schema:
     """Inputs by name."""
     outputs: Mapping[str, Modality]
     """Outputs by name."""
+    stream: str | None = field(default=None, metadata={"only_if_given": True})
+    """Field that names a record's stream: windows in order of time, which carry latents on; None: all begin anew."""
 
     def __post_init__(self) -> None:
         for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -73,12 +76,12 @@ class Schema:
             {n: replace(spec, **fields) if n == name else spec for n, spec in specs.items()}
             for specs in (self.inputs, self.outputs)
         )
-        return type(self)(inputs, outputs)
+        return replace(self, inputs=inputs, outputs=outputs)
 
     @functools.cached_property
     def uncorrupted(self) -> "Schema":
         """Schema for prediction: inputs are not corrupted or subsampled, so a record always gives the same values."""
-        return type(self)({name: spec.uncorrupted() for name, spec in self.inputs.items()}, self.outputs)
+        return replace(self, inputs={name: spec.uncorrupted() for name, spec in self.inputs.items()})
 
     def read(self, record: Record) -> dict[str, Any]:
         """Return a record's values as {"inputs", "targets"}, None where missing; ValueError for an unreadable value."""
@@ -90,7 +93,8 @@ class Schema:
         fitting = Fitting(self.inputs, self.outputs)
         for record in records if fitting.is_needed else ():
             fitting.add(record)
-        return type(self)(*fitting.fitted())
+        inputs, outputs = fitting.fitted()
+        return replace(self, inputs=inputs, outputs=outputs)
 
     def preprocess(
         self, record: Record, rng: np.random.Generator, training: bool, outputs: Collection[str] | None = None
@@ -124,6 +128,9 @@ class Schema:
     def build_inputs(self, config: Config) -> tuple[nn.Module, nn.Module | None]:
         """Build the adapter of all inputs, and the module that makes the condition, if there is one."""
         check_axes(self.inputs, self.outputs, config)
+        if self.stream is not None and (config.trunk == "transformer" or config.latents.taken_from is not None):
+            kind = "taken_from" if config.latents.taken_from is not None else "trunk: transformer"
+            raise ValueError(f"stream: {self.stream} carries learned latents on: leave {kind} out of the config")
         return build_inputs(self.inputs, config)
 
     def build_queries(self, config: Config, inputs: Mapping[str, InputAdapter]) -> nn.Module:

@@ -22,6 +22,9 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment, Tokens
 from perceivers.modalities.modality import Modality
 
+CLOSED = 1e-8
+"""Root of the weight of an input whose gate is 0."""
+
 
 class ChannelAlignment(nn.Module):
     """Alignment of segments to one width, `channels`, so that they can be concatenated along the token axis.
@@ -67,8 +70,21 @@ def build_inputs(specs: Mapping[str, Modality], config: Config) -> "tuple[InputA
     adapters = {name: spec.build_input() for name, spec in specs.items()}
     widths = {name: adapter.channels for name, adapter in adapters.items() if specs[name].role != "query"}
     align = ChannelAlignment(widths, encoder.channel_alignment, encoder.input_channels or d, encoder.min_padding)
-    inputs = InputAdapters(adapters, align, mask_probs(specs))
+    gated = [name for name, spec in specs.items() if spec.gate]
+    check_gates(specs, gated, config)
+    inputs = InputAdapters(adapters, align, mask_probs(specs), gated)
     return inputs, Conditioning.of(specs, config, inputs.channels)
+
+
+def check_gates(specs: Mapping[str, Modality], gated: Iterable[str], config: Config) -> None:
+    """Raise a ValueError for a gate that nothing reads through."""
+    for name in gated:
+        if specs[name].role != "read":
+            raise ValueError(f"{name}: gate has no effect with role: {specs[name].role}: leave it out")
+        if config.trunk != "perceiver":
+            raise ValueError(f"{name}: gate is for inputs that latents read, not for trunk: {config.trunk}")
+        if config.encoder.attention_dropout:
+            raise ValueError(f"{name}: gate does not go with encoder.attention_dropout: leave one of them out")
 
 
 def build_queries(specs: Mapping[str, Modality], config: Config, inputs: Mapping[str, InputAdapter]) -> "OutputQueries":
@@ -104,12 +120,17 @@ class InputAdapters(nn.Module):
     """Adapters of all inputs: from raw tensors by name to one set of tokens, with mask tokens as the schema says."""
 
     def __init__(
-        self, adapters: Mapping[str, nn.Module], alignment: ChannelAlignment, mask_probs: dict[str, tuple[float, bool]]
+        self,
+        adapters: Mapping[str, nn.Module],
+        alignment: ChannelAlignment,
+        mask_probs: dict[str, tuple[float, bool]],
+        gated: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.adapters, self.alignment, self.mask_probs = nn.ModuleDict(adapters), alignment, dict(mask_probs)
         self.channels = alignment.channels
         self.mask_tokens = nn.ParameterDict({name: trained_vector(alignment.channels) for name in mask_probs})
+        self.gates = nn.ParameterDict({name: nn.Parameter(torch.zeros(1)) for name in gated})
 
     def forward(
         self, raw: Mapping[str, Any], missing: Iterable[str] | None = None, masking: Masking | None = None
@@ -138,7 +159,19 @@ class InputAdapters(nn.Module):
                 aligned[name] = self._mask(name, aligned[name], name not in given, masking)
                 if missing is None or segment.extent is None:
                     aligned[name] = self._mask_lacking(name, aligned[name])
+            if name in self.gates:
+                aligned[name] = replace(aligned[name], log_weight=log_weight(self.gates[name]))
         return Tokens(aligned), given
+
+    def gated(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return attention maps [B, H, N, M] of inputs in which no gate counted, with the gates."""
+        if not self.gates:
+            return dict(maps)
+        weighted = {
+            n: x * log_weight(self.gates[n]).exp().to(x.dtype) if n in self.gates else x for n, x in maps.items()
+        }
+        total = torch.stack([x.sum(-1, keepdim=True) for x in weighted.values()]).sum(0)
+        return {name: x / torch.where(total > 0, total, 1) for name, x in weighted.items()}
 
     def _absent(self, name: str) -> Segment | None:
         adapter: Any = self.adapters[name]
@@ -169,6 +202,15 @@ class InputAdapters(nn.Module):
         usual = torch.arange(segment.num_tokens, device=mask.device) < absent.num_tokens
         lacking = ~mask.any(dim=1, keepdim=True) & usual
         return replace(segment, mask=mask | lacking, masked=masked | lacking)
+
+
+def log_weight(gate: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
+    """Return the logarithm of the weight of an input's tokens: (gate + CLOSED)^2, in at least float32.
+
+    A square is never negative, and its gradient does not vanish at a gate of 0, thanks to CLOSED.
+    """
+    gate = gate.to(torch.promote_types(gate.dtype, torch.float32))
+    return ((gate + CLOSED).square() + CLOSED**2 / 1e4).log()
 
 
 class Conditioning(nn.Module):

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 
 from perceivers.core.config import Config
+from perceivers.modalities.events import Events
 from perceivers.modalities.grid import Grid
 from perceivers.modalities.modality import Modality
 from perceivers.modalities.pointset import PointSet
@@ -30,7 +31,7 @@ def check_axes(inputs: Mapping[str, Modality], outputs: Mapping[str, Modality], 
             warnings.warn(f"{stage}.rotary: axis {axis!r} has no effect: the {lacking} lack it", stacklevel=5)
     turned = _rotated(config, "decoder") & latents
     for name, spec in outputs.items():
-        if isinstance(spec, Grid | PointSet) and spec.positions is None and not asked[name] & turned:
+        if isinstance(spec, Grid | PointSet | Events) and spec.positions is None and not asked[name] & turned:
             raise ValueError(
                 f"output {name!r} without positions: its queries are all alike; give it positions, or decoder.rotary "
                 "along an axis of which it and the latents have coordinates"

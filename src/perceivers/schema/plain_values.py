@@ -23,9 +23,13 @@ LONGEST_COMPLAINT = 900
 
 
 def to_plain(value: Any) -> Any:
-    """Convert dataclasses to dictionaries, lists, numbers and texts, as files hold them."""
+    """Convert dataclasses to dictionaries, lists, numbers and texts, as files hold them.
+
+    A field that is None is left out if its metadata have `only_if_given`, so that files without it are as before it.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {f.name: to_plain(x) for f, x in fields if x is not None or "only_if_given" not in f.metadata}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value

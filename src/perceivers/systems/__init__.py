@@ -3,11 +3,23 @@
 from perceivers.runs.evaluate import Scorer, UntrainedBaselines
 from perceivers.runs.presets import Published
 from perceivers.runs.system import System, Task
-from perceivers.systems import audioset, digits, glue, imagenet, language, multimodal, optical_flow, shapes, starcraft
+from perceivers.systems import (
+    audioset,
+    digits,
+    glue,
+    imagenet,
+    language,
+    leads,
+    multimodal,
+    optical_flow,
+    shapes,
+    spikes,
+    starcraft,
+    streams,
+)
 
 SYSTEMS: tuple[System, ...] = (
     digits.SYSTEM,
-    shapes.SYSTEM,
     language.SYSTEM,
     glue.SYSTEM,
     imagenet.SYSTEM,
@@ -15,8 +27,12 @@ SYSTEMS: tuple[System, ...] = (
     multimodal.SYSTEM,
     audioset.SYSTEM,
     starcraft.SYSTEM,
+    spikes.SYSTEM,
+    leads.SYSTEM,
+    streams.SYSTEM,
+    shapes.SYSTEM,
 )
-"""All systems: those that are not in the paper, then in its order."""
+"""All systems: the smallest first, those of the paper in its order, then others."""
 
 TASKS: dict[str, Task] = {name: task for system in SYSTEMS for name, task in system.tasks.items()}
 """All tasks by name on the command line."""

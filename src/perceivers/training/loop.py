@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.data.dataset import chosen
 from perceivers.data.splits import random_split
-from perceivers.schema import Batch, Record
+from perceivers.schema import Batch, Record, Schema
 from perceivers.training.activation_checkpointing import recomputed
 from perceivers.training.checkpoints import diverged, latest_checkpoint
 from perceivers.training.devices import device_of, on_device
@@ -29,6 +29,7 @@ from perceivers.training.optimisers import build_optimiser
 from perceivers.training.plots import SHOWN, draw_samples
 from perceivers.training.sampler import BatchOrder, evaluation_batches, training_batches, workers_let_go
 from perceivers.training.signals import StopFlag, Stopped, stop_signals
+from perceivers.training.streams import Unrolled, last_of_each, stream_names
 from perceivers.training.training_config import TrainingConfig
 from perceivers.training.training_state import TrainingState
 
@@ -53,7 +54,10 @@ def train(
     Return True in the first process, which alone continues after training. Raise Stopped after a signal, once a
     checkpoint is saved.
     """
-    records, validation = split(records, config)
+    streams = stream_names(records, cast(Schema, model.schema))
+    if streams and not model.config.processor.final_norm:
+        warnings.warn("a stream without processor.final_norm: true: the latents that it carries may grow", stacklevel=2)
+    records, validation = split(records, config, streams)
     model.memory_limit = config.memory_limit
     with (
         launched(config) as fabric,
@@ -81,7 +85,7 @@ def make_steps(
     This is a separate function, so that no reference to the model outlives the process group (`launched`).
     """
     # Build the learner (`objective`, wrapped by Fabric), the optimiser and the state that checkpoints save.
-    objective = Objective(model, config.weights)
+    objective = Objective(model, config.weights, config.unroll)
     learner = build_learner(fabric, objective, config)
     optimiser = fabric.setup_optimizers(build_optimiser(model, config.optimiser, objective.extra_parameters.values()))
     state = TrainingState.start(objective, optimiser.optimizer, fabric, config.average_decay)
@@ -132,6 +136,7 @@ def build_learner(fabric: "Fabric", objective: Objective, config: TrainingConfig
     """Return model and losses as one module in training mode, wrapped by Fabric (DDP, FSDP, precision)."""
     learner = fabric.setup_module(torch.compile(objective) if config.compile else objective)
     learner.mark_forward_method("predict")
+    learner.mark_forward_method("carried")
     learner.train()
     return learner
 
@@ -140,16 +145,21 @@ def remaining_batches(
     fabric: "Fabric", objective: Objective, records: Sequence[Record], step: int, config: TrainingConfig
 ) -> DataLoader[Any]:
     """Return a loader of this process's share of each batch, from `step` to the last step."""
+    names, groups = stream_names(records, objective.schema), getattr(records, "groups", ())
+    if names and groups:
+        raise ValueError(f"stream: {objective.schema.stream}: shards are read in another order: give a table or arrays")
+    examples = Unrolled.of(names, config.unroll) if names else None
     sampler = BatchOrder(
         seed=config.seed,
-        num_records=len(records),
+        num_records=len(records if examples is None else examples),
         batch_size=config.batch_size,
         first=step,
         last=config.num_steps,
         rank=fabric.global_rank,
         world=fabric.world_size,
         shuffle=config.shuffle,
-        groups=getattr(records, "groups", ()),
+        groups=groups,
+        examples=examples,
     )
     return training_batches(objective.schema, records, sampler, config.num_workers, objective.noise_shape)
 
@@ -177,12 +187,16 @@ def saved(
     return state.save(run, loss, score)
 
 
-def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[Record], Sequence[Record]]:
+def split(
+    records: Sequence[Record], config: TrainingConfig, streams: Sequence[str] = ()
+) -> tuple[Sequence[Record], Sequence[Record]]:
     """Split records into training records and validation records, which choose the best checkpoint.
 
-    Raise a ValueError if no training records are left.
+    The last records of each stream are for validation, if the records belong to `streams`. Raise a ValueError if no
+    training records are left.
     """
-    number = round(config.validation_fraction * len(records))
+    parts = last_of_each(streams, config.validation_fraction) if streams else None
+    number = round(config.validation_fraction * len(records)) if parts is None else len(parts[1])
     if number == len(records):
         raise ValueError(f"no records to learn from: of {len(records)}, {number} are for validation")
     if not number:
@@ -190,7 +204,7 @@ def split(records: Sequence[Record], config: TrainingConfig) -> tuple[Sequence[R
             text = f"validation_fraction = {config.validation_fraction} has no effect: it is less than half a record"
             warnings.warn(f"{text} of {len(records)}", stacklevel=3)
         return records, []
-    training, validation = random_split(len(records), number, config.seed)
+    training, validation = parts or random_split(len(records), number, config.seed)
     return chosen(records, training), chosen(records, validation)
 
 
@@ -259,10 +273,12 @@ def check_finite(
 
 def show(log: Log, step: int, learner: Any, records: Sequence[Record]) -> None:
     """Plot the predictions of a few records for TensorBoard."""
-    batch = next(iter(evaluation_batches(learner.schema, records[:SHOWN], SHOWN)))
+    shown = records[:SHOWN]
+    batch = next(iter(evaluation_batches(learner.schema, shown, SHOWN)))
     with evaluating(learner):
         masking = masking_of(learner.model, learner.schema)
-        predictions = learner.predict(on_device(batch, device_of(learner)), masking)
+        streams = stream_names(shown, learner.schema)
+        predictions = learner.predict(on_device(batch, device_of(learner)), masking, streams)
         predictions = on_device(predictions, torch.device("cpu"))
     log.picture(step, draw_samples(learner.schema, batch, predictions))
 

@@ -16,6 +16,7 @@ from perceivers.core.layers import without_autocast
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.schema import Batch, Schema
 from perceivers.training.masking import Masking
+from perceivers.training.streams import interleaved, predict_in_turn, windows
 
 
 class Objective(nn.Module):
@@ -26,8 +27,9 @@ class Objective(nn.Module):
     A loss that is a likelihood already is left unchanged, and so is the loss of the bottleneck.
     """
 
-    def __init__(self, model: PerceiverIO, weights: Literal["fixed", "learned"] = "fixed") -> None:
+    def __init__(self, model: PerceiverIO, weights: Literal["fixed", "learned"] = "fixed", unroll: int = 1) -> None:
         super().__init__()
+        self.unroll = unroll
         bottleneck = getattr(model.trunk, "bottleneck", None)
         self.model, self.bottleneck = model, None if bottleneck is None else bottleneck.config
         outputs = self.schema.outputs
@@ -72,13 +74,33 @@ class Objective(nn.Module):
 
         With a bottleneck, its loss "kl" comes last, under its full weight (see `warmup`).
         """
-        encoded, targets = None, batch["targets"]
-        if self.bottleneck is None:
-            predictions = self.predict(batch, masking)
-        else:
-            noise = batch["noise"]["bottleneck"] if self.training and "noise" in batch else None
-            encoded = self.model.encode(batch["inputs"], masking=cast(Any, masking), noise=noise)
-            predictions = _precise(self.model.decode(encoded, self.schema.points(targets)))
+        if self.bottleneck is None and self.schema.stream is None:
+            return self._losses(self.predict(batch, masking), batch["targets"])
+        return self.carried(batch, masking, number=self.unroll)[0]
+
+    def carried(
+        self, batch: Batch, masking: Masking | None = None, latents: Tensor | None = None, number: int = 1
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the losses over `number` windows of each stream, begun with these latents, and the latents after them.
+
+        A batch holds the windows of its first stream, then those of the second one; None: the model's own latents.
+        """
+        found, divergences = [], []
+        for window in windows(batch, number):
+            noise = window["noise"]["bottleneck"] if self.training and "noise" in window else None
+            encoded = self.model.encode(window["inputs"], masking=cast(Any, masking), latents=latents, noise=noise)
+            found.append(_precise(self.model.decode(encoded, self.schema.points(window["targets"]))))
+            latents = encoded.latents
+            if self.bottleneck is not None:
+                divergences.append(encoded.posterior.kl(self.bottleneck.free_bits).mean())
+        losses = self._losses(found[0] if number == 1 else interleaved(found), batch["targets"])
+        if self.bottleneck is not None:
+            with without_autocast(next(self.parameters()).device):
+                losses[KL] = self.bottleneck.weight * torch.stack(divergences).mean()
+        return losses, cast(Tensor, latents)
+
+    def _losses(self, predictions: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the weighted loss of each output that has targets; one loss of 0 if none has."""
         with without_autocast(next(self.parameters()).device):
             losses = self.schema.losses(predictions, targets)
             if self.log_variances is not None:
@@ -88,8 +110,6 @@ class Objective(nn.Module):
             if not losses:  # other processes may have targets and wait for this one's gradients, which are 0
                 used = [*tree_leaves(predictions), *self.extra_parameters.values()]
                 losses = {next(iter(self.schema.outputs)): 0.0 * torch.stack([x.sum() for x in used]).sum()}
-            if encoded is not None and self.bottleneck is not None:
-                losses[KL] = self.bottleneck.weight * encoded.posterior.kl(self.bottleneck.free_bits).mean()
         return losses
 
     @property
@@ -113,8 +133,13 @@ class Objective(nn.Module):
             for name, loss in losses.items()
         }
 
-    def predict(self, batch: Batch, masking: Masking | None = None) -> dict[str, Any]:
-        """Return the predictions at the points of the batch's targets; outside training, `masking` masks tokens."""
+    def predict(self, batch: Batch, masking: Masking | None = None, streams: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the predictions at the points of the batch's targets; outside training, `masking` masks tokens.
+
+        `streams`: the stream of each sample, in a model that carries states on.
+        """
+        if streams:
+            return _precise(predict_in_turn(self.model, batch, streams, masking=masking))
         return _precise(self.model(batch["inputs"], self.schema.points(batch["targets"]), masking=masking))
 
 

@@ -19,7 +19,8 @@ from perceivers.schema.adapters import mask_probs
 from perceivers.training.devices import device_of, on_device
 from perceivers.training.losses import counts
 from perceivers.training.masking import Masking
-from perceivers.training.sampler import evaluation_batches
+from perceivers.training.sampler import EvaluationBatches
+from perceivers.training.streams import StreamStates
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -45,11 +46,14 @@ def answers(
 ) -> Iterator[tuple[str, Compared]]:
     """Yield the name of an output with its predictions and targets, for each output of each batch of the records."""
     masking = masking_of(model, schema, seed)
-    for number, batch in enumerate(tracked(evaluation_batches(schema, records, batch_size, seed), "evaluation")):
-        batch, first = on_device(batch, device_of(model)), number * batch_size
+    states = StreamStates()
+    for chosen, streams, batch in tracked(EvaluationBatches(schema, records, batch_size, masking), "evaluation"):
+        batch = on_device(batch, device_of(model))
         with inference(model):
-            predictions = model(batch["inputs"], schema.points(batch["targets"]), masking=masking._replace(first=first))
-        yield from metric_inputs(schema, batch, predictions, first)
+            encoded = model.encode(batch["inputs"], masking=cast(Any, chosen), latents=states.before(streams))
+            states.keep(streams, encoded.latents)
+            predictions = model.decode(encoded, schema.points(batch["targets"]))
+        yield from metric_inputs(schema, batch, predictions, chosen.first, chosen.numbers)
 
 
 def masking_of(model: PerceiverIO, schema: Schema, seed: int = 0) -> Masking:
@@ -74,22 +78,24 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def metric_inputs(
-    schema: Schema, batch: Batch, guesses: Mapping[str, Raw], first: int = 0
+    schema: Schema, batch: Batch, guesses: Mapping[str, Raw], first: int = 0, numbers: Sequence[int] = ()
 ) -> Iterator[tuple[str, Compared]]:
     """Yield the name, predictions and targets of each output of a batch that has both.
 
-    Raise a ValueError for a prediction that is not finite. `first` is the number of the batch's first record.
+    Raise a ValueError for a prediction that is not finite. `first` is the number of the batch's first record, if its
+    records are not these `numbers`.
     """
     for name in guesses.keys() & batch["targets"].keys():
-        check_guesses(name, guesses[name], first)
+        check_guesses(name, guesses[name], first, numbers=numbers)
         yield name, schema.outputs[name].metric_inputs(guesses[name], batch["targets"][name])
 
 
-def check_guesses(output: str, guesses: Raw, first: int = 0, what: str = "record") -> None:
+def check_guesses(output: str, guesses: Raw, first: int = 0, what: str = "record", numbers: Sequence[int] = ()) -> None:
     """Raise a ValueError naming the first sample whose prediction is not finite; `what` is the word for a sample."""
     bad = not_finite(guesses).nonzero()
     if len(bad):
-        raise ValueError(f"{output}: the prediction of {what} {first + int(bad[0]) + 1} is not finite")
+        number = numbers[int(bad[0])] if numbers else first + int(bad[0])
+        raise ValueError(f"{output}: the prediction of {what} {number + 1} is not finite")
 
 
 def not_finite(raw: Raw) -> Bool[Tensor, " b"]:
@@ -152,10 +158,15 @@ def validation_loss(learner: Any, records: Sequence[Record], batch_size: int) ->
     sums = torch.zeros(len(names), dtype=torch.double)
     counted = torch.zeros_like(sums)
     with evaluating(learner):
-        masking = masking_of(learner.model, schema)
-        for number, batch in enumerate(evaluation_batches(schema, records, batch_size)):
+        masking, states = masking_of(learner.model, schema), StreamStates()
+        for chosen, streams, batch in EvaluationBatches(schema, records, batch_size, masking):
             # A loss is a mean over elements: weight each batch with the number of its elements.
-            losses = learner(on_device(batch, device_of(learner)), masking._replace(first=number * batch_size))
+            on = on_device(batch, device_of(learner))
+            if streams:
+                losses, latents = learner.carried(on, chosen, states.before(streams))
+                states.keep(streams, latents)
+            else:
+                losses = learner(on, chosen)
             count = counts(learner, batch, torch.device("cpu"))
             counted += count
             for index, name in enumerate(names):

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from perceivers.schema import Record, Schema
+from perceivers.schema import Batch, Record, Schema
 from perceivers.schema.memory import check_memory, num_bytes
+from perceivers.training.masking import Masking
 from perceivers.training.signals import ignore_stop_signals
+from perceivers.training.streams import Unrolled, stream_names, turns
 
 WINDOW = 8
 """Number of groups whose records are shuffled together."""
@@ -42,6 +44,8 @@ class BatchOrder(Sampler[list[Draw]]):
     shuffle: bool = True
     groups: tuple[int, ...] = ()
     """Sizes of groups of neighbouring records that are cheap to read together (shards); empty: no groups."""
+    examples: Unrolled | None = None
+    """Records of each example of a stream: they take the place of the records above. None: each record is one."""
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield this process's share of each batch.
@@ -53,11 +57,17 @@ class BatchOrder(Sampler[list[Draw]]):
             # Positions of the batch in the endless sequence of epochs; this process takes every `world`-th one.
             positions = range(step * self.batch_size, (step + 1) * self.batch_size)
             draws = [divmod(position, self.num_records) for position in positions[self.rank :: self.world]]
-            yield [(epoch, int(order(epoch)[offset])) for epoch, offset in draws]
+            numbers = [(epoch, int(order(epoch)[offset])) for epoch, offset in draws]
+            yield numbers if self.examples is None else [(e, record) for e, n in numbers for record in self.examples[n]]
 
     def __len__(self) -> int:
         """Return the number of batches."""
         return max(self.last - self.first, 0)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of a batch, over all processes."""
+        return self.batch_size * (1 if self.examples is None else self.examples.length)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return the records of an epoch in order. Groups are shuffled, then records within each WINDOW groups."""
@@ -142,7 +152,7 @@ def training_batches(
     """Return a loader of collated training batches in this order; ValueError for batches too large for the memory."""
     check_memory(
         f"batch_size = {order.batch_size}: the inputs",
-        order.batch_size * num_bytes(schema.dummy_input(1, torch.device("meta"))),
+        order.num_samples * num_bytes(schema.dummy_input(1, torch.device("meta"))),
     )
     prepared = PreparedRecords(schema, records, order.seed, training=True, noise_shape=noise_shape)
     return DataLoader(
@@ -154,10 +164,39 @@ def training_batches(
     )
 
 
-def evaluation_batches(schema: Schema, records: Sequence[Record], batch_size: int, seed: int = 0) -> DataLoader[Any]:
-    """Return a loader of all records, once and in order."""
+def evaluation_batches(
+    schema: Schema,
+    records: Sequence[Record],
+    batch_size: int,
+    seed: int = 0,
+    order: list[list[int]] | None = None,
+) -> DataLoader[Any]:
+    """Return a loader of all records, once and in order; or of the batches of records that `order` lists."""
     prepared = PreparedRecords(schema, records, seed, training=False)
+    if order is not None:
+        generator = torch.Generator()
+        return DataLoader(prepared, batch_sampler=order, collate_fn=schema.collate, generator=generator)
     # Some loaders allocate a whole batch at once, even if it is larger than the data.
     count = max(min(batch_size, len(records)), 1)
     # A DataLoader draws a seed; with a separate generator it does not advance torch's global one.
     return DataLoader(prepared, batch_size=count, collate_fn=schema.collate, generator=torch.Generator())
+
+
+class EvaluationBatches:
+    """All records once, as (masking, streams, batch): in order, or stream by stream, window after window."""
+
+    def __init__(self, schema: Schema, records: Sequence[Record], batch_size: int, masking: Masking) -> None:
+        self.batch_size, self.masking, self.names = batch_size, masking, stream_names(records, schema)
+        self.order = list(turns(self.names, batch_size)) or None
+        self.loader = evaluation_batches(schema, records, batch_size, masking.seed, self.order)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Masking, list[str], Batch]]:
+        """Yield the masking of a batch's records, the streams of its samples (none without streams), and the batch."""
+        for number, batch in enumerate(self.loader):
+            numbers = [] if self.order is None else self.order[number]
+            masking = self.masking._replace(first=number * self.batch_size, numbers=numbers)
+            yield masking, [self.names[record] for record in numbers], batch

@@ -9,6 +9,7 @@ from perceivers.training.mixup import Mixup
 from perceivers.training.optimisers import OptimiserConfig, ScheduleConfig, learning_rate
 
 MOST = {"num_steps": 10**12, "batch_size": 10**6, "accumulate": 10**6, "devices": 1024, "num_workers": 1024}
+MOST |= {"unroll": 10**5}
 """Upper bounds of settings: larger runs would never end, or start more processes than a machine can bear."""
 
 
@@ -19,9 +20,11 @@ class TrainingConfig:
     num_steps: int = 1000
     """Number of training steps."""
     batch_size: int = 64
-    """Number of records per step, over all processes together."""
+    """Number of records (with `unroll`, of examples) per step, over all processes together."""
     accumulate: int = 1
     """Gradient accumulation: number of parts of a process's share of a batch; less memory, the same gradient."""
+    unroll: int = 1
+    """With a stream: consecutive records that make an example (truncated backpropagation through time)."""
     shuffle: bool = True
     """Shuffle the records anew in each epoch; otherwise take them in the order of the data, as for a curriculum."""
     seed: int = 0
@@ -62,12 +65,14 @@ class TrainingConfig:
     """Compile with torch.compile: a slower start, then faster steps."""
 
     def __post_init__(self) -> None:
-        sizes = ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices")
+        sizes = ("num_steps", "batch_size", "unroll", "accumulate", "log_every", "checkpoint_every", "devices")
         check_ranges(self, {**dict.fromkeys(sizes, SIZE), "seed": COUNT, "num_workers": COUNT})
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at most {most}")
         check_given_limit(self.memory_limit)
+        if self.mixup is not None and self.unroll > 1:
+            raise ValueError("mixup mixes records, not streams: leave mixup or unroll out")
         if self.weights == "learned" and self.optimiser.kind == "lamb":
             raise ValueError("weights = learned needs the optimiser adamw or muon: lamb hardly moves what begins at 0")
         self.check_processes(self.devices)

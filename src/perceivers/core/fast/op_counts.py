@@ -35,7 +35,7 @@ class DeviceRates:
 
 
 RATES = {
-    "cpu": DeviceRates(element=30, exponential=60, block=10_000_000, numbers=1 << 21),
+    "cpu": DeviceRates(element=30, exponential=60, block=45_000_000, numbers=1 << 21),
     "cuda": DeviceRates(element=80, exponential=80, block=5_000_000_000, numbers=1 << 26, score=30, half=15),
 }
 """CPU: measured. CUDA: estimated from an H100's data sheet (33e12 multiply-adds and 3.3e12 bytes a second, 5 us for

@@ -28,7 +28,7 @@ from perceivers.core.latents import Latents
 from perceivers.core.memory_limits import limit_in_bytes
 from perceivers.core.reading import SoftmaxState
 from perceivers.core.tokens import Segment, Tokens
-from perceivers.core.trunk import dense_state, reading_arguments
+from perceivers.core.trunk import dense_states, reading_arguments
 
 Tails = Mapping[str, Sequence[Any]]
 """The maps behind the decoder's block, by output (`epilogue.Tail`)."""
@@ -107,7 +107,10 @@ class Plan:
                 joined[name] = as_array(segment, torch.cat([part.segments[name].content for part in parts], 1))
             else:
                 rest, head = replace(self, memory_limit=limit - fixed - size * each), {name: heads[name]}
-                written[name] = torch.cat([decoder.written(block, latents, head, rest)[name] for block in blocks], 1)
+                parts = [
+                    decoder.last(decoder.before_last(block, latents), latents, head, rest)[name] for block in blocks
+                ]
+                written[name] = torch.cat(parts, 1)
         return decoder.last(Tokens(joined), latents, heads, self) if is_trained else written
 
     def _layer_bytes(self, decoder: Decoder, segment: Segment, latents: Latents, head: Any) -> tuple[int, int, int]:
@@ -160,14 +163,12 @@ class Plan:
 def _states(
     cross: CrossAttention, latents: Latents, tokens: Tokens, choices: Mapping[str, "Choice"]
 ) -> dict[str, SoftmaxState]:
-    states = {}
-    for name, segment in tokens.segments.items():
+    dense = {name: x for name, x in tokens.segments.items() if choices[name].algorithm == "dense"}
+    states = dense_states(cross, latents, Tokens(dense))
+    for name in tokens.segments.keys() - dense.keys():
         choice = choices[name]
-        if choice.algorithm == "dense":
-            states[name] = dense_state(cross, latents, segment)
-        else:
-            states[name] = algorithms.read(cross, latents, segment, choice.algorithm, choice.block_size)
-    return states
+        states[name] = algorithms.read(cross, latents, tokens.segments[name], choice.algorithm, choice.block_size)
+    return {name: states[name] for name in tokens.segments}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from examples import points, spoken
 from perceivers.files.durable import whole_file
 from perceivers.media.audio_files import read_audio
 
-HELD_OUT_RECORDINGS = 15
-"""Of the 50 recordings of each digit and speaker, the first ones are held out: three times the official number."""
+HELD_OUT_SPEAKERS = ("theo", "yweweler")
+"""Of the six speakers, these are held out: with known voices, all options tell 99 % of the digits."""
 
 KNOWN, ASKED = 78, 128
 """Number of pixels of a picture that are known, a tenth, and number of others that must be found."""
@@ -43,8 +43,8 @@ def spoken_digits(folder: Path, part: str) -> dict[str, np.ndarray]:
     """Return "spectrum" [n, FRAMES, BANDS], silence where a recording has ended, and "label"."""
     spectra, labels = [], []
     for path in sorted((folder / "spoken_digits").glob("*.wav")):
-        label, _, number = path.stem.split("_")
-        if (int(number) < HELD_OUT_RECORDINGS) == (part == "test"):
+        label, speaker, _ = path.stem.split("_")
+        if (speaker in HELD_OUT_SPEAKERS) == (part == "test"):
             found = spoken.spectrum(read_audio(path)[0][:, 0])
             silence = ((0, spoken.FRAMES - len(found)), (0, 0))
             spectra.append(np.pad(found, silence, constant_values=found.min()))

@@ -10,7 +10,7 @@ from benchmarks.ablations.options import BASE, OPTIONS, TOGETHER
 from benchmarks.ablations.running import ALL, Job
 from perceivers.files.durable import write_text
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 """Learning rates at which the paper's block, and the options that helped together, are tried with the first seed."""
 
 SEEDS = (0, 1, 2)

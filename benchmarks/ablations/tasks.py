@@ -118,7 +118,7 @@ def diamonds(folder: Path) -> Task:
 
 
 def digits(folder: Path) -> Task:
-    """Return the digit said, from 64 spectra of a recording."""
+    """Return the digit said by an unknown voice, from 64 spectra of a recording."""
     series = Series(
         size=spoken.FRAMES,
         channels=spoken.BANDS,

@@ -23,7 +23,7 @@ class Row:
     fields: str
     """Fields that set it; without a section they belong to encoder, processor and decoder alike."""
     what: str
-    """What it does."""
+    """Description of the option."""
     name: str | None = None
     """Name in OPTIONS; None: it makes no difference to an algorithm."""
 

@@ -175,7 +175,7 @@ def test_loss_and_gradients_are_those_of_a_loop(config, records):
 
 @pytest.mark.slow
 def test_training_with_a_state_learns_what_a_window_does_not_tell(records, tmp_path):
-    """What follows depends on all windows before, which a model without a state never sees."""
+    """A target depends on all windows before, which a model without a state never sees."""
     settings = {"unroll": 5, "batch_size": 8, "schema": SCHEMA, "config": CONFIG, "optimiser": FAST}
     trained(records, tmp_path / "carried", 40, **settings)
     plain = settings | {"unroll": 1, "batch_size": 40, "schema": replace(SCHEMA, stream=None)}

@@ -141,3 +141,13 @@ def test_gates_that_nothing_reads_through_are_refused():
         built(False, of=Label(classes=3, role="query", gate=True))
     with pytest.raises(ValueError, match="not for trunk: transformer"):
         PerceiverIO(Schema({"image": replace(IMAGE, gate=True)}, OUTPUTS), Config(trunk="transformer"))
+
+
+def test_a_hook_that_a_gate_would_bypass_is_an_error():
+    model = built(True)
+    attention = model.trunk.encoder[0].cross_attention.attention
+    hook = attention.register_forward_hook(lambda module, given, found: None)
+    with pytest.raises(ValueError, match="a hook on Attention needs all that it is given"):
+        model(raw())
+    hook.remove()
+    model(raw())

@@ -135,7 +135,7 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_lags_by_hand():
-    """Of counts 1, 2, 3: before, at and after each time, with 0 outside."""
+    """Counts 1, 2, 3 give those before, at and after each time, with 0 outside."""
     counts = np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1)
     assert lagged(counts, (-1, 1))[0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0]]
 

@@ -9,7 +9,7 @@ from perceivers.files.durable import whole_file
 from perceivers.media.audio_files import read_audio
 
 HELD_OUT_SPEAKERS = ("theo", "yweweler")
-"""Of the six speakers, these are held out: with known voices, all options tell 99 % of the digits."""
+"""Speakers, two of six, that are held out: with known voices, the first run told 99 % of the digits."""
 
 KNOWN, ASKED = 78, 128
 """Number of pixels of a picture that are known, a tenth, and number of others that must be found."""
@@ -23,7 +23,7 @@ NEEDED = {
     "diamonds.csv": "prices of diamonds: plotnine/data/diamonds.csv of the package plotnine",
     "spoken_digits": "the Free Spoken Digit Dataset: files DIGIT_SPEAKER_NUMBER.wav",
 }
-"""What the folder of the data must hold, and where it is found."""
+"""Content that the folder of the data must have, by name, and where it is found."""
 
 
 def prepare(folder: Path) -> None:

@@ -185,7 +185,7 @@ class Trunk(nn.Module):
 
     def _check_unhooked(self) -> None:
         if layers.fast is not None:  # reading in parts bypasses module calls, so hooks would not run
-            layers.fast.check_unhooked(self, self.encoder[0])
+            layers.fast.check_unhooked(self.encoder[0].cross_attention, self, self.encoder[0])
 
     def _through(self, stages: Iterable[nn.Module], latents: Latents, tokens: Any = None, plan: Any = None) -> Latents:
         for stage in stages:

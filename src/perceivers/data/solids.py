@@ -176,7 +176,7 @@ class Part(Primitive):
 
 @dataclass(frozen=True, eq=False)
 class Union(Solid):
-    """What lies in any of several parts."""
+    """Union of several solids."""
 
     parts: Sequence[Part]
 

@@ -25,10 +25,12 @@ def _is_sharding(owner: object) -> bool:
     return type(owner).__module__.startswith("torch.distributed.fsdp")
 
 
-def check_unhooked(trunk: nn.Module, read: nn.Module) -> None:
-    """Raise a ValueError for a hook on a module whose whole call is bypassed when reading in parts."""
-    cross = read.get_submodule("cross_attention")
-    for module in (trunk, read, cross, cross.get_submodule("attention")):
-        if is_hooked(module, sharding=module is cross.get_submodule("attention")):
+def check_unhooked(cross: nn.Module, *around: nn.Module) -> None:
+    """Raise a ValueError for a hook on a module whose whole call is bypassed when softmax states are read."""
+    attention = cross.get_submodule("attention")
+    for module in (*around, cross, attention):
+        if is_hooked(module, sharding=module is attention):
             kind = type(module).__name__
-            raise ValueError(f"a hook on {kind} needs all that it is given: read everything at once, with encode")
+            raise ValueError(
+                f"a hook on {kind} needs all that it is given: read everything at once, with encode, and without gates"
+            )

@@ -21,7 +21,7 @@ from perceivers.core.decoder import Decoder, apply_heads, as_array, writing_argu
 from perceivers.core.fast import algorithms
 from perceivers.core.fast.algorithms import Algorithm
 from perceivers.core.fast.cost_model import GRADIENT, CostModel
-from perceivers.core.fast.hooks import is_hooked
+from perceivers.core.fast.hooks import check_unhooked, is_hooked
 from perceivers.core.fast.onednn import is_transformed
 from perceivers.core.fast.op_counts import Cost
 from perceivers.core.latents import Latents
@@ -82,6 +82,7 @@ class Plan:
 
     def states(self, cross: CrossAttention, latents: Latents, tokens: Tokens) -> dict[str, SoftmaxState]:
         """Return the softmax state of each segment."""
+        check_unhooked(cross)
         choices = choose_for_states(cross, latents, tokens, self)
         assert choices is not None, "weights are not dropped"
         return _states(cross, latents, tokens, choices)

@@ -139,6 +139,9 @@ def test_shares_and_maps_count_the_gate():
 def test_gates_that_nothing_reads_through_are_refused():
     with pytest.raises(ValueError, match="gate has no effect with role: query"):
         built(False, of=Label(classes=3, role="query", gate=True))
+    for name, value in (("gate", True), ("role", "query")):
+        with pytest.raises(ValueError, match=f"^outputs.label: {name} is for inputs: leave it out$"):
+            Schema({"image": IMAGE}, {"label": Label(classes=3, **{name: value})})
     with pytest.raises(ValueError, match="not for trunk: transformer"):
         PerceiverIO(Schema({"image": replace(IMAGE, gate=True)}, OUTPUTS), Config(trunk="transformer"))
 

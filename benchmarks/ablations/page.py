@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.ablations.options import BASE, OPTIONS, TOGETHER
-from benchmarks.ablations.results import RATES, SEEDS, Results
+from benchmarks.ablations.results import NEEDED, RATES, SEEDS, Results
 from benchmarks.ablations.running import ALL, Job
 from benchmarks.ablations.tasks import TASKS, Task
 from perceivers.files.durable import write_text
-
-NEEDED = 3
-"""Number of tasks on which an option must help to be called helpful."""
 
 INTRODUCTION = """\
 # What helps: the options of the config, measured

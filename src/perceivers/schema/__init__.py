@@ -177,9 +177,12 @@ def check_specs(side: str, specs: Mapping[str, Any], inputs: Collection[str]) ->
     for name, spec in specs.items():
         check_new_name(side, name)
         named(f"{side}.{name}", _check_spec, spec)
-        source = spec.of if side == "outputs" else None
-        if source is not None:
-            check_names(f"input in outputs.{name}.of:", [source], inputs)
+        if side == "outputs":
+            if spec.of is not None:
+                check_names(f"input in outputs.{name}.of:", [spec.of], inputs)
+            if spec.gate or spec.role != "read":
+                field = "gate" if spec.gate else "role"
+                raise ValueError(f"outputs.{name}: {field} is for inputs: leave it out")
 
 
 def _check_spec(spec: Any) -> None:

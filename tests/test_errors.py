@@ -19,6 +19,7 @@ import pytest
 import yaml
 from torch._utils import ExceptionWrapper
 
+import perceivers.cli.errors
 import perceivers.cli.verbs
 from perceivers.cli.errors import LEFT_ALONE, LONGEST_LINE, USER_ERRORS, complaint, extras, kinds_of, message
 from perceivers.cli.tables import show
@@ -53,6 +54,7 @@ def failing(command, monkeypatch):
             raise error
 
         monkeypatch.setitem(perceivers.cli.verbs.VERBS, "info", raises)
+        monkeypatch.setattr(perceivers.cli.errors, "PATIENCE", -5.0)  # no other process ends here
         return command("info")
 
     return call

@@ -28,6 +28,7 @@ from perceivers.schema.plain_values import from_plain, to_plain
 from perceivers.systems.digits.recipes import EVERYTHING
 from perceivers.training.checkpoints import read_state
 from perceivers.training.logging import LOG, LONGEST_LOG_LINE, MOST_LOG_BYTES, read_log
+from tiers import few
 
 SMALL = Config(LatentsConfig(num_latents=5, channels=12), processor=ProcessorConfig(num_heads=2, num_layers=1))
 
@@ -346,10 +347,10 @@ CONFIGS = {
 
 
 @pytest.mark.filterwarnings("ignore:trunk. transformer reads no latents")
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_wrong_value_at_any_place_of_a_config_is_one_line(config):
+@pytest.mark.parametrize("name", few(CONFIGS, ["perceiver"]))
+def test_a_wrong_value_at_any_place_of_a_config_is_one_line(name):
     """A config that is accepted gives a model that runs, here on the meta device."""
-    schema, plain = Schema({"x": Numbers(count=2)}, {"y": Label(classes=3)}), to_plain(config)
+    schema, plain = Schema({"x": Numbers(count=2)}, {"y": Label(classes=3)}), to_plain(CONFIGS[name])
     refused = 0
     for place, value in itertools.product(places_of(plain), WRONG):
         try:

@@ -25,11 +25,11 @@ from perceivers.core.reading import Encoded
 from perceivers.core.tokens import Segment
 from perceivers.media.drawing import drawable
 from perceivers.modalities.class_rows import Classes, ClassRows, class_names
+from perceivers.modalities.event_columns import PARTS, as_numbers, distinct, items, listed
 from perceivers.modalities.fields import CategoryEncoding, CategoryField, DateField
 from perceivers.modalities.modality import (
     LARGEST,
     NOMINAL,
-    SMALLEST,
     Ablation,
     Modality,
     Raw,
@@ -51,17 +51,15 @@ from perceivers.modalities.position_encodings import (
     sound_coordinates,
     sound_vectors,
 )
-from perceivers.modalities.raw import as_array, as_float32, check_keys, is_missing
-from perceivers.modalities.scalars import UNKNOWN, scalar
+from perceivers.modalities.raw import as_float32, check_keys, is_missing
+from perceivers.modalities.scalars import UNKNOWN
 from perceivers.modalities.scores import root_mean_square
-from perceivers.modalities.table_cells import Files, number, plain
+from perceivers.modalities.table_cells import Files, plain
+from perceivers.modalities.type_units import by_name, known_or_own, of_type, statistics_by_type
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
-
-PARTS = ("time", "type", "value")
-"""Names of an event's parts, in the order of a list."""
 
 TIME, TYPE = "time of an event", "type of an event"
 """Axes that carry the time and the type number of a query to the output; rotary positions do not act on them."""
@@ -150,7 +148,7 @@ class Events(Modality):
         sets = [columns for columns in sets if len(columns["time"])]
         if not sets:
             return self
-        kinds = dict.fromkeys(kind for columns in sets for kind in _distinct(columns["type"]) if not is_missing(kind))
+        kinds = dict.fromkeys(kind for columns in sets for kind in distinct(columns["type"]) if not is_missing(kind))
         if not (self.classes or kinds):
             raise ValueError("the type of all events is unknown: give classes, or the events' types")
         known = replace(self, classes=self.classes or self.types.fit(list(kinds)).classes)
@@ -169,16 +167,16 @@ class Events(Modality):
 
     def with_vocabulary(self, field: str, classes: Classes) -> "Events":
         """Return the spec with other types; a new one has the mean of the statistics of the others."""
-        mean, std = (_by_name(unit, self.classes, classes) for unit in (self.mean, self.std))
+        mean, std = (by_name(unit, self.classes, classes) for unit in (self.mean, self.std))
         return replace(self, classes=classes, mean=mean, std=std)
 
     def with_units_of(self, source: "Events") -> "Events":
         """Return the spec with the statistics of a source for the types that it knows, and its own for others."""
         known = class_names(source.classes)
         mean, std = (
-            own if own is None or theirs is None else _either(theirs, own, class_names(self.classes), known)
+            own if own is None or theirs is None else known_or_own(theirs, own, class_names(self.classes), known)
             for theirs, own in zip(
-                (_by_name(unit, source.classes, self.classes) for unit in (source.mean, source.std)),
+                (by_name(unit, source.classes, self.classes) for unit in (source.mean, source.std)),
                 (self.mean, self.std),
                 strict=True,
             )
@@ -187,9 +185,9 @@ class Events(Modality):
 
     def numbers(self, types: Sequence[Any] | np.ndarray) -> Int[np.ndarray, " m"]:
         """Return type numbers, -1 where a type is unknown."""
-        kinds = _distinct(types)
+        kinds = distinct(types)
         found = dict(zip(kinds, self.types.preprocess(kinds).tolist(), strict=True))
-        return np.array([found[kind] for kind in _items(types)], np.int64)
+        return np.array([found[kind] for kind in items(types)], np.int64)
 
     def preprocess(self, value: Any, rng: np.random.Generator, training: bool) -> dict[str, np.ndarray]:
         """Return columns [M]: float32 times after `origin`, type numbers and float32 values."""
@@ -328,7 +326,7 @@ class Events(Modality):
 
     def units(self, types: Int[Tensor, "*b"]) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
         """Return mean and standard deviation of the type of each event; 0 and 1 where it is unknown, or not fitted."""
-        return tuple(_of_type(unit, default, types) for unit, default in ((self.mean, 0.0), (self.std, 1.0)))  # type: ignore[return-value]
+        return tuple(of_type(unit, default, types) for unit, default in ((self.mean, 0.0), (self.std, 1.0)))  # type: ignore[return-value]
 
     @property
     def _parts(self) -> tuple[str, ...]:
@@ -340,14 +338,14 @@ class Events(Modality):
     def _columns(self, value: Any) -> dict[str, Any]:
         """Return the columns of a set of events, from any of its forms: times and values as float64, checked."""
         if not isinstance(value, Mapping):
-            value = _listed(value)
+            value = listed(value)
         if missing := [name for name in PARTS[:2] if name not in value]:
             raise ValueError(f"events without {' and '.join(missing)}: give time, type{' and value' * self.marks}")
         times, count = self._times(value["time"]), len(value["time"])
         columns = {"time": times, "type": value["type"]}
         if self.marks:
             marks = value.get("value")
-            columns["value"] = np.full(count, np.nan) if marks is None else _numbers("value", marks)
+            columns["value"] = np.full(count, np.nan) if marks is None else as_numbers("value", marks)
         sizes = {name: np.shape(column) for name, column in columns.items()}
         if any(size != (count,) for size in sizes.values()):
             raise ValueError(f"columns must be equally long: {', '.join(f'{n} has {s}' for n, s in sizes.items())}")
@@ -357,7 +355,7 @@ class Events(Modality):
 
     def _times(self, column: Any) -> Float[np.ndarray, " m"]:
         if not self.dates or (isinstance(column, np.ndarray) and column.dtype.kind in "fiu"):
-            return _numbers("time", column)
+            return as_numbers("time", column)
         read = DateField().read
         return np.array([np.nan if is_missing(cell) else read(cell) for cell in column], np.float64)
 
@@ -508,81 +506,5 @@ class EventsOutput(OutputAdapter):
         return {"time": time, "type": types, "value": torch.where(asked, torch.nan, value)}
 
 
-def statistics_by_type(
-    numbers: Int[np.ndarray, " n"], values: Float[np.ndarray, " n"], count: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of the finite values of each type; 0 and 1 without any, std 1 if all agree."""
-    known = np.isfinite(values) & (numbers >= 0)
-    types, values = numbers[known], values[known]
-    totals = np.maximum(np.bincount(types, minlength=count), 1)
-    mean = np.bincount(types, values, count) / totals
-    std = np.sqrt(np.bincount(types, (values - mean[types]) ** 2, count) / totals)
-    # A mean is rounded, so that equal values may differ from it by its last bits.
-    varied = std > np.maximum(np.abs(mean) * np.finfo(np.float32).eps, SMALLEST)
-    return tuple(mean.tolist()), tuple(np.where(varied, std, 1.0).tolist())
-
-
-def _of_type(unit: tuple[float, ...] | None, default: float, types: Tensor) -> Float[Tensor, "*b"]:
-    """Return the unit of the type of each event, in float32."""
-    each = torch.tensor([default, *(unit or (default,))], dtype=torch.float32, device=types.device)
-    if len(each) == 2:  # one for all types
-        return each[(types >= 0).long()]
-    return each[types + 1 if types.dtype == torch.int64 else types.long() + 1]
-
-
-def _by_name(unit: tuple[float, ...] | None, old: Classes, new: Classes) -> tuple[float, ...] | None:
-    """Return the statistic of each of the new types, by name; the mean of all for one that is not old."""
-    if unit is None or len(unit) == 1:
-        return unit
-    known = dict(zip(class_names(old), unit, strict=True))
-    return tuple(known.get(name, float(np.mean(unit))) for name in class_names(new))
-
-
-def _either(
-    theirs: tuple[float, ...], own: tuple[float, ...], names: Sequence[str], known: Sequence[str]
-) -> tuple[float, ...]:
-    """Return a statistic of each type: theirs for known names, else own; one for all types stays that of all."""
-    if len(theirs) == 1:
-        return theirs
-    own = own * len(names) if len(own) == 1 else own
-    return tuple(a if name in known else b for a, b, name in zip(theirs, own, names, strict=True))
-
-
 def _pair(bounds: tuple[float, float] | None) -> tuple[tuple[float, float], ...] | None:
     return None if bounds is None else (bounds,)
-
-
-def _listed(value: Any) -> dict[str, Any]:
-    """Return the columns of a list of events."""
-    value = value.tolist() if isinstance(value, np.ndarray) else value
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise ValueError(f"events must come in a list, or in columns, not as {type(value).__name__}")
-    columns: dict[str, list[Any]] = {name: [] for name in PARTS}
-    for event in value:
-        parts = event
-        if isinstance(event, Mapping):
-            parts = [event.get(name) for name in PARTS]
-        if not isinstance(parts, Sequence) or isinstance(parts, str | bytes) or len(parts) not in (2, 3):
-            raise ValueError(f"an event must be {{time, type, value}} or [time, type, value], not {event!r:.60}")
-        for name, part in zip(PARTS, [*parts, None], strict=False):
-            columns[name].append(part)
-    return columns
-
-
-def _numbers(name: str, column: Any) -> Float[np.ndarray, " m"]:
-    """Return numbers as float64, NaN where unknown; ValueError for text that is no number."""
-    if isinstance(column, np.ndarray | Tensor) and as_array(column).dtype.kind in "fiub":
-        return as_array(column).astype(np.float64)
-    try:
-        return np.array([np.nan if is_missing(cell) else number(cell) for cell in column], np.float64)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}{'; for dates, set dates: true' if name == 'time' else ''}") from None
-
-
-def _distinct(types: Sequence[Any] | np.ndarray) -> list[Any]:
-    return list(dict.fromkeys(_items(types)))
-
-
-def _items(types: Any) -> list[Any]:
-    """Return types as plain values: tensors would be compared by identity."""
-    return types.tolist() if isinstance(types, np.ndarray | Tensor) else [scalar(kind) for kind in types]

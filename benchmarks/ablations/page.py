@@ -1,5 +1,6 @@
 """The page of the ablations, docs/ablations.md, from their results."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Column:
     steps: Mapping[str, int]
     """Steps of a run, by option."""
     scores: Mapping[str, Sequence[float]]
-    """Score of each seed, by option; only options whose seeds have all finished."""
+    """Scores of the seeds that have finished, by option."""
 
     @classmethod
     def of(cls, name: str, task: Task, results: Results) -> "Column":
@@ -49,27 +50,28 @@ class Column:
             rate = results.rate(name, ALL if option == ALL else BASE, task.higher)
             found = [results.score(Job(name, option, rate, seed)) for seed in SEEDS] if rate else []
             known = [score for score in found if score is not None]
-            if len(known) == len(SEEDS):
+            if known:
                 scores[option] = known
         return cls(task, {option: results.steps(name, option) for option in scores}, scores)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds, pooled over the options."""
-        return statistics.fmean(statistics.variance(scores) for scores in self.scores.values()) ** 0.5
+        """Standard deviation over the seeds, pooled over the options whose seeds have all finished; NaN without any."""
+        variances = [statistics.variance(scores) for scores in self.scores.values() if len(scores) == len(SEEDS)]
+        return statistics.fmean(variances) ** 0.5 if variances else math.nan
 
     def gain(self, option: str) -> float | None:
-        """Return the mean gain over the paper's block, in units of the spread; None if it was not measured."""
-        if option not in self.scores or BASE not in self.scores:
+        """Return the mean gain over the paper's block, in units of the spread; None unless all seeds have finished."""
+        if any(len(self.scores.get(name, ())) < len(SEEDS) for name in (option, BASE)):
             return None
         difference = statistics.fmean(self.scores[option]) - statistics.fmean(self.scores[BASE])
         return (difference if self.task.higher else -difference) / self.spread
 
     def cell(self, option: str) -> str:
-        """Return the mean score, and the gain in spreads where it is larger than one."""
+        """Return the mean score, and the gain in spreads where it is larger than one; of fewer seeds only the score."""
         gain = self.gain(option)
         if gain is None:
-            return ""
+            return f"*{statistics.fmean(self.scores[option]):.4f}*" if option in self.scores else ""
         mark = "" if option == BASE or abs(gain) <= 1 else f" **({gain:+.1f})**" if gain > 0 else f" ({gain:+.1f})"
         return f"{statistics.fmean(self.scores[option]):.4f}{mark}"
 
@@ -78,8 +80,11 @@ def verdict(option: str, columns: Sequence[Column]) -> str:
     """Return whether an option is helpful, from its gains in spreads."""
     gains = [gain for column in columns if (gain := column.gain(option)) is not None]
     helps, harms = sum(gain > 1 for gain in gains), sum(gain < -1 for gain in gains)
-    if option == BASE or not gains:
+    begun = sum(option in column.scores for column in columns)
+    if option == BASE or not begun:
         return ""
+    if len(gains) < begun:
+        return "not all seeds yet"
     if helps >= NEEDED and not harms:
         return "**helpful**"
     return f"helps on {helps}, harms on {harms}" if helps or harms else "no difference"
@@ -99,7 +104,7 @@ def write_page(results: Results, folder: Path, path: Path) -> None:
     rows.append([together_title(), *(column.cell(ALL) for column in every), verdict(ALL, every)])
     measures = ["score", *(" ".join(column.task.score) + _direction(column.task) for column in every), ""]
     spreads = ["spread", *(f"{column.spread:.4f}" for column in every), ""]
-    text += "\nIn brackets: the gain in spreads, where it is larger than one.\n\n"
+    text += "\nIn brackets: the gain in spreads, where it is larger than one. In italics: not all seeds.\n\n"
     text += table(header, [measures, spreads, *(row for row in rows if any(row[1:]))])
     # Steps.
     text += "\n## Steps\n\nSteps that take the minutes of a run, and seconds of one.\n\n"

@@ -86,7 +86,7 @@ def test_verdicts_by_hand():
     assert columns[0].gain("rms") == pytest.approx(3.0)
     assert verdict("rms", columns) == "**helpful**"
     assert verdict("geglu", columns) == "no difference"
-    assert verdict("qk-norm", columns) == "helps on 4, harms on 1"
+    assert verdict("qk-norm", columns) == "helps on 3, harms on 1"
     assert verdict(BASE, columns) == ""
 
 

@@ -4,12 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from examples import points, spoken
+from examples import points
 from perceivers.files.durable import whole_file
-from perceivers.media.audio_files import read_audio
-
-HELD_OUT_SPEAKERS = ("theo", "yweweler")
-"""Speakers, two of six, that are held out: with known voices, the first run told 99 % of the digits."""
 
 KNOWN, ASKED = 78, 128
 """Number of pixels of a picture that are known, a tenth, and number of others that must be found."""
@@ -21,35 +17,20 @@ NEEDED = {
     "documents": "text files: Debian's python3.11-doc, usr/share/doc/python3.11/html/_sources",
     "fashion-mnist": "Fashion-MNIST: Debian's dataset-fashion-mnist, usr/share/datasets/fashion-mnist",
     "diamonds.csv": "prices of diamonds: plotnine/data/diamonds.csv of the package plotnine",
-    "spoken_digits": "the Free Spoken Digit Dataset: files DIGIT_SPEAKER_NUMBER.wav",
 }
 """Content that the folder of the data must have, by name, and where it is found."""
 
 
 def prepare(folder: Path) -> None:
-    """Write the arrays of the spoken digits and of the points; ValueError that names what the folder lacks."""
+    """Write the arrays of the points; ValueError that names what the folder lacks."""
     for name, source in NEEDED.items():
         if not (folder / name).exists():
             raise ValueError(f"{folder} has no {name}: {source}")
-    for name, make in (("spoken", spoken_digits), ("points", point_sets)):
-        for part in ("train", "test"):
-            path = folder / name / f"{part}.npz"
-            if not path.exists():
-                with whole_file(path) as fresh, fresh.open("wb") as file:
-                    np.savez_compressed(file, **make(folder, part))  # type: ignore[arg-type]
-
-
-def spoken_digits(folder: Path, part: str) -> dict[str, np.ndarray]:
-    """Return "spectrum" [n, FRAMES, BANDS], silence where a recording has ended, and "label"."""
-    spectra, labels = [], []
-    for path in sorted((folder / "spoken_digits").glob("*.wav")):
-        label, speaker, _ = path.stem.split("_")
-        if (speaker in HELD_OUT_SPEAKERS) == (part == "test"):
-            found = spoken.spectrum(read_audio(path)[0][:, 0])
-            silence = ((0, spoken.FRAMES - len(found)), (0, 0))
-            spectra.append(np.pad(found, silence, constant_values=found.min()))
-            labels.append(label)
-    return {"spectrum": np.stack(spectra), "label": np.array(labels)}
+    for part in PICTURES:
+        path = folder / "points" / f"{part}.npz"
+        if not path.exists():
+            with whole_file(path) as fresh, fresh.open("wb") as file:
+                np.savez_compressed(file, **point_sets(folder, part))  # type: ignore[arg-type]
 
 
 def point_sets(folder: Path, part: str) -> dict[str, np.ndarray]:

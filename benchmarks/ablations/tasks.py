@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples import points, spoken
+from examples import points
 from perceivers.core.block_config import Axis
 from perceivers.core.config import Config, DecoderConfig, EncoderConfig, LatentAxis, LatentsConfig, ProcessorConfig
 from perceivers.data import Arrays, Idx, Table, Texts
-from perceivers.modalities import Image, Label, Numbers, PointSet, Records, Series, Text
+from perceivers.modalities import Image, Label, Numbers, PointSet, Records, Text
 from perceivers.modalities.fields import CategoryField, Field, NumberField
 from perceivers.modalities.position_encodings import Fourier
 from perceivers.runs.recipe import Recipe
@@ -117,32 +117,6 @@ def diamonds(folder: Path) -> Task:
     )
 
 
-def digits(folder: Path) -> Task:
-    """Return the digit said by an unknown voice, from 64 spectra of a recording."""
-    series = Series(
-        size=spoken.FRAMES,
-        channels=spoken.BANDS,
-        noise=0.3,
-        positions=Fourier(num_bands=16),
-        axis_names=("time",),
-    )
-    return Task(
-        "spoken digits",
-        Recipe(
-            data=Arrays(str(folder / "spoken/train.npz"), str(folder / "spoken/test.npz")),
-            schema=Schema({"spectrum": series}, {"label": Label()}),
-            config=paper_config(num_latents=32, channels=64),
-            training=training(batch_size=64),
-        ),
-        score=("label", "accuracy"),
-        higher=True,
-        axes=(Axis("time", 2.0, 256.0),),
-        places=(LatentAxis("time", 0.0, float(spoken.FRAMES), 32),),
-        positions=("schema.inputs.spectrum.positions",),
-        taken_from=("spectrum", "strided"),
-    )
-
-
 def pictures(folder: Path) -> Task:
     """Return the grey of 128 pixels of a picture, from 78 others, a set of points."""
     known = PointSet(
@@ -176,7 +150,6 @@ TASKS: dict[str, Callable[[Path], Task]] = {
     "bytes": bytes_task,
     "fashion": fashion,
     "diamonds": diamonds,
-    "digits": digits,
     "points": pictures,
 }
 """Tasks by name; each takes the folder of the data."""

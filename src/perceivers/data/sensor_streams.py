@@ -43,7 +43,7 @@ class SensorStreams(DataSet):
     """Standard deviation of the noise of a reading."""
     seed: int = 0
     """Seed of the machines."""
-    kind: Literal["sensor-streams"] = "sensor-streams"
+    kind: Literal["sensor_streams"] = "sensor_streams"
     """Name in files."""
 
     def __post_init__(self) -> None:

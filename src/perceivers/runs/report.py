@@ -1,19 +1,20 @@
 """The HTML report of a run: scores, samples, and losses over the steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from perceivers.core.perceiver import PerceiverIO
+from perceivers.media.drawing import drawable
 from perceivers.media.html_report import Report
 from perceivers.runs.results import read_scores
 from perceivers.runs.run import Run
 from perceivers.schema import Record, Schema
 from perceivers.training.logging import read_log
-from perceivers.training.metrics import inference, masking_of
+from perceivers.training.metrics import Scores, inference, masking_of
 from perceivers.training.plots import SHOWN, draw_samples, subplots
 from perceivers.training.sampler import evaluation_batches
 from perceivers.training.streams import predict_in_turn, stream_names
@@ -41,6 +42,28 @@ def add_score_table(page: Report, run: Run) -> None:
         for output, metric in measured
     }
     page.table(["output, metric", *scores], rows)
+
+
+def scores_by_lead(run: Run, model: str) -> dict[str, Scores]:
+    """Return the kept scores by lead time, of the model (named `model`) and the baselines; {} before an evaluation."""
+    kept = read_scores(run.folder)
+    return {name: each for name, each in kept.items() if name != "held out"} if model in kept else {}
+
+
+def add_errors_by_lead(page: Report, scores: Mapping[str, Scores]) -> None:
+    """Add a table of the errors for all variables together and for each, and a curve for each name."""
+    page.heading("Root mean square error by lead time")
+    outputs = {output: list(leads) for output, leads in next(iter(scores.values())).items()}
+    for output, leads in outputs.items():
+        page.table([output, *leads], {n: [f"{each[output][lead]:.3f}" for lead in leads] for n, each in scores.items()})
+    figure, (axes,) = subplots(1, list(outputs)[:2], side=5.0)
+    for axis, (output, leads) in zip(axes, outputs.items(), strict=False):
+        for name, each in scores.items():
+            axis.plot(range(len(leads)), [each[output][lead] for lead in leads], marker="o", label=drawable(name))
+        axis.set_xticks(range(len(leads)), leads)
+        axis.set_ylim(0)
+        axis.legend()
+    page.figure(figure, "Root mean square error by lead time; lower is better.")
 
 
 def add_losses(page: Report, run: Run) -> None:

@@ -131,7 +131,7 @@ class WeatherLeads(HourlyWeather):
     """Training records have each lead time from 1 to this number of hours."""
     leads: tuple[int, ...] = (1, 3, 6, 12, 24, 48)
     """Lead times of the held-out records, in hours."""
-    kind: Literal["weather-leads"] = "weather-leads"
+    kind: Literal["weather_leads"] = "weather_leads"
     """Name in files."""
 
     def __post_init__(self) -> None:

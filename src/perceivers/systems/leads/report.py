@@ -7,13 +7,10 @@ import numpy as np
 
 from perceivers.data import WeatherLeads
 from perceivers.data.published.nyc_weather import AIRPORTS, UNITS, last_known
-from perceivers.media.drawing import drawable
 from perceivers.media.html_report import Report
-from perceivers.runs.report import add_losses
-from perceivers.runs.results import read_scores
+from perceivers.runs.report import add_errors_by_lead, add_losses, scores_by_lead
 from perceivers.runs.run import Run
 from perceivers.systems.leads.baselines import MODEL, baseline_scores, held_out_hours, model_forecast
-from perceivers.training.metrics import Scores
 from perceivers.training.plots import subplots
 
 if TYPE_CHECKING:
@@ -25,11 +22,10 @@ DAYS = 4
 
 def report(run: Run) -> Path:
     """Write the errors by lead time of the model and the baselines, forecasts beside the truth, and the losses."""
-    kept = read_scores(run.folder)
-    scores = {name: each for name, each in kept.items() if MODEL in kept and name != "held out"} or baseline_scores(run)
+    scores = scores_by_lead(run, MODEL) or baseline_scores(run)
     page = Report("The weather at any lead time, from one encoding of the past")
     page.text("A past is encoded once and decoded at each lead time. These hours are held out: the last of the year.")
-    add_errors(page, scores)
+    add_errors_by_lead(page, scores)
     page.heading("Forecasts")
     page.figure(
         draw_forecasts(run),
@@ -38,22 +34,6 @@ def report(run: Run) -> Path:
     )
     add_losses(page, run)
     return page.write(run.folder / "report.html")
-
-
-def add_errors(page: Report, scores: dict[str, Scores]) -> None:
-    """Add a table of the errors for all variables together and for each, and a curve for each name."""
-    page.heading("Root mean square error by lead time")
-    outputs = {output: list(leads) for output, leads in next(iter(scores.values())).items()}
-    for output, leads in outputs.items():
-        page.table([output, *leads], {n: [f"{each[output][lead]:.3f}" for lead in leads] for n, each in scores.items()})
-    figure, (axes,) = subplots(1, list(outputs)[:1] + list(outputs)[1:2], side=5.0)
-    for axis, (output, leads) in zip(axes, outputs.items(), strict=False):
-        for name, each in scores.items():
-            axis.plot(range(len(leads)), [each[output][lead] for lead in leads], marker="o", label=drawable(name))
-        axis.set_xticks(range(len(leads)), leads)
-        axis.set_ylim(0)
-        axis.legend()
-    page.figure(figure, "Root mean square error by lead time; lower is better.")
 
 
 def draw_forecasts(run: Run) -> "Figure":

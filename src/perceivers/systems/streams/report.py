@@ -7,10 +7,8 @@ import numpy as np
 
 from perceivers.data import SensorStreams
 from perceivers.media.html_report import Report
-from perceivers.runs.report import add_losses
-from perceivers.runs.results import read_scores
+from perceivers.runs.report import add_errors_by_lead, add_losses, scores_by_lead
 from perceivers.runs.run import Run
-from perceivers.systems.leads.report import add_errors
 from perceivers.systems.streams.baselines import MODEL, Forecast, baseline_scores, by_sensor, forecasts, signals
 from perceivers.training.plots import subplots
 
@@ -23,14 +21,13 @@ SHOWN = 60
 
 def report(run: Run) -> Path:
     """Write the errors by steps ahead, and along the streams, of the model and the baselines, and the losses."""
-    kept = read_scores(run.folder)
-    scores = {name: each for name, each in kept.items() if MODEL in kept and name != "held out"} or baseline_scores(run)
+    scores = scores_by_lead(run, MODEL) or baseline_scores(run)
     page = Report("Sensors, read a few readings at a time")
     carried = (
         "The latents of each window begin the next one." if run.recipe.schema.stream else "Each window stands alone."
     )
     page.text(f"{carried} These sensors are held out; each stream is read once, from its beginning.")
-    add_errors(page, scores)
+    add_errors_by_lead(page, scores)
     found = forecasts(run)
     page.heading("From the beginning of a stream on")
     page.figure(

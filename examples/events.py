@@ -23,8 +23,11 @@ VARIABLES = ("temp", "dewp", "humid", "wind_speed", "pressure", "visib")
 HOURS, SHARE = 72, 0.3
 """Length of a window, and the share of its readings that is kept."""
 
-BLOCK, HELD_OUT = 15, 5
-"""Days of a block, within which windows lie; every fifth block is held out."""
+BLOCK = 15
+"""Days of a block, within which windows lie."""
+
+PARTS = {"train": (0, 1, 2, 3), "test": (4,), "fit": (0, 1, 2), "validation": (3,)}
+"""Which of every five blocks a table has: settings are chosen with fit and validation, and the test is scored once."""
 
 FORM = LongForm("window", "hours", "variable", "value", forecast=0.25)
 """Columns of the tables, as in examples/weather.yaml."""
@@ -37,7 +40,7 @@ Guess = Callable[[str, dict[str, Readings], np.ndarray], np.ndarray]
 
 
 def prepare(source: Path, out: Path, /) -> None:
-    """Write train.csv and test.csv: window, hours, variable, value, and station and month of the window."""
+    """Write a table for each part: window, hours, variable, value, and station and month of the window."""
     stations: dict[str, list[tuple[float, str, float]]] = defaultdict(list)
     for row in read_rows(source):
         hours = (datetime.fromisoformat(row["time_hour"][:19]) - datetime(2013, 1, 1)).total_seconds() / 3600
@@ -46,9 +49,8 @@ def prepare(source: Path, out: Path, /) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     events = [event for station, readings in stations.items() for event in windows_of(station, readings, rng)]
-    for held_out, name in ((False, "train"), (True, "test")):
-        rows = [row for day, row in events if (day // BLOCK % HELD_OUT == HELD_OUT - 1) == held_out]
-        write_rows(out / f"{name}.csv", rows)
+    for name, blocks in PARTS.items():
+        write_rows(out / f"{name}.csv", [row for day, row in events if day // BLOCK % 5 in blocks])
 
 
 def windows_of(

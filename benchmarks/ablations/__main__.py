@@ -19,13 +19,20 @@ KEPT, PAGE = Path("docs/benchmarks/ablations.json"), Path("docs/ablations.md")
 
 
 def ablations(
-    folder: Path, /, minutes: float = 4.0, runs: Path = Path("runs/ablations"), kept: Path = KEPT, page: Path = PAGE
+    folder: Path,
+    /,
+    minutes: float = 4.0,
+    every_seed: bool = False,
+    runs: Path = Path("runs/ablations"),
+    kept: Path = KEPT,
+    page: Path = PAGE,
 ) -> None:
     """Train each task with each option, two runs at once, each on a core of its own; go on where it was stopped.
 
     Args:
         folder: Folder of the data; what is missing there is told.
         minutes: Minutes of a run, counted in steps that were timed once.
+        every_seed: Train all options under every seed, those too that are behind under the first.
         runs: Folder of the unfinished runs.
         kept: File of the results.
         page: File of the page.
@@ -46,10 +53,11 @@ def ablations(
     # Train, a run on each core.
     higher = {name: make(folder).higher for name, make in TASKS.items()}
     running: dict[Future, tuple[Job, int]] = {}
-    with progress("ablations", len(list(results.jobs(higher)))) as report:
+    with progress("ablations", len(list(results.jobs(higher, every_seed)))) as report:
         while True:
             taken = {job for job, _ in running.values()}
-            waiting = (job for job in results.jobs(higher) if results.score(job) is None and job not in taken)
+            jobs = results.jobs(higher, every_seed)
+            waiting = (job for job in jobs if results.score(job) is None and job not in taken)
             for core in {0, 1} - {core for _, core in running.values()}:
                 if (job := next(waiting, None)) is not None:
                     steps = results.steps(job.task, job.option)

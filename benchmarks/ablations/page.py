@@ -25,6 +25,9 @@ the paper's block. So a slower option makes fewer steps, and the score does not 
 paper's block is trained at the rates {rates}, and every option at the best of these. Scores are those of held-out
 records, means of {seeds} seeds.
 
+Under the first seed every option is trained; under the other two only those that are then ahead of the paper's block on
+{needed} tasks, since the others cannot well be helpful (`--every-seed` trains them too). Their scores stand in italics.
+
 The **spread** of a task is the standard deviation over the seeds, pooled over all options. An option **helps** on a
 task if its mean gain is larger than the spread, and **harms** if its loss is. It is called helpful if it helps on at
 least {needed} tasks and harms on none.
@@ -76,15 +79,15 @@ class Column:
         return f"{statistics.fmean(self.scores[option]):.4f}{mark}"
 
 
-def verdict(option: str, columns: Sequence[Column]) -> str:
-    """Return whether an option is helpful, from its gains in spreads."""
+def verdict(option: str, columns: Sequence[Column], promising: bool = True) -> str:
+    """Return whether an option is helpful, from its gains in spreads; `promising`: by the runs of the first seed."""
     gains = [gain for column in columns if (gain := column.gain(option)) is not None]
     helps, harms = sum(gain > 1 for gain in gains), sum(gain < -1 for gain in gains)
     begun = sum(option in column.scores for column in columns)
     if option == BASE or not begun:
         return ""
     if len(gains) < begun:
-        return "not all seeds yet"
+        return "not all seeds yet" if promising else "behind under the first seed"
     if helps >= NEEDED and not harms:
         return "**helpful**"
     return f"helps on {helps}, harms on {harms}" if helps or harms else "no difference"
@@ -100,8 +103,12 @@ def write_page(results: Results, folder: Path, path: Path) -> None:
     )
     # Scores: a row for each option, a column for each task.
     header = ["option", *(column.task.title for column in every), "verdict"]
-    rows = [[OPTIONS[name].title, *(c.cell(name) for c in every), verdict(name, every)] for name in OPTIONS]
-    rows.append([together_title(), *(column.cell(ALL) for column in every), verdict(ALL, every)])
+    higher = {name: column.task.higher for name, column in columns.items()}
+    titles = {name: option.title for name, option in OPTIONS.items()} | {ALL: together_title()}
+    rows = [
+        [title, *(c.cell(name) for c in every), verdict(name, every, name == ALL or results.is_promising(name, higher))]
+        for name, title in titles.items()
+    ]
     measures = ["score", *(" ".join(column.task.score) + _direction(column.task) for column in every), ""]
     spreads = ["spread", *(f"{column.spread:.4f}" for column in every), ""]
     text += "\nIn brackets: the gain in spreads, where it is larger than one. In italics: not all seeds.\n\n"

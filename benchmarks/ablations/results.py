@@ -72,21 +72,25 @@ class Results:
                 ahead += own is not None and (own > fmean(base) if up else own < fmean(base))
         return ahead
 
-    def jobs(self, higher: Mapping[str, bool]) -> Iterator[Job]:
-        """Yield the runs in order, finished ones too; those whose rate is not known yet are left out."""
+    def is_promising(self, option: str, higher: Mapping[str, bool]) -> bool:
+        """Return whether an option may still be helpful, by its runs under the first seed."""
+        return self.promise(option, higher) >= NEEDED
+
+    def jobs(self, higher: Mapping[str, bool], every_seed: bool = False) -> Iterator[Job]:
+        """Yield the runs in order, finished ones too; those whose rate is not known yet are left out.
+
+        every_seed: options that are not promising are trained under the other seeds too.
+        """
         # The paper's block at three rates; at the best of them under every seed, and every option under the first.
         yield from self._tuned(BASE, higher)
         for option in OPTIONS:
             yield from self._at_rate_of(BASE, option, higher, SEEDS[:1])
-        # The other seeds: first the options that may still be helpful.
-        promising = [name for name in OPTIONS if self.promise(name, higher) >= NEEDED]
-        for option in promising:
-            yield from self._at_rate_of(BASE, option, higher, SEEDS[1:])
+        # The other seeds.
+        for option in OPTIONS:
+            if every_seed or self.is_promising(option, higher):
+                yield from self._at_rate_of(BASE, option, higher, SEEDS[1:])
         if TOGETHER:
             yield from self._tuned(ALL, higher)
-        for option in OPTIONS:
-            if option not in promising:
-                yield from self._at_rate_of(BASE, option, higher, SEEDS[1:])
 
     def _tuned(self, option: str, higher: Mapping[str, bool]) -> Iterator[Job]:
         """Yield runs of an option at each rate, and at the best of them under the other seeds."""

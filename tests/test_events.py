@@ -455,6 +455,28 @@ def test_a_column_that_varies_within_samples_makes_another_form(tmp_path):
     assert "long" not in yaml.safe_load(proposed_recipe(str(tmp_path / "long.csv")))["data"]
 
 
+@pytest.mark.parametrize(
+    "names", [("age", "height", "sex", "weight"), ("rooms", "area", "district", "price"), ("car", "km", "fuel", "eur")]
+)
+def test_a_wide_table_of_two_numbers_and_classes_is_not_of_long_form(names, tmp_path):
+    rng = np.random.default_rng(0)
+    columns = rng.integers(20, 60, 300), rng.normal(170, 10, 300), rng.choice(list("abc"), 300), rng.normal(70, 9, 300)
+    first = [f"m{n}" for n in columns[0]] if names[0] == "car" else columns[0].tolist()
+    columns = first, *(column.tolist() for column in columns[1:])
+    write_rows(tmp_path / "wide.csv", [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+    recipe = yaml.safe_load(proposed_recipe(str(tmp_path / "wide.csv")))
+    assert "long" not in recipe["data"]
+    assert list(recipe["outputs"]) == [names[3]]
+
+
+@pytest.mark.parametrize("time", ["t", "charttime", "timeStamp", "year", "offset_min"])
+def test_usual_names_of_times_are_recognised(time, tmp_path):
+    renamed = {"patient": "who", "hours": time, "variable": "analyte", "value": "conc"}
+    rows = [{renamed[n]: row[n] for n in renamed} for row in long_rows_of()]
+    write_rows(tmp_path / "long.csv", rows)
+    assert yaml.safe_load(proposed_recipe(str(tmp_path / "long.csv")))["data"]["long"]["time"] == time
+
+
 def write_recipe(path, result):
     """Write what `schema propose` printed, with a small model."""
     code, recipe, _ = result

@@ -20,6 +20,7 @@ from perceivers.data.formats.writers import PlainRow
 from perceivers.modalities.fields import DateField
 from perceivers.modalities.modality import LARGEST
 from perceivers.modalities.raw import is_missing
+from perceivers.modalities.scalars import class_value
 from perceivers.modalities.table_cells import Files, Row, number
 
 EVENTS, PAST, FUTURE = "events", "past", "future"
@@ -160,7 +161,7 @@ class EventReader:
         return (
             sample,
             self._time(cells.get(form.time)),
-            str(kind),
+            str(class_value(kind)),  # a column of 1 and 2 holds 1.0 and 2.0 in a file with unknown cells
             float("nan") if cell is None else _number(form.value, cell),
         )
 

@@ -368,6 +368,18 @@ def test_times_may_count_from_the_first_event(tmp_path):
     assert second["events"]["time"].tolist() == [0.0]
 
 
+def test_types_that_are_numbers_are_the_same_in_all_files(tmp_path):
+    """Whole numbers become floats in files of columns with unknown cells."""
+    write_lines(tmp_path / "long.csv", "patient,hours,variable,value", "a,0,7,1", "a,1,7.5,1")
+    write_rows(
+        tmp_path / "long.jsonl",
+        [{"patient": "a", "hours": n, "variable": kind, "value": 1} for n, kind in enumerate((7.0, 7.5, 7))],
+    )
+    for name, types in (("long.csv", ["7", "7.5"]), ("long.jsonl", ["7", "7.5", "7"])):
+        (sample,) = Table(str(tmp_path / name), long=FORM).read_table(tmp_path / name)
+        assert sample["events"]["type"].tolist() == types
+
+
 def test_no_sample_is_split(long_csv):
     table = Table(str(long_csv), long=FORM, held_out_fraction=0.3, stratify="outcome")
     parts = [{row["patient"] for row in part} for part in (table.training(), table.held_out())]
@@ -455,6 +467,28 @@ def test_a_column_that_varies_within_samples_makes_another_form(tmp_path):
     assert "long" not in yaml.safe_load(proposed_recipe(str(tmp_path / "long.csv")))["data"]
 
 
+@pytest.mark.parametrize(
+    "names", [("age", "height", "sex", "weight"), ("rooms", "area", "district", "price"), ("car", "km", "fuel", "eur")]
+)
+def test_a_wide_table_of_two_numbers_and_classes_is_not_of_long_form(names, tmp_path):
+    rng = np.random.default_rng(0)
+    columns = rng.integers(20, 60, 300), rng.normal(170, 10, 300), rng.choice(list("abc"), 300), rng.normal(70, 9, 300)
+    first = [f"m{n}" for n in columns[0]] if names[0] == "car" else columns[0].tolist()
+    columns = first, *(column.tolist() for column in columns[1:])
+    write_rows(tmp_path / "wide.csv", [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+    recipe = yaml.safe_load(proposed_recipe(str(tmp_path / "wide.csv")))
+    assert "long" not in recipe["data"]
+    assert list(recipe["outputs"]) == [names[3]]
+
+
+@pytest.mark.parametrize("time", ["t", "charttime", "timeStamp", "year", "offset_min"])
+def test_usual_names_of_times_are_recognised(time, tmp_path):
+    renamed = {"patient": "who", "hours": time, "variable": "analyte", "value": "conc"}
+    rows = [{renamed[n]: row[n] for n in renamed} for row in long_rows_of()]
+    write_rows(tmp_path / "long.csv", rows)
+    assert yaml.safe_load(proposed_recipe(str(tmp_path / "long.csv")))["data"]["long"]["time"] == time
+
+
 def write_recipe(path, result):
     """Write what `schema propose` printed, with a small model."""
     code, recipe, _ = result
@@ -500,6 +534,27 @@ def test_from_a_long_table_to_predictions_in_long_form(command, long_csv, tmp_pa
     rows = list(read_rows(tmp_path / "why.jsonl"))
     assert [row["patient"] for row in rows] == ["new", "old"]
     assert len(rows[0]["future.from.past.each"][0]) == 2
+
+
+@pytest.mark.parametrize("from_start", ["true", "false"])
+def test_predictions_have_the_dates_that_were_asked_for(command, from_start, tmp_path):
+    """Dates with fractions of a second and with time zones come back as they are, and in the order of time."""
+    lines = [f"p{n % 12},2026-01-{1 + n // 3:02d}T0{n % 3}:00,pulse,{60 + n}" for n in range(72)]
+    path = write_lines(tmp_path / "long.csv", "patient,when,variable,value", *lines)
+    form = f"{{sample: patient, time: when, type: variable, value: value, forecast: 0.25, from_start: {from_start}}}"
+    since = "" if from_start == "true" else ", origin: 9497"
+    (tmp_path / "mine.yaml").write_text(
+        f"data: {{kind: table, file: {path}, long: {form}}}\n"
+        f"inputs: {{past: {{kind: events{since}}}}}\noutputs: {{future: {{kind: events{since}}}}}\n"
+        "config: {latents: {num_latents: 3, channels: 8}, processor: {num_layers: 1, num_heads: 2}}\n"
+    )
+    assert command("train", tmp_path / "mine.yaml", "--out", tmp_path / "run", *QUICK)[0] == 0
+    asked = ["2026-01-03T08:00:00.5", "2026-01-03T10:00+02:00", "2026-01-03T08:00:01"]
+    given = [f"p,{when},pulse," for when in asked]
+    known = "p,2026-01-01T00:00:00.75,pulse,80"
+    table = write_lines(tmp_path / "asked.csv", "patient,when,variable,value", known, *given)
+    assert command("predict", tmp_path / "run", table, "-o", tmp_path / "out.csv")[0] == 0
+    assert [row["when"] for row in read_rows(tmp_path / "out.csv")] == [asked[1], asked[0], asked[2]]
 
 
 def test_a_label_of_long_samples_is_a_row_for_each(command, long_csv, tmp_path):

@@ -80,6 +80,10 @@ def predict(
     records, form = _records(data, model), _form_of(data, model)
     records = _with_columns(keep, records, data) if keep else records
     chosen = ModelChoice(model=model, device=where.device).load("")
+    # Rows of a stream must come in the order of time, if the model's data name it.
+    trained_on = data_of(Path(model))
+    if isinstance(trained_on, Table) and chosen.schema.stream is not None and _is_table(data):
+        records = trained_on.in_order(cast(Iterable[Row], records), chosen.schema.stream)
     # Samples of a table of long form are named, and events are written one by one.
     events = [name for name, spec in chosen.schema.outputs.items() if isinstance(spec, Events)]
     if form is not None:
@@ -128,8 +132,11 @@ def _files(data: str) -> list[Path | str]:
 def _form_of(data: str, model: str) -> LongForm | None:
     """Return the columns of events in the data, if the model was trained on a table of long form."""
     trained_on = data_of(Path(model))
-    is_table = not data.endswith(ARRAY_FILES) and not is_shards(data)
-    return trained_on.long if isinstance(trained_on, Table) and is_table else None
+    return trained_on.long if isinstance(trained_on, Table) and _is_table(data) else None
+
+
+def _is_table(data: str) -> bool:
+    return not data.endswith(ARRAY_FILES) and not is_shards(data)
 
 
 def _records(data: str, model: str) -> Iterable[Record]:

@@ -1,5 +1,6 @@
 """Recognition of tables of long form: columns of sample, time, type and value."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -12,11 +13,14 @@ from perceivers.schema.infer import propose
 
 HINTS = {
     "sample": ("id", "sample", "patient", "subject", "stay", "case", "record", "unit", "series", "window"),
-    "time": ("time", "hour", "minute", "second", "day", "date", "when"),
+    "time": ("time", "hour", "minute", "second", "day", "week", "month", "year", "date", "when"),
     "type": ("variable", "type", "parameter", "feature", "item", "sensor", "channel", "measure", "name"),
     "value": ("value", "result", "reading", "mark", "amount"),
 }
 """Parts of the names that columns usually have, which decide between columns that would do as well."""
+
+SHORT_TIMES = ("t", "ts", "h", "hrs", "min", "mins", "s", "sec", "secs", "d")
+"""Whole words of names of columns of times; as parts of words they would mean anything."""
 
 REPEATS = 3
 """Least number of rows of a sample, and of a type, on average."""
@@ -35,7 +39,8 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
     """Return the columns of a table of long form, given its first rows.
 
     Samples and types repeat, times and types vary within samples, no two rows are the same event, and every other
-    column is constant within samples. None: it has another form.
+    column is constant within samples. None: it has another form. A table of age, height, sex and weight would pass all
+    of that, so times must be dates or have a usual name, and so must samples that are numbers.
     """
     if not 4 <= len(columns) <= MOST_COLUMNS:
         return None
@@ -46,9 +51,12 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
     times = [name for name in columns if kinds[name] in ("number", "date") and None not in columns[name]]
     roles = {
         "sample": [
-            n for n in repeated if different[n] >= FEWEST_SAMPLES and (kinds[n] == "category" or _is_whole(columns[n]))
+            n
+            for n in repeated
+            if different[n] >= FEWEST_SAMPLES
+            and (kinds[n] == "category" or (_is_usual("sample", n) and _is_whole(columns[n])))
         ],
-        "time": [name for name in times if different[name] > 2],
+        "time": [n for n in times if different[n] > 2 and (kinds[n] == "date" or _is_usual("time", n))],
         "type": [name for name in repeated if kinds[name] == "category"],
         "value": [name for name in columns if kinds[name] == "number"],
     }
@@ -63,6 +71,14 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
 def _hints(names: Sequence[str]) -> int:
     """Return how many columns have a name that is usual for their role."""
     return sum(any(hint in name.lower() for hint in HINTS[role]) for role, name in zip(HINTS, names, strict=True))
+
+
+def _is_usual(role: str, name: str) -> bool:
+    """Return whether a word of a column's name begins or ends with a part that is usual for its role."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    if role == "time" and not {*words}.isdisjoint(SHORT_TIMES):
+        return True
+    return any(word.startswith(HINTS[role]) or word.endswith(HINTS[role]) for word in words)
 
 
 def _are_far(samples: Sequence[Any], times: Sequence[Any]) -> bool:

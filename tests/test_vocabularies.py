@@ -664,6 +664,13 @@ def test_weights_averages_and_moments_of_a_run_go_by_name(trained, tmp_path):
     assert json.loads((latest_checkpoint(tmp_path / "new") / "state.json").read_text())["score"] is None
 
 
+def test_a_run_that_has_logged_nothing_yet_can_change(trained, tmp_path):
+    shutil.copytree(trained / "half", tmp_path / "run")
+    (tmp_path / "run" / "log.jsonl").write_text("")  # as with fewer steps than log_every
+    assert write_changed_run(tmp_path / "run", tmp_path / "new", CLASSES) == "step-00000003"
+    assert latest_checkpoint(tmp_path / "new").name == "step-00000003"
+
+
 @pytest.mark.slow
 def test_a_changed_run_goes_on_exactly_on_new_data(trained, tmp_path):
     """The steps after the change are bitwise the same, stopped in between or not, with new names in the data."""

@@ -29,7 +29,7 @@ from perceivers.runs.schema_file import read_schema_file
 from perceivers.runs.train import run_recipe
 from perceivers.schema import Schema
 from perceivers.schema.schema_files import with_settings
-from perceivers.schema.vocabularies import class_rows, merged, taken_over, vocabularies, with_vocabularies
+from perceivers.schema.vocabularies import class_rows, extended, merged, taken_over, vocabularies, with_vocabularies
 from perceivers.training.checkpoints import latest_checkpoint
 from small_run import weights_of
 from tiers import few
@@ -268,6 +268,28 @@ def test_frozen_parameters_stay_frozen_and_the_model_as_it_was():
     with torch.no_grad():
         grown.trunk.latents.add_(1)
     assert weights_of(model) == before  # no tensor is shared
+
+
+class CountedName(str):
+    """A name that counts how often it is compared with another one."""
+
+    comparisons = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        CountedName.comparisons += 1
+        return str.__eq__(self, other)
+
+
+def test_many_names_take_no_comparison_of_each_with_each():
+    CountedName.comparisons = 0
+    names = [CountedName(number) for number in range(1009)]
+    found = extended(SCHEMA, {"inputs.events.unit": names})["inputs.events.unit"]
+    events = Events(classes=tuple(names), mean=(1.0,) * 1009, std=(1.0,) * 1009, bounds=(0.0, 1.0))
+    assert found == (*UNITS, *names)
+    fitted, _ = taken_over(schema_of(Events()), schema_of(events), schema_of(events))
+    assert fitted == schema_of(events)
+    assert CountedName.comparisons < 100 * 1009
 
 
 @pytest.mark.slow

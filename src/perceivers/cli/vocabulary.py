@@ -101,8 +101,8 @@ def _changed(schema: Schema, extend: Iterable[str], drop: Iterable[str], listed:
     known = vocabularies(schema)
     lost, new = (_parsed(each, known, listed) for each in (drop, extend))
     for name in lost.keys() & new.keys():
-        if both := [one for one in new[name] if one in lost[name]]:
-            raise ValueError(f"{name}: {both[0]!r:.99} is to be added and dropped: leave one of them out")
+        if both := {*new[name]} & {*lost[name]}:
+            raise ValueError(f"{name}: {min(both)!r:.99} is to be added and dropped: leave one of them out")
     dropped = reduced(schema, lost)
     return {**dropped, **extended(with_vocabularies(schema, dropped), new)}
 

@@ -4,6 +4,7 @@ A vocabulary is the classes of a label, or of a category in records. `class_rows
 a row for each class.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -74,7 +75,7 @@ def _checked(vocabulary: str, names: Any) -> list[str]:
     found = [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
     if wrong := [name for name in found if not isinstance(name, str) or not name]:
         raise ValueError(f"{vocabulary}: {wrong[0]!r:.99} is no name of a class: give text, or a whole number")
-    if twice := [name for number, name in enumerate(found) if name in found[:number]]:
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
         raise ValueError(f"{vocabulary}: {twice[0]!r:.99} stands there twice: name it once")
     if not found:
         raise ValueError(f"{vocabulary}: no name is given")

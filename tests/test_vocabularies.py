@@ -246,6 +246,7 @@ def test_numbers_stay_numbers_while_they_count_from_0():
         (extend_vocabulary, {"outputs.label": "fox"}, "names must come in a list"),
         (extend_vocabulary, {"outputs.label": []}, "no name is given"),
         (extend_vocabulary, {"outputs.label": [""]}, "is no name of a class"),
+        (extend_vocabulary, {"outputs.label": ["\udc80"]}, r"'\\udc80' is not UTF-8, so no recipe can name it"),
         (reduce_vocabulary, {"outputs.label": ["dig"]}, "unknown class of outputs.label 'dig'.*did you mean 'dog'"),
         (reduce_vocabulary, {"outputs.label": ["cat", "dog", "eel"]}, "no class would be left of 3"),
     ],

@@ -75,6 +75,8 @@ def _checked(vocabulary: str, names: Any) -> list[str]:
     found = [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
     if wrong := [name for name in found if not isinstance(name, str) or not name]:
         raise ValueError(f"{vocabulary}: {wrong[0]!r:.99} is no name of a class: give text, or a whole number")
+    if wrong := [name for name in found if any("\ud800" <= letter <= "\udfff" for letter in name)]:
+        raise ValueError(f"{vocabulary}: {wrong[0]!r:.99} is not UTF-8, so no recipe can name it")
     if twice := [name for name, count in Counter(found).items() if count > 1]:
         raise ValueError(f"{vocabulary}: {twice[0]!r:.99} stands there twice: name it once")
     if not found:

@@ -795,7 +795,7 @@ def test_the_verb_shows_and_changes(trained, tmp_path, command):
     assert "outputs.label" in out
     assert "go, stop" in out
     # A model.
-    (tmp_path / "units.txt").write_text("f\n\ng, h\n")
+    (tmp_path / "units.txt").write_text("\ufefff\n\ng, h\n")  # with the byte order mark of some editors
     save_pretrained(Run(trained / "run").model, tmp_path / "model")
     arguments = ("--extend", "inputs.spikes.unit", "outputs.label=wait", "--drop", "inputs.session=monday")
     code, out, err = command(

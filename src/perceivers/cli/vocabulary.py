@@ -125,7 +125,8 @@ def _lines(names: Path | None, changes: Iterable[str]) -> list[str]:
     """Return the lines of the file of names; ValueError if the file has none, or if no change takes them."""
     if names is None:
         return []
-    lines = [line.strip() for line in read_text(names).splitlines() if line.strip()]
+    text = read_text(names).removeprefix("\ufeff")  # the byte order mark that some editors write
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{names}: no class stands in it, one on each line")
     if all("=" in change for change in changes):

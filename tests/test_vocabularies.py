@@ -811,6 +811,19 @@ def test_the_verb_shows_and_changes(trained, tmp_path, command):
     }
 
 
+def test_spaces_count_where_a_known_class_has_them(tmp_path, command):
+    schema = Schema({"x": Numbers(2)}, {"y": Label(classes=("a", " a", "b"))})
+    save_pretrained(random_model(schema, replace(CONFIG, encoder=EncoderConfig())), tmp_path / "model")
+    (tmp_path / "names.txt").write_text(" a\n")
+    for number, changes in enumerate((["outputs.y= a"], ["outputs.y", "--names", tmp_path / "names.txt"])):
+        out = tmp_path / str(number)
+        code, _, err = command(
+            "vocabulary", tmp_path / "model", "--extend", "outputs.y=c, d", "--drop", *changes, "--out", out
+        )
+        assert code == 0, err
+        assert from_pretrained(out).schema.outputs["y"].classes == ("a", "b", "c", "d")
+
+
 @pytest.mark.slow
 def test_the_verb_changes_a_run_which_trains_on(trained, tmp_path, command):
     run = tmp_path / "run"

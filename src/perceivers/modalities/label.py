@@ -376,10 +376,13 @@ def class_number(value: Any, classes: int | tuple[str, ...]) -> int | None:
     for name in (str(known), str(value)):  # models of earlier versions name whole numbers "1.0"
         if name in classes:
             return classes.index(name)
-    if isinstance(known, str) and known in map(str.lower, classes) and known in ("true", "false"):
-        return TRUTH.index(known.title())
-    # A number, unless the names themselves are numbers.
-    numbered = any(name.removeprefix("-").isdigit() for name in classes)
+    # A truth value in another case, wherever a vocabulary that has grown or shrunk has it.
+    truth = str(known).lower() if isinstance(known, bool) or known in ("true", "false") else ""
+    lower = [name.lower() for name in classes] if truth else []
+    if truth in lower:
+        return lower.index(truth)
+    # A number, unless the names themselves are numbers, or truth values without this one.
+    numbered = any(name.removeprefix("-").isdigit() for name in classes) or not {"true", "false"}.isdisjoint(lower)
     if isinstance(known, int) and 0 <= known < len(classes) and not numbered and (known < 2 or classes != TRUTH):
         return int(known)
     raise ValueError(f"class {known!r} is not one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}")

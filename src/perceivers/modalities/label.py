@@ -105,7 +105,7 @@ class Label(SingleQueryModality):
         if distinct and all(isinstance(value, bool) for value in distinct):
             return replace(self, classes=TRUTH)
         if not all(isinstance(value, int) for value in distinct):
-            return replace(self, classes=tuple(sorted(map(str, distinct))))
+            return replace(self, classes=tuple(sorted({*map(str, distinct)})))
         # Whole numbers: the number of classes, or names.
         numbers = sorted(map(int, distinct))
         if numbers and numbers[0] < 0:

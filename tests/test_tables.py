@@ -132,6 +132,11 @@ def test_whole_numbers_are_the_same_classes_as_floats(tmp_path):
     assert CategoryField(classes=("7.0", "11.0")).preprocess(["11", 11.0, "12", "x"]).tolist() == [1, 1, -1, -1]
 
 
+def test_a_missing_value_is_none_of_the_classes_whatever_their_names():
+    found = CategoryField(classes=("None", "nan", "a")).preprocess([None, float("nan"), "None", "nan", "a"])
+    assert found.tolist() == [-1, -1, 0, 1, 2]
+
+
 def test_a_category_means_the_same_in_training_and_later():
     row = Row("here", {"n": "7", "c": 7}, HERE)
     spec = Records({"n": NumberField(), "c": CategoryField(classes=("7", "11"))}, key="*")

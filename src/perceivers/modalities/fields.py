@@ -263,9 +263,8 @@ class CategoryField(FieldType):
         return str(number) if isinstance(self.classes, int) else self.classes[number]
 
     def _number(self, value: Any, names: Mapping[str, int]) -> int:
-        known = class_value(value)
-        if known is None:
-            return names.get("None", UNKNOWN)
+        if (known := class_value(value)) is None:  # even if a class is called "None"
+            return UNKNOWN
         if not isinstance(self.classes, int):
             return next((names[name] for name in names_of(value, known) if name in names), UNKNOWN)
         with suppress(ValueError):

@@ -593,6 +593,26 @@ def test_a_run_from_a_model_of_other_names_predicts_as_that_model(trained, tmp_p
     assert close(table_answers(new, known)["next"], table_answers(source, known)["next"])
 
 
+def test_fields_in_another_order_keep_their_weights(trained, tmp_path):
+    """Under --from, and where a run goes on with the same recipe: the order of the fields in a file says nothing."""
+    fields = "{{{}: {{kind: number}}, {}: {{kind: number}}, unit: {{kind: category, channels: 7}}}}"
+    samples = [{**one, "spikes": [{**spike, "late": spike["time"] ** 2 - 3} for spike in one["spikes"]]} for one in OLD]
+    write_rows(tmp_path / "one.jsonl", samples)
+    data = f"data={{kind: table, file: {tmp_path / 'one.jsonl'}, held_out_file: {tmp_path / 'one.jsonl'}}}"
+    one, swapped = (
+        (data, f"schema.inputs.spikes={{kind: records, fields: {fields.format(*names)}}}")
+        for names in (("time", "late"), ("late", "time"))
+    )
+    run = start(trained, tmp_path / "run", *one)
+    before = table_answers(run, samples)
+    still = (f"start_from={tmp_path / 'run'}", "training.num_steps=1", "training.optimiser.learning_rate=0.0")
+    after = table_answers(start(trained, tmp_path / "new", *swapped, *still), samples)
+    assert all(close(after[name], expected) for name, expected in before.items())
+    stopped_at(tmp_path / "run", 3, tmp_path / "half")
+    again = start(trained, tmp_path / "half", *swapped)
+    assert weights_of(again.model) == weights_of(run.model)
+
+
 def test_a_list_of_classes_in_the_recipe_stands(trained, tmp_path):
     lines = []
     settings = (

@@ -133,7 +133,8 @@ def taken_over(declared: Schema, fitted: Schema, source: Schema) -> tuple[Schema
     """Return a fitted schema with the statistics and vocabularies of a source, and the places of these statistics.
 
     Only what the `declared` schema leaves to the data is taken, between inputs and outputs of one name and modality.
-    New classes follow those of the source.
+    New classes follow those of the source. The fields of records come in the order of the source, by which their
+    weights are known.
     """
     sides, places = {}, []
     for side in ("inputs", "outputs"):
@@ -180,7 +181,7 @@ def _from_spec(declared: Modality, fitted: Modality, source: Modality, of_input:
             else field
             for name, field in fitted.fields.items()
         }
-        fitted = replace(fitted, fields=fields)
+        fitted = replace(fitted, fields={name: fields[name] for name in (source.fields | fields) if name in fields})
     for field, classes in source.vocabularies.items():
         if field in fitted.vocabularies and field not in declared.vocabularies:
             fitted = fitted.with_vocabulary(field, merged(classes, fitted.vocabularies[field], of_input))

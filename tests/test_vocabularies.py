@@ -653,6 +653,42 @@ def test_further_inputs_and_outputs_change_no_known_output_before_training(train
     assert again.recipe == new.recipe
 
 
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        (
+            "encoder.attention_dropout=0.1",
+            "further inputs, which change known outputs at once (encoder.attention_dropout): age",
+        ),
+        (
+            "encoder.channel_alignment=pad",
+            "further inputs, which change known outputs at once (channel_alignment: pad): mood",
+        ),
+    ],
+)
+def test_further_inputs_that_nothing_holds_back_are_named(trained, tmp_path, setting, line):
+    lines = []
+    settings = (
+        f"start_from={trained / 'run'}",
+        "training.num_steps=1",
+        f"config.{setting}",
+        "schema.inputs.age={kind: numbers, key: speed}",
+        "schema.inputs.mood={kind: label, key: session, role: condition}",
+    )
+    start(trained, tmp_path / "new", *settings, lines=lines)
+    assert line in lines
+
+
+def test_an_input_that_only_served_queries_is_a_further_one(trained, tmp_path):
+    queries = "schema.inputs.asked={kind: label, key: label, role: query}"
+    asks = "schema.outputs.answer={kind: numbers, key: next, of: asked}"
+    source = start(trained, tmp_path / "source", queries, asks, "training.num_steps=1")
+    lines = []
+    read = (queries.replace(", role: query", ""), asks, "training.num_steps=1", f"start_from={source.folder}")
+    start(trained, tmp_path / "new", *read, "training.optimiser.learning_rate=0.0", lines=lines)
+    assert "further inputs, behind gates that training opens: asked" in lines
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_when_the_model_that_it_started_from_is_gone(trained, tmp_path):
     """It has the statistics and vocabularies in its recipe; the steps are those of a run that was never stopped."""

@@ -257,6 +257,12 @@ def test_what_cannot_be_changed_is_one_line(change, names, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_model_without_vocabularies_says_so():
+    model = PerceiverIO(Schema({"x": Numbers(2)}, {"y": Numbers(2)}), Config(LatentsConfig(3, 8)))
+    with pytest.raises(ValueError, match=r"unknown vocabulary 'outputs\.y'; there are none$"):
+        extend_vocabulary(model, {"outputs.y": ["a"]})
+
+
 def test_frozen_parameters_stay_frozen_and_the_model_as_it_was():
     model = random_model()
     model.output_adapter.requires_grad_(False)

@@ -17,6 +17,7 @@ from perceivers.modalities.label import class_number
         ([1990, 2020, 1991], ("1990", "1991", "2020")),
         ([10**9, 7], ("7", "1000000000")),
         ([0, "1"], ("0", "1")),
+        ([1, "1", "a", True, "True"], ("1", "True", "a")),
         ([], 0),
     ],
 )
@@ -32,6 +33,27 @@ def test_numbers_are_places_unless_names_are_numbers():
     for wrong, classes in ((1, ("1990", "1991")), (2, ("cat", "dog")), (-1, 3), (3, 3)):
         with pytest.raises(ValueError, match="is not one of"):
             class_number(wrong, classes)
+
+
+@pytest.mark.parametrize(
+    ("value", "classes", "number"),
+    [
+        ("true", ("a", "True", "False"), 1),
+        ("false", ("a", "True", "False"), 2),  # the vocabulary has grown at its begin
+        (False, ("true", "false"), 1),
+        ("true", ("TRUE", "FALSE"), 0),
+        ("true", ("True",), 0),  # it has shrunk
+        (False, ("True",), None),
+        ("false", ("True",), None),
+        (True, ("no", "yes"), 1),
+    ],
+)
+def test_truth_values_are_found_by_name_in_any_vocabulary(value, classes, number):
+    if number is None:
+        with pytest.raises(ValueError, match="is not one of True"):
+            class_number(value, classes)
+    else:
+        assert class_number(value, classes) == number
 
 
 def test_a_class_of_years_is_learned_and_asked_by_year():

@@ -58,6 +58,8 @@ def test_yaml_means_what_python_means(path):
             "kind: fury",
             ":6: inputs.image.positions.kind: unknown kind 'fury'; there are fourier, learned",
         ),
+        ("classes: 10", "classes: [a, 7]", ":8: outputs.label.classes.1: Input should be a valid string, not 7"),
+        ("classes: 10", "classes: [yes, no]", ":8: outputs.label.classes.0: Input should be a valid string, not True"),
         ("outputs:", "output:", ":1: outputs: Field required"),
         ("kind: label, ", "", ":8: outputs.label: needs a kind: one of image"),
         ("[0.1, 1]", "[1, 0.1]", ":2: inputs.pixels: subsample = (1.0, 0.1) must be two rising fractions"),

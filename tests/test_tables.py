@@ -117,6 +117,26 @@ def test_numbers_are_classes_by_name_in_every_format(tmp_path, suffix):
     }
 
 
+def test_whole_numbers_are_the_same_classes_as_floats(tmp_path):
+    """A column of whole numbers with a gap becomes floats, as pandas writes it."""
+    write_rows(tmp_path / "one.jsonl", [{"code": code, "x": {"code": code}} for code in (7, 11)])
+    write_rows(tmp_path / "other.jsonl", [{"code": code, "x": {"code": code}} for code in (11.0, 7.0, None)])
+    schema = Schema({"x": Records({"code": CategoryField()})}, {"code": Label()})
+    paths = [str(tmp_path / f"{name}.jsonl") for name in ("one", "other")]
+    one, other = (read_parts(Table(path, held_out_file=path), schema) for path in paths)
+    assert other.schema == one.schema
+    assert one.schema.outputs["code"].classes == ("11", "7")
+    # A model of an earlier version, which named them as floats.
+    rng = np.random.default_rng(0)
+    assert Label(classes=("7.0", "11.0")).preprocess("11", rng, False) == 1
+    assert CategoryField(classes=("7.0", "11.0")).preprocess(["11", 11.0, "12", "x"]).tolist() == [1, 1, -1, -1]
+
+
+def test_a_missing_value_is_none_of_the_classes_whatever_their_names():
+    found = CategoryField(classes=("None", "nan", "a")).preprocess([None, float("nan"), "None", "nan", "a"])
+    assert found.tolist() == [-1, -1, 0, 1, 2]
+
+
 def test_a_category_means_the_same_in_training_and_later():
     row = Row("here", {"n": "7", "c": 7}, HERE)
     spec = Records({"n": NumberField(), "c": CategoryField(classes=("7", "11"))}, key="*")
@@ -131,6 +151,9 @@ def test_a_category_means_the_same_in_training_and_later():
     [
         (Label(), 3, "3"),
         (Label(), True, "True"),
+        (Label(), 3.0, "3"),
+        (Label(), "3.0", "3.0"),
+        (Labels(), [3.0, 0.5], ["3", "0.5"]),
         (Labels(), '["a", "b"]', ["a", "b"]),
         (Labels(), ["a", 2], ["a", "2"]),
         (Labels(), "a", ["a"]),

@@ -29,7 +29,7 @@ from perceivers.runs.schema_file import read_schema_file
 from perceivers.runs.train import run_recipe
 from perceivers.schema import Schema
 from perceivers.schema.schema_files import with_settings
-from perceivers.schema.vocabularies import class_rows, merged, taken_over, vocabularies, with_vocabularies
+from perceivers.schema.vocabularies import class_rows, extended, merged, taken_over, vocabularies, with_vocabularies
 from perceivers.training.checkpoints import latest_checkpoint
 from small_run import weights_of
 from tiers import few
@@ -246,6 +246,7 @@ def test_numbers_stay_numbers_while_they_count_from_0():
         (extend_vocabulary, {"outputs.label": "fox"}, "names must come in a list"),
         (extend_vocabulary, {"outputs.label": []}, "no name is given"),
         (extend_vocabulary, {"outputs.label": [""]}, "is no name of a class"),
+        (extend_vocabulary, {"outputs.label": ["\udc80"]}, r"'\\udc80' is not UTF-8, so no recipe can name it"),
         (reduce_vocabulary, {"outputs.label": ["dig"]}, "unknown class of outputs.label 'dig'.*did you mean 'dog'"),
         (reduce_vocabulary, {"outputs.label": ["cat", "dog", "eel"]}, "no class would be left of 3"),
     ],
@@ -254,6 +255,12 @@ def test_what_cannot_be_changed_is_one_line(change, names, message):
     with pytest.raises(ValueError, match=message) as error:
         change(random_model(), names)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_without_vocabularies_says_so():
+    model = PerceiverIO(Schema({"x": Numbers(2)}, {"y": Numbers(2)}), Config(LatentsConfig(3, 8)))
+    with pytest.raises(ValueError, match=r"unknown vocabulary 'outputs\.y'; there are none$"):
+        extend_vocabulary(model, {"outputs.y": ["a"]})
 
 
 def test_frozen_parameters_stay_frozen_and_the_model_as_it_was():
@@ -268,6 +275,28 @@ def test_frozen_parameters_stay_frozen_and_the_model_as_it_was():
     with torch.no_grad():
         grown.trunk.latents.add_(1)
     assert weights_of(model) == before  # no tensor is shared
+
+
+class CountedName(str):
+    """A name that counts how often it is compared with another one."""
+
+    comparisons = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        CountedName.comparisons += 1
+        return str.__eq__(self, other)
+
+
+def test_many_names_take_no_comparison_of_each_with_each():
+    CountedName.comparisons = 0
+    names = [CountedName(number) for number in range(1009)]
+    found = extended(SCHEMA, {"inputs.events.unit": names})["inputs.events.unit"]
+    events = Events(classes=tuple(names), mean=(1.0,) * 1009, std=(1.0,) * 1009, bounds=(0.0, 1.0))
+    assert found == (*UNITS, *names)
+    fitted, _ = taken_over(schema_of(Events()), schema_of(events), schema_of(events))
+    assert fitted == schema_of(events)
+    assert CountedName.comparisons < 100 * 1009
 
 
 @pytest.mark.slow
@@ -570,6 +599,26 @@ def test_a_run_from_a_model_of_other_names_predicts_as_that_model(trained, tmp_p
     assert close(table_answers(new, known)["next"], table_answers(source, known)["next"])
 
 
+def test_fields_in_another_order_keep_their_weights(trained, tmp_path):
+    """Under --from, and where a run goes on with the same recipe: the order of the fields in a file says nothing."""
+    fields = "{{{}: {{kind: number}}, {}: {{kind: number}}, unit: {{kind: category, channels: 7}}}}"
+    samples = [{**one, "spikes": [{**spike, "late": spike["time"] ** 2 - 3} for spike in one["spikes"]]} for one in OLD]
+    write_rows(tmp_path / "one.jsonl", samples)
+    data = f"data={{kind: table, file: {tmp_path / 'one.jsonl'}, held_out_file: {tmp_path / 'one.jsonl'}}}"
+    one, swapped = (
+        (data, f"schema.inputs.spikes={{kind: records, fields: {fields.format(*names)}}}")
+        for names in (("time", "late"), ("late", "time"))
+    )
+    run = start(trained, tmp_path / "run", *one)
+    before = table_answers(run, samples)
+    still = (f"start_from={tmp_path / 'run'}", "training.num_steps=1", "training.optimiser.learning_rate=0.0")
+    after = table_answers(start(trained, tmp_path / "new", *swapped, *still), samples)
+    assert all(close(after[name], expected) for name, expected in before.items())
+    stopped_at(tmp_path / "run", 3, tmp_path / "half")
+    again = start(trained, tmp_path / "half", *swapped)
+    assert weights_of(again.model) == weights_of(run.model)
+
+
 def test_a_list_of_classes_in_the_recipe_stands(trained, tmp_path):
     lines = []
     settings = (
@@ -608,6 +657,42 @@ def test_further_inputs_and_outputs_change_no_known_output_before_training(train
     # The run continues when the source is gone: the gates are in its recipe.
     again = start(trained, tmp_path / "new", *settings)
     assert again.recipe == new.recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        (
+            "encoder.attention_dropout=0.1",
+            "further inputs, which change known outputs at once (encoder.attention_dropout): age",
+        ),
+        (
+            "encoder.channel_alignment=pad",
+            "further inputs, which change known outputs at once (channel_alignment: pad): mood",
+        ),
+    ],
+)
+def test_further_inputs_that_nothing_holds_back_are_named(trained, tmp_path, setting, line):
+    lines = []
+    settings = (
+        f"start_from={trained / 'run'}",
+        "training.num_steps=1",
+        f"config.{setting}",
+        "schema.inputs.age={kind: numbers, key: speed}",
+        "schema.inputs.mood={kind: label, key: session, role: condition}",
+    )
+    start(trained, tmp_path / "new", *settings, lines=lines)
+    assert line in lines
+
+
+def test_an_input_that_only_served_queries_is_a_further_one(trained, tmp_path):
+    queries = "schema.inputs.asked={kind: label, key: label, role: query}"
+    asks = "schema.outputs.answer={kind: numbers, key: next, of: asked}"
+    source = start(trained, tmp_path / "source", queries, asks, "training.num_steps=1")
+    lines = []
+    read = (queries.replace(", role: query", ""), asks, "training.num_steps=1", f"start_from={source.folder}")
+    start(trained, tmp_path / "new", *read, "training.optimiser.learning_rate=0.0", lines=lines)
+    assert "further inputs, behind gates that training opens: asked" in lines
 
 
 @pytest.mark.slow
@@ -662,6 +747,13 @@ def test_weights_averages_and_moments_of_a_run_go_by_name(trained, tmp_path):
     assert touched == {name for name in old if any(one in name for one in grown) and not name.endswith("/step")}
     assert load_model(latest_checkpoint(tmp_path / "new")).schema == read_recipe(tmp_path / "new").schema
     assert json.loads((latest_checkpoint(tmp_path / "new") / "state.json").read_text())["score"] is None
+
+
+def test_a_run_that_has_logged_nothing_yet_can_change(trained, tmp_path):
+    shutil.copytree(trained / "half", tmp_path / "run")
+    (tmp_path / "run" / "log.jsonl").write_text("")  # as with fewer steps than log_every
+    assert write_changed_run(tmp_path / "run", tmp_path / "new", CLASSES) == "step-00000003"
+    assert latest_checkpoint(tmp_path / "new").name == "step-00000003"
 
 
 @pytest.mark.slow
@@ -765,7 +857,7 @@ def test_the_verb_shows_and_changes(trained, tmp_path, command):
     assert "outputs.label" in out
     assert "go, stop" in out
     # A model.
-    (tmp_path / "units.txt").write_text("f\n\ng, h\n")
+    (tmp_path / "units.txt").write_text("\ufefff\n\ng, h\n")  # with the byte order mark of some editors
     save_pretrained(Run(trained / "run").model, tmp_path / "model")
     arguments = ("--extend", "inputs.spikes.unit", "outputs.label=wait", "--drop", "inputs.session=monday")
     code, out, err = command(
@@ -779,6 +871,19 @@ def test_the_verb_shows_and_changes(trained, tmp_path, command):
         "inputs.session": ("tuesday",),
         "outputs.label": ("go", "stop", "wait"),
     }
+
+
+def test_spaces_count_where_a_known_class_has_them(tmp_path, command):
+    schema = Schema({"x": Numbers(2)}, {"y": Label(classes=("a", " a", "b"))})
+    save_pretrained(random_model(schema, replace(CONFIG, encoder=EncoderConfig())), tmp_path / "model")
+    (tmp_path / "names.txt").write_text(" a\n")
+    for number, changes in enumerate((["outputs.y= a"], ["outputs.y", "--names", tmp_path / "names.txt"])):
+        out = tmp_path / str(number)
+        code, _, err = command(
+            "vocabulary", tmp_path / "model", "--extend", "outputs.y=c, d", "--drop", *changes, "--out", out
+        )
+        assert code == 0, err
+        assert from_pretrained(out).schema.outputs["y"].classes == ("a", "b", "c", "d")
 
 
 @pytest.mark.slow

@@ -101,20 +101,25 @@ def _changed(schema: Schema, extend: Iterable[str], drop: Iterable[str], listed:
     known = vocabularies(schema)
     lost, new = (_parsed(each, known, listed) for each in (drop, extend))
     for name in lost.keys() & new.keys():
-        if both := [one for one in new[name] if one in lost[name]]:
-            raise ValueError(f"{name}: {both[0]!r:.99} is to be added and dropped: leave one of them out")
+        if both := {*new[name]} & {*lost[name]}:
+            raise ValueError(f"{name}: {min(both)!r:.99} is to be added and dropped: leave one of them out")
     dropped = reduced(schema, lost)
     return {**dropped, **extended(with_vocabularies(schema, dropped), new)}
 
 
-def _parsed(texts: Iterable[str], known: Iterable[str], listed: list[str]) -> dict[str, list[str]]:
-    """Return the classes of each vocabulary that is named in texts such as NAME=CLASS,CLASS; NAME: those listed."""
+def _parsed(texts: Iterable[str], known: Mapping[str, Classes], listed: list[str]) -> dict[str, list[str]]:
+    """Return the classes of each vocabulary that is named in texts such as NAME=CLASS,CLASS; NAME: those listed.
+
+    Spaces around a class are left out, unless a known class has them.
+    """
     found: dict[str, list[str]] = {}
     for text in texts:
         # The name of a field may hold "=" itself.
         name = max((one for one in known if text == one or text.startswith(f"{one}=")), key=len, default="")
         name = name or check_names("vocabulary", [text.partition("=")[0]], known)[0]
-        classes = [one.strip() for one in text[len(name) + 1 :].split(",")] if text != name else listed
+        before = {*class_names(known[name])}
+        given = text[len(name) + 1 :].split(",") if text != name else listed
+        classes = [one if one in before else one.strip() for one in given]
         if not all(classes) or not classes:
             raise ValueError(f"{text!r:.99}: name classes, as in {name}=a,b, or a file with --names")
         found.setdefault(name, []).extend(classes)
@@ -125,7 +130,8 @@ def _lines(names: Path | None, changes: Iterable[str]) -> list[str]:
     """Return the lines of the file of names; ValueError if the file has none, or if no change takes them."""
     if names is None:
         return []
-    lines = [line.strip() for line in read_text(names).splitlines() if line.strip()]
+    text = read_text(names).removeprefix("\ufeff")  # the byte order mark that some editors write
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{names}: no class stands in it, one on each line")
     if all("=" in change for change in changes):

@@ -51,7 +51,7 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> list[s
     for name in names:
         if name not in known:
             listed = ", ".join(islice(known, MOST_LISTED)) + f", ... ({len(known)} in all)" * (len(known) > MOST_LISTED)
-            raise ValueError(f"unknown {what} {name!r:.99}; there are {listed:.600}{near(str(name), known)}")
+            raise ValueError(f"unknown {what} {name!r:.99}; there are {listed or 'none':.600}{near(str(name), known)}")
     return names
 
 

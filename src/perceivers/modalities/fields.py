@@ -22,7 +22,7 @@ from perceivers.modalities.label import Label, check_classes, counted
 from perceivers.modalities.modality import check_units, denormalised, known_units, normalised, rounded, unit_std
 from perceivers.modalities.position_encodings import Fourier, Positions
 from perceivers.modalities.raw import as_float32, is_missing
-from perceivers.modalities.scalars import UNKNOWN, class_numbers, class_value, scalar
+from perceivers.modalities.scalars import UNKNOWN, class_name, class_numbers, class_value, names_of, scalar
 from perceivers.modalities.table_cells import number
 
 DAY = 86_400
@@ -215,7 +215,7 @@ class CategoryField(FieldType):
 
     def read(self, cell: Any) -> str:
         """Return the name of the class; a number as text."""
-        return str(cell)
+        return class_name(cell)
 
     def fit(self, values: Sequence[Any]) -> "CategoryField":
         """Fit the classes: the names that occur, sorted; whole numbers stay numbers (`Label.fit`)."""
@@ -263,9 +263,10 @@ class CategoryField(FieldType):
         return str(number) if isinstance(self.classes, int) else self.classes[number]
 
     def _number(self, value: Any, names: Mapping[str, int]) -> int:
-        known = class_value(value)
-        if known is None or not isinstance(self.classes, int):
-            return names.get(str(known), names.get(str(value), UNKNOWN))
+        if (known := class_value(value)) is None:  # even if a class is called "None"
+            return UNKNOWN
+        if not isinstance(self.classes, int):
+            return next((names[name] for name in names_of(value, known) if name in names), UNKNOWN)
         with suppress(ValueError):
             return counted(known, self.classes)
         return UNKNOWN

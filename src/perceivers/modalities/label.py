@@ -22,7 +22,7 @@ from perceivers.core.tokens import Segment
 from perceivers.media.drawing import drawable
 from perceivers.modalities.class_rows import Classes, ClassRows, RowGroup, class_names
 from perceivers.modalities.modality import Raw, mean_where, rounded, shown
-from perceivers.modalities.scalars import UNKNOWN, class_chances, class_numbers, class_value
+from perceivers.modalities.scalars import UNKNOWN, class_chances, class_name, class_numbers, class_value, names_of
 from perceivers.modalities.scores import mean_average_precision
 from perceivers.modalities.single_query import SingleQueryModality, SingleQueryOutput, stack_known
 from perceivers.modalities.table_cells import Files, plain
@@ -86,7 +86,7 @@ class Label(SingleQueryModality):
 
     def read(self, cell: Any, files: Files) -> str:
         """Return the name of the class; a number as text."""
-        return str(cell)
+        return class_name(cell)
 
     @property
     def is_fitted(self) -> bool:
@@ -105,7 +105,7 @@ class Label(SingleQueryModality):
         if distinct and all(isinstance(value, bool) for value in distinct):
             return replace(self, classes=TRUTH)
         if not all(isinstance(value, int) for value in distinct):
-            return replace(self, classes=tuple(sorted(map(str, distinct))))
+            return replace(self, classes=tuple(sorted({*map(str, distinct)})))
         # Whole numbers: the number of classes, or names.
         numbers = sorted(map(int, distinct))
         if numbers and numbers[0] < 0:
@@ -253,7 +253,7 @@ class Labels(SingleQueryModality):
     def read(self, cell: Any, files: Files) -> list[str]:
         """Parse a list of names; a single name is a list of one."""
         value = plain(cell)
-        return [str(name) for name in (value if isinstance(value, list) else [value])]
+        return [class_name(name) for name in (value if isinstance(value, list) else [value])]
 
     @property
     def is_fitted(self) -> bool:
@@ -373,13 +373,16 @@ def class_number(value: Any, classes: int | tuple[str, ...]) -> int | None:
     if isinstance(classes, int):
         return counted(known, classes)
     # A name.
-    for name in (str(known), str(value)):  # models of earlier versions name whole numbers "1.0"
+    for name in names_of(value, known):
         if name in classes:
             return classes.index(name)
-    if isinstance(known, str) and known in map(str.lower, classes) and known in ("true", "false"):
-        return TRUTH.index(known.title())
-    # A number, unless the names themselves are numbers.
-    numbered = any(name.removeprefix("-").isdigit() for name in classes)
+    # A truth value in another case, wherever a vocabulary that has grown or shrunk has it.
+    truth = str(known).lower() if isinstance(known, bool) or known in ("true", "false") else ""
+    lower = [name.lower() for name in classes] if truth else []
+    if truth in lower:
+        return lower.index(truth)
+    # A number, unless the names themselves are numbers, or truth values without this one.
+    numbered = any(name.removeprefix("-").isdigit() for name in classes) or not {"true", "false"}.isdisjoint(lower)
     if isinstance(known, int) and 0 <= known < len(classes) and not numbered and (known < 2 or classes != TRUTH):
         return int(known)
     raise ValueError(f"class {known!r} is not one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}")

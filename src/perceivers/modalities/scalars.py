@@ -54,6 +54,20 @@ def class_value(value: Any) -> bool | int | str | None:
     return str(value)
 
 
+def class_name(cell: Any) -> str:
+    """Return the class that a cell of a table names; 1 and 1.0 are one, since gaps turn whole numbers into floats."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def names_of(value: Any, known: bool | int | str) -> tuple[str, ...]:
+    """Return the names that a class may have, given as `value`, whose `class_value` is `known`; the likeliest first.
+
+    Models of earlier versions name whole numbers "1.0".
+    """
+    name = str(known)
+    return name, str(value), *([f"{name}.0"] if name.removeprefix("-").isdigit() else [])
+
+
 def class_numbers(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return class numbers with 0 in place of unknown ones, and a mask that is True where they are known.
 

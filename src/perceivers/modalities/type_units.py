@@ -40,13 +40,13 @@ def by_name(unit: Units | None, old: Classes, new: Classes) -> Units | None:
     """Return the statistic of each of the new types, by name; the mean of all for one that is not old."""
     if unit is None or len(unit) == 1:
         return unit
-    known = dict(zip(class_names(old), unit, strict=True))
-    return tuple(known.get(name, float(np.mean(unit))) for name in class_names(new))
+    known, mean = dict(zip(class_names(old), unit, strict=True)), float(np.mean(unit))
+    return tuple(known.get(name, mean) for name in class_names(new))
 
 
 def known_or_own(theirs: Units, own: Units, names: Sequence[str], known: Sequence[str]) -> Units:
     """Return a statistic of each type: theirs for known names, else own; one for all types stays that of all."""
     if len(theirs) == 1:
         return theirs
-    own = own * len(names) if len(own) == 1 else own
-    return tuple(a if name in known else b for a, b, name in zip(theirs, own, names, strict=True))
+    own, found = own * len(names) if len(own) == 1 else own, set(known)
+    return tuple(a if name in found else b for a, b, name in zip(theirs, own, names, strict=True))

@@ -53,7 +53,8 @@ def write_changed_run(run: Path, out: Path, classes: Mapping[str, Classes], sett
 
     def fill(folder: Path) -> None:
         write_text(folder / RECIPE, to_yaml(recipe))
-        for name in (LOG, DATA):
+        # The log of a run that has not logged a step yet is empty.
+        for name in (LOG, DATA) if (run / LOG).exists() and (run / LOG).stat().st_size else (DATA,):
             if (run / name).exists():
                 write_text(folder / name, read_text(run / name, MOST_LOG_BYTES))
         place = folder / CHECKPOINTS / checkpoint.name

@@ -52,21 +52,30 @@ class StartingPoint:
             self.notify(f"statistics of {self.recipe.start_from}, not of the data: {', '.join(places)}")
         if self.kept is not None:
             return gated(whole, [name for name, spec in schema.inputs.items() if spec.gate])
-        names = self.further_inputs(whole)
+        names, others = self.further_inputs(whole)
         if names:
             self.notify(f"further inputs, behind gates that training opens: {', '.join(names)}")
+        for reason, without in others.items():
+            self.notify(f"further inputs, which change known outputs at once ({reason}): {', '.join(without)}")
         return gated(whole, names)
 
-    def further_inputs(self, schema: Schema) -> list[str]:
-        """Return the inputs that the model does not read; none if there are no others, or no output that it has."""
+    def further_inputs(self, schema: Schema) -> tuple[list[str], dict[str, list[str]]]:
+        """Return the inputs that the model does not read, to be put behind gates; and those that cannot, by reason.
+
+        None if there are no inputs but these, or no output that the model has.
+        """
         config = self.config() if self.recipe.config == "auto" else self.recipe.config
-        if config.trunk != "perceiver" or config.encoder.attention_dropout:
-            return []
         known = cast(Schema, self.model.schema)
-        read = [name for name, spec in schema.inputs.items() if spec.role == "read"]
-        further = [name for name in read if not _is_of_kind(schema.inputs[name], known.inputs.get(name))]
-        outputs = [n for n, spec in schema.outputs.items() if _is_of_kind(spec, known.outputs.get(n))]
-        return further if outputs and len(further) < len(read) else []
+        if not any(_is_of_kind(spec, known.outputs.get(name)) for name, spec in schema.outputs.items()):
+            return [], {}
+        read, conditions = (_further(schema, known, role) for role in ("read", "condition"))
+        others = {}
+        if config.trunk != "perceiver" or config.encoder.attention_dropout:
+            reason = f"trunk: {config.trunk}" if config.trunk != "perceiver" else "encoder.attention_dropout"
+            others, read = {reason: read}, []
+        if config.encoder.channel_alignment == "pad":  # a condition has no map of its own that could start at 0
+            others["channel_alignment: pad"] = conditions
+        return read, {reason: names for reason, names in others.items() if names}
 
     def load(self, model: PerceiverIO) -> None:
         """Load the weights that fit into a new model, and tell what was loaded."""
@@ -81,6 +90,14 @@ def gated(schema: Schema, names: list[str]) -> Schema:
     """Return a schema with gates before some of its inputs."""
     inputs = {name: replace(spec, gate=spec.gate or name in names) for name, spec in schema.inputs.items()}
     return replace(schema, inputs=inputs)
+
+
+def _further(schema: Schema, known: Schema, role: str) -> list[str]:
+    """Return the inputs of a role that a known schema lacks in this role; none if it has no other in it."""
+    names = [name for name, spec in schema.inputs.items() if spec.role == role]
+    there = {name: spec for name, spec in known.inputs.items() if spec.role == role}
+    further = [name for name in names if not _is_of_kind(schema.inputs[name], there.get(name))]
+    return further if len(further) < len(names) else []
 
 
 def _is_of_kind(spec: Modality, other: Modality | None) -> bool:

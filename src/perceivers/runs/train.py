@@ -91,7 +91,9 @@ def resolved(
             kept_data(run, current(), 0, accept)
             return earlier, read_parts(recipe.data, earlier.schema), current
     check_claim(run, whole)
-    return whole, parts, current
+    # Equal recipes may list the fields of records in another order: weights follow that of the run.
+    whole = read_recipe(run) if has_steps(run) and (run / RECIPE).is_file() else whole
+    return whole, dataclasses.replace(parts, schema=whole.schema), current
 
 
 def check_claim(run: Path, recipe: Recipe) -> None:

@@ -109,6 +109,9 @@ def _relevant(errors: Sequence[ErrorDetails]) -> ErrorDetails:
     other = {error["loc"][:-1] for error in errors if error["type"] == "literal_error" and error["loc"][-1] == "kind"}
     wanted = [error for error in errors if error["loc"][:-1] not in other]
     wanted = wanted or list(errors)
+    # A list with a wrong item: branches that take no list at all are irrelevant.
+    items = {error["loc"][:-2] for error in wanted if isinstance(error["loc"][-1], int)}
+    wanted = [e for e in wanted if not (isinstance(e["input"], list) and e["loc"][:-1] in items)] or wanted
     # An error deeper than those of other branches is informative, whatever its type.
     top = min(len(error["loc"]) for error in wanted)
     last = [_LAST.index(e["type"]) if e["type"] in _LAST and len(e["loc"]) == top else -1 for e in wanted]

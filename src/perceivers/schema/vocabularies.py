@@ -4,6 +4,7 @@ A vocabulary is the classes of a label, or of a category in records. `class_rows
 a row for each class.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -74,7 +75,9 @@ def _checked(vocabulary: str, names: Any) -> list[str]:
     found = [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
     if wrong := [name for name in found if not isinstance(name, str) or not name]:
         raise ValueError(f"{vocabulary}: {wrong[0]!r:.99} is no name of a class: give text, or a whole number")
-    if twice := [name for number, name in enumerate(found) if name in found[:number]]:
+    if wrong := [name for name in found if any("\ud800" <= letter <= "\udfff" for letter in name)]:
+        raise ValueError(f"{vocabulary}: {wrong[0]!r:.99} is not UTF-8, so no recipe can name it")
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
         raise ValueError(f"{vocabulary}: {twice[0]!r:.99} stands there twice: name it once")
     if not found:
         raise ValueError(f"{vocabulary}: no name is given")
@@ -130,7 +133,8 @@ def taken_over(declared: Schema, fitted: Schema, source: Schema) -> tuple[Schema
     """Return a fitted schema with the statistics and vocabularies of a source, and the places of these statistics.
 
     Only what the `declared` schema leaves to the data is taken, between inputs and outputs of one name and modality.
-    New classes follow those of the source.
+    New classes follow those of the source. The fields of records come in the order of the source, by which their
+    weights are known.
     """
     sides, places = {}, []
     for side in ("inputs", "outputs"):
@@ -177,7 +181,7 @@ def _from_spec(declared: Modality, fitted: Modality, source: Modality, of_input:
             else field
             for name, field in fitted.fields.items()
         }
-        fitted = replace(fitted, fields=fields)
+        fitted = replace(fitted, fields={name: fields[name] for name in (source.fields | fields) if name in fields})
     for field, classes in source.vocabularies.items():
         if field in fitted.vocabularies and field not in declared.vocabularies:
             fitted = fitted.with_vocabulary(field, merged(classes, fitted.vocabularies[field], of_input))

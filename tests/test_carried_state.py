@@ -382,7 +382,7 @@ def test_rows_of_a_stream_that_are_not_in_order_are_one_line(command, tmp_path):
     for verb in (("train", tmp_path / "mine.yaml", "--out", tmp_path / "other"), ("predict", tmp_path / "run", path)):
         code, _, errors = command(*verb, *(["-o", tmp_path / "out.csv"] if verb[0] == "predict" else []))
         assert code == 2
-        assert re.search(r"windows.jsonl:\d+: time = \d+ stands behind \d+ of sensor .: sort the table", errors)
+        assert re.search(r"windows.jsonl:\d+: time = \d+ comes after \d+ of sensor .: sort the table", errors)
 
 
 def test_times_of_a_stream_are_moments():
@@ -391,7 +391,7 @@ def test_times_of_a_stream_are_moments():
     rows = [Row(f"mine.csv:{n}", {"sensor": "a", "time": time}, Files(Path())) for n, time in enumerate(times)]
     table = Table(file="mine.csv", order="time")
     assert [*table.in_order(rows, "sensor")] == rows
-    with pytest.raises(ValueError, match=r"mine.csv:1: time = 2026-10-25T02:10\+01:00 stands behind 2026-10-25T03"):
+    with pytest.raises(ValueError, match=r"mine.csv:1: time = 2026-10-25T02:10\+01:00 comes after 2026-10-25T03"):
         [*table.in_order(rows[::-1], "sensor")]
 
 

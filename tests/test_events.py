@@ -489,6 +489,12 @@ def test_usual_names_of_times_are_recognised(time, tmp_path):
     assert yaml.safe_load(proposed_recipe(str(tmp_path / "long.csv")))["data"]["long"]["time"] == time
 
 
+def test_a_time_of_any_name_is_recognised_beside_usual_names(tmp_path):
+    rows = [{"phase" if name == "hours" else name: cell for name, cell in row.items()} for row in long_rows_of()]
+    write_rows(tmp_path / "long.csv", rows)
+    assert yaml.safe_load(proposed_recipe(str(tmp_path / "long.csv")))["data"]["long"]["time"] == "phase"
+
+
 def write_recipe(path, result):
     """Write what `schema propose` printed, with a small model."""
     code, recipe, _ = result

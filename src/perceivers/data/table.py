@@ -81,7 +81,7 @@ class Table(DataSet):
                 before = latest.setdefault(name := str(row.cells.get(stream)), row)
                 if _sortable(row.cells[self.order]) < _sortable(before.cells[self.order]):
                     later, earlier = (each.cells[self.order] for each in (before, row))
-                    text = f"{self.order} = {earlier!s:.40} stands behind {later!s:.40} of {stream} {name:.40}"
+                    text = f"{self.order} = {earlier!s:.40} comes after {later!s:.40} of {stream} {name:.40}"
                     raise ValueError(f"{row.place}: {text}: sort the table, since windows are read one after the other")
                 latest[name] = row
             yield row

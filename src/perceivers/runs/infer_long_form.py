@@ -40,7 +40,7 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
 
     Samples and types repeat, times and types vary within samples, no two rows are the same event, and every other
     column is constant within samples. None: it has another form. A table of age, height, sex and weight would pass all
-    of that, so times must be dates or have a usual name, and so must samples that are numbers.
+    of that, so times must be dates or have a usual name, and so must samples that are numbers; or two other columns.
     """
     if not 4 <= len(columns) <= MOST_COLUMNS:
         return None
@@ -51,16 +51,14 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
     times = [name for name in columns if kinds[name] in ("number", "date") and None not in columns[name]]
     roles = {
         "sample": [
-            n
-            for n in repeated
-            if different[n] >= FEWEST_SAMPLES
-            and (kinds[n] == "category" or (_is_usual("sample", n) and _is_whole(columns[n])))
+            n for n in repeated if different[n] >= FEWEST_SAMPLES and (kinds[n] == "category" or _is_whole(columns[n]))
         ],
-        "time": [n for n in times if different[n] > 2 and (kinds[n] == "date" or _is_usual("time", n))],
+        "time": [name for name in times if different[name] > 2],
         "type": [name for name in repeated if kinds[name] == "category"],
         "value": [name for name in columns if kinds[name] == "number"],
     }
-    found = [names for names in product(*roles.values()) if len({*names}) == 4 and _fits(columns, *names)]
+    likely = (names for names in product(*roles.values()) if len({*names}) == 4 and _are_likely(names, kinds))
+    found = [names for names in likely if _fits(columns, *names)]
     if not found:
         return None
     sample, time, kind, value = max(found, key=lambda names: (_hints(names), different[names[0]] > different[names[2]]))
@@ -71,6 +69,14 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
 def _hints(names: Sequence[str]) -> int:
     """Return how many columns have a name that is usual for their role."""
     return sum(any(hint in name.lower() for hint in HINTS[role]) for role, name in zip(HINTS, names, strict=True))
+
+
+def _are_likely(names: Sequence[str], kinds: Mapping[str, Any]) -> bool:
+    """Return whether names and types of the columns of sample, time, type and value speak for these roles."""
+    usual = {role for role, name in zip(HINTS, names, strict=True) if _is_usual(role, name)}
+    sample, time, *_ = names
+    clear = kinds[time] == "date" or "time" in usual, kinds[sample] == "category" or "sample" in usual
+    return all(clear) or len(usual) > 1
 
 
 def _is_usual(role: str, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from perceivers import (
 )
 from perceivers.core.config import BottleneckConfig
 from perceivers.data import Arrays, Digits, Table
+from perceivers.data.formats.writers import write_rows
 from perceivers.modalities import Text
 from perceivers.modalities.table_cells import Files, Row
 from perceivers.runs.attention_report import attention_page
@@ -337,6 +339,39 @@ def test_recipes_follow_streams():
     ):
         with pytest.raises(ValueError, match=message):
             Recipe(data, schema, training=training)
+
+
+def test_rows_of_a_stream_that_are_not_in_order_are_one_line(command, tmp_path):
+    """A table whose `order` says that a stream runs backwards would be read from its end, and cut within windows."""
+    rng, path = np.random.default_rng(0), tmp_path / "windows.jsonl"
+    lines = [
+        {"sensor": name, "time": time, "past": rng.normal(size=(3, 2)).tolist(), "later": rng.normal(size=2).tolist()}
+        for time in range(20)
+        for name in "ab"
+    ]
+    (tmp_path / "mine.yaml").write_text(
+        "inputs: {past: {kind: series, size: 3, channels: 2}}\noutputs: {later: {kind: numbers, count: 2}}\n"
+        "stream: sensor\ntraining: {unroll: 2, batch_size: 3, num_steps: 1, schedule: {warmup_steps: 0}}\n"
+        "config: {latents: {num_latents: 3, channels: 8}, processor: {num_layers: 1, final_norm: true, num_heads: 2}}\n"
+        f"data: {{kind: table, file: {path}, order: time}}\n"
+    )
+    write_rows(path, lines)
+    assert command("train", tmp_path / "mine.yaml", "--out", tmp_path / "run")[0] == 0
+    write_rows(path, lines[::-1])
+    for verb in (("train", tmp_path / "mine.yaml", "--out", tmp_path / "other"), ("predict", tmp_path / "run", path)):
+        code, _, errors = command(*verb, *(["-o", tmp_path / "out.csv"] if verb[0] == "predict" else []))
+        assert code == 2
+        assert re.search(r"windows.jsonl:\d+: time = \d+ stands behind \d+ of sensor .: sort the table", errors)
+
+
+def test_times_of_a_stream_are_moments():
+    """An hour comes twice where summer time ends."""
+    times = ["2026-10-25T02:30+02:00", "2026-10-25T02:10+01:00", "2026-10-25T03:10+01:00"]
+    rows = [Row(f"mine.csv:{n}", {"sensor": "a", "time": time}, Files(Path())) for n, time in enumerate(times)]
+    table = Table(file="mine.csv", order="time")
+    assert [*table.in_order(rows, "sensor")] == rows
+    with pytest.raises(ValueError, match=r"mine.csv:1: time = 2026-10-25T02:10\+01:00 stands behind 2026-10-25T03"):
+        [*table.in_order(rows[::-1], "sensor")]
 
 
 def test_groups_of_scores_may_not_cut_a_stream(records):

@@ -1,6 +1,7 @@
 """User data as a table: CSV, TSV, Parquet, JSON Lines, or a folder of files with one sub-folder per class."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from perceivers.data.splits import (
     random_split,
     whole_groups,
 )
+from perceivers.modalities.fields import DateField
 from perceivers.modalities.table_cells import Row
 
 
@@ -70,6 +72,19 @@ class Table(DataSet):
         if not self.held_out_file and self.order is None and self.group != stream:
             right = f"set data.order, data.group: {stream} or data.held_out_file"
             raise ValueError(f"stream: {stream}: rows are held out at random, within streams: {right}")
+
+    def in_order(self, rows: Iterable[Row], stream: str) -> Iterator[Row]:
+        """Yield the rows; ValueError for one whose `order` is below that of an earlier row of the same stream."""
+        latest: dict[str, Row] = {}
+        for row in rows:
+            if self.order is not None and not row.error and row.cells.get(self.order) is not None:
+                before = latest.setdefault(name := str(row.cells.get(stream)), row)
+                if _sortable(row.cells[self.order]) < _sortable(before.cells[self.order]):
+                    later, earlier = (each.cells[self.order] for each in (before, row))
+                    text = f"{self.order} = {earlier!s:.40} stands behind {later!s:.40} of {stream} {name:.40}"
+                    raise ValueError(f"{row.place}: {text}: sort the table, since windows are read one after the other")
+                latest[name] = row
+            yield row
 
     def source_files(self) -> list[Path | str]:
         """Return both tables."""
@@ -129,10 +144,11 @@ def _column(rows: Sequence[Row], name: str, key: Callable[[Any], Any]) -> list[A
 
 
 def _sortable(cell: Any) -> tuple[int, float, str]:
-    """Return a sort key: missing values first, so that these are trained on, then numbers, then texts or ISO dates."""
+    """Return a sort key: missing values first, so that these are trained on, then numbers, ISO dates and texts."""
     if cell is None:
         return 0, 0.0, ""
-    try:
+    with suppress(TypeError, ValueError):
         return 1, float(cell), ""
-    except (TypeError, ValueError):
-        return 2, 0.0, str(cell)
+    with suppress(ValueError):  # as moments: their texts are in another order where the offset of a time zone changes
+        return 2, DateField().read(cell), ""
+    return 3, 0.0, str(cell)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def read_parts(data: DataSet, schema: Schema, complete: Callable[[Schema], Schem
 
     `complete` may change the fitted schema before the other records are validated.
     """
-    training, held_out = data.training(), data.held_out()
+    training, held_out = _in_order(data, schema, data.training()), _in_order(data, schema, data.held_out())
     fitted_to = training if data.fitted_to is None else training[: data.fitted_to]
     # Misspelled columns are reported before anything is read.
     if isinstance(data, Table | Shards):
@@ -71,7 +71,7 @@ def read_parts(data: DataSet, schema: Schema, complete: Callable[[Schema], Schem
 
 def read_held_out(data: DataSet, schema: Schema) -> Sequence[Record]:
     """Return the held-out records that a fitted schema can read."""
-    held_out = data.held_out()
+    held_out = _in_order(data, schema, data.held_out())
     return chosen(held_out, find_readable(held_out, preprocessing(schema))[0]) if is_validated(data) else held_out
 
 
@@ -116,3 +116,10 @@ def check_columns(schema: Schema, rows: Sequence[Row], inputs_only: bool = False
     for name, spec in {**schema.inputs, **({} if inputs_only else schema.outputs)}.items():
         columns = spec.fields if isinstance(spec, Records) and spec.key == WHOLE_ROW else [spec.key or name]
         check_names(f"column (of {name})", columns, known)
+
+
+def _in_order(data: DataSet, schema: Schema, records: Sequence[Record]) -> Sequence[Record]:
+    """Return the records; ValueError for rows of a stream that are not in the order of time, as far as it is known."""
+    if schema.stream is None or not isinstance(data, Table):
+        return records
+    return list(data.in_order(cast(Sequence[Row], records), schema.stream))

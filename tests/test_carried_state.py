@@ -272,6 +272,25 @@ def test_a_state_that_is_not_finite_is_not_kept():
     assert states.before(["c"]) is None
 
 
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_a_first_window_that_is_not_finite_leaves_the_other_streams_alone(records, batch_size):
+    """A stream without a state begins anew with its second window, and the others of the batch carry on."""
+    model = built(records=records)
+    first = next(number for number, record in enumerate(records) if record["sensor"] == "a")
+    broken = [*records]
+    broken[first] = broken[first] | {"past": np.full((3, 2), 3e38)}
+    rows = [*predict_rows(model, broken, batch_size, max_bad_rows=1)]
+    assert rows[first]["unreadable"].endswith("the prediction is not finite")
+    good = [number for number in range(31) if number != first]
+    expected = by_hand(model, [records[number] for number in good])
+    found = torch.tensor([rows[number]["later"] for number in good])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    states = StreamStates()
+    states.keep(["a"], torch.ones(1, 1, 2))
+    with pytest.raises(ValueError, match="stream 'b' has no state to carry on"):
+        states.before(["b", "a"])
+
+
 def test_masks_of_an_evaluation_are_those_of_the_records(records):
     """Each record is masked alike in any batch and in any order."""
     text = Text(length=11, channels=7, mask_prob=0.5, mask_at_eval=True)

@@ -5,6 +5,7 @@ different streams may be mixed.
 """
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -64,8 +65,16 @@ class StreamStates:
         self.latents: dict[str, Float[Tensor, "n d"]] = {}
 
     def before(self, streams: Sequence[str]) -> Float[Tensor, "b n d"] | None:
-        """Return the latents that the next windows of these streams begin with; None: the model's own."""
-        return torch.stack([self.latents[name] for name in streams]) if streams and streams[0] in self.latents else None
+        """Return the latents that the next windows of these streams begin with; None: the model's own.
+
+        ValueError for streams of which only some have a state: the first windows of the others were not finite.
+        """
+        without = [name for name in streams if name not in self.latents]
+        if len(without) == len(streams):
+            return None
+        if without:
+            raise ValueError(f"stream {without[0]!r} has no state to carry on: that of its first window is not finite")
+        return torch.stack([self.latents[name] for name in streams])
 
     def keep(self, streams: Sequence[str], latents: Float[Tensor, "b n d"]) -> None:
         """Keep the latents after windows of these streams; a stream whose latents are not finite stays as it was."""
@@ -141,8 +150,14 @@ def predict_in_turn(
     """
     states, schema = states or StreamStates(), cast(Schema, model.schema)
     decode = decode or (lambda encoded, part: model.decode(encoded, schema.points(part["targets"])))
-    found, order = [], list[int]()
-    for numbers in turns(streams, len(streams), states.latents.keys()):
+    found, order, waiting = [], list[int](), deque(turns(streams, len(streams), states.latents.keys()))
+    while waiting:
+        # A stream whose first window had latents that are not finite begins anew, apart from those that carry on.
+        numbers = waiting.popleft()
+        if stateless := [number for number in numbers if streams[number] not in states.latents]:
+            carrying = [number for number in numbers if streams[number] in states.latents]
+            waiting.extendleft([carrying] if carrying else [])
+            numbers = stateless
         part, names = chosen_samples(batch, torch.tensor(numbers)), [streams[number] for number in numbers]
         chosen = masking and masking._replace(numbers=[masking.first + number for number in numbers])
         encoded = model.encode(part["inputs"], masking=cast(Any, chosen), latents=states.before(names))

@@ -336,6 +336,8 @@ def test_what_does_not_go_with_a_stream_is_one_line(records, tmp_path):
             call()
     with pytest.raises(ValueError, match="record 2 has no 'sensor'"):
         evaluate(model, [records[0], {}])
+    with pytest.raises(ValueError, match="record 2 has no 'sensor'"):
+        evaluate(model, [records[0], {**records[1], "sensor": math.nan}])
     with pytest.raises(ValueError, match="stream: sensor carries learned latents on: leave trunk: transformer out"):
         PerceiverIO(SCHEMA, Config(trunk="transformer"))
     with pytest.raises(ValueError, match="leave taken_from out of the config"):

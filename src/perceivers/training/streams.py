@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from perceivers.core.perceiver import PerceiverIO
 from perceivers.core.reading import Encoded
+from perceivers.modalities.raw import is_missing
 from perceivers.schema import Batch, Record, Schema
 from perceivers.training.masking import Masking
 
@@ -89,8 +90,9 @@ def stream_names(records: Sequence[Record], schema: Schema) -> list[str]:
     if schema.stream is None:
         return []
     names = [record.get(schema.stream) for record in records]
-    if None in names:
-        raise ValueError(f"record {names.index(None) + 1} has no {schema.stream!r}, the field that names its stream")
+    missing = [number for number, name in enumerate(names, start=1) if is_missing(name)]
+    if missing:
+        raise ValueError(f"record {missing[0]} has no {schema.stream!r}, the field that names its stream")
     return [str(name) for name in names]
 
 

@@ -524,6 +524,27 @@ def test_from_a_long_table_to_predictions_in_long_form(command, long_csv, tmp_pa
     assert len(rows[0]["future.from.past.each"][0]) == 2
 
 
+@pytest.mark.parametrize("from_start", ["true", "false"])
+def test_predictions_have_the_dates_that_were_asked_for(command, from_start, tmp_path):
+    """Dates with fractions of a second and with time zones come back as they are, and in the order of time."""
+    lines = [f"p{n % 12},2026-01-{1 + n // 3:02d}T0{n % 3}:00,pulse,{60 + n}" for n in range(72)]
+    path = write_lines(tmp_path / "long.csv", "patient,when,variable,value", *lines)
+    form = f"{{sample: patient, time: when, type: variable, value: value, forecast: 0.25, from_start: {from_start}}}"
+    since = "" if from_start == "true" else ", origin: 9497"
+    (tmp_path / "mine.yaml").write_text(
+        f"data: {{kind: table, file: {path}, long: {form}}}\n"
+        f"inputs: {{past: {{kind: events{since}}}}}\noutputs: {{future: {{kind: events{since}}}}}\n"
+        "config: {latents: {num_latents: 3, channels: 8}, processor: {num_layers: 1, num_heads: 2}}\n"
+    )
+    assert command("train", tmp_path / "mine.yaml", "--out", tmp_path / "run", *QUICK)[0] == 0
+    asked = ["2026-01-03T08:00:00.5", "2026-01-03T10:00+02:00", "2026-01-03T08:00:01"]
+    given = [f"p,{when},pulse," for when in asked]
+    known = "p,2026-01-01T00:00:00.75,pulse,80"
+    table = write_lines(tmp_path / "asked.csv", "patient,when,variable,value", known, *given)
+    assert command("predict", tmp_path / "run", table, "-o", tmp_path / "out.csv")[0] == 0
+    assert [row["when"] for row in read_rows(tmp_path / "out.csv")] == [asked[1], asked[0], asked[2]]
+
+
 def test_a_label_of_long_samples_is_a_row_for_each(command, long_csv, tmp_path):
     write_recipe(tmp_path / "recipe.yaml", command("schema", "propose", long_csv, "--predict", "outcome"))
     code, _, errors = command("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run", *QUICK)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ class Group:
     """Value of each event, NaN where unknown."""
     constant: dict[str, Any] = field(default_factory=dict)
     """Known cells of other columns."""
+    written: list[Any] = field(default_factory=list)
+    """Time of each event as predictions write it: a number, or the date as the table has it; empty in training."""
 
     def add(self, time: float, kind: str, value: float) -> None:
         """Add an event."""
@@ -114,6 +117,8 @@ def samples_of(path: Path, rows: Iterable[Row], form: LongForm, asking: bool = F
             bad.append(Row(row.place, {}, row.files, error=str(error)))
             continue
         group.add(time, kind, value)
+        if asking:
+            group.written.append(_plain_date(row.cells[form.time]) if reader.dates else time)
         # Other columns are constant until another cell turns up.
         for name in others[names]:
             cell = row.cells[name]
@@ -175,6 +180,7 @@ class EventReader:
 def long_rows(form: LongForm, output: str, records: Iterable[Row], rows: Iterable[PlainRow]) -> Iterator[PlainRow]:
     """Yield predictions in long form: a row for each event that `output` was asked for, of each sample in order.
 
+    Times are those of the table, to the last digit, so that the rows can be joined with those that asked for them.
     `rows` hold the predictions of the records, a row for each sample; one without a prediction stays a single row.
     """
     column = FUTURE if form.forecast is not None else EVENTS
@@ -187,18 +193,13 @@ def long_rows(form: LongForm, output: str, records: Iterable[Row], rows: Iterabl
             yield {**sample, **dict.fromkeys(form.roles[1:]), **others}
             continue
         events = record.cells[column]
-        for time, kind, found in zip(events["time"], events["type"], row[output], strict=True):
-            when = _written(float(time), record.cells.get(form.start), isinstance(found["time"], str))
-            yield {**sample, form.time: when, form.type: str(kind), str(form.value): found["value"], **others}
+        for time, kind, found in zip(events["written"].tolist(), events["type"], row[output], strict=True):
+            yield {**sample, form.time: time, form.type: str(kind), str(form.value): found["value"], **others}
 
 
-def _written(time: float, start: Any, is_date: bool) -> float | str:
-    """Return a time as the table has it, given the time that it counts from (None: 0), a number or a date."""
-    if isinstance(start, str):
-        time, is_date = DATES.read(start) + time, True
-    elif start is not None:
-        time += start
-    return _date(time) if is_date else time
+def _plain_date(cell: Any) -> Any:
+    """Return a date as text; a text stays as it is, so that its time zone and fractions of a second are not lost."""
+    return cell.isoformat() if isinstance(cell, date) else cell
 
 
 def _date(days: float) -> str:
@@ -240,6 +241,8 @@ def _sample(form: LongForm, sample: Any, group: Group, columns: Sequence[str], d
     order = np.argsort(times := np.array(group.times), kind="stable")
     values = np.array(group.values)[order]
     events = {"time": times[order], "type": np.array(group.types)[order]} | ({"value": values} if form.value else {})
+    if asking:
+        events["written"] = np.array(group.written, object)[order]
     cells = {form.sample: sample, **{name: group.constant.get(name) for name in columns}}
     first, last = float(events["time"][0]), float(events["time"][-1])
     if form.from_start:

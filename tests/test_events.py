@@ -368,6 +368,18 @@ def test_times_may_count_from_the_first_event(tmp_path):
     assert second["events"]["time"].tolist() == [0.0]
 
 
+def test_types_that_are_numbers_are_the_same_in_all_files(tmp_path):
+    """Whole numbers become floats in files of columns with unknown cells."""
+    write_lines(tmp_path / "long.csv", "patient,hours,variable,value", "a,0,7,1", "a,1,7.5,1")
+    write_rows(
+        tmp_path / "long.jsonl",
+        [{"patient": "a", "hours": n, "variable": kind, "value": 1} for n, kind in enumerate((7.0, 7.5, 7))],
+    )
+    for name, types in (("long.csv", ["7", "7.5"]), ("long.jsonl", ["7", "7.5", "7"])):
+        (sample,) = Table(str(tmp_path / name), long=FORM).read_table(tmp_path / name)
+        assert sample["events"]["type"].tolist() == types
+
+
 def test_no_sample_is_split(long_csv):
     table = Table(str(long_csv), long=FORM, held_out_fraction=0.3, stratify="outcome")
     parts = [{row["patient"] for row in part} for part in (table.training(), table.held_out())]

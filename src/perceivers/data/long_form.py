@@ -160,7 +160,8 @@ class EventReader:
         return (
             sample,
             self._time(cells.get(form.time)),
-            str(kind),
+            # A column of 1 and 2 holds 1.0 and 2.0 in a file with unknown cells.
+            str(int(kind) if isinstance(kind, float) and kind.is_integer() else kind),
             float("nan") if cell is None else _number(form.value, cell),
         )
 

@@ -122,7 +122,8 @@ def samples_of(path: Path, rows: Iterable[Row], form: LongForm, asking: bool = F
         # Other columns are constant until another cell turns up.
         for name in others[names]:
             cell = row.cells[name]
-            if cell is not None and group.constant.setdefault(name, cell) != cell:
+            # NaN, of files that can hold it, is unknown too, and does not equal itself.
+            if cell is not None and cell == cell and group.constant.setdefault(name, cell) != cell:
                 varying.add(name)
     _check_columns(path, form, others)
     if varying:
@@ -162,7 +163,7 @@ class EventReader:
             self._time(cells.get(form.time)),
             # A column of 1 and 2 holds 1.0 and 2.0 in a file with unknown cells.
             str(int(kind) if isinstance(kind, float) and kind.is_integer() else kind),
-            float("nan") if cell is None else _number(form.value, cell),
+            float("nan") if cell is None or cell != cell else _number(form.value, cell),
         )
 
     def _time(self, cell: Any) -> float:

@@ -390,6 +390,13 @@ def test_nan_is_unknown_in_files_that_can_hold_it(tmp_path):
     assert [sample[name]["time"].tolist() for name in ("past", "future")] == [[0.0, 1.0, 2.0], [9.0]]
 
 
+def test_samples_without_any_future_are_one_line(tmp_path):
+    path = write_lines(tmp_path / "long.csv", "patient,hours,variable,value", *[f"p{n},{n},pulse,1" for n in range(9)])
+    with pytest.raises(ValueError, match=r"long\.csv: no sample has events at two times, .* is 'patient' the column"):
+        Table(path, long=FORECAST).training()
+    assert len([*Table(path, long=FORECAST).read_table(tmp_path / "long.csv")]) == 9
+
+
 def test_no_sample_is_split(long_csv):
     table = Table(str(long_csv), long=FORM, held_out_fraction=0.3, stratify="outcome")
     parts = [{row["patient"] for row in part} for part in (table.training(), table.held_out())]

@@ -133,6 +133,9 @@ def samples_of(path: Path, rows: Iterable[Row], form: LongForm, asking: bool = F
         name for name in dict.fromkeys(name for names in others.values() for name in names) if name not in varying
     ]
     made = [_sample(form, sample, group, columns, reader.dates, asking) for sample, group in groups.items()]
+    if form.forecast is not None and not asking and made and not any(len(row.cells[FUTURE]["time"]) for row in made):
+        text = "no sample has events at two times, so there is no future to forecast"
+        raise ValueError(f"{path}: {text}: is {form.sample!r} the column that groups the rows (long.sample)?")
     return [*made, *bad]
 
 

@@ -295,7 +295,17 @@ def test_too_few_meshes_are_an_error(tmp_path):
         replace(SMALL, folder=str(tmp_path)).training()
 
 
-@pytest.mark.parametrize("wrong", [{"num_points": 0}, {"noise": -0.1}, {"near": math.inf}, {"held_out_fraction": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_points": 0},
+        {"num_surface": 1},
+        {"noise": -0.1},
+        {"near": math.inf},
+        {"held_out_fraction": 1.0},
+        {"seed": -1},
+    ],
+)
 def test_settings_without_sense_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Shapes(**wrong)

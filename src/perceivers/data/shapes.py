@@ -107,7 +107,9 @@ class Shapes(DataSet):
     def __post_init__(self) -> None:
         check_held_out_fraction(self.held_out_fraction)
         counts = ("num_training", "num_held_out", "num_solids", "num_surface", "num_points", "num_held_out_points")
-        for name, least in {**dict.fromkeys(counts, 1), "noise": 0, "near": 0}.items():
+        # A shape is scaled by the box around its points, of which one has no size.
+        leasts = {**dict.fromkeys(counts, 1), "num_surface": 2, "noise": 0, "near": 0, "seed": 0}
+        for name, least in leasts.items():
             if not least <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}, and finite")
 

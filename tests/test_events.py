@@ -1,5 +1,6 @@
 """Events at irregular times: encodings and losses by hand; tables of long form, from proposals to predictions."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -378,6 +379,22 @@ def test_types_that_are_numbers_are_the_same_in_all_files(tmp_path):
     for name, types in (("long.csv", ["7", "7.5"]), ("long.jsonl", ["7", "7.5", "7"])):
         (sample,) = Table(str(tmp_path / name), long=FORM).read_table(tmp_path / name)
         assert sample["events"]["type"].tolist() == types
+
+
+def test_nan_is_unknown_in_files_that_can_hold_it(tmp_path):
+    rows = [{"patient": 7, "hours": n, "variable": "pulse", "value": 60 + n, "age": math.nan} for n in range(3)]
+    text = "".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "hours": 9, "value": math.nan}])
+    (tmp_path / "long.jsonl").write_text(text)
+    (sample,) = Table(str(tmp_path / "long.jsonl"), long=FORECAST).read_table(tmp_path / "long.jsonl")
+    assert sample["age"] is None
+    assert [sample[name]["time"].tolist() for name in ("past", "future")] == [[0.0, 1.0, 2.0], [9.0]]
+
+
+def test_samples_without_any_future_are_one_line(tmp_path):
+    path = write_lines(tmp_path / "long.csv", "patient,hours,variable,value", *[f"p{n},{n},pulse,1" for n in range(9)])
+    with pytest.raises(ValueError, match=r"long\.csv: no sample has events at two times, .* is 'patient' the column"):
+        Table(path, long=FORECAST).training()
+    assert len([*Table(path, long=FORECAST).read_table(tmp_path / "long.csv")]) == 9
 
 
 def test_no_sample_is_split(long_csv):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,6 +288,16 @@ def test_watertight_meshes_are_used_and_copies_of_a_shape_stay_together(tmp_path
     assert {record["source"] for record in data.held_out()} - {PARAMETRIC} == set(meshes) - training
 
 
+def test_meshes_without_an_inside_are_left_out(tmp_path):
+    """A triangle seen from both sides, and a tetrahedron on a line: each edge is in two triangles all the same."""
+    folder = Path(folder_of_meshes(tmp_path / "meshes"))
+    (folder / "flat.off").write_text("OFF 3 2 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n3 0 2 1\n")
+    points = "".join(f"{n} 0 0\n" for n in range(4))
+    (folder / "line.off").write_text(f"OFF 4 4 0\n{points}3 0 2 1\n3 0 1 3\n3 1 2 3\n3 0 3 2\n")
+    with pytest.warns(UserWarning, match=r"4 of 8 \.off files are left out: .*flat\.off: encloses no volume; \.\.\.$"):
+        assert len(watertight_meshes(str(folder))) == 4
+
+
 def test_too_few_meshes_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"holds no \.off files$"):
         replace(SMALL, folder=str(tmp_path)).training()
@@ -295,7 +306,17 @@ def test_too_few_meshes_are_an_error(tmp_path):
         replace(SMALL, folder=str(tmp_path)).training()
 
 
-@pytest.mark.parametrize("wrong", [{"num_points": 0}, {"noise": -0.1}, {"near": math.inf}, {"held_out_fraction": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_points": 0},
+        {"num_surface": 1},
+        {"noise": -0.1},
+        {"near": math.inf},
+        {"held_out_fraction": 1.0},
+        {"seed": -1},
+    ],
+)
 def test_settings_without_sense_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Shapes(**wrong)

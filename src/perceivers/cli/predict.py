@@ -78,12 +78,8 @@ def predict(
     check_outputs([out, attention], [*_files(data), *files_of(Path(model))])
     # Read rows only as they are needed: a table may be larger than the memory.
     records, form = _records(data, model), _form_of(data, model)
-    records = _with_columns(keep, records, data) if keep else records
     chosen = ModelChoice(model=model, device=where.device).load("")
-    # Rows of a stream must come in the order of time, if the model's data name it.
-    trained_on = data_of(Path(model))
-    if isinstance(trained_on, Table) and chosen.schema.stream is not None and _is_table(data):
-        records = trained_on.in_order(cast(Iterable[Row], records), chosen.schema.stream)
+    records = _in_order(chosen.schema.stream, _with_columns(keep, records, data) if keep else records, data, model)
     # Samples of a table of long form are named, and events are written one by one.
     events = [name for name, spec in chosen.schema.outputs.items() if isinstance(spec, Events)]
     if form is not None:
@@ -123,6 +119,17 @@ def _with_columns(names: Collection[str], records: Iterable[Record], data: str) 
                 check_names("column (keep)", names, seen)
     if seen:
         check_names("column (keep)", names, seen)
+
+
+def _in_order(stream: str | None, records: Iterable[Record], data: str, model: str) -> Iterable[Record]:
+    """Return the records; if they are a stream, rows that are not in the order of time raise a ValueError.
+
+    The order is known if the model's data name the column of the time.
+    """
+    trained_on = data_of(Path(model))
+    if stream is None or not isinstance(trained_on, Table) or not _is_table(data):
+        return records
+    return trained_on.in_order(cast(Iterable[Row], records), stream)
 
 
 def _files(data: str) -> list[Path | str]:

@@ -20,7 +20,6 @@ from perceivers.data.formats.writers import PlainRow
 from perceivers.modalities.fields import DateField
 from perceivers.modalities.modality import LARGEST
 from perceivers.modalities.raw import is_missing
-from perceivers.modalities.scalars import class_value
 from perceivers.modalities.table_cells import Files, Row, number
 
 EVENTS, PAST, FUTURE = "events", "past", "future"
@@ -123,7 +122,8 @@ def samples_of(path: Path, rows: Iterable[Row], form: LongForm, asking: bool = F
         # Other columns are constant until another cell turns up.
         for name in others[names]:
             cell = row.cells[name]
-            if cell is not None and group.constant.setdefault(name, cell) != cell:
+            # NaN, of files that can hold it, is unknown too, and does not equal itself.
+            if cell is not None and cell == cell and group.constant.setdefault(name, cell) != cell:
                 varying.add(name)
     _check_columns(path, form, others)
     if varying:
@@ -133,6 +133,9 @@ def samples_of(path: Path, rows: Iterable[Row], form: LongForm, asking: bool = F
         name for name in dict.fromkeys(name for names in others.values() for name in names) if name not in varying
     ]
     made = [_sample(form, sample, group, columns, reader.dates, asking) for sample, group in groups.items()]
+    if form.forecast is not None and not asking and made and not any(len(row.cells[FUTURE]["time"]) for row in made):
+        text = "no sample has events at two times, so there is no future to forecast"
+        raise ValueError(f"{path}: {text}: is {form.sample!r} the column that groups the rows (long.sample)?")
     return [*made, *bad]
 
 
@@ -161,8 +164,9 @@ class EventReader:
         return (
             sample,
             self._time(cells.get(form.time)),
-            str(class_value(kind)),  # a column of 1 and 2 holds 1.0 and 2.0 in a file with unknown cells
-            float("nan") if cell is None else _number(form.value, cell),
+            # A column of 1 and 2 holds 1.0 and 2.0 in a file with unknown cells.
+            str(int(kind) if isinstance(kind, float) and kind.is_integer() else kind),
+            float("nan") if cell is None or cell != cell else _number(form.value, cell),
         )
 
     def _time(self, cell: Any) -> float:

@@ -40,6 +40,9 @@ SIGNED_BY, ALIKE = 50_000, 0.0125
 Of the meshes of CGAL 5.5, copies differ by at most 0.0101, different shapes by at least 0.0154.
 """
 
+THINNEST = 1e-9
+"""Largest volume, in units of the area to the power 1.5, that counts as none: a folded sheet has no inside."""
+
 PARAMETRIC = "parametric"
 """Source of a shape that is no mesh."""
 
@@ -107,7 +110,9 @@ class Shapes(DataSet):
     def __post_init__(self) -> None:
         check_held_out_fraction(self.held_out_fraction)
         counts = ("num_training", "num_held_out", "num_solids", "num_surface", "num_points", "num_held_out_points")
-        for name, least in {**dict.fromkeys(counts, 1), "noise": 0, "near": 0}.items():
+        # A shape is scaled by the box around its points, of which one has no size.
+        leasts = {**dict.fromkeys(counts, 1), "num_surface": 2, "noise": 0, "near": 0, "seed": 0}
+        for name, least in leasts.items():
             if not least <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}, and finite")
 
@@ -215,10 +220,12 @@ def watertight_meshes(folder: str) -> dict[str, Mesh]:
         except ValueError as error:  # folders of examples hold bare points and broken files too
             complaints.append(str(error))
             continue
-        if mesh.is_watertight:
-            meshes[path.name] = mesh
-        else:
+        if not mesh.is_watertight:
             complaints.append(f"{path}: not watertight")
+        elif not abs(mesh.volume) > THINNEST * np.linalg.norm(mesh.area_vectors, axis=1).sum() ** 1.5:
+            complaints.append(f"{path}: encloses no volume")
+        else:
+            meshes[path.name] = mesh
     if complaints:
         what = f"{len(complaints)} of {len(complaints) + len(meshes)} .off files are left out"
         warnings.warn(f"{folder}: {what}: {complaints[0]}{'; ...' if complaints[1:] else ''}", stacklevel=2)

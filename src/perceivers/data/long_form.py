@@ -20,6 +20,7 @@ from perceivers.data.formats.writers import PlainRow
 from perceivers.modalities.fields import DateField
 from perceivers.modalities.modality import LARGEST
 from perceivers.modalities.raw import is_missing
+from perceivers.modalities.scalars import class_name
 from perceivers.modalities.table_cells import Files, Row, number
 
 EVENTS, PAST, FUTURE = "events", "past", "future"
@@ -164,8 +165,7 @@ class EventReader:
         return (
             sample,
             self._time(cells.get(form.time)),
-            # A column of 1 and 2 holds 1.0 and 2.0 in a file with unknown cells.
-            str(int(kind) if isinstance(kind, float) and kind.is_integer() else kind),
+            class_name(kind),
             float("nan") if cell is None or cell != cell else _number(form.value, cell),
         )
 

@@ -98,7 +98,7 @@ def test_last_known_by_hand():
     [
         ({"origin": "BOS"}, "origin 'BOS' is none of EWR, JFK, LGA"),
         ({"time_hour": "noon"}, "time_hour 'noon' is no time, such as 2013-01-01T06:00:00Z"),
-        ({"temp": "warm"}, "not a number: 'warm'"),
+        ({"temp": "warm"}, r"w\.csv:2: temp: not a number: 'warm'"),
         ({"time_hour": "2013-01-01T07:00:00Z"}, "a second row of EWR at 2013-01-01T07:00:00Z"),
     ],
 )

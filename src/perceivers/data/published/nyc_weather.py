@@ -186,7 +186,10 @@ def read_weather(file: str) -> Weather:
         where = hour, AIRPORTS.index(cells["origin"])
         if seen[where]:
             raise ValueError(f"{place}: a second row of {cells['origin']} at {cells['time_hour']}")
-        seen[where], values[where] = True, _variables(cells)
+        try:
+            seen[where], values[where] = True, _variables(cells)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
     return Weather(start, values)
 
 
@@ -221,9 +224,14 @@ def _hour(place: str, text: Any) -> np.datetime64:
 
 def _variables(cells: dict[str, Any]) -> list[float]:
     """Return the variables of a row; the file has the direction that the wind comes from, clockwise from the north."""
-    temperature, dew_point, direction, speed, pressure = (
-        np.nan if cells[name] is None else number(cells[name]) for name in COLUMNS[2:]
-    )
+    temperature, dew_point, direction, speed, pressure = (_number(name, cells[name]) for name in COLUMNS[2:])
     speed = speed if speed <= FASTEST else np.nan
     angle = np.deg2rad(0.0 if speed == 0 else direction)  # calm air has no direction
     return [temperature, dew_point, -speed * np.sin(angle), -speed * np.cos(angle), pressure]
+
+
+def _number(name: str, cell: Any) -> float:
+    try:
+        return number(cell)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

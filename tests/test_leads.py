@@ -97,7 +97,10 @@ def test_last_known_by_hand():
     ("change", "message"),
     [
         ({"origin": "BOS"}, "origin 'BOS' is none of EWR, JFK, LGA"),
-        ({"time_hour": "noon"}, "time_hour 'noon' is no time, such as 2013-01-01T06:00:00Z"),
+        ({"time_hour": "noon"}, "time_hour 'noon' is no time from 1900 to 2100, such as 2013-01-01T06:00:00Z"),
+        ({"time_hour": "NaT"}, "time_hour 'NaT' is no time"),
+        ({"time_hour": "5"}, "time_hour '5' is no time"),
+        ({"time_hour": "9999-01-01T00:00:00Z"}, "time_hour '9999-01-01T00:00:00Z' is no time"),
         ({"temp": "warm"}, r"w\.csv:2: temp: not a number: 'warm'"),
         ({"time_hour": "2013-01-01T07:00:00Z"}, "a second row of EWR at 2013-01-01T07:00:00Z"),
     ],

@@ -33,6 +33,9 @@ COLUMNS = ("origin", "time_hour", "temp", "dewp", "wind_dir", "wind_speed", "pre
 FASTEST = 150.0
 """Largest wind speed [mph] that is believed. The file has one of 1,048, which becomes unknown."""
 
+FIRST, LAST = np.datetime64("1900-01-01T00"), np.datetime64("2100-01-01T00")
+"""Hours that are believed: the grid from the first one to the last one of a table has to fit into memory."""
+
 DAY, YEAR = 24.0, 24 * 365.25
 """Periods in hours."""
 
@@ -217,9 +220,13 @@ def _rows(file: str) -> Any:
 
 def _hour(place: str, text: Any) -> np.datetime64:
     try:
-        return np.datetime64(str(text).removesuffix("Z"), "h")
+        hour = np.datetime64(str(text).removesuffix("Z"), "h")
+        if not FIRST <= hour <= LAST:  # NaT is neither
+            raise ValueError
+        return hour
     except ValueError:
-        raise ValueError(f"{place}: time_hour {text!r:.99} is no time, such as 2013-01-01T06:00:00Z") from None
+        right = "no time from 1900 to 2100, such as 2013-01-01T06:00:00Z"
+        raise ValueError(f"{place}: time_hour {text!r:.99} is {right}") from None
 
 
 def _variables(cells: dict[str, Any]) -> list[float]:

@@ -155,8 +155,13 @@ def test_windows_of_a_sensor_follow_one_another():
     assert data.held_out()[0]["sensor"] == "sensor 3"
     with pytest.raises(ValueError, match="the field that names the streams of these data is sensor"):
         data.check_streams("airport")
-    with pytest.raises(ValueError, match=r"periods = \(9.0, 3.0\)"):
-        SensorStreams(periods=(9.0, 3.0))
+    for settings, message in (
+        ({"periods": (9.0, 3.0)}, r"periods = \(9.0, 3.0\)"),
+        ({"periods": (9.0, math.inf)}, r"periods = \(9.0, inf\) must be finite"),
+        ({"noise": math.inf}, "noise = inf must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SensorStreams(**settings)
 
 
 def test_a_sensor_turns_at_its_own_speed():

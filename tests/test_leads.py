@@ -112,6 +112,12 @@ def test_a_wrong_row_is_one_line(change, message, tmp_path):
         WeatherLeads(file=path).training()
 
 
+@pytest.mark.parametrize("wrong", [{"leads": ()}, {"leads": (3, 0)}, {"past": 0}])
+def test_lead_times_without_sense_are_one_line(wrong):
+    with pytest.raises(ValueError, match=r"one or more lead times, .* must be 1 hour or more"):
+        WeatherLeads(**wrong)
+
+
 def test_parts_are_split_by_time_with_a_gap(file):
     data = small_leads(file)
     training, held_out = data.part(False), data.part(True)

@@ -139,8 +139,8 @@ class WeatherLeads(HourlyWeather):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.past, self.training_leads, *self.leads) < 1:
-            raise ValueError(f"past = {self.past} and all lead times, {self.leads}, must be 1 hour or more")
+        if not self.leads or min(self.past, self.training_leads, *self.leads) < 1:
+            raise ValueError(f"past = {self.past} and one or more lead times, {self.leads}, must be 1 hour or more")
 
     def training(self) -> Sequence[Record]:
         """Return a record for each hour and lead time of the training part."""

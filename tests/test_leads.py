@@ -97,8 +97,11 @@ def test_last_known_by_hand():
     ("change", "message"),
     [
         ({"origin": "BOS"}, "origin 'BOS' is none of EWR, JFK, LGA"),
-        ({"time_hour": "noon"}, "time_hour 'noon' is no time, such as 2013-01-01T06:00:00Z"),
-        ({"temp": "warm"}, "not a number: 'warm'"),
+        ({"time_hour": "noon"}, "time_hour 'noon' is no time from 1900 to 2100, such as 2013-01-01T06:00:00Z"),
+        ({"time_hour": "NaT"}, "time_hour 'NaT' is no time"),
+        ({"time_hour": "5"}, "time_hour '5' is no time"),
+        ({"time_hour": "9999-01-01T00:00:00Z"}, "time_hour '9999-01-01T00:00:00Z' is no time"),
+        ({"temp": "warm"}, r"w\.csv:2: temp: not a number: 'warm'"),
         ({"time_hour": "2013-01-01T07:00:00Z"}, "a second row of EWR at 2013-01-01T07:00:00Z"),
     ],
 )
@@ -107,6 +110,12 @@ def test_a_wrong_row_is_one_line(change, message, tmp_path):
     path = written(tmp_path / "w.csv", [table[0] | change, *table[1:]])
     with pytest.raises(ValueError, match=message):
         WeatherLeads(file=path).training()
+
+
+@pytest.mark.parametrize("wrong", [{"leads": ()}, {"leads": (3, 0)}, {"past": 0}])
+def test_lead_times_without_sense_are_one_line(wrong):
+    with pytest.raises(ValueError, match=r"one or more lead times, .* must be 1 hour or more"):
+        WeatherLeads(**wrong)
 
 
 def test_parts_are_split_by_time_with_a_gap(file):
@@ -152,8 +161,13 @@ def test_windows_of_a_sensor_follow_one_another():
     assert data.held_out()[0]["sensor"] == "sensor 3"
     with pytest.raises(ValueError, match="the field that names the streams of these data is sensor"):
         data.check_streams("airport")
-    with pytest.raises(ValueError, match=r"periods = \(9.0, 3.0\)"):
-        SensorStreams(periods=(9.0, 3.0))
+    for settings, message in (
+        ({"periods": (9.0, 3.0)}, r"periods = \(9.0, 3.0\)"),
+        ({"periods": (9.0, math.inf)}, r"periods = \(9.0, inf\) must be finite"),
+        ({"noise": math.inf}, "noise = inf must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SensorStreams(**settings)
 
 
 def test_a_sensor_turns_at_its_own_speed():

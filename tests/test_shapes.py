@@ -298,6 +298,22 @@ def test_meshes_without_an_inside_are_left_out(tmp_path):
         assert len(watertight_meshes(str(folder))) == 4
 
 
+@pytest.mark.parametrize("away", [5e6, 1e9])
+def test_a_mesh_far_from_the_origin_is_read_as_one_near_it(away, tmp_path):
+    """Maps count in metres from far away: 32 bits tell coordinates of 5,000,000 apart by half a metre."""
+    folder = folder_of_meshes(tmp_path / "meshes")
+    near = cube(tmp_path / "near.off")
+    points = "".join(f"{x} {y} {z}\n" for x, y, z in near.vertices * [1, 2, 3] + away)
+    faces = "".join(f"3 {a} {b} {c}\n" for a, b, c in near.triangles)
+    (tmp_path / "meshes" / "far.off").write_text(f"OFF\n8 {len(near.triangles)} 0\n{points}{faces}")
+    with pytest.warns(UserWarning, match=r"2 of 7 \.off files are left out"):
+        np.testing.assert_allclose(watertight_meshes(folder)["far.off"].volume, 48)
+    (far,) = [each for part in split_meshes(folder, 0.25, 0) for each in part if each.name == "far.off"]
+    assert far.pool.dtype == np.float32
+    assert np.abs(far.pool).max(axis=0).tolist() == [1, 2, 3]
+    assert len(np.unique(far.pool, axis=0)) > 0.99 * len(far.pool)
+
+
 def test_too_few_meshes_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"holds no \.off files$"):
         replace(SMALL, folder=str(tmp_path)).training()

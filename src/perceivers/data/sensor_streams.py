@@ -49,8 +49,10 @@ class SensorStreams(DataSet):
     def __post_init__(self) -> None:
         sizes = ("window", "ahead", "training_sensors", "training_windows", "held_out_sensors", "held_out_windows")
         check_ranges(self, {**dict.fromkeys(sizes, SIZE), **dict.fromkeys(("seed", "drift", "noise"), COUNT)})
-        if not 0 < self.periods[0] <= self.periods[1]:
-            raise ValueError(f"periods = {self.periods} must be above 0, the shortest first")
+        if not 0 < self.periods[0] <= self.periods[1] < np.inf:
+            raise ValueError(f"periods = {self.periods} must be finite and above 0, the shortest first")
+        if max(self.drift, self.noise) == np.inf:
+            raise ValueError(f"drift = {self.drift} and noise = {self.noise} must be finite")
 
     def check_streams(self, stream: str) -> None:
         """Raise a ValueError unless the stream is the sensor: whole sensors are held out."""

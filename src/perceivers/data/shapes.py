@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from perceivers.data.dataset import DataSet, LazyRecords
 from perceivers.data.meshes import Mesh
@@ -39,6 +39,9 @@ SIGNED_BY, ALIKE = 50_000, 0.0125
 
 Of the meshes of CGAL 5.5, copies differ by at most 0.0101, different shapes by at least 0.0154.
 """
+
+FURTHEST = 1000
+"""Largest coordinate of a mesh, in units of its longest side, for which it stays where it is."""
 
 THINNEST = 1e-9
 """Largest volume, in units of the area to the power 1.5, that counts as none: a folded sheet has no inside."""
@@ -216,7 +219,7 @@ def watertight_meshes(folder: str) -> dict[str, Mesh]:
     meshes, complaints = dict[str, Mesh](), list[str]()
     for path in tracked(off_files(folder), "meshes"):
         try:
-            mesh = Mesh.of(*read_off(path))
+            mesh = Mesh.of(*_near_origin(*read_off(path)))
         except ValueError as error:  # folders of examples hold bare points and broken files too
             complaints.append(str(error))
             continue
@@ -230,6 +233,15 @@ def watertight_meshes(folder: str) -> dict[str, Mesh]:
         what = f"{len(complaints)} of {len(complaints) + len(meshes)} .off files are left out"
         warnings.warn(f"{folder}: {what}: {complaints[0]}{'; ...' if complaints[1:] else ''}", stacklevel=2)
     return meshes
+
+
+def _near_origin(
+    vertices: Float[np.ndarray, "v 3"], triangles: Int[np.ndarray, "t 3"]
+) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "t 3"]]:
+    """Return a mesh moved to the origin if it is far from it: 32 bits would round the points of its surface."""
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    is_far = np.abs(vertices).max() > FURTHEST * (high - low).max()
+    return (vertices - (low + high) / 2 if is_far else vertices), triangles
 
 
 def groups_of(meshes: Sequence[Mesh]) -> list[int]:

@@ -33,6 +33,9 @@ COLUMNS = ("origin", "time_hour", "temp", "dewp", "wind_dir", "wind_speed", "pre
 FASTEST = 150.0
 """Largest wind speed [mph] that is believed. The file has one of 1,048, which becomes unknown."""
 
+FIRST, LAST = np.datetime64("1900-01-01T00"), np.datetime64("2100-01-01T00")
+"""Hours that are believed: the grid from the first one to the last one of a table has to fit into memory."""
+
 DAY, YEAR = 24.0, 24 * 365.25
 """Periods in hours."""
 
@@ -136,8 +139,8 @@ class WeatherLeads(HourlyWeather):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.past, self.training_leads, *self.leads) < 1:
-            raise ValueError(f"past = {self.past} and all lead times, {self.leads}, must be 1 hour or more")
+        if not self.leads or min(self.past, self.training_leads, *self.leads) < 1:
+            raise ValueError(f"past = {self.past} and one or more lead times, {self.leads}, must be 1 hour or more")
 
     def training(self) -> Sequence[Record]:
         """Return a record for each hour and lead time of the training part."""
@@ -186,7 +189,10 @@ def read_weather(file: str) -> Weather:
         where = hour, AIRPORTS.index(cells["origin"])
         if seen[where]:
             raise ValueError(f"{place}: a second row of {cells['origin']} at {cells['time_hour']}")
-        seen[where], values[where] = True, _variables(cells)
+        try:
+            seen[where], values[where] = True, _variables(cells)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
     return Weather(start, values)
 
 
@@ -214,16 +220,25 @@ def _rows(file: str) -> Any:
 
 def _hour(place: str, text: Any) -> np.datetime64:
     try:
-        return np.datetime64(str(text).removesuffix("Z"), "h")
+        hour = np.datetime64(str(text).removesuffix("Z"), "h")
+        if not FIRST <= hour <= LAST:  # NaT is neither
+            raise ValueError
+        return hour
     except ValueError:
-        raise ValueError(f"{place}: time_hour {text!r:.99} is no time, such as 2013-01-01T06:00:00Z") from None
+        right = "no time from 1900 to 2100, such as 2013-01-01T06:00:00Z"
+        raise ValueError(f"{place}: time_hour {text!r:.99} is {right}") from None
 
 
 def _variables(cells: dict[str, Any]) -> list[float]:
     """Return the variables of a row; the file has the direction that the wind comes from, clockwise from the north."""
-    temperature, dew_point, direction, speed, pressure = (
-        np.nan if cells[name] is None else number(cells[name]) for name in COLUMNS[2:]
-    )
+    temperature, dew_point, direction, speed, pressure = (_number(name, cells[name]) for name in COLUMNS[2:])
     speed = speed if speed <= FASTEST else np.nan
     angle = np.deg2rad(0.0 if speed == 0 else direction)  # calm air has no direction
     return [temperature, dew_point, -speed * np.sin(angle), -speed * np.cos(angle), pressure]
+
+
+def _number(name: str, cell: Any) -> float:
+    try:
+        return number(cell)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -25,8 +25,8 @@ the paper's block. So a slower option makes fewer steps, and the score does not 
 paper's block is trained at the rates {rates}, and every option at the best of these. Scores are those of held-out
 records, means of {seeds} seeds.
 
-Under the first seed every option is trained; under the other two only those that are then ahead of the paper's block on
-{needed} tasks, since the others cannot well be helpful (`--every-seed` trains them too). Their scores stand in italics.
+Every option is trained under the first seed, and under the others if it is then ahead of the mean of the paper's block
+on {needed} tasks: the rest can hardly be helpful (`--every-seed` trains them too). Scores in italics lack seeds.
 
 The **spread** of a task is the standard deviation over the seeds, pooled over all options. An option **helps** on a
 task if its mean gain is larger than the spread, and **harms** if its loss is. It is called helpful if it helps on at
@@ -111,7 +111,7 @@ def write_page(results: Results, folder: Path, path: Path) -> None:
     ]
     measures = ["score", *(" ".join(column.task.score) + _direction(column.task) for column in every), ""]
     spreads = ["spread", *(f"{column.spread:.4f}" for column in every), ""]
-    text += "\nIn brackets: the gain in spreads, where it is larger than one. In italics: not all seeds.\n\n"
+    text += "\nIn brackets: the gain in spreads, where it is larger than one.\n\n"
     text += table(header, [measures, spreads, *(row for row in rows if any(row[1:]))])
     # Steps.
     text += "\n## Steps\n\nSteps that take the minutes of a run, and seconds of one.\n\n"

@@ -39,8 +39,8 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
     """Return the columns of a table of long form, given its first rows.
 
     Samples and types repeat, times and types vary within samples, no two rows are the same event, and every other
-    column is constant within samples. None: it has another form. A table of age, height, sex and weight would pass all
-    of that, so times must be dates or have a usual name, and so must samples that are numbers; or two other columns.
+    column is constant within samples. A table of age, height, sex and weight may pass all of that, so names count too
+    (`_are_likely`). None: it has another form.
     """
     if not 4 <= len(columns) <= MOST_COLUMNS:
         return None
@@ -61,22 +61,26 @@ def recognise(columns: Mapping[str, Sequence[Any]]) -> LongForm | None:
     found = [names for names in likely if _fits(columns, *names)]
     if not found:
         return None
-    sample, time, kind, value = max(found, key=lambda names: (_hints(names), different[names[0]] > different[names[2]]))
+    sample, time, kind, value = max(
+        found, key=lambda names: (len(_usual(names)), different[names[0]] > different[names[2]])
+    )
     far = kinds[time] == "date" or _are_far(columns[sample], columns[time])
     return LongForm(sample, time, kind, value, from_start=far)
 
 
-def _hints(names: Sequence[str]) -> int:
-    """Return how many columns have a name that is usual for their role."""
-    return sum(any(hint in name.lower() for hint in HINTS[role]) for role, name in zip(HINTS, names, strict=True))
+def _usual(names: Sequence[str]) -> set[str]:
+    """Return the roles whose columns, of sample, time, type and value, have a usual name."""
+    return {role for role, name in zip(HINTS, names, strict=True) if _is_usual(role, name)}
 
 
 def _are_likely(names: Sequence[str], kinds: Mapping[str, Any]) -> bool:
-    """Return whether names and types of the columns of sample, time, type and value speak for these roles."""
-    usual = {role for role, name in zip(HINTS, names, strict=True) if _is_usual(role, name)}
-    sample, time, *_ = names
-    clear = kinds[time] == "date" or "time" in usual, kinds[sample] == "category" or "sample" in usual
-    return all(clear) or len(usual) > 1
+    """Return whether columns may be sample, time, type and value by their names and types.
+
+    The time is a date or has a usual name, and so is a sample that is a number; or else two of all names are usual.
+    """
+    usual, (sample, time, *_) = _usual(names), names
+    is_time, is_sample = kinds[time] == "date" or "time" in usual, kinds[sample] == "category" or "sample" in usual
+    return (is_time and is_sample) or len(usual) > 1
 
 
 def _is_usual(role: str, name: str) -> bool:
